@@ -1,0 +1,43 @@
+"""redi: joint image-feature diffusion.
+
+The public names below are imported when they are first used: `import redi` itself loads nothing heavy.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Channels": "redi.core.channels",
+    "DiffusionTransformer": "redi.models.transformer",
+    "EMA": "redi.core.ema",
+    "JointCodec": "redi.core.codec",
+    "JointObjective": "redi.core.objective",
+    "Preprocessing": "redi.data.preprocessing",
+    "Representation": "redi.core.codec",
+    "audit_dataset": "redi.data.audit",
+    "generate": "redi.core.generation",
+    "load": "redi.runs",
+    "sample_grid": "redi.evaluation.pictures",
+}
+# Folders of components: redi.encoders.DomainEncoder, redi.reducers.PCA, ...
+_KINDS = {
+    "autoencoders": "redi.models.autoencoders",
+    "datasets": "redi.data.datasets",
+    "encoders": "redi.models.encoders",
+    "processes": "redi.core.processes",
+    "reducers": "redi.models.reducers",
+    "samplers": "redi.core.samplers",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'redi' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,84 @@
+"""Prints every registered component with its arguments, defaults and first docstring line.
+
+python -m redi.components
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable
+
+KINDS = (
+    "redi.data.datasets",
+    "redi.models.autoencoders",
+    "redi.models.encoders",
+    "redi.models.reducers",
+    "redi.fusion",
+    "redi.guidance",
+    "redi.core.processes",
+    "redi.core.samplers",
+)
+
+
+def import_all() -> None:
+    """Imports every kind of component and every function that gin can configure."""
+    for module in (*KINDS, "redi.core.trainer", "redi.data.audit", "redi.data.preparation"):
+        importlib.import_module(module)
+    for module in ("sampling", "evaluate", "report"):
+        importlib.import_module(f"redi.evaluation.{module}")
+
+
+def training_roots() -> list[Callable]:
+    """The configurable functions whose bindings decide what is learned."""
+    from redi.core.trainer import train
+    from redi.data.audit import audit
+    from redi.data.preparation import prepare
+
+    return [train, audit, prepare]
+
+
+def roots() -> list[Callable]:
+    """All configurable functions that programs call."""
+    from redi.evaluation.evaluate import evaluate
+    from redi.evaluation.report import report
+    from redi.evaluation.sampling import sample
+
+    return [*training_roots(), sample, evaluate, report]
+
+
+def table() -> str:
+    """The text that the program prints."""
+    import_all()
+    from redi.core.registry import registries
+
+    parts = []
+    for kind, registry in registries.items():
+        parts.append(f"{kind}")
+        for name in registry:
+            component = registry[name]
+            first_line = (inspect.getdoc(component) or "").partition("\n")[0]
+            arguments = [
+                _argument(parameter)
+                for parameter in inspect.signature(component).parameters.values()
+                if parameter.name not in registry.runtime
+            ]
+            parts.append(f"  @{kind}.{name}({', '.join(arguments)})\n      {first_line}")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _argument(parameter: inspect.Parameter) -> str:
+    if parameter.default is inspect.Parameter.empty:
+        return parameter.name
+    return f"{parameter.name}={parameter.default!r}"
+
+
+def main(_run_dir=None) -> None:
+    print(table())
+
+
+def console() -> None:
+    main()
+
+
+if __name__ == "__main__":
+    console()

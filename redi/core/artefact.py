@@ -1,0 +1,131 @@
+"""Files that are either whole or not there: tensors as safetensors, everything else as JSON, hashed."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+RECORD = "record.json"
+
+
+class BrokenArtefact(ValueError):
+    """A folder that is not what it should be: truncated, altered, or made by something else."""
+
+
+def save_artefact(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], record: Mapping) -> None:
+    """Writes `<folder>/<name>.safetensors` for every group and `<folder>/record.json`, atomically.
+
+    The files are written beside the final place, synced and renamed together, so that a crash or a full disk
+    leaves either the whole artefact or none.
+
+    Raises:
+        OSError: the disk is full or not writable; nothing is left behind.
+    """
+    folder = Path(folder)
+    needed = sum(t.nbytes for group in tensors.values() for t in group.values())
+    with atomic_folder(folder, needed_bytes=needed) as temporary:
+        files = {}
+        for name, group in tensors.items():
+            path = temporary / f"{name}.safetensors"
+            save_file({key: t.detach().cpu().contiguous() for key, t in group.items()}, path)
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        write_json(temporary / RECORD, {**record, "files": files})
+
+
+def load_artefact(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict]:
+    """-> {group: {name: tensor}} and the record. Raises BrokenArtefact naming the file and the cause."""
+    record = read_record(folder)
+    tensors = {}
+    for file, expected in record["files"].items():
+        path = Path(folder) / file
+        if not path.exists():
+            raise BrokenArtefact(f"{path} is missing")
+        if path.stat().st_size != expected["bytes"]:
+            raise BrokenArtefact(f"{path} has {path.stat().st_size} bytes instead of {expected['bytes']}: truncated?")
+        if sha256(path) != expected["sha256"]:
+            raise BrokenArtefact(f"{path} was altered after it was written: its SHA-256 differs from {RECORD}")
+        try:
+            tensors[path.stem] = load_file(path)
+        except SafetensorError as error:
+            raise BrokenArtefact(f"{path} is not a safetensors file: {error}") from None
+    return tensors, record
+
+
+def read_record(folder: Path) -> dict:
+    """The record of an artefact, without its tensors. Raises BrokenArtefact."""
+    path = Path(folder) / RECORD
+    try:
+        record = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise BrokenArtefact(f"{path} is missing: this folder was not written by redi, or not completely") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BrokenArtefact(f"{path} is not JSON: {error}") from None
+    if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
+        raise BrokenArtefact(f"{path} was not written by redi: it lists no files")
+    return record
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path, needed_bytes: int = 0) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` when the block ends well, and vanishes when it does not."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder.parent).free
+    if free < needed_bytes * 1.01:
+        raise OSError(f"no space for {folder}: {needed_bytes / 2**20:.0f} MiB needed, {free / 2**20:.0f} MiB free")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in temporary.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    except SafetensorError as error:  # safetensors wraps the operating system's error
+        raise OSError(f"could not write {folder}: {error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, value) -> None:
+    """Writes JSON atomically, readable by people."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    temporary.replace(path)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> tuple[dict[str, Tensor], dict]:
+    """An optimizer's state as tensors named '<parameter>/<entry>' and JSON; `names` in the optimizer's order."""
+    state = optimizer.state_dict()
+    tensors, others = {}, {}
+    for index, entries in state["state"].items():
+        for key, value in entries.items():
+            (tensors if isinstance(value, Tensor) else others)[f"{names[index]}/{key}"] = value
+    return tensors, {"param_groups": state["param_groups"], "others": others}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping, record: Mapping) -> None:
+    """The inverse of `optimizer_tensors`."""
+    index = {name: i for i, name in enumerate(names)}
+    state: dict[int, dict] = {}
+    for key, value in {**tensors, **record["others"]}.items():
+        name, entry = key.rsplit("/", 1)
+        state.setdefault(index[name], {})[entry] = value
+    optimizer.load_state_dict({"state": state, "param_groups": record["param_groups"]})

@@ -1,0 +1,113 @@
+"""Drawing images and their features from a trained model."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from tqdm import tqdm
+
+from redi.core.codec import JointCodec
+from redi.core.processes import Process, processes
+from redi.core.registry import configurable
+from redi.core.samplers import ImageNoise, Sampler, samplers
+from redi.core.samplers.euler_maruyama import EulerMaruyama
+from redi.guidance import Guidance, guidance_rules, guided
+from redi.models.transformer import DiffusionTransformer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Generated:
+    """What `generate` drew, in the order of `labels`, on the CPU."""
+
+    images: Tensor  # (N, 3, S, S) uint8
+    x: Tensor  # (N, C, H, W) float32, the joint state: latents and generated features
+    labels: Tensor  # (N,) int64
+    record: dict  # seed, sampler, guidance, number of function evaluations (per image), network evaluations
+
+
+@configurable(runtime=("model", "codec", "process", "labels", "weights", "first_index"))
+@torch.no_grad()
+def generate(
+    model: DiffusionTransformer,
+    codec: JointCodec,
+    process: Process,
+    *,
+    labels: Sequence[int] | Tensor,
+    weights: Mapping[str, Tensor] | None = None,
+    first_index: int = 0,
+    sampler: Sampler | None = None,
+    guidance: Sequence[Guidance] = (),
+    batch_size: int = 250,
+    seed: int = 0,
+) -> Generated:
+    """Draws one image per label.
+
+    Image i depends on (seed, first_index + i), its label and the weights alone: not on the batch size, the
+    number of images or the device's random generator.
+
+    Args:
+        labels: (N,) in [0, num_classes].
+        weights: parameters to use in place of the model's own (an EMA).
+        sampler: default: EulerMaruyama with 250 evaluations, as in the paper.
+        guidance: rules, added up; none by default.
+
+    Raises:
+        ValueError: a label outside the range, a rule that this model cannot follow, the wrong kind of object.
+    """
+    sampler = EulerMaruyama() if sampler is None else sampler
+    samplers.check(sampler, "generate.sampler")
+    processes.check(process, "JointObjective.process")
+    for rule in guidance:
+        guidance_rules.check(rule, "generate.guidance")
+        rule.check(model.channels, model.num_classes)
+    labels = torch.as_tensor(labels, dtype=torch.int64)
+    if len(labels) and not 0 <= labels.min() <= labels.max() <= model.null_label:
+        raise ValueError(
+            f"labels run from {labels.min()} to {labels.max()}; this model has classes 0 ... {model.num_classes - 1} "
+            f"(and {model.null_label}, the null label)"
+        )
+    device = next(model.parameters()).device
+    network = _Counted(model, weights)
+    training = model.training
+    model.eval()
+    parts = []
+    with tqdm(total=len(labels), desc="sampling", unit="img", leave=False) as progress:
+        for start in range(0, len(labels), batch_size):
+            y = labels[start : start + batch_size].to(device)
+            indices = range(first_index + start, first_index + start + len(y))
+            draw = ImageNoise(seed, indices, (model.channels.total, *model.grid), device)
+            denoise = guided(network, guidance, model.channels, y, model.null_label)
+            parts.append(sampler(denoise, process, draw))
+            progress.update(len(y))
+    model.train(training)
+    x = torch.cat(parts)
+    images = torch.cat([codec.decode(part) for part in parts])
+    record = {
+        "seed": seed,
+        "sampler": sampler.provenance(),
+        "guidance": [rule.provenance() for rule in guidance],
+        "function_evaluations": network.calls // len(parts),
+        "network_evaluations_per_image": network.evaluations / len(labels),
+    }
+    return Generated(images.cpu(), x.cpu(), labels, record)
+
+
+class _Counted:
+    """The network with other weights where given, counting what it is asked."""
+
+    def __init__(self, model: DiffusionTransformer, weights: Mapping[str, Tensor] | None):
+        self.model, self.weights = model, weights
+        self.calls = 0  # one per batch and function evaluation
+        self.evaluations = 0  # one per image, condition and function evaluation
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        self.calls += 1
+        self.evaluations += len(x)
+        if self.weights is None:
+            return self.model(x, t, y)
+        return functional_call(self.model, dict(self.weights), (x, t, y))

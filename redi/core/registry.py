@@ -1,0 +1,129 @@
+"""Registries: what can be swapped, under which names, behind which interface.
+
+A kind of component (encoders, reducers, fusion strategies, ...) is a package with an interface class
+and one `Registry`. A component joins by one decorator, which lists it and makes it known to gin under
+`<kind>.<ClassName>`; the class itself stays untouched, so it works the same without gin.
+"""
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+import gin
+
+if not hasattr(gin, "register"):
+    # A folder called gin/ on sys.path imports as an empty namespace package where gin-config is missing.
+    raise ImportError("`import gin` found a folder instead of the package gin-config: pip install gin-config")
+
+registries: dict[str, "Registry"] = {}
+
+
+class Registry(Mapping[str, type]):
+    """The components of one kind, by class name.
+
+    Args:
+        kind: plural name; also the module under which gin knows the components (`reducers.PCA`).
+        interface: the class that every component must derive from.
+        runtime: constructor arguments that the library supplies; gin refuses bindings to them.
+    """
+
+    def __init__(self, kind: str, interface: type, runtime: tuple[str, ...] = ()):
+        self.kind = kind
+        self.interface = interface
+        self.runtime = runtime
+        self._components: dict[str, type] = {}
+        registries[kind] = self
+
+    def register(self, component: type) -> type:
+        """Class decorator: lists the component, makes it bindable in gin, returns it unchanged."""
+        if not (inspect.isclass(component) and issubclass(component, self.interface)):
+            raise TypeError(f"{component!r} cannot join {self.kind}: it does not derive from {self.interface.__name__}")
+        name = component.__name__
+        known = self._components.get(name)
+        if known and (known.__module__, known.__qualname__) != (component.__module__, component.__qualname__):
+            raise ValueError(f"{self.kind} already has a {name}, from {known.__module__}: choose another class name")
+        arguments = inspect.signature(component).parameters
+        denylist = [argument for argument in self.runtime if argument in arguments]
+        if known:  # the same class once more: a notebook cell run again
+            gin.enter_interactive_mode()
+        try:
+            with gin.unlock_config():
+                gin.register(module=self.kind, denylist=denylist or None)(component)
+        finally:
+            if known:
+                gin.exit_interactive_mode()
+        self._components[name] = component
+        return component
+
+    def check(self, value: object, binding: str) -> None:
+        """Raises ValueError unless `value` is an instance of this kind's interface.
+
+        `binding` is the argument it was given for, as a user would write it (`Representation.reducer`).
+        """
+        if not isinstance(value, self.interface):
+            self._refuse(value, binding, parentheses="()")
+
+    def check_class(self, value: object, binding: str) -> None:
+        """Raises ValueError unless `value` is a class (or gin reference without parentheses) of this kind."""
+        if not (inspect.isclass(value) and issubclass(value, self.interface)):
+            self._refuse(value, binding, parentheses="")
+
+    def _refuse(self, value: object, binding: str, parentheses: str) -> None:
+        given = value if inspect.isclass(value) else type(value)
+        kinds = [r.kind for r in registries.values() if issubclass(given, r.interface)]
+        what = f"{given.__name__}, which is of kind {kinds[0]}" if kinds else repr(value)
+        example = next(iter(self), "Name")
+        if issubclass(given, self.interface):  # the right kind, but a class for an object or the reverse
+            what = f"the class {given.__name__}" if inspect.isclass(value) else f"an object of {given.__name__}"
+            example = given.__name__
+        raise ValueError(
+            f"{binding} takes one of {self.kind} ({', '.join(self)}) but got {what}. "
+            f"Bind, for example: {binding} = @{self.kind}.{example}{parentheses}"
+        )
+
+    def __getitem__(self, name: str) -> type:
+        try:
+            return self._components[name]
+        except KeyError:
+            raise KeyError(f"no {name!r} among {self.kind}: {', '.join(self)}{did_you_mean(name, self)}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._components))
+
+    def __len__(self) -> int:
+        return len(self._components)
+
+
+def configurable(target=None, *, runtime: tuple[str, ...] = ()):
+    """Decorator: makes a function or class known to gin under its own name and returns it unchanged.
+
+    `runtime` names the arguments that the library supplies; gin refuses bindings to them.
+    """
+    if target is None:
+        return partial(configurable, runtime=runtime)
+    with gin.unlock_config():
+        gin.register(module="redi", denylist=list(runtime) or None)(target)
+    return target
+
+
+def external(cls: type, module: str) -> type:
+    """Makes a class of another library known to gin as `<module>.<ClassName>`; the class stays untouched."""
+    with gin.unlock_config():
+        gin.external_configurable(cls, module=module)
+    return cls
+
+
+def discover(package: str) -> None:
+    """Imports every module of a package, so that a component file is found by being there."""
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        importlib.import_module(f"{package}.{module.name}")
+
+
+def did_you_mean(name: str, names) -> str:
+    """'; did you mean X?' for the nearest of `names`, or nothing."""
+    by_lower = {known.lower(): known for known in names}
+    nearest = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return f"; did you mean {by_lower[nearest[0]]!r}?" if nearest else ""

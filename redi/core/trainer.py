@@ -1,0 +1,220 @@
+"""The one training loop."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from redi.core.artefact import optimizer_tensors, restore_optimizer
+from redi.core.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from redi.core.codec import JointCodec
+from redi.core.ema import EMA
+from redi.core.generation import generate
+from redi.core.interrupt import Stopped, StopRequest
+from redi.core.log import RunLog
+from redi.core.objective import JointObjective
+from redi.core.registry import configurable, external
+from redi.core.samplers import mix_seeds
+from redi.data.loader import batches
+from redi.evaluation.pictures import ColourBasis, sample_grid
+from redi.models.transformer import DiffusionTransformer
+
+log = logging.getLogger(__name__)
+
+for _optimizer in (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD):
+    external(_optimizer, module="torch.optim")
+
+
+@configurable(runtime=("run_dir",))
+def train(
+    run_dir: str | Path,
+    *,
+    codec: JointCodec,
+    dataset,
+    model: Callable[..., DiffusionTransformer] = DiffusionTransformer,
+    objective: Callable[..., JointObjective] = JointObjective,
+    optimizer: Callable[..., torch.optim.Optimizer] = partial(torch.optim.AdamW, lr=1e-4, weight_decay=0.0),
+    ema: Callable[..., EMA] = EMA,
+    num_steps: int = 400_000,
+    batch_size: int = 256,
+    accumulate: int = 1,
+    max_grad_norm: float = 1.0,
+    warmup_steps: int = 0,
+    precision: str = "auto",
+    device: str = "auto",
+    seed: int = 0,
+    log_every: int = 100,
+    checkpoint_every: int = 10_000,
+    keep_checkpoints: int = 2,
+    preview: Callable = generate,
+    preview_every: int = 10_000,
+    preview_images: int = 40,
+) -> Path:
+    """Trains a joint model and writes checkpoints, log and previews to `run_dir`; run again, it resumes.
+
+    On the CPU, a run that was stopped and resumed is bit-equal to one that was not: every random number of a
+    step is a function of (seed, step).
+
+    Args:
+        codec: fitted, see `prepare`.
+        dataset: what `prepare` returned: a `Cache`, or a `Dataset` to encode in every step.
+        model, objective, optimizer, ema: classes (or functions) that are called here with what only the loop knows:
+            channels, grid and number of classes; the model's parameters.
+        batch_size: images per step, in `accumulate` equal parts.
+        max_grad_norm: gradients are scaled down to this norm; 0 leaves them.
+        warmup_steps: the learning rate rises linearly over so many steps, then stays.
+        precision: 'float32', 'bfloat16' (autocast), or 'auto': bfloat16 on a GPU that has it.
+        preview: draws the periodic sample grids: `generate`, possibly with other settings than the final sampling.
+
+    Returns:
+        The last checkpoint's folder.
+
+    Raises:
+        ValueError: settings that cannot work, or a checkpoint in `run_dir` that does not fit.
+        Stopped: after Ctrl-C or SIGTERM, once a checkpoint is written.
+        OSError: a checkpoint could not be written.
+    """
+    run_dir = Path(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    counts = {"num_steps": num_steps, "log_every": log_every, "checkpoint_every": checkpoint_every}
+    counts |= {"preview_every": preview_every, "keep_checkpoints": keep_checkpoints, "preview_images": preview_images}
+    _check(codec, dataset, batch_size, accumulate, counts)
+    device = choose_device(device)
+    dtype = choose_precision(precision, device)
+
+    torch.manual_seed(seed)
+    num_classes, grid = dataset.num_classes, codec.grid(dataset.image_size)
+    net = model(channels=codec.channels, grid=grid, num_classes=num_classes).to(device)
+    loss_of = objective(channels=codec.channels, num_classes=num_classes)
+    names = [name for name, _ in net.named_parameters()]
+    optim = optimizer(net.parameters())
+    base_rates = [group["lr"] for group in optim.param_groups]
+    average = ema(model=net)
+    codec.to(device)
+    colours = ColourBasis.fit(codec, dataset)
+    log.info("attention: %s", net.choose_attention(device, dtype))
+    log.info("model: %.2f M parameters, %d tokens", sum(p.numel() for p in net.parameters()) / 1e6, net.fusion.num_tokens)
+
+    step = 0
+    if checkpoints := list_checkpoints(run_dir):
+        tensors, record = load_checkpoint(checkpoints[-1])
+        _restore(checkpoints[-1], tensors, record, net, average, optim, names, codec)
+        step = record["step"]
+        log.info("resuming from %s", checkpoints[-1])
+
+    description = {"channels": dict(codec.channels), "grid": grid, "num_classes": num_classes}
+    description |= {"image_size": dataset.image_size, "seed": seed, "codec": codec.provenance()}
+
+    def save() -> None:
+        optimizer_state, optimizer_record = optimizer_tensors(optim, names)
+        state = {"model": net.state_dict(), "ema": average.parameters, "optimizer": optimizer_state}
+        state |= {"codec": codec.learned_state(), "colours": colours.tensors}
+        save_checkpoint(run_dir, step, state, description | {"optimizer": optimizer_record}, keep_checkpoints)
+
+    totals: dict[str, Tensor] = {}
+    since, started = 0, time.perf_counter()
+    data = batches(dataset, batch_size=batch_size, seed=seed, start=step, stop=num_steps)
+    every = 0.1 if sys.stderr.isatty() else 10  # seconds; a log file wants few lines
+    bar = tqdm(total=num_steps, initial=step, desc="training", unit="step", smoothing=0.1, mininterval=every)
+    net.train()
+    with closing(RunLog(run_dir, step)) as run_log, StopRequest() as stop, closing(data), bar:
+        for batch in data:
+            torch.manual_seed(mix_seeds(seed, step))
+            for group, rate in zip(optim.param_groups, base_rates, strict=True):
+                group["lr"] = rate * min(1.0, (step + 1) / max(warmup_steps, 1))
+            batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+            for part in _parts(batch, accumulate):
+                x = codec.join(part if "image" in part else codec.precompute(part["images"]))  # (N, C, H, W)
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    losses = loss_of(net, x, part["labels"])
+                (losses["loss"] / accumulate).backward()
+                for name, value in losses.items():
+                    totals[name] = totals.get(name, 0) + value.detach() / accumulate
+            norm = nn.utils.clip_grad_norm_(net.parameters(), max_grad_norm or float("inf"))
+            totals["gradient_norm"] = totals.get("gradient_norm", 0) + norm
+            optim.step()
+            optim.zero_grad(set_to_none=True)
+            average.update(net, step)
+            step += 1
+            since += 1
+            bar.update()
+
+            last = step == num_steps or stop.requested is not None
+            if step % log_every == 0 or last:
+                means = {name: float(total) / since for name, total in totals.items()}
+                rate = since * batch_size / (time.perf_counter() - started)
+                run_log.scalars(step, **means, images_per_second=rate, learning_rate=optim.param_groups[0]["lr"])
+                bar.set_postfix_str(f"loss {means['loss']:.4f}, {rate:.0f} img/s", refresh=False)
+                if means["loss"] != means["loss"]:
+                    raise ValueError(f"the loss is NaN by step {step}: lower the learning rate, or train.precision")
+                totals, since, started = {}, 0, time.perf_counter()
+            if step % preview_every == 0:
+                labels = torch.arange(preview_images).sort().values * num_classes // preview_images
+                drawn = preview(net, codec, loss_of.process, labels=labels, weights=average.parameters)
+                picture = sample_grid(drawn, codec, colours)
+                (run_dir / "previews").mkdir(exist_ok=True)
+                picture.save(run_dir / "previews" / f"step_{step:08d}.png")
+                run_log.picture(step, "samples", picture)
+                started = time.perf_counter()  # images/s is of training alone
+            if step % checkpoint_every == 0 or last:
+                save()
+                started = time.perf_counter()
+            if stop.requested is not None:
+                raise Stopped(stop.requested, step)
+    return list_checkpoints(run_dir)[-1]
+
+
+def choose_device(device: str) -> torch.device:
+    """'auto' is the GPU where there is one, else the CPU."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def choose_precision(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype for autocast; float32 means none."""
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise ValueError(f"train.precision = {precision!r}: it is 'auto', 'float32' or 'bfloat16'")
+    if precision == "auto":
+        has_it = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if has_it else torch.float32
+    return getattr(torch, precision)
+
+
+def _parts(batch: dict[str, Tensor], accumulate: int) -> list[dict[str, Tensor]]:
+    parts = zip(*(tensor.chunk(accumulate) for tensor in batch.values()), strict=True)
+    return [dict(zip(batch, part, strict=True)) for part in parts]
+
+
+def _check(codec: JointCodec, dataset, batch_size: int, accumulate: int, counts: dict[str, int]) -> None:
+    if not codec.fitted:
+        raise ValueError("the codec is not fitted: call prepare(codec=..., dataset=...) and train on what it returns")
+    stored = getattr(dataset, "codec_fingerprint", None)
+    if stored is not None and stored != codec.fingerprint():
+        raise ValueError(f"the cache {dataset.folder} was made with another codec: run prepare again")
+    if batch_size < 1 or accumulate < 1 or batch_size % accumulate:
+        raise ValueError(f"train.accumulate = {accumulate} does not divide train.batch_size = {batch_size}")
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"train.{name} = {value}: at least 1 is needed")
+
+
+def _restore(folder: Path, tensors, record, net, average, optim, names, codec) -> None:
+    """Puts a checkpoint into the objects of this run. Raises ValueError where it does not fit them."""
+    if (stored := record["channels"]) != dict(codec.channels):
+        raise ValueError(f"{folder} was trained with channels {stored}, this run has {dict(codec.channels)}")
+    if codec.provenance() != record["codec"]:
+        raise ValueError(f"{folder} was trained with other reducers or encoders than the ones at hand: load its codec")
+    try:
+        net.load_state_dict(tensors["model"])
+    except RuntimeError as error:
+        raise ValueError(f"{folder} holds another model: {error}") from None
+    average.load(tensors["ema"])
+    restore_optimizer(optim, names, tensors["optimizer"], record["optimizer"])

@@ -1,0 +1,218 @@
+"""What a data set holds, looked at in full before the first training step."""
+
+import inspect
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from tqdm import tqdm
+
+from redi.core.registry import configurable
+from redi.data.datasets import Dataset, UnreadableImage
+
+
+class AuditError(ValueError):
+    """A data set that must not be trained on. `record` is what the audit had found by then."""
+
+    def __init__(self, problems: list[str], record: dict):
+        self.record = {**record, "refused": problems}
+        what = f"the data set {record['dataset']} (split {record['split']!r}) is refused"
+        super().__init__("\n".join([f"{what}:", *(f"- {problem}" for problem in problems)]))
+
+
+@configurable
+def audit(
+    dataset: Dataset, *, batch_size: int, skip_unreadable: bool = False, allow_missing_classes: bool = False
+) -> tuple[Dataset, dict]:
+    """Decodes every image once -> the data set to train on, and a JSON-able record of what it holds.
+
+    Args:
+        batch_size: of a training step, over all devices; for the steps per epoch.
+        skip_unreadable: leave images out that cannot be decoded; otherwise they are a reason to refuse.
+        allow_missing_classes: train although some of the model's classes have no image.
+
+    Raises:
+        AuditError (a ValueError): no images, labels outside [0, num_classes), missing classes, unreadable
+            images, sizes that are mixed or not square after preprocessing. Labels are checked before decoding.
+    """
+    if batch_size < 1:
+        raise ValueError(f"audit.batch_size = {batch_size}: it is at least 1")
+    record = {"dataset": type(dataset).__name__, "split": dataset.split, "batch_size": batch_size, "warnings": []}
+    record.update(_label_facts(dataset, batch_size))
+    _refuse(_label_problems(dataset, record, allow_missing_classes), record)
+
+    facts, unreadable = _decode_all(dataset)
+    record["unreadable"] = {dataset.names[position]: cause for position, cause in unreadable.items()}
+    problems = []
+    if unreadable and skip_unreadable:
+        dataset = dataset.without(list(unreadable))
+        record.update(_label_facts(dataset, batch_size))  # the last image of a class may be among them
+        problems += _label_problems(dataset, record, allow_missing_classes)
+        record["warnings"].append(f"{len(unreadable)} unreadable images are left out")
+    elif unreadable:
+        problems.append(_unreadable_problem(record["unreadable"]))
+    if facts:
+        record.update(_size_facts(dataset, facts))
+        problems += _size_problems(dataset, facts, record)
+    if 0 < len(dataset) < batch_size:
+        record["warnings"].append(f"the batch of {batch_size} is larger than the data set of {len(dataset)} images")
+    _refuse(problems, record)
+    return dataset, record
+
+
+def _refuse(problems: list[str], record: dict) -> None:
+    if problems:
+        raise AuditError(problems, record)
+
+
+def _label_facts(dataset: Dataset, batch_size: int) -> dict:
+    found, counts = np.unique(dataset.labels, return_counts=True)
+    per_class = dict(zip(found.tolist(), counts.tolist(), strict=True))
+    missing = [label for label in range(dataset.num_classes) if label not in per_class]
+    known = [per_class.get(label, 0) for label in range(dataset.num_classes)]
+    return {
+        "num_images": len(dataset),
+        "num_classes": dataset.num_classes,
+        "num_classes_present": len(per_class),
+        "num_missing_classes": len(missing),
+        "missing_classes": [_class_name(dataset, label) for label in missing[:20]],
+        "label_range": [min(per_class), max(per_class)] if per_class else None,
+        "images_per_class_min_median_max": [min(known), float(np.median(known)), max(known)] if known else None,
+        "images_per_class": {_class_name(dataset, label): count for label, count in per_class.items()},
+        "steps_per_epoch": round(len(dataset) / batch_size, 2),
+    }
+
+
+def _class_name(dataset: Dataset, label: int) -> str:
+    return dataset.class_names[label] if 0 <= label < len(dataset.class_names) else f"label {label}"
+
+
+def _label_problems(dataset: Dataset, record: dict, allow_missing_classes: bool) -> list[str]:
+    name = record["dataset"]
+    if not len(dataset):
+        return [f"no images are left: see {name}.split, {name}.held_out_fraction and audit.skip_unreadable"]
+    low, high = record["label_range"]
+    if low < 0 or high >= dataset.num_classes:
+        outside = (dataset.labels < 0) | (dataset.labels >= dataset.num_classes)
+        needs = f"{name}.num_classes = {high + 1}" if low >= 0 else "labels that count from 0"
+        first = dataset.names[int(np.flatnonzero(outside)[0])]
+        return [
+            f"labels run from {low} to {high}, but a model for {dataset.num_classes} classes takes 0 to "
+            f"{dataset.num_classes - 1} ({outside.sum()} images are outside, first {first}): it needs {needs}"
+        ]
+    if not record["num_missing_classes"] or allow_missing_classes:
+        return []
+    missing = ", ".join(record["missing_classes"]) + (", and more" if record["num_missing_classes"] > 20 else "")
+    # A smaller num_classes helps only where the labels present are 0, 1, ... without a gap.
+    fits = _takes(dataset, "num_classes") and high + 1 == record["num_classes_present"]
+    remedy = f"bind {name}.num_classes = {high + 1} for a model of those alone, or " if fits else ""
+    return [
+        f"only {record['num_classes_present']} of the {dataset.num_classes} classes that the model is built for have "
+        f"images; {record['num_missing_classes']} have none: {missing}. If the images are all there, {remedy}"
+        f"bind audit.allow_missing_classes = True"
+    ]
+
+
+def _takes(dataset: Dataset, argument: str) -> bool:
+    return argument in inspect.signature(type(dataset)).parameters
+
+
+def _decode_all(dataset: Dataset) -> tuple[dict[int, tuple[int, int, str]], dict[int, str]]:
+    """Position -> (width, height, mode) of the readable images, and position -> cause of the others."""
+
+    def look(position: int) -> tuple[int, int, str] | str:
+        try:
+            return dataset.inspect(int(dataset.indices[position]))
+        except UnreadableImage as cause:
+            return str(cause)
+
+    readable, unreadable = {}, {}
+    bar = tqdm(total=len(dataset), desc="looking at every image", unit=" images", leave=False, disable=None)
+    with bar, ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(dataset), 1024):  # map() queues all it is given: bounded, for millions of images
+            block = range(start, min(start + 1024, len(dataset)))
+            for position, found in zip(block, pool.map(look, block), strict=True):
+                (unreadable if isinstance(found, str) else readable)[position] = found
+                bar.update()
+    return readable, unreadable
+
+
+def _unreadable_problem(unreadable: dict[str, str]) -> str:
+    lines = [f"    {cause}" for cause in list(unreadable.values())[:20]]
+    lines += [f"    ... and {len(unreadable) - 20} more"] * (len(unreadable) > 20)
+    what = f"{len(unreadable)} images cannot be read: repair or delete them, or bind audit.skip_unreadable = True"
+    return "\n".join([what, *lines])
+
+
+def _size_facts(dataset: Dataset, facts: dict[int, tuple[int, int, str]]) -> dict:
+    sizes = Counter((width, height) for width, height, _ in facts.values())
+    after = Counter()
+    for size, count in sizes.items():
+        after[dataset.output_size(*size)] += count
+    return {
+        "sizes": _named(sizes.most_common(10)),
+        "num_sizes": len(sizes),
+        "width_min_max": [min(width for width, _ in sizes), max(width for width, _ in sizes)],
+        "height_min_max": [min(height for _, height in sizes), max(height for _, height in sizes)],
+        "modes": dict(Counter(mode for *_, mode in facts.values()).most_common()),
+        "sizes_after_preprocessing": _named(after.most_common(10)),
+        "num_sizes_after_preprocessing": len(after),
+    }
+
+
+def _named(sizes: list[tuple[tuple[int, int], int]]) -> dict[str, int]:
+    return {f"{width}x{height}": count for (width, height), count in sizes}
+
+
+def _size_problems(dataset: Dataset, facts: dict[int, tuple[int, int, str]], record: dict) -> list[str]:
+    remedy = "store them in one square size"
+    if _takes(dataset, "preprocessing"):
+        remedy = f"bind {record['dataset']}.preprocessing = @Preprocessing() and Preprocessing.image_size = 256, say"
+    elif _takes(dataset, "image_size"):
+        remedy = f"bind {record['dataset']}.image_size"
+    after = record["sizes_after_preprocessing"]
+    if record["num_sizes_after_preprocessing"] > 1:
+        common = ", ".join(f"{size} ({count:,})" for size, count in list(after.items())[:3])
+        return [
+            f"the images have {record['num_sizes_after_preprocessing']} different sizes after preprocessing "
+            f"(the commonest, width x height: {common}); one is needed: {remedy}"
+        ]
+    first, size = next((position, found[:2]) for position, found in facts.items())
+    width, height = dataset.output_size(*size)
+    image = dataset.load(int(dataset.indices[first]))
+    if image.shape != (height, width, 3) or image.dtype != np.uint8:  # a component that breaks its contract
+        return [
+            f"{record['dataset']}.load gives {image.dtype} {image.shape} for {dataset.names[first]}; inspect and "
+            f"output_size announce uint8 {(height, width, 3)}"
+        ]
+    if width != height:
+        return [f"the images are {width} wide and {height} high after preprocessing; squares are needed: {remedy}"]
+    return []
+
+
+def describe(record: dict) -> str:
+    """The record as a table for people, one fact per line; also that of an audit that refused the data set."""
+    low, median, high = record["images_per_class_min_median_max"] or (0, 0, 0)
+    rows = {
+        "data set": f"{record['dataset']}, split {record['split']}",
+        "images": f"{record['num_images']:,}",
+        "classes": f"{record['num_classes_present']:,} present of {record['num_classes']:,} the model is built for",
+        "missing": _listed(record["missing_classes"], record["num_missing_classes"]),
+        "images per class": f"{low:,} to {high:,}, median {median:,g}",
+        "labels": "{} to {}".format(*record["label_range"]) if record["label_range"] else "none",
+    }
+    if "sizes" in record:
+        rows["stored sizes"] = _listed([f"{size}: {n:,}" for size, n in record["sizes"].items()], record["num_sizes"])
+        rows["width, height"] = "{} to {}, {} to {}".format(*record["width_min_max"], *record["height_min_max"])
+        rows["modes"] = ", ".join(f"{mode}: {count:,}" for mode, count in record["modes"].items())
+        rows["sizes used"] = _listed(list(record["sizes_after_preprocessing"]), record["num_sizes_after_preprocessing"])
+    if "unreadable" in record:
+        rows["unreadable"] = _listed(list(record["unreadable"]), len(record["unreadable"]))
+    rows["steps per epoch"] = f"{record['steps_per_epoch']:,g} of batch {record['batch_size']:,}"
+    lines = [f"{name:<16}  {value}" for name, value in rows.items()]
+    return "\n".join(lines + [f"{'warning':<16}  {warning}" for warning in record["warnings"]])
+
+
+def _listed(shown: list[str], count: int) -> str:
+    return "none" if not count else ", ".join(shown[:4]) + (f", ... ({count:,} in all)" if count > 4 else "")

@@ -1,0 +1,191 @@
+"""Data sets: labelled images in a fixed order, and the registry of them."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import IO, Literal
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from redi.core.registry import Registry, discover
+from redi.data.preprocessing import Preprocessing, check_convertible
+
+Split = Literal["all", "train", "held_out"]
+
+
+class UnreadableImage(ValueError):
+    """An image that cannot be decoded; the message names the file and the cause."""
+
+
+class Dataset:
+    """Images of one size with integer labels, in an order that never changes.
+
+    A component calls `super().__init__` once its labels are known and implements `load` and `provenance`.
+
+    Args:
+        names: one name per image, unique, for messages (a path inside the folder, an index).
+        labels: (len(names),) integers in [0, num_classes).
+        class_names: what to call label 0, 1, ...; its length is the number of classes found.
+        num_classes: the classes a model is built for; default: those found. 1 means unconditional.
+        split, held_out_fraction, split_seed: which part this object is. The split is drawn per class
+            from the seed, so that `train` and `held_out` of the same settings never share an image.
+    """
+
+    def __init__(
+        self,
+        *,
+        names: Sequence[str],
+        labels: np.ndarray,
+        class_names: Sequence[str],
+        num_classes: int | None = None,
+        split: Split = "all",
+        held_out_fraction: float = 0.0,
+        split_seed: int = 0,
+    ):
+        kept = split_indices(labels, split, held_out_fraction, split_seed)
+        self.indices = kept  # position in this data set -> position in the source
+        self.names = [names[i] for i in kept]
+        self.labels = np.asarray(labels, dtype=np.int64)[kept]
+        self.class_names = list(class_names)
+        self.num_classes = len(class_names) if num_classes is None else num_classes
+        if self.num_classes == 1:  # unconditional: whatever the labels were
+            self.labels = np.zeros_like(self.labels)
+        self.split = split
+
+    def load(self, index: int) -> np.ndarray:
+        """Image number `index` of the source (see `indices`), preprocessed: (H, W, 3) uint8 RGB.
+
+        Raises UnreadableImage. Must be safe to call from several threads.
+        """
+        raise NotImplementedError
+
+    def provenance(self) -> dict:
+        """What these images are, as JSON: everything that decides pixels, order and labels."""
+        raise NotImplementedError
+
+    def inspect(self, index: int) -> tuple[int, int, str]:
+        """Width, height and mode (Pillow's: RGB, L, ...) of stored image `index`, fully decoded and upright.
+
+        Raises UnreadableImage. Must be safe to call from several threads. Default: what `load` gives.
+        """
+        height, width, _ = self.load(index).shape
+        return width, height, "RGB"
+
+    def output_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) that `load` gives for an image of which `inspect` gives this width and height."""
+        return width, height
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        """-> image (3, H, W) uint8, label."""
+        image = self.load(int(self.indices[position]))
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), int(self.labels[position])
+
+    def batch(self, positions: Sequence[int]) -> dict[str, Tensor]:
+        """-> {"images": (N, 3, H, W) uint8, "labels": (N,) int64}, decoded by several threads."""
+        images, labels = zip(*_readers().map(self.__getitem__, positions), strict=True)
+        return {"images": torch.stack(images), "labels": torch.tensor(labels)}
+
+    @property
+    def image_size(self) -> int:
+        """S, the side of the preprocessed (square) images."""
+        return self[0][0].shape[-1]
+
+    def without(self, positions: Sequence[int]) -> "Dataset":
+        """This data set less the images at `positions` (unreadable ones, say); the order stays."""
+        keep = np.setdiff1d(np.arange(len(self)), np.asarray(positions, dtype=np.int64))
+        smaller = object.__new__(type(self))
+        smaller.__dict__.update(self.__dict__)
+        smaller.indices = self.indices[keep]
+        smaller.names = [self.names[i] for i in keep]
+        smaller.labels = self.labels[keep]
+        return smaller
+
+    def fingerprint(self) -> str:
+        """A hash of provenance, names, labels and split: the key of everything computed from these images."""
+        digest = hashlib.sha256(json.dumps([self.provenance(), self.names], sort_keys=True).encode())
+        digest.update(self.labels.tobytes())
+        return digest.hexdigest()
+
+
+class EncodedImages(Dataset):
+    """Images stored as JPEG, PNG, ...: a component implements `read` in place of `load`."""
+
+    def __init__(self, *, names: Sequence[str], preprocessing: Preprocessing | None, **rest):
+        super().__init__(names=names, **rest)
+        if preprocessing is not None and not isinstance(preprocessing, Preprocessing):
+            binding = f"{type(self).__name__}.preprocessing"
+            raise ValueError(f"{binding} = {preprocessing!r} is no Preprocessing: bind {binding} = @Preprocessing()")
+        self.source_names = names
+        self.preprocessing = preprocessing or Preprocessing()
+
+    def read(self, index: int) -> IO[bytes]:
+        """The encoded bytes of image `index` of the source."""
+        raise NotImplementedError
+
+    def load(self, index: int) -> np.ndarray:
+        return self.preprocessing(self._decode(index))
+
+    def inspect(self, index: int) -> tuple[int, int, str]:
+        image = self._decode(index)
+        return *self.preprocessing.upright(image).size, image.mode
+
+    def output_size(self, width: int, height: int) -> tuple[int, int]:
+        return self.preprocessing.output_size(width, height)
+
+    def _decode(self, index: int) -> Image.Image:
+        try:
+            with self.read(index) as file, Image.open(file) as image:
+                image.load()  # Image.open reads the header alone: a truncated file shows only here
+                check_convertible(image)
+                return image
+        except Exception as cause:  # decoders raise OSError, SyntaxError, struct.error, DecompressionBombError, ...
+            what = f"{type(cause).__name__}: {cause}"
+            if isinstance(cause, UnidentifiedImageError):  # its own text is the address of a Python object
+                what = "no image in a format that Pillow knows"
+            raise UnreadableImage(f"{self.source_names[index]}: {what}") from cause
+
+
+def numbered_classes(labels: np.ndarray, where: str) -> list[str]:
+    """Class names '0', '1', ... up to the largest label, for labels that come without names."""
+    largest = int(labels.max(initial=0))
+    if largest >= 1_000_000:  # an identifier taken for a label would otherwise fill the memory with class names
+        raise ValueError(f"{where}: the label {largest} would mean {largest + 1} classes; labels count from 0")
+    return [str(label) for label in range(largest + 1)]
+
+
+@cache
+def _readers() -> ThreadPoolExecutor:
+    """Threads that decode images; PIL releases the interpreter lock while it decodes."""
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
+
+
+def split_indices(labels: np.ndarray, split: Split, held_out_fraction: float, seed: int) -> np.ndarray:
+    """Sorted indices of one part of a per-class random split; both parts together are everything, once."""
+    if split not in ("all", "train", "held_out"):
+        raise ValueError(f"split = {split!r}: it is 'all', 'train' or 'held_out'")
+    if not 0 <= held_out_fraction < 1:
+        raise ValueError(f"held_out_fraction = {held_out_fraction} lies outside [0, 1)")
+    if split == "all":
+        return np.arange(len(labels))
+    if held_out_fraction == 0:
+        raise ValueError(f"split = {split!r} needs held_out_fraction > 0")
+    generator = np.random.Generator(np.random.PCG64(seed))
+    held_out = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        held_out[members[: round(held_out_fraction * len(members))]] = True
+    return np.flatnonzero(held_out if split == "held_out" else ~held_out)
+
+
+datasets = Registry("datasets", Dataset)
+register = datasets.register
+discover(__name__)

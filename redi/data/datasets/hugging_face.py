@@ -1,0 +1,131 @@
+"""Data sets of the Hugging Face library, saved on disk."""
+
+import io
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from redi.data.datasets import EncodedImages, Split, numbered_classes, register
+from redi.data.preprocessing import Preprocessing
+
+
+@register
+class HuggingFace(EncodedImages):
+    """A folder written by `save_to_disk` of the package `datasets`. Nothing is downloaded.
+
+    Args:
+        path: the folder.
+        split_name: which member of a DatasetDict; a folder that holds a single Dataset is taken whole.
+        image_column: the column of type Image.
+        label_column: the column of type ClassLabel or integer; None: unlabelled, one class.
+        preprocessing: default: sizes as stored.
+        num_classes: the classes a model is built for; default: those of the ClassLabel, or the largest label + 1.
+        split, held_out_fraction, split_seed: a part of that; see Dataset.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        split_name: str = "train",
+        image_column: str = "image",
+        label_column: str | None = "label",
+        preprocessing: Preprocessing | None = None,
+        num_classes: int | None = None,
+        split: Split = "all",
+        held_out_fraction: float = 0.0,
+        split_seed: int = 0,
+    ):
+        try:
+            import datasets  # the third-party package, not redi.data.datasets
+        except ImportError as cause:
+            raise ImportError("HuggingFace needs the package datasets: pip install 'redi[huggingface]'") from cause
+        table = _load(path, split_name)
+        _check_column(table, "image_column", image_column, datasets.Image)
+        labels, class_names = _labels(table, label_column)
+        self.provenance_ = {
+            "dataset": "HuggingFace",
+            "fingerprint": table._fingerprint,  # the package's own hash of contents and transforms; no public name
+            "image_column": image_column,
+            "label_column": label_column,
+        }
+        # decode=False: encoded bytes come out, so that damage is reported by name, as for files
+        self.table = table.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+        self.image_column = image_column
+        super().__init__(
+            names=[f"{split_name}[{row}]" for row in range(len(table))],
+            labels=labels,
+            class_names=class_names,
+            preprocessing=preprocessing,
+            num_classes=num_classes,
+            split=split,
+            held_out_fraction=held_out_fraction,
+            split_seed=split_seed,
+        )
+
+    def read(self, index: int) -> IO[bytes]:
+        image = self.table[index][self.image_column]
+        if image is None:
+            raise ValueError("the row has no image")
+        return open(image["path"], "rb") if image["bytes"] is None else io.BytesIO(image["bytes"])
+
+    def provenance(self) -> dict:
+        return {**self.provenance_, "preprocessing": self.preprocessing.provenance()}
+
+
+def _load(path: str, split_name: str):
+    """The `datasets.Dataset` at `path`. Raises ValueError."""
+    import datasets
+
+    where = f"HuggingFace.path = {str(path)!r}"
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"{where} is no folder (looked for {folder.absolute()})")
+    try:
+        found = datasets.load_from_disk(str(folder))
+    except FileNotFoundError as cause:
+        raise ValueError(
+            f"{where} was not written by save_to_disk of the package datasets. Load the data set there and save it: "
+            f"datasets.load_dataset(...).save_to_disk(folder); for a folder of image files bind ImageFolder.path"
+        ) from cause
+    if isinstance(found, datasets.DatasetDict):
+        if split_name not in found:
+            splits = ", ".join(sorted(found))
+            raise ValueError(f"HuggingFace.split_name = {split_name!r}: the data set at {str(path)!r} has {splits}")
+        return found[split_name]
+    if split_name not in ("train", str(found.split)):  # 'train' is the default: it says nothing about intent
+        raise ValueError(
+            f"HuggingFace.split_name = {split_name!r}: {str(path)!r} holds one data set, not several by name; "
+            f"remove the binding"
+        )
+    return found
+
+
+def _check_column(table, argument: str, column: str, kind) -> None:
+    if column not in table.features:
+        columns = ", ".join(table.column_names)
+        raise ValueError(f"HuggingFace.{argument} = {column!r}: the data set has the columns {columns}")
+    if kind and not isinstance(table.features[column], kind):
+        raise ValueError(f"HuggingFace.{argument} = {column!r} is no column of images but {table.features[column]}")
+
+
+def _labels(table, column: str | None) -> tuple[np.ndarray, list[str]]:
+    """Labels and class names of a column, or zeros for None. Raises ValueError."""
+    import datasets
+
+    if column is None:
+        return np.zeros(len(table), dtype=np.int64), ["unlabelled"]
+    _check_column(table, "label_column", column, None)
+    feature, where = table.features[column], f"HuggingFace.label_column = {column!r}"
+    named = isinstance(feature, datasets.ClassLabel)
+    if not named and not (isinstance(feature, datasets.Value) and "int" in feature.dtype):
+        raise ValueError(
+            f"{where} holds {feature}: labels are of type ClassLabel or integers. Convert it "
+            f"(table.class_encode_column({column!r}) makes strings into classes) or bind None for unlabelled"
+        )
+    values = table.with_format("arrow")[:][column]
+    if values.null_count:
+        raise ValueError(f"{where}: {values.null_count} of {len(table)} rows have no label")
+    labels = values.to_numpy().astype(np.int64)
+    return labels, list(feature.names) if named else numbered_classes(labels, where)

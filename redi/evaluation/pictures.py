@@ -1,0 +1,107 @@
+"""Pictures: grids of images above their features, all in one colour basis."""
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from redi.core.codec import JointCodec
+
+WHITE, GREY = (255, 255, 255), (90, 90, 90)
+
+
+class ColourBasis:
+    """A fixed map from each representation's channels to RGB, so that equal features have equal colours everywhere.
+
+    The first three principal components of the *training* features (fewer where there are fewer channels),
+    stretched from their 1st to their 99th percentile.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor]):
+        self.tensors = tensors  # "<name>/mean" (R,), "<name>/rows" (3, R), "<name>/low" and "<name>/high" (3,)
+
+    @classmethod
+    def fit(cls, codec: JointCodec, dataset, num_images: int = 1024) -> "ColourBasis":
+        """From images spread evenly over a `Dataset` or `Cache`."""
+        if not codec.channels.representations:
+            return cls({})
+        positions = torch.linspace(0, len(dataset) - 1, min(num_images, len(dataset))).long().tolist()
+        batch = dataset.batch(positions)
+        device = next((p.device for p in codec.parameters()), torch.device("cpu"))
+        stored = batch if "image" in batch else codec.precompute(batch["images"].to(device))
+        x = codec.join({name: t for name, t in stored.items() if name != "labels"})
+        tensors = {}
+        for name in codec.channels.representations:
+            rows = rearrange(codec.channels.split(x.cpu())[name], "n r h w -> (n h w) r").double()
+            mean = rows.mean(dim=0)
+            vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean)).eigenvectors.flip(1)[:, :3].T
+            vectors = vectors * vectors.gather(1, vectors.abs().argmax(1, keepdim=True)).sign()
+            colours = (rows - mean) @ vectors.T
+            edges = torch.tensor([0.01, 0.99], dtype=torch.float64)
+            low, high = torch.stack([channel[:: len(channel) // 200_000 + 1].quantile(edges) for channel in colours.T], 1)
+            for key, value in {"mean": mean, "rows": vectors, "low": low, "high": high}.items():
+                tensors[f"{name}/{key}"] = value.float()
+        return cls(tensors)
+
+    def __call__(self, name: str, features: Tensor) -> Tensor:
+        """(N, R, H, W) of one representation -> (N, 3, H, W) uint8."""
+        mean, rows, low, high = (self.tensors[f"{name}/{key}"] for key in ("mean", "rows", "low", "high"))
+        colours = torch.einsum("cr,nrhw->nchw", rows, features.cpu().float() - mean[:, None, None])
+        scaled = (colours - low[:, None, None]) / (high - low)[:, None, None]
+        rgb = (scaled.clamp(0, 1) * 255).round().to(torch.uint8)
+        return rgb if rgb.shape[1] == 3 else rgb[:, [i % rgb.shape[1] for i in range(3)]]
+
+
+def sample_grid(drawn, codec: JointCodec, colours: ColourBasis, title: str = "", columns: int = 10) -> Image.Image:
+    """Images in rows of `columns`, each above its features.
+
+    Args:
+        drawn: has images (N, 3, S, S) uint8, x (N, C, H, W) and labels (N,), as `Generated`.
+    """
+    groups = codec.channels.split(drawn.x)
+    layers = [drawn.images] + [colours(name, groups[name]) for name in codec.channels.representations]
+    cell = max(64, drawn.images.shape[-1]) if drawn.images.shape[-1] < 192 else 128
+    return tile([_resize(layer, cell) for layer in layers], drawn.labels.tolist(), title, columns)
+
+
+def tile(layers: Sequence[Sequence[Image.Image]], labels: Sequence[int], title: str, columns: int) -> Image.Image:
+    """One picture from stacks of equally large pictures: entry i shows layers[0][i] above layers[1][i] ..."""
+    cell, gap, top = layers[0][0].width, 4, 22 if title else 4
+    rows = -(-len(labels) // columns)
+    height = len(layers) * (cell + 1) + gap + 12
+    sheet = Image.new("RGB", (columns * (cell + gap) + gap, top + rows * height), WHITE)
+    pen = ImageDraw.Draw(sheet)
+    pen.text((gap, 4), title, fill=GREY)
+    for i, label in enumerate(labels):
+        left, upper = gap + i % columns * (cell + gap), top + i // columns * height
+        pen.text((left, upper - 1), str(label), fill=GREY)
+        for depth, layer in enumerate(layers):
+            sheet.paste(layer[i], (left, upper + 12 + depth * (cell + 1)))
+    return sheet
+
+
+def stack(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures one under the other."""
+    sheet = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), WHITE)
+    top = 0
+    for picture in pictures:
+        sheet.paste(picture, (0, top))
+        top += picture.height
+    return sheet
+
+
+def _resize(images: Tensor, size: int) -> list[Image.Image]:
+    """(N, 3, H, W) uint8 -> PIL pictures; small ones keep their pixels' edges."""
+    rule = Image.Resampling.NEAREST if images.shape[-1] < size else Image.Resampling.LANCZOS
+    arrays = images.permute(0, 2, 3, 1).contiguous().numpy()
+    return [Image.fromarray(array).resize((size, size), rule) for array in arrays]
+
+
+def class_ordered(labels: Tensor, columns: int, rows: int) -> Tensor:
+    """Positions of rows x columns entries such that column j shows class j, as far as each class has entries."""
+    positions = [(labels == label).nonzero().flatten()[:rows] for label in labels.unique()[:columns]]
+    if len(positions) == 1:  # unlabelled: just the first ones
+        return torch.arange(min(len(labels), rows * columns))
+    return torch.tensor([int(p[row]) for row in range(rows) for p in positions if row < len(p)])

@@ -1,0 +1,94 @@
+"""Fusion strategies: how the channel groups become one token sequence and come back; the registry of them."""
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from redi.core.channels import Channels
+from redi.core.registry import Registry, discover
+
+
+class Fusion(nn.Module):
+    """Patch embeddings and output heads of every channel group (paper, section 3.3: W_emb and W_dec per stream).
+
+    A strategy implements `embed` and `unembed`. Both streams lie on the same latent grid, so one table of 2-D
+    sin-cos positions serves all.
+
+    Args:
+        channels: the channel groups of the joint state.
+        grid: (H, W) of the joint state.
+        patch_size: p; P = HW / p^2 patches.
+        width: D, the model width.
+
+    Raises:
+        ValueError: the patch size does not divide the grid.
+    """
+
+    def __init__(self, *, channels: Channels, grid: tuple[int, int], patch_size: int, width: int):
+        super().__init__()
+        if grid[0] % patch_size or grid[1] % patch_size:
+            raise ValueError(
+                f"DiffusionTransformer.patch_size = {patch_size} does not divide the latent grid {grid[0]}x{grid[1]}"
+            )
+        self.channels = channels
+        self.patch_size = patch_size
+        self.patch_grid = (grid[0] // patch_size, grid[1] // patch_size)
+        self.embeddings = nn.ModuleDict(
+            {name: nn.Conv2d(size, width, patch_size, stride=patch_size) for name, size in channels.items()}
+        )
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(width, size * patch_size**2) for name, size in channels.items()}
+        )
+        self.register_buffer("positions", sincos_positions(self.patch_grid, width), persistent=False)  # (P, D)
+        for embedding in self.embeddings.values():
+            nn.init.xavier_uniform_(embedding.weight.flatten(1))  # as the linear layer on patches that it is
+            nn.init.zeros_(embedding.bias)
+        for head in self.heads.values():  # adaLN-zero: the untrained model predicts 0
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Joint state (N, C, H, W) -> tokens (N, T, D), positions included."""
+        raise NotImplementedError
+
+    def unembed(self, tokens: Tensor) -> Tensor:
+        """Tokens (N, T, D) after the last modulation -> joint prediction (N, C, H, W)."""
+        raise NotImplementedError
+
+    def embed_group(self, name: str, group: Tensor) -> Tensor:
+        """One group (N, C_m, H, W) -> (N, P, D), without positions."""
+        return rearrange(self.embeddings[name](group), "n d h w -> n (h w) d")
+
+    def unembed_group(self, name: str, tokens: Tensor) -> Tensor:
+        """(N, P, D) -> one group (N, C_m, H, W). Row order of the head: (row, column, channel), as published."""
+        h, w = self.patch_grid
+        p = self.patch_size
+        return rearrange(self.heads[name](tokens), "n (h w) (p q c) -> n c (h p) (w q)", h=h, w=w, p=p, q=p)
+
+    @property
+    def num_tokens(self) -> int:
+        """T, the length of the token sequence."""
+        raise NotImplementedError
+
+
+def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
+    """Fixed 2-D sin-cos position table (P, D): the first half of D encodes the column, the second the row.
+
+    Each half holds sines, then cosines, of frequencies 10000^(-2k/(D/2)) (as in MAE and DiT).
+    """
+    if width % 4:
+        raise ValueError(f"DiffusionTransformer.width = {width} must be a multiple of 4 for 2-D sin-cos positions")
+    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    frequencies = torch.exp(-math.log(10000) * torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    halves = []
+    for position in (columns, rows):
+        angles = position.flatten().double()[:, None] * frequencies  # (P, D/4)
+        halves += [angles.sin(), angles.cos()]
+    return torch.cat(halves, dim=1).float()
+
+
+fusions = Registry("fusion", Fusion, runtime=("channels", "grid", "patch_size", "width"))
+register = fusions.register
+discover(__name__)

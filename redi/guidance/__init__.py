@@ -1,0 +1,96 @@
+"""Guidance: sampling steered by weighing conditions, and the registry of rules.
+
+A *condition* says what one evaluation of the network sees: the label or the null label, all representations
+or some zeroed. A rule states which conditions it evaluates and with what weight per channel group. The guided
+prediction of group g is
+
+    prediction_g = sum_k w_gk(t) model(condition k)_g,     sum_k w_gk(t) = 1.
+
+Rules compose by adding their deviations from the unguided prediction, so classifier-free guidance and
+Representation Guidance are one mechanism: equal conditions are evaluated once, all of them in one batch,
+and a condition with weight 0 is not evaluated at all.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from redi.core.channels import Channels
+from redi.core.registry import Registry, discover
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What one evaluation sees. The default sees everything."""
+
+    label: bool = True  # False: the null label
+    without: frozenset[str] = frozenset()  # representations zeroed
+
+
+EVERYTHING = Condition()
+Weights = dict[Condition, dict[str, float]]  # {condition: {channel group: weight}}
+
+
+class Guidance:
+    """A rule: how far the guided prediction departs from the plain one, group by group."""
+
+    def deviations(self, channels: Channels, t: float) -> Weights:
+        """Weights that are added to the plain prediction (weight 1 on everything); they sum to 0 in each group."""
+        raise NotImplementedError
+
+    def check(self, channels: Channels, num_classes: int) -> None:
+        """Raises ValueError where this rule cannot work with such a model."""
+        raise NotImplementedError
+
+    def provenance(self) -> dict:
+        """Name and settings, for the record of what was sampled."""
+        return {"name": type(self).__name__, **vars(self)}
+
+
+def total_weights(rules: Sequence[Guidance], channels: Channels, t: float) -> Weights:
+    """The weights of all rules together; conditions without any weight are left out."""
+    total: Weights = {EVERYTHING: dict.fromkeys(channels, 1.0)}
+    for rule in rules:
+        for condition, deviation in rule.deviations(channels, t).items():
+            weights = total.setdefault(condition, dict.fromkeys(channels, 0.0))
+            for group, value in deviation.items():
+                weights[group] += value
+    return {condition: weights for condition, weights in total.items() if any(weights.values())}
+
+
+def guided(
+    model: Callable[[Tensor, Tensor, Tensor], Tensor],
+    rules: Sequence[Guidance],
+    channels: Channels,
+    y: Tensor,
+    null_label: int,
+) -> Callable[[Tensor, float], Tensor]:
+    """The model under guidance, as a function of x_t (N, C, H, W) and t alone.
+
+    Args:
+        model: (x_t (K N, C, H, W), t (K N,), y (K N,)) -> prediction (K N, C, H, W), one call for K conditions.
+        y: (N,) labels.
+    """
+
+    def denoise(x: Tensor, t: float) -> Tensor:
+        weights = total_weights(rules, channels, t)
+        everyone = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        inputs = [channels.mask(x, everyone, condition.without) if condition.without else x for condition in weights]
+        labels = [y if condition.label else torch.full_like(y, null_label) for condition in weights]
+        times = x.new_full((len(x) * len(weights),), t)
+        predictions = model(torch.cat(inputs), times, torch.cat(labels)).chunk(len(weights))
+        if list(weights) == [EVERYTHING] and set(weights[EVERYTHING].values()) == {1.0}:
+            return predictions[0]
+        return sum(
+            prediction * channels.per_channel(weight, like=prediction)
+            for prediction, weight in zip(predictions, weights.values(), strict=True)
+        )
+
+    return denoise
+
+
+guidance_rules = Registry("guidance", Guidance)
+register = guidance_rules.register
+discover(__name__)

@@ -1,0 +1,42 @@
+"""Representation Guidance: the generated features steer the image."""
+
+from redi.core.channels import Channels
+from redi.guidance import EVERYTHING, Condition, Guidance, Weights, register
+
+
+@register
+class RepresentationGuidance(Guidance):
+    """prediction = without z + scale (full - without z) on the image group (paper, Eq. 11-13).
+
+    "Without z" is the same network with the noised representations set to zero, so the model must have been
+    trained with representation dropout (JointObjective.representation_dropout > 0).
+
+    Args:
+        scale: w_r; 1 is no guidance and costs nothing. The paper takes 1.5 for B models and 1.1 for XL.
+        without: the representations to leave out; default: all.
+        groups: channel groups to guide; the gradient of Eq. 13 is with respect to the image.
+    """
+
+    def __init__(
+        self, *, scale: float = 1.5, without: tuple[str, ...] | None = None, groups: tuple[str, ...] = ("image",)
+    ):
+        self.scale = scale
+        self.without = None if without is None else tuple(without)
+        self.groups = tuple(groups)
+
+    def check(self, channels: Channels, num_classes: int) -> None:
+        if not channels.representations:
+            raise ValueError("RepresentationGuidance needs a representation, and this model has only the image")
+        for argument, names, known in (
+            ("groups", self.groups, tuple(channels)),
+            ("without", self.without or (), channels.representations),
+        ):
+            if unknown := [name for name in names if name not in known]:
+                raise ValueError(f"RepresentationGuidance.{argument} names {unknown}: it can name {', '.join(known)}")
+
+    def deviations(self, channels: Channels, t: float) -> Weights:
+        without = frozenset(channels.representations if self.without is None else self.without)
+        return {
+            EVERYTHING: {group: self.scale - 1 for group in self.groups},
+            Condition(without=without): {group: 1 - self.scale for group in self.groups},
+        }

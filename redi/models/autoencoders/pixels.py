@@ -1,0 +1,43 @@
+"""The identity: pixels are the latents."""
+
+import torch
+from einops import repeat
+from torch import Tensor
+
+from redi.models.autoencoders import Autoencoder, register
+
+# ITU-R BT.601, the grey that PIL's convert("L") computes
+LUMA = (0.299, 0.587, 0.114)
+
+
+@register
+class Pixels(Autoencoder):
+    """uint8 pixels as latents in [-1, 1].
+
+    Args:
+        channels: 3 for colour; 1 keeps only the luma, for grey images.
+    """
+
+    def __init__(self, *, channels: int = 3):
+        super().__init__()
+        if channels not in (1, 3):
+            raise ValueError(f"Pixels.channels = {channels}: it is 1 (grey) or 3 (colour)")
+        self.channels = channels
+        self.downsample = 1
+
+    def moments(self, images: Tensor) -> Tensor:
+        if self.channels == 3:
+            return images
+        weights = images.new_tensor(LUMA, dtype=torch.float32)
+        return torch.einsum("nchw,c->nhw", images.float(), weights).round().to(torch.uint8)[:, None]
+
+    def latents(self, moments: Tensor) -> Tensor:
+        return moments.float() / 127.5 - 1
+
+    def decode(self, latents: Tensor) -> Tensor:
+        # Rounding, so that decode(latents(moments)) is exact; the released code truncates 127.5 x + 128.
+        images = (latents.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+        return images if self.channels == 3 else repeat(images, "n 1 h w -> n c h w", c=3)
+
+    def provenance(self) -> dict:
+        return {"autoencoder": "Pixels", "channels": self.channels}

@@ -1,0 +1,46 @@
+"""Vision encoders: frozen networks whose patch features are generated with the image, and the registry of them."""
+
+from torch import Tensor, nn
+
+from redi.core.registry import Registry, discover
+
+
+class Encoder(nn.Module):
+    """uint8 images (N, 3, S, S) -> patch features (N, E, h, w) float32. Frozen; resizes and normalises itself."""
+
+    dim: int  # E
+
+    @property
+    def name(self) -> str:
+        """What its channel group is called by default: the class name without 'Encoder', in lower case."""
+        return type(self).__name__.removesuffix("Encoder").lower()
+
+    @property
+    def learns_from_data(self) -> bool:
+        """True for an encoder that `prepare` trains on the data set; its weights then travel in checkpoints."""
+        return False
+
+    @property
+    def fitted(self) -> bool:
+        """Whether its weights are ready for use."""
+        return True
+
+    def fit(self, dataset) -> None:
+        """Learns from a data set (see `redi.data.datasets.Dataset`), where `learns_from_data`."""
+        raise NotImplementedError
+
+    def fit_settings(self) -> dict:
+        """What `fit` depends on beside the data, as JSON."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def provenance(self) -> dict:
+        """What decides the features, as JSON: name, settings, weights, resize rule."""
+        raise NotImplementedError
+
+
+encoders = Registry("encoders", Encoder)
+register = encoders.register
+discover(__name__)

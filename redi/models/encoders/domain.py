@@ -1,0 +1,214 @@
+"""A small encoder trained on the user's own images: needs no download."""
+
+import hashlib
+import logging
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from redi.models.encoders import Encoder, register
+
+log = logging.getLogger(__name__)
+
+
+@register
+class DomainEncoder(Encoder):
+    """A residual network of stride 4, trained by `fit` in well under a minute and frozen after it.
+
+    With labels it learns to classify; without, by contrast between two views of each image (NT-Xent of SimCLR,
+    Chen et al., arXiv 2002.05709). It stands where no pretrained encoder can be had, and as the independent
+    network of the evaluation.
+
+    Args:
+        width: E, the width of the features.
+        depth: residual blocks at the final resolution.
+        image_size: images are resized to this (antialiased bilinear); the features have image_size / 4 a side.
+        objective: 'labels', 'contrastive', or 'auto': labels where there are at least two classes.
+        num_steps, batch_size, learning_rate, seed: of the training (AdamW, one-cycle).
+        max_images: at most so many images, drawn from the seed, are held in memory for it.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int = 64,
+        depth: int = 2,
+        image_size: int = 32,
+        objective: Literal["auto", "labels", "contrastive"] = "auto",
+        num_steps: int = 300,
+        batch_size: int = 128,
+        learning_rate: float = 4e-3,
+        max_images: int = 20_000,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if image_size % 4:
+            raise ValueError(f"DomainEncoder.image_size = {image_size} must be a multiple of 4, the network's stride")
+        if objective not in ("auto", "labels", "contrastive"):
+            raise ValueError(f"DomainEncoder.objective = {objective!r}: it is 'auto', 'labels' or 'contrastive'")
+        self.dim = width
+        self.depth, self.image_size, self.objective = depth, image_size, objective
+        self.num_steps, self.batch_size, self.learning_rate = num_steps, batch_size, learning_rate
+        self.max_images, self.seed = max_images, seed
+        self.register_buffer("trained", torch.tensor(False))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.trunk = nn.Sequential(
+                _convolution(3, width // 2, stride=2), _convolution(width // 2, width, stride=2),
+                *(_Residual(width) for _ in range(depth)),
+            )  # fmt: skip
+            self.head: nn.Module = nn.Identity()  # fit makes it a classifier or a contrastive projection
+        self.register_load_state_dict_pre_hook(_take_head_shape)
+        self.eval().requires_grad_(False)
+
+    @property
+    def learns_from_data(self) -> bool:
+        return True
+
+    @property
+    def fitted(self) -> bool:
+        return bool(self.trained)
+
+    def train(self, mode: bool = True) -> "DomainEncoder":
+        return super().train(False)  # frozen: its batch norms must not follow the model's training mode
+
+    def forward(self, images: Tensor) -> Tensor:
+        self._require_fit()
+        with torch.no_grad():
+            return self.trunk(self._normalise(images))
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """(N, 3, S, S) uint8 -> features averaged over the grid, (N, E)."""
+        return self(images).mean(dim=(2, 3))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(N, 3, S, S) uint8 -> class logits (N, K), where it was trained on labels."""
+        if not self.is_classifier:
+            raise ValueError("this DomainEncoder was trained without labels: it has no classes to tell")
+        return self.head(self.pooled(images))
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether `logits` works: trained on labels (after 'auto' was settled by `fit`)."""
+        return self.fitted and isinstance(self.head, nn.Linear)
+
+    def fit(self, dataset) -> None:
+        images, labels = self._load(dataset)
+        with_labels = self.objective == "labels" or self.objective == "auto" and dataset.num_classes > 1
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.head = _head(self.dim, dataset.num_classes if with_labels else None).to(images.device)
+            self.requires_grad_(True)
+            super().train(True)
+            self._optimise(images, labels if with_labels else None)
+        self.eval().requires_grad_(False)
+        self.trained.fill_(True)
+        if with_labels:
+            right = sum(int((self.logits(i).argmax(1) == y).sum()) for i, y in zip(images.split(256), labels.split(256), strict=True))
+            log.info("DomainEncoder: %.1f %% of its training images classified right", 100 * right / len(images))
+
+    def _load(self, dataset) -> tuple[Tensor, Tensor]:
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(self.seed))[: self.max_images]
+        pairs = (dataset[int(i)] for i in tqdm(order, desc="reading images for the encoder", leave=False))
+        device = self.trained.device
+        images, labels = zip(*((self._resize(image[None].to(device)), label) for image, label in pairs), strict=True)
+        return torch.cat(images), torch.tensor(labels, device=device)
+
+    def _optimise(self, images: Tensor, labels: Tensor | None) -> None:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=0.05)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=self.num_steps)
+        batch_size = min(self.batch_size, len(images))
+        progress = tqdm(range(self.num_steps), desc="training the encoder", leave=False)
+        for _ in progress:
+            chosen = torch.randint(len(images), (batch_size,)).to(images.device)
+            views = images[chosen].float() / 127.5 - 1
+            if labels is not None:
+                outputs = self.head(self.trunk(_random_view(views, shift=0.1)).mean(dim=(2, 3)))
+                loss = functional.cross_entropy(outputs, labels[chosen], label_smoothing=0.05)
+            else:
+                both = torch.cat([_random_view(views, shift=0.3), _random_view(views, shift=0.3)])
+                loss = _contrastive_loss(self.head(self.trunk(both).mean(dim=(2, 3))))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            progress.set_postfix(loss=f"{loss.item():.3f}")
+
+    def _resize(self, images: Tensor) -> Tensor:
+        if images.shape[-2:] == (self.image_size, self.image_size):
+            return images
+        size = (self.image_size, self.image_size)
+        resized = functional.interpolate(images.float(), size, mode="bilinear", antialias=True, align_corners=False)
+        return resized.round().clamp(0, 255).to(torch.uint8)
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        return self._resize(images).float() / 127.5 - 1
+
+    def _require_fit(self) -> None:
+        if not self.fitted:
+            raise ValueError("this DomainEncoder has not been trained: call fit(dataset) or prepare() first")
+
+    def fit_settings(self) -> dict:
+        names = ("depth", "image_size", "objective", "num_steps", "batch_size", "learning_rate", "max_images", "seed")
+        return {"encoder": "DomainEncoder", "width": self.dim} | {name: getattr(self, name) for name in names}
+
+    def provenance(self) -> dict:
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        return self.fit_settings() | {"weights_sha256": digest.hexdigest() if self.fitted else None}
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.first = _convolution(width, width)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(self.first(x))
+
+
+def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    layers = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+    return nn.Sequential(*layers)
+
+
+def _head(width: int, num_classes: int | None) -> nn.Module:
+    if num_classes is not None:
+        return nn.Linear(width, num_classes)
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 64))
+
+
+def _take_head_shape(encoder: DomainEncoder, state: dict, prefix: str, *_) -> None:
+    """Before loading: the head becomes what the stored weights hold, for only `fit` knows the classes."""
+    if (weight := state.get(prefix + "head.weight")) is not None:
+        encoder.head = _head(encoder.dim, len(weight))
+    elif prefix + "head.0.weight" in state:
+        encoder.head = _head(encoder.dim, None)
+    encoder.requires_grad_(False)
+
+
+def _random_view(images: Tensor, shift: float) -> Tensor:
+    """Shifted, scaled, contrast-changed copies of images in [-1, 1]; no mirroring, for digits and text have sides."""
+    n = len(images)
+    theta = torch.zeros(n, 2, 3, device=images.device)
+    scale = 1 + shift * (2 * torch.rand(n, 2, device=images.device) - 1)
+    theta[:, 0, 0], theta[:, 1, 1] = scale[:, 0], scale[:, 1]
+    theta[:, :, 2] = shift * (2 * torch.rand(n, 2, device=images.device) - 1)
+    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
+    moved = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    contrast = 1 + shift * (2 * torch.rand(n, 1, 1, 1, device=images.device) - 1)
+    return moved * contrast + 0.1 * shift * torch.randn_like(moved)
+
+
+def _contrastive_loss(projections: Tensor, temperature: float = 0.2) -> Tensor:
+    """NT-Xent over 2N projections whose halves are views of the same N images."""
+    normed = functional.normalize(projections, dim=1)
+    similarity = normed @ normed.T / temperature
+    similarity.fill_diagonal_(-torch.inf)
+    partner = torch.arange(len(normed), device=normed.device).roll(len(normed) // 2)
+    return functional.cross_entropy(similarity, partner)

@@ -1,0 +1,51 @@
+"""Random projections by scikit-learn."""
+
+import torch
+from torch import Tensor
+
+from redi.models.reducers import register
+from redi.models.reducers.linear import LinearReducer
+
+
+class RandomRows(LinearReducer):
+    """Rows drawn by scikit-learn from a seed; the data decide mean and scale alone."""
+
+    def __init__(self, *, rank: int = 8, scale: str = "unit_rms", standardize: bool = False, seed: int = 0):
+        super().__init__(rank=rank, scale=scale, standardize=standardize)
+        self.seed = seed
+
+    def draw(self, width: int):
+        """-> a scikit-learn transformer fitted to that many features."""
+        raise NotImplementedError
+
+    def rows(self, covariance: Tensor) -> Tensor:
+        components = self.draw(len(covariance)).components_
+        dense = components.toarray() if hasattr(components, "toarray") else components
+        return torch.from_numpy(dense).to(covariance)
+
+    def fit_settings(self) -> dict:
+        return super().fit_settings() | {"rank": self.rank, "seed": self.seed}  # the rows depend on the rank
+
+
+@register
+class GaussianRandomProjection(RandomRows):
+    """Rows of independent normal numbers: needs no data but mean and scale (Johnson & Lindenstrauss)."""
+
+    def draw(self, width: int):
+        import numpy as np
+        from sklearn import random_projection
+
+        transformer = random_projection.GaussianRandomProjection(self.rank, random_state=self.seed)
+        return transformer.fit(np.zeros((1, width)))
+
+
+@register
+class SparseRandomProjection(RandomRows):
+    """Rows with a share 1/sqrt(E) of non-zero entries +-1 (Achlioptas; Li, Hastie & Church)."""
+
+    def draw(self, width: int):
+        import numpy as np
+        from sklearn import random_projection
+
+        transformer = random_projection.SparseRandomProjection(self.rank, random_state=self.seed)
+        return transformer.fit(np.zeros((1, width)))

@@ -1,0 +1,151 @@
+"""The diffusion transformer: DiT's adaLN-zero blocks around a fusion of channel groups."""
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from redi.core.channels import Channels
+from redi.core.registry import configurable
+from redi.fusion import fusions
+from redi.fusion.merged import Merged
+from redi.models.attention import attend_sdpa, choose_attention
+
+# width, depth, heads (Peebles & Xie, arXiv 2212.09748, table 1)
+SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
+
+
+@configurable(runtime=("channels", "grid", "num_classes"))
+class DiffusionTransformer(nn.Module):
+    """x_t (N, C, H, W), t (N,), y (N,) -> prediction (N, C, H, W), for DiT and SiT alike.
+
+    Args:
+        channels: the channel groups of the joint state (supplied by `train`).
+        grid: (H, W) of the joint state (supplied by `train`).
+        num_classes: K; row K of the label table is the null label (supplied by `train`).
+        size: S, B, L or XL with a patch size, as in 'B/2'; the four arguments after it override its parts.
+        fusion: the class of a fusion strategy.
+        attention: 'auto', 'xformers', 'sdpa' or 'math'; see `choose_attention`.
+        timestep_scale: what t is multiplied with before its sinusoidal embedding. SiT feeds t in [0, 1]
+            unscaled; DiT feeds 0 ... 999.
+
+    Raises:
+        ValueError: an unknown size, a width that the heads do not divide, a patch size that does not divide the grid.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: Channels,
+        grid: tuple[int, int],
+        num_classes: int,
+        size: str = "B/2",
+        width: int | None = None,
+        depth: int | None = None,
+        num_heads: int | None = None,
+        patch_size: int | None = None,
+        mlp_ratio: float = 4.0,
+        fusion: type = Merged,
+        attention: str = "auto",
+        timestep_scale: float = 1.0,
+    ):
+        super().__init__()
+        fusions.check_class(fusion, "DiffusionTransformer.fusion")
+        base_width, base_depth, base_heads, base_patch = parse_size(size)
+        width, depth = width or base_width, depth or base_depth
+        num_heads, patch_size = num_heads or base_heads, patch_size or base_patch
+        if width % num_heads:
+            raise ValueError(f"DiffusionTransformer.num_heads = {num_heads} does not divide the width {width}")
+        self.channels, self.grid, self.num_classes = channels, tuple(grid), num_classes
+        self.null_label = num_classes
+        self.attention = attention
+        self.fusion = fusion(channels=channels, grid=grid, patch_size=patch_size, width=width)
+        self.timestep_embedding = TimestepEmbedding(width, scale=timestep_scale)
+        self.label_embedding = nn.Embedding(num_classes + 1, width)
+        self.blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio) for _ in range(depth))
+        self.final_norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.final_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for block in self.blocks:
+            for layer in (block.qkv, block.projection, block.mlp[0], block.mlp[2]):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.label_embedding.weight, std=0.02)
+        for layer in (self.timestep_embedding.mlp[0], self.timestep_embedding.mlp[2]):
+            nn.init.normal_(layer.weight, std=0.02)
+        for modulation in [block.modulation for block in self.blocks] + [self.final_modulation]:
+            nn.init.zeros_(modulation[1].weight)  # adaLN-zero: every block starts as the identity
+            nn.init.zeros_(modulation[1].bias)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        tokens = self.fusion.embed(x)  # (N, T, D)
+        condition = self.timestep_embedding(t) + self.label_embedding(y)  # (N, D)
+        for block in self.blocks:
+            tokens = block(tokens, condition)
+        shift, scale = self.final_modulation(condition).chunk(2, dim=-1)
+        return self.fusion.unembed(modulate(self.final_norm(tokens), shift, scale))
+
+    def choose_attention(self, device: torch.device | str, dtype: torch.dtype) -> str:
+        """Settles the attention backend for this device and dtype; returns the line that says which and why."""
+        head_dim = self.blocks[0].qkv.in_features // self.blocks[0].num_heads
+        attend, reason = choose_attention(
+            self.attention, device=device, dtype=dtype, head_dim=head_dim, num_tokens=self.fusion.num_tokens
+        )
+        for block in self.blocks:
+            block.attend = attend
+        return reason
+
+
+class Block(nn.Module):
+    """Attention and MLP, each modulated and gated by the condition (adaLN-zero)."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.attend = attend_sdpa
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.projection = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        hidden = int(mlp_ratio * width)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=-1)  # each (N, D)
+        qkv = self.qkv(modulate(self.norm1(tokens), shift1, scale1))
+        q, k, v = rearrange(qkv, "n t (s h d) -> s n t h d", s=3, h=self.num_heads).unbind(0)
+        attended = rearrange(self.attend(q, k, v), "n t h d -> n t (h d)")
+        tokens = tokens + gate1[:, None] * self.projection(attended)
+        return tokens + gate2[:, None] * self.mlp(modulate(self.norm2(tokens), shift2, scale2))
+
+
+class TimestepEmbedding(nn.Module):
+    """Sinusoids of t through an MLP: (N,) -> (N, D)."""
+
+    def __init__(self, width: int, *, num_frequencies: int = 128, scale: float = 1.0):
+        super().__init__()
+        self.num_frequencies = num_frequencies
+        self.scale = scale
+        self.mlp = nn.Sequential(nn.Linear(2 * num_frequencies, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        exponents = torch.arange(self.num_frequencies, device=t.device) / self.num_frequencies
+        angles = self.scale * t.float()[:, None] * torch.exp(-math.log(10000) * exponents)  # (N, 128)
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
+
+
+def modulate(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """(N, T, D) scaled and shifted by (N, D)."""
+    return tokens * (1 + scale[:, None]) + shift[:, None]
+
+
+def parse_size(size: str) -> tuple[int, int, int, int]:
+    """'B/2' -> width, depth, heads, patch size."""
+    letter, _, patch = size.partition("/")
+    if letter not in SIZES or not patch.isdigit() or int(patch) < 1:
+        raise ValueError(f"DiffusionTransformer.size = {size!r}: it is one of {', '.join(SIZES)} / patch size, as 'B/2'")
+    return *SIZES[letter], int(patch)

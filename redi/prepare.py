@@ -1,0 +1,67 @@
+"""Audits the data, fits the codec and fills the cache; training does the same where it is missing.
+
+python -m redi.prepare --gin_file=digits.gin
+"""
+
+import json
+import logging
+from pathlib import Path
+
+from redi import program
+
+log = logging.getLogger("redi")
+
+
+def prepared(run_dir: Path):
+    """-> the fitted codec and what `train` takes as its data set; the audit is printed and stored first."""
+    from redi.core import config
+    from redi.core.checkpoint import list_checkpoints, load_checkpoint
+    from redi.core.trainer import choose_device
+    from redi.data.preparation import prepare
+
+    codec = config.bound("train.codec")
+    if codec is None:
+        raise ValueError("no codec: bind train.codec = @JointCodec(), as gin/base.gin does")
+    dataset = audited(run_dir)
+    codec.to(choose_device(config.bound("train.device", "auto")))
+    if checkpoints := list_checkpoints(run_dir):  # a resumed run keeps what it was trained with
+        codec.load_learned_state(load_checkpoint(checkpoints[-1])[0]["codec"])
+    return codec, config.call(prepare, codec=codec, dataset=dataset)
+
+
+def audited(run_dir: Path):
+    """The training data less unreadable images; audited once per run folder and data set."""
+    from redi.core import config
+    from redi.core.artefact import write_json
+    from redi.data.audit import AuditError, audit, describe
+
+    dataset = config.bound("train.dataset")
+    if dataset is None:
+        raise ValueError("no data set: bind train.dataset, for example = @datasets.ImageFolder()")
+    path, fingerprint = run_dir / "audit.json", dataset.fingerprint()
+    if path.exists() and (record := json.loads(path.read_text())).get("passed") == fingerprint:
+        unreadable = {entry["name"] for entry in record["unreadable"]}
+        return dataset.without([i for i, name in enumerate(dataset.names) if name in unreadable])
+    try:
+        kept, record = config.call(audit, dataset=dataset, batch_size=config.bound("train.batch_size", 256))
+        write_json(path, record | {"passed": fingerprint})
+        print(describe(record))
+    except AuditError as error:
+        write_json(path, error.record)
+        print(describe(error.record))
+        raise
+    return kept
+
+
+def main(run_dir: Path) -> None:
+    program.configure(run_dir, trains=True)
+    prepared(run_dir)
+    log.info("prepared; train with the same flags: python -m redi.train ...")
+
+
+def console() -> None:
+    program.run(main, __doc__)
+
+
+if __name__ == "__main__":
+    console()

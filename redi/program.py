@@ -1,0 +1,102 @@
+"""What all command-line programs share: flags, start-up, and how errors reach the user."""
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+log = logging.getLogger("redi")
+
+flags.DEFINE_multi_string(
+    "gin_file", [], "gin file, looked up in the current folder and then among the shipped ones; may be repeated."
+)
+flags.DEFINE_multi_string("gin_bindings", [], "One binding, as in 'PCA.rank = 4'; may be repeated; wins over files.")
+flags.DEFINE_string("run_dir", None, "The run's folder; default: runs/<name of the first gin file>.")
+flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
+OWN_FLAGS = ("gin_file", "gin_bindings", "run_dir", "traceback")
+
+
+def run(main: Callable[[Path], None], doc: str) -> None:
+    """Runs `main(run_dir)` as an absl program; ends the process.
+
+    Exit status: 0 done, 1 an error that is explained on stderr, 130 Ctrl-C, 143 SIGTERM.
+    """
+    sys.modules["__main__"].__doc__ = doc  # absl prints it for --help, also for a console script
+    for name in OWN_FLAGS:
+        FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
+    app.run(lambda argv: sys.exit(_guarded(main, argv)))
+
+
+def configure(run_dir: Path, *, trains: bool) -> None:
+    """Parses the configuration of `--gin_file` (default: the run's own) and `--gin_bindings`, and claims the folder.
+
+    Args:
+        trains: whether the caller may start a run; others need one that exists.
+
+    Raises:
+        ValueError: mistakes in the configuration, or a folder that holds a run with another one.
+    """
+    from redi import components  # imports torch and all components
+    from redi.core import config
+
+    components.import_all()
+    saved = run_dir / "config.gin"
+    if not FLAGS.gin_file and not saved.exists():
+        what = "name a gin file with --gin_file, or the folder of an earlier run with --run_dir"
+        raise ValueError(f"{run_dir} holds no run: {what}")
+    config.parse(FLAGS.gin_file or [saved], FLAGS.gin_bindings)
+    for binding in config.without_effect(components.roots()):
+        log.warning("%s has no effect: nothing that is used refers to it", binding)
+    if saved.exists():
+        if differences := config.conflicts(saved.read_text(), components.training_roots()):
+            raise ValueError(
+                f"{run_dir} holds a run with another configuration:\n  "
+                + "\n  ".join(differences)
+                + "\nChoose another --run_dir, or give the bindings that the run was started with"
+            )
+    elif not trains:
+        raise ValueError(f"{run_dir} holds no run: train one with redi.train --run_dir={run_dir}")
+    if trains:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        saved.write_text(config.full_text())
+
+
+def _guarded(main: Callable[[Path], None], argv: list[str]) -> int:
+    _log_to_stderr()
+    try:
+        if len(argv) > 1:
+            raise ValueError(f"unexpected argument {argv[1]!r}: everything is a flag, see --help")
+        main(_run_dir())
+        return 0
+    except KeyboardInterrupt as stop:  # also trainer.Stopped
+        print(f"{stop or 'interrupted'}; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 128 + getattr(stop, "signal_number", 2)
+    except (ValueError, OSError, ImportError) as error:
+        if FLAGS.traceback:
+            raise
+        print(f"error: {error}\n(--traceback shows where this arose)", file=sys.stderr)
+        return 1
+
+
+def _run_dir() -> Path:
+    if FLAGS.run_dir:
+        return Path(FLAGS.run_dir)
+    if FLAGS.gin_file:
+        return Path("runs") / Path(FLAGS.gin_file[0]).stem
+    raise ValueError("name a gin file with --gin_file, or the folder of an earlier run with --run_dir")
+
+
+def _log_to_stderr() -> None:
+    from tqdm.contrib.logging import _TqdmLoggingHandler  # writes above a progress bar instead of through it
+
+    handler = _TqdmLoggingHandler()
+    handler.stream = sys.stderr
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
+    log.handlers[:] = [handler]
+    log.propagate = False
+    log.setLevel(logging.INFO)
+    for chatty in ("matplotlib", "PIL"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

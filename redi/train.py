@@ -1,0 +1,32 @@
+"""Trains a model; run again with the same flags, it resumes.
+
+python -m redi.train --gin_file=digits.gin --gin_bindings='PCA.rank = 4' --run_dir=runs/rank4
+"""
+
+from pathlib import Path
+
+from redi import program
+from redi.prepare import prepared
+
+
+def stage(run_dir: Path) -> None:
+    """Prepares and trains under the parsed configuration."""
+    from redi.core import config
+    from redi.core.trainer import train
+
+    codec, dataset = prepared(run_dir)
+    config.call(train, run_dir=run_dir, codec=codec, dataset=dataset)
+    (run_dir / "operative.gin").write_text(config.operative_text())
+
+
+def main(run_dir: Path) -> None:
+    program.configure(run_dir, trains=True)
+    stage(run_dir)
+
+
+def console() -> None:
+    program.run(main, __doc__)
+
+
+if __name__ == "__main__":
+    console()

@@ -1,0 +1,206 @@
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from redi.data.audit import AuditError, audit, describe
+from redi.data.datasets import Dataset
+from redi.data.datasets.digits import Digits
+from redi.data.datasets.image_folder import ImageFolder
+from redi.data.preprocessing import Preprocessing
+
+PHOTOS = Path(os.environ.get("REDI_DATA", Path(__file__).parents[2] / "../shared/data")) / "photos"
+
+
+def folder(root: Path, sizes: dict[str, tuple[int, int]], **settings) -> ImageFolder:
+    for name, size in sizes.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size).save(root / name)
+    return ImageFolder(path=str(root), **settings)
+
+
+def two_classes(root: Path, **settings) -> ImageFolder:
+    return folder(root, {f"{name}/{n}.png": (8, 8) for name in ("cat", "dog") for n in range(3)}, **settings)
+
+
+def refused(match: str, dataset: Dataset, **settings) -> AuditError:
+    with pytest.raises(ValueError, match=match) as caught:
+        audit(dataset, **{"batch_size": 2} | settings)
+    assert isinstance(caught.value, AuditError)
+    assert json.loads(json.dumps(caught.value.record))["refused"] and describe(caught.value.record)
+    return caught.value
+
+
+def test_a_sound_data_set_passes_unchanged_with_its_facts():
+    data = Digits(split="all")
+    same, record = audit(data, batch_size=100)
+    assert same is data and json.loads(json.dumps(record)) == record
+    assert record["num_images"] == 1797 and record["steps_per_epoch"] == 17.97 and record["label_range"] == [0, 9]
+    assert record["num_classes"] == record["num_classes_present"] == 10 and record["missing_classes"] == []
+    assert record["images_per_class"] == {str(n): count for n, count in enumerate(np.bincount(data.labels).tolist())}
+    assert record["images_per_class_min_median_max"] == [174, 180.5, 183]
+    assert record["sizes"] == record["sizes_after_preprocessing"] == {"8x8": 1797} and record["modes"] == {"L": 1797}
+    assert record["unreadable"] == {} and record["warnings"] == []
+
+
+def test_the_table_is_readable():
+    table = describe(audit(Digits(split="all"), batch_size=100)[1])
+    assert table.splitlines() == [
+        "data set          Digits, split all",
+        "images            1,797",
+        "classes           10 present of 10 the model is built for",
+        "missing           none",
+        "images per class  174 to 183, median 180.5",
+        "labels            0 to 9",
+        "stored sizes      8x8: 1,797",
+        "width, height     8 to 8, 8 to 8",
+        "modes             L: 1,797",
+        "sizes used        8x8",
+        "unreadable        none",
+        "steps per epoch   17.97 of batch 100",
+    ]
+
+
+def test_real_photos_are_described_and_need_a_size():
+    if not PHOTOS.is_dir():
+        pytest.skip(f"no real photos at {PHOTOS}: set REDI_DATA")
+    _, record = audit(ImageFolder(path=str(PHOTOS), preprocessing=Preprocessing(image_size=32)), batch_size=4)
+    assert record["num_images"] == 12 and record["sizes_after_preprocessing"] == {"32x32": 12}
+    assert record["num_sizes"] > 8 and sum(record["modes"].values()) == 12
+    error = refused("different sizes after preprocessing", ImageFolder(path=str(PHOTOS)))
+    assert error.record["width_min_max"][0] == 75 and error.record["num_images"] == 12
+
+
+def test_missing_classes_are_refused_and_allowed_on_request(tmp_path):
+    data = two_classes(tmp_path, num_classes=1000)
+    error = refused(
+        r"only 2 of the 1000 classes that the model is built for have images; 998 have none: label 2, label 3, .*"
+        r"label 21, and more. If .*bind ImageFolder.num_classes = 2 for a model of those alone, or "
+        r"bind audit.allow_missing_classes = True",
+        data,
+    )
+    assert error.record["num_missing_classes"] == 998 and len(error.record["missing_classes"]) == 20
+    same, record = audit(data, batch_size=2, allow_missing_classes=True)
+    assert same is data and record["num_missing_classes"] == 998
+    assert record["images_per_class"] == {"cat": 3, "dog": 3} and record["images_per_class_min_median_max"] == [0, 0, 3]
+
+
+def test_an_empty_class_folder_is_a_missing_class_that_a_smaller_model_does_not_mend(tmp_path):
+    (tmp_path / "bee").mkdir()
+    error = refused("1 have none: bee. If .* there, bind audit.allow_missing_classes = True", two_classes(tmp_path))
+    assert "num_classes =" not in str(error)
+
+
+def test_labels_beyond_the_model_are_refused_before_decoding(tmp_path):
+    data = folder(tmp_path, {"a/1.png": (8, 8), "b/2.png": (8, 9), "c/3.png": (8, 8)}, num_classes=2)
+    error = refused(
+        r"labels run from 0 to 2, but a model for 2 classes takes 0 to 1 \(1 images are outside, first c/3.png\): "
+        r"it needs ImageFolder.num_classes = 3",
+        data,
+    )
+    assert "sizes" not in error.record
+    data.labels[0] = -1
+    refused("labels run from -1 to 2, .* it needs labels that count from 0", data)
+
+
+def test_no_images_are_refused(tmp_path):
+    data = folder(tmp_path, {"a/1.png": (8, 8)}, split="held_out", held_out_fraction=0.2)
+    refused(r"split 'held_out'.*\n- no images are left: see ImageFolder.split, ImageFolder.held_out_fraction", data)
+
+
+def test_mixed_sizes_are_refused_with_the_binding(tmp_path):
+    sizes = {"a.png": (8, 8), "b.png": (9, 8), "c.png": (9, 8)}
+    refused(
+        r"2 different sizes after preprocessing \(the commonest, width x height: 9x8 \(2\), 8x8 \(1\)\); one is "
+        r"needed: bind ImageFolder.preprocessing = @Preprocessing\(\) and Preprocessing.image_size = 256, say",
+        folder(tmp_path, sizes),
+    )
+    _, record = audit(folder(tmp_path, sizes, preprocessing=Preprocessing(image_size=4)), batch_size=1)
+    assert record["num_sizes"] == 2 and record["sizes_after_preprocessing"] == {"4x4": 3}
+
+
+def test_a_camera_turned_makes_sizes_mixed(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 6)).save(tmp_path / "turned.jpg", exif=exif)
+    refused(r"2 different sizes", folder(tmp_path, {"straight.jpg": (8, 6)}))
+
+
+def test_oblong_images_are_refused(tmp_path):
+    data = folder(tmp_path, {"a.png": (8, 6), "b.png": (8, 6)})
+    refused("the images are 8 wide and 6 high after preprocessing; squares are needed: bind ImageFolder.pre", data)
+
+
+def test_unreadable_images_are_listed_and_refused_or_left_out(tmp_path):
+    data = two_classes(tmp_path)
+    (tmp_path / "cat" / "1.png").write_text("no image")
+    error = refused(
+        r"1 images cannot be read: repair or delete them, or bind audit.skip_unreadable = True\n"
+        r"    cat/1.png: no image in a format that Pillow knows",
+        data,
+    )
+    assert list(error.record["unreadable"]) == ["cat/1.png"]
+    rest, record = audit(data, batch_size=2, skip_unreadable=True)
+    assert rest.names == [name for name in data.names if name != "cat/1.png"] and len(data) == 6
+    assert record["num_images"] == 5 and record["images_per_class"] == {"cat": 2, "dog": 3}
+    assert record["warnings"] == ["1 unreadable images are left out"]
+    assert rest.fingerprint() != data.fingerprint() and rest[1][0].shape == (3, 8, 8)
+
+
+def test_a_class_lost_with_its_unreadable_images_is_missing(tmp_path):
+    data = two_classes(tmp_path)
+    for file in (tmp_path / "dog").iterdir():
+        file.write_text("no image")
+    refused("1 have none: dog.*ImageFolder.num_classes = 1", data, skip_unreadable=True)
+    for file in (tmp_path / "cat").iterdir():
+        file.write_text("no image")
+    refused("no images are left.*audit.skip_unreadable", data, skip_unreadable=True)
+    error = refused("6 images cannot be read", data)
+    assert "sizes" not in error.record
+
+
+def test_several_problems_are_told_at_once(tmp_path):
+    data = folder(tmp_path, {"a.png": (8, 6), "b.png": (9, 6), "c.png": (8, 6)})
+    (tmp_path / "c.png").write_text("no image")
+    assert len(refused("cannot be read(.|\n)*different sizes", data).record["refused"]) == 2
+
+
+def test_a_batch_larger_than_the_data_set_is_a_warning(tmp_path):
+    _, record = audit(two_classes(tmp_path), batch_size=64)
+    assert record["warnings"] == ["the batch of 64 is larger than the data set of 6 images"]
+    assert describe(record).endswith("warning           the batch of 64 is larger than the data set of 6 images")
+
+
+def test_an_empty_batch_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="audit.batch_size = 0: it is at least 1"):
+        audit(two_classes(tmp_path), batch_size=0)
+
+
+class Blank(Dataset):
+    """The least that a component implements."""
+
+    def __init__(self, dtype: type = np.uint8):
+        super().__init__(names=["a", "b"], labels=np.array([0, 1]), class_names=["x", "y"])
+        self.dtype = dtype
+
+    def load(self, index):
+        return np.zeros((4, 4, 3), dtype=self.dtype)
+
+    def provenance(self):
+        return {}
+
+
+def test_a_data_set_that_implements_the_least_passes():
+    assert audit(Blank(), batch_size=1)[1]["sizes_after_preprocessing"] == {"4x4": 2}
+
+
+def test_a_component_that_breaks_its_contract_is_named():
+    refused(r"Blank.load gives float32 \(4, 4, 3\) for a; inspect and output_size announce uint8", Blank(np.float32))
+
+
+def test_standard_output_stays_clean(tmp_path, capfd):
+    audit(two_classes(tmp_path), batch_size=2)
+    assert capfd.readouterr() == ("", "")  # the bar is for terminals, on standard error
