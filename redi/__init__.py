@@ -15,27 +15,31 @@ _PUBLIC = {
     "JointObjective": "redi.core.objective",
     "Preprocessing": "redi.data.preprocessing",
     "Representation": "redi.core.codec",
-    "audit_dataset": "redi.data.audit",
+    "audit": "redi.data.audit",
     "generate": "redi.core.generation",
     "load": "redi.runs",
     "sample_grid": "redi.evaluation.pictures",
 }
-# Folders of components: redi.encoders.DomainEncoder, redi.reducers.PCA, ...
+# The kinds of components, under the names that gin files use: redi.reducers.PCA is @reducers.PCA.
 _KINDS = {
     "autoencoders": "redi.models.autoencoders",
     "datasets": "redi.data.datasets",
     "encoders": "redi.models.encoders",
+    "fusion": "redi.fusion",
+    "guidance": "redi.guidance",
     "processes": "redi.core.processes",
     "reducers": "redi.models.reducers",
     "samplers": "redi.core.samplers",
 }
 
-__all__ = ["__version__", *_PUBLIC]
+__all__ = ["__version__", *_PUBLIC, *_KINDS]
 
 
 def __getattr__(name: str):
     if name in _PUBLIC:
         return getattr(importlib.import_module(_PUBLIC[name]), name)
+    if name in _KINDS:
+        return importlib.import_module(_KINDS[name])
     raise AttributeError(f"module 'redi' has no attribute {name!r}; it has {', '.join(__all__)}")
 
 

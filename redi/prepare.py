@@ -16,13 +16,15 @@ def prepared(run_dir: Path):
     """-> the fitted codec and what `train` takes as its data set; the audit is printed and stored first."""
     from redi.core import config
     from redi.core.checkpoint import list_checkpoints, load_checkpoint
+    from redi.core.codec import JointCodec
     from redi.core.trainer import choose_device
     from redi.data.preparation import prepare
 
     codec = config.bound("train.codec")
-    if codec is None:
-        raise ValueError("no codec: bind train.codec = @JointCodec(), as gin/base.gin does")
+    if not isinstance(codec, JointCodec):
+        raise ValueError(f"train.codec is {codec!r}: bind train.codec = @JointCodec(), as gin/base.gin does")
     dataset = audited(run_dir)
+    _check_model(codec, dataset)
     codec.to(choose_device(config.bound("train.device", "auto")))
     if checkpoints := list_checkpoints(run_dir):  # a resumed run keeps what it was trained with
         codec.load_learned_state(load_checkpoint(checkpoints[-1])[0]["codec"])
@@ -34,14 +36,15 @@ def audited(run_dir: Path):
     from redi.core import config
     from redi.core.artefact import write_json
     from redi.data.audit import AuditError, audit, describe
+    from redi.data.datasets import datasets
 
     dataset = config.bound("train.dataset")
     if dataset is None:
         raise ValueError("no data set: bind train.dataset, for example = @datasets.ImageFolder()")
+    datasets.check(dataset, "train.dataset")
     path, fingerprint = run_dir / "audit.json", dataset.fingerprint()
     if path.exists() and (record := json.loads(path.read_text())).get("passed") == fingerprint:
-        unreadable = {entry["name"] for entry in record["unreadable"]}
-        return dataset.without([i for i, name in enumerate(dataset.names) if name in unreadable])
+        return dataset.without([i for i, name in enumerate(dataset.names) if name in record["unreadable"]])
     try:
         kept, record = config.call(audit, dataset=dataset, batch_size=config.bound("train.batch_size", 256))
         write_json(path, record | {"passed": fingerprint})
@@ -51,6 +54,26 @@ def audited(run_dir: Path):
         print(describe(error.record))
         raise
     return kept
+
+
+def _check_model(codec, dataset) -> None:
+    """Refuses what could not be trained or sampled, before hours of encoding and not after them."""
+    import torch
+
+    from redi.core import config
+    from redi.core.generation import check_generation
+    from redi.core.objective import JointObjective
+    from redi.models.transformer import DiffusionTransformer
+
+    runtime = {"channels": codec.channels, "num_classes": dataset.num_classes}
+    with torch.device("meta"):  # shapes alone: no memory, no random numbers
+        config.bound("train.model", DiffusionTransformer)(grid=codec.grid(dataset.image_size), **runtime)
+    objective = config.bound("train.objective", JointObjective)(**runtime)
+    rules = config.bound("generate.guidance", ())
+    check_generation(config.bound("generate.sampler"), rules, codec.channels, dataset.num_classes)
+    for rule in rules:
+        if advice := rule.check_training(objective.label_dropout, objective.representation_dropout):
+            log.warning("%s", advice)
 
 
 def main(run_dir: Path) -> None:

@@ -1,6 +1,7 @@
 """What all command-line programs share: flags, start-up, and how errors reach the user."""
 
 import logging
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,7 @@ def configure(run_dir: Path, *, trains: bool) -> None:
     """
     from redi import components  # imports torch and all components
     from redi.core import config
+    from redi.core.checkpoint import list_checkpoints
 
     components.import_all()
     saved = run_dir / "config.gin"
@@ -48,9 +50,9 @@ def configure(run_dir: Path, *, trains: bool) -> None:
         what = "name a gin file with --gin_file, or the folder of an earlier run with --run_dir"
         raise ValueError(f"{run_dir} holds no run: {what}")
     config.parse(FLAGS.gin_file or [saved], FLAGS.gin_bindings)
-    for binding in config.without_effect(components.roots()):
-        log.warning("%s has no effect: nothing that is used refers to it", binding)
-    if saved.exists():
+    if unused := config.without_effect(components.roots()):
+        log.warning("bound without effect, for nothing in use refers to it: %s", ", ".join(unused))
+    if saved.exists() and list_checkpoints(run_dir):  # before the first, another configuration spoils nothing
         if differences := config.conflicts(saved.read_text(), components.training_roots()):
             raise ValueError(
                 f"{run_dir} holds a run with another configuration:\n  "
@@ -58,7 +60,7 @@ def configure(run_dir: Path, *, trains: bool) -> None:
                 + "\nChoose another --run_dir, or give the bindings that the run was started with"
             )
     elif not trains:
-        raise ValueError(f"{run_dir} holds no run: train one with redi.train --run_dir={run_dir}")
+        raise ValueError(f"{run_dir} holds no trained model: train one with redi.train --run_dir={run_dir}")
     if trains:
         run_dir.mkdir(parents=True, exist_ok=True)
         saved.write_text(config.full_text())
@@ -77,7 +79,9 @@ def _guarded(main: Callable[[Path], None], argv: list[str]) -> int:
     except (ValueError, OSError, ImportError) as error:
         if FLAGS.traceback:
             raise
-        print(f"error: {error}\n(--traceback shows where this arose)", file=sys.stderr)
+        # gin adds a line for every call that the error went through; those in a scope tell which of two objects.
+        text = re.sub(r"\n\s*In call to configurable '\S+' \(<.*?>\)(?=\n|$)", "", str(error))
+        print(f"error: {text}\n(--traceback shows where this arose)", file=sys.stderr)
         return 1
 
 
@@ -89,11 +93,17 @@ def _run_dir() -> Path:
     raise ValueError("name a gin file with --gin_file, or the folder of an earlier run with --run_dir")
 
 
-def _log_to_stderr() -> None:
-    from tqdm.contrib.logging import _TqdmLoggingHandler  # writes above a progress bar instead of through it
+class _AboveBars(logging.Handler):
+    """Writes to stderr above a progress bar instead of through it."""
 
-    handler = _TqdmLoggingHandler()
-    handler.stream = sys.stderr
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def _log_to_stderr() -> None:
+    handler = _AboveBars()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
     log.handlers[:] = [handler]
     log.propagate = False

@@ -19,6 +19,7 @@ LAYERS = [
         "core.artefact",
         "core.interrupt",
         "core.log",
+        "core.progress",
         "data.preprocessing",
     },
     {

@@ -68,7 +68,10 @@ def read_record(folder: Path) -> dict:
         raise BrokenArtefact(f"{path} is missing: this folder was not written by redi, or not completely") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BrokenArtefact(f"{path} is not JSON: {error}") from None
-    if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
+    files = record.get("files") if isinstance(record, dict) else None
+    if not isinstance(files, dict) or not all(
+        isinstance(f, dict) and {"bytes", "sha256"} <= set(f) for f in files.values()
+    ):
         raise BrokenArtefact(f"{path} was not written by redi: it lists no files")
     return record
 

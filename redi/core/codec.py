@@ -69,9 +69,7 @@ class JointCodec(nn.Module):
         if len({"image", *names}) <= len(names):
             raise ValueError(f"every channel group needs a name of its own, got image and {names}: Representation.name")
         self.representations = nn.ModuleDict({r.name: r for r in representations})
-        self.channels = Channels(
-            image=self.autoencoder.channels, **{r.name: r.reducer.rank for r in representations}
-        )
+        self.channels = Channels(image=self.autoencoder.channels, **{r.name: r.reducer.rank for r in representations})
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> "JointCodec":

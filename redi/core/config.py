@@ -4,7 +4,9 @@ import copy
 import inspect
 import logging
 import re
-from collections.abc import Callable, Sequence
+import tokenize
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from gin.config import iterate_references
 from redi.core.registry import did_you_mean
 
 # Differences under which a run may go on: they decide how long, how often and where, not what is learned.
-HARMLESS = re.compile(r"train\.(num_steps|\w+_every|keep_checkpoints|preview\w*|device)$|prepare\.(cache_dir|batch_size)$")
+HARMLESS = re.compile(
+    r"train\.(num_steps|\w+_every|keep_checkpoints|preview\w*|device)$|prepare\.(cache_dir|batch_size)$"
+)
 
 
 def config_dir() -> Path:
@@ -32,32 +36,54 @@ def parse(gin_files: Sequence[str | Path] = (), gin_bindings: Sequence[str] = ()
         ValueError: unknown file, configurable, parameter or macro, with the place and the nearest valid name.
     """
     gin.clear_config()
-    gin.add_config_file_search_path(str(config_dir()))
-    absl_log = logging.getLogger("absl")
-    level = absl_log.level
-    absl_log.setLevel(logging.CRITICAL)  # gin logs an error for every place where it looks for a file in vain
+    if str(config_dir()) not in gin.config._LOCATION_PREFIXES:
+        gin.add_config_file_search_path(str(config_dir()))
+    muted = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # gin logs an error for every place where it looks for a file in vain
+    source = "the bindings"
     try:
-        for file in gin_files:
-            gin.parse_config_file(str(file))
+        for source in gin_files:  # noqa: B007 - for the message below
+            gin.parse_config_file(str(source))
+        source = "the bindings"
         gin.parse_config(list(gin_bindings))
         gin.finalize()
+    except tokenize.TokenError:
+        raise ValueError(f"a bracket or a string in {source} is never closed") from None
     except (ValueError, OSError, SyntaxError, ImportError) as error:
         raise ValueError(_explain(error)) from None
     finally:
-        absl_log.setLevel(level)
+        logging.disable(muted)
 
 
 def call(function: Callable, **arguments: Any) -> Any:
-    """Calls a configurable function with its bindings; `arguments` take precedence over them."""
-    return gin.get_configurable(function)(**arguments)
+    """Calls a configurable function with its bindings; `arguments` take precedence over them.
+
+    Raises:
+        ValueError: an argument without a default that nothing binds; and what the function raises.
+    """
+    selector = gin.config._INVERSE_REGISTRY[function].selector
+    bindings = gin.config._CONFIG.get(("", selector), {})
+    # gin would build what is bound to these arguments, the data set anew for example, only to discard it.
+    unused = {name: bindings.pop(name) for name in arguments if name in bindings}
+    try:
+        with _explained_if_missing():
+            return gin.get_configurable(function)(**arguments)
+    finally:
+        gin.config._CONFIG.setdefault(("", selector), {}).update(unused)
 
 
 def bound(name: str, default: Any = None) -> Any:
-    """The value that 'function.argument' is bound to, with references resolved as gin would for a call."""
+    """The value that 'function.argument' is bound to, with references resolved as gin would for a call.
+
+    Raises:
+        ValueError: as `call`, for the components that it refers to.
+    """
     try:
-        return copy.deepcopy(gin.query_parameter(name))
+        value = gin.query_parameter(name)
     except ValueError:  # nothing bound
         return default
+    with _explained_if_missing():
+        return copy.deepcopy(value)
 
 
 def full_text() -> str:
@@ -75,10 +101,12 @@ class isolated:
 
     def __enter__(self):
         self.text, self.locked = gin.config_str(), gin.config_is_locked()
+        self.operative = gin.config._OPERATIVE_CONFIG.copy()
 
     def __exit__(self, *_):
         gin.clear_config()
         gin.parse_config(self.text)
+        gin.config._OPERATIVE_CONFIG.update(self.operative)
         if self.locked:
             gin.finalize()
 
@@ -102,14 +130,20 @@ def statements(text: str) -> dict[str, str]:
 
 def conflicts(saved: str, roots: Sequence[Callable]) -> list[str]:
     """Lines 'binding: saved -> now' for the differences from a saved configuration that reach these functions."""
+    old, new = relevant(saved, roots), relevant(full_text(), roots)
+    differing = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
+    return [f"{key}: {old.get(key, '(not bound)')} -> {new.get(key, '(not bound)')}" for key in differing]
+
+
+def relevant(text: str, roots: Sequence[Callable]) -> dict[str, str]:
+    """The statements of a saved configuration that decide what these functions compute, harmless ones left out."""
     matters = {f"{scope}/{_short(selector)}".lstrip("/") for scope, selector in _reached(roots, but=HARMLESS)}
-    old, new = statements(saved), statements(full_text())
-    lines = []
-    for key in sorted(old | new):
+    kept = {}
+    for key, value in statements(text).items():
         owner = key.rsplit(".", 1)[0] if "." in key else f"{key}/macro"
-        if old.get(key) != new.get(key) and owner in matters and not HARMLESS.match(key):
-            lines.append(f"{key}: {old.get(key, '(not bound)')} -> {new.get(key, '(not bound)')}")
-    return lines
+        if owner in matters and not HARMLESS.match(key):
+            kept[key] = value
+    return kept
 
 
 def without_effect(roots: Sequence[Callable]) -> list[str]:
@@ -126,8 +160,7 @@ def without_effect(roots: Sequence[Callable]) -> list[str]:
 
 def _reached(roots: Sequence[Callable], but: re.Pattern | None = None) -> set[tuple[str, str]]:
     """(scope, selector) of all bindings that calling the roots can use; not through parameters that match `but`."""
-    selector_of = {info.wrapped: info.selector for _, info in gin.config._REGISTRY.items()}
-    pending = [("", selector_of[root]) for root in roots]
+    pending = [("", gin.config._INVERSE_REGISTRY[root].selector) for root in roots]
     reached = set()
     for scope, selector in pending:  # grows while it is walked
         for outer in _enclosing(scope):
@@ -152,25 +185,51 @@ def _short(selector: str) -> str:
     return gin.config._REGISTRY.minimal_selector(selector)
 
 
+@contextmanager
+def _explained_if_missing() -> Iterator[None]:
+    """An argument without a default that nothing binds is a user's mistake: a ValueError that names the binding."""
+    try:
+        yield
+    except TypeError as error:
+        match = re.search(
+            r"missing \d+ required .*arguments?: (.+)(?:\n.*)*?\n  In call to configurable '(\S+)'", str(error)
+        )
+        if not match:
+            raise
+        names = re.findall(r"'(\w+)'", match[1])
+        if set(names) <= set(gin.config._REGISTRY.get_match(match[2]).denylist or ()):
+            what = f"{match[2]} is built by the library, which supplies {', '.join(names)}"
+            raise ValueError(f"{what}: refer to it without parentheses, as @{match[2]}") from error
+        needed = " and ".join(f"{match[2]}.{name}" for name in names)
+        raise ValueError(f"nothing is bound to {needed}, which has no default") from error
+
+
 def _explain(error: Exception) -> str:
     """gin's message, shortened to what concerns the user, with the nearest valid name."""
     text = str(error).strip()
+    what, _, where = text.partition("\n")
+    if isinstance(error, SyntaxError):
+        token = re.search(r"Failed to parse token '(.+)'", error.msg)
+        what = f"{token[1]} is no value: text needs quotes, a component @, a macro %" if token else error.msg
+        return f"{what}\n  In {error.filename or 'the bindings'}, line {error.lineno}\n    {error.text or ''}".rstrip()
     if match := re.search(r"No bindings specified for '(\S+)/(?:gin\.)?macro'", text):
         macros = [scope for scope, selector in gin.config._CONFIG if selector == "gin.macro"]
-        return f"the macro %{match[1]} is used but never set{did_you_mean(match[1], macros)}"
+        used = [f"\n    {k} = {v}" for k, v in statements(full_text()).items() if re.search(rf"%{match[1]}\b", v)]
+        return f"the macro %{match[1]} is used but never set{did_you_mean(match[1], macros)}{''.join(used)}"
     if match := re.search(r"No configurable matching (?:reference )?'@?([\w./]+)", text):
-        return text + did_you_mean(match[1], _bindable_names())
+        return f"{what.rstrip('.')}{did_you_mean(match[1].split('/')[-1], _bindable_names())}\n{where}"
     if match := re.search(r"'([\w./]+)' doesn't have a parameter named '(\w+)'", text):
         info = gin.config._REGISTRY.get_match(match[1].split("/")[-1])
         known = [name for name in inspect.signature(info.wrapped).parameters if name not in (info.denylist or ())]
-        return f"{text}\n  {match[1]} takes {', '.join(known) or 'no parameters'}{did_you_mean(match[2], known)}"
+        takes = f"{match[1]} takes {', '.join(known) or 'no parameters'}{did_you_mean(match[2], known)}"
+        return f"{what}\n{where}\n  {takes}"
     if match := re.search(r"'([\w./]+)' has denylisted kwarg '(\w+)'", text):
-        where = text.split("\n", 1)[1] if "\n" in text else ""
         return f"{match[1]}.{match[2]} is supplied by the library and cannot be bound\n{where}".rstrip()
-    if match := re.match(r"Unable to open file: (\S+)\. Searched config paths", text):
+    if match := re.match(r"Unable to open file: (.+)\. Searched config paths", text):
         shipped = sorted(str(path.relative_to(config_dir())) for path in config_dir().rglob("*.gin"))
         nearest = did_you_mean(match[1], shipped)
-        return f"no gin file {match[1]}, neither here nor among the shipped ones ({', '.join(shipped)}){nearest}"
+        what = f"no gin file {match[1]}, neither here nor among the shipped ones ({', '.join(shipped)}){nearest}"
+        return f"{what}\n{where}".rstrip()
     return text
 
 

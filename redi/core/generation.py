@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.func import functional_call
-from tqdm import tqdm
 
+from redi.core.channels import Channels
 from redi.core.codec import JointCodec
 from redi.core.processes import Process, processes
+from redi.core.progress import progress
 from redi.core.registry import configurable
 from redi.core.samplers import ImageNoise, Sampler, samplers
 from redi.core.samplers.euler_maruyama import EulerMaruyama
@@ -31,7 +32,6 @@ class Generated:
 
 
 @configurable(runtime=("model", "codec", "process", "labels", "weights", "first_index"))
-@torch.no_grad()
 def generate(
     model: DiffusionTransformer,
     codec: JointCodec,
@@ -60,13 +60,12 @@ def generate(
         ValueError: a label outside the range, a rule that this model cannot follow, the wrong kind of object.
     """
     sampler = EulerMaruyama() if sampler is None else sampler
-    samplers.check(sampler, "generate.sampler")
     processes.check(process, "JointObjective.process")
-    for rule in guidance:
-        guidance_rules.check(rule, "generate.guidance")
-        rule.check(model.channels, model.num_classes)
+    check_generation(sampler, guidance, model.channels, model.num_classes)
     labels = torch.as_tensor(labels, dtype=torch.int64)
-    if len(labels) and not 0 <= labels.min() <= labels.max() <= model.null_label:
+    if batch_size < 1 or not len(labels):
+        raise ValueError(f"generate takes at least one label and batch_size >= 1, got {len(labels)} and {batch_size}")
+    if not 0 <= labels.min() <= labels.max() <= model.null_label:
         raise ValueError(
             f"labels run from {labels.min()} to {labels.max()}; this model has classes 0 ... {model.num_classes - 1} "
             f"(and {model.null_label}, the null label)"
@@ -76,14 +75,14 @@ def generate(
     training = model.training
     model.eval()
     parts = []
-    with tqdm(total=len(labels), desc="sampling", unit="img", leave=False) as progress:
+    with torch.no_grad(), progress(total=len(labels), desc="sampling", unit="img") as bar:
         for start in range(0, len(labels), batch_size):
             y = labels[start : start + batch_size].to(device)
             indices = range(first_index + start, first_index + start + len(y))
             draw = ImageNoise(seed, indices, (model.channels.total, *model.grid), device)
             denoise = guided(network, guidance, model.channels, y, model.null_label)
             parts.append(sampler(denoise, process, draw))
-            progress.update(len(y))
+            bar.update(len(y))
     model.train(training)
     x = torch.cat(parts)
     images = torch.cat([codec.decode(part) for part in parts])
@@ -95,6 +94,17 @@ def generate(
         "network_evaluations_per_image": network.evaluations / len(labels),
     }
     return Generated(images.cpu(), x.cpu(), labels, record)
+
+
+def check_generation(
+    sampler: Sampler | None, guidance: Sequence[Guidance], channels: Channels, num_classes: int
+) -> None:
+    """Raises ValueError for the wrong kind of object, or a rule that a model of such channels cannot follow."""
+    if sampler is not None:
+        samplers.check(sampler, "generate.sampler")
+    for rule in guidance:
+        guidance_rules.check(rule, "generate.guidance")
+        rule.check(channels, num_classes)
 
 
 class _Counted:

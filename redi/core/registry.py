@@ -9,6 +9,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
 
@@ -116,10 +117,14 @@ def external(cls: type, module: str) -> type:
     return cls
 
 
-def discover(package: str) -> None:
-    """Imports every module of a package, so that a component file is found by being there."""
-    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+def discover(package: str, registry: Registry) -> None:
+    """Imports every module of a package, so that a component file is found by being there, and offers the
+    components as attributes of the package (`from redi.fusion import Merged`)."""
+    namespace = sys.modules[package]
+    for module in pkgutil.iter_modules(namespace.__path__):
         importlib.import_module(f"{package}.{module.name}")
+    for name, component in registry.items():
+        setattr(namespace, name, component)
 
 
 def did_you_mean(name: str, names) -> str:

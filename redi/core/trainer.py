@@ -1,7 +1,6 @@
 """The one training loop."""
 
 import logging
-import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from redi.core.artefact import optimizer_tensors, restore_optimizer
 from redi.core.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
@@ -20,6 +18,7 @@ from redi.core.generation import generate
 from redi.core.interrupt import Stopped, StopRequest
 from redi.core.log import RunLog
 from redi.core.objective import JointObjective
+from redi.core.progress import progress
 from redi.core.registry import configurable, external
 from redi.core.samplers import mix_seeds
 from redi.data.loader import batches
@@ -27,6 +26,9 @@ from redi.evaluation.pictures import ColourBasis, sample_grid
 from redi.models.transformer import DiffusionTransformer
 
 log = logging.getLogger(__name__)
+
+# Paper, section 4.1: constant rate, no weight decay.
+ADAMW = partial(torch.optim.AdamW, lr=1e-4, weight_decay=0.0)
 
 for _optimizer in (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD):
     external(_optimizer, module="torch.optim")
@@ -40,7 +42,7 @@ def train(
     dataset,
     model: Callable[..., DiffusionTransformer] = DiffusionTransformer,
     objective: Callable[..., JointObjective] = JointObjective,
-    optimizer: Callable[..., torch.optim.Optimizer] = partial(torch.optim.AdamW, lr=1e-4, weight_decay=0.0),
+    optimizer: Callable[..., torch.optim.Optimizer] = ADAMW,
     ema: Callable[..., EMA] = EMA,
     num_steps: int = 400_000,
     batch_size: int = 256,
@@ -98,19 +100,24 @@ def train(
     base_rates = [group["lr"] for group in optim.param_groups]
     average = ema(model=net)
     codec.to(device)
-    colours = ColourBasis.fit(codec, dataset)
     log.info("attention: %s", net.choose_attention(device, dtype))
-    log.info("model: %.2f M parameters, %d tokens", sum(p.numel() for p in net.parameters()) / 1e6, net.fusion.num_tokens)
+    num_parameters = sum(p.numel() for p in net.parameters())
+    log.info("model: %.2f M parameters, %d tokens", num_parameters / 1e6, net.fusion.num_tokens)
 
     step = 0
     if checkpoints := list_checkpoints(run_dir):
         tensors, record = load_checkpoint(checkpoints[-1])
         _restore(checkpoints[-1], tensors, record, net, average, optim, names, codec)
-        step = record["step"]
+        step, colours = record["step"], ColourBasis(tensors["colours"])
+        if record["dataset"] != dataset.fingerprint():
+            log.warning("the data are not those that %s was trained on", checkpoints[-1])
         log.info("resuming from %s", checkpoints[-1])
+    else:
+        colours = ColourBasis.fit(codec, dataset)
 
     description = {"channels": dict(codec.channels), "grid": grid, "num_classes": num_classes}
     description |= {"image_size": dataset.image_size, "seed": seed, "codec": codec.provenance()}
+    description["dataset"] = dataset.fingerprint()
 
     def save() -> None:
         optimizer_state, optimizer_record = optimizer_tensors(optim, names)
@@ -121,8 +128,7 @@ def train(
     totals: dict[str, Tensor] = {}
     since, started = 0, time.perf_counter()
     data = batches(dataset, batch_size=batch_size, seed=seed, start=step, stop=num_steps)
-    every = 0.1 if sys.stderr.isatty() else 10  # seconds; a log file wants few lines
-    bar = tqdm(total=num_steps, initial=step, desc="training", unit="step", smoothing=0.1, mininterval=every)
+    bar = progress(total=num_steps, initial=step, desc="training", unit="step", smoothing=0.1, leave=True)
     net.train()
     with closing(RunLog(run_dir, step)) as run_log, StopRequest() as stop, closing(data), bar:
         for batch in data:
@@ -147,23 +153,25 @@ def train(
             bar.update()
 
             last = step == num_steps or stop.requested is not None
-            if step % log_every == 0 or last:
+            logs, saves = step % log_every == 0 or last, step % checkpoint_every == 0 or last
+            if (logs or saves) and not norm.isfinite():  # then the weights are not finite either: never save them
+                raise ValueError(f"the gradient is {norm} at step {step}: lower the learning rate, or train.precision")
+            if logs:
                 means = {name: float(total) / since for name, total in totals.items()}
                 rate = since * batch_size / (time.perf_counter() - started)
                 run_log.scalars(step, **means, images_per_second=rate, learning_rate=optim.param_groups[0]["lr"])
                 bar.set_postfix_str(f"loss {means['loss']:.4f}, {rate:.0f} img/s", refresh=False)
-                if means["loss"] != means["loss"]:
-                    raise ValueError(f"the loss is NaN by step {step}: lower the learning rate, or train.precision")
                 totals, since, started = {}, 0, time.perf_counter()
             if step % preview_every == 0:
-                labels = torch.arange(preview_images).sort().values * num_classes // preview_images
+                columns = min(10, num_classes)  # one class a column
+                labels = torch.arange(preview_images) % columns * num_classes // columns
                 drawn = preview(net, codec, loss_of.process, labels=labels, weights=average.parameters)
                 picture = sample_grid(drawn, codec, colours)
                 (run_dir / "previews").mkdir(exist_ok=True)
                 picture.save(run_dir / "previews" / f"step_{step:08d}.png")
                 run_log.picture(step, "samples", picture)
                 started = time.perf_counter()  # images/s is of training alone
-            if step % checkpoint_every == 0 or last:
+            if saves:
                 save()
                 started = time.perf_counter()
             if stop.requested is not None:

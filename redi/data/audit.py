@@ -6,8 +6,8 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from tqdm import tqdm
 
+from redi.core.progress import progress
 from redi.core.registry import configurable
 from redi.data.datasets import Dataset, UnreadableImage
 
@@ -128,7 +128,7 @@ def _decode_all(dataset: Dataset) -> tuple[dict[int, tuple[int, int, str]], dict
             return str(cause)
 
     readable, unreadable = {}, {}
-    bar = tqdm(total=len(dataset), desc="looking at every image", unit=" images", leave=False, disable=None)
+    bar = progress(total=len(dataset), desc="looking at every image", unit="img")
     with bar, ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool:
         for start in range(0, len(dataset), 1024):  # map() queues all it is given: bounded, for millions of images
             block = range(start, min(start + 1024, len(dataset)))

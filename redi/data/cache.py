@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from redi.core.artefact import BrokenArtefact, atomic_folder, sha256, write_json
 from redi.core.codec import JointCodec
+from redi.core.progress import progress
 from redi.data.datasets import Dataset
 
 MANIFEST = "manifest.json"
@@ -30,12 +30,21 @@ class Cache:
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
-        self.manifest = json.loads((self.folder / MANIFEST).read_text())
+        try:
+            self.manifest = json.loads((self.folder / MANIFEST).read_text())
+        except (FileNotFoundError, ValueError) as error:
+            raise BrokenArtefact(
+                f"{self.folder / MANIFEST} cannot be read ({error}): delete {self.folder} and run prepare again"
+            ) from None
         self.num_classes = self.manifest["num_classes"]
         self.image_size = self.manifest["image_size"]
         self.codec_fingerprint = self.manifest["codec_fingerprint"]
         self._shards = [_map_shard(self.folder / shard["file"], shard["bytes"]) for shard in self.manifest["shards"]]
         self._starts = np.cumsum([0] + [shard["rows"] for shard in self.manifest["shards"]])
+
+    def fingerprint(self) -> str:
+        """Of the data set it was made from."""
+        return self.manifest["dataset_fingerprint"]
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -59,7 +68,7 @@ def write_cache(
 ) -> Cache:
     """Encodes every image once and writes the shards; the folder appears only when it is complete."""
     device = next((p.device for p in codec.parameters()), torch.device("cpu"))
-    with atomic_folder(folder) as temporary, tqdm(total=len(dataset), desc="encoding", leave=False) as progress:
+    with atomic_folder(folder) as temporary, progress(total=len(dataset), desc="encoding", unit="img") as bar:
         shards = []
         for start in range(0, len(dataset), rows_per_shard):
             parts = []
@@ -68,7 +77,7 @@ def write_cache(
                 batch = dataset.batch(positions)
                 stored = {name: t.cpu() for name, t in codec.precompute(batch["images"].to(device)).items()}
                 parts.append(stored | {"labels": batch["labels"]})
-                progress.update(len(positions))
+                bar.update(len(positions))
             path = temporary / f"shard-{len(shards):05d}.safetensors"
             rows = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
             save_file(rows, path)

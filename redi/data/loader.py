@@ -25,7 +25,9 @@ def batch_positions(num_images: int, batch_size: int, seed: int, step: int) -> n
     return positions
 
 
-def batches(source, *, batch_size: int, seed: int, start: int, stop: int, prefetch: int = 4) -> Iterator[dict[str, Tensor]]:
+def batches(
+    source, *, batch_size: int, seed: int, start: int, stop: int, prefetch: int = 4
+) -> Iterator[dict[str, Tensor]]:
     """The batches of steps start ... stop - 1, read ahead by one thread.
 
     Args:

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
-from redi.core.artefact import load_artefact, save_artefact
+from redi.core.artefact import BrokenArtefact, load_artefact, save_artefact
 from redi.core.codec import JointCodec
+from redi.core.progress import progress
 from redi.core.registry import configurable
 from redi.data.cache import Cache, write_cache
 from redi.data.datasets import Dataset
@@ -74,7 +74,10 @@ def fit_or_restore(folder: Path, module: nn.Module, key: dict, fit) -> None:
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     path = folder / f"{name}-{digest[:16]}"
     if path.exists():
-        tensors, _ = load_artefact(path)
+        try:
+            tensors, _ = load_artefact(path)
+        except BrokenArtefact as error:
+            raise BrokenArtefact(f"{error}; delete {path} to fit it again") from None
         module.load_state_dict(tensors["state"])
         log.info("%s restored from %s", name, path)
     else:
@@ -87,5 +90,5 @@ def _sampled_features(encoder, dataset: Dataset, *, num_images: int, seed: int, 
     """Batches of features (N, E, h, w) of a seeded sample of the images, read in the order of the data set."""
     device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
     sample = np.sort(np.random.Generator(np.random.PCG64(seed)).permutation(len(dataset))[:num_images])
-    for start in tqdm(range(0, len(sample), batch_size), desc="features for the reducer", leave=False):
+    for start in progress(range(0, len(sample), batch_size), desc="features for the reducer"):
         yield encoder(dataset.batch(sample[start : start + batch_size])["images"].to(device))

@@ -67,7 +67,8 @@ def describe(metrics: list[dict]) -> str:
     """The lines that programs print."""
     lines = []
     for metric in metrics:
-        extra = ", ".join(f"{key} {metric[key]:.3g}" for key in ("floor", "times_floor", "held_out_accuracy") if key in metric)
+        beside = [key for key in ("floor", "times_floor", "held_out_accuracy") if key in metric]
+        extra = ", ".join(f"{key} {metric[key]:.3g}" for key in beside)
         lines.append(f"{metric['metric']}: {metric['value']:.4g}" + (f"  ({extra})" if extra else ""))
     return "\n".join(lines)
 

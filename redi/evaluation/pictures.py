@@ -40,7 +40,8 @@ class ColourBasis:
             vectors = vectors * vectors.gather(1, vectors.abs().argmax(1, keepdim=True)).sign()
             colours = (rows - mean) @ vectors.T
             edges = torch.tensor([0.01, 0.99], dtype=torch.float64)
-            low, high = torch.stack([channel[:: len(channel) // 200_000 + 1].quantile(edges) for channel in colours.T], 1)
+            some = colours[:: len(colours) // 200_000 + 1]  # quantile refuses more than 16 million values
+            low, high = some.quantile(edges, dim=0)
             for key, value in {"mean": mean, "rows": vectors, "low": low, "high": high}.items():
                 tensors[f"{name}/{key}"] = value.float()
         return cls(tensors)

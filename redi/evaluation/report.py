@@ -11,7 +11,8 @@ from redi.core.registry import configurable
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
-h1 { margin-bottom: 0 } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc } .lead { color: #555; margin-top: .2rem }
+h1 { margin-bottom: 0 }
+h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc } .lead { color: #555; margin-top: .2rem }
 table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .3rem .9rem .3rem 0; text-align: left }
 th { color: #555; font-weight: 600; border-bottom: 1px solid #ccc } td { vertical-align: top }
 td.number { font-variant-numeric: tabular-nums; text-align: right } img { max-width: 100%; height: auto }
@@ -67,7 +68,8 @@ def _metrics(metrics: list[dict]) -> str:
         "they are not FIDs and compare only with distances in the same network.</p>"
     )
     table = f"<table><tr><th>metric<th>value<th><th>samples{rows}</table>"
-    details = f"<details><summary>full record</summary><pre>{html.escape(json.dumps(metrics, indent=2))}</pre></details>"
+    record = html.escape(json.dumps(metrics, indent=2))
+    details = f"<details><summary>full record</summary><pre>{record}</pre></details>"
     return _section("Metrics", table + drawn + details)
 
 
@@ -103,7 +105,7 @@ def _curves(entries: list[dict]) -> str:
 
 def _previews(paths: list[Path]) -> str:
     shown = paths if len(paths) <= 4 else [paths[round(i * (len(paths) - 1) / 3)] for i in range(4)]
-    return "".join(f"<p>{path.stem.replace('_', ' ')}</p>{_picture(path, path.stem)}" for path in shown)
+    return "".join(f"<p>step {int(path.stem.split('_')[1])}</p>{_picture(path, path.stem)}" for path in shown)
 
 
 def _picture(path: Path, alt: str) -> str:

@@ -41,9 +41,7 @@ def sample(
         chosen, scheme = torch.arange(num_images) % trained.num_classes, "equal"
     else:
         chosen, scheme = torch.tensor(labels).repeat(-(-num_images // len(labels)))[:num_images], list(labels)
-    drawn = generate(
-        trained.model, trained.codec, trained.process, labels=chosen, weights=trained.weights[weights]
-    )
+    drawn = generate(trained.model, trained.codec, trained.process, labels=chosen, weights=trained.weights[weights])
     drawn.record |= {"num_images": num_images, "labels": scheme, "weights": weights, "checkpoint_step": trained.step}
     tensors = {"images": drawn.images, "x": drawn.x, "labels": drawn.labels}
     save_artefact(Path(run_dir) / FOLDER, {"samples": tensors}, drawn.record)

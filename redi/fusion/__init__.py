@@ -38,9 +38,7 @@ class Fusion(nn.Module):
         self.embeddings = nn.ModuleDict(
             {name: nn.Conv2d(size, width, patch_size, stride=patch_size) for name, size in channels.items()}
         )
-        self.heads = nn.ModuleDict(
-            {name: nn.Linear(width, size * patch_size**2) for name, size in channels.items()}
-        )
+        self.heads = nn.ModuleDict({name: nn.Linear(width, size * patch_size**2) for name, size in channels.items()})
         self.register_buffer("positions", sincos_positions(self.patch_grid, width), persistent=False)  # (P, D)
         for embedding in self.embeddings.values():
             nn.init.xavier_uniform_(embedding.weight.flatten(1))  # as the linear layer on patches that it is
@@ -91,4 +89,4 @@ def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
 
 fusions = Registry("fusion", Fusion, runtime=("channels", "grid", "patch_size", "width"))
 register = fusions.register
-discover(__name__)
+discover(__name__, fusions)

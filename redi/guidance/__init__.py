@@ -44,6 +44,10 @@ class Guidance:
         """Raises ValueError where this rule cannot work with such a model."""
         raise NotImplementedError
 
+    def check_training(self, label_dropout: float, representation_dropout: float) -> str:
+        """What to warn of where a model trained with these dropouts has not learned what this rule asks, or ''."""
+        return ""
+
     def provenance(self) -> dict:
         """Name and settings, for the record of what was sampled."""
         return {"name": type(self).__name__, **vars(self)}
@@ -93,4 +97,4 @@ def guided(
 
 guidance_rules = Registry("guidance", Guidance)
 register = guidance_rules.register
-discover(__name__)
+discover(__name__, guidance_rules)

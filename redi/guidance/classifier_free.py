@@ -27,6 +27,11 @@ class ClassifierFree(Guidance):
                 "remove it from generate.guidance, or use guidance.RepresentationGuidance"
             )
 
+    def check_training(self, label_dropout: float, representation_dropout: float) -> str:
+        if label_dropout:
+            return ""
+        return "ClassifierFree guidance asks for the null label, which JointObjective.label_dropout = 0 never trains"
+
     def deviations(self, channels: Channels, t: float) -> Weights:
         return {
             EVERYTHING: {group: self.scale - 1 for group in self.groups},

@@ -27,12 +27,24 @@ class RepresentationGuidance(Guidance):
     def check(self, channels: Channels, num_classes: int) -> None:
         if not channels.representations:
             raise ValueError("RepresentationGuidance needs a representation, and this model has only the image")
+        if self.without == ():
+            raise ValueError(
+                "RepresentationGuidance.without = () leaves nothing out: name representations, or None for all"
+            )
         for argument, names, known in (
             ("groups", self.groups, tuple(channels)),
             ("without", self.without or (), channels.representations),
         ):
             if unknown := [name for name in names if name not in known]:
                 raise ValueError(f"RepresentationGuidance.{argument} names {unknown}: it can name {', '.join(known)}")
+
+    def check_training(self, label_dropout: float, representation_dropout: float) -> str:
+        if representation_dropout:
+            return ""
+        return (
+            "RepresentationGuidance asks for predictions without the representation, which "
+            "JointObjective.representation_dropout = 0 never trains: the paper takes 0.2"
+        )
 
     def deviations(self, channels: Channels, t: float) -> Weights:
         without = frozenset(channels.representations if self.without is None else self.without)

@@ -52,6 +52,9 @@ class DiffusionTransformer(nn.Module):
     ):
         super().__init__()
         fusions.check_class(fusion, "DiffusionTransformer.fusion")
+        for name, value in {"width": width, "depth": depth, "num_heads": num_heads, "patch_size": patch_size}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"DiffusionTransformer.{name} = {value}: at least 1 is needed")
         base_width, base_depth, base_heads, base_patch = parse_size(size)
         width, depth = width or base_width, depth or base_depth
         num_heads, patch_size = num_heads or base_heads, patch_size or base_patch
@@ -135,7 +138,8 @@ class TimestepEmbedding(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         exponents = torch.arange(self.num_frequencies, device=t.device) / self.num_frequencies
         angles = self.scale * t.float()[:, None] * torch.exp(-math.log(10000) * exponents)  # (N, 128)
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
+        sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1)  # in float32, for t up to 999
+        return self.mlp(sinusoids.to(self.mlp[0].weight.dtype))
 
 
 def modulate(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -147,5 +151,6 @@ def parse_size(size: str) -> tuple[int, int, int, int]:
     """'B/2' -> width, depth, heads, patch size."""
     letter, _, patch = size.partition("/")
     if letter not in SIZES or not patch.isdigit() or int(patch) < 1:
-        raise ValueError(f"DiffusionTransformer.size = {size!r}: it is one of {', '.join(SIZES)} / patch size, as 'B/2'")
+        sizes = ", ".join(SIZES)
+        raise ValueError(f"DiffusionTransformer.size = {size!r}: it is one of {sizes}, then / and patch size: 'B/2'")
     return *SIZES[letter], int(patch)

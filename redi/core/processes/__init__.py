@@ -35,4 +35,4 @@ class Process:
 
 processes = Registry("processes", Process)
 register = processes.register
-discover(__name__)
+discover(__name__, processes)

@@ -60,4 +60,4 @@ def mix_seeds(*seeds: int) -> int:
 
 samplers = Registry("samplers", Sampler)
 register = samplers.register
-discover(__name__)
+discover(__name__, samplers)

@@ -29,8 +29,8 @@ class EulerMaruyama(Sampler):
     def __call__(self, denoise: Denoise, process: Process, draw: Draw) -> Tensor:
         x = draw()
         num_steps = self.num_evaluations - 1
-        # With very few evaluations the noisy steps would be shorter than the last one: use equal steps then.
-        last_step = max(self.last_step, 1 / self.num_evaluations) if num_steps < 1 / self.last_step else self.last_step
+        # With very few evaluations the noisy steps would be longer than the last one: use equal steps then.
+        last_step = max(self.last_step, 1 / self.num_evaluations)
         dt = (1 - last_step) / max(num_steps, 1)
         for step in range(num_steps):
             t = step * dt

@@ -188,4 +188,4 @@ def split_indices(labels: np.ndarray, split: Split, held_out_fraction: float, se
 
 datasets = Registry("datasets", Dataset)
 register = datasets.register
-discover(__name__)
+discover(__name__, datasets)

@@ -33,4 +33,4 @@ class Autoencoder(nn.Module):
 
 autoencoders = Registry("autoencoders", Autoencoder)
 register = autoencoders.register
-discover(__name__)
+discover(__name__, autoencoders)

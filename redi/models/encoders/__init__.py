@@ -43,4 +43,4 @@ class Encoder(nn.Module):
 
 encoders = Registry("encoders", Encoder)
 register = encoders.register
-discover(__name__)
+discover(__name__, encoders)

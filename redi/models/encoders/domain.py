@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
+from redi.core.progress import progress
 from redi.models.encoders import Encoder, register
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class DomainEncoder(Encoder):
         seed: int = 0,
     ):
         super().__init__()
-        if image_size % 4:
+        if image_size < 4 or image_size % 4:
             raise ValueError(f"DomainEncoder.image_size = {image_size} must be a multiple of 4, the network's stride")
         if objective not in ("auto", "labels", "contrastive"):
             raise ValueError(f"DomainEncoder.objective = {objective!r}: it is 'auto', 'labels' or 'contrastive'")
@@ -96,10 +96,15 @@ class DomainEncoder(Encoder):
         return self.fitted and isinstance(self.head, nn.Linear)
 
     def fit(self, dataset) -> None:
-        images, labels = self._load(dataset)
         with_labels = self.objective == "labels" or self.objective == "auto" and dataset.num_classes > 1
+        if with_labels and dataset.num_classes < 2:
+            raise ValueError("DomainEncoder.objective = 'labels' needs at least two classes; bind it to 'contrastive'")
+        images, labels = self._load(dataset)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
+            for layer in self.trunk.modules():  # a second fit starts afresh
+                if hasattr(layer, "reset_parameters"):
+                    layer.reset_parameters()
             self.head = _head(self.dim, dataset.num_classes if with_labels else None).to(images.device)
             self.requires_grad_(True)
             super().train(True)
@@ -107,12 +112,13 @@ class DomainEncoder(Encoder):
         self.eval().requires_grad_(False)
         self.trained.fill_(True)
         if with_labels:
-            right = sum(int((self.logits(i).argmax(1) == y).sum()) for i, y in zip(images.split(256), labels.split(256), strict=True))
-            log.info("DomainEncoder: %.1f %% of its training images classified right", 100 * right / len(images))
+            answers = torch.cat([self.logits(part).argmax(dim=1) for part in images.split(256)])
+            right = (answers == labels).float().mean()
+            log.info("DomainEncoder: %.1f %% of its training images classified right", 100 * right)
 
     def _load(self, dataset) -> tuple[Tensor, Tensor]:
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(self.seed))[: self.max_images]
-        pairs = (dataset[int(i)] for i in tqdm(order, desc="reading images for the encoder", leave=False))
+        pairs = (dataset[int(i)] for i in progress(order, desc="reading images for the encoder"))
         device = self.trained.device
         images, labels = zip(*((self._resize(image[None].to(device)), label) for image, label in pairs), strict=True)
         return torch.cat(images), torch.tensor(labels, device=device)
@@ -121,8 +127,8 @@ class DomainEncoder(Encoder):
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=self.num_steps)
         batch_size = min(self.batch_size, len(images))
-        progress = tqdm(range(self.num_steps), desc="training the encoder", leave=False)
-        for _ in progress:
+        bar = progress(range(self.num_steps), desc="training the encoder")
+        for _ in bar:
             chosen = torch.randint(len(images), (batch_size,)).to(images.device)
             views = images[chosen].float() / 127.5 - 1
             if labels is not None:
@@ -135,7 +141,7 @@ class DomainEncoder(Encoder):
             loss.backward()
             optimizer.step()
             schedule.step()
-            progress.set_postfix(loss=f"{loss.item():.3f}")
+            bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
 
     def _resize(self, images: Tensor) -> Tensor:
         if images.shape[-2:] == (self.image_size, self.image_size):
@@ -185,10 +191,11 @@ def _head(width: int, num_classes: int | None) -> nn.Module:
 
 def _take_head_shape(encoder: DomainEncoder, state: dict, prefix: str, *_) -> None:
     """Before loading: the head becomes what the stored weights hold, for only `fit` knows the classes."""
-    if (weight := state.get(prefix + "head.weight")) is not None:
-        encoder.head = _head(encoder.dim, len(weight))
-    elif prefix + "head.0.weight" in state:
-        encoder.head = _head(encoder.dim, None)
+    weight = state.get(prefix + "head.weight")
+    if weight is None and prefix + "head.0.weight" not in state:
+        return
+    with torch.random.fork_rng(devices=[]):  # its initial weights are overwritten: no draw of the caller's
+        encoder.head = _head(encoder.dim, None if weight is None else len(weight)).to(encoder.trained.device)
     encoder.requires_grad_(False)
 
 

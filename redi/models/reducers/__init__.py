@@ -48,4 +48,4 @@ class Reducer(nn.Module):
 
 reducers = Registry("reducers", Reducer)
 register = reducers.register
-discover(__name__)
+discover(__name__, reducers)

@@ -76,6 +76,7 @@ class LinearReducer(Reducer):
         for name in ("mean", "std", "components", "deviations", "explained"):
             self.register_buffer(name, torch.empty(0))
         self.register_load_state_dict_pre_hook(_take_shapes)
+        self.register_load_state_dict_post_hook(_check_loaded)
 
     def rows(self, covariance: Tensor) -> Tensor:
         """Covariance of the (standardised) features (E, E), float64 -> components (K, E), K >= rank."""
@@ -93,7 +94,8 @@ class LinearReducer(Reducer):
                 raise ValueError(f"{type(self).__name__}.rank = {self.rank} exceeds the encoder width {width}")
             moments.add(features)
         if moments.count <= self.rank:
-            raise ValueError(f"{type(self).__name__}.rank = {self.rank} needs more than {moments.count} feature vectors")
+            name = type(self).__name__
+            raise ValueError(f"{name}.rank = {self.rank} needs more than the {moments.count} feature vectors given")
         self.solve(moments)
         log.info(
             "%s rank %d of %d: %.1f %% of the variance of %d feature vectors",
@@ -104,6 +106,8 @@ class LinearReducer(Reducer):
         """Sets the buffers from moments of features."""
         covariance = moments.covariance
         variances = covariance.diagonal()
+        if not variances.sum() > 0:
+            raise ValueError("the encoder's features never vary: there is nothing to reduce")
         # A feature that never varies has nothing to standardise.
         std = variances.sqrt().where(variances > 0, 1.0) if self.standardize else torch.ones_like(variances)
         covariance = covariance / torch.outer(std, std)
@@ -117,7 +121,7 @@ class LinearReducer(Reducer):
 
     def _check_scale(self) -> None:
         kept = self.deviations[: self.rank]
-        if self.scale == "whiten" and kept.min() <= 1e-6 * kept.max():
+        if self.scale == "whiten" and len(kept) and kept.min() <= 1e-6 * kept.max():
             weak = int((kept > 1e-6 * kept.max()).sum())
             raise ValueError(
                 f"{type(self).__name__}.scale = 'whiten' would divide by zero: only {weak} of {self.rank} components "
@@ -171,3 +175,8 @@ def _take_shapes(reducer: LinearReducer, state: dict, prefix: str, *_) -> None:
     for name, buffer in list(reducer.named_buffers(recurse=False)):
         if (stored := state.get(prefix + name)) is not None:
             setattr(reducer, name, buffer.new_empty(stored.shape))
+
+
+def _check_loaded(reducer: LinearReducer, _) -> None:
+    """After loading: a fit is shared by all scales and ranks, and not every one of them can use it."""
+    reducer._check_scale()

@@ -21,7 +21,14 @@ class RandomRows(LinearReducer):
     def rows(self, covariance: Tensor) -> Tensor:
         components = self.draw(len(covariance)).components_
         dense = components.toarray() if hasattr(components, "toarray") else components
-        return torch.from_numpy(dense).to(covariance)
+        rows = torch.from_numpy(dense).to(covariance)
+        if torch.linalg.matrix_rank(rows) < len(rows):  # sparse rows can be empty or equal where E is small
+            name = type(self).__name__
+            raise ValueError(
+                f"{name}.seed = {self.seed} draws linearly dependent rows at rank {self.rank} of {rows.shape[1]}: "
+                f"choose another {name}.seed or a lower {name}.rank"
+            )
+        return rows
 
     def fit_settings(self) -> dict:
         return super().fit_settings() | {"rank": self.rank, "seed": self.seed}  # the rows depend on the rank
@@ -41,7 +48,7 @@ class GaussianRandomProjection(RandomRows):
 
 @register
 class SparseRandomProjection(RandomRows):
-    """Rows with a share 1/sqrt(E) of non-zero entries +-1 (Achlioptas; Li, Hastie & Church)."""
+    """Rows with a share 1/sqrt(E) of non-zero entries, equal but for their sign (Achlioptas; Li, Hastie & Church)."""
 
     def draw(self, width: int):
         import numpy as np
