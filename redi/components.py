@@ -51,7 +51,7 @@ def table() -> str:
     from redi.core.registry import registries
 
     parts = []
-    for kind, registry in registries.items():
+    for kind, registry in sorted(registries.items()):
         parts.append(f"{kind}")
         for name in registry:
             component = registry[name]
@@ -59,7 +59,7 @@ def table() -> str:
             arguments = [
                 _argument(parameter)
                 for parameter in inspect.signature(component).parameters.values()
-                if parameter.name not in registry.runtime
+                if parameter.name not in registry.runtime and parameter.kind is not parameter.VAR_KEYWORD
             ]
             parts.append(f"  @{kind}.{name}({', '.join(arguments)})\n      {first_line}")
         parts.append("")

@@ -24,7 +24,8 @@ def prepared(run_dir: Path):
     if not isinstance(codec, JointCodec):
         raise ValueError(f"train.codec is {codec!r}: bind train.codec = @JointCodec(), as gin/base.gin does")
     dataset = audited(run_dir)
-    _check_model(codec, dataset)
+    with config.explained():
+        _check_model(codec, dataset)
     codec.to(choose_device(config.bound("train.device", "auto")))
     if checkpoints := list_checkpoints(run_dir):  # a resumed run keeps what it was trained with
         codec.load_learned_state(load_checkpoint(checkpoints[-1])[0]["codec"])

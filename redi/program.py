@@ -28,6 +28,8 @@ def run(main: Callable[[Path], None], doc: str) -> None:
     sys.modules["__main__"].__doc__ = doc  # absl prints it for --help, also for a console script
     for name in OWN_FLAGS:
         FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
+    if "--help" in sys.argv[1:]:
+        app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)  # absl by itself ends with status 1
     app.run(lambda argv: sys.exit(_guarded(main, argv)))
 
 

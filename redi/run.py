@@ -16,47 +16,38 @@ log = logging.getLogger("redi")
 def main(run_dir: Path) -> None:
     program.configure(run_dir, trains=True)
     from redi.core import config
+    from redi.core.artefact import write_json
+    from redi.evaluation.evaluate import check_evaluation
 
-    done = _Done(run_dir)
+    check_evaluation(  # now, and not after hours of training
+        config.bound("train.dataset"), config.bound("evaluate.reference"), config.bound("evaluate.network")
+    )
     log.info("--- train")
     train.stage(run_dir)
-    for stage, result in ((sample, "samples.png"), (evaluate, "metrics.json")):
-        name = stage.__name__.removeprefix("redi.")
-        if done.holds(name) and (run_dir / result).exists():
-            log.info("--- %s: nothing has changed since it was done", name)
-            continue
-        log.info("--- %s", name)
-        stage.stage(run_dir)
-        done.note(name)
-    (run_dir / "operative.gin").write_text(config.operative_text())
+    done, key = run_dir / "stages.json", _key(run_dir)
+    results = [run_dir / name for name in ("samples.png", "metrics.json", "operative.gin")]
+    if all(path.exists() for path in (done, *results)) and json.loads(done.read_text()) == key:
+        log.info("--- samples and metrics are of this checkpoint and configuration")
+    else:
+        log.info("--- sample")
+        sample.stage(run_dir)
+        log.info("--- evaluate")
+        evaluate.stage(run_dir)
+        (run_dir / "operative.gin").write_text(config.operative_text())
+        write_json(done, key)
     log.info("--- report")
     report.stage(run_dir)
 
 
-class _Done:
-    """Which stages were done, and under which configuration and checkpoint: `stages.json` in the run folder."""
+def _key(run_dir: Path) -> dict:
+    """What samples and metrics depend on: the checkpoint, and all bindings that are in use."""
+    from redi.components import roots
+    from redi.core import config
+    from redi.core.checkpoint import list_checkpoints
 
-    def __init__(self, run_dir: Path):
-        self.run_dir = run_dir
-        self.path = run_dir / "stages.json"
-        self.keys = json.loads(self.path.read_text()) if self.path.exists() else {}
-
-    def holds(self, name: str) -> bool:
-        return self.keys.get(name) == self._key()
-
-    def note(self, name: str) -> None:
-        from redi.core.artefact import write_json
-
-        self.keys[name] = self._key()
-        write_json(self.path, self.keys)
-
-    def _key(self) -> str:
-        from redi.components import roots
-        from redi.core import config
-        from redi.core.checkpoint import list_checkpoints
-
-        state = [config.relevant(config.full_text(), roots()), list_checkpoints(self.run_dir)[-1].name]
-        return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    text = json.dumps(config.relevant(config.full_text(), roots()), sort_keys=True)
+    checkpoint = list_checkpoints(run_dir)[-1].name
+    return {"checkpoint": checkpoint, "configuration_sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def console() -> None:

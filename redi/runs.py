@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from redi import components
@@ -100,8 +99,3 @@ def _build(run_dir: Path, channels: Channels, num_classes: int):
                 return model_class(**runtime)
 
         return codec, model, objective.process
-
-
-def seeded_order(count: int, seed: int) -> list[int]:
-    """A permutation of range(count), for pictures of a few images of a data set."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()

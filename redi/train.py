@@ -16,12 +16,14 @@ def stage(run_dir: Path) -> None:
 
     codec, dataset = prepared(run_dir)
     config.call(train, run_dir=run_dir, codec=codec, dataset=dataset)
-    (run_dir / "operative.gin").write_text(config.operative_text())
 
 
 def main(run_dir: Path) -> None:
     program.configure(run_dir, trains=True)
     stage(run_dir)
+    from redi.core import config
+
+    (run_dir / "operative.gin").write_text(config.operative_text())
 
 
 def console() -> None:

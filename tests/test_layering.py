@@ -20,6 +20,7 @@ LAYERS = [
         "core.interrupt",
         "core.log",
         "core.progress",
+        "core.seeds",
         "data.preprocessing",
     },
     {

@@ -83,7 +83,7 @@ def atomic_folder(folder: Path, needed_bytes: int = 0) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder.parent).free
     if free < needed_bytes * 1.01:
-        raise OSError(f"no space for {folder}: {needed_bytes / 2**20:.0f} MiB needed, {free / 2**20:.0f} MiB free")
+        raise OSError(f"no space for {folder}: {needed_bytes / 2**20:.1f} MiB needed, {free / 2**20:.1f} MiB free")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -92,9 +92,11 @@ def atomic_folder(folder: Path, needed_bytes: int = 0) -> Iterator[Path]:
         for path in temporary.iterdir():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
+        before = temporary.with_suffix(".replaced")
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(before)
         temporary.rename(folder)
+        shutil.rmtree(before, ignore_errors=True)
     except SafetensorError as error:  # safetensors wraps the operating system's error
         raise OSError(f"could not write {folder}: {error}") from None
     finally:

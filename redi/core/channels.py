@@ -20,7 +20,7 @@ class Channels(Mapping[str, int]):
     (12, ('dinov2',), slice(4, 12, None))
     """
 
-    def __init__(self, **sizes: int):
+    def __init__(self, /, **sizes: int):
         if next(iter(sizes), None) != "image":
             raise ValueError(f"the first channel group must be 'image', got {list(sizes)}")
         if bad := {name: size for name, size in sizes.items() if size < 1}:

@@ -29,6 +29,8 @@ def save_checkpoint(
     """
     folder = checkpoint_dir(run_dir, step)
     before = list_checkpoints(run_dir)
+    for leftover in folder.parent.glob(".step_*.partial"):  # of a process that was killed while it wrote
+        shutil.rmtree(leftover)
     try:
         save_artefact(folder, tensors, {"format": FORMAT, "step": step, **record})
     except OSError as error:

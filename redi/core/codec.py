@@ -15,6 +15,9 @@ from redi.models.autoencoders.pixels import Pixels
 from redi.models.encoders import Encoder, encoders
 from redi.models.reducers import Reducer, reducers
 
+# What stands beside the groups' names in batches, in losses and in the log.
+RESERVED = {"images", "labels", "loss", "step", "gradient_norm", "images_per_second", "learning_rate"}
+
 
 @configurable
 class Representation(nn.Module):
@@ -40,6 +43,11 @@ class Representation(nn.Module):
         self.encoder = encoder
         self.reducer = reducer
         self.name = name or encoder.name
+        if not self.name.isidentifier() or self.name in RESERVED or hasattr(nn.ModuleDict, self.name):
+            raise ValueError(
+                f"Representation.name = {self.name!r} cannot name a channel group, for it is no identifier or means "
+                f"something else in batches, losses or logs: choose another, such as {encoder.name!r}"
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) uint8 -> reduced features on the encoder's own grid (N, R, h, w) float32."""

@@ -66,7 +66,7 @@ def call(function: Callable, **arguments: Any) -> Any:
     # gin would build what is bound to these arguments, the data set anew for example, only to discard it.
     unused = {name: bindings.pop(name) for name in arguments if name in bindings}
     try:
-        with _explained_if_missing():
+        with explained():
             return gin.get_configurable(function)(**arguments)
     finally:
         gin.config._CONFIG.setdefault(("", selector), {}).update(unused)
@@ -82,7 +82,7 @@ def bound(name: str, default: Any = None) -> Any:
         value = gin.query_parameter(name)
     except ValueError:  # nothing bound
         return default
-    with _explained_if_missing():
+    with explained():
         return copy.deepcopy(value)
 
 
@@ -186,8 +186,11 @@ def _short(selector: str) -> str:
 
 
 @contextmanager
-def _explained_if_missing() -> Iterator[None]:
-    """An argument without a default that nothing binds is a user's mistake: a ValueError that names the binding."""
+def explained() -> Iterator[None]:
+    """Context in which an argument without a default that nothing binds raises a ValueError that names the binding.
+
+    For calls of bound classes, in which gin raises a TypeError; `call` and `bound` have it in them.
+    """
     try:
         yield
     except TypeError as error:

@@ -75,15 +75,17 @@ def generate(
     training = model.training
     model.eval()
     parts = []
-    with torch.no_grad(), progress(total=len(labels), desc="sampling", unit="img") as bar:
-        for start in range(0, len(labels), batch_size):
-            y = labels[start : start + batch_size].to(device)
-            indices = range(first_index + start, first_index + start + len(y))
-            draw = ImageNoise(seed, indices, (model.channels.total, *model.grid), device)
-            denoise = guided(network, guidance, model.channels, y, model.null_label)
-            parts.append(sampler(denoise, process, draw))
-            bar.update(len(y))
-    model.train(training)
+    try:
+        with torch.no_grad(), progress(total=len(labels), desc="sampling", unit="img") as bar:
+            for start in range(0, len(labels), batch_size):
+                y = labels[start : start + batch_size].to(device)
+                indices = range(first_index + start, first_index + start + len(y))
+                draw = ImageNoise(seed, indices, (model.channels.total, *model.grid), device)
+                denoise = guided(network, guidance, model.channels, y, model.null_label)
+                parts.append(sampler(denoise, process, draw))
+                bar.update(len(y))
+    finally:
+        model.train(training)
     x = torch.cat(parts)
     images = torch.cat([codec.decode(part) for part in parts])
     record = {

@@ -1,9 +1,12 @@
 """The run's log: one JSON line per entry, and TensorBoard beside it."""
 
 import json
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 
 class RunLog:
@@ -26,8 +29,12 @@ class RunLog:
         self.tensorboard = SummaryWriter(str(Path(run_dir) / "tensorboard"), purge_step=step + 1)
 
     def scalars(self, step: int, **values: float) -> None:
-        """One line {"step": ..., name: value, ...}."""
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        """One line {"step": ..., name: value, ...}. Raises OSError where it cannot be written."""
+        try:
+            self.file.write(json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:
+            advice = "free some space and run the same command again to go on from the last checkpoint"
+            raise OSError(f"could not write {self.path} at step {step}: {error}; {advice}") from None
         for name, value in values.items():
             self.tensorboard.add_scalar(name, value, step)
 
@@ -39,6 +46,45 @@ class RunLog:
         """Flushes both."""
         self.file.close()
         self.tensorboard.close()
+
+
+class Window:
+    """What happened since the last line of the log: sums over steps, on their device, and a clock.
+
+    Args:
+        stored: what `state` gave, when a run is resumed between two lines.
+    """
+
+    def __init__(self, stored: Mapping | None = None):
+        self.steps: int = stored["steps"] if stored else 0
+        self.totals: dict[str, Tensor | float] = dict(stored["totals"]) if stored else {}
+        self.restart_clock()
+
+    def add(self, values: Mapping[str, Tensor], weight: float = 1.0) -> None:
+        """Adds to the sums, without waiting for the device."""
+        for name, value in values.items():
+            self.totals[name] = self.totals.get(name, 0.0) + weight * value.detach()
+
+    def end_step(self) -> None:
+        """Counts one step."""
+        self.steps += 1
+        self.timed += 1
+
+    def restart_clock(self) -> None:
+        """Leaves out of the speed what happened since the last step: a preview, a checkpoint."""
+        self.timed, self.started = 0, time.perf_counter()
+
+    def steps_per_second(self) -> float:
+        """Since the clock was restarted."""
+        return self.timed / (time.perf_counter() - self.started)
+
+    def means(self) -> dict[str, float]:
+        """Per step."""
+        return {name: float(total) / self.steps for name, total in self.totals.items()}
+
+    def state(self) -> dict:
+        """As JSON, for a checkpoint."""
+        return {"steps": self.steps, "totals": {name: float(total) for name, total in self.totals.items()}}
 
 
 def read_log(run_dir: Path) -> list[dict]:

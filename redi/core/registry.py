@@ -46,8 +46,9 @@ class Registry(Mapping[str, type]):
         known = self._components.get(name)
         if known and (known.__module__, known.__qualname__) != (component.__module__, component.__qualname__):
             raise ValueError(f"{self.kind} already has a {name}, from {known.__module__}: choose another class name")
-        arguments = inspect.signature(component).parameters
-        denylist = [argument for argument in self.runtime if argument in arguments]
+        parameters = inspect.signature(component).parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        denylist = [argument for argument in self.runtime if takes_any or argument in parameters]
         if known:  # the same class once more: a notebook cell run again
             gin.enter_interactive_mode()
         try:

@@ -1,7 +1,6 @@
 """The one training loop."""
 
 import logging
-import time
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -16,11 +15,11 @@ from redi.core.codec import JointCodec
 from redi.core.ema import EMA
 from redi.core.generation import generate
 from redi.core.interrupt import Stopped, StopRequest
-from redi.core.log import RunLog
+from redi.core.log import RunLog, Window
 from redi.core.objective import JointObjective
 from redi.core.progress import progress
 from redi.core.registry import configurable, external
-from redi.core.samplers import mix_seeds
+from redi.core.seeds import mix_seeds
 from redi.data.loader import batches
 from redi.evaluation.pictures import ColourBasis, sample_grid
 from redi.models.transformer import DiffusionTransformer
@@ -85,9 +84,11 @@ def train(
     """
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    counts = {"num_steps": num_steps, "log_every": log_every, "checkpoint_every": checkpoint_every}
-    counts |= {"preview_every": preview_every, "keep_checkpoints": keep_checkpoints, "preview_images": preview_images}
-    _check(codec, dataset, batch_size, accumulate, counts)
+    _check(
+        codec, dataset, num_steps=num_steps, batch_size=batch_size, accumulate=accumulate, log_every=log_every,
+        checkpoint_every=checkpoint_every, keep_checkpoints=keep_checkpoints, preview_every=preview_every,
+        preview_images=preview_images,
+    )  # fmt: skip
     device = choose_device(device)
     dtype = choose_precision(precision, device)
 
@@ -104,11 +105,13 @@ def train(
     num_parameters = sum(p.numel() for p in net.parameters())
     log.info("model: %.2f M parameters, %d tokens", num_parameters / 1e6, net.fusion.num_tokens)
 
-    step = 0
+    step, window = 0, Window()
     if checkpoints := list_checkpoints(run_dir):
         tensors, record = load_checkpoint(checkpoints[-1])
         _restore(checkpoints[-1], tensors, record, net, average, optim, names, codec)
-        step, colours = record["step"], ColourBasis(tensors["colours"])
+        step, window, colours = record["step"], Window(record["window"]), ColourBasis(tensors["colours"])
+        if record["seed"] != seed:
+            raise ValueError(f"{checkpoints[-1]} was trained with train.seed = {record['seed']}, not {seed}")
         if record["dataset"] != dataset.fingerprint():
             log.warning("the data are not those that %s was trained on", checkpoints[-1])
         log.info("resuming from %s", checkpoints[-1])
@@ -123,10 +126,9 @@ def train(
         optimizer_state, optimizer_record = optimizer_tensors(optim, names)
         state = {"model": net.state_dict(), "ema": average.parameters, "optimizer": optimizer_state}
         state |= {"codec": codec.learned_state(), "colours": colours.tensors}
-        save_checkpoint(run_dir, step, state, description | {"optimizer": optimizer_record}, keep_checkpoints)
+        record = description | {"optimizer": optimizer_record, "window": window.state()}
+        save_checkpoint(run_dir, step, state, record, keep_checkpoints)
 
-    totals: dict[str, Tensor] = {}
-    since, started = 0, time.perf_counter()
     data = batches(dataset, batch_size=batch_size, seed=seed, start=step, stop=num_steps)
     bar = progress(total=num_steps, initial=step, desc="training", unit="step", smoothing=0.1, leave=True)
     net.train()
@@ -141,27 +143,23 @@ def train(
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                     losses = loss_of(net, x, part["labels"])
                 (losses["loss"] / accumulate).backward()
-                for name, value in losses.items():
-                    totals[name] = totals.get(name, 0) + value.detach() / accumulate
+                window.add(losses, weight=1 / accumulate)
             norm = nn.utils.clip_grad_norm_(net.parameters(), max_grad_norm or float("inf"))
-            totals["gradient_norm"] = totals.get("gradient_norm", 0) + norm
+            window.add({"gradient_norm": norm})
             optim.step()
             optim.zero_grad(set_to_none=True)
             average.update(net, step)
             step += 1
-            since += 1
+            window.end_step()
             bar.update()
 
-            last = step == num_steps or stop.requested is not None
-            logs, saves = step % log_every == 0 or last, step % checkpoint_every == 0 or last
-            if (logs or saves) and not norm.isfinite():  # then the weights are not finite either: never save them
-                raise ValueError(f"the gradient is {norm} at step {step}: lower the learning rate, or train.precision")
-            if logs:
-                means = {name: float(total) / since for name, total in totals.items()}
-                rate = since * batch_size / (time.perf_counter() - started)
+            if step % log_every == 0 or step == num_steps:
+                _require_finite(norm, step)
+                means, rate = window.means(), window.steps_per_second() * batch_size
                 run_log.scalars(step, **means, images_per_second=rate, learning_rate=optim.param_groups[0]["lr"])
                 bar.set_postfix_str(f"loss {means['loss']:.4f}, {rate:.0f} img/s", refresh=False)
-                totals, since, started = {}, 0, time.perf_counter()
+                if step % log_every == 0:
+                    window = Window()
             if step % preview_every == 0:
                 columns = min(10, num_classes)  # one class a column
                 labels = torch.arange(preview_images) % columns * num_classes // columns
@@ -170,13 +168,24 @@ def train(
                 (run_dir / "previews").mkdir(exist_ok=True)
                 picture.save(run_dir / "previews" / f"step_{step:08d}.png")
                 run_log.picture(step, "samples", picture)
-                started = time.perf_counter()  # images/s is of training alone
-            if saves:
+                window.restart_clock()
+            stopping = stop.requested is not None
+            if step % checkpoint_every == 0 or step == num_steps or stopping:
+                _require_finite(norm, step)
                 save()
-                started = time.perf_counter()
-            if stop.requested is not None:
+                window.restart_clock()
+            if stopping:
                 raise Stopped(stop.requested, step)
     return list_checkpoints(run_dir)[-1]
+
+
+def _require_finite(gradient_norm: Tensor, step: int) -> None:
+    """Before a log line or a checkpoint: after such a gradient the weights are not finite either."""
+    if not gradient_norm.isfinite():
+        raise ValueError(
+            f"the gradient's norm is {gradient_norm} at step {step}: lower the learning rate, or set "
+            "train.precision = 'float32'; the checkpoints before are good"
+        )
 
 
 def choose_device(device: str) -> torch.device:
@@ -201,17 +210,19 @@ def _parts(batch: dict[str, Tensor], accumulate: int) -> list[dict[str, Tensor]]
     return [dict(zip(batch, part, strict=True)) for part in parts]
 
 
-def _check(codec: JointCodec, dataset, batch_size: int, accumulate: int, counts: dict[str, int]) -> None:
+def _check(codec: JointCodec, dataset, **counts: int) -> None:
     if not codec.fitted:
         raise ValueError("the codec is not fitted: call prepare(codec=..., dataset=...) and train on what it returns")
     stored = getattr(dataset, "codec_fingerprint", None)
     if stored is not None and stored != codec.fingerprint():
         raise ValueError(f"the cache {dataset.folder} was made with another codec: run prepare again")
-    if batch_size < 1 or accumulate < 1 or batch_size % accumulate:
-        raise ValueError(f"train.accumulate = {accumulate} does not divide train.batch_size = {batch_size}")
     for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"train.{name} = {value}: at least 1 is needed")
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"train.{name} = {value!r}: a whole number of at least 1 is needed")
+    if counts["batch_size"] % counts["accumulate"]:
+        raise ValueError(
+            "train.accumulate = {accumulate} does not divide train.batch_size = {batch_size}".format(**counts)
+        )
 
 
 def _restore(folder: Path, tensors, record, net, average, optim, names, codec) -> None:

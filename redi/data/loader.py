@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from torch import Tensor
 
-from redi.core.samplers import mix_seeds
+from redi.core.seeds import mix_seeds
 
 
 def batch_positions(num_images: int, batch_size: int, seed: int, step: int) -> np.ndarray:

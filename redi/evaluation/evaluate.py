@@ -40,11 +40,7 @@ def evaluate(
         max_images: at most so many images on each side of a distance.
     """
     network = DomainEncoder(width=48, depth=3, seed=1) if network is None else network
-    encoders.check(network, "evaluate.network")
-    if not isinstance(network, DomainEncoder):
-        raise ValueError(f"evaluate.network takes a DomainEncoder for now, got {type(network).__name__}")
-    if reference is not None:
-        datasets.check(reference, "evaluate.reference")
+    check_evaluation(dataset, reference, network)
     samples = load_samples(run_dir)
     cache_dir = Path(cache_dir or os.environ.get("REDI_CACHE") or "~/.cache/redi").expanduser()
     key = {"fit": network.fit_settings(), "dataset": dataset.fingerprint()}
@@ -61,6 +57,21 @@ def evaluate(
         metrics.append(_recognised(samples, reference, network) | conditions)
     write_json(Path(run_dir) / "metrics.json", metrics)
     return metrics
+
+
+def check_evaluation(dataset: Dataset, reference: Dataset | None, network: DomainEncoder | None) -> None:
+    """Raises ValueError for objects of the wrong kind, or a reference whose classes are not those of the data."""
+    if network is not None:
+        encoders.check(network, "evaluate.network")
+        if not isinstance(network, DomainEncoder):
+            raise ValueError(f"evaluate.network takes a DomainEncoder, got {type(network).__name__}")
+    if reference is not None:
+        datasets.check(reference, "evaluate.reference")
+        if reference.class_names != dataset.class_names:
+            raise ValueError(
+                f"evaluate.reference has the classes {', '.join(reference.class_names[:10])}; "
+                f"the training data have {', '.join(dataset.class_names[:10])}: the labels would not mean the same"
+            )
 
 
 def describe(metrics: list[dict]) -> str:

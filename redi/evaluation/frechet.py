@@ -18,7 +18,7 @@ class Gaussian:
         """Of features (N, E); at least two of them."""
         if features.ndim != 2 or len(features) < 2:
             raise ValueError(f"a Gaussian needs features (N >= 2, E), got {tuple(features.shape)}")
-        return cls(features.double().mean(dim=0), torch.cov(features.double().T))
+        return cls(features.double().mean(dim=0), torch.atleast_2d(torch.cov(features.double().T)))
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:

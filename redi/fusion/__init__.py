@@ -1,6 +1,7 @@
 """Fusion strategies: how the channel groups become one token sequence and come back; the registry of them."""
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from einops import rearrange
@@ -10,7 +11,7 @@ from redi.core.channels import Channels
 from redi.core.registry import Registry, discover
 
 
-class Fusion(nn.Module):
+class Fusion(nn.Module, ABC):
     """Patch embeddings and output heads of every channel group (paper, section 3.3: W_emb and W_dec per stream).
 
     A strategy implements `embed` and `unembed`. Both streams lie on the same latent grid, so one table of 2-D
@@ -47,13 +48,13 @@ class Fusion(nn.Module):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
 
+    @abstractmethod
     def embed(self, x: Tensor) -> Tensor:
         """Joint state (N, C, H, W) -> tokens (N, T, D), positions included."""
-        raise NotImplementedError
 
+    @abstractmethod
     def unembed(self, tokens: Tensor) -> Tensor:
         """Tokens (N, T, D) after the last modulation -> joint prediction (N, C, H, W)."""
-        raise NotImplementedError
 
     def embed_group(self, name: str, group: Tensor) -> Tensor:
         """One group (N, C_m, H, W) -> (N, P, D), without positions."""
@@ -66,9 +67,9 @@ class Fusion(nn.Module):
         return rearrange(self.heads[name](tokens), "n (h w) (p q c) -> n c (h p) (w q)", h=h, w=w, p=p, q=p)
 
     @property
+    @abstractmethod
     def num_tokens(self) -> int:
         """T, the length of the token sequence."""
-        raise NotImplementedError
 
 
 def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:

@@ -11,6 +11,7 @@ Representation Guidance are one mechanism: equal conditions are evaluated once, 
 and a condition with weight 0 is not evaluated at all.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -33,16 +34,16 @@ EVERYTHING = Condition()
 Weights = dict[Condition, dict[str, float]]  # {condition: {channel group: weight}}
 
 
-class Guidance:
+class Guidance(ABC):
     """A rule: how far the guided prediction departs from the plain one, group by group."""
 
+    @abstractmethod
     def deviations(self, channels: Channels, t: float) -> Weights:
         """Weights that are added to the plain prediction (weight 1 on everything); they sum to 0 in each group."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check(self, channels: Channels, num_classes: int) -> None:
         """Raises ValueError where this rule cannot work with such a model."""
-        raise NotImplementedError
 
     def check_training(self, label_dropout: float, representation_dropout: float) -> str:
         """What to warn of where a model trained with these dropouts has not learned what this rule asks, or ''."""

@@ -16,7 +16,7 @@ class ClassifierFree(Guidance):
 
     def __init__(self, *, scale: float = 2.4, groups: tuple[str, ...] = ("image",)):
         self.scale = scale
-        self.groups = tuple(groups)
+        self.groups = (groups,) if isinstance(groups, str) else tuple(groups)
 
     def check(self, channels: Channels, num_classes: int) -> None:
         if unknown := [group for group in self.groups if group not in channels]:

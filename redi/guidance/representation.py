@@ -21,8 +21,9 @@ class RepresentationGuidance(Guidance):
         self, *, scale: float = 1.5, without: tuple[str, ...] | None = None, groups: tuple[str, ...] = ("image",)
     ):
         self.scale = scale
+        without = (without,) if isinstance(without, str) else without
         self.without = None if without is None else tuple(without)
-        self.groups = tuple(groups)
+        self.groups = (groups,) if isinstance(groups, str) else tuple(groups)
 
     def check(self, channels: Channels, num_classes: int) -> None:
         if not channels.representations:

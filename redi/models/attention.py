@@ -1,7 +1,11 @@
 """One attention function, three ways to compute it, and an honest choice among them."""
 
+import ctypes
+import importlib.util
 import logging
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,10 +28,21 @@ def attend_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def attend_xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """xformers' memory-efficient attention; needs a GPU. All (N, T, heads, head_dim)."""
+    return _xformers_attention()(q, k, v)
+
+
+@cache
+def _xformers_attention() -> Attention:
     logging.getLogger("xformers").setLevel(logging.ERROR)  # importing it warns about what a CPU does not have
+    # Its library is built for CUDA 12. Beside a torch built for CUDA 13, the runtime that it needs comes from the
+    # package nvidia-cuda-runtime-cu12 (the extra `gpu`) and must be loaded before it.
+    nvidia = importlib.util.find_spec("nvidia")
+    for folder in nvidia.submodule_search_locations if nvidia else ():
+        for library in Path(folder).glob("cuda_runtime/lib/libcudart.so.12"):
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     from xformers.ops import memory_efficient_attention
 
-    return memory_efficient_attention(q, k, v)
+    return memory_efficient_attention
 
 
 BACKENDS: dict[str, Attention] = {"math": attend_math, "sdpa": attend_sdpa, "xformers": attend_xformers}

@@ -1,5 +1,6 @@
 """Samplers: from noise to data along a process, and the registry of them."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -7,12 +8,13 @@ from torch import Tensor
 
 from redi.core.processes import Process
 from redi.core.registry import Registry, discover
+from redi.core.seeds import mix_seeds
 
 Denoise = Callable[[Tensor, float], Tensor]  # x_t (N, C, H, W), t -> the network's (guided) prediction
 Draw = Callable[[], Tensor]  # -> (N, C, H, W) standard normal
 
 
-class Sampler:
+class Sampler(ABC):
     """Integrates from t = 0 (noise) to t = 1 (data) in exactly `num_evaluations` calls of `denoise`."""
 
     def __init__(self, *, num_evaluations: int = 250):
@@ -20,9 +22,9 @@ class Sampler:
             raise ValueError(f"{type(self).__name__}.num_evaluations = {num_evaluations}: at least 1 is needed")
         self.num_evaluations = num_evaluations
 
+    @abstractmethod
     def __call__(self, denoise: Denoise, process: Process, draw: Draw) -> Tensor:
         """Draws the initial noise and all later noise from `draw`; -> x (N, C, H, W) at t = 1."""
-        raise NotImplementedError
 
     def provenance(self) -> dict:
         """Name and settings, for the record of what was sampled."""
@@ -44,18 +46,6 @@ class ImageNoise:
     def __call__(self) -> Tensor:
         """-> (N, C, H, W) float32 standard normal, different at every call."""
         return torch.stack([torch.randn(self.shape, generator=g) for g in self.generators]).to(self.device)
-
-
-def mix_seeds(*seeds: int) -> int:
-    """One 63-bit seed from several integers, so that (0, 1) and (1, 0) have nothing in common."""
-    mixed = 0
-    for seed in seeds:
-        # splitmix64 (Steele, Lea & Flood 2014): a bijection whose output bits each depend on all input bits.
-        mixed = (mixed + seed + 0x9E3779B97F4A7C15) % 2**64
-        mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 % 2**64
-        mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB % 2**64
-        mixed ^= mixed >> 31
-    return mixed >> 1
 
 
 samplers = Registry("samplers", Sampler)

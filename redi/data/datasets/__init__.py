@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -23,7 +24,7 @@ class UnreadableImage(ValueError):
     """An image that cannot be decoded; the message names the file and the cause."""
 
 
-class Dataset:
+class Dataset(ABC):
     """Images of one size with integer labels, in an order that never changes.
 
     A component calls `super().__init__` once its labels are known and implements `load` and `provenance`.
@@ -58,16 +59,16 @@ class Dataset:
             self.labels = np.zeros_like(self.labels)
         self.split = split
 
+    @abstractmethod
     def load(self, index: int) -> np.ndarray:
         """Image number `index` of the source (see `indices`), preprocessed: (H, W, 3) uint8 RGB.
 
         Raises UnreadableImage. Must be safe to call from several threads.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def provenance(self) -> dict:
         """What these images are, as JSON: everything that decides pixels, order and labels."""
-        raise NotImplementedError
 
     def inspect(self, index: int) -> tuple[int, int, str]:
         """Width, height and mode (Pillow's: RGB, L, ...) of stored image `index`, fully decoded and upright.
@@ -127,9 +128,9 @@ class EncodedImages(Dataset):
         self.source_names = names
         self.preprocessing = preprocessing or Preprocessing()
 
+    @abstractmethod
     def read(self, index: int) -> IO[bytes]:
         """The encoded bytes of image `index` of the source."""
-        raise NotImplementedError
 
     def load(self, index: int) -> np.ndarray:
         return self.preprocessing(self._decode(index))

@@ -1,11 +1,13 @@
 """Autoencoders: images to latents and back, and the registry of them."""
 
+from abc import ABC, abstractmethod
+
 from torch import Tensor, nn
 
 from redi.core.registry import Registry, discover
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(nn.Module, ABC):
     """uint8 images (N, 3, S, S) to latents (N, channels, S/downsample, S/downsample), frozen.
 
     Encoding has two halves: `moments` is deterministic and is what caches store; `latents` may draw from them.
@@ -14,21 +16,21 @@ class Autoencoder(nn.Module):
     channels: int
     downsample: int
 
+    @abstractmethod
     def moments(self, images: Tensor) -> Tensor:
         """Images (N, 3, S, S) uint8 -> what to store, (N, ?, H, W), in its storage dtype."""
-        raise NotImplementedError
 
+    @abstractmethod
     def latents(self, moments: Tensor) -> Tensor:
         """Stored moments -> scaled latents (N, channels, H, W) float32; draws from torch's default generator."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (N, channels, H, W) -> images (N, 3, S, S) uint8."""
-        raise NotImplementedError
 
+    @abstractmethod
     def provenance(self) -> dict:
         """What decides the latents, as JSON: settings and weights."""
-        raise NotImplementedError
 
 
 autoencoders = Registry("autoencoders", Autoencoder)

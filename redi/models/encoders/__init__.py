@@ -1,11 +1,13 @@
 """Vision encoders: frozen networks whose patch features are generated with the image, and the registry of them."""
 
+from abc import ABC, abstractmethod
+
 from torch import Tensor, nn
 
 from redi.core.registry import Registry, discover
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, ABC):
     """uint8 images (N, 3, S, S) -> patch features (N, E, h, w) float32. Frozen; resizes and normalises itself."""
 
     dim: int  # E
@@ -27,18 +29,19 @@ class Encoder(nn.Module):
 
     def fit(self, dataset) -> None:
         """Learns from a data set (see `redi.data.datasets.Dataset`), where `learns_from_data`."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} learns nothing from data")
 
     def fit_settings(self) -> dict:
         """What `fit` depends on beside the data, as JSON."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} learns nothing from data")
 
+    @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
-        raise NotImplementedError
+        """uint8 images (N, 3, S, S) -> features (N, E, h, w) float32."""
 
+    @abstractmethod
     def provenance(self) -> dict:
         """What decides the features, as JSON: name, settings, weights, resize rule."""
-        raise NotImplementedError
 
 
 encoders = Registry("encoders", Encoder)

@@ -1,5 +1,6 @@
 """Reducers: from encoder width to a few channels, and the registry of them."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 from torch import Tensor, nn
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 from redi.core.registry import Registry, discover
 
 
-class Reducer(nn.Module):
+class Reducer(nn.Module, ABC):
     """Maps encoder features (N, E, h, w) to (N, R, h, w). What it learns are buffers: they travel in checkpoints.
 
     Args:
@@ -21,29 +22,29 @@ class Reducer(nn.Module):
         self.rank = rank
 
     @property
+    @abstractmethod
     def fitted(self) -> bool:
         """Whether `fit` or `load_state_dict` has happened."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fit(self, batches: Iterable[Tensor]) -> None:
         """Learns from batches of features (N, E, h, w), in one pass and in memory independent of their number."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, features: Tensor) -> Tensor:
         """(N, E, h, w) -> (N, R, h, w), float32."""
-        raise NotImplementedError
 
     def inverse(self, reduced: Tensor) -> Tensor:
         """(N, R, h, w) -> (N, E, h, w), as near to the features as R channels allow."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} has no inverse")
 
+    @abstractmethod
     def fit_settings(self) -> dict:
         """What `fit` depends on beside the features, as JSON: the key under which fits are shared."""
-        raise NotImplementedError
 
+    @abstractmethod
     def provenance(self) -> dict:
         """What this reducer is and how well it keeps the features, as JSON."""
-        raise NotImplementedError
 
 
 reducers = Registry("reducers", Reducer)

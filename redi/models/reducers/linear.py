@@ -1,6 +1,7 @@
 """What all linear reducers share: streaming moments, explicit scale, projection and its inverse."""
 
 import logging
+from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Literal
 
@@ -78,9 +79,9 @@ class LinearReducer(Reducer):
         self.register_load_state_dict_pre_hook(_take_shapes)
         self.register_load_state_dict_post_hook(_check_loaded)
 
+    @abstractmethod
     def rows(self, covariance: Tensor) -> Tensor:
         """Covariance of the (standardised) features (E, E), float64 -> components (K, E), K >= rank."""
-        raise NotImplementedError
 
     @property
     def fitted(self) -> bool:

@@ -1,5 +1,7 @@
 """Random projections by scikit-learn."""
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -14,9 +16,9 @@ class RandomRows(LinearReducer):
         super().__init__(rank=rank, scale=scale, standardize=standardize)
         self.seed = seed
 
+    @abstractmethod
     def draw(self, width: int):
         """-> a scikit-learn transformer fitted to that many features."""
-        raise NotImplementedError
 
     def rows(self, covariance: Tensor) -> Tensor:
         components = self.draw(len(covariance)).components_

@@ -1,0 +1,47 @@
+"""For every test: an empty gin configuration, and a cache folder that no other run shares."""
+
+import gin
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def empty_gin_configuration():
+    gin.clear_config()
+    yield
+    gin.clear_config()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REDI_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+TINY = """
+include 'digits.gin'
+train.num_steps = 2
+train.batch_size = 16
+Digits.held_out_fraction = 0.9
+prepare.num_fit_images = 64
+DomainEncoder.num_steps = 5
+DomainEncoder.batch_size = 16
+DomainEncoder.width = 16
+DomainEncoder.depth = 1
+PCA.rank = 2
+DiffusionTransformer.size = 'S/4'
+DiffusionTransformer.width = 16
+DiffusionTransformer.depth = 1
+DiffusionTransformer.num_heads = 2
+EulerMaruyama.num_evaluations = 2
+sample.num_images = 20
+evaluator/DomainEncoder.width = 8
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_gin(tmp_path_factory) -> str:
+    """A gin file for programs: the digits with 140 training images, the smallest networks and two steps."""
+    path = tmp_path_factory.mktemp("gin") / "tiny.gin"
+    path.write_text(TINY)
+    return str(path)

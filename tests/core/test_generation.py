@@ -1,0 +1,179 @@
+"""Generation with a tiny network whose weights are random (the initial ones predict 0)."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from redi.core.codec import JointCodec, Representation
+from redi.core.generation import generate
+from redi.core.processes.flow_matching import FlowMatching
+from redi.core.samplers import ImageNoise, samplers
+from redi.core.samplers.euler import Euler
+from redi.guidance.classifier_free import ClassifierFree
+from redi.guidance.representation import RepresentationGuidance
+from redi.models.autoencoders.pixels import Pixels
+from redi.models.encoders.domain import DomainEncoder
+from redi.models.reducers.pca import PCA
+from redi.models.transformer import DiffusionTransformer
+
+NUM_CLASSES = 3
+
+
+@pytest.fixture(scope="module")
+def codec():
+    representation = Representation(encoder=DomainEncoder(width=8, image_size=8), reducer=PCA(rank=2), name="z")
+    return JointCodec(autoencoder=Pixels(channels=1), representations=[representation])  # decoding needs no fit
+
+
+def random_model(codec, seed=0, num_classes=NUM_CLASSES):
+    torch.manual_seed(seed)
+    model = DiffusionTransformer(
+        channels=codec.channels, grid=(4, 4), num_classes=num_classes, width=16, depth=1, num_heads=2, patch_size=2
+    )
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model(codec):
+    return random_model(codec)
+
+
+def draw(model, codec, labels=(0, 1, 2), **settings):
+    return generate(model, codec, FlowMatching(), labels=labels, **({"sampler": Euler(num_evaluations=4)} | settings))
+
+
+def test_one_image_and_one_joint_state_per_label(model, codec):
+    drawn = draw(model, codec, labels=[2, 0, 1, 1])
+    assert drawn.images.shape == (4, 3, 4, 4)
+    assert drawn.images.dtype == torch.uint8
+    assert drawn.x.shape == (4, 3, 4, 4)
+    assert drawn.labels.tolist() == [2, 0, 1, 1]
+    assert not drawn.x.requires_grad
+
+
+def test_the_images_are_the_decoded_states(model, codec):
+    drawn = draw(model, codec)
+    assert torch.equal(drawn.images, codec.decode(drawn.x))
+
+
+def test_generation_is_the_sampler_on_the_noise_of_each_image(model, codec):
+    x = ImageNoise(5, range(3), (3, 4, 4))()
+    labels = torch.tensor([0, 1, 2])
+    for step in range(4):
+        x = x + model(x, torch.full((3,), step / 4), labels).detach() / 4
+    torch.testing.assert_close(draw(model, codec, seed=5).x, x, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", samplers)
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_the_batch_size_does_not_matter(model, codec, name, batch_size):
+    labels = [i % NUM_CLASSES for i in range(8)]
+    settings = {"sampler": samplers[name](num_evaluations=4), "guidance": [ClassifierFree(scale=1.5)]}
+    expected = draw(model, codec, labels, **settings, batch_size=5)
+    # The batch size changes the order of summation in matrix products: a few units in the last place a step.
+    torch.testing.assert_close(
+        draw(model, codec, labels, **settings, batch_size=batch_size).x, expected.x, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_an_image_does_not_depend_on_the_other_labels(model, codec):
+    first, second = draw(model, codec, [0, 1, 2]), draw(model, codec, [2, 1, 0])
+    torch.testing.assert_close(first.x[1], second.x[1], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(first.x[0], second.x[0], atol=1e-2)
+
+
+def test_first_index_continues_the_same_row_of_images(model, codec):
+    expected = draw(model, codec, [0, 1, 2]).x[2:]
+    torch.testing.assert_close(draw(model, codec, [2], first_index=2).x, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_seed_decides_the_images(model, codec):
+    torch.manual_seed(0)
+    first = draw(model, codec, seed=1)
+    torch.manual_seed(1)
+    assert torch.equal(first.x, draw(model, codec, seed=1).x)
+    assert not torch.allclose(first.x, draw(model, codec, seed=2).x, atol=1e-2)
+
+
+def test_other_weights_are_used_where_they_are_given(model, codec):
+    other = random_model(codec, seed=1)
+    weights = {name: p.detach() for name, p in other.named_parameters()}
+    assert torch.equal(draw(model, codec, weights=weights).x, draw(other, codec).x)
+
+
+def test_other_weights_do_not_stay_in_the_model(model, codec):
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    draw(model, codec, weights={name: torch.zeros_like(p) for name, p in model.named_parameters()})
+    assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_s_mode_stays_as_it_was(codec, training):
+    model = random_model(codec).train(training)
+    draw(model, codec)
+    assert model.training is training
+
+
+def test_the_record_says_how_the_images_were_drawn(model, codec):
+    record = draw(model, codec, seed=9, guidance=[ClassifierFree(scale=2.0)], batch_size=2).record
+    assert json.loads(json.dumps(record)) == {
+        "seed": 9,
+        "sampler": {"name": "Euler", "num_evaluations": 4},
+        "guidance": [{"name": "ClassifierFree", "scale": 2.0, "groups": ["image"]}],
+        "function_evaluations": 4,
+        "network_evaluations_per_image": 8.0,
+    }
+
+
+def test_both_guidance_rules_cost_three_evaluations_a_step(model, codec):
+    record = draw(model, codec, guidance=[ClassifierFree(), RepresentationGuidance()]).record
+    assert record["function_evaluations"] == 4
+    assert record["network_evaluations_per_image"] == 12
+
+
+def test_the_default_sampler_is_the_paper_s(model, codec):
+    record = draw(model, codec, labels=[0], sampler=None).record
+    assert record["sampler"] == {"name": "EulerMaruyama", "num_evaluations": 250, "last_step": 0.04}
+
+
+def test_the_null_label_can_be_drawn(model, codec):
+    assert draw(model, codec, [NUM_CLASSES]).images.shape == (1, 3, 4, 4)
+
+
+@pytest.mark.parametrize("labels", [[0, -1], [0, NUM_CLASSES + 1]])
+def test_labels_out_of_range_are_refused(model, codec, labels):
+    with pytest.raises(ValueError, match=r"labels run from .* classes 0 ... 2 \(and 3, the null label\)"):
+        draw(model, codec, labels)
+
+
+def test_no_labels_are_refused(model, codec):
+    with pytest.raises(ValueError, match="at least one label"):
+        draw(model, codec, [])
+
+
+def test_an_empty_batch_is_refused(model, codec):
+    with pytest.raises(ValueError, match="batch_size"):
+        draw(model, codec, batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "binding"),
+    [
+        ({"sampler": ClassifierFree()}, "generate.sampler"),
+        ({"sampler": Euler}, "generate.sampler"),
+        ({"guidance": [Euler()]}, "generate.guidance"),
+        ({"guidance": [ClassifierFree]}, "generate.guidance"),
+    ],
+)
+def test_the_wrong_kind_of_object_is_refused_with_its_binding(model, codec, settings, binding):
+    with pytest.raises(ValueError, match=binding):
+        draw(model, codec, **settings)
+
+
+def test_guidance_that_the_model_cannot_follow_is_refused(codec):
+    with pytest.raises(ValueError, match="unconditional"):
+        draw(random_model(codec, num_classes=1), codec, [0], guidance=[ClassifierFree()])

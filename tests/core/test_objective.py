@@ -1,0 +1,248 @@
+import math
+
+import pytest
+import torch
+
+from redi.core.channels import Channels
+from redi.core.objective import JointObjective
+
+CHANNELS = Channels(image=3, a=5, b=1)
+NULL = 10
+
+
+def objective(channels: Channels = CHANNELS, **settings) -> JointObjective:
+    return JointObjective(channels=channels, num_classes=NULL, **{"label_dropout": 0.0} | settings)
+
+
+def batch(n: int = 16, side: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(n, CHANNELS.total, side, side, generator=generator), torch.arange(n) % NULL
+
+
+def zero_model(x_t, t, y):
+    return torch.zeros_like(x_t)
+
+
+class Recorder:
+    """A model that keeps what it was asked and predicts zero."""
+
+    def __call__(self, x_t, t, y):
+        self.x_t, self.t, self.y = x_t, t, y
+        return torch.zeros_like(x_t)
+
+
+class Oracle:
+    """Knows the clean state, so that it can tell the exact velocity (x - x_t) / (1 - t)."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __call__(self, x_t, t, y):
+        return (self.x - x_t) / (1 - t[:, None, None, None])
+
+
+def errors_by_hand(x, noise):
+    """{group: (N,)} mean squared error of the zero model: the target of flow matching is x - noise."""
+    return {"image": (x - noise)[:, :3], "a": (x - noise)[:, 3:8], "b": (x - noise)[:, 8:]}
+
+
+def replayed_draws(seed: int, x):
+    """t and noise as the objective draws them first."""
+    torch.manual_seed(seed)
+    return torch.rand(len(x)), torch.randn_like(x)
+
+
+def test_the_exact_target_has_loss_zero():
+    x, y = batch()
+    torch.manual_seed(0)
+    losses = objective(representation_dropout=0.0)(Oracle(x), x, y)
+    assert set(losses) == {"loss", "image", "a", "b"}
+    assert all(value.shape == () for value in losses.values())
+    assert all(value < 1e-8 for value in losses.values())  # float32, where 1 - t is small: (1e-7 / 1e-2)^2
+
+
+def test_the_model_sees_the_corrupted_state_and_its_time():
+    x, y = batch()
+    t, noise = replayed_draws(0, x)
+    torch.manual_seed(0)
+    objective()(model := Recorder(), x, y)
+    assert torch.equal(model.t, t)
+    expected = t[:, None, None, None] * x + (1 - t[:, None, None, None]) * noise
+    torch.testing.assert_close(model.x_t, expected)
+
+
+def test_the_zero_model_has_the_mean_square_of_the_target_in_every_group():
+    x, y = batch()
+    _, noise = replayed_draws(0, x)
+    torch.manual_seed(0)
+    losses = objective()(zero_model, x, y)
+    expected = {name: part.square().mean() for name, part in errors_by_hand(x, noise).items()}
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value)
+    torch.testing.assert_close(losses["loss"], sum(expected.values()))
+
+
+def test_the_zero_model_on_standard_normal_data_expects_two_per_group():
+    """The variance of x - noise is 2; over 460,800 numbers the standard error of its mean square is 0.004."""
+    torch.manual_seed(0)
+    x = torch.randn(200, 9, 16, 16)
+    losses = objective()(zero_model, x, torch.zeros(200, dtype=torch.int64))
+    for name in CHANNELS:  # the smallest group has 51,200 numbers
+        assert losses[name].item() == pytest.approx(2, abs=5 * 2 * math.sqrt(2 / 51_200))
+
+
+@pytest.mark.parametrize("weight", [0.25, {"a": 0.5, "b": 2.0}])
+def test_every_representation_counts_with_its_lambda(weight):
+    x, y = batch()
+    torch.manual_seed(0)
+    losses = objective(representation_weight=weight)(zero_model, x, y)
+    a, b = (weight["a"], weight["b"]) if isinstance(weight, dict) else (weight, weight)
+    torch.testing.assert_close(losses["loss"], losses["image"] + a * losses["a"] + b * losses["b"])
+
+
+def test_gradient_of_the_prediction_is_lambda_times_that_of_each_groups_mean():
+    x, y = batch()
+    t, noise = replayed_draws(0, x)
+    prediction = torch.zeros_like(x, requires_grad=True)
+    torch.manual_seed(0)
+    objective(representation_weight={"a": 0.5, "b": 3.0})(lambda *_: prediction, x, y)["loss"].backward()
+    for name, weight in (("image", 1.0), ("a", 0.5), ("b", 3.0)):
+        own = prediction.grad[:, CHANNELS.slice(name)]
+        target = (x - noise)[:, CHANNELS.slice(name)]
+        torch.testing.assert_close(own, -2 * weight * target / target.numel())
+
+
+def test_lambda_zero_leaves_the_image_alone():
+    x, y = batch()
+    torch.manual_seed(0)
+    losses = objective(representation_weight=0.0)(zero_model, x, y)
+    assert losses["loss"] == losses["image"]
+    assert losses["a"] > 0  # still reported
+
+
+def test_dropped_samples_see_zeros_in_every_representation_and_their_own_image():
+    x, y = batch(200)
+    torch.manual_seed(0)
+    objective()(whole := Recorder(), x, y)
+    torch.manual_seed(0)
+    objective(representation_dropout=0.3)(model := Recorder(), x, y)
+    dropped = (model.x_t[:, 3:] == 0).flatten(1).all(1)
+    assert 30 < dropped.sum() < 90  # 60 expected, standard deviation 6.5
+    assert torch.equal(model.x_t[:, :3], whole.x_t[:, :3])
+    assert torch.equal(model.x_t[~dropped], whole.x_t[~dropped])
+    assert torch.equal(CHANNELS.mask(whole.x_t, dropped), model.x_t)
+
+
+def test_dropped_samples_have_no_representation_loss_and_keep_their_image_loss():
+    x, y = batch(200)
+    prediction = torch.zeros_like(x, requires_grad=True)
+    seen = {}
+
+    def model(x_t, t, y):
+        seen["dropped"] = (x_t[:, 3:] == 0).flatten(1).all(1)
+        return prediction
+
+    torch.manual_seed(0)
+    losses = objective(representation_dropout=0.5, representation_weight={"a": 0.5, "b": 2.0})(model, x, y)
+    losses["loss"].backward()
+    dropped = seen["dropped"]
+    assert not prediction.grad[dropped][:, 3:].any()
+    assert (prediction.grad[~dropped] != 0).all()
+    assert (prediction.grad[dropped][:, :3] != 0).all()
+
+    _, noise = replayed_draws(0, x)
+    parts = errors_by_hand(x, noise)
+    per_sample = {name: part.square().mean(dim=(1, 2, 3)) for name, part in parts.items()}
+    torch.testing.assert_close(losses["a"], per_sample["a"][~dropped].mean())  # reported over those that kept it
+    kept = (~dropped).float()  # lambda of a dropped sample is 0, the mean is over all samples
+    expected = per_sample["image"] + kept * (0.5 * per_sample["a"] + 2.0 * per_sample["b"])
+    torch.testing.assert_close(losses["loss"], expected.mean())
+
+
+def test_a_batch_that_is_dropped_whole_has_a_finite_loss():
+    x, y = batch(1)
+    reached = False
+    for seed in range(20):
+        torch.manual_seed(seed)
+        losses = objective(representation_dropout=0.9)(model := Recorder(), x, y)
+        assert losses["loss"].isfinite()
+        if not model.x_t[:, 3:].any():
+            reached = True
+            assert losses["a"] == losses["b"] == 0
+            assert losses["loss"] == losses["image"]
+    assert reached
+
+
+@pytest.mark.parametrize("setting", ["label_dropout", "representation_dropout"])
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5])
+def test_dropout_happens_at_its_rate(setting, rate):
+    n = 20_000
+    channels = Channels(image=1, a=1)
+    x = torch.ones(n, 2, 1, 1)
+    torch.manual_seed(0)
+    drop = objective(channels, **{setting: rate})
+    drop(model := Recorder(), x, torch.zeros(n, dtype=torch.int64))
+    happened = model.y == NULL if setting == "label_dropout" else model.x_t[:, 1, 0, 0] == 0
+    # five standard deviations of a binomial; exact at rate 0
+    assert abs(int(happened.sum()) - rate * n) <= 5 * math.sqrt(n * rate * (1 - rate))
+
+
+def test_label_and_representation_dropout_are_independent():
+    n = 20_000
+    torch.manual_seed(0)
+    drop = objective(Channels(image=1, a=1), label_dropout=0.5, representation_dropout=0.5)
+    drop(model := Recorder(), torch.ones(n, 2, 1, 1), torch.zeros(n, dtype=torch.int64))
+    both = (model.y == NULL) & (model.x_t[:, 1, 0, 0] == 0)
+    assert abs(int(both.sum()) - n / 4) < 5 * math.sqrt(n * 3 / 16)
+
+
+def test_labels_that_are_kept_are_unchanged():
+    x, y = batch(200)
+    torch.manual_seed(0)
+    objective(label_dropout=0.5)(model := Recorder(), x, y)
+    assert model.y.dtype == torch.int64
+    assert ((model.y == y) | (model.y == NULL)).all()
+
+
+def test_time_is_uniform_between_noise_and_data():
+    from scipy.stats import kstest
+
+    torch.manual_seed(0)
+    objective(Channels(image=1))(model := Recorder(), torch.zeros(5000, 1, 1, 1), torch.zeros(5000, dtype=torch.int64))
+    assert kstest(model.t.numpy(), "uniform").pvalue > 0.01
+
+
+def test_without_representations_the_loss_is_the_image_error():
+    x, y = batch()
+    losses = objective(Channels(image=9))(zero_model, x, y)
+    assert set(losses) == {"loss", "image"}
+    assert losses["loss"] == losses["image"]
+
+
+def test_a_prediction_in_bfloat16_is_compared_in_float32():
+    x, y = batch()
+    losses = objective()(lambda x_t, t, y: torch.zeros_like(x_t).bfloat16(), x, y)
+    assert losses["loss"].dtype == torch.float32
+
+
+def test_the_same_seed_gives_the_same_loss():
+    x, y = batch()
+    values = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        values.append(objective(label_dropout=0.3, representation_dropout=0.3)(zero_model, x, y)["loss"])
+    assert torch.equal(*values)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"label_dropout": 1.0}, r"JointObjective.label_dropout = 1.0 lies outside \[0, 1\)"),
+        ({"representation_dropout": -0.1}, r"JointObjective.representation_dropout = -0.1 lies outside"),
+        ({"representation_weight": {"a": 1.0}}, r"representation_weight names \['a'\], the codec has \['a', 'b'\]"),
+        ({"process": torch.nn.Identity()}, "JointObjective.process takes one of processes"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        objective(**settings)

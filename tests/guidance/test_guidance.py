@@ -1,0 +1,220 @@
+"""Guidance on a tiny network, against the formulas of the paper written out."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from redi.core.channels import Channels
+from redi.guidance import EVERYTHING, Condition, guidance_rules, guided, total_weights
+from redi.guidance.classifier_free import ClassifierFree
+from redi.guidance.representation import RepresentationGuidance
+from redi.models.transformer import DiffusionTransformer
+
+CHANNELS = Channels(image=2, dino=3, clip=1)
+NUM_CLASSES = 3
+T = 0.3
+every_rule = pytest.mark.parametrize("name", guidance_rules)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    network = DiffusionTransformer(
+        channels=CHANNELS, grid=(4, 4), num_classes=NUM_CLASSES, width=16, depth=1, num_heads=2, patch_size=2
+    )
+    for parameter in network.parameters():  # the initial weights predict 0 whatever the input
+        nn.init.normal_(parameter, std=0.3)
+    return network.double().requires_grad_(False)
+
+
+@pytest.fixture
+def state():
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(5, CHANNELS.total, 4, 4, generator=generator, dtype=torch.float64), torch.tensor([0, 1, 2, 2, 0])
+
+
+def evaluate(model, x, y):
+    return model(x, x.new_full((len(x),), T), y)
+
+
+def without(x, *names):
+    x = x.clone()
+    for name in names:
+        x[:, CHANNELS.slice(name)] = 0
+    return x
+
+
+def null(y):
+    return torch.full_like(y, NUM_CLASSES)
+
+
+class Counted:
+    def __init__(self, model):
+        self.model, self.batch_sizes = model, []
+
+    def __call__(self, x, t, y):
+        self.batch_sizes.append(len(x))
+        return self.model(x, t, y)
+
+
+def assert_same(prediction, expected):
+    """Equal but for the rounding of float64, in another order of summation and another batch size."""
+    torch.testing.assert_close(prediction, expected, rtol=1e-10, atol=1e-10)
+
+
+@every_rule
+@pytest.mark.parametrize("t", [0.0, 0.5, 1.0])
+def test_deviations_sum_to_zero_in_each_group(name, t):
+    deviations = guidance_rules[name]().deviations(CHANNELS, t)
+    for group in CHANNELS:
+        assert sum(weights.get(group, 0.0) for weights in deviations.values()) == pytest.approx(0, abs=1e-12)
+
+
+@every_rule
+def test_scale_one_is_the_model_and_costs_one_evaluation(name, model, state):
+    x, y = state
+    counted = Counted(model)
+    prediction = guided(counted, [guidance_rules[name](scale=1.0)], CHANNELS, y, NUM_CLASSES)(x, T)
+    assert torch.equal(prediction, evaluate(model, x, y))
+    assert counted.batch_sizes == [len(x)]
+
+
+@every_rule
+def test_a_rule_s_provenance_is_json(name):
+    provenance = guidance_rules[name]().provenance()
+    assert json.loads(json.dumps(provenance))["name"] == name
+    assert "scale" in provenance
+
+
+@every_rule
+def test_a_rule_accepts_a_conditional_model_with_representations(name):
+    guidance_rules[name]().check(CHANNELS, NUM_CLASSES)
+
+
+@every_rule
+def test_unknown_groups_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name}.groups names .*picture.*image, dino, clip"):
+        guidance_rules[name](groups=("picture",)).check(CHANNELS, NUM_CLASSES)
+
+
+def test_no_rules_are_the_model(model, state):
+    x, y = state
+    assert torch.equal(guided(model, [], CHANNELS, y, NUM_CLASSES)(x, T), evaluate(model, x, y))
+
+
+def test_classifier_free_guidance_extrapolates_the_image_and_leaves_the_rest(model, state):
+    x, y = state
+    guide = guided(model, [ClassifierFree(scale=2.4)], CHANNELS, y, NUM_CLASSES)
+    full, unlabelled = evaluate(model, x, y), evaluate(model, x, null(y))
+    expected = full.clone()
+    expected[:, :2] = unlabelled[:, :2] + 2.4 * (full - unlabelled)[:, :2]
+    assert_same(guide(x, T), expected)
+
+
+def test_classifier_free_guidance_extrapolates_all_groups_that_are_bound(model, state):
+    x, y = state
+    guide = guided(model, [ClassifierFree(scale=2.4, groups=tuple(CHANNELS))], CHANNELS, y, NUM_CLASSES)
+    full, unlabelled = evaluate(model, x, y), evaluate(model, x, null(y))
+    assert_same(guide(x, T), unlabelled + 2.4 * (full - unlabelled))
+
+
+def test_classifier_free_guidance_at_scale_zero_is_the_unlabelled_image(model, state):
+    x, y = state
+    prediction = guided(model, [ClassifierFree(scale=0.0)], CHANNELS, y, NUM_CLASSES)(x, T)
+    assert_same(prediction[:, :2], evaluate(model, x, null(y))[:, :2])
+
+
+def test_representation_guidance_is_equation_12_on_the_image_and_leaves_the_rest(model, state):
+    x, y = state
+    guide = guided(model, [RepresentationGuidance(scale=1.5)], CHANNELS, y, NUM_CLASSES)
+    full, blind = evaluate(model, x, y), evaluate(model, without(x, "dino", "clip"), y)
+    expected = full.clone()
+    expected[:, :2] = blind[:, :2] + 1.5 * (full - blind)[:, :2]
+    assert_same(guide(x, T), expected)
+
+
+def test_representation_guidance_can_leave_out_one_representation(model, state):
+    x, y = state
+    guide = guided(model, [RepresentationGuidance(scale=1.5, without=("clip",))], CHANNELS, y, NUM_CLASSES)
+    full, blind = evaluate(model, x, y), evaluate(model, without(x, "clip"), y)
+    assert_same(guide(x, T)[:, :2], (blind + 1.5 * (full - blind))[:, :2])
+
+
+def test_rules_add_their_deviations_from_the_plain_prediction(model, state):
+    x, y = state
+    rules = [ClassifierFree(scale=2.4), RepresentationGuidance(scale=1.5)]
+    full, unlabelled = evaluate(model, x, y), evaluate(model, x, null(y))
+    blind = evaluate(model, without(x, "dino", "clip"), y)
+    expected = full + (2.4 - 1) * (full - unlabelled) + (1.5 - 1) * (full - blind)
+    expected[:, 2:] = full[:, 2:]
+    assert_same(guided(model, rules, CHANNELS, y, NUM_CLASSES)(x, T), expected)
+
+
+def test_the_order_of_rules_does_not_matter(model, state):
+    x, y = state
+    rules = [ClassifierFree(scale=2.4), RepresentationGuidance(scale=1.5)]
+    forwards = guided(model, rules, CHANNELS, y, NUM_CLASSES)(x, T)
+    assert_same(guided(model, rules[::-1], CHANNELS, y, NUM_CLASSES)(x, T), forwards)
+
+
+def test_all_conditions_are_evaluated_in_one_call_and_equal_ones_once(model, state):
+    x, y = state
+    rules = [ClassifierFree(scale=2.4), RepresentationGuidance(scale=1.5), ClassifierFree(scale=1.3, groups=("dino",))]
+    counted = Counted(model)
+    guided(counted, rules, CHANNELS, y, NUM_CLASSES)(x, T)
+    assert counted.batch_sizes == [3 * len(x)]  # everything, the null label, no representations
+
+
+def test_deviations_that_cancel_are_not_evaluated(model, state):
+    x, y = state
+    counted = Counted(model)
+    guided(counted, [ClassifierFree(scale=1.5), ClassifierFree(scale=0.5)], CHANNELS, y, NUM_CLASSES)(x, T)
+    assert counted.batch_sizes == [len(x)]
+
+
+def test_a_condition_whose_weights_are_all_zero_is_not_evaluated():
+    channels = Channels(image=2)
+    assert list(total_weights([ClassifierFree(scale=0.0)], channels, T)) == [Condition(label=False)]
+
+
+def test_total_weights_are_one_in_each_group():
+    rules = [ClassifierFree(scale=2.4, groups=("image", "clip")), RepresentationGuidance(scale=1.1)]
+    weights = total_weights(rules, CHANNELS, T)
+    assert {group: sum(w[group] for w in weights.values()) for group in CHANNELS} == pytest.approx(
+        dict.fromkeys(CHANNELS, 1.0)
+    )
+    assert weights[EVERYTHING] == pytest.approx({"image": 2.5, "dino": 1.0, "clip": 2.4})
+
+
+def test_guidance_does_not_change_its_input(model, state):
+    x, y = state
+    before = x.clone()
+    guided(model, [RepresentationGuidance()], CHANNELS, y, NUM_CLASSES)(x, T)
+    assert torch.equal(x, before)
+
+
+def test_classifier_free_guidance_of_an_unconditional_model_is_refused():
+    with pytest.raises(ValueError, match="num_classes = 1.*RepresentationGuidance"):
+        ClassifierFree().check(CHANNELS, num_classes=1)
+
+
+def test_representation_guidance_of_an_unconditional_model_is_accepted():
+    RepresentationGuidance().check(CHANNELS, num_classes=1)
+
+
+def test_representation_guidance_without_representations_is_refused():
+    with pytest.raises(ValueError, match="needs a representation"):
+        RepresentationGuidance().check(Channels(image=4), NUM_CLASSES)
+
+
+@pytest.mark.parametrize("names", [("image",), ("siglip",)])
+def test_only_representations_can_be_left_out(names):
+    with pytest.raises(ValueError, match="without names .* it can name dino, clip"):
+        RepresentationGuidance(without=names).check(CHANNELS, NUM_CLASSES)
+
+
+def test_leaving_out_nothing_is_refused():
+    with pytest.raises(ValueError, match="without"):
+        RepresentationGuidance(without=()).check(CHANNELS, NUM_CLASSES)

@@ -1,0 +1,199 @@
+"""Components from another package: written outside of the library, imported by a gin file, used by name."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+REDUCER = '''
+import torch
+
+from redi.models.reducers import register
+from redi.models.reducers.linear import LinearReducer
+
+
+@register
+class FirstChannels(LinearReducer):
+    """The first R features as they are."""
+
+    def rows(self, covariance):
+        return torch.eye(self.rank, len(covariance)).to(covariance)
+'''
+
+FUSION = '''
+from redi.fusion import register
+from redi.fusion.merged import Merged
+
+
+@register
+class Scaled(Merged):
+    """Merged tokens times a fixed factor."""
+
+    def __init__(self, *, factor: float = 1.0, **shapes):
+        super().__init__(**shapes)
+        self.factor = factor
+
+    def embed(self, x):
+        return self.factor * super().embed(x)
+'''
+
+GUIDANCE = '''
+from redi.guidance import EVERYTHING, Guidance, register
+
+
+@register
+class Nudge(Guidance):
+    """Weighs the plain prediction alone."""
+
+    def __init__(self, *, strength: float = 0.0):
+        self.strength = strength
+
+    def check(self, channels, num_classes):
+        assert "image" in channels
+
+    def deviations(self, channels, t):
+        return {EVERYTHING: {"image": 0.0}}
+'''
+
+
+def python(*arguments: str, cwd: Path, path: Path) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(path), str(ROOT)])}
+    done = subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def package(folder: Path, **modules: str) -> Path:
+    (folder / "my_lab").mkdir(parents=True)
+    (folder / "my_lab" / "__init__.py").write_text("")
+    for name, text in modules.items():
+        (folder / "my_lab" / f"{name}.py").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_gin) -> Path:
+    """A run with a reducer, a fusion and a guidance rule of another package, from a folder that is not theirs."""
+    path = package(tmp_path_factory.mktemp("path"), reducing=REDUCER, fusing=FUSION, guiding=GUIDANCE)
+    work = tmp_path_factory.mktemp("work")
+    (work / "mine.gin").write_text(f"""
+include '{tiny_gin}'
+import my_lab.reducing
+import my_lab.fusing
+import my_lab.guiding
+
+Representation.reducer = @reducers.FirstChannels()
+FirstChannels.rank = 3
+DiffusionTransformer.fusion = @fusion.Scaled
+Scaled.factor = 0.5
+generate.guidance = [@guidance.Nudge()]
+Nudge.strength = 0.25
+train.preview_every = 2
+""")
+    python("-m", "redi.train", "--gin_file=mine.gin", "--run_dir=run", cwd=work, path=path)
+    (work / "path").symlink_to(path)
+    return work / "run"
+
+
+def last_record(run: Path) -> dict:
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    return json.loads((checkpoint / "record.json").read_text())
+
+
+def test_a_run_uses_the_components_of_another_package(run):
+    record = last_record(run)
+    assert record["channels"] == {"image": 1, "domain": 3}
+    assert record["codec"]["representations"]["domain"]["reducer"]["reducer"] == "FirstChannels"
+    operative = (run / "operative.gin").read_text()
+    assert "Scaled.factor = 0.5" in operative and "Nudge.strength = 0.25" in operative
+    assert (run / "previews" / "step_00000002.png").exists()
+
+
+def test_the_saved_configuration_imports_the_package_by_itself(run):
+    imported = re.findall(r"^import (\S+)", (run / "config.gin").read_text(), re.MULTILINE)
+    assert imported == ["my_lab.fusing", "my_lab.guiding", "my_lab.reducing"]
+
+
+def test_the_saved_configuration_parses_back_to_itself(run):
+    code = (
+        "from redi import components; from redi.core import config; from pathlib import Path;"
+        "components.import_all(); config.parse(['run/config.gin']);"
+        "print(config.full_text() == Path('run/config.gin').read_text())"
+    )
+    assert python("-c", code, cwd=run.parent, path=run.parent / "path").stdout == "True\n"
+
+
+def test_a_run_with_components_of_another_package_opens_again(run):
+    code = (
+        f"import redi; run = redi.load({str(run)!r}, device='cpu');"
+        "print(type(run.model.fusion).__name__, run.model.fusion.factor);"
+        "print(*(type(r.reducer).__name__ for r in run.codec.representations.values()))"
+    )
+    done = python("-c", code, cwd=run.parent, path=run.parent / "path")
+    assert done.stdout.splitlines() == ["Scaled 0.5", "FirstChannels"]
+
+
+def test_the_registry_and_the_table_list_them(run):
+    code = (
+        "import my_lab.reducing, my_lab.fusing, my_lab.guiding;"
+        "from redi.models.reducers import reducers;"
+        "from redi.components import table;"
+        "print('FirstChannels' in reducers);"
+        "print(table())"
+    )
+    lines = python("-c", code, cwd=run.parent, path=run.parent / "path").stdout.splitlines()
+    assert lines[0] == "True"
+    assert {"  @fusion.Scaled(factor=1.0)", "  @guidance.Nudge(strength=0.0)"} <= set(lines)
+    assert "      The first R features as they are." in lines
+
+
+# ---- the worked example of the documentation
+
+
+def blocks() -> dict[str, str]:
+    """The code of docs/add-a-component.md by language; one block of Python and one of gin."""
+    text = (ROOT / "docs" / "add-a-component.md").read_text()
+    found = re.findall(r"^```(python|gin)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert sorted(language for language, _ in found) == ["gin", "python"]
+    return dict(found)
+
+
+def test_the_worked_example_runs_as_it_is_written(tmp_path, tiny_gin):
+    code = blocks()
+    (module,) = re.findall(r"^import my_lab\.(\w+)$", code["gin"], re.MULTILINE)
+    (component,) = re.findall(r"^class (\w+)\(", code["python"], re.MULTILINE)
+    package(tmp_path, **{module: code["python"]})
+    (tmp_path / f"{module}.gin").write_text(code["gin"])
+    # Less of everything, and nothing of what the example is about.
+    kept = [line for line in Path(tiny_gin).read_text().splitlines() if not line.startswith(("include", "PCA"))]
+    (tmp_path / "less.gin").write_text("\n".join(kept))
+
+    files = f"--gin_file={module}.gin", "--gin_file=less.gin"
+    done = python("-m", "redi.run", *files, cwd=tmp_path, path=tmp_path)
+
+    assert "bound without effect, for nothing in use refers to it: PCA.rank\n" in done.stderr
+    (rank,) = re.findall(rf"^{component}\.rank = (\d+)$", code["gin"], re.MULTILINE)
+    record = last_record(tmp_path / "runs" / module)
+    assert record["channels"] == {"image": 1, "domain": int(rank)}
+    assert record["codec"]["representations"]["domain"]["reducer"]["reducer"] == component
+    assert (tmp_path / "runs" / module / "report.html").exists()
+
+
+def test_the_worked_example_keeps_channels_of_the_encoder():
+    # By hand: a channel kept "as it is", up to mean and scale, is one of the encoder's channels.
+    names: dict = {}
+    code = blocks()["python"].replace("@register\n", "")  # the class alone; the registry stays as it is
+    exec(compile(code, "add-a-component.md", "exec"), names)
+    reducer = names["RandomChannels"](rank=3, scale="raw", seed=1)
+    features = torch.randn(4, 6, 2, 2, generator=torch.Generator().manual_seed(0))
+    reducer.fit([features])
+    centred = features - features.mean(dim=(0, 2, 3), keepdim=True)
+    for kept in reducer(features).unbind(1):
+        assert any(torch.allclose(kept, channel, atol=1e-6) for channel in centred.unbind(1))

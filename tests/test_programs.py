@@ -1,0 +1,298 @@
+"""The command-line programs as a user meets them: help, mistakes, and what they leave in the run's folder."""
+
+import importlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl.testing import flagsaver
+from PIL import Image
+
+from redi import evaluate, prepare, program, report, run, sample, train
+from redi.core.checkpoint import list_checkpoints
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAMS = ["prepare", "train", "sample", "evaluate", "run", "report"]
+
+
+def shell(*command: str, cwd: Path) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    return subprocess.run(
+        [sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+
+
+@pytest.fixture
+def redi_log():
+    """The library's log as it was, after programs have set it up."""
+    log = logging.getLogger("redi")
+    before = log.handlers[:], log.propagate, log.level
+    yield
+    log.handlers[:], log.propagate = before[:2]
+    log.setLevel(before[2])
+
+
+@pytest.fixture
+def call(capsys, tmp_path, monkeypatch, redi_log):
+    """Runs a program inside this process, in an empty folder -> exit status, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    program.FLAGS.mark_as_parsed()
+
+    def call(module, *bindings: str, gin_file=(), run_dir=None, arguments=(), traceback=False) -> tuple[int, str, str]:
+        files = [gin_file] if isinstance(gin_file, str) else list(gin_file)
+        run_dir = run_dir and str(run_dir)
+        with flagsaver.flagsaver(gin_file=files, gin_bindings=list(bindings), run_dir=run_dir, traceback=traceback):
+            status = program._guarded(module.main, ["program", *arguments])
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def refused(call, tiny_gin, tmp_path):
+    """The explanation with which a program refuses to train with these bindings."""
+
+    def refused(*bindings: str, module=train, **flags) -> str:
+        flags = {"gin_file": tiny_gin, "run_dir": tmp_path / "run"} | flags
+        status, _, errors = call(module, *bindings, **flags)
+        assert status == 1 and "Traceback" not in errors
+        assert not list_checkpoints(tmp_path / "run") and not (tmp_path / "run" / "log.jsonl").exists()
+        return errors.split("error: ")[1].removesuffix("\n(--traceback shows where this arose)\n")
+
+    return refused
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_gin, tmp_path_factory) -> Path:
+    """The folder of a run of two steps, made by a real process."""
+    folder = tmp_path_factory.mktemp("trained")
+    flags = [f"--gin_file={tiny_gin}", "--gin_file=more.gin", "--gin_bindings=train.seed = 3", "--run_dir=run"]
+    (folder / "more.gin").write_text("PCA.rank = 3\n")
+    done = shell("-m", "redi.train", *flags, "--gin_bindings=PCA.scale = 'raw'", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+def files_of(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(f.relative_to(folder)): (f.stat().st_mtime_ns, f.read_bytes()) for f in folder.rglob("*") if f.is_file()
+    }
+
+
+# ---- help
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_help_shows_the_docstring_and_the_flags_without_importing_torch(name, tmp_path):
+    code = (
+        f"import atexit, runpy, sys; sys.argv = ['redi.{name}', '--help'];"
+        "atexit.register(lambda: print('TORCH' if 'torch' in sys.modules else 'LIGHT'));"
+        f"runpy.run_module('redi.{name}', run_name='__main__', alter_sys=True)"
+    )
+    done = shell("-c", code, cwd=tmp_path)
+    assert " ".join(importlib.import_module(f"redi.{name}").__doc__.split()) in " ".join(done.stdout.split())
+    for flag in ("--gin_file", "--gin_bindings", "--run_dir", "--[no]traceback"):
+        assert flag in done.stdout
+    assert done.stdout.endswith("LIGHT\n") and done.stderr == "" and done.returncode == 0
+
+
+def test_help_of_a_console_script_is_that_of_the_module(tmp_path):
+    (tmp_path / "redi-train").write_text("import sys\nfrom redi.train import console\nsys.exit(console())\n")
+    script, module = shell("redi-train", "--help", cwd=tmp_path), shell("-m", "redi.train", "--help", cwd=tmp_path)
+    assert script.stdout.splitlines()[:6] == module.stdout.splitlines()[:6] and "--gin_file" in script.stdout
+
+
+# ---- mistakes, as processes
+
+
+def test_an_unknown_binding_ends_the_process_with_status_1_and_an_explanation(tiny_gin, tmp_path):
+    flags = f"--gin_file={tiny_gin}", "--gin_bindings=PCA.rnak = 3"
+    done = shell("-m", "redi.train", *flags, cwd=tmp_path)
+    assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: Configurable 'PCA' doesn't have a parameter named 'rnak'")
+    assert "did you mean 'rank'?" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_traceback_shows_where_an_error_arose(tiny_gin, tmp_path):
+    flags = f"--gin_file={tiny_gin}", "--gin_bindings=PCA.rnak = 3", "--traceback"
+    done = shell("-m", "redi.train", *flags, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback (most recent call last)" in done.stderr and "core/config.py" in done.stderr
+    assert "did you mean 'rank'?" in done.stderr
+
+
+def test_an_unknown_flag_is_refused_with_the_nearest_one(tmp_path):
+    done = shell("-m", "redi.train", "--gin_bindngs=PCA.rank = 3", cwd=tmp_path)
+    assert done.returncode == 1 and "Did you mean: gin_bindings" in done.stderr and "Traceback" not in done.stderr
+
+
+# ---- mistakes, before the first step
+
+
+@pytest.mark.parametrize("module", [train, prepare, run])
+def test_an_unknown_binding_leaves_no_folder(module, refused, tmp_path):
+    assert "did you mean 'PCA'?" in refused("PCB.rank = 3", module=module)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_fusion_where_a_reducer_belongs_is_named(refused):
+    assert refused("Representation.reducer = @Merged").startswith(
+        "Representation.reducer takes one of reducers (GaussianRandomProjection, PCA, SparseRandomProjection) "
+        "but got Merged, which is of kind fusion. Bind, for example: Representation.reducer = @reducers."
+    )
+
+
+def test_a_reducer_where_a_fusion_belongs_is_named(refused):
+    assert refused("DiffusionTransformer.fusion = @PCA").startswith(
+        "DiffusionTransformer.fusion takes one of fusion (Merged, Separate) but got PCA, which is of kind reducers. "
+        "Bind, for example: DiffusionTransformer.fusion = @fusion."
+    )
+
+
+def test_missing_parentheses_are_shown(refused):
+    assert refused("Representation.reducer = @PCA").endswith("Representation.reducer = @reducers.PCA()")
+    assert "bind train.codec = @JointCodec()" in refused("train.codec = @JointCodec")
+
+
+def test_extra_parentheses_are_shown(refused):
+    assert "refer to it without parentheses, as @Merged" in refused("DiffusionTransformer.fusion = @Merged()")
+
+
+def test_something_else_than_a_data_set_is_refused(refused):
+    assert "train.dataset takes one of datasets (" in refused("train.dataset = @PCA()")
+
+
+def test_no_codec_and_no_data_set_are_named(refused, tmp_path):
+    (tmp_path / "empty.gin").write_text("")
+    assert "bind train.codec = @JointCodec()" in refused(gin_file=str(tmp_path / "empty.gin"))
+    assert "no data set: bind train.dataset" in refused(gin_file="base.gin")
+
+
+def test_a_rank_above_the_encoder_width_is_refused_with_both(refused):
+    assert refused("PCA.rank = 17") == "PCA.rank = 17 exceeds the encoder width 16 of DomainEncoder"
+
+
+def test_a_patch_size_that_does_not_divide_the_grid_is_refused_with_both(refused):
+    text = refused("DiffusionTransformer.patch_size = 3")
+    assert text == "DiffusionTransformer.patch_size = 3 does not divide the latent grid 8x8"
+
+
+def test_an_argument_that_needs_a_binding_is_named(refused):
+    assert refused("train.dataset = @ImageFolder()") == "nothing is bound to ImageFolder.path, which has no default"
+
+
+def test_a_data_folder_that_is_not_there_is_named(refused):
+    text = refused("train.dataset = @ImageFolder()", "ImageFolder.path = '/no/such/folder'")
+    assert text == "ImageFolder.path = '/no/such/folder' does not exist (looked for /no/such/folder)"
+
+
+def test_a_configuration_that_was_refused_can_be_mended_in_the_same_folder(refused, call, tiny_gin, tmp_path):
+    refused("PCA.rank = 17")
+    status, _, errors = call(prepare, "PCA.rank = 3", gin_file=tiny_gin, run_dir=tmp_path / "run")
+    assert status == 0, errors
+    assert "PCA.rank = 3" in (tmp_path / "run" / "config.gin").read_text()
+
+
+def test_an_unexpected_argument_is_named(refused, tmp_path):
+    assert refused(arguments=["digits.gin"]).startswith("unexpected argument 'digits.gin': everything is a flag")
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_gin_file_and_run_folder_the_flags_are_named(refused):
+    assert refused(gin_file=(), run_dir=None).startswith("name a gin file with --gin_file, or the folder of an earlier")
+
+
+@pytest.mark.parametrize("module", [train, prepare, sample, evaluate, run, report])
+def test_an_empty_run_folder_needs_a_gin_file(module, refused, tmp_path):
+    assert "run holds no run: name a gin file with --gin_file" in refused(module=module, gin_file=())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("module", [sample, evaluate, report])
+def test_what_needs_a_trained_model_says_so(module, refused, tmp_path):
+    assert "holds no trained model: train one with redi.train --run_dir=" in refused(module=module)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_count_that_the_data_do_not_have_is_refused_and_the_audit_stored(refused, tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "data" / name / "1.png")
+    folder = ["train.dataset = @ImageFolder()", f"ImageFolder.path = '{tmp_path / 'data'}'"]
+    text = refused(*folder, "ImageFolder.num_classes = 5")
+    assert "only 2 of the 5 classes that the model is built for have images; 3 have none" in text
+    assert "bind ImageFolder.num_classes = 2" in text
+    record = json.loads((tmp_path / "run" / "audit.json").read_text())
+    assert record["num_classes"] == 5 and record["num_classes_present"] == 2 and record["refused"]
+    assert "passed" not in record
+
+
+# ---- run folders
+
+
+def test_files_and_bindings_may_be_repeated_and_later_ones_win(trained):
+    lines = (trained / "config.gin").read_text().splitlines()
+    assert {"PCA.rank = 3", "PCA.scale = 'raw'", "train.seed = 3", "train.batch_size = 16"} <= set(lines)
+
+
+def test_training_leaves_what_took_effect_with_its_defaults(trained):
+    lines = (trained / "operative.gin").read_text().splitlines()
+    assert {"PCA.rank = 3", "PCA.standardize = False", "train.accumulate = 1", "AdamW.lr = 0.001"} <= set(lines)
+    assert not any(line.startswith("evaluate.") for line in lines)
+
+
+def test_a_folder_with_another_configuration_is_refused_with_both_values_and_left_alone(trained, call):
+    before = files_of(trained)
+    for module in (train, prepare, run, sample):
+        status, _, errors = call(module, "PCA.rank = 9", run_dir=trained)
+        assert status == 1 and "  PCA.rank: 3 -> 9\n" in errors and "holds a run with another configuration" in errors
+    assert files_of(trained) == before
+
+
+def test_a_folder_is_enough_to_go_on_with_its_own_configuration(trained, call):
+    before = files_of(trained)["config.gin"][1]
+    status, _, errors = call(prepare, run_dir=trained)
+    assert status == 0, errors
+    assert files_of(trained)["config.gin"][1] == before
+
+
+def test_sampling_with_other_settings_leaves_the_configuration_of_the_run(trained, call):
+    before = files_of(trained)["config.gin"]
+    status, _, errors = call(sample, "sample.num_images = 12", "ClassifierFree.scale = 3.0", run_dir=trained)
+    assert status == 0, errors
+    assert files_of(trained)["config.gin"] == before
+    record = json.loads((trained / "samples" / "record.json").read_text())
+    assert record["num_images"] == 12 and record["guidance"][0]["scale"] == 3.0
+
+
+def test_evaluating_before_sampling_says_so(trained, call):
+    shutil.rmtree(trained / "samples", ignore_errors=True)
+    status, _, errors = call(evaluate, run_dir=trained)
+    assert status == 1 and "holds no samples: run redi.sample --run_dir=" in errors
+
+
+def test_a_binding_without_effect_is_warned_of(call, tiny_gin, tmp_path):
+    status, _, errors = call(prepare, "evalutor/DomainEncoder.seed = 2", "rank = 3", gin_file=tiny_gin)
+    assert status == 0, errors
+    assert " W bound without effect, for nothing in use refers to it: evalutor/DomainEncoder.seed, rank\n" in errors
+
+
+def test_the_run_folder_is_named_after_the_first_gin_file(call, tiny_gin, tmp_path):
+    assert call(prepare, gin_file=[tiny_gin])[0] == 0
+    assert (tmp_path / "runs" / "tiny" / "config.gin").exists()
+
+
+def test_the_whole_job_leaves_its_results_and_all_that_took_effect(call, tiny_gin, tmp_path):
+    status, _, errors = call(run, gin_file=tiny_gin, run_dir=tmp_path / "run")
+    assert status == 0, errors
+    assert {"metrics.json", "report.html", "samples.png"} <= set(os.listdir(tmp_path / "run"))
+    lines = (tmp_path / "run" / "operative.gin").read_text().splitlines()
+    assert {"train.accumulate = 1", "sample.weights = 'ema'", "evaluate.max_images = 10000", "PCA.rank = 2"} <= set(
+        lines
+    )
