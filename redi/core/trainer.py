@@ -183,7 +183,7 @@ def _require_finite(gradient_norm: Tensor, step: int) -> None:
     """Before a log line or a checkpoint: after such a gradient the weights are not finite either."""
     if not gradient_norm.isfinite():
         raise ValueError(
-            f"the gradient's norm is {gradient_norm} at step {step}: lower the learning rate, or set "
+            f"the gradient is {float(gradient_norm)} at step {step}: lower the learning rate, or set "
             "train.precision = 'float32'; the checkpoints before are good"
         )
 
