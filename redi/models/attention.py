@@ -88,7 +88,7 @@ def _probe(attend: Attention, device: torch.device, dtype: torch.dtype, head_dim
             gradients = torch.autograd.grad(out.double().square().sum(), (q, k, v))
             expected = attend_math(*(x.double() for x in (q, k, v)))
             expected_gradients = torch.autograd.grad(expected.square().sum(), (q, k, v))
-    except (ImportError, NotImplementedError, RuntimeError, OSError) as error:
+    except (ImportError, RuntimeError, OSError) as error:
         return " ".join(str(error).split())[:300]  # xformers explains itself over many lines
     tolerance = 50 * torch.finfo(dtype).eps
     for got, reference in zip((out, *gradients), (expected, *expected_gradients), strict=True):
