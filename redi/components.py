@@ -1,11 +1,14 @@
 """Prints every registered component with its arguments, defaults and first docstring line.
 
-python -m redi.components
+python -m redi.components                             those of the library
+python -m redi.components --gin_file=my_lab.gin       and those of the modules that the file imports
 """
 
 import importlib
 import inspect
 from collections.abc import Callable
+
+from redi import program
 
 KINDS = (
     "redi.data.datasets",
@@ -72,12 +75,16 @@ def _argument(parameter: inspect.Parameter) -> str:
     return f"{parameter.name}={parameter.default!r}"
 
 
-def main(_run_dir=None) -> None:
+def main(_run_dir) -> None:
+    from redi.core import config
+
+    import_all()
+    config.parse(program.FLAGS.gin_file, program.FLAGS.gin_bindings)
     print(table())
 
 
 def console() -> None:
-    main()
+    program.run(main, __doc__, in_run_dir=False)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ def stage(run_dir: Path) -> None:
     from redi.core import config
     from redi.evaluation.evaluate import describe, evaluate
 
+    (run_dir / "stages.json").unlink(missing_ok=True)  # as in redi.sample
     print(describe(config.call(evaluate, run_dir=run_dir, dataset=audited(run_dir))))
 
 

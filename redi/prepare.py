@@ -12,20 +12,25 @@ from redi import program
 log = logging.getLogger("redi")
 
 
-def prepared(run_dir: Path):
-    """-> the fitted codec and what `train` takes as its data set; the audit is printed and stored first."""
+def prepared(run_dir: Path, *, evaluates: bool = False):
+    """-> the fitted codec and what `train` takes as its data set; the audit is printed and stored first.
+
+    `evaluates` says that the samples will be evaluated too, so that the settings for that are checked now.
+    """
+    from redi.checks import check_results, check_training
     from redi.core import config
     from redi.core.checkpoint import list_checkpoints, load_checkpoint
     from redi.core.codec import JointCodec
-    from redi.core.trainer import choose_device
+    from redi.core.device import choose_device
     from redi.data.preparation import prepare
 
     codec = config.bound("train.codec")
     if not isinstance(codec, JointCodec):
         raise ValueError(f"train.codec is {codec!r}: bind train.codec = @JointCodec(), as gin/base.gin does")
     dataset = audited(run_dir)
-    with config.explained():
-        _check_model(codec, dataset)
+    check_training(codec, dataset)
+    if evaluates:
+        check_results(codec, dataset)
     codec.to(choose_device(config.bound("train.device", "auto")))
     if checkpoints := list_checkpoints(run_dir):  # a resumed run keeps what it was trained with
         codec.load_learned_state(load_checkpoint(checkpoints[-1])[0]["codec"])
@@ -43,38 +48,21 @@ def audited(run_dir: Path):
     if dataset is None:
         raise ValueError("no data set: bind train.dataset, for example = @datasets.ImageFolder()")
     datasets.check(dataset, "train.dataset")
-    path, fingerprint = run_dir / "audit.json", dataset.fingerprint()
-    if path.exists() and (record := json.loads(path.read_text())).get("passed") == fingerprint:
+    path = run_dir / "audit.json"
+    settings = {name: config.bound(f"audit.{name}", False) for name in ("skip_unreadable", "allow_missing_classes")}
+    batch_size = config.bound("train.batch_size", 256)
+    passed = {"fingerprint": dataset.fingerprint(), "batch_size": batch_size, **settings}
+    if path.exists() and (record := json.loads(path.read_text())).get("passed") == passed:
         return dataset.without([i for i, name in enumerate(dataset.names) if name in record["unreadable"]])
     try:
-        kept, record = config.call(audit, dataset=dataset, batch_size=config.bound("train.batch_size", 256))
-        write_json(path, record | {"passed": fingerprint})
+        kept, record = config.call(audit, dataset=dataset, batch_size=batch_size)
+        write_json(path, record | {"passed": passed})
         print(describe(record))
     except AuditError as error:
         write_json(path, error.record)
         print(describe(error.record))
         raise
     return kept
-
-
-def _check_model(codec, dataset) -> None:
-    """Refuses what could not be trained or sampled, before hours of encoding and not after them."""
-    import torch
-
-    from redi.core import config
-    from redi.core.generation import check_generation
-    from redi.core.objective import JointObjective
-    from redi.models.transformer import DiffusionTransformer
-
-    runtime = {"channels": codec.channels, "num_classes": dataset.num_classes}
-    with torch.device("meta"):  # shapes alone: no memory, no random numbers
-        config.bound("train.model", DiffusionTransformer)(grid=codec.grid(dataset.image_size), **runtime)
-    objective = config.bound("train.objective", JointObjective)(**runtime)
-    rules = config.bound("generate.guidance", ())
-    check_generation(config.bound("generate.sampler"), rules, codec.channels, dataset.num_classes)
-    for rule in rules:
-        if advice := rule.check_training(objective.label_dropout, objective.representation_dropout):
-            log.warning("%s", advice)
 
 
 def main(run_dir: Path) -> None:

@@ -1,6 +1,7 @@
 """What all command-line programs share: flags, start-up, and how errors reach the user."""
 
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -20,17 +21,19 @@ flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
 OWN_FLAGS = ("gin_file", "gin_bindings", "run_dir", "traceback")
 
 
-def run(main: Callable[[Path], None], doc: str) -> None:
-    """Runs `main(run_dir)` as an absl program; ends the process.
+def run(main: Callable[[Path | None], None], doc: str, *, in_run_dir: bool = True) -> None:
+    """Runs `main(run_dir)` as an absl program; ends the process. Without `in_run_dir`, run_dir is None.
 
     Exit status: 0 done, 1 an error that is explained on stderr, 130 Ctrl-C, 143 SIGTERM.
     """
+    if os.getcwd() not in sys.path:  # as `python -m` does: plug-ins in the current folder are found by scripts too
+        sys.path.insert(0, os.getcwd())
     sys.modules["__main__"].__doc__ = doc  # absl prints it for --help, also for a console script
     for name in OWN_FLAGS:
         FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
     if "--help" in sys.argv[1:]:
         app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)  # absl by itself ends with status 1
-    app.run(lambda argv: sys.exit(_guarded(main, argv)))
+    app.run(lambda argv: sys.exit(_guarded(main, argv, in_run_dir)))
 
 
 def configure(run_dir: Path, *, trains: bool) -> None:
@@ -68,15 +71,16 @@ def configure(run_dir: Path, *, trains: bool) -> None:
         saved.write_text(config.full_text())
 
 
-def _guarded(main: Callable[[Path], None], argv: list[str]) -> int:
+def _guarded(main: Callable[[Path | None], None], argv: list[str], in_run_dir: bool = True) -> int:
     _log_to_stderr()
     try:
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}: everything is a flag, see --help")
-        main(_run_dir())
+        main(_run_dir() if in_run_dir else None)
         return 0
     except KeyboardInterrupt as stop:  # also trainer.Stopped
-        print(f"{stop or 'interrupted'}; the same command goes on from the last checkpoint", file=sys.stderr)
+        message = str(stop) or "interrupted; what was finished is kept"
+        print(f"{message}; the same command goes on from there", file=sys.stderr)
         return 128 + getattr(stop, "signal_number", 2)
     except (ValueError, OSError, ImportError) as error:
         if FLAGS.traceback:

@@ -17,13 +17,9 @@ def main(run_dir: Path) -> None:
     program.configure(run_dir, trains=True)
     from redi.core import config
     from redi.core.artefact import write_json
-    from redi.evaluation.evaluate import check_evaluation
 
-    check_evaluation(  # now, and not after hours of training
-        config.bound("train.dataset"), config.bound("evaluate.reference"), config.bound("evaluate.network")
-    )
     log.info("--- train")
-    train.stage(run_dir)
+    train.stage(run_dir, evaluates=True)
     done, key = run_dir / "stages.json", _key(run_dir)
     results = [run_dir / name for name in ("samples.png", "metrics.json", "operative.gin")]
     if all(path.exists() for path in (done, *results)) and json.loads(done.read_text()) == key:

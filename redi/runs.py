@@ -11,9 +11,9 @@ from redi.core import config
 from redi.core.channels import Channels
 from redi.core.checkpoint import checkpoint_dir, list_checkpoints, load_checkpoint
 from redi.core.codec import JointCodec
+from redi.core.device import choose_device
 from redi.core.objective import JointObjective
 from redi.core.processes import Process
-from redi.core.trainer import choose_device, choose_precision
 from redi.evaluation.pictures import ColourBasis
 from redi.models.transformer import DiffusionTransformer
 
@@ -63,12 +63,12 @@ def load(
     tensors, record = load_checkpoint(folder)
     channels = Channels(**record["channels"])
     if codec is None:
-        codec, model, process = _build(run_dir, channels, record["num_classes"])
+        codec, built_model, built_process = _build(run_dir, channels, record["num_classes"])
+        model, process = model or built_model, process or built_process
     codec.load_learned_state(tensors["codec"])
     net = (model or DiffusionTransformer)(channels=channels, grid=record["grid"], num_classes=record["num_classes"])
     net.load_state_dict(tensors["model"] | tensors["ema"])
     net.to(device).eval().requires_grad_(False)
-    net.choose_attention(device, choose_precision("float32", device))
     weights = {
         name: {key: t.to(device) for key, t in tensors[name].items() if key in tensors["ema"]}
         for name in ("ema", "model")

@@ -17,6 +17,7 @@ def stage(run_dir: Path) -> None:
     from redi.evaluation.sampling import sample
     from redi.runs import load
 
+    (run_dir / "stages.json").unlink(missing_ok=True)  # what `redi.run` made no longer stands
     run = load(run_dir, device=config.bound("train.device", "auto"))
     drawn = config.call(sample, run_dir=run_dir, trained=run)
     evaluations = drawn.record["function_evaluations"]

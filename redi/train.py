@@ -9,12 +9,12 @@ from redi import program
 from redi.prepare import prepared
 
 
-def stage(run_dir: Path) -> None:
-    """Prepares and trains under the parsed configuration."""
+def stage(run_dir: Path, *, evaluates: bool = False) -> None:
+    """Prepares and trains under the parsed configuration; see `prepared`."""
     from redi.core import config
     from redi.core.trainer import train
 
-    codec, dataset = prepared(run_dir)
+    codec, dataset = prepared(run_dir, evaluates=evaluates)
     config.call(train, run_dir=run_dir, codec=codec, dataset=dataset)
 
 

@@ -113,7 +113,8 @@ def test_every_metric_says_how_its_samples_were_drawn(run_dir):
     for metric in metrics:
         assert isinstance(metric["value"], float)
         assert metric["seed"] == 5
-        assert metric["sampler"] == {"name": "EulerMaruyama", "num_evaluations": 4, "last_step": 0.04}
+        settings = {"num_evaluations": 4, "diffusion": 2.0, "last_step": 0.04}
+        assert metric["sampler"] == {"name": "EulerMaruyama", **settings}
         assert metric["function_evaluations"] == 4
         assert metric["guidance"] == [{"name": "ClassifierFree", "scale": 1.5, "groups": ["image"]}]
         assert metric["weights"] == "ema"

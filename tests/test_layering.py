@@ -18,6 +18,8 @@ LAYERS = [
         "core.config",
         "core.artefact",
         "core.interrupt",
+        "core.device",
+        "core.lock",
         "core.log",
         "core.progress",
         "core.seeds",
@@ -35,7 +37,7 @@ LAYERS = [
     },
     {"core.codec", "core.objective", "core.samplers", "core.ema", "models.transformer"},
     {"core.trainer", "core.checkpoint", "core.generation", "data", "evaluation"},
-    {"train", "sample", "evaluate", "prepare", "run", "report", "components", "program", "runs"},
+    {"train", "sample", "evaluate", "prepare", "run", "report", "checks", "components", "program", "runs"},
 ]
 # Within these levels modules may import each other; elsewhere only what lies below.
 SOCIABLE = {0, 3, 4}

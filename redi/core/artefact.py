@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -20,18 +21,20 @@ class BrokenArtefact(ValueError):
     """A folder that is not what it should be: truncated, altered, or made by something else."""
 
 
-def save_artefact(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], record: Mapping) -> None:
+def save_artefact(
+    folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], record: Mapping, *, shared: bool = False
+) -> None:
     """Writes `<folder>/<name>.safetensors` for every group and `<folder>/record.json`, atomically.
 
     The files are written beside the final place, synced and renamed together, so that a crash or a full disk
-    leaves either the whole artefact or none.
+    leaves either the whole artefact or none. `shared`: several processes may write the same one at once.
 
     Raises:
         OSError: the disk is full or not writable; nothing is left behind.
     """
     folder = Path(folder)
     needed = sum(t.nbytes for group in tensors.values() for t in group.values())
-    with atomic_folder(folder, needed_bytes=needed) as temporary:
+    with (shared_folder if shared else atomic_folder)(folder, needed_bytes=needed) as temporary:
         files = {}
         for name, group in tensors.items():
             path = temporary / f"{name}.safetensors"
@@ -78,29 +81,61 @@ def read_record(folder: Path) -> dict:
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path, needed_bytes: int = 0) -> Iterator[Path]:
-    """A temporary folder that becomes `folder` when the block ends well, and vanishes when it does not."""
-    folder = Path(folder)
+    """A temporary folder that becomes `folder` when the block ends well, and vanishes when it does not.
+
+    A folder that is there already is replaced; readers may miss it for a moment. What is named by a hash of its
+    contents, and so may be written by several processes at once, goes through `shared_folder`.
+    """
+    with _temporary_folder(Path(folder), needed_bytes) as temporary:
+        yield temporary
+        _sync(temporary)
+        before = temporary.with_suffix(".replaced")
+        if folder.exists():
+            folder.rename(before)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if before.exists():
+                before.rename(folder)
+            raise
+        shutil.rmtree(before, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def shared_folder(folder: Path, needed_bytes: int = 0) -> Iterator[Path]:
+    """As `atomic_folder`, but where another process was first, its folder stays and this one's is dropped."""
+    with _temporary_folder(Path(folder), needed_bytes) as temporary:
+        yield temporary
+        _sync(temporary)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+
+
+@contextlib.contextmanager
+def _temporary_folder(folder: Path, needed_bytes: int) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder.parent).free
     if free < needed_bytes * 1.01:
         raise OSError(f"no space for {folder}: {needed_bytes / 2**20:.1f} MiB needed, {free / 2**20:.1f} MiB free")
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
+    # Unique over machines too: several may write to one file system.
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.partial")
     temporary.mkdir()
     try:
         yield temporary
-        for path in temporary.iterdir():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        before = temporary.with_suffix(".replaced")
-        if folder.exists():
-            folder.rename(before)
-        temporary.rename(folder)
-        shutil.rmtree(before, ignore_errors=True)
     except SafetensorError as error:  # safetensors wraps the operating system's error
         raise OSError(f"could not write {folder}: {error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Forces the files of a folder to the disk."""
+    for path in folder.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
 
 
 def write_json(path: Path, value) -> None:

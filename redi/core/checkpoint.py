@@ -46,7 +46,7 @@ def save_checkpoint(
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    return sorted((Path(run_dir) / "checkpoints").glob("step_[0-9]*"))
+    return sorted((Path(run_dir) / "checkpoints").glob("step_" + "[0-9]" * 8))
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict]:

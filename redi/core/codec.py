@@ -105,8 +105,10 @@ class JointCodec(nn.Module):
         latents = self.autoencoder.latents(stored["image"])
         groups = {"image": latents}
         for name in self.representations:
+            features = stored[name].float()
+            shrinks = features.shape[-1] > latents.shape[-1]
             groups[name] = functional.interpolate(
-                stored[name].float(), latents.shape[-2:], mode="bilinear", align_corners=False
+                features, latents.shape[-2:], mode="bilinear", align_corners=False, antialias=shrinks
             )
         return self.channels.join(groups)
 

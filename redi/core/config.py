@@ -186,10 +186,14 @@ def _short(selector: str) -> str:
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def explained(types: bool = False) -> Iterator[None]:
     """Context in which an argument without a default that nothing binds raises a ValueError that names the binding.
 
     For calls of bound classes, in which gin raises a TypeError; `call` and `bound` have it in them.
+
+    Args:
+        types: explain every other TypeError too, as a value of the wrong type: where nothing but bound components
+            is built.
     """
     try:
         yield
@@ -197,6 +201,9 @@ def explained() -> Iterator[None]:
         match = re.search(
             r"missing \d+ required .*arguments?: (.+)(?:\n.*)*?\n  In call to configurable '(\S+)'", str(error)
         )
+        if not match and types:
+            what = "a bound value is of the wrong type, or a list is missing around it"
+            raise ValueError(f"{what}: {error}") from error
         if not match:
             raise
         names = re.findall(r"'(\w+)'", match[1])

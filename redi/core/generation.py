@@ -10,12 +10,13 @@ from torch.func import functional_call
 
 from redi.core.channels import Channels
 from redi.core.codec import JointCodec
+from redi.core.device import choose_precision
 from redi.core.processes import Process, processes
 from redi.core.progress import progress
 from redi.core.registry import configurable
 from redi.core.samplers import ImageNoise, Sampler, samplers
 from redi.core.samplers.euler_maruyama import EulerMaruyama
-from redi.guidance import Guidance, guidance_rules, guided
+from redi.guidance import Guidance, guidance_rules, guided, total_weights
 from redi.models.transformer import DiffusionTransformer
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ def generate(
     sampler: Sampler | None = None,
     guidance: Sequence[Guidance] = (),
     batch_size: int = 250,
+    precision: str = "auto",
     seed: int = 0,
 ) -> Generated:
     """Draws one image per label.
@@ -55,6 +57,7 @@ def generate(
         weights: parameters to use in place of the model's own (an EMA).
         sampler: default: EulerMaruyama with 250 evaluations, as in the paper.
         guidance: rules, added up; none by default.
+        precision: of the network, as in `train`; the sampler's own arithmetic is float32.
 
     Raises:
         ValueError: a label outside the range, a rule that this model cannot follow, the wrong kind of object.
@@ -71,10 +74,12 @@ def generate(
             f"(and {model.null_label}, the null label)"
         )
     device = next(model.parameters()).device
-    network = _Counted(model, weights)
-    training = model.training
+    dtype = choose_precision(precision, device, "generate.precision")
+    network = _Counted(model, weights, dtype)
+    training, attention = model.training, model.attention_for
     model.eval()
-    parts = []
+    model.choose_attention(device, dtype)
+    images, states = [], []
     try:
         with torch.no_grad(), progress(total=len(labels), desc="sampling", unit="img") as bar:
             for start in range(0, len(labels), batch_size):
@@ -82,20 +87,23 @@ def generate(
                 indices = range(first_index + start, first_index + start + len(y))
                 draw = ImageNoise(seed, indices, (model.channels.total, *model.grid), device)
                 denoise = guided(network, guidance, model.channels, y, model.null_label)
-                parts.append(sampler(denoise, process, draw))
+                x = sampler(denoise, process, draw)
+                images.append(codec.decode(x).cpu())
+                states.append(x.cpu())
                 bar.update(len(y))
     finally:
         model.train(training)
-    x = torch.cat(parts)
-    images = torch.cat([codec.decode(part) for part in parts])
+        if attention is not None:
+            model.choose_attention(*attention)
     record = {
         "seed": seed,
         "sampler": sampler.provenance(),
         "guidance": [rule.provenance() for rule in guidance],
-        "function_evaluations": network.calls // len(parts),
+        "precision": str(dtype).removeprefix("torch."),
+        "function_evaluations": network.calls // len(states),
         "network_evaluations_per_image": network.evaluations / len(labels),
     }
-    return Generated(images.cpu(), x.cpu(), labels, record)
+    return Generated(torch.cat(images), torch.cat(states), labels, record)
 
 
 def check_generation(
@@ -104,22 +112,26 @@ def check_generation(
     """Raises ValueError for the wrong kind of object, or a rule that a model of such channels cannot follow."""
     if sampler is not None:
         samplers.check(sampler, "generate.sampler")
+    if not isinstance(guidance, Sequence):
+        raise ValueError("generate.guidance takes a list of rules: bind, for example, [@guidance.ClassifierFree()]")
     for rule in guidance:
         guidance_rules.check(rule, "generate.guidance")
         rule.check(channels, num_classes)
+    total_weights(guidance, channels, t=0.5)  # a scale that is no number shows now
 
 
 class _Counted:
-    """The network with other weights where given, counting what it is asked."""
+    """The network with other weights where given and in some precision, counting what it is asked."""
 
-    def __init__(self, model: DiffusionTransformer, weights: Mapping[str, Tensor] | None):
-        self.model, self.weights = model, weights
+    def __init__(self, model: DiffusionTransformer, weights: Mapping[str, Tensor] | None, dtype: torch.dtype):
+        self.model, self.weights, self.dtype = model, weights, dtype
         self.calls = 0  # one per batch and function evaluation
         self.evaluations = 0  # one per image, condition and function evaluation
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         self.calls += 1
         self.evaluations += len(x)
-        if self.weights is None:
-            return self.model(x, t, y)
-        return functional_call(self.model, dict(self.weights), (x, t, y))
+        with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            if self.weights is None:
+                return self.model(x, t, y).float()
+            return functional_call(self.model, dict(self.weights), (x, t, y)).float()

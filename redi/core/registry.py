@@ -6,6 +6,7 @@ and one `Registry`. A component joins by one decorator, which lists it and makes
 """
 
 import difflib
+import hashlib
 import importlib
 import inspect
 import pkgutil
@@ -14,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 
 import gin
+
+import redi
 
 if not hasattr(gin, "register"):
     # A folder called gin/ on sys.path imports as an empty namespace package where gin-config is missing.
@@ -109,6 +112,20 @@ def configurable(target=None, *, runtime: tuple[str, ...] = ()):
     with gin.unlock_config():
         gin.register(module="redi", denylist=list(runtime) or None)(target)
     return target
+
+
+def identity(component: object) -> dict[str, str]:
+    """Which code a component is, as JSON, for the keys of caches: class and library version, and for a class from
+    outside this library the hash of its source, so that an edited plug-in is not taken for its former self."""
+    cls = type(component)
+    known = {"class": f"{cls.__module__}.{cls.__qualname__}", "redi": redi.__version__}
+    if cls.__module__.split(".")[0] == "redi":
+        return known
+    try:
+        source = inspect.getsource(cls)
+    except (OSError, TypeError):  # typed into an interpreter: there is nothing to compare
+        return known
+    return known | {"source_sha256": hashlib.sha256(source.encode()).hexdigest()}
 
 
 def external(cls: type, module: str) -> type:

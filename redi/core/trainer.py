@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from redi.core.artefact import optimizer_tensors, restore_optimizer
 from redi.core.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from redi.core.codec import JointCodec
+from redi.core.device import choose_device, choose_precision
 from redi.core.ema import EMA
 from redi.core.generation import generate
 from redi.core.interrupt import Stopped, StopRequest
+from redi.core.lock import only_process
 from redi.core.log import RunLog, Window
 from redi.core.objective import JointObjective
 from redi.core.progress import progress
@@ -79,16 +81,18 @@ def train(
 
     Raises:
         ValueError: settings that cannot work, or a checkpoint in `run_dir` that does not fit.
+        ValueError: another process is training in `run_dir`.
         Stopped: after Ctrl-C or SIGTERM, once a checkpoint is written.
         OSError: a checkpoint could not be written.
     """
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    _check(
-        codec, dataset, num_steps=num_steps, batch_size=batch_size, accumulate=accumulate, log_every=log_every,
+    check_settings(
+        num_steps=num_steps, batch_size=batch_size, accumulate=accumulate, log_every=log_every,
         checkpoint_every=checkpoint_every, keep_checkpoints=keep_checkpoints, preview_every=preview_every,
         preview_images=preview_images,
     )  # fmt: skip
+    _check_data(codec, dataset)
     device = choose_device(device)
     dtype = choose_precision(precision, device)
 
@@ -120,6 +124,7 @@ def train(
 
     description = {"channels": dict(codec.channels), "grid": grid, "num_classes": num_classes}
     description |= {"image_size": dataset.image_size, "seed": seed, "codec": codec.provenance()}
+    description["codec_fingerprint"] = codec.fingerprint()
     description["dataset"] = dataset.fingerprint()
 
     def save() -> None:
@@ -132,7 +137,9 @@ def train(
     data = batches(dataset, batch_size=batch_size, seed=seed, start=step, stop=num_steps)
     bar = progress(total=num_steps, initial=step, desc="training", unit="step", smoothing=0.1, leave=True)
     net.train()
-    with closing(RunLog(run_dir, step)) as run_log, StopRequest() as stop, closing(data), bar:
+    with (
+        only_process(run_dir), closing(RunLog(run_dir, step)) as run_log, StopRequest() as stop, closing(data), bar
+    ):  # fmt: skip
         for batch in data:
             torch.manual_seed(mix_seeds(seed, step))
             for group, rate in zip(optim.param_groups, base_rates, strict=True):
@@ -188,49 +195,39 @@ def _require_finite(gradient_norm: Tensor, step: int) -> None:
         )
 
 
-def choose_device(device: str) -> torch.device:
-    """'auto' is the GPU where there is one, else the CPU."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
-
-
-def choose_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype for autocast; float32 means none."""
-    if precision not in ("auto", "float32", "bfloat16"):
-        raise ValueError(f"train.precision = {precision!r}: it is 'auto', 'float32' or 'bfloat16'")
-    if precision == "auto":
-        has_it = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if has_it else torch.float32
-    return getattr(torch, precision)
-
-
 def _parts(batch: dict[str, Tensor], accumulate: int) -> list[dict[str, Tensor]]:
     parts = zip(*(tensor.chunk(accumulate) for tensor in batch.values()), strict=True)
     return [dict(zip(batch, part, strict=True)) for part in parts]
 
 
-def _check(codec: JointCodec, dataset, **counts: int) -> None:
+def check_settings(
+    *, num_steps, batch_size, accumulate, log_every, checkpoint_every, keep_checkpoints, preview_every, preview_images
+) -> None:
+    """Raises ValueError unless all are whole numbers of at least 1 and `accumulate` divides `batch_size`."""
+    for name, value in locals().items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"train.{name} = {value!r}: a whole number of at least 1 is needed")
+    if batch_size % accumulate:
+        raise ValueError(f"train.accumulate = {accumulate} does not divide train.batch_size = {batch_size}")
+
+
+def _check_data(codec: JointCodec, dataset) -> None:
     if not codec.fitted:
         raise ValueError("the codec is not fitted: call prepare(codec=..., dataset=...) and train on what it returns")
     stored = getattr(dataset, "codec_fingerprint", None)
     if stored is not None and stored != codec.fingerprint():
         raise ValueError(f"the cache {dataset.folder} was made with another codec: run prepare again")
-    for name, value in counts.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"train.{name} = {value!r}: a whole number of at least 1 is needed")
-    if counts["batch_size"] % counts["accumulate"]:
-        raise ValueError(
-            "train.accumulate = {accumulate} does not divide train.batch_size = {batch_size}".format(**counts)
-        )
 
 
 def _restore(folder: Path, tensors, record, net, average, optim, names, codec) -> None:
     """Puts a checkpoint into the objects of this run. Raises ValueError where it does not fit them."""
     if (stored := record["channels"]) != dict(codec.channels):
         raise ValueError(f"{folder} was trained with channels {stored}, this run has {dict(codec.channels)}")
-    if codec.provenance() != record["codec"]:
-        raise ValueError(f"{folder} was trained with other reducers or encoders than the ones at hand: load its codec")
+    if codec.fingerprint() != record["codec_fingerprint"]:
+        raise ValueError(
+            f"{folder} was trained with other encoders or reducers than the ones at hand: before prepare, call "
+            "codec.load_learned_state(load_checkpoint(folder)[0]['codec']), as the programs do, or begin a new run"
+        )
     try:
         net.load_state_dict(tensors["model"])
     except RuntimeError as error:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from redi.core.artefact import BrokenArtefact, atomic_folder, sha256, write_json
+from redi.core.artefact import BrokenArtefact, sha256, shared_folder, write_json
 from redi.core.codec import JointCodec
 from redi.core.progress import progress
 from redi.data.datasets import Dataset
@@ -68,7 +68,7 @@ def write_cache(
 ) -> Cache:
     """Encodes every image once and writes the shards; the folder appears only when it is complete."""
     device = next((p.device for p in codec.parameters()), torch.device("cpu"))
-    with atomic_folder(folder) as temporary, progress(total=len(dataset), desc="encoding", unit="img") as bar:
+    with shared_folder(folder) as temporary, progress(total=len(dataset), desc="encoding", unit="img") as bar:
         shards = []
         for start in range(0, len(dataset), rows_per_shard):
             parts = []

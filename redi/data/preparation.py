@@ -13,7 +13,7 @@ from torch import nn
 from redi.core.artefact import BrokenArtefact, load_artefact, save_artefact
 from redi.core.codec import JointCodec
 from redi.core.progress import progress
-from redi.core.registry import configurable
+from redi.core.registry import configurable, identity
 from redi.data.cache import Cache, write_cache
 from redi.data.datasets import Dataset
 
@@ -60,7 +60,10 @@ def prepare(
             fit_or_restore(cache_dir / "reducers", reducer, key, lambda r=reducer, f=features: r.fit(f))
     if not cache:
         return dataset
-    folder = cache_dir / "encoded" / f"{type(dataset).__name__}-{dataset.fingerprint()[:12]}-{codec.fingerprint()[:12]}"
+    parts = [codec.autoencoder, *codec.representations.values()]
+    code = [identity(part) for each in parts for part in (each, *each.children())]
+    key = hashlib.sha256(json.dumps([codec.fingerprint(), code], sort_keys=True).encode()).hexdigest()
+    folder = cache_dir / "encoded" / f"{type(dataset).__name__}-{dataset.fingerprint()[:12]}-{key[:12]}"
     if folder.exists():
         log.info("using the cache %s", folder)
         return Cache(folder)
@@ -71,6 +74,7 @@ def prepare(
 def fit_or_restore(folder: Path, module: nn.Module, key: dict, fit) -> None:
     """Loads the module's state from `folder` where the same fit was made before, else fits and stores it."""
     name = type(module).__name__
+    key = key | {"code": identity(module)}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     path = folder / f"{name}-{digest[:16]}"
     if path.exists():
@@ -83,7 +87,8 @@ def fit_or_restore(folder: Path, module: nn.Module, key: dict, fit) -> None:
     else:
         log.info("fitting %s", name)
         fit()
-        save_artefact(path, {"state": module.state_dict()}, {"key": key, "provenance": module.provenance()})
+        record = {"key": key, "provenance": module.provenance()}
+        save_artefact(path, {"state": module.state_dict()}, record, shared=True)
 
 
 def _sampled_features(encoder, dataset: Dataset, *, num_images: int, seed: int, batch_size: int):

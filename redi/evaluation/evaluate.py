@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from redi.core.artefact import write_json
+from redi.core.device import choose_device
 from redi.core.generation import Generated
 from redi.core.registry import configurable
 from redi.data.datasets import Dataset, datasets
@@ -43,16 +44,16 @@ def evaluate(
     check_evaluation(dataset, reference, network)
     samples = load_samples(run_dir)
     cache_dir = Path(cache_dir or os.environ.get("REDI_CACHE") or "~/.cache/redi").expanduser()
+    network.to(choose_device("auto"))
     key = {"fit": network.fit_settings(), "dataset": dataset.fingerprint()}
     fit_or_restore(cache_dir / "encoders", network, key, lambda: network.fit(dataset))
 
-    count = min(len(samples.images), max_images)
     conditions = samples.record | {
         "network": network.provenance() | {"trained_on": dataset.provenance()},
         "reference": (reference or dataset).provenance(),
         "versions": {"torch": torch.__version__},
     }
-    metrics = [_distance(samples, dataset, reference, network, count) | conditions]
+    metrics = [_distance(samples, dataset, reference, network, max_images) | conditions]
     if network.is_classifier:
         metrics.append(_recognised(samples, reference, network) | conditions)
     write_json(Path(run_dir) / "metrics.json", metrics)
@@ -67,6 +68,16 @@ def check_evaluation(dataset: Dataset, reference: Dataset | None, network: Domai
             raise ValueError(f"evaluate.network takes a DomainEncoder, got {type(network).__name__}")
     if reference is not None:
         datasets.check(reference, "evaluate.reference")
+        if len(reference) < 2:
+            raise ValueError(
+                f"evaluate.reference holds {len(reference)} images, and a distance needs two: raise "
+                f"{type(reference).__name__}.held_out_fraction in both scopes, or bind other images"
+            )
+        if reference.provenance() == dataset.provenance() and (both := set(reference.names) & set(dataset.names)):
+            raise ValueError(
+                f"evaluate.reference shares {len(both)} images with the training data ({sorted(both)[0]}, ...): give "
+                "both the same held_out_fraction and split_seed, and the splits 'train' and 'held_out'"
+            )
         if reference.class_names != dataset.class_names:
             raise ValueError(
                 f"evaluate.reference has the classes {', '.join(reference.class_names[:10])}; "
@@ -84,11 +95,13 @@ def describe(metrics: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def _distance(samples: Generated, dataset: Dataset, reference: Dataset | None, network, count: int) -> dict:
-    against = Gaussian.of(_features(network, reference or dataset, len(reference or dataset)))
+def _distance(samples: Generated, dataset: Dataset, reference: Dataset | None, network, max_images: int) -> dict:
+    count = min(len(samples.images), max_images)
+    size = min(len(reference or dataset), max_images)
+    against = Gaussian.of(_features(network, reference or dataset, size))
     distance = frechet_distance(Gaussian.of(_pooled(network, samples.images[:count])), against)
     metric = {"metric": "frechet_distance_domain_network", "value": distance, "num_samples": count}
-    metric["num_reference"] = len(reference or dataset)
+    metric["num_reference"] = size
     if reference is not None:
         # As many training images as samples: the distance of finite sets depends on their size.
         floor = frechet_distance(Gaussian.of(_features(network, dataset, count)), against)

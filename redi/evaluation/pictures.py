@@ -28,13 +28,15 @@ class ColourBasis:
         if not codec.channels.representations:
             return cls({})
         positions = torch.linspace(0, len(dataset) - 1, min(num_images, len(dataset))).long().tolist()
-        batch = dataset.batch(positions)
         device = next((p.device for p in codec.parameters()), torch.device("cpu"))
-        stored = batch if "image" in batch else codec.precompute(batch["images"].to(device))
-        x = codec.join({name: t for name, t in stored.items() if name != "labels"})
+        parts = []
+        for start in range(0, len(positions), 64):
+            batch = {name: t.to(device) for name, t in dataset.batch(positions[start : start + 64]).items()}
+            parts.append(codec.join(batch if "image" in batch else codec.precompute(batch["images"])).cpu())
+        x = torch.cat(parts)
         tensors = {}
         for name in codec.channels.representations:
-            rows = rearrange(codec.channels.split(x.cpu())[name], "n r h w -> (n h w) r").double()
+            rows = rearrange(codec.channels.split(x)[name], "n r h w -> (n h w) r").double()
             mean = rows.mean(dim=0)
             vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean)).eigenvectors.flip(1)[:, :3].T
             vectors = vectors * vectors.gather(1, vectors.abs().argmax(1, keepdim=True)).sign()
@@ -101,8 +103,9 @@ def _resize(images: Tensor, size: int) -> list[Image.Image]:
 
 
 def class_ordered(labels: Tensor, columns: int, rows: int) -> Tensor:
-    """Positions of rows x columns entries such that column j shows class j, as far as each class has entries."""
+    """Positions of at most rows x columns entries, row by row, such that every column shows one class."""
     positions = [(labels == label).nonzero().flatten()[:rows] for label in labels.unique()[:columns]]
     if len(positions) == 1:  # unlabelled: just the first ones
         return torch.arange(min(len(labels), rows * columns))
-    return torch.tensor([int(p[row]) for row in range(rows) for p in positions if row < len(p)])
+    full_rows = min(len(members) for members in positions)
+    return torch.tensor([int(members[row]) for row in range(full_rows) for members in positions])

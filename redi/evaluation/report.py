@@ -4,10 +4,13 @@ import base64
 import html
 import io
 import json
+import logging
 from pathlib import Path
 
 from redi.core.log import read_log
 from redi.core.registry import configurable
+
+log = logging.getLogger(__name__)
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
@@ -24,7 +27,7 @@ pre { background: #f6f6f4; padding: 1rem; overflow-x: auto; font-size: 13px } su
 def report(run_dir: str | Path, *, title: str | None = None) -> Path:
     """Writes `run_dir/report.html` from whatever the run folder holds; needs no network to be read."""
     run_dir = Path(run_dir)
-    metrics = _json(run_dir / "metrics.json") or []
+    metrics = _metrics_of_samples(run_dir)
     sections = [
         _metrics(metrics),
         _section("Samples", _picture(run_dir / "samples.png", "generated images above their features, and real ones")),
@@ -42,6 +45,15 @@ def report(run_dir: str | Path, *, title: str | None = None) -> Path:
     path = run_dir / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def _metrics_of_samples(run_dir: Path) -> list[dict]:
+    """metrics.json, unless the samples were drawn anew since."""
+    metrics, samples = _json(run_dir / "metrics.json") or [], _json(run_dir / "samples" / "record.json")
+    if metrics and samples and metrics[0]["samples_sha256"] != samples["files"]["samples.safetensors"]["sha256"]:
+        log.warning("metrics.json is of earlier samples and left out: run redi.evaluate --run_dir=%s", run_dir)
+        return []
+    return metrics
 
 
 def _section(title: str, body: str) -> str:

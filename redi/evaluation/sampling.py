@@ -31,13 +31,8 @@ def sample(
         weights: 'ema' or 'model'.
         generate: draws them; its sampler, guidance and seed are bindings of `generate`.
     """
-    if num_images < 1:
-        raise ValueError(f"sample.num_images = {num_images}: at least 1 is needed")
-    if weights not in ("ema", "model"):
-        raise ValueError(f"sample.weights = {weights!r}: it is 'ema' or 'model'")
-    if isinstance(labels, str):
-        if labels != "equal":
-            raise ValueError(f"sample.labels = {labels!r}: it is 'equal' or a list of labels")
+    check_sampling(num_images, labels, weights, trained.num_classes)
+    if labels == "equal":
         chosen, scheme = torch.arange(num_images) % trained.num_classes, "equal"
     else:
         chosen, scheme = torch.tensor(labels).repeat(-(-num_images // len(labels)))[:num_images], list(labels)
@@ -48,11 +43,23 @@ def sample(
     return drawn
 
 
+def check_sampling(num_images: int, labels: str | Sequence[int], weights: str, num_classes: int) -> None:
+    """Raises ValueError for settings that `sample` cannot work with."""
+    if not isinstance(num_images, int) or num_images < 1:
+        raise ValueError(f"sample.num_images = {num_images!r}: a whole number of at least 1 is needed")
+    if weights not in ("ema", "model"):
+        raise ValueError(f"sample.weights = {weights!r}: it is 'ema' or 'model'")
+    if labels == "equal":
+        return
+    if isinstance(labels, str) or not labels or not all(0 <= label < num_classes for label in labels):
+        raise ValueError(f"sample.labels = {labels!r}: it is 'equal' or a list of labels in 0 ... {num_classes - 1}")
+
+
 def load_samples(run_dir: str | Path) -> Generated:
     """What `sample` wrote. Raises ValueError where nothing was sampled yet or the files are damaged."""
     folder = Path(run_dir) / FOLDER
     if not folder.exists():
         raise ValueError(f"{run_dir} holds no samples: run redi.sample --run_dir={run_dir} first")
     tensors, record = load_artefact(folder)
-    record.pop("files")
+    record["samples_sha256"] = record.pop("files")["samples.safetensors"]["sha256"]
     return Generated(**tensors["samples"], record=record)

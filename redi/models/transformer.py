@@ -63,6 +63,7 @@ class DiffusionTransformer(nn.Module):
         self.channels, self.grid, self.num_classes = channels, tuple(grid), num_classes
         self.null_label = num_classes
         self.attention = attention
+        self.attention_for: tuple | None = None  # the device and dtype that the backend was chosen for
         self.fusion = fusion(channels=channels, grid=grid, patch_size=patch_size, width=width)
         self.timestep_embedding = TimestepEmbedding(width, scale=timestep_scale)
         self.label_embedding = nn.Embedding(num_classes + 1, width)
@@ -99,6 +100,7 @@ class DiffusionTransformer(nn.Module):
         )
         for block in self.blocks:
             block.attend = attend
+        self.attention_for = (device, dtype)
         return reason
 
 

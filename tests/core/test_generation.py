@@ -124,6 +124,7 @@ def test_the_record_says_how_the_images_were_drawn(model, codec):
         "seed": 9,
         "sampler": {"name": "Euler", "num_evaluations": 4},
         "guidance": [{"name": "ClassifierFree", "scale": 2.0, "groups": ["image"]}],
+        "precision": "float32",
         "function_evaluations": 4,
         "network_evaluations_per_image": 8.0,
     }
@@ -137,7 +138,12 @@ def test_both_guidance_rules_cost_three_evaluations_a_step(model, codec):
 
 def test_the_default_sampler_is_the_paper_s(model, codec):
     record = draw(model, codec, labels=[0], sampler=None).record
-    assert record["sampler"] == {"name": "EulerMaruyama", "num_evaluations": 250, "last_step": 0.04}
+    assert record["sampler"] == {
+        "name": "EulerMaruyama",
+        "num_evaluations": 250,
+        "diffusion": 2.0,
+        "last_step": 0.04,
+    }
 
 
 def test_the_null_label_can_be_drawn(model, codec):

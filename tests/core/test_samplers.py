@@ -114,7 +114,7 @@ def test_euler_lands_on_a_point_mass_in_any_number_of_steps(num_evaluations):
 
 def test_euler_maruyama_lands_near_a_point_mass():
     # The last step leaves half of the noise that is in x at 1 - last_step, whose deviation is about last_step.
-    sampler = EulerMaruyama(num_evaluations=250, last_step=0.04)
+    sampler = EulerMaruyama(num_evaluations=250, diffusion=1.0, last_step=0.04)
     x = sampler(lambda x, t: (MEAN - x) / (1 - t), FlowMatching(), Recorder((10_000,)))
     assert abs(x.mean() - MEAN) < 4 * 0.04 / math.sqrt(10_000)
     assert x.std() < 0.04
@@ -133,19 +133,22 @@ def test_the_error_of_ode_samplers_falls_with_their_order(sampler, order):
     assert error(512) < 0.01
 
 
-def test_samples_of_the_sde_have_the_mean_and_variance_of_the_data():
+@pytest.mark.parametrize("diffusion", [1.0, 2.0])
+def test_samples_of_the_sde_have_the_mean_and_variance_of_the_data(diffusion):
     # 40,000 samples: standard errors std/200 and std^2 sqrt(2)/200; small steps make the bias smaller than those.
-    sampler = EulerMaruyama(num_evaluations=2000, last_step=0.002)
+    sampler = EulerMaruyama(num_evaluations=2000, diffusion=diffusion, last_step=0.002)
     x = sampler(gaussian_velocity, FlowMatching(), Recorder((40_000,)))
     assert abs(x.mean() - MEAN) < 4 * STD / 200
     assert abs(x.var() - STD**2) < 4 * STD**2 * math.sqrt(2) / 200
 
 
 @pytest.mark.parametrize("num_evaluations", [10, 250])
-def test_the_sde_sampler_equals_the_published_one_written_out(num_evaluations):
-    # SiT, transport/: score from velocity, drift v + w/2 score with w = sigma, mean-only last step of 0.04.
+@pytest.mark.parametrize("diffusion", [0.0, 1.0, 2.0])
+def test_the_sde_sampler_equals_the_equation_written_out(num_evaluations, diffusion):
+    # Score from velocity, drift v + w/2 score with w = diffusion sigma, mean-only last step of 0.04.
     record = Recorder((50,))
-    x = EulerMaruyama(num_evaluations=num_evaluations)(gaussian_velocity, FlowMatching(), record)
+    sampler = EulerMaruyama(num_evaluations=num_evaluations, diffusion=diffusion)
+    x = sampler(gaussian_velocity, FlowMatching(), record)
     last = 0.04 if num_evaluations == 250 else 1 / num_evaluations
     times = torch.linspace(0, 1 - last, num_evaluations, dtype=torch.float64)
     dt = times[1] - times[0]
@@ -153,9 +156,9 @@ def test_the_sde_sampler_equals_the_published_one_written_out(num_evaluations):
     for k, t in enumerate(times):
         velocity = gaussian_velocity(expected, t)
         score = (t * velocity - expected) / (1 - t)
-        drift = velocity + (1 - t) / 2 * score
+        drift = velocity + diffusion * (1 - t) / 2 * score
         final = k == num_evaluations - 1
-        noise = 0 if final else ((1 - t) * dt).sqrt() * record.drawn[k + 1]
+        noise = 0 if final else (diffusion * (1 - t) * dt).sqrt() * record.drawn[k + 1]
         expected = expected + (last if final else dt) * drift + noise
     torch.testing.assert_close(x, expected, rtol=1e-9, atol=1e-9)  # the last t differs by rounding
 
@@ -179,6 +182,20 @@ def test_no_noisy_sde_step_is_longer_than_the_noise_free_one():
         assert max(steps) <= steps[-1] + 1e-12
 
 
+def test_without_diffusion_the_sde_is_eulers_method():
+    noise = torch.randn(20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = [
+        sampler(gaussian_velocity, FlowMatching(), lambda: noise)
+        for sampler in (EulerMaruyama(num_evaluations=20, diffusion=0.0, last_step=0.05), Euler(num_evaluations=20))
+    ]
+    torch.testing.assert_close(*x)
+
+
+def test_a_negative_diffusion_is_refused():
+    with pytest.raises(ValueError, match="EulerMaruyama.diffusion = -1"):
+        EulerMaruyama(diffusion=-1)
+
+
 def test_no_noise_is_added_in_the_last_step_of_the_sde():
     record = Recorder((4,))
     EulerMaruyama(num_evaluations=5)(gaussian_velocity, FlowMatching(), record)
@@ -194,9 +211,9 @@ def test_one_ode_step_from_noise_is_known(sampler, of_noise):
 
 
 def test_one_sde_evaluation_from_noise_is_known():
-    # x + v - noise / 2 with v = mean - noise.
+    # x + v - diffusion noise / 2 with v = mean - noise.
     record = Recorder((10,))
-    x = EulerMaruyama(num_evaluations=1)(gaussian_velocity, FlowMatching(), record)
+    x = EulerMaruyama(num_evaluations=1, diffusion=1.0)(gaussian_velocity, FlowMatching(), record)
     torch.testing.assert_close(x, MEAN - record.drawn[0] / 2)
 
 

@@ -340,5 +340,5 @@ def test_ctrl_c_writes_a_checkpoint_and_the_same_command_ends_as_an_unbroken_run
     assert process.returncode == 130, errors
     step = json.loads((list_checkpoints(run_dir)[-1] / "record.json").read_text())["step"]
     assert 3 <= step < 150
-    assert f"stopped by SIGINT at step {step}; the same command goes on from the last checkpoint" in errors
+    assert f"stopped by SIGINT at step {step}; the same command goes on from there" in errors
     assert_same_training(finish("stopped"), finish("unbroken"))

@@ -111,8 +111,10 @@ class Dataset(ABC):
         return smaller
 
     def fingerprint(self) -> str:
-        """A hash of provenance, names, labels and split: the key of everything computed from these images."""
-        digest = hashlib.sha256(json.dumps([self.provenance(), self.names], sort_keys=True).encode())
+        """A hash of provenance, names, classes and labels: the key of everything computed from these images."""
+        digest = hashlib.sha256(
+            json.dumps([self.provenance(), self.names, self.class_names, self.num_classes], sort_keys=True).encode()
+        )
         digest.update(self.labels.tobytes())
         return digest.hexdigest()
 

@@ -15,13 +15,14 @@ class Digits(Dataset):
 
     Args:
         image_size: enlarge to this side (bicubic); None: the native 8.
-        split, held_out_fraction, split_seed: which part; see Dataset.
+        num_classes, split, held_out_fraction, split_seed: see Dataset.
     """
 
     def __init__(
         self,
         *,
         image_size: int | None = None,
+        num_classes: int | None = None,
         split: Split = "train",
         held_out_fraction: float = 0.2,
         split_seed: int = 0,
@@ -35,6 +36,7 @@ class Digits(Dataset):
             names=[f"digit {number:04d}" for number in range(len(self.images))],
             labels=digits.target,
             class_names=[str(label) for label in range(10)],
+            num_classes=num_classes,
             split=split,
             held_out_fraction=held_out_fraction,
             split_seed=split_seed,

@@ -151,7 +151,7 @@ class DomainEncoder(Encoder):
         return resized.round().clamp(0, 255).to(torch.uint8)
 
     def _normalise(self, images: Tensor) -> Tensor:
-        return self._resize(images).float() / 127.5 - 1
+        return self._resize(images.to(self.trained.device)).float() / 127.5 - 1
 
     def _require_fit(self) -> None:
         if not self.fitted:

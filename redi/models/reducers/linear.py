@@ -62,7 +62,8 @@ class LinearReducer(Reducer):
         rank: R, the rows kept.
         scale: 'raw' leaves the projection as it is; 'unit_rms' divides it by one number so that the R channels
             have mean square 1 together, comparable to latents; 'whiten' divides every channel by its own
-            standard deviation. The signal-to-noise ratio at each t follows from this.
+            standard deviation. The signal-to-noise ratio at each t follows from this. Measured on the encoder's
+            grid: where the latent grid is finer, the bilinear resize smooths, and the mean square falls below 1.
         standardize: divide every feature by its own standard deviation first.
     """
 

@@ -1,0 +1,64 @@
+"""Refuses what could not be trained, sampled or evaluated: before hours of encoding, not after them."""
+
+import inspect
+import logging
+from collections.abc import Callable
+
+import torch
+
+from redi.core import config
+from redi.core.codec import JointCodec
+from redi.core.device import choose_device, choose_precision
+from redi.core.generation import check_generation, generate
+from redi.core.trainer import check_settings, train
+from redi.data.datasets import Dataset
+from redi.evaluation.evaluate import check_evaluation, evaluate
+from redi.evaluation.sampling import check_sampling, sample
+
+log = logging.getLogger("redi")
+
+
+def check_training(codec: JointCodec, dataset: Dataset) -> None:
+    """Builds all that `train` will build, on the meta device: shapes alone, no memory, no random numbers.
+
+    Raises:
+        ValueError: as `train` and its previews would.
+    """
+    with config.explained(types=True):
+        check_settings(**{name: _setting(train, name) for name in inspect.signature(check_settings).parameters})
+        device = choose_device(_setting(train, "device"))
+        dtype = choose_precision(_setting(train, "precision"), device)
+        runtime = {"channels": codec.channels, "num_classes": dataset.num_classes}
+        with torch.device("meta"):
+            net = _setting(train, "model")(grid=codec.grid(dataset.image_size), **runtime)
+            _setting(train, "optimizer")(net.parameters())
+            _setting(train, "ema")(model=net)
+        net.choose_attention(device, dtype)
+        objective = _setting(train, "objective")(**runtime)
+        rules = _setting(generate, "guidance")
+        choose_precision(_setting(generate, "precision"), device, "generate.precision")
+        check_generation(_setting(generate, "sampler"), rules, codec.channels, dataset.num_classes)
+    for rule in rules:
+        if advice := rule.check_training(objective.label_dropout, objective.representation_dropout):
+            log.warning("%s", advice)
+
+
+def check_results(codec: JointCodec, dataset: Dataset) -> None:
+    """The same for the stages after training. Raises ValueError as `sample` and `evaluate` would."""
+    with config.explained(types=True):
+        settings = {name: _setting(sample, name) for name in ("num_images", "labels", "weights")}
+        check_sampling(**settings, num_classes=dataset.num_classes)
+        network = _setting(evaluate, "network")
+        check_evaluation(dataset, _setting(evaluate, "reference"), network)
+    for representation in codec.representations.values():
+        encoder = representation.encoder
+        if network is not None and encoder.learns_from_data and encoder.fit_settings() == network.fit_settings():
+            raise ValueError(
+                "evaluate.network has the settings, and so the weights, of the encoder whose features are generated: "
+                "bind its width, depth or seed in a scope of its own, as gin/evaluator.gin does"
+            )
+
+
+def _setting(function: Callable, name: str):
+    """What an argument of a configurable function will be: its binding, or its default."""
+    return config.bound(f"{function.__name__}.{name}", inspect.signature(function).parameters[name].default)
