@@ -48,6 +48,7 @@ def configure(run_dir: Path, *, trains: bool) -> None:
     from redi import components  # imports torch and all components
     from redi.core import config
     from redi.core.checkpoint import list_checkpoints
+    from redi.core.lock import only_process
 
     components.import_all()
     saved = run_dir / "config.gin"
@@ -68,7 +69,8 @@ def configure(run_dir: Path, *, trains: bool) -> None:
         raise ValueError(f"{run_dir} holds no trained model: train one with redi.train --run_dir={run_dir}")
     if trains:
         run_dir.mkdir(parents=True, exist_ok=True)
-        saved.write_text(config.full_text())
+        with only_process(run_dir):  # not under the feet of a training that is under way
+            saved.write_text(config.full_text())
 
 
 def _guarded(main: Callable[[Path | None], None], argv: list[str], in_run_dir: bool = True) -> int:

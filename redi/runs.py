@@ -67,7 +67,10 @@ def load(
         model, process = model or built_model, process or built_process
     codec.load_learned_state(tensors["codec"])
     net = (model or DiffusionTransformer)(channels=channels, grid=record["grid"], num_classes=record["num_classes"])
-    net.load_state_dict(tensors["model"] | tensors["ema"])
+    try:
+        net.load_state_dict(tensors["model"] | tensors["ema"])
+    except RuntimeError as error:
+        raise ValueError(f"{folder} holds another model than model= builds: {error}") from None
     net.to(device).eval().requires_grad_(False)
     weights = {
         name: {key: t.to(device) for key, t in tensors[name].items() if key in tensors["ema"]}

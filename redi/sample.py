@@ -30,9 +30,9 @@ def _picture(run_dir: Path, run, drawn, rows: int = 4) -> None:
 
     from redi.core import config
     from redi.core.generation import Generated
-    from redi.evaluation.pictures import class_ordered, sample_grid, stack
+    from redi.evaluation.pictures import class_ordered, num_columns, sample_grid, stack
 
-    columns = min(10, run.num_classes) if run.num_classes > 1 else 10
+    columns = num_columns(drawn.labels)
     chosen = class_ordered(drawn.labels, columns, rows)
     some = Generated(drawn.images[chosen], drawn.x[chosen], drawn.labels[chosen], drawn.record)
     features = ", ".join(run.codec.channels.representations)
@@ -40,7 +40,9 @@ def _picture(run_dir: Path, run, drawn, rows: int = 4) -> None:
     sheets = [sample_grid(some, run.codec, run.colours, "generated" + caption, columns)]
     reference = config.bound("evaluate.reference")
     if reference is not None:
-        chosen = class_ordered(torch.from_numpy(reference.labels), columns, rows)
+        labels = torch.from_numpy(reference.labels)
+        columns = num_columns(labels)
+        chosen = class_ordered(labels, columns, rows)
         batch = reference.batch(chosen.tolist())
         device = next(run.model.parameters()).device
         real = Generated(batch["images"], run.codec.encode(batch["images"].to(device)).cpu(), batch["labels"], {})

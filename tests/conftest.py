@@ -41,7 +41,7 @@ evaluator/DomainEncoder.width = 8
 
 @pytest.fixture(scope="session")
 def tiny_gin(tmp_path_factory) -> str:
-    """A gin file for programs: the digits with 140 training images, the smallest networks and two steps."""
+    """A gin file for programs: the digits with 179 training images, the smallest networks and two steps."""
     path = tmp_path_factory.mktemp("gin") / "tiny.gin"
     path.write_text(TINY)
     return str(path)

@@ -197,3 +197,20 @@ def test_the_worked_example_keeps_channels_of_the_encoder():
     centred = features - features.mean(dim=(0, 2, 3), keepdim=True)
     for kept in reducer(features).unbind(1):
         assert any(torch.allclose(kept, channel, atol=1e-6) for channel in centred.unbind(1))
+
+
+def test_an_edited_reducer_is_fitted_and_encoded_anew(tmp_path, tiny_gin):
+    bindings = "Representation.reducer = @reducers.FirstChannels()\nFirstChannels.rank = 3\n"
+    (tmp_path / "mine.gin").write_text(f"include '{tiny_gin}'\nimport my_reducer\n" + bindings)
+    edited = REDUCER.replace("torch.eye(self.rank, len(covariance))", "torch.eye(len(covariance)).flip(0)[: self.rank]")
+    assert edited != REDUCER
+
+    def fits(text: str) -> set[str]:
+        (tmp_path / "my_reducer.py").write_text(text)
+        cache = f"--gin_bindings=prepare.cache_dir = '{tmp_path / 'cache'}'"
+        done = python("-m", "redi.prepare", "--gin_file=mine.gin", cache, cwd=tmp_path, path=tmp_path)
+        return set(re.findall("fitting (\\w+)|(encoding)", done.stderr))
+
+    assert fits(REDUCER) == {("DomainEncoder", ""), ("FirstChannels", ""), ("", "encoding")}
+    assert fits(REDUCER) == set()
+    assert fits(edited) == {("FirstChannels", ""), ("", "encoding")}

@@ -296,3 +296,112 @@ def test_the_whole_job_leaves_its_results_and_all_that_took_effect(call, tiny_gi
     assert {"train.accumulate = 1", "sample.weights = 'ema'", "evaluate.max_images = 10000", "PCA.rank = 2"} <= set(
         lines
     )
+
+
+def test_samples_drawn_by_hand_are_drawn_anew_by_the_whole_job(call, tiny_gin, tmp_path):
+    folder = tmp_path / "run"
+
+    def sampler() -> str:
+        return json.loads((folder / "samples" / "record.json").read_text())["sampler"]["name"]
+
+    assert call(run, gin_file=tiny_gin, run_dir=folder)[0] == 0
+    before = files_of(folder)
+    status, _, errors = call(run, run_dir=folder)
+    assert status == 0 and "--- samples and metrics are of this checkpoint and configuration" in errors
+    assert files_of(folder)["samples/samples.safetensors"] == before["samples/samples.safetensors"]
+
+    assert call(sample, "generate.sampler = @samplers.Euler()", "Euler.num_evaluations = 3", run_dir=folder)[0] == 0
+    assert sampler() == "Euler"
+    status, _, errors = call(report, run_dir=folder)
+    assert status == 0 and "metrics.json is of earlier samples and left out" in errors
+    assert "recognised as label" not in (folder / "report.html").read_text()
+
+    status, _, errors = call(run, run_dir=folder)
+    assert status == 0 and "--- sample\n" in errors and "left out" not in errors
+    assert sampler() == "EulerMaruyama"
+    assert files_of(folder)["samples/samples.safetensors"][1] == before["samples/samples.safetensors"][1]
+    assert "recognised as label" in (folder / "report.html").read_text()
+
+
+def test_an_evaluation_by_hand_is_made_anew_by_the_whole_job(call, tiny_gin, tmp_path):
+    folder = tmp_path / "run"
+    assert call(run, gin_file=tiny_gin, run_dir=folder)[0] == 0
+    before = (folder / "metrics.json").read_bytes()
+    assert call(evaluate, "evaluate.max_images = 15", run_dir=folder)[0] == 0
+    assert (folder / "metrics.json").read_bytes() != before
+    assert call(run, run_dir=folder)[0] == 0
+    assert (folder / "metrics.json").read_bytes() == before
+
+
+# ---- audits
+
+
+def test_an_audit_that_allowed_missing_classes_does_not_hold_without(call, tiny_gin, tmp_path):
+    flags = {"gin_file": tiny_gin, "run_dir": tmp_path / "run"}
+    more = "Digits.num_classes = 11"
+    assert call(prepare, more, "audit.allow_missing_classes = True", **flags)[0] == 0
+    status, _, errors = call(prepare, more, **flags)
+    assert status == 1 and "only 10 of the 11 classes that the model is built for have images" in errors
+
+
+def test_the_same_audit_is_made_once_and_for_another_batch_size_again(call, tiny_gin, tmp_path):
+    flags = {"gin_file": tiny_gin, "run_dir": tmp_path / "run"}
+    for batch_size, printed in ((16, True), (16, False), (32, True)):
+        status, text, errors = call(prepare, f"train.batch_size = {batch_size}", **flags)
+        assert status == 0, errors
+        assert (f"of batch {batch_size}" in text) is printed
+        record = json.loads((tmp_path / "run" / "audit.json").read_text())
+        assert (record["batch_size"], record["steps_per_epoch"]) == (batch_size, round(179 / batch_size, 2))
+
+
+# ---- plug-ins in the current folder
+
+PLUGIN = """
+from redi.guidance import register
+from redi.guidance.classifier_free import ClassifierFree
+
+
+@register
+class Twice(ClassifierFree):
+    \"\"\"The classifier-free rule under another name.\"\"\"
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path) -> Path:
+    """A folder with a plug-in, a gin file that imports it, and console scripts in a folder beside."""
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "twice_plugin.py").write_text(PLUGIN)
+    (work / "x.gin").write_text("import twice_plugin\n")
+    for name in ("components", "prepare"):
+        script = f"import sys\nfrom redi.{name} import console\nsys.exit(console())\n"
+        (tmp_path / f"redi-{name}").write_text(script)  # the first of sys.path is then this folder
+    return work
+
+
+@pytest.mark.parametrize("command", [("-m", "redi.components"), ("../redi-components",)])
+def test_the_table_lists_what_a_gin_file_imports_from_the_current_folder(plugin, command):
+    done = shell(*command, "--gin_file=x.gin", cwd=plugin)
+    assert done.returncode == 0, done.stderr
+    assert "  @guidance.Twice(" in done.stdout
+    assert "      The classifier-free rule under another name." in done.stdout.splitlines()
+
+
+def test_a_console_script_finds_a_plug_in_in_the_current_folder(plugin, tiny_gin):
+    flags = "--gin_file=x.gin", f"--gin_file={tiny_gin}", "--gin_bindings=generate.guidance = [@guidance.Twice()]"
+    done = shell("../redi-prepare", *flags, "--run_dir=run", cwd=plugin)
+    assert done.returncode == 0, done.stderr
+    assert "import twice_plugin" in (plugin / "run" / "config.gin").read_text().splitlines()
+
+
+def test_an_unknown_flag_of_the_table_is_refused(plugin):
+    done = shell("-m", "redi.components", "--gin_fil=x.gin", cwd=plugin)
+    assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
+    assert "Did you mean: gin_file" in done.stderr
+
+
+def test_a_module_that_is_not_there_is_named_by_the_table(plugin):
+    (plugin / "x.gin").write_text("import twise_plugin\n")
+    done = shell("-m", "redi.components", "--gin_file=x.gin", cwd=plugin)
+    assert done.returncode == 1 and "twise_plugin" in done.stderr and "Traceback" not in done.stderr

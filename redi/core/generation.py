@@ -77,10 +77,10 @@ def generate(
     dtype = choose_precision(precision, device, "generate.precision")
     network = _Counted(model, weights, dtype)
     training, attention = model.training, model.attention_for
-    model.eval()
-    model.choose_attention(device, dtype)
     images, states = [], []
     try:
+        model.eval()
+        model.choose_attention(device, dtype)
         with torch.no_grad(), progress(total=len(labels), desc="sampling", unit="img") as bar:
             for start in range(0, len(labels), batch_size):
                 y = labels[start : start + batch_size].to(device)
@@ -117,7 +117,11 @@ def check_generation(
     for rule in guidance:
         guidance_rules.check(rule, "generate.guidance")
         rule.check(channels, num_classes)
-    total_weights(guidance, channels, t=0.5)  # a scale that is no number shows now
+        try:
+            total_weights([rule], channels, t=0.5)  # a scale that is no number shows now
+        except TypeError as error:
+            settings = ", ".join(f"{type(rule).__name__}.{name} = {value!r}" for name, value in vars(rule).items())
+            raise ValueError(f"{settings}: one of these is of the wrong type ({error})") from error
 
 
 class _Counted:

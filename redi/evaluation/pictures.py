@@ -102,6 +102,12 @@ def _resize(images: Tensor, size: int) -> list[Image.Image]:
     return [Image.fromarray(array).resize((size, size), rule) for array in arrays]
 
 
+def num_columns(labels: Tensor, most: int = 10) -> int:
+    """Columns of a sheet whose columns are classes: one for each class at hand; `most` where there is only one."""
+    classes = len(labels.unique())
+    return min(classes, most) if classes > 1 else most
+
+
 def class_ordered(labels: Tensor, columns: int, rows: int) -> Tensor:
     """Positions of at most rows x columns entries, row by row, such that every column shows one class."""
     positions = [(labels == label).nonzero().flatten()[:rows] for label in labels.unique()[:columns]]

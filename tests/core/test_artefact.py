@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from redi.core.artefact import (
     read_record,
     restore_optimizer,
     save_artefact,
+    shared_folder,
     write_json,
 )
 
@@ -221,3 +224,93 @@ def test_an_optimizer_goes_on_bit_equal_after_a_round_trip_through_files(tmp_pat
     steps(other, other_optimizer, 3)
     for expected, found in zip(network.parameters(), other.parameters(), strict=True):
         assert torch.equal(expected, found)
+
+
+def test_the_first_of_two_writers_of_a_shared_folder_stays(tmp_path):
+    with shared_folder(tmp_path / "x") as slow:
+        (slow / "file").write_text("second")
+        with shared_folder(tmp_path / "x") as fast:
+            assert fast != slow
+            (fast / "file").write_text("first")
+    assert (tmp_path / "x" / "file").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_shared_artefact_that_is_there_is_kept(tmp_path):
+    for version in (1, 2):
+        save_artefact(tmp_path / "x", {"weights": {"a": torch.zeros(version)}}, {"version": version}, shared=True)
+    assert read_record(tmp_path / "x")["version"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_many_writers_of_one_shared_artefact_leave_a_whole_one(tmp_path):
+    def write(version):
+        save_artefact(tmp_path / "x", {"weights": {"a": torch.full((9,), version)}}, {"version": version}, shared=True)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(24)))
+    tensors, record = load_artefact(tmp_path / "x")
+    assert tensors["weights"]["a"].tolist() == [record["version"]] * 9
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_shared_folder_that_cannot_be_made_raises_and_leaves_nothing_partial(tmp_path):
+    (tmp_path / "x").symlink_to("nowhere")  # there for a rename, and yet not there
+    with pytest.raises(OSError), shared_folder(tmp_path / "x") as temporary:
+        (temporary / "file").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_an_exception_leaves_no_shared_folder(tmp_path):
+    with pytest.raises(KeyError), shared_folder(tmp_path / "x") as temporary:
+        (temporary / "half").write_text("half")
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_there_is_replaced_as_a_whole(tmp_path):
+    for name in ("old", "new"):
+        with atomic_folder(tmp_path / "x") as temporary:
+            (temporary / name).write_text(name)
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("failing", ["x", ".partial"])
+def test_a_rename_that_fails_leaves_the_old_folder(tmp_path, failing):
+    # The first rename moves the old folder x aside, the second the temporary one into its place. An audit hook, which
+    # a process keeps for good, makes one of them fail as a file system would.
+    program = """
+        import errno, os, sys
+        from pathlib import Path
+        from redi.core.artefact import atomic_folder
+
+        def refuse(event, arguments):
+            if event == "os.rename" and str(arguments[0]).endswith(sys.argv[2]):
+                raise OSError(errno.EIO, "no renaming today")
+
+        folder = Path(sys.argv[1])
+        folder.mkdir()
+        (folder / "file").write_text("old")
+        sys.addaudithook(refuse)
+        try:
+            with atomic_folder(folder) as temporary:
+                (temporary / "file").write_text("new")
+        except OSError as error:
+            print(error.strerror)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "x"), failing]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "no renaming today\n"
+    assert (tmp_path / "x" / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("kind", [atomic_folder, shared_folder])
+def test_temporary_folders_lie_beside_the_final_one_under_unique_names(tmp_path, kind):
+    with ExitStack() as stack:
+        names = {
+            stack.enter_context(kind(tmp_path / f"x{i}" if kind is atomic_folder else tmp_path / "x")).name[-20:]
+            for i in range(20)
+        }
+        assert len(names) == 20 == len(list(tmp_path.glob(".x*.partial")))

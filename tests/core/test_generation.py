@@ -1,6 +1,7 @@
 """Generation with a tiny network whose weights are random (the initial ones predict 0)."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -183,3 +184,42 @@ def test_the_wrong_kind_of_object_is_refused_with_its_binding(model, codec, sett
 def test_guidance_that_the_model_cannot_follow_is_refused(codec):
     with pytest.raises(ValueError, match="unconditional"):
         draw(random_model(codec, num_classes=1), codec, [0], guidance=[ClassifierFree()])
+
+
+def test_bfloat16_agrees_with_float32_to_its_accuracy_and_is_recorded(model, codec):
+    expected = draw(model, codec, list(range(NUM_CLASSES)) * 4)
+    drawn = draw(model, codec, list(range(NUM_CLASSES)) * 4, precision="bfloat16")
+    assert (expected.record["precision"], drawn.record["precision"]) == ("float32", "bfloat16")
+    assert drawn.x.dtype == torch.float32
+    error = (drawn.x - expected.x).square().mean().sqrt() / expected.x.std()
+    # eps = 2^-7; every evaluation rounds some ten products in a row, and few errors add up.
+    assert 0 < error < 4 * torch.finfo(torch.bfloat16).eps
+
+
+class Raises(Euler):
+    """Fails in the middle of sampling."""
+
+    def __call__(self, denoise, process, draw):
+        super().__call__(denoise, process, draw)
+        raise RuntimeError("out of memory")
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("sampler", [Euler(num_evaluations=1), Raises(num_evaluations=1)])
+def test_attention_and_mode_are_those_of_before(codec, sampler, training):
+    model = random_model(codec).train(training)
+    model.choose_attention("cpu", torch.float32)
+    before = [block.attend for block in model.blocks]
+    with pytest.raises(RuntimeError, match="out of memory") if isinstance(sampler, Raises) else nullcontext():
+        draw(model, codec, sampler=sampler, precision="bfloat16")
+    assert model.attention_for == ("cpu", torch.float32)
+    assert [block.attend for block in model.blocks] == before
+    assert model.training is training
+
+
+def test_the_mode_is_that_of_before_where_no_attention_can_be_chosen(codec):
+    model = random_model(codec).train(True)
+    model.attention = "nonsense"
+    with pytest.raises(ValueError, match="DiffusionTransformer.attention = 'nonsense'"):
+        draw(model, codec)
+    assert model.training

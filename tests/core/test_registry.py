@@ -1,8 +1,13 @@
+import importlib.util
+import sys
+
 import gin
 import pytest
 
+import redi
 from redi.core import registry as module
-from redi.core.registry import Registry, configurable, did_you_mean
+from redi.core.registry import Registry, configurable, did_you_mean, identity
+from redi.models.reducers.pca import PCA
 
 
 class Shape:
@@ -170,3 +175,57 @@ def test_extra_parentheses_are_left_out_of_the_advice(shapes):
 )
 def test_the_nearest_name_is_found_whatever_its_case(name, expected):
     assert did_you_mean(name, ["PCA", "Random"]) == expected
+
+
+PLUGIN = """
+class Plugin:
+    def rows(self):
+        return ROWS
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """An object of the class `Plugin` of a module in a file of this text."""
+
+    def plugin(text: str, name: str = "a_plugin", folder: str = "plugin"):
+        path = tmp_path / folder / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        spec = importlib.util.spec_from_file_location(name, path)
+        loaded = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, loaded)
+        exec(compile(text, str(path), "exec"), vars(loaded))  # no byte code of an earlier text
+        return loaded.Plugin()
+
+    return plugin
+
+
+def test_an_edited_plug_in_has_another_identity(plugin):
+    first, second = (identity(plugin(PLUGIN.replace("ROWS", rows))) for rows in ("eye(3)", "ones(3)"))
+    assert first["class"] == second["class"] == "a_plugin.Plugin"
+    assert first["source_sha256"] != second["source_sha256"]
+
+
+def test_the_same_source_elsewhere_has_the_same_identity(plugin):
+    assert identity(plugin(PLUGIN, folder="one")) == identity(plugin(PLUGIN, folder="two"))
+
+
+def test_equal_classes_of_two_modules_have_two_identities(plugin):
+    first, second = identity(plugin(PLUGIN, name="one_plugin")), identity(plugin(PLUGIN, name="two_plugin"))
+    assert first != second and first["source_sha256"] == second["source_sha256"]
+
+
+def test_what_lies_beside_a_class_is_no_part_of_its_identity(plugin):
+    assert identity(plugin(PLUGIN)) == identity(plugin("NOTES = 'more'\n" + PLUGIN))
+
+
+def test_a_class_of_the_library_is_identified_by_name_and_version():
+    assert identity(PCA(rank=3)) == identity(PCA(rank=4))
+    assert identity(PCA()) == {"class": "redi.models.reducers.pca.PCA", "redi": redi.__version__}
+
+
+def test_a_class_without_a_source_is_identified_by_name_and_version():
+    names: dict = {"__name__": "typed_in"}
+    exec("class Plugin: pass", names)
+    assert identity(names["Plugin"]()) == {"class": "typed_in.Plugin", "redi": redi.__version__}

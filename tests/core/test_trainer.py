@@ -17,6 +17,7 @@ from redi.core.codec import JointCodec, Representation
 from redi.core.ema import EMA
 from redi.core.generation import generate
 from redi.core.interrupt import Stopped
+from redi.core.lock import only_process
 from redi.core.log import read_log
 from redi.core.objective import JointObjective
 from redi.core.samplers.euler import Euler
@@ -342,3 +343,41 @@ def test_ctrl_c_writes_a_checkpoint_and_the_same_command_ends_as_an_unbroken_run
     assert 3 <= step < 150
     assert f"stopped by SIGINT at step {step}; the same command goes on from there" in errors
     assert_same_training(finish("stopped"), finish("unbroken"))
+
+
+def test_a_folder_in_which_another_process_trains_is_refused_and_left_alone(start, tmp_path):
+    run_dir = start("run", num_steps=2)
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    with only_process(run_dir), pytest.raises(ValueError, match="another process is training in"):
+        start("run")
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+    assert_same_training(start("run"), start("unbroken"))  # free again
+
+
+def test_the_folder_is_free_again_after_training_failed(start, tmp_path):
+    def fail(*args, **kwargs):
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        start("run", preview=fail, preview_every=2)
+    assert_same_training(start("run"), start("unbroken"))
+
+
+class WithTuple(DomainEncoder):
+    """An encoder whose provenance holds a tuple, which JSON gives back as a list."""
+
+    def provenance(self):
+        return super().provenance() | {"mean": (0.5, 0.5, 0.5), "crop": {"size": (8, 8)}}
+
+
+def test_a_codec_whose_provenance_holds_tuples_resumes(start, images):
+    encoder = WithTuple(width=8, depth=1, image_size=8, num_steps=2, batch_size=16)
+    encoder.fit(images)
+    reducer = PCA(rank=2)
+    reducer.fit([encoder(images.batch(range(50))["images"])])
+    codec = JointCodec(
+        autoencoder=Pixels(channels=1), representations=[Representation(encoder=encoder, reducer=reducer)]
+    )
+    run_dir = start("run", codec=codec, dataset=images, num_steps=4)
+    assert_same_training(start("run", codec=codec, dataset=images), start("unbroken", codec=codec, dataset=images))
+    assert [path.name for path in list_checkpoints(run_dir)][-1] == "step_00000008"

@@ -449,3 +449,19 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without_datasets)
     with pytest.raises(ImportError, match=r"pip install 'redi\[huggingface\]'"):
         HuggingFace(path="anywhere")
+
+
+def test_the_class_count_is_part_of_the_fingerprint():
+    prints = [Digits(num_classes=count).fingerprint() for count in (None, 10, 11, 12, 1)]
+    assert prints[0] == prints[1] and len(set(prints)) == 4
+
+
+def test_one_class_makes_all_labels_0():
+    data = Digits(num_classes=1)
+    assert data.num_classes == 1 and len(data) == len(Digits())
+    assert not data.labels.any()
+    assert not data.batch([0, 1, 2])["labels"].any()
+
+
+def test_one_class_leaves_the_split_as_it_is():
+    assert Digits(num_classes=1).names == Digits().names  # drawn per class of the source, before the labels go

@@ -9,7 +9,7 @@ from redi.core.codec import JointCodec, Representation
 from redi.core.generation import Generated
 from redi.data.cache import write_cache
 from redi.data.datasets.digits import Digits
-from redi.evaluation.pictures import ColourBasis, class_ordered, sample_grid, stack, tile
+from redi.evaluation.pictures import ColourBasis, class_ordered, num_columns, sample_grid, stack, tile
 from redi.models.autoencoders.pixels import Pixels
 from redi.models.encoders.domain import DomainEncoder
 from redi.models.reducers.pca import PCA
@@ -153,3 +153,26 @@ def test_columns_stay_classes_where_one_class_is_short():
     chosen = class_ordered(labels, columns=3, rows=2)
     assert [int(labels[i]) for i in chosen[:3]] == [0, 1, 2]
     assert len(chosen) <= 6
+
+
+def test_every_column_shows_one_class_where_the_classes_have_different_counts():
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.tensor([9, 3, 5, 2, 7])
+    labels = torch.arange(5).repeat_interleave(counts)[torch.randperm(26, generator=generator)]
+    for columns in (2, 4, 5):
+        chosen = class_ordered(labels, columns, rows=4)
+        shown = labels[chosen].reshape(-1, columns)
+        assert len(shown) == min(4, int(counts[:columns].min()))  # whole rows
+        assert (shown == torch.arange(columns)).all()
+        assert len(set(chosen.tolist())) == len(chosen)
+
+
+@pytest.mark.parametrize(
+    ("labels", "columns"), [([3, 7] * 9, 2), ([5] * 12, 10), (list(range(30)) * 2, 10), ([0, 1, 2], 3)]
+)
+def test_a_sheet_has_a_column_for_every_class_at_hand(labels, columns):
+    labels = torch.tensor(labels)
+    assert num_columns(labels) == columns
+    shown = labels[class_ordered(labels, columns, rows=4)].tolist()
+    for column in range(columns):
+        assert len(set(shown[column::columns])) == 1

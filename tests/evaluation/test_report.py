@@ -138,3 +138,20 @@ def test_unguided_samples_are_called_so(run_dir):
 def test_a_log_with_one_entry_has_no_curve(run_dir):
     (run_dir / "log.jsonl").write_text('{"step": 1, "loss": 2.0, "images_per_second": 9.0}\n')
     assert len(read(run_dir).sources) == 5
+
+
+def samples(run_dir, digest):
+    (run_dir / "metrics.json").write_text(json.dumps([METRICS[0] | {"samples_sha256": "0123"}]))
+    (run_dir / "samples").mkdir()
+    (run_dir / "samples" / "record.json").write_text(json.dumps({"files": {"samples.safetensors": {"sha256": digest}}}))
+
+
+def test_metrics_of_earlier_samples_are_left_out_with_a_warning(run_dir, caplog):
+    samples(run_dir, "4567")
+    assert "12.35" not in read(run_dir).text
+    assert "metrics.json is of earlier samples and left out: run redi.evaluate --run_dir=" in caplog.text
+
+
+def test_metrics_of_the_samples_at_hand_are_shown_without_a_warning(run_dir, caplog):
+    samples(run_dir, "0123")
+    assert "12.35" in read(run_dir).text and caplog.text == ""

@@ -1,0 +1,129 @@
+"""What would fail after hours of encoding is refused before: with the binding's name, and nothing computed."""
+
+import inspect
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from redi import components
+from redi.core import config
+from redi.models.encoders.domain import DomainEncoder
+from redi.prepare import prepared
+
+components.import_all()
+SHIPPED = sorted(str(file.relative_to(config.config_dir())) for file in config.config_dir().rglob("*.gin"))
+
+
+@pytest.fixture
+def refused(tiny_gin, tmp_path, monkeypatch):
+    """The explanation with which preparing for the whole job is refused under these bindings."""
+    monkeypatch.setenv("REDI_CACHE", str(tmp_path / "cache"))
+
+    def refused(*bindings: str) -> str:
+        config.parse([tiny_gin], ["train.device = 'cpu'", *bindings])
+        (tmp_path / "run").mkdir(exist_ok=True)
+        with pytest.raises(ValueError) as error:
+            prepared(tmp_path / "run", evaluates=True)
+        assert not (tmp_path / "cache").exists()  # neither fitted nor encoded
+        return str(error.value)
+
+    return refused
+
+
+def images(folder, *names: str) -> list[str]:
+    """Bindings of a reference of one image per name."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(folder / name)
+    return ["evaluate.reference = @datasets.ImageFolder()", f"ImageFolder.path = '{folder}'"]
+
+
+def test_settings_that_can_work_are_prepared(tiny_gin, tmp_path):
+    config.parse([tiny_gin], ["train.device = 'cpu'"])
+    codec, data = prepared(tmp_path, evaluates=True)
+    assert codec.fitted and len(data) == 179
+
+
+TRAINING = {
+    "an unknown precision": ("train.precision = 'bf16'", "train.precision = 'bf16': it is 'auto', 'float32' or"),
+    "steps in words": ("train.num_steps = 'many'", "train.num_steps = 'many': a whole number of at least 1"),
+    "a part of a step": ("train.num_steps = 1.5", "train.num_steps = 1.5: a whole number of at least 1"),
+    "unequal parts": ("train.accumulate = 3", "train.accumulate = 3 does not divide train.batch_size = 16"),
+    "an average of the start alone": ("EMA.decay = 1", "EMA.decay = 1"),
+    "a device that nobody has": ("train.device = 'nonsense'", "train.device = 'nonsense' cannot be used here"),
+    "attention for a GPU": (
+        "DiffusionTransformer.attention = 'xformers'",
+        "DiffusionTransformer.attention = 'xformers' cannot run here (cpu, float32, ",
+    ),
+    "a width in letters": ("DiffusionTransformer.width = 'a'", "a bound value is of the wrong type"),
+    "a preview's precision": ("generate.precision = 'half'", "generate.precision = 'half'"),
+    "a rule without a list": (
+        "generate.guidance = @guidance.ClassifierFree()",
+        "generate.guidance takes a list of rules: bind, for example, [@guidance.ClassifierFree()]",
+    ),
+    "a scale in letters": ("ClassifierFree.scale = 'a'", "ClassifierFree.scale"),
+}
+
+
+@pytest.mark.parametrize(("binding", "message"), TRAINING.values(), ids=TRAINING)
+def test_what_training_would_refuse_is_refused_before_encoding(refused, binding, message):
+    assert message in refused(binding)
+
+
+def test_a_value_of_the_wrong_type_is_refused_with_the_component_it_was_given_to(refused):
+    text = refused("DiffusionTransformer.width = 'a'")
+    assert re.search("a bound value is of the wrong type.*DiffusionTransformer", text, re.DOTALL)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused_before_encoding(refused):
+    text = refused("train.device = 'cuda'")
+    assert text.startswith("train.device = 'cuda' cannot be used here") and text.endswith("'auto' takes what there is")
+
+
+RESULTS = {
+    "unknown weights": ("sample.weights = 'emma'", "sample.weights = 'emma': it is 'ema' or 'model'"),
+    "a label beyond the classes": ("sample.labels = [99]", "sample.labels = [99]: it is 'equal' or a list of labels"),
+    "no labels": ("sample.labels = []", "sample.labels = []"),
+    "no images": ("sample.num_images = 0", "sample.num_images = 0: a whole number"),
+    "another network": ("evaluate.network = @reducers.PCA()", "evaluate.network takes one of encoders"),
+    "the encoder itself": ("evaluate.network = @encoders.DomainEncoder()", "evaluate.network has the settings, and so"),
+    "an empty reference": ("held_out/Digits.held_out_fraction = 0.001", "evaluate.reference holds 0 images"),
+    "all digits": ("held_out/Digits.split = 'all'", "evaluate.reference shares 179 images with the training data"),
+    "another split": ("held_out/Digits.split_seed = 5", "images with the training data (digit "),
+}
+
+
+@pytest.mark.parametrize(("binding", "message"), RESULTS.values(), ids=RESULTS)
+def test_what_sampling_and_evaluating_would_refuse_is_refused_before_encoding(refused, binding, message):
+    assert message in refused(binding)
+
+
+def test_a_reference_of_one_image_is_refused_before_encoding(refused, tmp_path):
+    text = refused(*images(tmp_path / "images", "0/only.png"))
+    assert text.startswith("evaluate.reference holds 1 images, and a distance needs two")
+    assert "ImageFolder.held_out_fraction" in text
+
+
+def test_a_reference_of_other_classes_is_refused_before_encoding(refused, tmp_path):
+    text = refused(*images(tmp_path / "images", "cat/1.png", "dog/1.png"))
+    assert text.startswith("evaluate.reference has the classes cat, dog; the training data have 0, 1, 2, 3")
+
+
+def test_what_only_the_results_need_does_not_stop_training_alone(tiny_gin, tmp_path):
+    config.parse([tiny_gin], ["train.device = 'cpu'", "sample.weights = 'emma'"])
+    codec, _ = prepared(tmp_path)
+    assert codec.fitted
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_setting_of_the_generator_s_encoder_reaches_the_network_of_a_shipped_evaluation(name):
+    config.parse([name])
+    found = config.statements(config.full_text())
+    if "evaluate.network" not in found:
+        pytest.skip("it binds no network")
+    assert found["evaluate.network"] == "@evaluator/encoders.DomainEncoder()"
+    bound = {key.split(".")[-1] for key in found if re.match(r"evaluator/(encoders\.)?DomainEncoder\.", key)}
+    assert bound == set(inspect.signature(DomainEncoder).parameters)
