@@ -15,7 +15,7 @@ def stage(run_dir: Path) -> None:
     from redi.evaluation.evaluate import describe, evaluate
 
     (run_dir / "stages.json").unlink(missing_ok=True)  # as in redi.sample
-    print(describe(config.call(evaluate, run_dir=run_dir, dataset=audited(run_dir))))
+    print(describe(config.call(evaluate, run_dir=run_dir, dataset=audited(run_dir))), flush=True)
 
 
 def main(run_dir: Path) -> None:

@@ -57,10 +57,10 @@ def audited(run_dir: Path):
     try:
         kept, record = config.call(audit, dataset=dataset, batch_size=batch_size)
         write_json(path, record | {"passed": passed})
-        print(describe(record))
+        print(describe(record), flush=True)
     except AuditError as error:
         write_json(path, error.record)
-        print(describe(error.record))
+        print(describe(error.record), flush=True)
         raise
     return kept
 
