@@ -116,14 +116,15 @@ def configurable(target=None, *, runtime: tuple[str, ...] = ()):
 
 def identity(component: object) -> dict[str, str]:
     """Which code a component is, as JSON, for the keys of caches: class and library version, and for a class from
-    outside this library the hash of its source, so that an edited plug-in is not taken for its former self."""
+    outside this library the hash of its module's source, so that an edited plug-in is not taken for its former self.
+    (Of a class in a script or notebook, its own source alone: the rest changes all the time.)"""
     cls = type(component)
     known = {"class": f"{cls.__module__}.{cls.__qualname__}", "redi": redi.__version__}
     if cls.__module__.split(".")[0] == "redi":
         return known
     try:
-        source = inspect.getsource(cls)
-    except (OSError, TypeError):  # typed into an interpreter: there is nothing to compare
+        source = inspect.getsource(cls if cls.__module__ == "__main__" else sys.modules[cls.__module__])
+    except (OSError, TypeError, KeyError):  # typed into an interpreter: there is nothing to compare
         return known
     return known | {"source_sha256": hashlib.sha256(source.encode()).hexdigest()}
 

@@ -118,7 +118,10 @@ def train(
             raise ValueError(f"{checkpoints[-1]} was trained with train.seed = {record['seed']}, not {seed}")
         if record["dataset"] != dataset.fingerprint():
             log.warning("the data are not those that %s was trained on", checkpoints[-1])
+        del tensors  # a second copy of model, EMA and optimizer
         log.info("resuming from %s", checkpoints[-1])
+        if step >= num_steps:
+            log.info("nothing to train: it holds step %d of train.num_steps = %d", step, num_steps)
     else:
         colours = ColourBasis.fit(codec, dataset)
 

@@ -216,8 +216,8 @@ def test_equal_classes_of_two_modules_have_two_identities(plugin):
     assert first != second and first["source_sha256"] == second["source_sha256"]
 
 
-def test_what_lies_beside_a_class_is_no_part_of_its_identity(plugin):
-    assert identity(plugin(PLUGIN)) == identity(plugin("NOTES = 'more'\n" + PLUGIN))
+def test_the_helpers_in_a_plugins_file_are_part_of_its_identity(plugin):
+    assert identity(plugin(PLUGIN)) != identity(plugin("ROWS = 3\n" + PLUGIN))
 
 
 def test_a_class_of_the_library_is_identified_by_name_and_version():
