@@ -44,8 +44,8 @@ def _picture(run_dir: Path, run, drawn, rows: int = 4) -> None:
         columns = num_columns(labels)
         chosen = class_ordered(labels, columns, rows)
         batch = reference.batch(chosen.tolist())
-        device = next(run.model.parameters()).device
-        real = Generated(batch["images"], run.codec.encode(batch["images"].to(device)).cpu(), batch["labels"], {})
+        x = run.codec.encode(batch["images"].to(run.codec.device)).cpu()
+        real = Generated(batch["images"], x, batch["labels"], {})
         sheets.append(sample_grid(real, run.codec, run.colours, "real held-out" + caption, columns))
     stack(sheets).save(run_dir / "samples.png")
     log.info("picture: %s", run_dir / "samples.png")

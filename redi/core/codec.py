@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from redi.core.artefact import tensors_sha256
 from redi.core.channels import Channels
 from redi.core.registry import configurable
 from redi.models.autoencoders import Autoencoder, autoencoders
@@ -122,6 +123,11 @@ class JointCodec(nn.Module):
         return self.autoencoder.decode(self.channels.split(x)["image"])
 
     @property
+    def device(self) -> torch.device:
+        """Where its networks are, and so where images must be; the CPU for a codec without networks."""
+        return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+
+    @property
     def fitted(self) -> bool:
         """Whether every encoder and reducer is ready."""
         return all(r.encoder.fitted and r.reducer.fitted for r in self.representations.values())
@@ -156,16 +162,13 @@ class JointCodec(nn.Module):
 
     def provenance(self) -> dict:
         """Everything that decides x, as JSON, with a hash of what was learned."""
-        digest = hashlib.sha256()
-        for key, tensor in sorted(self.learned_state().items()):
-            digest.update(key.encode() + tensor.cpu().contiguous().numpy().tobytes())
         return {
             "autoencoder": self.autoencoder.provenance(),
             "representations": {
                 name: {"encoder": r.encoder.provenance(), "reducer": r.reducer.provenance()}
                 for name, r in self.representations.items()
             },
-            "learned_sha256": digest.hexdigest(),
+            "learned_sha256": tensors_sha256(self.learned_state()),
         }
 
     def fingerprint(self) -> str:

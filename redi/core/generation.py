@@ -1,6 +1,5 @@
 """Drawing images and their features from a trained model."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,8 +17,6 @@ from redi.core.samplers import ImageNoise, Sampler, samplers
 from redi.core.samplers.euler_maruyama import EulerMaruyama
 from redi.guidance import Guidance, guidance_rules, guided, total_weights
 from redi.models.transformer import DiffusionTransformer
-
-log = logging.getLogger(__name__)
 
 
 @dataclass

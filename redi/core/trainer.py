@@ -80,8 +80,8 @@ def train(
         The last checkpoint's folder.
 
     Raises:
-        ValueError: settings that cannot work, or a checkpoint in `run_dir` that does not fit.
-        ValueError: another process is training in `run_dir`.
+        ValueError: settings that cannot work, a checkpoint in `run_dir` that does not fit, or another process that
+            is training there.
         Stopped: after Ctrl-C or SIGTERM, once a checkpoint is written.
         OSError: a checkpoint could not be written.
     """

@@ -67,7 +67,6 @@ def write_cache(
     folder: Path, codec: JointCodec, dataset: Dataset, *, batch_size: int = 256, rows_per_shard: int = 4096
 ) -> Cache:
     """Encodes every image once and writes the shards; the folder appears only when it is complete."""
-    device = next((p.device for p in codec.parameters()), torch.device("cpu"))
     with shared_folder(folder) as temporary, progress(total=len(dataset), desc="encoding", unit="img") as bar:
         shards = []
         for start in range(0, len(dataset), rows_per_shard):
@@ -75,7 +74,7 @@ def write_cache(
             for first in range(start, min(start + rows_per_shard, len(dataset)), batch_size):
                 positions = range(first, min(first + batch_size, start + rows_per_shard, len(dataset)))
                 batch = dataset.batch(positions)
-                stored = {name: t.cpu() for name, t in codec.precompute(batch["images"].to(device)).items()}
+                stored = {name: t.cpu() for name, t in codec.precompute(batch["images"].to(codec.device)).items()}
                 parts.append(stored | {"labels": batch["labels"]})
                 bar.update(len(positions))
             path = temporary / f"shard-{len(shards):05d}.safetensors"

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 
 from redi.core.artefact import BrokenArtefact, load_artefact, save_artefact
@@ -46,29 +45,34 @@ def prepare(
     Returns:
         What `train` takes as `dataset`.
     """
-    cache_dir = Path(cache_dir or os.environ.get("REDI_CACHE") or "~/.cache/redi").expanduser()
+    cache_dir, data = cache_folder(cache_dir), dataset.fingerprint()
     for representation in codec.representations.values():
         encoder, reducer = representation.encoder, representation.reducer
         if not encoder.fitted:
-            key = {"fit": encoder.fit_settings(), "dataset": dataset.fingerprint()}
+            key = {"fit": encoder.fit_settings(), "dataset": data}
             fit_or_restore(cache_dir / "encoders", encoder, key, lambda e=encoder: e.fit(dataset))
         if not reducer.fitted:
             sample = {"num_images": min(num_fit_images, len(dataset)), "seed": seed}
             key = {"fit": reducer.fit_settings(), "encoder": encoder.provenance(), "sample": sample}
-            key["dataset"] = dataset.fingerprint()
-            features = _sampled_features(encoder, dataset, batch_size=batch_size, **sample)
+            key["dataset"] = data
+            features = _sampled_features(encoder, dataset, device=codec.device, batch_size=batch_size, **sample)
             fit_or_restore(cache_dir / "reducers", reducer, key, lambda r=reducer, f=features: r.fit(f))
     if not cache:
         return dataset
     parts = [codec.autoencoder, *codec.representations.values()]
     code = [identity(part) for each in parts for part in (each, *each.children())]
     key = hashlib.sha256(json.dumps([codec.fingerprint(), code], sort_keys=True).encode()).hexdigest()
-    folder = cache_dir / "encoded" / f"{type(dataset).__name__}-{dataset.fingerprint()[:12]}-{key[:12]}"
+    folder = cache_dir / "encoded" / f"{type(dataset).__name__}-{data[:12]}-{key[:12]}"
     if folder.exists():
         log.info("using the cache %s", folder)
         return Cache(folder)
     log.info("encoding %d images into %s", len(dataset), folder)
     return write_cache(folder, codec, dataset, batch_size=batch_size)
+
+
+def cache_folder(cache_dir: str | Path | None) -> Path:
+    """Where fits and encoded images lie: as given, else $REDI_CACHE, else ~/.cache/redi."""
+    return Path(cache_dir or os.environ.get("REDI_CACHE") or "~/.cache/redi").expanduser()
 
 
 def fit_or_restore(folder: Path, module: nn.Module, key: dict, fit) -> None:
@@ -91,9 +95,8 @@ def fit_or_restore(folder: Path, module: nn.Module, key: dict, fit) -> None:
         save_artefact(path, {"state": module.state_dict()}, record, shared=True)
 
 
-def _sampled_features(encoder, dataset: Dataset, *, num_images: int, seed: int, batch_size: int):
+def _sampled_features(encoder, dataset: Dataset, *, device, num_images: int, seed: int, batch_size: int):
     """Batches of features (N, E, h, w) of a seeded sample of the images, read in the order of the data set."""
-    device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
     sample = np.sort(np.random.Generator(np.random.PCG64(seed)).permutation(len(dataset))[:num_images])
     for start in progress(range(0, len(sample), batch_size), desc="features for the reducer"):
         yield encoder(dataset.batch(sample[start : start + batch_size])["images"].to(device))

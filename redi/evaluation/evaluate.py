@@ -1,7 +1,5 @@
 """The evaluate stage: samples against held-out images, in the feature space of an independent network."""
 
-import logging
-import os
 from pathlib import Path
 
 import torch
@@ -12,13 +10,11 @@ from redi.core.device import choose_device
 from redi.core.generation import Generated
 from redi.core.registry import configurable
 from redi.data.datasets import Dataset, datasets
-from redi.data.preparation import fit_or_restore
+from redi.data.preparation import cache_folder, fit_or_restore
 from redi.evaluation.frechet import Gaussian, frechet_distance
 from redi.evaluation.sampling import load_samples
 from redi.models.encoders import encoders
 from redi.models.encoders.domain import DomainEncoder
-
-log = logging.getLogger(__name__)
 
 
 @configurable(runtime=("run_dir", "dataset"))
@@ -43,10 +39,9 @@ def evaluate(
     network = DomainEncoder(width=48, depth=3, seed=1) if network is None else network
     check_evaluation(dataset, reference, network)
     samples = load_samples(run_dir)
-    cache_dir = Path(cache_dir or os.environ.get("REDI_CACHE") or "~/.cache/redi").expanduser()
     network.to(choose_device("auto"))
     key = {"fit": network.fit_settings(), "dataset": dataset.fingerprint()}
-    fit_or_restore(cache_dir / "encoders", network, key, lambda: network.fit(dataset))
+    fit_or_restore(cache_folder(cache_dir) / "encoders", network, key, lambda: network.fit(dataset))
 
     conditions = samples.record | {
         "network": network.provenance() | {"trained_on": dataset.provenance()},

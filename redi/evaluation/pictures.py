@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from redi.core.codec import JointCodec
+from redi.models.reducers.pca import PCA
 
 WHITE, GREY = (255, 255, 255), (90, 90, 90)
 
@@ -28,18 +29,16 @@ class ColourBasis:
         if not codec.channels.representations:
             return cls({})
         positions = torch.linspace(0, len(dataset) - 1, min(num_images, len(dataset))).long().tolist()
-        device = next((p.device for p in codec.parameters()), torch.device("cpu"))
         parts = []
         for start in range(0, len(positions), 64):
-            batch = {name: t.to(device) for name, t in dataset.batch(positions[start : start + 64]).items()}
+            batch = {name: t.to(codec.device) for name, t in dataset.batch(positions[start : start + 64]).items()}
             parts.append(codec.join(batch if "image" in batch else codec.precompute(batch["images"])).cpu())
         x = torch.cat(parts)
         tensors = {}
         for name in codec.channels.representations:
             rows = rearrange(codec.channels.split(x)[name], "n r h w -> (n h w) r").double()
             mean = rows.mean(dim=0)
-            vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean)).eigenvectors.flip(1)[:, :3].T
-            vectors = vectors * vectors.gather(1, vectors.abs().argmax(1, keepdim=True)).sign()
+            vectors = PCA().rows((rows - mean).T @ (rows - mean))[:3]
             colours = (rows - mean) @ vectors.T
             edges = torch.tensor([0.01, 0.99], dtype=torch.float64)
             some = colours[:: len(colours) // 200_000 + 1]  # quantile refuses more than 16 million values

@@ -1,6 +1,5 @@
 """A small encoder trained on the user's own images: needs no download."""
 
-import hashlib
 import logging
 from typing import Literal
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from redi.core.artefact import tensors_sha256
 from redi.core.progress import progress
 from redi.models.encoders import Encoder, register
 
@@ -162,10 +162,7 @@ class DomainEncoder(Encoder):
         return {"encoder": "DomainEncoder", "width": self.dim} | {name: getattr(self, name) for name in names}
 
     def provenance(self) -> dict:
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-        return self.fit_settings() | {"weights_sha256": digest.hexdigest() if self.fitted else None}
+        return self.fit_settings() | {"weights_sha256": tensors_sha256(self.state_dict()) if self.fitted else None}
 
 
 class _Residual(nn.Module):
