@@ -23,7 +23,7 @@ from redi.core.progress import progress
 from redi.core.registry import configurable, external
 from redi.core.seeds import mix_seeds
 from redi.data.loader import batches
-from redi.evaluation.pictures import ColourBasis, sample_grid
+from redi.evaluation.pictures import ColourBasis, num_columns, sample_grid
 from redi.models.transformer import DiffusionTransformer
 
 log = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ def train(
                 columns = min(10, num_classes)  # one class a column
                 labels = torch.arange(preview_images) % columns * num_classes // columns
                 drawn = preview(net, codec, loss_of.process, labels=labels, weights=average.parameters)
-                picture = sample_grid(drawn, codec, colours)
+                picture = sample_grid(drawn, codec, colours, columns=num_columns(labels))
                 (run_dir / "previews").mkdir(exist_ok=True)
                 picture.save(run_dir / "previews" / f"step_{step:08d}.png")
                 run_log.picture(step, "samples", picture)

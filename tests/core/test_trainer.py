@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 import torch
+from PIL import Image
 
 from redi.core.checkpoint import list_checkpoints, load_checkpoint
 from redi.core.codec import JointCodec, Representation
@@ -145,6 +146,14 @@ def test_handlers_of_signals_come_back(start):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     start("run", num_steps=1)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_preview_of_few_classes_has_a_column_for_each(start):
+    digits = Digits(num_classes=3)
+    three = digits.without([i for i, label in enumerate(digits.labels) if label > 2])
+    run_dir = start("run", dataset=three, num_steps=2, preview_every=2, preview_images=6)
+    with Image.open(run_dir / "previews/step_00000002.png") as picture:
+        assert picture.width == 3 * (64 + 4) + 4  # cells of 64 pixels with gaps of 4
 
 
 def test_previews_do_not_change_what_is_learned(start):
