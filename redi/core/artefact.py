@@ -155,7 +155,8 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     """Hex digest of named tensors, in the order of their names, wherever they are."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        raw = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)  # NumPy has no bfloat16
+        digest.update(name.encode() + raw.numpy().tobytes())
     return digest.hexdigest()
 
 
