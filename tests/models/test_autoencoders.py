@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from redi.core.codec import JointCodec
 from redi.core.registry import registries
 from redi.models.autoencoders import Autoencoder
 from redi.models.autoencoders.pixels import Pixels
@@ -17,9 +18,16 @@ def images(n: int = 2, side: int = 32) -> torch.Tensor:
     return torch.randint(0, 256, (n, 3, side, side), generator=generator, dtype=torch.uint8)
 
 
+# Contract: those with pretrained weights get tiny random ones.
+
+
+def build(name: str, vae_folders) -> Autoencoder:
+    return AUTOENCODERS[name](**{"weights": str(vae_folders[name])} if name in vae_folders else {})
+
+
 @pytest.fixture(params=list(AUTOENCODERS))
-def autoencoder(request) -> Autoencoder:
-    return AUTOENCODERS[request.param]()
+def autoencoder(request, vae_folders) -> Autoencoder:
+    return build(request.param, vae_folders)
 
 
 def test_latents_are_float32_on_the_downsampled_grid(autoencoder):
@@ -49,14 +57,38 @@ def test_latents_repeat_with_the_seed(autoencoder):
     assert torch.equal(*drawn)
 
 
-def test_state_dict_round_trip_gives_the_same_latents(autoencoder):
-    other = type(autoencoder)()
+def test_state_dict_round_trip_gives_the_same_latents(autoencoder, vae_folders):
+    other = build(type(autoencoder).__name__, vae_folders)
     other.load_state_dict(autoencoder.state_dict(), strict=True)
     assert torch.equal(other.moments(images()), autoencoder.moments(images()))
 
 
 def test_provenance_is_json(autoencoder):
     assert json.loads(json.dumps(autoencoder.provenance())) == autoencoder.provenance()
+    assert json.loads(json.dumps(autoencoder.stored_provenance())) == autoencoder.stored_provenance()
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_every_autoencoder_can_be_built_with_its_defaults_and_without_files(name, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    autoencoder = AUTOENCODERS[name]()
+    assert autoencoder.channels >= 1 and autoencoder.downsample >= 1
+
+
+def test_nothing_in_an_autoencoder_learns(autoencoder):
+    autoencoder.load()
+    codec = JointCodec(autoencoder=autoencoder).train()
+    assert not any(module.training for module in codec.modules())
+    assert not any(parameter.requires_grad for parameter in codec.parameters())
+    assert codec.learned_state() == {}
+
+
+def test_reading_and_using_weights_draws_no_random_numbers_but_for_latents(autoencoder):
+    before = torch.get_rng_state()
+    autoencoder.load()
+    autoencoder.decode(torch.zeros(1, autoencoder.channels, 4, 4))
+    autoencoder.moments(images())
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def every_grey() -> torch.Tensor:

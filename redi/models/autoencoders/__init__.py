@@ -16,6 +16,13 @@ class Autoencoder(nn.Module, ABC):
     channels: int
     downsample: int
 
+    def load(self) -> None:
+        """Reads pretrained weights now instead of at first use, so that missing ones show before anything is run.
+
+        Raises:
+            ValueError: they are nowhere to be found; the message names the file, its source and the binding.
+        """
+
     @abstractmethod
     def moments(self, images: Tensor) -> Tensor:
         """Images (N, 3, S, S) uint8 -> what to store, (N, ?, H, W), in its storage dtype."""
@@ -31,6 +38,10 @@ class Autoencoder(nn.Module, ABC):
     @abstractmethod
     def provenance(self) -> dict:
         """What decides the latents, as JSON: settings and weights."""
+
+    def stored_provenance(self) -> dict:
+        """What decides `moments`, as JSON: a cache fits all autoencoders for which this is the same."""
+        return self.provenance()
 
 
 autoencoders = Registry("autoencoders", Autoencoder)

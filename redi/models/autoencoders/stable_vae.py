@@ -1,0 +1,133 @@
+"""The variational autoencoder of latent diffusion (Rombach et al., arXiv 2112.10752), as published by diffusers."""
+
+import hashlib
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from redi.models.autoencoders import register
+from redi.models.autoencoders.pretrained import PretrainedAutoencoder
+
+# config.json of the hub repositories named below; the entries that diffusers needs to build the network.
+SD_VAE = {
+    "_class_name": "AutoencoderKL",
+    "act_fn": "silu",
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "in_channels": 3,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "sample_size": 256,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+}
+
+
+@register
+class StableVAE(PretrainedAutoencoder):
+    """The VAE of Stable Diffusion, or any other AutoencoderKL of diffusers, frozen.
+
+    Its latents are (z - shift) * scale, for z from the posterior N(mean, std^2). Stored are mean and log-variance in
+    float16, or z itself for 'frozen'. The log-variance, and not std, because its relative error in std is at most
+    0.4 % over the whole range that diffusers allows, [-30, 20], where std itself in float16 has 9 % at the low end.
+
+    Sampling needs the decoder's weights; training from a cache needs none, but their hash is part of what the cache
+    is known by: bind `weights_sha256` where they are not at hand.
+
+    Args:
+        weights: hub id; or a folder in diffusers' format (config.json, diffusion_pytorch_model.safetensors or .bin);
+            or the weights' file in such a folder.
+        weights_sha256: of the tensors, as in the provenance; other weights are refused.
+        scale, shift: 0.18215 and 0 belong to the SD-VAE. Other VAEs have others, which their config.json names.
+        posterior: 'sample' draws z anew whenever latents are made of the stored moments, that is in every training
+            step; 'mean' takes the mean; 'frozen' draws it once, when images are encoded, from noise that the bytes
+            of each image determine.
+        batch_size: images per pass through the network; bounds the memory.
+        precision: 'bfloat16' runs the network under autocast.
+        uint8_rule: of decoded x in [-1, 1]: 'round' rounds 127.5 x + 127.5, 'truncate' cuts off the fraction of
+            127.5 x + 128, as the code published with the paper does. They differ where rounding errors decide.
+
+    Raises:
+        ValueError: weights that cannot be such an autoencoder; at first use (or `load`) weights that are not there.
+    """
+
+    diffusers_class = "AutoencoderKL"
+    known_configs = {"stabilityai/sd-vae-ft-ema": SD_VAE, "stabilityai/sd-vae-ft-mse": SD_VAE}
+
+    def __init__(
+        self,
+        *,
+        weights: str = "stabilityai/sd-vae-ft-ema",
+        weights_sha256: str | None = None,
+        scale: float = 0.18215,
+        shift: float = 0.0,
+        posterior: Literal["sample", "mean", "frozen"] = "sample",
+        batch_size: int = 8,
+        precision: Literal["float32", "bfloat16"] = "float32",
+        uint8_rule: Literal["round", "truncate"] = "round",
+    ):
+        if posterior not in ("sample", "mean", "frozen"):
+            raise ValueError(f"StableVAE.posterior = {posterior!r}: it is 'sample', 'mean' or 'frozen'")
+        super().__init__(
+            weights=weights, weights_sha256=weights_sha256, scale=scale, shift=shift, batch_size=batch_size,
+            precision=precision, uint8_rule=uint8_rule,
+        )  # fmt: skip
+        self.posterior = posterior
+
+    def _sizes(self, config: dict) -> tuple[int, int]:
+        return config.get("latent_channels", 4), 2 ** (len(config.get("block_out_channels", (64,))) - 1)
+
+    def moments(self, images: Tensor) -> Tensor:
+        moments = self._encode(images, self._moments)  # (N, 2C, H, W)
+        if self.posterior != "frozen":
+            return moments.half()
+        noise = torch.stack([_noise_of(image, (self.channels, *moments.shape[2:])) for image in images])
+        mean, std = _mean_and_std(moments)
+        return (mean + std * noise.to(mean.device)).half()
+
+    def _moments(self, images: Tensor) -> Tensor:
+        moments = self.network.encode(images).latent_dist.parameters.float()
+        moments[:, self.channels :].clamp_(-30, 20)  # of the log-variance, as diffusers does before use
+        return moments
+
+    def latents(self, moments: Tensor) -> Tensor:
+        stored = self.channels if self.posterior == "frozen" else 2 * self.channels
+        if moments.shape[1] != stored:
+            raise ValueError(
+                f"StableVAE.posterior = {self.posterior!r} stores {stored} channels, but got {moments.shape[1]}: "
+                "encoded with another StableVAE.posterior or StableVAE.weights"
+            )
+        if self.posterior == "frozen":
+            return (moments.float() - self.shift) * self.scale
+        z, std = _mean_and_std(moments.float())
+        if self.posterior == "sample":
+            # Not randn_like, whose numbers follow the memory layout: that of a cache is another.
+            z = z + std * torch.randn(z.shape, dtype=z.dtype, device=z.device)
+        return (z - self.shift) * self.scale
+
+    def provenance(self) -> dict:
+        return super().provenance() | {"posterior": self.posterior}
+
+    def stored_provenance(self) -> dict:
+        # 'sample' and 'mean' are two readings of the same store.
+        return super().stored_provenance() | {"posterior": "frozen" if self.posterior == "frozen" else "moments"}
+
+    def _architecture(self) -> dict:
+        defaults = {"block_out_channels": (64,), "latent_channels": 4, "act_fn": "silu", "norm_num_groups": 32}
+        config = {key: self.config.get(key, default) for key, default in defaults.items()}
+        return config | {"block_out_channels": list(config["block_out_channels"])}
+
+
+def _mean_and_std(moments: Tensor) -> tuple[Tensor, Tensor]:
+    mean, logvar = rearrange(moments, "n (two c) h w -> two n c h w", two=2)
+    return mean, (0.5 * logvar).exp()
+
+
+def _noise_of(image: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal noise that depends on the image alone: not on its place, its batch or the device."""
+    digest = hashlib.sha256(image.cpu().contiguous().numpy().tobytes()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    return torch.randn(shape, generator=generator)

@@ -1,0 +1,156 @@
+"""Tiny networks of the architectures of the pretrained encoders and autoencoders, with random weights in files of the
+real formats."""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.layers import LayerNorm
+from timm.models import generate_default_cfgs, register_model
+from timm.models.eva import _create_eva
+from timm.models.vision_transformer import _cfg, _create_vision_transformer
+from torch import Tensor
+
+from redi.models.encoders import Encoder, clip, dinov2, dinov3, encoders, siglip2
+
+TINY = {"embed_dim": 32, "depth": 3, "num_heads": 2}
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+OPENAI = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+
+# Depth, width and heads apart, what timm's entries of the real sizes say.
+default_cfgs = generate_default_cfgs(
+    {
+        "vit_tiny_patch14_reg4_dinov2.lvd142m": _cfg(num_classes=0, input_size=(3, 518, 518), **IMAGENET),
+        "vit_tiny_patch14_dinov2.lvd142m": _cfg(num_classes=0, input_size=(3, 518, 518), **IMAGENET),
+        "vit_tiny_patch16_dinov3.lvd1689m": _cfg(num_classes=0, input_size=(3, 256, 256), **IMAGENET),
+        "vit_tiny_patch16_clip_quickgelu_224.openai": _cfg(num_classes=16, **OPENAI),
+        "vit_tiny_patch16_siglip_256.v2_webli": _cfg(num_classes=0, input_size=(3, 256, 256)),
+        "vit_tiny_patch16_siglip_gap_256.v2_webli": _cfg(num_classes=0, input_size=(3, 256, 256)),
+    }
+)
+
+
+@register_model
+def vit_tiny_patch14_reg4_dinov2(pretrained: bool = False, **kwargs):
+    settings = TINY | {"patch_size": 14, "init_values": 1e-5, "reg_tokens": 4, "no_embed_class": True}
+    return _create_vision_transformer("vit_tiny_patch14_reg4_dinov2", pretrained=pretrained, **settings | kwargs)
+
+
+@register_model
+def vit_tiny_patch14_dinov2(pretrained: bool = False, **kwargs):
+    settings = TINY | {"patch_size": 14, "init_values": 1e-5}
+    return _create_vision_transformer("vit_tiny_patch14_dinov2", pretrained=pretrained, **settings | kwargs)
+
+
+@register_model
+def vit_tiny_patch16_dinov3(pretrained: bool = False, **kwargs):
+    settings = TINY | {
+        "patch_size": 16, "dynamic_img_size": True, "qkv_bias": False, "init_values": 1e-5, "rope_type": "dinov3",
+        "rope_temperature": 100, "rope_rotate_half": True, "use_rot_pos_emb": True, "use_abs_pos_emb": False,
+        "num_reg_tokens": 4, "use_fc_norm": False, "norm_layer": partial(LayerNorm, eps=1e-5),
+    }  # fmt: skip
+    return _create_eva("vit_tiny_patch16_dinov3", pretrained=pretrained, **settings | kwargs)
+
+
+@register_model
+def vit_tiny_patch16_clip_quickgelu_224(pretrained: bool = False, **kwargs):
+    settings = TINY | {"patch_size": 16, "pre_norm": True, "act_layer": "quick_gelu"}
+    settings["norm_layer"] = partial(LayerNorm, eps=1e-5)
+    return _create_vision_transformer("vit_tiny_patch16_clip_quickgelu_224", pretrained=pretrained, **settings | kwargs)
+
+
+@register_model
+def vit_tiny_patch16_siglip_256(pretrained: bool = False, **kwargs):
+    settings = TINY | {"patch_size": 16, "class_token": False, "global_pool": "map"}
+    return _create_vision_transformer("vit_tiny_patch16_siglip_256", pretrained=pretrained, **settings | kwargs)
+
+
+@register_model
+def vit_tiny_patch16_siglip_gap_256(pretrained: bool = False, **kwargs):
+    settings = TINY | {"patch_size": 16, "class_token": False, "global_pool": "avg", "fc_norm": False}
+    return _create_vision_transformer("vit_tiny_patch16_siglip_gap_256", pretrained=pretrained, **settings | kwargs)
+
+
+def random_state(model: str, **options) -> dict[str, Tensor]:
+    """All weights of a timm model at random: as it initialises them, its blocks (layer scale) would do nothing."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        state = timm.create_model(model, **options).state_dict()
+        return {name: torch.randn_like(tensor) * 0.2 for name, tensor in state.items()}
+
+
+FAMILIES = {
+    "DINOv2": ({"size": "tiny"}, "vit_tiny_patch14_reg4_dinov2.lvd142m", ".pth"),
+    "DINOv3": ({"size": "tiny"}, "vit_tiny_patch16_dinov3.lvd1689m", ".safetensors"),
+    "CLIP": ({"size": "tiny"}, "vit_tiny_patch16_clip_quickgelu_224.openai", ".bin"),
+    "SigLIP2": ({"size": "tiny"}, "vit_tiny_patch16_siglip_256.v2_webli", ".safetensors"),
+    "Timm": ({"model": "test_vit.r160_in1k"}, "test_vit.r160_in1k", ".pth"),
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory) -> Callable[..., Encoder]:
+    """(family, settings) -> an encoder of this family, as small as its architecture can be, with a weights file."""
+    folder, files = tmp_path_factory.mktemp("weights"), {}
+
+    def make(family: str, **settings) -> Encoder:
+        defaults, model, suffix = FAMILIES[family]
+        if family not in files:
+            files[family] = save(random_state(model), folder / f"{family}{suffix}")
+        return encoders[family](**{"weights": str(files[family])} | defaults | settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(dinov2.SIZES, "tiny", "tiny")
+        patch.setitem(dinov3.SIZES, "tiny", "tiny")
+        patch.setitem(clip.SIZES, "tiny", "tiny_patch16")
+        patch.setitem(siglip2.SIZES, "tiny", "tiny_patch16_siglip_256")
+        yield make
+
+
+def save(state: dict[str, Tensor], path: Path) -> Path:
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+    return path
+
+
+# Test files reach what is above by fixtures: with importlib they cannot import each other.
+@pytest.fixture(scope="session")
+def tiny_timm():
+    return sys.modules[__name__]
+
+
+@pytest.fixture(scope="session")
+def vae_folders(tmp_path_factory) -> dict[str, Path]:
+    """Folders as diffusers saves them, of tiny random networks: StableVAE (4 channels at 1/4 of the size), TinyVAE
+    (the same) and wide (an AutoencoderKL of 16 channels at 1/2, with the scale and shift of another family)."""
+    from diffusers import AutoencoderKL, AutoencoderTiny
+
+    def kl(levels: int, **config) -> AutoencoderKL:
+        kinds = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
+        network = AutoencoderKL(block_out_channels=(8,) * levels, norm_num_groups=4, **kinds, **config)
+        with torch.no_grad():  # posteriors as narrow as trained ones: log-variances around these
+            bias = network.quant_conv.bias
+            bias[len(bias) // 2 :] = torch.linspace(-35, -4, len(bias) // 2)
+        return network
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        networks = {
+            "StableVAE": kl(3),
+            "wide": kl(2, latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609),
+            "TinyVAE": AutoencoderTiny(
+                encoder_block_out_channels=(8,) * 3, decoder_block_out_channels=(8,) * 3,
+                num_encoder_blocks=(1,) * 3, num_decoder_blocks=(1,) * 3,
+            ),
+        }  # fmt: skip
+    folders = {name: tmp_path_factory.mktemp("autoencoders") / name for name in networks}
+    for name, folder in folders.items():
+        networks[name].save_pretrained(folder)
+    return folders
