@@ -24,8 +24,15 @@ class Encoder(nn.Module, ABC):
 
     @property
     def fitted(self) -> bool:
-        """Whether its weights are ready for use."""
+        """Whether its weights are ready for use, or will be at first use (see `load`)."""
         return True
+
+    def load(self) -> None:
+        """Reads pretrained weights now instead of at first use, so that missing ones show before anything is run.
+
+        Raises:
+            ValueError: they are nowhere to be found; the message names the file, its source and the binding.
+        """
 
     def fit(self, dataset) -> None:
         """Learns from a data set (see `redi.data.datasets.Dataset`), where `learns_from_data`."""

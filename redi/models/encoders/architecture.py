@@ -1,0 +1,77 @@
+"""What a timm model is, told without its weights: built on the meta device, where nothing is computed."""
+
+from dataclasses import dataclass, field
+from functools import cache
+
+import torch
+
+from redi.core.registry import did_you_mean
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Shapes and origin of a timm model.
+
+    Attributes:
+        name: with the tag of the weights, such as 'vit_base_patch14_reg4_dinov2.lvd142m'.
+        widths, strides: of every layer (block or stage): channels, and pixels of the input per feature.
+        native_size: the input side that it was trained with.
+        fixed: it takes no other input side.
+        names: of its weights.
+        options: what `timm.create_model` needs to make it take any.
+        config: timm's `pretrained_cfg`: normalisation, hub id, name of the classifier.
+    """
+
+    name: str
+    widths: tuple[int, ...]
+    strides: tuple[int, ...]
+    native_size: int
+    fixed: bool
+    names: frozenset[str] = field(repr=False)
+    options: dict = field(repr=False)
+    config: dict = field(repr=False)
+
+
+@cache
+def describe(model: str, binding: str) -> Architecture:
+    """The architecture of a timm model; `binding` is the argument that named it.
+
+    Raises:
+        ValueError: timm knows no such model, or it has no feature maps to give.
+    """
+    import timm
+
+    version = f"timm {timm.__version__}"
+    if not timm.is_model(model):
+        nearest = did_you_mean(model, timm.list_models())
+        raise ValueError(f"{binding} = {model!r} is no model of {version}{nearest}")
+    options = {"dynamic_img_size": True}
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
+        try:
+            try:
+                network = timm.create_model(model, **options)
+            except TypeError:  # it has one size, or, as a convolutional network, no need of the option
+                options = {}
+                network = timm.create_model(model)
+        except RuntimeError as error:  # the name has an unknown tag
+            raise ValueError(f"{binding} = {model!r} is no model of {version}: {error}") from None
+        config = network.pretrained_cfg
+        size = config["input_size"][-1]
+        try:
+            maps = network.eval().forward_intermediates(torch.empty(1, 3, size, size), **FEATURES)
+        except (AttributeError, AssertionError):
+            raise ValueError(f"{binding} = {model!r}: {version} gives no normalised feature maps of it") from None
+    return Architecture(
+        name=f"{config['architecture']}.{config['tag']}" if config.get("tag") else config["architecture"],
+        widths=tuple(features.shape[1] for features in maps),
+        strides=tuple(size // features.shape[-1] for features in maps),
+        native_size=size,
+        fixed=config.get("fixed_input_size", False) and not options,
+        names=frozenset(network.state_dict()),
+        options=options,
+        config=config,
+    )
+
+
+# Arguments of timm's `forward_intermediates`: the final norm on every layer, prefix tokens (class, registers) removed.
+FEATURES = {"norm": True, "output_fmt": "NCHW", "intermediates_only": True}

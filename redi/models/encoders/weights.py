@@ -1,0 +1,128 @@
+"""Weights of timm models in files: where they lie, whether they can be read, and whether all of them fit."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from redi.core.pretrained_files import find_hub_file
+from redi.models.encoders.architecture import Architecture
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+# What reading a file can end in that is truncated or something else.
+UNREADABLE = (
+    SafetensorError, UnpicklingError, RuntimeError, OSError, EOFError,
+    ValueError, TypeError, KeyError, AttributeError,
+)  # fmt: skip
+
+
+def find_weights(architecture: Architecture, weights: str | None, binding: str) -> Path:
+    """The file that `weights` means: itself, the only one of a folder, or for None that of the model's hub page.
+
+    Raises:
+        ValueError: there is none, or more than one.
+    """
+    if weights is None:
+        return _hub_weights(architecture, binding)
+    path = Path(weights).expanduser()
+    if not path.is_dir():
+        if not path.exists():
+            raise ValueError(f"{binding} = {weights!r}: there is no such file or folder")
+        return path
+    found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found) or f"no file that ends in {', '.join(SUFFIXES)}"
+        raise ValueError(f"{binding} = {weights!r}: the folder holds {names}; bind {binding} to one weights file")
+    return found[0]
+
+
+def _hub_weights(architecture: Architecture, binding: str) -> Path:
+    config = architecture.config
+    if config.get("hf_hub_id"):
+        # On timm's pages; where a page has a file of another name, its safetensors twin stands beside it.
+        name = config.get("hf_hub_filename") or "model.safetensors"
+        name = name.replace("open_clip_pytorch_model.bin", "open_clip_model.safetensors")
+        return find_hub_file(config["hf_hub_id"], name, binding=binding)
+    source = f"download {config['url']} and bind it" if config.get("url") else "bind a weights file"
+    raise ValueError(f"timm's {architecture.name} has no page on the model hub: {source}: {binding} = 'path/to/file'")
+
+
+def read_weights(path: Path, binding: str) -> dict[str, Tensor]:
+    """The tensors of a weights file, as they are in it; of a training checkpoint, those of its (averaged) model.
+
+    Nothing in the file is executed: safetensors, or PyTorch's format with weights_only.
+
+    Raises:
+        ValueError: not a weights file, truncated, or more than tensors in it.
+    """
+    from timm.models import load_state_dict
+
+    try:
+        state = load_state_dict(str(path))
+    except UNREADABLE as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"{binding}: {path} is no weights file that can be read safely (safetensors, or tensors alone in "
+            f"PyTorch's format), or it was truncated: {reason}"
+        ) from None
+    tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    if not tensors:
+        raise ValueError(f"{binding}: {path} holds no tensors by name, but {', '.join(map(str, state)) or 'nothing'}")
+    return tensors
+
+
+def build(architecture: Architecture, path: Path, tensors: Mapping[str, Tensor], binding: str) -> nn.Module:
+    """The timm model with these weights, `tensors` being what `path` holds, in timm's or the authors' own format.
+
+    timm converts formats and, where the file was made for another input size, resamples the position embedding.
+
+    Raises:
+        ValueError: the file is not of this model, or not all of it.
+    """
+    import timm
+
+    overlay = {"file": str(path), **_head(architecture, tensors)}
+    options = architecture.options | {"pretrained_cfg_overlay": overlay}
+    try:
+        with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: no draw of the caller's
+            network = timm.create_model(architecture.name, pretrained=True, **options)
+    except (RuntimeError, AssertionError, KeyError, ValueError, TypeError, IndexError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = " ".join(lines[:3])
+        raise ValueError(
+            f"{binding}: {path} holds other weights than those of timm's {architecture.name}: {reason[:500]}"
+        ) from None
+    if _is_lenient(architecture):
+        known = set(tensors) | {name.removeprefix("visual.trunk.") for name in tensors}
+        if missing := sorted(set(network.state_dict()) - known):
+            raise ValueError(f"{binding}: {path} lacks {', '.join(missing[:5])} of timm's {architecture.name}")
+    return network
+
+
+def _head(architecture: Architecture, tensors: Mapping[str, Tensor]) -> dict:
+    """The number of classes that makes timm load a file strictly whose classifier is another one, or cut off.
+
+    Where file and model differ in it, timm loads whatever fits without a word.
+    """
+    classifier = architecture.config.get("classifier")
+    others = {name for name in architecture.names if not name.startswith(f"{classifier}.")}
+    if not isinstance(classifier, str) or not others <= tensors.keys():
+        return {}  # another format: timm's conversion knows where its classifier is
+    weight = tensors.get(f"{classifier}.weight")
+    return {"num_classes": 0 if weight is None else len(weight)}
+
+
+def _is_lenient(architecture: Architecture) -> bool:
+    """Whether timm takes a file for this model that has nothing of it (some names: SigLIP with average pooling)."""
+    import timm
+
+    overlay = {"state_dict": {"redi.asks.whether.timm.compares.names": torch.zeros(1)}}
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            timm.create_model(architecture.name, pretrained=True, pretrained_cfg_overlay=overlay)
+    except Exception:  # timm refuses in many ways, a KeyError in its conversion among them
+        return False
+    return True
