@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,17 @@ from redi.models.encoders import Encoder, encoders
 from redi.models.reducers import Reducer, reducers
 
 # What stands beside the groups' names in batches, in losses and in the log.
-RESERVED = {"images", "labels", "loss", "step", "gradient_norm", "images_per_second", "learning_rate"}
+RESERVED = {
+    "images",
+    "labels",
+    "alignment",
+    "vlb",
+    "loss",
+    "step",
+    "gradient_norm",
+    "images_per_second",
+    "learning_rate",
+}
 
 
 @configurable
@@ -29,18 +40,17 @@ class Representation(nn.Module):
         name: of the channel group; default: the encoder's name.
 
     Raises:
-        ValueError: the wrong kind of object, or a rank above the encoder's width.
+        ValueError: the wrong kind of object, or a reducer that cannot reduce the encoder's width.
     """
 
     def __init__(self, *, encoder: Encoder, reducer: Reducer, name: str | None = None):
         super().__init__()
         encoders.check(encoder, "Representation.encoder")
         reducers.check(reducer, "Representation.reducer")
-        if reducer.rank > encoder.dim:
-            raise ValueError(
-                f"{type(reducer).__name__}.rank = {reducer.rank} exceeds the encoder width {encoder.dim} "
-                f"of {type(encoder).__name__}"
-            )
+        try:
+            reducer.check_width(encoder.dim)
+        except ValueError as error:
+            raise ValueError(f"{error} of {type(encoder).__name__}") from None
         self.encoder = encoder
         self.reducer = reducer
         self.name = name or encoder.name
@@ -60,11 +70,23 @@ class JointCodec(nn.Module):
     """Owns the autoencoder, the representations and the `Channels` of the joint state.
 
     Encoding has two halves, so that a cache can stand between them: `precompute` runs the networks,
-    `join` draws the latents, resizes every representation bilinearly to the latent grid (paper, section 3.1)
-    and concatenates.
+    `join` draws the latents, scales every representation, resizes it bilinearly to the latent grid (paper,
+    section 3.1) and concatenates.
+
+    Args:
+        autoencoder: default: pixels.
+        representations: none is the plain model.
+        alignment: the encoder whose features REPA aligns hidden tokens with (see `JointObjective`); they are
+            precomputed, but are no part of the joint state.
     """
 
-    def __init__(self, *, autoencoder: Autoencoder | None = None, representations: Sequence[Representation] = ()):
+    def __init__(
+        self,
+        *,
+        autoencoder: Autoencoder | None = None,
+        representations: Sequence[Representation] = (),
+        alignment: Encoder | None = None,
+    ):
         super().__init__()
         self.autoencoder = Pixels() if autoencoder is None else autoencoder
         autoencoders.check(self.autoencoder, "JointCodec.autoencoder")
@@ -74,10 +96,13 @@ class JointCodec(nn.Module):
                     f"JointCodec.representations takes Representation objects, got {representation!r}. "
                     "Bind, for example: JointCodec.representations = [@Representation()]"
                 )
+        if alignment is not None:
+            encoders.check(alignment, "JointCodec.alignment")
         names = [representation.name for representation in representations]
         if len({"image", *names}) <= len(names):
             raise ValueError(f"every channel group needs a name of its own, got image and {names}: Representation.name")
         self.representations = nn.ModuleDict({r.name: r for r in representations})
+        self.alignment = alignment
         self.channels = Channels(image=self.autoencoder.channels, **{r.name: r.reducer.rank for r in representations})
         self.eval().requires_grad_(False)
 
@@ -96,17 +121,23 @@ class JointCodec(nn.Module):
 
     @torch.no_grad()
     def precompute(self, images: Tensor) -> dict[str, Tensor]:
-        """(N, 3, S, S) uint8 -> what a cache stores: image moments, and (N, R, h, w) float16 per representation."""
-        stored = {name: representation(images).half() for name, representation in self.representations.items()}
-        return {"image": self.autoencoder.moments(images), **stored}
+        """(N, 3, S, S) uint8 -> what a cache stores: image moments, (N, S, h, w) float16 per representation (S: see
+        `Reducer`), and "alignment" (N, E, h, w) float16 where there is such an encoder."""
+        # Contiguous, as a cache gives them: what is drawn for them may follow the layout in memory.
+        stored = {"image": self.autoencoder.moments(images).contiguous()}
+        for name, representation in self.representations.items():
+            stored[name] = representation.reducer.project(representation.encoder(images)).half()
+        if self.alignment is not None:
+            stored["alignment"] = self.alignment(images).half()
+        return stored
 
     @torch.no_grad()
     def join(self, stored: Mapping[str, Tensor]) -> Tensor:
         """What `precompute` gave -> x (N, C, H, W) float32. May draw from torch's default generator."""
         latents = self.autoencoder.latents(stored["image"])
         groups = {"image": latents}
-        for name in self.representations:
-            features = stored[name].float()
+        for name, representation in self.representations.items():
+            features = representation.reducer.finish(stored[name])
             shrinks = features.shape[-1] > latents.shape[-1]
             groups[name] = functional.interpolate(
                 features, latents.shape[-2:], mode="bilinear", align_corners=False, antialias=shrinks
@@ -117,6 +148,15 @@ class JointCodec(nn.Module):
         """Images (N, 3, S, S) uint8 -> x (N, C, H, W) float32."""
         return self.join(self.precompute(images))
 
+    def encode_sample(self, dataset, num_images: int = 1024) -> Tensor:
+        """x of at most so many images spread evenly over a `Dataset` or `Cache`, on the CPU."""
+        positions = torch.linspace(0, len(dataset) - 1, min(num_images, len(dataset))).long().tolist()
+        parts = []
+        for start in range(0, len(positions), 64):
+            batch = {name: t.to(self.device) for name, t in dataset.batch(positions[start : start + 64]).items()}
+            parts.append(self.join(batch if "image" in batch else self.precompute(batch["images"])).cpu())
+        return torch.cat(parts)
+
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
         """x (N, C, H, W) -> images (N, 3, S, S) uint8; only the image group is read."""
@@ -124,13 +164,21 @@ class JointCodec(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where its networks are, and so where images must be; the CPU for a codec without networks."""
-        return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+        """Where its networks are, and so where images must be; the CPU for a codec without networks. Networks whose
+        weights are read at first use have no parameters before it, but buffers."""
+        return next((tensor.device for tensor in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
     @property
     def fitted(self) -> bool:
         """Whether every encoder and reducer is ready."""
-        return all(r.encoder.fitted and r.reducer.fitted for r in self.representations.values())
+        aligned = self.alignment is None or self.alignment.fitted
+        return aligned and all(r.encoder.fitted and r.reducer.fitted for r in self.representations.values())
+
+    def load(self) -> None:
+        """Reads all pretrained weights now, not at first use. Raises ValueError where some are nowhere to be found."""
+        for network in (self.autoencoder, *(r.encoder for r in self.representations.values()), self.alignment):
+            if network is not None:
+                network.load()
 
     def learned_state(self) -> dict[str, Tensor]:
         """What was learned from data here and cannot be had elsewhere: all reducers, and encoders trained here."""
@@ -159,18 +207,36 @@ class JointCodec(nn.Module):
             if representation.encoder.learns_from_data:
                 yield name, "encoder", representation.encoder
             yield name, "reducer", representation.reducer
+        if self.alignment is not None and self.alignment.learns_from_data:
+            yield "alignment", "encoder", self.alignment
 
     def provenance(self) -> dict:
         """Everything that decides x, as JSON, with a hash of what was learned."""
-        return {
-            "autoencoder": self.autoencoder.provenance(),
+        return self._provenance(lambda part: part.provenance())
+
+    def fingerprint(self) -> str:
+        """A hash of `provenance`: the key of everything computed with this codec."""
+        return _json_sha256(self.provenance())
+
+    def cache_provenance(self) -> dict:
+        """Everything that decides what `precompute` gives, as JSON: no rank or scale that `join` applies."""
+        return self._provenance(lambda part: part.stored_provenance())
+
+    def cache_fingerprint(self) -> str:
+        """A hash of `cache_provenance`."""
+        return _json_sha256(self.cache_provenance())
+
+    def _provenance(self, of) -> dict:
+        parts = {
+            "autoencoder": of(self.autoencoder),
             "representations": {
-                name: {"encoder": r.encoder.provenance(), "reducer": r.reducer.provenance()}
+                name: {"encoder": r.encoder.provenance(), "reducer": of(r.reducer)}
                 for name, r in self.representations.items()
             },
             "learned_sha256": tensors_sha256(self.learned_state()),
         }
+        return parts if self.alignment is None else parts | {"alignment": self.alignment.provenance()}
 
-    def fingerprint(self) -> str:
-        """A hash of `provenance`: the key of everything computed with this codec."""
-        return hashlib.sha256(json.dumps(self.provenance(), sort_keys=True).encode()).hexdigest()
+
+def _json_sha256(value: dict) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

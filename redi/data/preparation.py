@@ -1,102 +1,101 @@
 """Before training: fit what learns from data, and cache what the networks compute."""
 
+import copy
 import hashlib
 import json
 import logging
 import os
 from pathlib import Path
 
-import numpy as np
-from torch import nn
-
-from redi.core.artefact import BrokenArtefact, load_artefact, save_artefact
 from redi.core.codec import JointCodec
-from redi.core.progress import progress
-from redi.core.registry import configurable, identity
-from redi.data.cache import Cache, write_cache
+from redi.core.registry import configurable
+from redi.data.cache import FORMAT, Cache, code_of
 from redi.data.datasets import Dataset
+from redi.data.division import process_rank
+from redi.data.encoding import write_cache
+from redi.data.fitting import fit_or_restore, fit_reducer
 
 log = logging.getLogger(__name__)
 
 
-@configurable(runtime=("codec", "dataset"))
+@configurable(runtime=("codec", "dataset", "rank", "world_size"))
 def prepare(
     *,
     codec: JointCodec,
     dataset: Dataset,
     cache_dir: str | Path | None = None,
     cache: bool = True,
+    mirror: bool = False,
     num_fit_images: int = 76_800,
     seed: int = 0,
     batch_size: int = 256,
+    rows_per_shard: int = 4096,
+    verify: bool = False,
+    rank: int | None = None,
+    world_size: int | None = None,
 ) -> Dataset | Cache:
     """Makes the codec ready for this data set, and the data set ready for the trainer.
 
     Encoders and reducers that learn from data are fitted in place, or restored where the same fit was made
     before; then every image is encoded once into a cache. Nothing is done twice: all results lie in
-    `cache_dir` under a hash of what they depend on.
+    `cache_dir` under a hash of what they depend on. What was interrupted goes on where it was.
+
+    Several processes, on one machine or many, share the work when they call this with the same arguments and one
+    `cache_dir` on a file system that all of them see (docs/cache.md); each returns when all is there.
 
     Args:
         cache_dir: default: $REDI_CACHE, or ~/.cache/redi.
         cache: False trains from images, running the encoders in every step.
+        mirror: train on each image or its mirror image, by chance; the networks see the mirrored image itself.
         num_fit_images: at most so many images, drawn from `seed`, to fit reducers on (paper, section 3.4: 76,800).
         batch_size: images per pass through the encoders.
+        rows_per_shard: images in one file of the cache: the unit that is divided over processes, and lost at most when
+            one is killed.
+        verify: compare the SHA-256 of every shard of a cache that was there already: reads all of it.
+        rank, world_size: this process's place; default: torchrun's or Slurm's environment, else 0 of 1.
 
     Returns:
-        What `train` takes as `dataset`.
+        What `train` takes as `dataset`; its attribute `mirrored` is `mirror`.
+
+    Raises:
+        ValueError: NaN or infinite values in what the networks give, a reducer of another encoder, damaged files.
     """
-    cache_dir, data = cache_folder(cache_dir), dataset.fingerprint()
-    for representation in codec.representations.values():
-        encoder, reducer = representation.encoder, representation.reducer
-        if not encoder.fitted:
+    counts = {"num_fit_images": num_fit_images, "batch_size": batch_size, "rows_per_shard": rows_per_shard}
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"prepare.{name} = {count}: at least 1 is needed")
+    cache_dir, place = cache_folder(cache_dir), process_rank(rank, world_size)
+    ranks = dict(zip(("rank", "world_size"), place, strict=True))
+    data = dataset.fingerprint()
+    encoders = [representation.encoder for representation in codec.representations.values()]
+    for encoder in (*encoders, codec.alignment):
+        if encoder is not None and not encoder.fitted:
             key = {"fit": encoder.fit_settings(), "dataset": data}
             fit_or_restore(cache_dir / "encoders", encoder, key, lambda e=encoder: e.fit(dataset))
+    for representation in codec.representations.values():
+        encoder, reducer = representation.encoder, representation.reducer
         if not reducer.fitted:
-            sample = {"num_images": min(num_fit_images, len(dataset)), "seed": seed}
-            key = {"fit": reducer.fit_settings(), "encoder": encoder.provenance(), "sample": sample}
-            key["dataset"] = data
-            features = _sampled_features(encoder, dataset, device=codec.device, batch_size=batch_size, **sample)
-            fit_or_restore(cache_dir / "reducers", reducer, key, lambda r=reducer, f=features: r.fit(f))
+            sample = {"num_images": num_fit_images, "seed": seed, "batch_size": batch_size}
+            fit_reducer(cache_dir / "reducers", reducer, encoder, dataset, device=codec.device, **sample, **ranks)
+        reducer.check_encoder(encoder.provenance())
     if not cache:
+        if mirror != dataset.mirrored:
+            dataset = copy.copy(dataset)
+            dataset.mirrored = mirror
         return dataset
-    parts = [codec.autoencoder, *codec.representations.values()]
-    code = [identity(part) for each in parts for part in (each, *each.children())]
-    key = hashlib.sha256(json.dumps([codec.fingerprint(), code], sort_keys=True).encode()).hexdigest()
-    folder = cache_dir / "encoded" / f"{type(dataset).__name__}-{data[:12]}-{key[:12]}"
-    if folder.exists():
-        log.info("using the cache %s", folder)
-        return Cache(folder)
-    log.info("encoding %d images into %s", len(dataset), folder)
-    return write_cache(folder, codec, dataset, batch_size=batch_size)
+    key = [FORMAT, codec.cache_fingerprint(), code_of(codec)]
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    name = f"{type(dataset).__name__}-{data[:12]}-{digest[:12]}" + ("-mirrored" if mirror else "")
+    folder = cache_dir / "encoded" / name
+    there = folder.exists()
+    log.info("using the cache %s" if there else "encoding into %s", folder)
+    sizes = {"batch_size": batch_size, "rows_per_shard": rows_per_shard}
+    encoded = write_cache(folder, codec, dataset, mirror=mirror, **sizes, **ranks)
+    if verify and there:
+        encoded.verify()
+    return encoded
 
 
 def cache_folder(cache_dir: str | Path | None) -> Path:
     """Where fits and encoded images lie: as given, else $REDI_CACHE, else ~/.cache/redi."""
     return Path(cache_dir or os.environ.get("REDI_CACHE") or "~/.cache/redi").expanduser()
-
-
-def fit_or_restore(folder: Path, module: nn.Module, key: dict, fit) -> None:
-    """Loads the module's state from `folder` where the same fit was made before, else fits and stores it."""
-    name = type(module).__name__
-    key = key | {"code": identity(module)}
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    path = folder / f"{name}-{digest[:16]}"
-    if path.exists():
-        try:
-            tensors, _ = load_artefact(path)
-        except BrokenArtefact as error:
-            raise BrokenArtefact(f"{error}; delete {path} to fit it again") from None
-        module.load_state_dict(tensors["state"])
-        log.info("%s restored from %s", name, path)
-    else:
-        log.info("fitting %s", name)
-        fit()
-        record = {"key": key, "provenance": module.provenance()}
-        save_artefact(path, {"state": module.state_dict()}, record, shared=True)
-
-
-def _sampled_features(encoder, dataset: Dataset, *, device, num_images: int, seed: int, batch_size: int):
-    """Batches of features (N, E, h, w) of a seeded sample of the images, read in the order of the data set."""
-    sample = np.sort(np.random.Generator(np.random.PCG64(seed)).permutation(len(dataset))[:num_images])
-    for start in progress(range(0, len(sample), batch_size), desc="features for the reducer"):
-        yield encoder(dataset.batch(sample[start : start + batch_size])["images"].to(device))

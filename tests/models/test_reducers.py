@@ -7,18 +7,21 @@ import torch
 from sklearn import decomposition, random_projection
 from torch import Tensor
 
-import redi.models.reducers  # noqa: F401 - fills the registry
-from redi.core.registry import registries
-from redi.models.reducers.linear import LinearReducer, Moments
+from redi.models.reducers import reducers
+from redi.models.reducers.conv_bottleneck import ConvBottleneck
+from redi.models.reducers.identity import Identity
+from redi.models.reducers.linear import LinearReducer
 from redi.models.reducers.pca import PCA
 from redi.models.reducers.random_projection import GaussianRandomProjection, SparseRandomProjection
 
-REDUCERS = list(registries["reducers"].values())
+REDUCERS = list(reducers.values())
 RANDOM = {
     GaussianRandomProjection: random_projection.GaussianRandomProjection,
     SparseRandomProjection: random_projection.SparseRandomProjection,
 }
 WIDTH = 16
+# Enough for the contract; what is particular to a component is tested for itself.
+SETTINGS = {ConvBottleneck: {"hidden": 8, "num_steps": 5, "batch_size": 8}, Identity: {"rank": WIDTH}}
 
 every_reducer = pytest.mark.parametrize("reducer_class", REDUCERS)
 every_linear = pytest.mark.parametrize("reducer_class", [r for r in REDUCERS if issubclass(r, LinearReducer)])
@@ -38,8 +41,12 @@ def as_rows(x: Tensor) -> np.ndarray:
     return x.movedim(1, -1).flatten(0, -2).double().numpy()
 
 
+def make(reducer_class, **settings):
+    return reducer_class(**{"rank": 4} | settings | SETTINGS.get(reducer_class, {}))
+
+
 def fitted(reducer_class, data: Tensor | None = None, **settings):
-    reducer = reducer_class(**{"rank": 4} | settings)
+    reducer = make(reducer_class, **settings)
     reducer.fit([features() if data is None else data])
     return reducer
 
@@ -49,8 +56,9 @@ def fitted(reducer_class, data: Tensor | None = None, **settings):
 
 @every_reducer
 def test_output_is_float32_with_rank_channels_on_the_same_grid(reducer_class):
-    reduced = fitted(reducer_class, rank=3)(features(2).double())
-    assert reduced.shape == (2, 3, 3, 5)
+    reducer = fitted(reducer_class, rank=3)
+    reduced = reducer(features(2).double())
+    assert reduced.shape == (2, reducer.rank, 3, 5)
     assert reduced.dtype == torch.float32
 
 
@@ -86,7 +94,7 @@ def test_gradient_passes_through_to_the_features(reducer_class):
 
 @every_reducer
 def test_state_dict_round_trip_into_a_new_object(reducer_class):
-    reducer, other = fitted(reducer_class), reducer_class(rank=4)
+    reducer, other = fitted(reducer_class), make(reducer_class)
     other.load_state_dict(reducer.state_dict(), strict=True)
     assert other.fitted
     assert torch.equal(other(features(2)), reducer(features(2)))
@@ -96,14 +104,14 @@ def test_state_dict_round_trip_into_a_new_object(reducer_class):
 @every_reducer
 def test_state_of_an_unfitted_reducer_loads_as_unfitted(reducer_class):
     reducer = fitted(reducer_class)
-    reducer.load_state_dict(reducer_class().state_dict())
+    reducer.load_state_dict(make(reducer_class).state_dict())
     assert not reducer.fitted
 
 
 @every_reducer
 def test_state_travels_inside_another_module(reducer_class):
     reducer = fitted(reducer_class)
-    outer = torch.nn.ModuleDict({"own": reducer_class(rank=4)})
+    outer = torch.nn.ModuleDict({"own": make(reducer_class)})
     outer.load_state_dict({f"own.{name}": tensor for name, tensor in reducer.state_dict().items()})
     assert torch.equal(outer["own"](features(2)), reducer(features(2)))
 
@@ -115,8 +123,8 @@ def test_a_deep_copy_reduces_alike(reducer_class):
 
 
 @every_reducer
-def test_a_reducer_has_buffers_and_no_parameters(reducer_class):
-    assert not list(fitted(reducer_class).parameters())
+def test_nothing_in_a_fitted_reducer_trains(reducer_class):
+    assert not any(parameter.requires_grad for parameter in fitted(reducer_class).parameters())
 
 
 @every_reducer
@@ -126,9 +134,9 @@ def test_provenance_and_fit_settings_are_json_before_and_after_the_fit(reducer_c
             assert json.loads(json.dumps(record)) == record
 
 
-@every_linear
+@every_reducer
 def test_provenance_holds_the_explained_variance(reducer_class):
-    assert 0 < fitted(reducer_class).provenance()["explained_variance"] <= 1
+    assert 0 < fitted(reducer_class).provenance()["explained_variance"] <= 1 + 1e-6
 
 
 @every_reducer
@@ -141,7 +149,7 @@ def test_use_before_the_fit_is_refused(reducer_class):
 @every_reducer
 def test_a_rank_above_the_width_is_refused(reducer_class):
     with pytest.raises(ValueError, match=f"{reducer_class.__name__}.rank = 17 exceeds the encoder width 16"):
-        fitted(reducer_class, rank=17)
+        reducer_class(rank=17).fit([features()])
 
 
 @every_reducer
@@ -153,10 +161,9 @@ def test_a_rank_below_one_is_refused(reducer_class):
 @every_reducer
 @pytest.mark.parametrize("batches", [[], [features(1)[:, :, :1, :4]]], ids=["none", "four"])
 def test_too_few_vectors_are_refused(reducer_class, batches):
-    with pytest.raises(
-        ValueError, match=f"{reducer_class.__name__}.rank = 4 needs more than the [04] feature vectors given"
-    ):
-        reducer_class(rank=4).fit(batches)
+    needed = f"{reducer_class.__name__}.rank = (4|16) needs more than the [04] feature vectors given"
+    with pytest.raises(ValueError, match=needed):
+        make(reducer_class).fit(batches)
 
 
 @every_reducer
@@ -165,10 +172,10 @@ def test_features_that_are_not_finite_are_refused(reducer_class, bad):
     broken = features(4)
     broken[2, 3, 1, 1] = bad
     with pytest.raises(ValueError, match="NaN or infinite values; a reducer cannot be fitted"):
-        reducer_class(rank=4).fit([features(4), broken])
+        make(reducer_class).fit([features(4), broken])
 
 
-@every_linear
+@every_reducer
 def test_features_that_never_vary_are_refused(reducer_class):
     with pytest.raises(ValueError, match="never vary"):
         fitted(reducer_class, torch.full((4, WIDTH, 3, 5), 0.1))
@@ -191,71 +198,170 @@ def test_state_does_not_grow_with_the_number_of_images(reducer_class):
 @every_reducer
 def test_fitting_in_many_batches_equals_fitting_in_one(reducer_class):
     data = features()
-    streamed, whole = reducer_class(rank=4), fitted(reducer_class, data)
+    streamed, whole = make(reducer_class), fitted(reducer_class, data)
     streamed.fit(iter(data.split([1, 7, 20, 12])))
     for name, tensor in whole.state_dict().items():
         torch.testing.assert_close(streamed.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
 
 
-# Moments
+# The two halves, between which a cache stands
 
 
-def test_moments_are_those_of_numpy():
-    data = features(dtype=torch.float64)
-    moments = Moments()
-    for part in data.split(7):
-        moments.add(part)
-    assert moments.count == 40 * 15
-    np.testing.assert_allclose(moments.mean, as_rows(data).mean(0), rtol=1e-12)
-    np.testing.assert_allclose(moments.covariance, np.cov(as_rows(data).T), rtol=1e-10, atol=1e-12)
+@every_reducer
+def test_finish_of_project_is_forward(reducer_class):
+    reducer = fitted(reducer_class)
+    stored = reducer.project(features(2))
+    assert stored.dtype == torch.float32 and stored.shape[2:] == (3, 5)
+    assert torch.equal(reducer.finish(stored), reducer(features(2)))
 
 
-def merged(*parts: Tensor) -> Moments:
-    total = Moments()
-    for part in parts:
-        moments = Moments()
-        moments.add(part)
-        total.merge(moments)
-    return total
+@every_reducer
+def test_float16_between_the_halves_costs_half_a_unit_in_its_last_place(reducer_class):
+    reducer = fitted(reducer_class)
+    exact = reducer(features(9, seed=3))
+    rounded = reducer.finish(reducer.project(features(9, seed=3)).half())
+    # 2^-11 of a value, and 2^-25 of what the channel is measured in where a value is subnormal.
+    torch.testing.assert_close(rounded, exact, rtol=2**-11, atol=2**-24 * exact.abs().max().item())
 
 
-def assert_same(first: Moments, second: Moments) -> None:
-    assert first.count == second.count
-    torch.testing.assert_close(first.mean, second.mean, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(first.scatter, second.scatter, rtol=1e-11, atol=1e-11)
+@every_linear
+@pytest.mark.parametrize("factor", [1e-6, 1e6])
+def test_float16_holds_features_of_any_magnitude(reducer_class, factor):
+    reducer = fitted(reducer_class, features() * factor, scale="raw")
+    exact = reducer(features() * factor)
+    rounded = reducer.finish(reducer.project(features() * factor).half())
+    torch.testing.assert_close(rounded, exact, rtol=2**-11, atol=2**-24 * exact.abs().max().item())
 
 
-def test_merging_moments_is_commutative():
-    a, b = features(3, seed=1, dtype=torch.float64), features(11, seed=2, dtype=torch.float64)
-    assert_same(merged(a, b), merged(b, a))
+def falling(decades: float) -> Tensor:
+    """Features (60, 16, 3, 5) whose principal deviations fall evenly over so many decades."""
+    rows = torch.randn(900, WIDTH, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    scales = 10 ** torch.linspace(0, -decades, WIDTH, dtype=torch.float64)
+    mixing = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(4)).double()).Q
+    return ((rows * scales) @ mixing).float().view(60, 3, 5, WIDTH).movedim(3, 1)
 
 
-def test_merging_moments_is_associative():
-    a, b, c = (features(n, seed=n, dtype=torch.float64) for n in (2, 5, 9))
-    left = merged(a, b)
-    left.merge(merged(c))
-    right = merged(a)
-    right.merge(merged(b, c))
-    assert_same(left, right)
+def test_float16_keeps_the_digits_of_weak_channels():
+    data = falling(decades=5)
+    reducer = fitted(PCA, data, rank=WIDTH, scale="whiten")
+    exact, rounded = reducer(data), reducer.finish(reducer.project(data).half())
+    error = (rounded - exact).square().mean(dim=(0, 2, 3)).sqrt()
+    assert error.max() < 2**-11  # of channels with deviation 1, down to 1e-5 of the strongest
 
 
-def test_merging_empty_moments_changes_nothing():
-    a = features(3, dtype=torch.float64)
-    moments = merged(a)
-    moments.merge(Moments())
-    assert_same(moments, merged(a))
+def test_what_was_weak_in_the_fit_does_not_overflow_float16_later():
+    reducer = fitted(PCA, falling(decades=6), rank=WIDTH, scale="raw")
+    strongest = 50 * reducer.deviations.max() * reducer.components[-1]  # along the weakest component
+    stored = reducer.project((reducer.mean + strongest)[None, :, None, None]).half()
+    assert stored.isfinite().all()
 
 
-def test_a_mean_of_a_million_does_not_spoil_the_covariance():
-    """E[x^2] - E[x]^2 would lose 12 of 16 digits here; float64 features at 1e6 are known to 1e-10."""
-    data = features(dtype=torch.float64)
-    moments = merged(*(data + 1e6).split(7))
-    np.testing.assert_allclose(moments.covariance, np.cov(as_rows(data).T), rtol=1e-8, atol=1e-9)
+def with_state(reducer: PCA, **settings) -> PCA:
+    other = PCA(**settings)
+    other.load_state_dict(reducer.state_dict())
+    return other
 
 
-def test_moments_hold_two_tensors_however_many_features_they_saw():
-    moments = merged(*features(200).split(10))
-    assert (moments.mean.shape, moments.scatter.shape) == ((WIDTH,), (WIDTH, WIDTH))
+@pytest.mark.parametrize("scale", ["raw", "unit_rms", "whiten"])
+@pytest.mark.parametrize("standardize", [False, True])
+def test_a_cache_of_twelve_channels_serves_every_smaller_rank_bit_for_bit(scale, standardize):
+    whole = fitted(PCA, rank=12, scale=scale, standardize=standardize)
+    stored = whole.project(features(4, seed=8)).half()
+    for rank in (1, 8, 12):
+        reducer = with_state(whole, rank=rank, scale=scale, standardize=standardize, store_rank=12)
+        assert torch.equal(reducer.project(features(4, seed=8)).half(), stored)
+        reduced = reducer.finish(stored)
+        assert reduced.shape == (4, rank, 3, 5)
+        if scale != "unit_rms":  # which divides by one number that depends on the rank
+            assert torch.equal(reduced, whole.finish(stored)[:, :rank])
+        own = with_state(whole, rank=rank, scale=scale, standardize=standardize)
+        torch.testing.assert_close(reduced, own.finish(own.project(features(4, seed=8)).half()), rtol=1e-3, atol=1e-5)
+
+
+def test_scaling_is_exact_whatever_is_stored():
+    """Stored channels are measured in powers of two."""
+    reducer = fitted(PCA, scale="raw")
+    rows = reducer.components[:4]
+    expected = torch.einsum("re,nehw->nrhw", rows, features(3) - reducer.mean[:, None, None])
+    assert torch.equal(reducer(features(3)), expected)
+
+
+def test_the_stored_provenance_is_that_of_every_rank_and_scale():
+    state = fitted(PCA, rank=12)
+    first, second = (with_state(state, rank=r, scale=s, store_rank=12) for r, s in ((2, "raw"), (8, "whiten")))
+    assert first.stored_provenance() == second.stored_provenance()
+    assert first.provenance() != second.provenance()
+    assert first.stored_provenance() != with_state(state, rank=2, store_rank=4).stored_provenance()
+
+
+def test_a_store_rank_below_the_rank_is_refused():
+    with pytest.raises(ValueError, match="PCA.store_rank = 7 is less than PCA.rank = 8"):
+        PCA(rank=8, store_rank=7)
+
+
+def test_a_store_rank_above_the_width_is_refused():
+    with pytest.raises(ValueError, match="PCA.store_rank = 17 exceeds the encoder width 16"):
+        fitted(PCA, store_rank=17)
+
+
+def test_a_store_rank_above_the_rows_of_a_stored_fit_is_refused():
+    with pytest.raises(ValueError, match="PCA.store_rank = 17 exceeds the 16 fitted rows"):
+        with_state(fitted(PCA), rank=4, store_rank=17)
+
+
+@every_linear
+def test_a_state_without_an_origin_loads(reducer_class):
+    """As checkpoints hold that were written before it was part of the state."""
+    reducer, other = fitted(reducer_class), make(reducer_class)
+    state = {name: reducer.state_dict()[name] for name in ("mean", "std", "components", "deviations", "explained")}
+    other.load_state_dict(state)
+    assert torch.equal(other(features(2)), reducer(features(2)))
+    assert other.fitted_on is None
+
+
+@every_linear
+def test_a_state_of_tensors_that_do_not_belong_together_is_refused(reducer_class):
+    state = fitted(reducer_class).state_dict()
+    state["std"] = state["std"][:-1]
+    with pytest.raises(ValueError, match="do not belong together"):
+        make(reducer_class).load_state_dict(state)
+
+
+@every_reducer
+def test_features_of_another_width_are_refused(reducer_class):
+    reducer = fitted(reducer_class)
+    with pytest.raises(ValueError, match=r"fitted to features of width 16, got features \(2, 8, 3, 5\)"):
+        reducer(features(2)[:, :8])
+    with pytest.raises(ValueError, match="fitted to features of width 16, not 32|bind Identity.rank = 32"):
+        reducer.check_width(32)
+
+
+@every_reducer
+def test_a_second_fit_may_see_features_of_another_width(reducer_class):
+    reducer = fitted(reducer_class)
+    if reducer_class is Identity:
+        pytest.skip("its rank is its width")
+    reducer.fit([features(width=12)])
+    again = make(reducer_class)
+    again.fit([features(width=12)])
+    assert torch.equal(reducer(features(2, width=12)), again(features(2, width=12)))
+
+
+# Identity
+
+
+def test_identity_keeps_the_centred_features():
+    expected = features() - features().mean(dim=(0, 2, 3), keepdim=True)
+    torch.testing.assert_close(fitted(Identity, scale="raw")(features()), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_identity_of_another_rank_than_the_width_is_refused():
+    with pytest.raises(ValueError, match="bind Identity.rank = 16: it keeps every feature, and 8 is not the width"):
+        Identity(rank=8).fit([features()])
+
+
+def test_identity_explains_everything():
+    assert fitted(Identity).explained_variance == pytest.approx(1, abs=1e-6)
 
 
 # PCA
@@ -355,14 +461,14 @@ def test_unit_rms_gives_mean_square_one_over_all_channels_and_keeps_their_ratios
     _, variance = channel_moments(fitted(reducer_class, scale="unit_rms", standardize=standardize)(features()))
     _, raw = channel_moments(fitted(reducer_class, scale="raw", standardize=standardize)(features()))
     assert variance.mean().item() == pytest.approx(1, rel=1e-5)
-    torch.testing.assert_close(variance / raw, (1 / raw.mean()).expand(4), rtol=1e-5, atol=0)
+    torch.testing.assert_close(variance / raw, (1 / raw.mean()).expand_as(raw), rtol=1e-5, atol=0)
 
 
 @every_linear
 @pytest.mark.parametrize("standardize", [False, True])
 def test_whiten_gives_every_channel_variance_one(reducer_class, standardize):
     _, variance = channel_moments(fitted(reducer_class, scale="whiten", standardize=standardize)(features()))
-    torch.testing.assert_close(variance, torch.ones(4, dtype=torch.float64), rtol=1e-5, atol=0)
+    torch.testing.assert_close(variance, torch.ones_like(variance), rtol=1e-5, atol=0)
 
 
 def test_whitened_pca_channels_are_uncorrelated():
@@ -470,7 +576,7 @@ def test_a_draw_of_dependent_rows_is_refused():
 @pytest.mark.parametrize("scale", ["raw", "unit_rms", "whiten"])
 def test_inverse_is_a_pre_image(reducer_class, scale):
     reducer = fitted(reducer_class, scale=scale)
-    reduced = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(0))
+    reduced = torch.randn(2, reducer.rank, 3, 5, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(reducer(reducer.inverse(reduced)), reduced, rtol=1e-3, atol=1e-4)
 
 
@@ -479,7 +585,7 @@ def test_inverse_is_a_pre_image(reducer_class, scale):
 def test_inverse_is_the_pre_image_nearest_to_the_mean(reducer_class, scale):
     """lstsq of the affine map, in float64, gives the solution of least norm."""
     reducer = fitted(reducer_class, scale=scale)
-    reduced = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(0))
+    reduced = torch.randn(2, reducer.rank, 3, 5, generator=torch.Generator().manual_seed(0))
     identity = torch.eye(WIDTH)[:, :, None, None] + reducer.mean[:, None, None]
     matrix = as_rows(reducer(identity)).T  # (R, E)
     expected = np.linalg.lstsq(matrix, as_rows(reduced).T, rcond=None)[0].T + reducer.mean.numpy()

@@ -36,7 +36,12 @@ class Dataset(ABC):
         num_classes: the classes a model is built for; default: those found. 1 means unconditional.
         split, held_out_fraction, split_seed: which part this object is. The split is drawn per class
             from the seed, so that `train` and `held_out` of the same settings never share an image.
+
+    Attributes:
+        mirrored: whether training takes the images mirrored by chance; set by `prepare` on a copy.
     """
+
+    mirrored = False
 
     def __init__(
         self,
@@ -90,10 +95,18 @@ class Dataset(ABC):
         image = self.load(int(self.indices[position]))
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), int(self.labels[position])
 
-    def batch(self, positions: Sequence[int]) -> dict[str, Tensor]:
-        """-> {"images": (N, 3, H, W) uint8, "labels": (N,) int64}, decoded by several threads."""
+    def batch(self, positions: Sequence[int], mirror: np.ndarray | None = None) -> dict[str, Tensor]:
+        """-> {"images": (N, 3, H, W) uint8, "labels": (N,) int64}, decoded by several threads.
+
+        Args:
+            mirror: (N,) bool, which of them are flipped left to right; default: none.
+        """
         images, labels = zip(*_readers().map(self.__getitem__, positions), strict=True)
-        return {"images": torch.stack(images), "labels": torch.tensor(labels)}
+        images = torch.stack(images)
+        if mirror is not None:
+            flipped = torch.as_tensor(mirror, dtype=torch.bool)
+            images[flipped] = images[flipped].flip(-1)
+        return {"images": images, "labels": torch.tensor(labels)}
 
     @property
     def image_size(self) -> int:

@@ -1,15 +1,27 @@
 """Reducers: from encoder width to a few channels, and the registry of them."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
+import redi
+from redi.core.artefact import BrokenArtefact, load_artefact, save_artefact, tensors_sha256
 from redi.core.registry import Registry, discover
+from redi.core.registry import identity as code_of  # `identity` is a module of this package
+
+FORMAT = "redi reducer 1"
+LIBRARIES = {"timm"}  # entries of an encoder's provenance that are versions
 
 
 class Reducer(nn.Module, ABC):
-    """Maps encoder features (N, E, h, w) to (N, R, h, w). What it learns are buffers: they travel in checkpoints.
+    """Maps encoder features (N, E, h, w) to (N, R, h, w). What it learns is its state, which travels in checkpoints.
+
+    It has two halves, so that a cache can stand between them: `project` (what a cache stores, S channels) and
+    `finish` (cheap; S channels to R). A cache of S channels serves every rank up to S.
 
     Args:
         rank: R, the channels that remain.
@@ -20,6 +32,9 @@ class Reducer(nn.Module, ABC):
         if rank < 1:
             raise ValueError(f"{type(self).__name__}.rank = {rank}: at least 1 is needed")
         self.rank = rank
+        # Part of the state, so that a fit and what is known of it cannot part: see `fitted_on`.
+        self.register_buffer("origin", torch.empty(0, dtype=torch.uint8))
+        self.register_load_state_dict_pre_hook(_take_origin)
 
     @property
     @abstractmethod
@@ -31,8 +46,16 @@ class Reducer(nn.Module, ABC):
         """Learns from batches of features (N, E, h, w), in one pass and in memory independent of their number."""
 
     @abstractmethod
+    def project(self, features: Tensor) -> Tensor:
+        """(N, E, h, w) -> (N, S, h, w) float32, of a magnitude that float16 holds."""
+
+    def finish(self, stored: Tensor) -> Tensor:
+        """What `project` gave, possibly through float16 -> (N, R, h, w) float32."""
+        return stored.float()[:, : self.rank]
+
     def forward(self, features: Tensor) -> Tensor:
         """(N, E, h, w) -> (N, R, h, w), float32."""
+        return self.finish(self.project(features))
 
     def inverse(self, reduced: Tensor) -> Tensor:
         """(N, R, h, w) -> (N, E, h, w), as near to the features as R channels allow."""
@@ -45,6 +68,120 @@ class Reducer(nn.Module, ABC):
     @abstractmethod
     def provenance(self) -> dict:
         """What this reducer is and how well it keeps the features, as JSON."""
+
+    def stored_provenance(self) -> dict:
+        """What decides the output of `project`, as JSON: a cache fits all reducers for which this is the same."""
+        return self.provenance()
+
+    def check_width(self, width: int) -> None:
+        """Raises ValueError unless it can reduce features of this width E; asked before anything is encoded."""
+        if self.rank > width:
+            name = type(self).__name__
+            raise ValueError(f"{name}.rank = {self.rank} exceeds the encoder width {width}")
+
+    # A fit as a folder of its own
+
+    @property
+    def fitted_on(self) -> dict | None:
+        """What the fit was made on, where `record_fit` was told; travels with the state. None: unknown."""
+        return json.loads(bytes(self.origin.tolist())) if len(self.origin) else None
+
+    def record_fit(self, *, encoder: dict | None, sample: dict, **others) -> None:
+        """Notes what the present fit was made on: the encoder's provenance and the sample of images, as JSON."""
+        text = json.dumps({"encoder": encoder, "sample": sample, **others}, sort_keys=True)
+        self.origin = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.origin.device)
+
+    def forget_fit(self) -> None:
+        """The first thing in `fit`: what was known of the fit before does not hold for the new one."""
+        self.origin = self.origin.new_empty(0)
+
+    def check_encoder(self, encoder_provenance: dict) -> None:
+        """Raises ValueError where the reducer is known to be fitted on another encoder, naming what differs.
+
+        Only what was recorded at the fit is compared, so a reducer of unknown origin fits every encoder; and no
+        version of a library, for an upgrade is no other encoder.
+        """
+        recorded = (self.fitted_on or {}).get("encoder") or {}
+        differing = [
+            f"{key}: {old!r} -> {encoder_provenance.get(key)!r}"
+            for key, old in sorted(recorded.items())
+            if key not in LIBRARIES and _as_json(encoder_provenance.get(key)) != _as_json(old)
+        ]
+        if differing:
+            raise ValueError(
+                f"this {type(self).__name__} was fitted on features of another encoder ({'; '.join(differing)}): bind "
+                f"that encoder, or fit anew by removing {type(self).__name__}.path"
+            )
+
+    def report(self) -> dict:
+        """What a saved fit says of itself beside its settings, as JSON."""
+        return {}
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the fit as an artefact, to which the argument `path` of a reducer of this class can point.
+
+        Its record holds the settings, `provenance`, `report`, `fitted_on`, the versions of redi and torch and the
+        SHA-256 of the state. Raises ValueError where nothing was fitted.
+        """
+        if not self.fitted:
+            raise ValueError(f"this {type(self).__name__} has not been fitted: there is nothing to save")
+        state = self.state_dict()
+        record = {
+            "format": FORMAT,
+            "reducer": type(self).__name__,
+            "fit_settings": self.fit_settings(),
+            "provenance": self.provenance(),
+            "report": self.report(),
+            "fitted_on": self.fitted_on,
+            "code": code_of(self),
+            "versions": {"redi": redi.__version__, "torch": torch.__version__},
+            "state_sha256": tensors_sha256(state),
+        }
+        save_artefact(Path(folder), {"state": state}, record)
+
+    def restore(self, path: str | Path) -> None:
+        """Takes over the fit that `save` wrote to `path`.
+
+        Raises:
+            ValueError: missing, damaged, of another class or with other settings, or too narrow for the rank.
+        """
+        binding = f"{type(self).__name__}.path = {str(path)!r}"
+        try:
+            tensors, record = load_artefact(Path(path).expanduser())
+        except BrokenArtefact as error:
+            raise ValueError(f"{binding}: {error}") from None
+        if record.get("format") != FORMAT:
+            raise ValueError(f"{binding} is no saved reducer: its record.json says no {FORMAT!r}")
+        if (kind := record["reducer"]) != type(self).__name__:
+            raise ValueError(f"{binding} holds a {kind}: bind Representation.reducer = @reducers.{kind}()")
+        own = self.fit_settings()
+        for key, value in record["fit_settings"].items():
+            if _as_json(own.get(key)) != value:
+                raise ValueError(
+                    f"{binding} was fitted with {key} = {value!r}, this reducer has {own.get(key)!r}: "
+                    f"bind {type(self).__name__}.{key} = {value!r}"
+                )
+        self.take_over(tensors["state"], record["fitted_on"], binding)
+
+    def take_over(self, state: dict[str, Tensor], fitted_on: dict | None, binding: str) -> None:
+        """Loads a state that was found under `binding` and notes what it was fitted on."""
+        try:
+            self.load_state_dict(state)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{binding} does not fit: {error}") from None
+        if fitted_on is not None:
+            self.record_fit(**fitted_on)
+
+
+def _take_origin(reducer: Reducer, state: dict, prefix: str, *_) -> None:
+    """Before loading: what is known of the stored fit may be more or less, or nothing."""
+    stored = state.setdefault(f"{prefix}origin", torch.empty(0, dtype=torch.uint8))
+    reducer.origin = reducer.origin.new_empty(stored.shape)
+
+
+def _as_json(value):
+    """As JSON gives it back: tuples become lists."""
+    return json.loads(json.dumps(value))
 
 
 reducers = Registry("reducers", Reducer)

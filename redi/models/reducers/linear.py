@@ -1,4 +1,4 @@
-"""What all linear reducers share: streaming moments, explicit scale, projection and its inverse."""
+"""What all linear reducers share: a fit from moments, explicit scale, projection and its inverse."""
 
 import logging
 from abc import abstractmethod
@@ -6,51 +6,12 @@ from collections.abc import Iterable
 from typing import Literal
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from redi.models.reducers import Reducer
+from redi.models.reducers.moments import Moments
 
 log = logging.getLogger(__name__)
-
-
-class Moments:
-    """Count, mean and covariance of feature vectors, in float64, one pass, O(E^2) memory.
-
-    Batches are merged by the update of Chan, Golub & LeVeque (1979), which does not cancel as E[x^2] - E[x]^2
-    would; two objects merge the same way.
-    """
-
-    def __init__(self):
-        self.count = 0
-        self.mean: Tensor | float = 0.0  # (E,)
-        self.scatter: Tensor | float = 0.0  # (E, E), sum of outer products of the centred vectors
-
-    def add(self, features: Tensor) -> None:
-        """Takes in features (N, E, h, w)."""
-        rows = rearrange(features.detach().double(), "n e h w -> (n h w) e")
-        mean = rows.mean(dim=0)
-        if not mean.isfinite().all():
-            raise ValueError("the encoder's features hold NaN or infinite values; a reducer cannot be fitted to them")
-        centred = rows - mean
-        batch = Moments()
-        batch.count, batch.mean, batch.scatter = len(rows), mean, centred.T @ centred
-        self.merge(batch)
-
-    def merge(self, other: "Moments") -> None:
-        """Takes in all that `other` has seen."""
-        total = self.count + other.count
-        if total:
-            difference = other.mean - self.mean
-            weight = self.count * other.count / total
-            self.scatter = self.scatter + other.scatter + weight * torch.outer(difference, difference)
-            self.mean = self.mean + difference * (other.count / total)
-            self.count = total
-
-    @property
-    def covariance(self) -> Tensor:
-        """(E, E), divided by count - 1."""
-        return self.scatter / (self.count - 1)
 
 
 class LinearReducer(Reducer):
@@ -65,12 +26,28 @@ class LinearReducer(Reducer):
             standard deviation. The signal-to-noise ratio at each t follows from this. Measured on the encoder's
             grid: where the latent grid is finer, the bilinear resize smooths, and the mean square falls below 1.
         standardize: divide every feature by its own standard deviation first.
+        store_rank: S, the channels that a cache keeps; every rank up to it then needs no new encoding.
+            Default: the rank.
+        path: a fit to use instead of making one: what `save` wrote. Read at once.
+
+    Raises:
+        ValueError: a setting that cannot be, or a `path` that holds no fit for these settings.
     """
 
     def __init__(
-        self, *, rank: int = 8, scale: Literal["raw", "unit_rms", "whiten"] = "unit_rms", standardize: bool = False
+        self,
+        *,
+        rank: int = 8,
+        scale: Literal["raw", "unit_rms", "whiten"] = "unit_rms",
+        standardize: bool = False,
+        store_rank: int | None = None,
+        path: str | None = None,
     ):
         super().__init__(rank=rank)
+        if store_rank is not None and store_rank < rank:
+            name = type(self).__name__
+            raise ValueError(f"{name}.store_rank = {store_rank} is less than {name}.rank = {rank}")
+        self.store_rank = rank if store_rank is None else store_rank
         if scale not in ("raw", "unit_rms", "whiten"):
             raise ValueError(f"{type(self).__name__}.scale = {scale!r}: it is 'raw', 'unit_rms' or 'whiten'")
         self.scale = scale
@@ -79,6 +56,8 @@ class LinearReducer(Reducer):
             self.register_buffer(name, torch.empty(0))
         self.register_load_state_dict_pre_hook(_take_shapes)
         self.register_load_state_dict_post_hook(_check_loaded)
+        if path is not None:
+            self.restore(path)
 
     @abstractmethod
     def rows(self, covariance: Tensor) -> Tensor:
@@ -89,29 +68,32 @@ class LinearReducer(Reducer):
         return self.components.numel() > 0
 
     def fit(self, batches: Iterable[Tensor]) -> None:
+        self._forget()
         moments = Moments()
         for features in batches:
-            if self.rank > features.shape[1]:
-                width = features.shape[1]
-                raise ValueError(f"{type(self).__name__}.rank = {self.rank} exceeds the encoder width {width}")
+            self.check_width(features.shape[1])
             moments.add(features)
-        if moments.count <= self.rank:
-            name = type(self).__name__
-            raise ValueError(f"{name}.rank = {self.rank} needs more than the {moments.count} feature vectors given")
         self.solve(moments)
-        log.info(
-            "%s rank %d of %d: %.1f %% of the variance of %d feature vectors",
-            type(self).__name__, self.rank, len(self.mean), 100 * self.explained_variance, moments.count,
-        )  # fmt: skip
 
     def solve(self, moments: Moments) -> None:
-        """Sets the buffers from moments of features."""
+        """Fits from the moments of features, which is all that a fit needs of them (several processes can share
+        the work: see `Moments`).
+
+        Raises:
+            ValueError: too few vectors, features that never vary, or a scale that would divide by zero.
+        """
+        self._forget()
+        name = type(self).__name__
+        if moments.count <= self.rank:
+            raise ValueError(f"{name}.rank = {self.rank} needs more than the {moments.count} feature vectors given")
+        self.check_width(len(moments.mean))
         covariance = moments.covariance
         variances = covariance.diagonal()
-        if not variances.sum() > 0:
+        # What varies by less than the rounding of float32 is constant: standardising would blow the rounding up.
+        varies = variances > (torch.finfo(torch.float32).eps * moments.mean).square()
+        if not varies.any():
             raise ValueError("the encoder's features never vary: there is nothing to reduce")
-        # A feature that never varies has nothing to standardise.
-        std = variances.sqrt().where(variances > 0, 1.0) if self.standardize else torch.ones_like(variances)
+        std = variances.sqrt().where(varies, 1.0) if self.standardize else torch.ones_like(variances)
         covariance = covariance / torch.outer(std, std)
         rows = self.rows(covariance)
         basis = torch.linalg.qr(rows.T).Q  # (E, K): its first k columns span the first k rows
@@ -120,14 +102,27 @@ class LinearReducer(Reducer):
         self.deviations = (rows * (rows @ covariance)).sum(dim=1).clamp(min=0).sqrt().float()
         self.explained = (along.cumsum(0) / covariance.trace()).float()
         self._check_scale()
+        log.info(
+            "%s rank %d of %d: %.1f %% of the variance of %d feature vectors",
+            name, self.rank, len(self.mean), 100 * self.explained_variance, moments.count,
+        )  # fmt: skip
+
+    def _forget(self) -> None:
+        """A fit starts afresh: features may be of another width than those of the one before."""
+        self.forget_fit()
+        self.components = self.components.new_empty(0)
 
     def _check_scale(self) -> None:
-        kept = self.deviations[: self.rank]
-        if self.scale == "whiten" and len(kept) and kept.min() <= 1e-6 * kept.max():
+        kept, name = self.deviations[: self.rank], type(self).__name__
+        if not len(kept) or self.scale == "raw":
+            return
+        if not kept.max() > 0:
+            raise ValueError(f"{name}.scale = {self.scale!r} would divide by zero: no component of {self.rank} varies")
+        if self.scale == "whiten" and kept.min() <= 1e-6 * kept.max():
             weak = int((kept > 1e-6 * kept.max()).sum())
             raise ValueError(
-                f"{type(self).__name__}.scale = 'whiten' would divide by zero: only {weak} of {self.rank} components "
-                f"vary; lower {type(self).__name__}.rank or use scale = 'unit_rms'"
+                f"{name}.scale = 'whiten' would divide by zero: only {weak} of {self.rank} components vary; "
+                f"lower {name}.rank or use scale = 'unit_rms'"
             )
 
     @property
@@ -145,11 +140,32 @@ class LinearReducer(Reducer):
         """The share of the (standardised) features' variance that lies in the span of the R rows."""
         return float(self.explained[self.rank - 1])
 
-    def forward(self, features: Tensor) -> Tensor:
+    def project(self, features: Tensor) -> Tensor:
         self._require_fit()
-        rows = self.components[: self.rank] * self.factors[:, None] / self.std  # (R, E)
+        if features.shape[1] != (width := len(self.mean)):
+            name, shape = type(self).__name__, tuple(features.shape)
+            raise ValueError(f"this {name} was fitted to features of width {width}, got features {shape}")
+        rows = self.components[: self.store_rank] / self._units[: self.store_rank, None] / self.std  # (S, E)
         centred = features.float() - self.mean[:, None, None]
-        return torch.einsum("re,nehw->nrhw", rows, centred)
+        return torch.einsum("se,nehw->nshw", rows, centred)
+
+    def finish(self, stored: Tensor) -> Tensor:
+        self._require_fit()
+        factors = self.factors * self._units[: self.rank]
+        return stored.float()[:, : self.rank] * factors[:, None, None]
+
+    @property
+    def _units(self) -> Tensor:
+        """(K,) what stored channels are measured in: float16 has a range, and few digits outside of it.
+
+        The power of two below a channel's own deviation, so that weak channels keep as many digits as strong ones,
+        and undoing it is exact. At least 2^-10 of the strongest deviation, for what was weak in the fit may not be
+        so in other images: float16 overflows at 64 times the strongest. The same for every rank and scale.
+        """
+        strongest = self.deviations.max()
+        floor = torch.where(strongest > 0, strongest * 2**-9, 1.0)
+        mantissa, exponent = torch.frexp(self.deviations.maximum(floor))  # mantissa in [0.5, 1)
+        return torch.ldexp(torch.ones_like(mantissa), exponent - 1)
 
     def inverse(self, reduced: Tensor) -> Tensor:
         self._require_fit()
@@ -161,15 +177,35 @@ class LinearReducer(Reducer):
     def _require_fit(self) -> None:
         if not self.fitted:
             raise ValueError(f"this {type(self).__name__} has not been fitted: call fit(batches) or prepare() first")
-        if self.rank > len(self.components):
-            raise ValueError(f"{type(self).__name__}.rank = {self.rank} exceeds the {len(self.components)} fitted rows")
+        for setting, rank in (("rank", self.rank), ("store_rank", self.store_rank)):
+            if rank > (rows := len(self.components)):
+                raise ValueError(f"{type(self).__name__}.{setting} = {rank} exceeds the {rows} fitted rows")
 
     def fit_settings(self) -> dict:
         return {"reducer": type(self).__name__, "standardize": self.standardize}
 
     def provenance(self) -> dict:
         settings = self.fit_settings() | {"rank": self.rank, "scale": self.scale}
-        return settings | ({"explained_variance": self.explained_variance} if self.fitted else {})
+        settings |= {"explained_variance": self.explained_variance} if self.fitted else {}
+        return settings | ({"fitted_on": self.fitted_on} if self.fitted_on else {})
+
+    def stored_provenance(self) -> dict:
+        settings = self.fit_settings() | {"store_rank": self.store_rank}
+        return settings | ({"fitted_on": self.fitted_on} if self.fitted_on else {})
+
+    def report(self) -> dict:
+        """Of all K rows: their standard deviation, and the share of the variance that each adds to those before it."""
+        shares = self.explained.diff(prepend=self.explained.new_zeros(1))
+        settings = {"scale": self.scale, "standardize": self.standardize, "store_rank": self.store_rank}
+        return settings | {"deviations": self.deviations.tolist(), "explained_variance_ratio": shares.tolist()}
+
+    def check_width(self, width: int) -> None:
+        name = type(self).__name__
+        for setting, rank in (("rank", self.rank), ("store_rank", self.store_rank)):
+            if rank > width:
+                raise ValueError(f"{name}.{setting} = {rank} exceeds the encoder width {width}")
+        if self.fitted and len(self.mean) != width:
+            raise ValueError(f"this {name} was fitted to features of width {len(self.mean)}, not {width}")
 
 
 def _take_shapes(reducer: LinearReducer, state: dict, prefix: str, *_) -> None:
@@ -181,4 +217,12 @@ def _take_shapes(reducer: LinearReducer, state: dict, prefix: str, *_) -> None:
 
 def _check_loaded(reducer: LinearReducer, _) -> None:
     """After loading: a fit is shared by all scales and ranks, and not every one of them can use it."""
+    names = ("mean", "std", "components", "deviations", "explained")
+    shapes = {name: tuple(getattr(reducer, name).shape) for name in names}
+    rows, width = len(reducer.deviations), len(reducer.mean)
+    expected = {"mean": (width,), "std": (width,), "deviations": (rows,), "explained": (rows,)}
+    if reducer.fitted and shapes != expected | {"components": (rows, width)}:
+        raise ValueError(f"the stored {type(reducer).__name__} holds tensors that do not belong together: {shapes}")
+    if reducer.fitted:
+        reducer._require_fit()
     reducer._check_scale()

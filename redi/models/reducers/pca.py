@@ -1,10 +1,15 @@
 """Principal component analysis."""
 
+import logging
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from redi.models.reducers import register
 from redi.models.reducers.linear import LinearReducer
+
+log = logging.getLogger(__name__)
 
 
 @register
@@ -12,7 +17,8 @@ class PCA(LinearReducer):
     """Eigenvectors of the features' covariance, largest first (paper, section 3.4).
 
     One fit holds all E components, so every rank is a slice of it. See `LinearReducer` for the arguments; the
-    released code of the paper standardises and leaves the scale raw, the paper says nothing of either.
+    released code of the paper standardises and leaves the scale raw, the paper says nothing of either. `path` may
+    also be the file of statistics published with that code, dino_pca_model.pth (see `published`).
     """
 
     def rows(self, covariance: Tensor) -> Tensor:
@@ -20,3 +26,16 @@ class PCA(LinearReducer):
         # An eigenvector's sign is arbitrary: make its largest entry positive, as scikit-learn does.
         largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
         return vectors * largest.sign()
+
+    def restore(self, path: str | Path) -> None:
+        if Path(path).suffix not in (".pth", ".pt"):
+            return super().restore(path)
+        from redi.models.reducers.published import read_published_pca
+
+        binding = f"PCA.path = {str(path)!r}"
+        if not self.standardize:
+            raise ValueError(f"{binding} was fitted to standardised features: bind PCA.standardize = True")
+        if self.scale != "raw":
+            log.warning("%s: models published with it expect PCA.scale = 'raw', not %r", binding, self.scale)
+        state, fitted_on = read_published_pca(path)
+        self.take_over(state, fitted_on, binding)

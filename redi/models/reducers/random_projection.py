@@ -1,6 +1,7 @@
 """Random projections by scikit-learn."""
 
 from abc import abstractmethod
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,9 +13,19 @@ from redi.models.reducers.linear import LinearReducer
 class RandomRows(LinearReducer):
     """Rows drawn by scikit-learn from a seed; the data decide mean and scale alone."""
 
-    def __init__(self, *, rank: int = 8, scale: str = "unit_rms", standardize: bool = False, seed: int = 0):
+    def __init__(
+        self,
+        *,
+        rank: int = 8,
+        scale: Literal["raw", "unit_rms", "whiten"] = "unit_rms",
+        standardize: bool = False,
+        seed: int = 0,
+        path: str | None = None,
+    ):
         super().__init__(rank=rank, scale=scale, standardize=standardize)
         self.seed = seed
+        if path is not None:  # only now, for the seed is among the settings that must be those of the stored fit
+            self.restore(path)
 
     @abstractmethod
     def draw(self, width: int):

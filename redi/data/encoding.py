@@ -1,0 +1,193 @@
+"""Filling the cache: every image is encoded once, shard by shard, by as many processes as there are."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import redi
+from redi.core.artefact import write_json
+from redi.core.codec import JointCodec
+from redi.core.progress import progress
+from redi.data.cache import FORMAT, MANIFEST, MIRRORED, Cache, altered_files, code_of, manifest_sha256
+from redi.data.datasets import Dataset
+from redi.data.division import complete
+from redi.data.shards import shard_tensors, write_shard
+
+log = logging.getLogger(__name__)
+
+
+def write_cache(
+    folder: Path,
+    codec: JointCodec,
+    dataset: Dataset,
+    *,
+    batch_size: int = 256,
+    rows_per_shard: int = 4096,
+    mirror: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Cache:
+    """Encodes every image once; the folder appears when it is complete. A cache that is there already is opened.
+
+    What an interrupted call has finished is kept in '.<name>.work' beside the folder and taken up by the next.
+
+    Args:
+        mirror: also encode every image mirrored left to right.
+        rank, world_size: see `redi.data.division.complete`; the result is the same for all.
+
+    Raises:
+        ValueError: labels outside [0, num_classes); NaN or infinite values in what the networks give.
+        OSError: too little space on the disk.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        if not len(dataset):
+            raise ValueError("there are no images to encode")
+        low, high = int(dataset.labels.min()), int(dataset.labels.max())
+        if low < 0 or high >= dataset.num_classes:
+            raise ValueError(f"labels run from {low} to {high}, but a model of {dataset.num_classes} classes is built")
+        codec.load()
+        with progress(total=len(dataset), desc="encoding", unit="img", disable=rank > 0) as bar:
+            writer = _Writer(folder, codec, dataset, batch_size, rows_per_shard, mirror, bar.update)
+            complete(
+                writer.work, list(writer.parts), is_done=writer.is_done, do=writer.encode, finished=folder.exists,
+                finish=writer.finish, rank=rank, world_size=world_size,
+            )  # fmt: skip
+    return Cache(folder)
+
+
+class _Writer:
+    """What `complete` is given to do: one part is one shard. Records lie apart, for the shards become the cache."""
+
+    def __init__(
+        self, folder: Path, codec: JointCodec, dataset: Dataset, batch_size: int, rows_per_shard: int, mirror: bool,
+        advance: Callable[[int], object],
+    ):  # fmt: skip
+        self.folder, self.codec, self.dataset, self.mirror = folder, codec, dataset, mirror
+        self.batch_size, self.advance = batch_size, advance
+        starts = range(0, len(dataset), rows_per_shard)
+        self.parts = {
+            f"shard-{i:05d}": range(start, min(start + rows_per_shard, len(dataset))) for i, start in enumerate(starts)
+        }
+        self.work = folder.with_name(f".{folder.name}.work")
+        self.written: set[str] = set()  # by this process, and so known to be whole
+
+    def is_done(self, part: str) -> bool:
+        return self._record(part).exists()
+
+    def encode(self, part: str) -> None:
+        positions, rows = self.parts[part], {}
+        for start in range(0, len(positions), self.batch_size):
+            batch = self._batch(positions[start : start + self.batch_size])
+            if start == 0:
+                self._require_space(batch)
+                rows = {name: tensor.new_empty(len(positions), *tensor.shape[1:]) for name, tensor in batch.items()}
+            for name, tensor in batch.items():
+                rows[name][start : start + len(tensor)] = tensor
+        names = [self.dataset.names[position] for position in positions]
+        self._record(part).parent.mkdir(exist_ok=True)
+        self._shard(part).parent.mkdir(exist_ok=True)
+        record = write_shard(self._shard(part), rows, names)
+        write_json(self._record(part), {"shard": record, "tensors": shard_tensors(rows)})
+        self.written.add(part)
+
+    def _batch(self, positions: Sequence[int]) -> dict[str, Tensor]:
+        batch, names = self.dataset.batch(positions), [self.dataset.names[position] for position in positions]
+        images, rows = batch["images"].to(self.codec.device), {"labels": batch["labels"]}
+        for prefix, seen in {"": images, MIRRORED: images.flip(-1)}.items() if self.mirror else [("", images)]:
+            for name, tensor in self.codec.precompute(seen).items():
+                require_finite(tensor, _source(self.codec, name), names)
+                rows[prefix + name] = tensor.cpu()
+        self.advance(len(positions))
+        return rows
+
+    def _require_space(self, batch: dict[str, Tensor]) -> None:
+        row = sum(tensor.nbytes for tensor in batch.values()) / len(batch["labels"])
+        missing = sum(len(rows) for part, rows in self.parts.items() if not self.is_done(part))
+        free = shutil.disk_usage(self.work).free
+        if free < row * missing:
+            what = f"{row * missing / 2**30:.2f} GiB needed, {free / 2**30:.2f} GiB free"
+            raise OSError(f"no space for {self.folder}: {what}; choose another prepare.cache_dir or $REDI_CACHE")
+
+    def finish(self) -> None:
+        """Compares every shard that another process wrote, now or before, with its checksum; then the manifest."""
+        records = {part: self._read(part) for part in self.parts}
+        if damaged := [part for part, record in records.items() if record is None]:
+            self._redo(damaged)
+            return
+        others = {self._shard(p): r["shard"]["sha256"] for p, r in records.items() if p not in self.written}
+        if altered := altered_files(others):
+            self._redo([path.stem for path in altered])
+            return
+        manifest = {
+            "format": FORMAT,
+            "dataset": self.dataset.provenance(),
+            "dataset_fingerprint": self.dataset.fingerprint(),
+            "num_classes": self.dataset.num_classes,
+            "image_size": self.dataset.image_size,
+            "codec": self.codec.cache_provenance(),
+            "cache_fingerprint": self.codec.cache_fingerprint(),
+            "code": code_of(self.codec),
+            "mirrored": self.mirror,
+            "tensors": next(iter(records.values()))["tensors"],
+            "rows": len(self.dataset),
+            "shards": [record["shard"] for record in records.values()],
+            "versions": {
+                "redi": redi.__version__,
+                "torch": torch.__version__,
+                "timm": version("timm"),
+                "diffusers": version("diffusers"),
+            },
+        }
+        shards = self.work / "shards"
+        write_json(shards / MANIFEST, manifest | {"sha256": manifest_sha256(manifest)})
+        shards.rename(self.folder)
+
+    def _read(self, part: str) -> dict | None:
+        try:
+            record = json.loads(self._record(part).read_text())
+            return record if record["shard"]["rows"] == len(self.parts[part]) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _redo(self, parts: Sequence[str]) -> None:
+        """Makes parts undone: `complete` has them encoded again."""
+        log.warning("encoding again what was damaged: %s", ", ".join(parts))
+        for part in parts:
+            self._record(part).unlink(missing_ok=True)
+
+    def _shard(self, part: str) -> Path:
+        return self.work / "shards" / f"{part}.safetensors"
+
+    def _record(self, part: str) -> Path:
+        return self.work / "records" / f"{part}.json"
+
+
+def require_finite(tensor: Tensor, what: str, names: Sequence[str]) -> None:
+    """Raises ValueError naming the images (one per row of the tensor) that NaN or infinite values belong to."""
+    if not tensor.is_floating_point() or bool((finite := tensor.isfinite()).all()):
+        return
+    bad = [name for name, whole in zip(names, finite.flatten(1).all(dim=1).tolist(), strict=True) if not whole]
+    shown = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
+    range_of = f"; {tensor.dtype} ends at {torch.finfo(tensor.dtype).max:,.0f}" if tensor.dtype == torch.float16 else ""
+    raise ValueError(
+        f"NaN or infinite values in {what} for {len(bad)} of the {len(names)} images of a batch: {shown}{range_of}. "
+        "Look at these images and at the network's weights and precision"
+    )
+
+
+def _source(codec: JointCodec, name: str) -> str:
+    """Which networks a tensor of `precompute` comes from, for people."""
+    if name == "image":
+        return f"the moments ('image') of {type(codec.autoencoder).__name__}"
+    if name == "alignment":
+        return f"the features ('alignment') of {type(codec.alignment).__name__}"
+    representation = codec.representations[name]
+    reducer = type(representation.reducer).__name__
+    return f"the features ({name!r}) of {type(representation.encoder).__name__}, reduced by {reducer}"

@@ -1,0 +1,154 @@
+"""Fits of encoders and reducers, made once and shared by all processes and runs."""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from redi.core.artefact import BrokenArtefact, load_artefact, save_artefact
+from redi.core.progress import progress
+from redi.core.registry import identity
+from redi.data.datasets import Dataset
+from redi.data.division import complete
+from redi.data.encoding import require_finite
+from redi.models.encoders import Encoder
+from redi.models.reducers import Reducer
+from redi.models.reducers.linear import LinearReducer
+from redi.models.reducers.moments import Moments
+
+log = logging.getLogger(__name__)
+
+BLOCK = 1024  # images whose moments are summed together: the unit that is divided over processes and kept
+
+
+def fit_or_restore(folder: Path, module: nn.Module, key: dict, fit: Callable[[], object]) -> None:
+    """Loads the module's state from `folder` where the same fit was made before, else fits and stores it.
+
+    Of several processes that ask for the same fit, one makes it and the others wait.
+    """
+    path = _place(folder, module, key)
+
+    def finish() -> None:
+        log.info("fitting %s", type(module).__name__)
+        fit()
+        record = {"key": key | {"code": identity(module)}, "provenance": module.provenance()}
+        save_artefact(path, {"state": module.state_dict()}, record, shared=True)
+
+    _once(path, finish)
+    module.load_state_dict(_stored(path)[0]["state"])
+
+
+def fit_reducer(
+    folder: Path,
+    reducer: Reducer,
+    encoder: Encoder,
+    dataset: Dataset,
+    *,
+    num_images: int,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+) -> None:
+    """As `fit_or_restore`, on the features of a seeded sample of the images.
+
+    A reducer that needs their moments alone is fitted by all processes together: the sample is cut into blocks of
+    1,024 images, whose moments are stored one by one and merged in the order of the blocks. So the fit is bit-equal
+    whatever the number of processes, and an interrupted one goes on. Other reducers are fitted by one process.
+
+    The folder of the fit is one that the argument `path` of a reducer can point to.
+    """
+    sample = {"num_images": min(num_images, len(dataset)), "seed": seed}
+    made_on = {"encoder": encoder.provenance(), "sample": sample, "dataset": dataset.fingerprint()}
+    path = _place(folder, reducer, made_on | {"fit": reducer.fit_settings()})
+    positions = sample_positions(len(dataset), **sample)
+    by_moments = isinstance(reducer, LinearReducer) and type(reducer).fit is LinearReducer.fit
+    starts = range(0, len(positions), BLOCK) if by_moments else ()
+    blocks = {f"block-{i:05d}": positions[start : start + BLOCK] for i, start in enumerate(starts)}
+
+    def features(chosen: np.ndarray) -> Iterator[Tensor]:
+        for start in range(0, len(chosen), batch_size):
+            part = chosen[start : start + batch_size]
+            found = encoder(dataset.batch(part)["images"].to(device))
+            names = [dataset.names[position] for position in part]
+            require_finite(found, f"the features of {type(encoder).__name__}", names)
+            yield found
+            bar.update(len(part))
+
+    def add_up(block: str) -> None:
+        moments = Moments()
+        for found in features(blocks[block]):
+            reducer.check_width(found.shape[1])
+            moments.add(found)
+        save_artefact(work / block, {"moments": moments.state()}, {"num_images": len(blocks[block])}, shared=True)
+
+    def finish() -> None:
+        if not by_moments:
+            reducer.fit(features(positions))
+        elif (moments := _merged([work / block for block in blocks])) is None:
+            return  # `complete` has the damaged blocks added up again
+        else:
+            reducer.solve(moments)
+        reducer.record_fit(**made_on)
+        reducer.save(path)
+
+    work = _work(path)
+    with progress(total=len(positions), desc="features for the reducer", unit="img", disable=rank > 0) as bar:
+        if not path.exists():
+            log.info("fitting %s", type(reducer).__name__)
+            encoder.load()
+        division = {"is_done": lambda block: (work / block).exists(), "rank": rank, "world_size": world_size}
+        _once(path, finish, parts=list(blocks), do=add_up, **division)
+    tensors, record = _stored(path)
+    reducer.to(device)
+    reducer.take_over(tensors["state"], record["fitted_on"], str(path))
+
+
+def sample_positions(num_rows: int, num_images: int, seed: int) -> np.ndarray:
+    """Exactly `num_images` different positions below `num_rows`, drawn from the seed, sorted."""
+    return np.sort(np.random.Generator(np.random.PCG64(seed)).permutation(num_rows)[:num_images])
+
+
+def _place(folder: Path, module: nn.Module, key: dict) -> Path:
+    name = type(module).__name__
+    digest = hashlib.sha256(json.dumps(key | {"code": identity(module)}, sort_keys=True).encode()).hexdigest()
+    return folder / f"{name}-{digest[:16]}"
+
+
+def _work(path: Path) -> Path:
+    return path.with_name(f".{path.name}.work")
+
+
+def _once(path: Path, finish: Callable[[], None], parts: Sequence[str] = (), **division) -> None:
+    if path.exists():
+        log.info("%s restored from %s", path.name.split("-")[0], path)
+    else:
+        complete(_work(path), parts, finished=path.exists, finish=finish, **division)
+
+
+def _stored(path: Path) -> tuple[dict, dict]:
+    try:
+        return load_artefact(path)
+    except BrokenArtefact as error:
+        raise BrokenArtefact(f"{error}; delete {path} to fit it again") from None
+
+
+def _merged(folders: Sequence[Path]) -> Moments | None:
+    """The moments of all blocks; None where some are damaged, and those are deleted."""
+    total, damaged = Moments(), []
+    for folder in folders:
+        try:
+            total.merge(Moments.from_state(load_artefact(folder)[0]["moments"]))
+        except ValueError as error:  # also BrokenArtefact
+            log.warning("adding up again what was damaged: %s", error)
+            damaged.append(folder)
+    for folder in damaged:
+        shutil.rmtree(folder)
+    return None if damaged else total

@@ -1,0 +1,121 @@
+"""A shard: one safetensors file that holds some rows of every tensor, written atomically, read by memory map."""
+
+import json
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from redi.core.artefact import BrokenArtefact, sha256
+
+DTYPES = {"U8": np.uint8, "F16": np.float16, "F32": np.float32, "I64": np.int64}
+NAMES = "names.json"  # a tensor of bytes, for safetensors has no strings; the dot keeps it from any channel group
+
+
+def write_shard(path: Path, rows: Mapping[str, Tensor], names: Sequence[str]) -> dict:
+    """Writes tensors (rows, ...) and the images' names; the file appears only when it is whole.
+
+    Returns:
+        What identifies it: file, rows, bytes, sha256.
+
+    Raises:
+        OSError: the disk is full or not writable; nothing is left behind.
+    """
+    text = np.frombuffer(json.dumps(list(names)).encode(), dtype=np.uint8)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
+    try:
+        save_file(dict(rows) | {NAMES: torch.from_numpy(text.copy())}, temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        record = {"file": path.name, "rows": len(names), "bytes": temporary.stat().st_size}
+        record["sha256"] = sha256(temporary)
+        temporary.replace(path)
+    except SafetensorError as error:  # safetensors wraps the operating system's error
+        raise OSError(f"could not write {path}: {error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return record
+
+
+def map_shard(path: Path, record: Mapping, tensors: Mapping[str, Mapping]) -> dict[str, np.ndarray]:
+    """The tensors of a shard as read-only arrays on the disk's pages; "names.json" as bytes.
+
+    Args:
+        record: what `write_shard` returned.
+        tensors: name -> {"dtype": as safetensors writes it, "shape": of one row}, for every tensor.
+
+    Raises:
+        BrokenArtefact: the file is missing or cut short, or its header is not that of such a shard.
+    """
+    if not path.exists():
+        raise BrokenArtefact(f"{path} is missing: {remedy(path)}")
+    size = path.stat().st_size
+    if size != record["bytes"]:
+        raise BrokenArtefact(f"{path} has {size} bytes instead of {record['bytes']}: cut short? {remedy(path)}")
+    pages = np.memmap(path, np.uint8, "r").view(np.ndarray)  # a memmap's own indexing is slow
+    try:
+        header, start = _header(pages)
+        arrays = {name: _array(pages[start:], name, entry) for name, entry in header.items() if name != "__metadata__"}
+        _check_rows(arrays, record["rows"], tensors)
+    except ValueError as error:
+        raise BrokenArtefact(f"{path} is damaged: {error}; {remedy(path)}") from None
+    return arrays
+
+
+def shard_tensors(rows: Mapping[str, Tensor]) -> dict[str, dict]:
+    """The `tensors` argument of `map_shard`, of what is about to be written."""
+    code = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+    found = {}
+    for name, tensor in rows.items():
+        if (dtype := tensor.numpy().dtype) not in code:
+            raise ValueError(f"{name!r} has dtype {dtype}; a cache stores {', '.join(str(d) for d in code)}")
+        found[name] = {"dtype": code[dtype], "shape": list(tensor.shape[1:])}
+    return found
+
+
+def remedy(path: Path) -> str:
+    return f"delete {path.parent} and run prepare again"
+
+
+def _header(pages: np.ndarray) -> tuple[dict, int]:
+    """The JSON header, and where the data begin (safetensors: 8-byte length, JSON, data)."""
+    length = int.from_bytes(pages[:8].tobytes(), "little")
+    if len(pages) < 8 or length > len(pages) - 8:
+        raise ValueError(f"its header claims {length} bytes of a file of {len(pages)}")
+    try:
+        header = json.loads(pages[8 : 8 + length].tobytes())
+    except ValueError:  # no JSON, or no text
+        raise ValueError("its header is not JSON") from None
+    if not isinstance(header, dict):
+        raise ValueError("its header lists no tensors")
+    return header, 8 + length
+
+
+def _array(data: np.ndarray, name: str, entry: dict) -> np.ndarray:
+    try:
+        code, shape, (start, stop) = entry["dtype"], tuple(map(int, entry["shape"])), entry["data_offsets"]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"its header describes {name!r} by {entry!r}") from None
+    if code not in DTYPES:
+        raise ValueError(f"{name!r} has the dtype {code!r}, which is none of {', '.join(DTYPES)}")
+    if not (isinstance(start, int) and isinstance(stop, int) and 0 <= start <= stop <= len(data)):
+        raise ValueError(f"{name!r} lies at {start} to {stop} of {len(data)} bytes")
+    dtype = np.dtype(DTYPES[code])
+    if min(shape, default=1) < 0 or int(np.prod(shape, dtype=object)) * dtype.itemsize != stop - start:
+        raise ValueError(f"{name!r} of shape {shape} and dtype {code} does not fill {stop - start} bytes")
+    return data[start:stop].view(dtype).reshape(shape)
+
+
+def _check_rows(arrays: Mapping[str, np.ndarray], num_rows: int, tensors: Mapping[str, Mapping]) -> None:
+    if missing := {*tensors, NAMES} - set(arrays):
+        raise ValueError(f"it holds no {', '.join(sorted(missing))}")
+    for name, expected in tensors.items():
+        array, shape = arrays[name], (num_rows, *expected["shape"])
+        if array.shape != shape or array.dtype != DTYPES[expected["dtype"]]:
+            raise ValueError(f"{name!r} is {array.dtype} {array.shape}; the manifest says {expected['dtype']} {shape}")

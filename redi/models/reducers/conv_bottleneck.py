@@ -1,0 +1,237 @@
+"""A learned reducer: a small convolutional autoencoder of the features."""
+
+import logging
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from redi.core.progress import progress
+from redi.models.reducers import Reducer, register
+from redi.models.reducers.moments import Moments, require_finite
+from redi.models.reducers.pca import PCA
+
+log = logging.getLogger(__name__)
+
+
+@register
+class ConvBottleneck(Reducer):
+    """PCA with a learned correction: an autoencoder of the features whose code is the joint state.
+
+    code = linear(f) + convolutions(f), and the same way back, on features f standardised one by one. Both linear
+    maps begin as those of PCA and both corrections at zero, so that training goes on from what PCA keeps. The code
+    is shifted to mean 0 and divided by one number, so that the R channels have mean square 1 together. Unlike
+    those of PCA its channels have no order: a cache serves the one rank.
+
+    Args:
+        rank: R.
+        hidden: channels of the corrections.
+        num_steps, batch_size, learning_rate: of the training (AdamW, one-cycle, mean squared error); a batch is of
+            images, drawn with replacement.
+        max_images: images whose features are held in memory for it, a uniform sample of the stream; at DINOv2-B's
+            16x16x768 an image takes 0.8 MB. A tenth of them is held out to measure the explained variance.
+        seed: of the sample, the weights and the batches. On the CPU the fit is reproducible bit for bit.
+        path: a fit to use instead of making one: what `save` wrote. Read at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        rank: int = 8,
+        hidden: int = 256,
+        num_steps: int = 2000,
+        batch_size: int = 32,
+        learning_rate: float = 1e-3,
+        max_images: int = 2048,
+        seed: int = 0,
+        path: str | None = None,
+    ):
+        super().__init__(rank=rank)
+        for name, value in (("hidden", hidden), ("num_steps", num_steps), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"ConvBottleneck.{name} = {value}: at least 1 is needed")
+        if max_images < 2:
+            raise ValueError(f"ConvBottleneck.max_images = {max_images}: one to learn from and one to measure on")
+        self.hidden, self.num_steps, self.batch_size = hidden, num_steps, batch_size
+        self.learning_rate, self.max_images, self.seed = learning_rate, max_images, seed
+        for name in ("mean", "std"):  # of the features, (E,)
+            self.register_buffer(name, torch.empty(0))
+        self.register_buffer("code_mean", torch.zeros(rank))
+        self.register_buffer("code_rms", torch.ones(()))
+        self.register_buffer("explained", torch.zeros(2))  # by this and by PCA, of the held-out images' variance
+        self.encode: nn.Module | None = None
+        self.decode: nn.Module | None = None
+        self.register_load_state_dict_pre_hook(_take_width)
+        if path is not None:
+            self.restore(path)
+
+    @property
+    def fitted(self) -> bool:
+        return self.mean.numel() > 0
+
+    def fit(self, batches: Iterable[Tensor]) -> None:
+        self.forget_fit()
+        self.mean = self.mean.new_empty(0)  # starts afresh
+        sample, device = self._sample(batches), self.mean.device
+        # By a generator of its own: the first images of a data set may all be of one class.
+        order = torch.randperm(len(sample), generator=torch.Generator().manual_seed(self.seed))
+        test, train = order.tensor_split([max(1, len(order) // 10)])
+        moments = Moments()
+        for part in train.split(self.batch_size):
+            moments.add(sample[part].to(device))
+        pca = PCA(rank=self.rank, scale="raw", standardize=True)
+        pca.solve(moments)
+        self.mean, self.std = pca.mean, pca.std
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self._build(len(pca.mean))
+            self._start_from(pca)
+            self._optimise(sample, train)
+        self.requires_grad_(False)
+        self._scale_code(sample, train)
+        self.explained = torch.tensor([self._kept(reducer, sample, test) for reducer in (self, pca)]).to(device)
+        own, linear = (100 * self.explained).tolist()
+        log.info(
+            "ConvBottleneck rank %d of %d: %.1f %% of the variance of %d held-out images, where PCA keeps %.1f %%",
+            self.rank, len(self.mean), own, len(test), linear,
+        )  # fmt: skip
+        if own < linear:
+            log.warning("ConvBottleneck has learned by heart: fit it to more images, or bind fewer num_steps or hidden")
+
+    def _sample(self, batches: Iterable[Tensor]) -> Tensor:
+        """A uniform sample of the images' features (at most max_images, E, h, w), however they are batched.
+
+        Algorithm R of Vitter (1985): image i takes a random place among i + 1, if that is one of those held.
+        """
+        generator, kept, seen, vectors = torch.Generator().manual_seed(self.seed), torch.empty(0), 0, 0
+        for number, features in enumerate(batches):
+            self.check_width(features.shape[1])
+            require_finite(features, number)
+            vectors += features[:, 0].numel()
+            if not seen:  # no memory is taken before it is written
+                kept = torch.empty(self.max_images, *features.shape[1:])
+            for image in features.detach():
+                place = seen if seen < self.max_images else int(torch.randint(seen + 1, (), generator=generator))
+                if place < self.max_images:
+                    kept[place] = image
+                seen += 1
+        if vectors <= self.rank or seen < 2:
+            needed = f"more than the {vectors} feature vectors given, of at least two images"
+            raise ValueError(f"ConvBottleneck.rank = {self.rank} needs {needed}")
+        return kept[:seen]
+
+    def _build(self, width: int) -> None:
+        """Networks for features of this width, on the device of the buffers."""
+        self.encode = _Corrected(width, self.rank, self.hidden).to(self.mean.device)
+        self.decode = _Corrected(self.rank, width, self.hidden).to(self.mean.device)
+
+    @torch.no_grad()
+    def _start_from(self, pca: PCA) -> None:
+        rows = pca.components[: self.rank]  # (R, E), orthonormal
+        self.encode.linear.weight.copy_(rows[:, :, None, None])
+        self.decode.linear.weight.copy_(rows.T[:, :, None, None])
+
+    def _optimise(self, sample: Tensor, train: Tensor) -> None:
+        parameters = [*self.encode.parameters(), *self.decode.parameters()]
+        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=0.0)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=self.num_steps)
+        for _ in progress(range(self.num_steps), desc="training the reducer"):
+            features = self._standardised(sample[train[torch.randint(len(train), (self.batch_size,))]])
+            loss = functional.mse_loss(self.decode(self.encode(features)), features)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+
+    @torch.no_grad()
+    def _scale_code(self, sample: Tensor, train: Tensor) -> None:
+        """Sets what makes the code's mean 0 and its mean square 1, over the images it learned from."""
+        codes = Moments()
+        for part in train.split(self.batch_size):
+            codes.add(self.encode(self._standardised(sample[part])))
+        self.code_mean = codes.mean.float()
+        self.code_rms = codes.covariance.diagonal().mean().sqrt().float()
+
+    @torch.no_grad()
+    def _kept(self, reducer: Reducer, sample: Tensor, test: Tensor) -> float:
+        """The share of the standardised features' variance that comes back from a reducer."""
+        lost = total = 0.0
+        for part in test.split(self.batch_size):
+            features = sample[part].to(self.mean.device)
+            standardised = self._standardised(features)
+            restored = self._standardised(reducer.inverse(reducer(features)))
+            lost += (restored - standardised).double().square().sum().item()
+            total += standardised.double().square().sum().item()
+        return 1 - lost / total
+
+    def _standardised(self, features: Tensor) -> Tensor:
+        features = features.to(self.mean.device).float()
+        return (features - self.mean[:, None, None]) / self.std[:, None, None]
+
+    def project(self, features: Tensor) -> Tensor:
+        self._require_fit()
+        if features.shape[1] != (width := len(self.mean)):
+            shape = tuple(features.shape)
+            raise ValueError(f"this ConvBottleneck was fitted to features of width {width}, got features {shape}")
+        return (self.encode(self._standardised(features)) - self.code_mean[:, None, None]) / self.code_rms
+
+    def inverse(self, reduced: Tensor) -> Tensor:
+        self._require_fit()
+        code = reduced.float() * self.code_rms + self.code_mean[:, None, None]
+        return self.decode(code) * self.std[:, None, None] + self.mean[:, None, None]
+
+    @property
+    def explained_variance(self) -> float:
+        """The share of the standardised features' variance that `inverse` gives back, on held-out images."""
+        return float(self.explained[0])
+
+    def _require_fit(self) -> None:
+        if not self.fitted:
+            raise ValueError("this ConvBottleneck has not been fitted: call fit(batches) or prepare() first")
+
+    def check_width(self, width: int) -> None:
+        super().check_width(width)
+        if self.fitted and len(self.mean) != width:
+            raise ValueError(f"this ConvBottleneck was fitted to features of width {len(self.mean)}, not {width}")
+
+    def fit_settings(self) -> dict:
+        names = ("rank", "hidden", "num_steps", "batch_size", "learning_rate", "max_images", "seed")
+        return {"reducer": "ConvBottleneck"} | {name: getattr(self, name) for name in names}
+
+    def provenance(self) -> dict:
+        settings = self.fit_settings() | ({"fitted_on": self.fitted_on} if self.fitted_on else {})
+        return settings | ({"explained_variance": self.explained_variance} if self.fitted else {})
+
+    def report(self) -> dict:
+        return {"explained_variance_of_pca": float(self.explained[1])}
+
+
+class _Corrected(nn.Module):
+    """(N, I, h, w) -> (N, O, h, w): a linear map of every position plus a correction that sees those around it."""
+
+    def __init__(self, inputs: int, outputs: int, hidden: int):
+        super().__init__()
+        self.linear = nn.Conv2d(inputs, outputs, 1)
+        self.correction = nn.Sequential(
+            nn.Conv2d(inputs, hidden, 1), nn.GELU(), nn.Conv2d(hidden, hidden, 3, padding=1), nn.GELU(),
+            nn.Conv2d(hidden, outputs, 1),
+        )  # fmt: skip
+        for parameter in (self.linear.bias, *self.correction[-1].parameters()):
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + self.correction(x)
+
+
+def _take_width(reducer: ConvBottleneck, state: dict, prefix: str, *_) -> None:
+    """Before loading: networks and statistics for the width of what is stored, which only `fit` knows."""
+    for name in ("mean", "std"):
+        if (stored := state.get(prefix + name)) is not None:
+            setattr(reducer, name, reducer.mean.new_empty(stored.shape))
+    if len(reducer.mean):
+        with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: no draw of the caller's
+            reducer._build(len(reducer.mean))
+    else:
+        reducer.encode = reducer.decode = None
+    reducer.requires_grad_(False)

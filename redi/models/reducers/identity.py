@@ -1,0 +1,27 @@
+"""All features as they are."""
+
+import torch
+from torch import Tensor
+
+from redi.models.reducers import register
+from redi.models.reducers.linear import LinearReducer
+
+
+@register
+class Identity(LinearReducer):
+    """Keeps every feature: the joint state without a reduction, centred and scaled like the others.
+
+    The rank must be the encoder's width, for the number of channels is needed before features are seen. See
+    `LinearReducer` for the other arguments; 'unit_rms' divides by one number, 'whiten' standardises.
+    """
+
+    def __init__(self, *, rank: int = 768, scale: str = "unit_rms", standardize: bool = False, path: str | None = None):
+        super().__init__(rank=rank, scale=scale, standardize=standardize, path=path)
+
+    def rows(self, covariance: Tensor) -> Tensor:
+        return torch.eye(len(covariance)).to(covariance)
+
+    def check_width(self, width: int) -> None:
+        super().check_width(width)
+        if self.rank != width:
+            raise ValueError(f"bind Identity.rank = {width}: it keeps every feature, and {self.rank} is not the width")
