@@ -16,9 +16,12 @@ _PUBLIC = {
     "Preprocessing": "redi.data.preprocessing",
     "Representation": "redi.core.codec",
     "audit": "redi.data.audit",
+    "from_pretrained": "redi.hub",
     "generate": "redi.core.generation",
     "load": "redi.runs",
+    "push_to_hub": "redi.hub",
     "sample_grid": "redi.evaluation.pictures",
+    "save_pretrained": "redi.hub",
 }
 # The kinds of components, under the names that gin files use: redi.reducers.PCA is @reducers.PCA.
 _KINDS = {

@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -10,10 +10,12 @@ from redi.core import config
 from redi.core.codec import JointCodec
 from redi.core.device import choose_device, choose_precision
 from redi.core.generation import check_generation, generate
+from redi.core.objective import JointObjective
 from redi.core.trainer import check_settings, train
 from redi.data.datasets import Dataset
 from redi.evaluation.evaluate import check_evaluation, evaluate
 from redi.evaluation.sampling import check_sampling, sample
+from redi.guidance import Guidance
 
 log = logging.getLogger("redi")
 
@@ -28,16 +30,22 @@ def check_training(codec: JointCodec, dataset: Dataset) -> None:
         check_settings(**{name: _setting(train, name) for name in inspect.signature(check_settings).parameters})
         device = choose_device(_setting(train, "device"))
         dtype = choose_precision(_setting(train, "precision"), device)
-        runtime = {"channels": codec.channels, "num_classes": dataset.num_classes}
+        objective = _setting(train, "objective")(channels=codec.channels, num_classes=dataset.num_classes)
         with torch.device("meta"):
-            net = _setting(train, "model")(grid=codec.grid(dataset.image_size), **runtime)
+            net = _setting(train, "model")(**objective.model_arguments(codec, dataset))
             _setting(train, "optimizer")(net.parameters())
             _setting(train, "ema")(model=net)
+        objective.check_model(net)
         net.choose_attention(device, dtype)
-        objective = _setting(train, "objective")(**runtime)
         rules = _setting(generate, "guidance")
         choose_precision(_setting(generate, "precision"), device, "generate.precision")
-        check_generation(_setting(generate, "sampler"), rules, codec.channels, dataset.num_classes)
+        sampler = _setting(generate, "sampler")
+        check_generation(sampler, objective.process, rules, codec.channels, dataset.num_classes)
+    warn_of_untrained(rules, objective)
+
+
+def warn_of_untrained(rules: Sequence[Guidance], objective: JointObjective) -> None:
+    """Logs a warning, by name, for every rule that asks a model for what this objective does not train."""
     for rule in rules:
         if advice := rule.check_training(objective.label_dropout, objective.representation_dropout):
             log.warning("%s", advice)

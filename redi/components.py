@@ -26,7 +26,7 @@ def import_all() -> None:
     """Imports every kind of component and every function that gin can configure."""
     for module in (*KINDS, "redi.core.trainer", "redi.data.audit", "redi.data.preparation"):
         importlib.import_module(module)
-    for module in ("sampling", "evaluate", "report"):
+    for module in ("sampling", "evaluate", "queries", "report"):
         importlib.import_module(f"redi.evaluation.{module}")
 
 
@@ -42,10 +42,11 @@ def training_roots() -> list[Callable]:
 def roots() -> list[Callable]:
     """All configurable functions that programs call."""
     from redi.evaluation.evaluate import evaluate
+    from redi.evaluation.queries import query
     from redi.evaluation.report import report
     from redi.evaluation.sampling import sample
 
-    return [*training_roots(), sample, evaluate, report]
+    return [*training_roots(), sample, evaluate, query, report]
 
 
 def table() -> str:

@@ -1,10 +1,12 @@
 """Audits the data, fits the codec and fills the cache; training does the same where it is missing.
 
 python -m redi.prepare --gin_file=digits.gin
+torchrun --nproc_per_node=8 -m redi.prepare --gin_file=imagenet.gin      shared by eight processes; srun does as well
 """
 
 import json
 import logging
+import os
 from pathlib import Path
 
 from redi import program
@@ -31,7 +33,8 @@ def prepared(run_dir: Path, *, evaluates: bool = False):
     check_training(codec, dataset)
     if evaluates:
         check_results(codec, dataset)
-    codec.to(choose_device(config.bound("train.device", "auto")))
+    codec.load()
+    codec.to(own_gpu(choose_device(config.bound("train.device", "auto"))))
     if checkpoints := list_checkpoints(run_dir):  # a resumed run keeps what it was trained with
         codec.load_learned_state(load_checkpoint(checkpoints[-1])[0]["codec"])
     return codec, config.call(prepare, codec=codec, dataset=dataset)
@@ -43,6 +46,7 @@ def audited(run_dir: Path):
     from redi.core.artefact import write_json
     from redi.data.audit import AuditError, audit, describe
     from redi.data.datasets import datasets
+    from redi.data.division import complete
 
     dataset = config.bound("train.dataset")
     if dataset is None:
@@ -52,17 +56,34 @@ def audited(run_dir: Path):
     settings = {name: config.bound(f"audit.{name}", False) for name in ("skip_unreadable", "allow_missing_classes")}
     batch_size = config.bound("train.batch_size", 256)
     passed = {"fingerprint": dataset.fingerprint(), "batch_size": batch_size, **settings}
-    if path.exists() and (record := json.loads(path.read_text())).get("passed") == passed:
-        return dataset.without([i for i, name in enumerate(dataset.names) if name in record["unreadable"]])
-    try:
-        kept, record = config.call(audit, dataset=dataset, batch_size=batch_size)
+
+    def stored() -> dict | None:
+        record = json.loads(path.read_text()) if path.exists() else {}
+        return record if record.get("passed") == passed else None
+
+    def look() -> None:
+        try:
+            _, record = config.call(audit, dataset=dataset, batch_size=batch_size)
+        except AuditError as error:
+            write_json(path, error.record)
+            print(describe(error.record), flush=True)
+            raise
         write_json(path, record | {"passed": passed})
         print(describe(record), flush=True)
-    except AuditError as error:
-        write_json(path, error.record)
-        print(describe(error.record), flush=True)
-        raise
-    return kept
+
+    complete(run_dir / ".audit", (), finished=lambda: stored() is not None, finish=look)  # by one of all processes
+    unreadable = stored()["unreadable"]
+    return dataset.without([i for i, name in enumerate(dataset.names) if name in unreadable])
+
+
+def own_gpu(device):
+    """The GPU of this process, where several on a machine share the work, as torchrun or Slurm number them."""
+    import torch
+
+    local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", int(local) % torch.cuda.device_count())
+    return device
 
 
 def main(run_dir: Path) -> None:

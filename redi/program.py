@@ -49,6 +49,7 @@ def configure(run_dir: Path, *, trains: bool) -> None:
     from redi.core import config
     from redi.core.checkpoint import list_checkpoints
     from redi.core.lock import only_process
+    from redi.data.division import process_rank
 
     components.import_all()
     saved = run_dir / "config.gin"
@@ -69,6 +70,8 @@ def configure(run_dir: Path, *, trains: bool) -> None:
         raise ValueError(f"{run_dir} holds no trained model: train one with redi.train --run_dir={run_dir}")
     if trains:
         run_dir.mkdir(parents=True, exist_ok=True)
+        if process_rank()[0] > 0:  # rank 0 writes for all
+            return
         with only_process(run_dir):  # not under the feet of a training that is under way
             saved.write_text(config.full_text())
 
@@ -116,5 +119,5 @@ def _log_to_stderr() -> None:
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(logging.INFO)
-    for chatty in ("matplotlib", "PIL"):
+    for chatty in ("matplotlib", "PIL", "timm"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

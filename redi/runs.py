@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from redi import components
@@ -25,11 +26,14 @@ class Run:
     model: DiffusionTransformer  # with the EMA weights, in eval mode
     codec: JointCodec
     process: Process
+    objective: JointObjective | None  # what it was trained with, where the run's configuration says so
     weights: Mapping[str, Mapping[str, Tensor]]  # "ema" and "model": parameters by name
     colours: ColourBasis
     step: int
     num_classes: int
     image_size: int
+    folder: Path | None = None  # where its config.gin lies
+    record: Mapping | None = None  # of the checkpoint
 
 
 def load(
@@ -61,30 +65,50 @@ def load(
     if folder not in found:
         raise ValueError(f"no checkpoint of step {step} in {run_dir}: there are {', '.join(p.name for p in found)}")
     tensors, record = load_checkpoint(folder)
-    channels = Channels(**record["channels"])
+    return open_run(run_dir, folder, tensors, record, device=device, codec=codec, model=model, process=process)
+
+
+def open_run(
+    run_dir: Path,
+    folder: Path,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    record: Mapping,
+    *,
+    device: torch.device,
+    codec: JointCodec | None = None,
+    model=None,
+    process: Process | None = None,
+) -> Run:
+    """What `load` gives, of the tensors and the record that were read from `folder`; `run_dir` holds the config.gin.
+
+    Without raw weights ("model") those named so are the EMA's.
+    """
+    arguments = record["model_arguments"]
+    channels, num_classes = Channels(**arguments["channels"]), arguments["num_classes"]
+    objective = None
     if codec is None:
-        codec, built_model, built_process = _build(run_dir, channels, record["num_classes"])
-        model, process = model or built_model, process or built_process
+        codec, built_model, objective = _build(run_dir, channels, num_classes)
+        model, process = model or built_model, process or objective.process
     codec.load_learned_state(tensors["codec"])
-    net = (model or DiffusionTransformer)(channels=channels, grid=record["grid"], num_classes=record["num_classes"])
+    net = (model or DiffusionTransformer)(**arguments | {"channels": channels})
     try:
-        net.load_state_dict(tensors["model"] | tensors["ema"])
+        net.load_state_dict(dict(tensors.get("model", {})) | dict(tensors["ema"]))
     except RuntimeError as error:
         raise ValueError(f"{folder} holds another model than model= builds: {error}") from None
     net.to(device).eval().requires_grad_(False)
     weights = {
-        name: {key: t.to(device) for key, t in tensors[name].items() if key in tensors["ema"]}
+        name: {key: t.to(device) for key, t in tensors.get(name, tensors["ema"]).items() if key in tensors["ema"]}
         for name in ("ema", "model")
     }
-    process = process or JointObjective(channels=channels, num_classes=record["num_classes"]).process
+    process = process or JointObjective(channels=channels, num_classes=num_classes).process
     return Run(
-        net, codec.to(device), process, weights, ColourBasis(tensors.get("colours", {})),
-        record["step"], record["num_classes"], record["image_size"],
+        net, codec.to(device), process, objective, weights, ColourBasis(tensors.get("colours", {})),
+        record["step"], num_classes, record["image_size"], run_dir, record,
     )  # fmt: skip
 
 
 def _build(run_dir: Path, channels: Channels, num_classes: int):
-    """Codec, model class and process as the run's configuration says."""
+    """Codec, model class and objective as the run's configuration says."""
     path = run_dir / "config.gin"
     if not path.exists():
         raise ValueError(f"{path} is missing: for a run trained without gin, hand its codec= and model= to redi.load")
@@ -101,4 +125,4 @@ def _build(run_dir: Path, channels: Channels, num_classes: int):
                 config.parse([path])
                 return model_class(**runtime)
 
-        return codec, model, objective.process
+        return codec, model, objective

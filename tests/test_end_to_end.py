@@ -113,7 +113,8 @@ def test_every_metric_says_how_its_samples_were_drawn(run_dir):
     for metric in metrics:
         assert isinstance(metric["value"], float)
         assert metric["seed"] == 5
-        settings = {"num_evaluations": 4, "diffusion": 2.0, "last_step": 0.04}
+        settings = {"num_evaluations": 4, "diffusion_form": "sigma", "diffusion_norm": 1.0}
+        settings |= {"last_step": "mean", "last_step_size": 0.04}
         assert metric["sampler"] == {"name": "EulerMaruyama", **settings}
         assert metric["function_evaluations"] == 4
         assert metric["guidance"] == [{"name": "ClassifierFree", "scale": 1.5, "groups": ["image"]}]
@@ -143,8 +144,14 @@ def test_the_saved_configuration_parses_back_to_itself(run_dir):
 
 def assert_complete(operative):
     found = set(config.statements(operative))
-    expected = {"train.num_steps", "train.accumulate", "generate.batch_size", "EulerMaruyama.last_step", "prepare.seed"}
-    expected |= {"sample.num_images", "evaluate.max_images", "JointObjective.label_dropout", "PCA.standardize"}
+    expected = {"train.num_steps", "train.accumulate", "generate.batch_size", "prepare.seed"}
+    expected |= {
+        "EulerMaruyama.last_step_size",
+        "sample.num_images",
+        "evaluate.max_images",
+        "JointObjective.label_dropout",
+        "PCA.standardize",
+    }
     assert expected <= found
 
 

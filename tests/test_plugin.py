@@ -109,7 +109,7 @@ def last_record(run: Path) -> dict:
 
 def test_a_run_uses_the_components_of_another_package(run):
     record = last_record(run)
-    assert record["channels"] == {"image": 1, "domain": 3}
+    assert record["model_arguments"]["channels"] == {"image": 1, "domain": 3}
     assert record["codec"]["representations"]["domain"]["reducer"]["reducer"] == "FirstChannels"
     operative = (run / "operative.gin").read_text()
     assert "Scaled.factor = 0.5" in operative and "Nudge.strength = 0.25" in operative
@@ -181,7 +181,7 @@ def test_the_worked_example_runs_as_it_is_written(tmp_path, tiny_gin):
     assert "bound without effect, for nothing in use refers to it: PCA.rank\n" in done.stderr
     (rank,) = re.findall(rf"^{component}\.rank = (\d+)$", code["gin"], re.MULTILINE)
     record = last_record(tmp_path / "runs" / module)
-    assert record["channels"] == {"image": 1, "domain": int(rank)}
+    assert record["model_arguments"]["channels"] == {"image": 1, "domain": int(rank)}
     assert record["codec"]["representations"]["domain"]["reducer"]["reducer"] == component
     assert (tmp_path / "runs" / module / "report.html").exists()
 

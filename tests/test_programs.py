@@ -143,8 +143,9 @@ def test_an_unknown_binding_leaves_no_folder(module, refused, tmp_path):
 
 def test_a_fusion_where_a_reducer_belongs_is_named(refused):
     assert refused("Representation.reducer = @Merged").startswith(
-        "Representation.reducer takes one of reducers (GaussianRandomProjection, PCA, SparseRandomProjection) "
-        "but got Merged, which is of kind fusion. Bind, for example: Representation.reducer = @reducers."
+        "Representation.reducer takes one of reducers (ConvBottleneck, GaussianRandomProjection, Identity, PCA, "
+        "SparseRandomProjection) but got Merged, which is of kind fusion. Bind, for example: "
+        "Representation.reducer = @reducers."
     )
 
 

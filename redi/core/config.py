@@ -17,7 +17,7 @@ from redi.core.registry import did_you_mean
 
 # Differences under which a run may go on: they decide how long, how often and where, not what is learned.
 HARMLESS = re.compile(
-    r"train\.(num_steps|\w+_every|keep_checkpoints|preview\w*|device)$|prepare\.(cache_dir|batch_size)$"
+    r"train\.(num_steps|\w+_every|keep_checkpoints|preview\w*|device)$|prepare\.(cache_dir|batch_size|rows_per_shard|verify)$"
 )
 
 

@@ -8,12 +8,14 @@ from torch import Tensor
 from torch.func import functional_call
 
 from redi.core.channels import Channels
+from redi.core.clamping import check_given, clamped, times_with_given
 from redi.core.codec import JointCodec
 from redi.core.device import choose_precision
 from redi.core.processes import Process, processes
 from redi.core.progress import progress
 from redi.core.registry import configurable
 from redi.core.samplers import ImageNoise, Sampler, samplers
+from redi.core.samplers.ancestral import Ancestral
 from redi.core.samplers.euler_maruyama import EulerMaruyama
 from redi.guidance import Guidance, guidance_rules, guided, total_weights
 from redi.models.transformer import DiffusionTransformer
@@ -29,7 +31,7 @@ class Generated:
     record: dict  # seed, sampler, guidance, number of function evaluations (per image), network evaluations
 
 
-@configurable(runtime=("model", "codec", "process", "labels", "weights", "first_index"))
+@configurable(runtime=("model", "codec", "process", "labels", "weights", "first_index", "given"))
 def generate(
     model: DiffusionTransformer,
     codec: JointCodec,
@@ -38,6 +40,7 @@ def generate(
     labels: Sequence[int] | Tensor,
     weights: Mapping[str, Tensor] | None = None,
     first_index: int = 0,
+    given: Mapping[str, Tensor] | None = None,
     sampler: Sampler | None = None,
     guidance: Sequence[Guidance] = (),
     batch_size: int = 250,
@@ -52,16 +55,19 @@ def generate(
     Args:
         labels: (N,) in [0, num_classes].
         weights: parameters to use in place of the model's own (an EMA).
-        sampler: default: EulerMaruyama with 250 evaluations, as in the paper.
+        given: {group: (N, C_m, H, W)}, parts of the joint state that are known: the others are drawn given these, by
+            clamping (see `redi.core.clamping`). An image's own, say, as `codec.channels.split(codec.encode(images))`.
+        sampler: default: as in the paper, 250 evaluations of EulerMaruyama, or Ancestral for a DDPM.
         guidance: rules, added up; none by default.
         precision: of the network, as in `train`; the sampler's own arithmetic is float32.
 
     Raises:
         ValueError: a label outside the range, a rule that this model cannot follow, the wrong kind of object.
     """
-    sampler = EulerMaruyama() if sampler is None else sampler
+    if sampler is None:
+        sampler = Ancestral() if process.num_timesteps else EulerMaruyama()
     processes.check(process, "JointObjective.process")
-    check_generation(sampler, guidance, model.channels, model.num_classes)
+    check_generation(sampler, process, guidance, model.channels, model.num_classes)
     labels = torch.as_tensor(labels, dtype=torch.int64)
     if batch_size < 1 or not len(labels):
         raise ValueError(f"generate takes at least one label and batch_size >= 1, got {len(labels)} and {batch_size}")
@@ -70,8 +76,14 @@ def generate(
             f"labels run from {labels.min()} to {labels.max()}; this model has classes 0 ... {model.num_classes - 1} "
             f"(and {model.null_label}, the null label)"
         )
+    if given:
+        check_given(given, model.channels, (len(labels), *model.grid))
     device = next(model.parameters()).device
     dtype = choose_precision(precision, device, "generate.precision")
+    process = process.for_channels(model.channels, device)
+    # A model that is told every group's t sees what is given as it is, clean, at t = 1.
+    own_time = bool(given) and len(getattr(model, "group_embeddings", ())) > 0
+    network_time = times_with_given(process, model.channels, given) if own_time else process.network_time
     network = _Counted(model, weights, dtype)
     training, attention = model.training, model.attention_for
     images, states = [], []
@@ -83,8 +95,10 @@ def generate(
                 y = labels[start : start + batch_size].to(device)
                 indices = range(first_index + start, first_index + start + len(y))
                 draw = ImageNoise(seed, indices, (model.channels.total, *model.grid), device)
-                denoise = guided(network, guidance, model.channels, y, model.null_label)
-                x = sampler(denoise, process, draw)
+                denoise = guided(network, guidance, model.channels, y, model.null_label, network_time)
+                known = {name: group[start : start + len(y)].to(device) for name, group in (given or {}).items()}
+                denoise, draw, finish = clamped(denoise, process, draw, model.channels, known, own_time=own_time)
+                x = finish(sampler(denoise, process, draw))
                 images.append(codec.decode(x).cpu())
                 states.append(x.cpu())
                 bar.update(len(y))
@@ -96,6 +110,7 @@ def generate(
         "seed": seed,
         "sampler": sampler.provenance(),
         "guidance": [rule.provenance() for rule in guidance],
+        "given": sorted(given or ()),
         "precision": str(dtype).removeprefix("torch."),
         "function_evaluations": network.calls // len(states),
         "network_evaluations_per_image": network.evaluations / len(labels),
@@ -104,11 +119,13 @@ def generate(
 
 
 def check_generation(
-    sampler: Sampler | None, guidance: Sequence[Guidance], channels: Channels, num_classes: int
+    sampler: Sampler | None, process: Process, guidance: Sequence[Guidance], channels: Channels, num_classes: int
 ) -> None:
-    """Raises ValueError for the wrong kind of object, or a rule that a model of such channels cannot follow."""
+    """Raises ValueError for the wrong kind of object, a sampler that cannot follow the process, or a rule that a model
+    of such channels cannot follow."""
     if sampler is not None:
         samplers.check(sampler, "generate.sampler")
+        sampler.check(process)
     if not isinstance(guidance, Sequence):
         raise ValueError("generate.guidance takes a list of rules: bind, for example, [@guidance.ClassifierFree()]")
     for rule in guidance:

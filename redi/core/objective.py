@@ -1,10 +1,12 @@
 """The joint objective: one corrupted state, one prediction, one error per channel group."""
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from redi.core.alignment import alignment_loss
 from redi.core.channels import Channels
 from redi.core.processes import Process, processes
 from redi.core.processes.flow_matching import FlowMatching
@@ -16,7 +18,7 @@ class JointObjective:
     """L = mean |error_image|^2 + sum over representations of lambda_m mean |error_m|^2 (paper, Eq. 6).
 
     The mean is taken within each group, so lambda does not depend on the number of channels. Timestep t is
-    shared by all groups and uniform in [0, 1].
+    shared by all groups and drawn by the process.
 
     Args:
         process: how x is corrupted and what is predicted.
@@ -24,6 +26,16 @@ class JointObjective:
         label_dropout: probability of the null label, for classifier-free guidance.
         representation_dropout: probability, per sample, that all *noised* representations are zeroed and their
             loss with them (paper, section 3.5: p_drop = 0.2); needed for Representation Guidance.
+        dropout_rule: 'paper', as just said; or 'released', what the published code does instead: one coin for the whole
+            batch, and the *clean* representations are zeroed, so that the network sees their noise.
+        independent_timesteps: every group draws a t of its own (beyond the paper), of which the network must be told:
+            DiffusionTransformer.group_timesteps = True.
+        variance_weight: of the variational bound that trains a learned variance. Nichol & Dhariwal's 0.001, which
+            multiplies a sum over 1,000 steps, is 1 for the mean over steps that is taken here.
+        alignment_weight: of the REPA term, where the codec has an alignment encoder (Yu et al., arXiv 2410.06940: 0.5).
+
+    Raises:
+        ValueError: probabilities outside [0, 1), weights for groups that do not exist.
     """
 
     def __init__(
@@ -35,12 +47,19 @@ class JointObjective:
         representation_weight: float | Mapping[str, float] = 1.0,
         label_dropout: float = 0.1,
         representation_dropout: float = 0.0,
+        dropout_rule: Literal["paper", "released"] = "paper",
+        independent_timesteps: bool = False,
+        variance_weight: float = 1.0,
+        alignment_weight: float = 0.5,
     ):
-        self.process = FlowMatching() if process is None else process
-        processes.check(self.process, "JointObjective.process")
+        process = FlowMatching() if process is None else process
+        processes.check(process, "JointObjective.process")
+        self.process = process.for_channels(channels)
         for name, value in (("label_dropout", label_dropout), ("representation_dropout", representation_dropout)):
             if not 0 <= value < 1:
                 raise ValueError(f"JointObjective.{name} = {value} lies outside [0, 1)")
+        if dropout_rule not in ("paper", "released"):
+            raise ValueError(f"JointObjective.dropout_rule = {dropout_rule!r}: it is 'paper' or 'released'")
         if not isinstance(representation_weight, Mapping):
             representation_weight = dict.fromkeys(channels.representations, representation_weight)
         if set(representation_weight) != set(channels.representations):
@@ -53,23 +72,44 @@ class JointObjective:
         self.weights = dict(representation_weight)
         self.label_dropout = label_dropout
         self.representation_dropout = representation_dropout
+        self.dropout_rule = dropout_rule
+        self.independent_timesteps = independent_timesteps
+        self.variance_weight = variance_weight
+        self.alignment_weight = alignment_weight
 
-    def __call__(self, model: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def __call__(
+        self,
+        model: Callable[..., Tensor],
+        x: Tensor,
+        y: Tensor,
+        alignment: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Clean states (N, C, H, W) and labels (N,) -> {"loss": (), "image": (), "<representation>": ()}.
 
-        Only "loss" carries a gradient that matters; the others are the mean squared errors, over the samples
-        that kept their representation. Draws from torch's default generator.
+        Also "vlb" (bits per dimension, of groups with a learned variance) and "alignment" (REPA's negative cosine
+        with the features (N, E, h, w) given as `alignment`), where there are such terms. Only "loss" carries a
+        gradient that matters; errors of representations are over the samples that kept theirs. Draws from
+        torch's default generator.
         """
         n = len(x)
-        t = torch.rand(n, device=x.device)
+        times = self._draw_times(n, x.device)  # (N,), or (N, groups)
         noise = torch.randn_like(x)
         dropped = torch.rand(n, device=x.device) < self.representation_dropout
         y = torch.where(torch.rand(n, device=x.device) < self.label_dropout, self.null_label, y)
+        if self.dropout_rule == "released":
+            dropped = dropped[:1].expand(n)
+            x = self.channels.mask(x, dropped)
+        t = self._expand(times)
+        x_t = self.process.alpha(t) * x + self.process.sigma(t) * noise
+        if self.dropout_rule == "paper":
+            x_t = self.channels.mask(x_t, dropped)
 
-        x_t, target = self.process.corrupt(x, noise, t[:, None, None, None])
-        x_t = self.channels.mask(x_t, dropped)
-        squared = (model(x_t, t, y).float() - target).square()
+        given = (x_t, self.process.network_time(times), y)
+        prediction, aligned = (model(*given), None) if alignment is None else model(*given, align=True)
+        prediction = prediction.float()
+        squared = self.process.error(prediction, x, noise, t).square()
         errors = {name: part.mean(dim=(1, 2, 3)) for name, part in self.channels.split(squared).items()}  # each (N,)
+        bounds = self.process.variational_bound(prediction, x, x_t, t)
 
         kept = (~dropped).float()
         losses = {"image": errors["image"].mean()}
@@ -77,4 +117,44 @@ class JointObjective:
         for name, weight in self.weights.items():
             loss = loss + weight * (errors[name] * kept).mean()
             losses[name] = (errors[name] * kept).sum() / kept.sum().clamp(min=1)
+        if bounds:
+            weighed = [
+                bound.mean() if name == "image" else self.weights[name] * (bound * kept).mean()
+                for name, bound in bounds.items()
+            ]
+            losses["vlb"] = torch.stack([bound.mean() for bound in bounds.values()]).mean()
+            loss = loss + self.variance_weight * sum(weighed)
+        if aligned is not None:
+            losses["alignment"] = alignment_loss(aligned.float(), alignment.float())
+            loss = loss + self.alignment_weight * losses["alignment"]
         return {"loss": loss, **losses}
+
+    def _draw_times(self, n: int, device: torch.device) -> Tensor:
+        shape = (n, len(self.channels)) if self.independent_timesteps else (n,)
+        return self.process.draw_times(shape, device)
+
+    def _expand(self, times: Tensor) -> Tensor:
+        """(N,) -> (N, 1, 1, 1); (N, groups) -> (N, C, 1, 1)."""
+        if times.ndim == 1:
+            return times[:, None, None, None]
+        sizes = torch.tensor(list(self.channels.values()), device=times.device)
+        return times.repeat_interleave(sizes, dim=1)[:, :, None, None]
+
+    def model_arguments(self, codec, dataset) -> dict:
+        """What the model's constructor is told for such a codec and data set; what a plain model does not need is left
+        out."""
+        arguments = {"channels": codec.channels, "grid": codec.grid(dataset.image_size)}
+        arguments["num_classes"] = dataset.num_classes
+        if self.process.variance_groups:
+            arguments["variance_groups"] = self.process.variance_groups
+        if codec.alignment is not None:
+            arguments["alignment_dim"] = codec.alignment.dim
+        return arguments
+
+    def check_model(self, model: object) -> None:
+        """Raises ValueError where the model cannot be told what this objective draws."""
+        if self.independent_timesteps and not len(getattr(model, "group_embeddings", ())):
+            raise ValueError(
+                "JointObjective.independent_timesteps = True needs a model that is told every group's t: bind "
+                "DiffusionTransformer.group_timesteps = True (and have at least one representation)"
+            )

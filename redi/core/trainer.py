@@ -18,10 +18,13 @@ from redi.core.generation import generate
 from redi.core.interrupt import Stopped, StopRequest
 from redi.core.lock import only_process
 from redi.core.log import RunLog, Window
+from redi.core.noise_table import noise_table, spreads
 from redi.core.objective import JointObjective
 from redi.core.progress import progress
 from redi.core.registry import configurable, external
 from redi.core.seeds import mix_seeds
+from redi.core.warm_start import warm_start
+from redi.data.cache import Cache
 from redi.data.loader import batches
 from redi.evaluation.pictures import ColourBasis, num_columns, sample_grid
 from redi.models.transformer import DiffusionTransformer
@@ -47,6 +50,7 @@ def train(
     ema: Callable[..., EMA] = EMA,
     num_steps: int = 400_000,
     batch_size: int = 256,
+    initial_weights: str | Path | None = None,
     accumulate: int = 1,
     max_grad_norm: float = 1.0,
     warmup_steps: int = 0,
@@ -71,6 +75,8 @@ def train(
         model, objective, optimizer, ema: classes (or functions) that are called here with what only the loop knows:
             channels, grid and number of classes; the model's parameters.
         batch_size: images per step, in `accumulate` equal parts.
+        initial_weights: begin with the weights of a plain or smaller model: a published checkpoint or a run's folder;
+            see `warm_start`.
         max_grad_norm: gradients are scaled down to this norm; 0 leaves them.
         warmup_steps: the learning rate rises linearly over so many steps, then stays.
         precision: 'float32', 'bfloat16' (autocast), or 'auto': bfloat16 on a GPU that has it.
@@ -97,9 +103,12 @@ def train(
     dtype = choose_precision(precision, device)
 
     torch.manual_seed(seed)
-    num_classes, grid = dataset.num_classes, codec.grid(dataset.image_size)
-    net = model(channels=codec.channels, grid=grid, num_classes=num_classes).to(device)
-    loss_of = objective(channels=codec.channels, num_classes=num_classes)
+    loss_of = objective(channels=codec.channels, num_classes=dataset.num_classes)
+    model_arguments = loss_of.model_arguments(codec, dataset)
+    net = model(**model_arguments).to(device)
+    loss_of.check_model(net)
+    if initial_weights is not None and not list_checkpoints(run_dir):
+        warm_start(net, initial_weights)
     names = [name for name, _ in net.named_parameters()]
     optim = optimizer(net.parameters())
     base_rates = [group["lr"] for group in optim.param_groups]
@@ -113,7 +122,8 @@ def train(
     if checkpoints := list_checkpoints(run_dir):
         tensors, record = load_checkpoint(checkpoints[-1])
         _restore(checkpoints[-1], tensors, record, net, average, optim, names, codec)
-        step, window, colours = record["step"], Window(record["window"]), ColourBasis(tensors["colours"])
+        step, window, spread = record["step"], Window(record["window"]), record["spread"]
+        colours = ColourBasis(tensors["colours"])
         if record["seed"] != seed:
             raise ValueError(f"{checkpoints[-1]} was trained with train.seed = {record['seed']}, not {seed}")
         if record["dataset"] != dataset.fingerprint():
@@ -123,12 +133,15 @@ def train(
         if step >= num_steps:
             log.info("nothing to train: it holds step %d of train.num_steps = %d", step, num_steps)
     else:
-        colours = ColourBasis.fit(codec, dataset)
+        some = codec.encode_sample(dataset)  # (n, C, H, W)
+        colours, spread = ColourBasis.fit(codec.channels, some), spreads(codec.channels, some)
+        del some
+    log.info("%s", noise_table(codec.channels, loss_of.process, loss_of.weights, spread))
 
-    description = {"channels": dict(codec.channels), "grid": grid, "num_classes": num_classes}
+    description = {"model_arguments": model_arguments | {"channels": dict(codec.channels)}}
     description |= {"image_size": dataset.image_size, "seed": seed, "codec": codec.provenance()}
     description["codec_fingerprint"] = codec.fingerprint()
-    description["dataset"] = dataset.fingerprint()
+    description |= {"dataset": dataset.fingerprint(), "spread": spread}
 
     def save() -> None:
         optimizer_state, optimizer_record = optimizer_tensors(optim, names)
@@ -149,9 +162,11 @@ def train(
                 group["lr"] = rate * min(1.0, (step + 1) / max(warmup_steps, 1))
             batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
             for part in _parts(batch, accumulate):
-                x = codec.join(part if "image" in part else codec.precompute(part["images"]))  # (N, C, H, W)
+                stored = part if "image" in part else codec.precompute(part["images"])
+                x = codec.join(stored)  # (N, C, H, W)
+                aligned = {name: stored[name] for name in ("alignment",) if name in stored}
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    losses = loss_of(net, x, part["labels"])
+                    losses = loss_of(net, x, part["labels"], **aligned)
                 (losses["loss"] / accumulate).backward()
                 window.add(losses, weight=1 / accumulate)
             norm = nn.utils.clip_grad_norm_(net.parameters(), max_grad_norm or float("inf"))
@@ -171,8 +186,8 @@ def train(
                 if step % log_every == 0:
                     window = Window()
             if step % preview_every == 0:
-                columns = min(10, num_classes)  # one class a column
-                labels = torch.arange(preview_images) % columns * num_classes // columns
+                columns = min(10, dataset.num_classes)  # one class a column
+                labels = torch.arange(preview_images) % columns * dataset.num_classes // columns
                 drawn = preview(net, codec, loss_of.process, labels=labels, weights=average.parameters)
                 picture = sample_grid(drawn, codec, colours, columns=num_columns(labels))
                 (run_dir / "previews").mkdir(exist_ok=True)
@@ -217,14 +232,18 @@ def check_settings(
 def _check_data(codec: JointCodec, dataset) -> None:
     if not codec.fitted:
         raise ValueError("the codec is not fitted: call prepare(codec=..., dataset=...) and train on what it returns")
-    stored = getattr(dataset, "codec_fingerprint", None)
-    if stored is not None and stored != codec.fingerprint():
-        raise ValueError(f"the cache {dataset.folder} was made with another codec: run prepare again")
+    if isinstance(dataset, Cache):
+        dataset.check(codec)
 
 
 def _restore(folder: Path, tensors, record, net, average, optim, names, codec) -> None:
     """Puts a checkpoint into the objects of this run. Raises ValueError where it does not fit them."""
-    if (stored := record["channels"]) != dict(codec.channels):
+    if "optimizer" not in tensors:
+        raise ValueError(
+            f"{folder} was imported, not trained here, and holds no optimizer: to train on, begin another run with "
+            f"train.initial_weights = {str(folder.parent.parent)!r}"
+        )
+    if (stored := record["model_arguments"]["channels"]) != dict(codec.channels):
         raise ValueError(f"{folder} was trained with channels {stored}, this run has {dict(codec.channels)}")
     if codec.fingerprint() != record["codec_fingerprint"]:
         raise ValueError(

@@ -7,6 +7,7 @@ from einops import rearrange
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from redi.core.channels import Channels
 from redi.core.codec import JointCodec
 from redi.models.reducers.pca import PCA
 
@@ -24,19 +25,11 @@ class ColourBasis:
         self.tensors = tensors  # "<name>/mean" (R,), "<name>/rows" (3, R), "<name>/low" and "<name>/high" (3,)
 
     @classmethod
-    def fit(cls, codec: JointCodec, dataset, num_images: int = 1024) -> "ColourBasis":
-        """From images spread evenly over a `Dataset` or `Cache`."""
-        if not codec.channels.representations:
-            return cls({})
-        positions = torch.linspace(0, len(dataset) - 1, min(num_images, len(dataset))).long().tolist()
-        parts = []
-        for start in range(0, len(positions), 64):
-            batch = {name: t.to(codec.device) for name, t in dataset.batch(positions[start : start + 64]).items()}
-            parts.append(codec.join(batch if "image" in batch else codec.precompute(batch["images"])).cpu())
-        x = torch.cat(parts)
+    def fit(cls, channels: Channels, x: Tensor) -> "ColourBasis":
+        """From a sample of joint states (N, C, H, W), as `JointCodec.encode_sample` gives."""
         tensors = {}
-        for name in codec.channels.representations:
-            rows = rearrange(codec.channels.split(x)[name], "n r h w -> (n h w) r").double()
+        for name in channels.representations:
+            rows = rearrange(channels.split(x)[name], "n r h w -> (n h w) r").double()
             mean = rows.mean(dim=0)
             vectors = PCA().rows((rows - mean).T @ (rows - mean))[:3]
             colours = (rows - mean) @ vectors.T
@@ -64,8 +57,8 @@ def sample_grid(drawn, codec: JointCodec, colours: ColourBasis, title: str = "",
     """
     groups = codec.channels.split(drawn.x)
     layers = [drawn.images] + [colours(name, groups[name]) for name in codec.channels.representations]
-    cell = max(64, drawn.images.shape[-1]) if drawn.images.shape[-1] < 192 else 128
-    return tile([_resize(layer, cell) for layer in layers], drawn.labels.tolist(), title, columns)
+    cells = [thumbnails(layer, like=drawn.images) for layer in layers]
+    return tile(cells, drawn.labels.tolist(), title, columns)
 
 
 def tile(layers: Sequence[Sequence[Image.Image]], labels: Sequence[int], title: str, columns: int) -> Image.Image:
@@ -94,8 +87,10 @@ def stack(pictures: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-def _resize(images: Tensor, size: int) -> list[Image.Image]:
-    """(N, 3, H, W) uint8 -> PIL pictures; small ones keep their pixels' edges."""
+def thumbnails(images: Tensor, like: Tensor) -> list[Image.Image]:
+    """(N, 3, H, W) uint8 -> PIL pictures of one size, that in which `like` is best shown; small ones keep their
+    pixels' edges."""
+    size = max(64, like.shape[-1]) if like.shape[-1] < 192 else 128
     rule = Image.Resampling.NEAREST if images.shape[-1] < size else Image.Resampling.LANCZOS
     arrays = images.permute(0, 2, 3, 1).contiguous().numpy()
     return [Image.fromarray(array).resize((size, size), rule) for array in arrays]

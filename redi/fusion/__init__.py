@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 
 import torch
 from einops import rearrange
@@ -14,7 +15,7 @@ from redi.core.registry import Registry, discover
 class Fusion(nn.Module, ABC):
     """Patch embeddings and output heads of every channel group (paper, section 3.3: W_emb and W_dec per stream).
 
-    A strategy implements `embed` and `unembed`. Both streams lie on the same latent grid, so one table of 2-D
+    A strategy implements `embed` and `tokens_of`. Both streams lie on the same latent grid, so one table of 2-D
     sin-cos positions serves all.
 
     Args:
@@ -22,12 +23,21 @@ class Fusion(nn.Module, ABC):
         grid: (H, W) of the joint state.
         patch_size: p; P = HW / p^2 patches.
         width: D, the model width.
+        variance_groups: groups with a second output per channel (see `Process.variance_groups`).
 
     Raises:
         ValueError: the patch size does not divide the grid.
     """
 
-    def __init__(self, *, channels: Channels, grid: tuple[int, int], patch_size: int, width: int):
+    def __init__(
+        self,
+        *,
+        channels: Channels,
+        grid: tuple[int, int],
+        patch_size: int,
+        width: int,
+        variance_groups: Sequence[str] = (),
+    ):
         super().__init__()
         if grid[0] % patch_size or grid[1] % patch_size:
             raise ValueError(
@@ -40,11 +50,14 @@ class Fusion(nn.Module, ABC):
             {name: nn.Conv2d(size, width, patch_size, stride=patch_size) for name, size in channels.items()}
         )
         self.heads = nn.ModuleDict({name: nn.Linear(width, size * patch_size**2) for name, size in channels.items()})
+        self.variance_heads = nn.ModuleDict(
+            {name: nn.Linear(width, channels[name] * patch_size**2) for name in variance_groups}
+        )
         self.register_buffer("positions", sincos_positions(self.patch_grid, width), persistent=False)  # (P, D)
         for embedding in self.embeddings.values():
             nn.init.xavier_uniform_(embedding.weight.flatten(1))  # as the linear layer on patches that it is
             nn.init.zeros_(embedding.bias)
-        for head in self.heads.values():  # adaLN-zero: the untrained model predicts 0
+        for head in (*self.heads.values(), *self.variance_heads.values()):  # adaLN-zero: the untrained model gives 0
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
 
@@ -53,18 +66,25 @@ class Fusion(nn.Module, ABC):
         """Joint state (N, C, H, W) -> tokens (N, T, D), positions included."""
 
     @abstractmethod
+    def tokens_of(self, tokens: Tensor) -> Mapping[str, Tensor]:
+        """Tokens (N, T, D) -> {group: (N, P, D)}, what each group's head reads."""
+
     def unembed(self, tokens: Tensor) -> Tensor:
-        """Tokens (N, T, D) after the last modulation -> joint prediction (N, C, H, W)."""
+        """Tokens (N, T, D) after the last modulation -> joint prediction (N, C, H, W), and after it along the channels
+        the second outputs of `variance_groups`."""
+        own = self.tokens_of(tokens)
+        heads = [(own[name], head) for name, head in (*self.heads.items(), *self.variance_heads.items())]
+        return torch.cat([self._unpatch(head(tokens)) for tokens, head in heads], dim=1)
 
     def embed_group(self, name: str, group: Tensor) -> Tensor:
         """One group (N, C_m, H, W) -> (N, P, D), without positions."""
         return rearrange(self.embeddings[name](group), "n d h w -> n (h w) d")
 
-    def unembed_group(self, name: str, tokens: Tensor) -> Tensor:
-        """(N, P, D) -> one group (N, C_m, H, W). Row order of the head: (row, column, channel), as published."""
+    def _unpatch(self, patches: Tensor) -> Tensor:
+        """(N, P, p p C_m) -> (N, C_m, H, W). Row order of the heads: (row, column, channel), as published."""
         h, w = self.patch_grid
         p = self.patch_size
-        return rearrange(self.heads[name](tokens), "n (h w) (p q c) -> n c (h p) (w q)", h=h, w=w, p=p, q=p)
+        return rearrange(patches, "n (h w) (p q c) -> n c (h p) (w q)", h=h, w=w, p=p, q=p)
 
     @property
     @abstractmethod
@@ -88,6 +108,6 @@ def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
     return torch.cat(halves, dim=1).float()
 
 
-fusions = Registry("fusion", Fusion, runtime=("channels", "grid", "patch_size", "width"))
+fusions = Registry("fusion", Fusion, runtime=("channels", "grid", "patch_size", "width", "variance_groups"))
 register = fusions.register
 discover(__name__, fusions)

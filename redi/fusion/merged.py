@@ -13,8 +13,8 @@ class Merged(Fusion):
         groups = self.channels.split(x)
         return sum(self.embed_group(name, group) for name, group in groups.items()) + self.positions
 
-    def unembed(self, tokens: Tensor) -> Tensor:
-        return self.channels.join({name: self.unembed_group(name, tokens) for name in self.channels})
+    def tokens_of(self, tokens: Tensor) -> dict[str, Tensor]:
+        return dict.fromkeys(self.channels, tokens)
 
     @property
     def num_tokens(self) -> int:

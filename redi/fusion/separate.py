@@ -17,10 +17,8 @@ class Separate(Fusion):
         groups = self.channels.split(x)
         return torch.cat([self.embed_group(name, group) + self.positions for name, group in groups.items()], dim=1)
 
-    def unembed(self, tokens: Tensor) -> Tensor:
-        parts = tokens.chunk(len(self.channels), dim=1)
-        heads = zip(self.channels, parts, strict=True)
-        return self.channels.join({name: self.unembed_group(name, part) for name, part in heads})
+    def tokens_of(self, tokens: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.channels, tokens.chunk(len(self.channels), dim=1), strict=True))
 
     @property
     def num_tokens(self) -> int:

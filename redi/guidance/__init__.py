@@ -71,12 +71,17 @@ def guided(
     channels: Channels,
     y: Tensor,
     null_label: int,
+    network_time: Callable[[Tensor], Tensor] = lambda t: t,
 ) -> Callable[[Tensor, float], Tensor]:
     """The model under guidance, as a function of x_t (N, C, H, W) and t alone.
 
+    A learned variance (further channels of the prediction) is not guided: it is that of the first condition, which
+    sees everything unless its weight is 0, as in DiT.
+
     Args:
-        model: (x_t (K N, C, H, W), t (K N,), y (K N,)) -> prediction (K N, C, H, W), one call for K conditions.
+        model: (x_t (K N, C, H, W), time (K N,), y (K N,)) -> prediction (K N, C, H, W), one call for K conditions.
         y: (N,) labels.
+        network_time: what the model is told at t: that of the process (DiT: 0 ... 999).
     """
 
     def denoise(x: Tensor, t: float) -> Tensor:
@@ -84,14 +89,16 @@ def guided(
         everyone = torch.ones(len(x), dtype=torch.bool, device=x.device)
         inputs = [channels.mask(x, everyone, condition.without) if condition.without else x for condition in weights]
         labels = [y if condition.label else torch.full_like(y, null_label) for condition in weights]
-        times = x.new_full((len(x) * len(weights),), t)
+        times = network_time(x.new_full((len(x) * len(weights),), t))
         predictions = model(torch.cat(inputs), times, torch.cat(labels)).chunk(len(weights))
         if list(weights) == [EVERYTHING] and set(weights[EVERYTHING].values()) == {1.0}:
             return predictions[0]
-        return sum(
-            prediction * channels.per_channel(weight, like=prediction)
+        c = x.shape[1]
+        steered = sum(
+            prediction[:, :c] * channels.per_channel(weight, like=prediction)
             for prediction, weight in zip(predictions, weights.values(), strict=True)
         )
+        return steered if predictions[0].shape[1] == c else torch.cat([steered, predictions[0][:, c:]], dim=1)
 
     return denoise
 

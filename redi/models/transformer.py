@@ -1,6 +1,7 @@
 """The diffusion transformer: DiT's adaLN-zero blocks around a fusion of channel groups."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
@@ -16,19 +17,24 @@ from redi.models.attention import attend_sdpa, choose_attention
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 
 
-@configurable(runtime=("channels", "grid", "num_classes"))
+@configurable(runtime=("channels", "grid", "num_classes", "variance_groups", "alignment_dim"))
 class DiffusionTransformer(nn.Module):
     """x_t (N, C, H, W), t (N,), y (N,) -> prediction (N, C, H, W), for DiT and SiT alike.
 
     Args:
-        channels: the channel groups of the joint state (supplied by `train`).
-        grid: (H, W) of the joint state (supplied by `train`).
-        num_classes: K; row K of the label table is the null label (supplied by `train`).
+        channels: the channel groups of the joint state (supplied by `train`, as the next four).
+        grid: (H, W) of the joint state.
+        num_classes: K; row K of the label table is the null label.
+        variance_groups: groups with a learned variance, for which the prediction has further channels after the C.
+        alignment_dim: E of the encoder that REPA aligns hidden tokens with; None: no projector.
         size: S, B, L or XL with a patch size, as in 'B/2'; the four arguments after it override its parts.
         fusion: the class of a fusion strategy.
         attention: 'auto', 'xformers', 'sdpa' or 'math'; see `choose_attention`.
-        timestep_scale: what t is multiplied with before its sinusoidal embedding. SiT feeds t in [0, 1]
-            unscaled; DiT feeds 0 ... 999.
+        timestep_scale: what the time is multiplied with before its sinusoidal embedding; the published models do not
+            (SiT's process gives times in [0, 1], DiT's 0 ... 999).
+        group_timesteps: an embedding of every representation's own time, for `JointObjective.independent_timesteps`.
+        alignment_layer: the block (counted from 1) whose output the projector reads (REPA: 8).
+        alignment_width: of the projector's two hidden layers.
 
     Raises:
         ValueError: an unknown size, a width that the heads do not divide, a patch size that does not divide the grid.
@@ -40,6 +46,8 @@ class DiffusionTransformer(nn.Module):
         channels: Channels,
         grid: tuple[int, int],
         num_classes: int,
+        variance_groups: Sequence[str] = (),
+        alignment_dim: int | None = None,
         size: str = "B/2",
         width: int | None = None,
         depth: int | None = None,
@@ -49,6 +57,9 @@ class DiffusionTransformer(nn.Module):
         fusion: type = Merged,
         attention: str = "auto",
         timestep_scale: float = 1.0,
+        group_timesteps: bool = False,
+        alignment_layer: int = 8,
+        alignment_width: int = 2048,
     ):
         super().__init__()
         fusions.check_class(fusion, "DiffusionTransformer.fusion")
@@ -64,13 +75,31 @@ class DiffusionTransformer(nn.Module):
         self.null_label = num_classes
         self.attention = attention
         self.attention_for: tuple | None = None  # the device and dtype that the backend was chosen for
-        self.fusion = fusion(channels=channels, grid=grid, patch_size=patch_size, width=width)
+        runtime = {"variance_groups": tuple(variance_groups)} if variance_groups else {}
+        self.fusion = fusion(channels=channels, grid=grid, patch_size=patch_size, width=width, **runtime)
         self.timestep_embedding = TimestepEmbedding(width, scale=timestep_scale)
         self.label_embedding = nn.Embedding(num_classes + 1, width)
         self.blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio) for _ in range(depth))
         self.final_norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.final_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.group_embeddings = nn.ModuleDict()
+        if group_timesteps:
+            self.group_embeddings.update(
+                {name: TimestepEmbedding(width, scale=timestep_scale) for name in channels.representations}
+            )
         self._initialise()
+        self.alignment_layer = alignment_layer
+        self.projector: nn.Module | None = None
+        if alignment_dim is not None:
+            if not 1 <= alignment_layer <= depth:
+                raise ValueError(
+                    f"DiffusionTransformer.alignment_layer = {alignment_layer}: the model has blocks 1 ... {depth}"
+                )
+            self.projector = nn.Sequential(  # REPA (Yu et al., arXiv 2410.06940): three layers, SiLU between them
+                nn.Linear(width, alignment_width), nn.SiLU(),
+                nn.Linear(alignment_width, alignment_width), nn.SiLU(),
+                nn.Linear(alignment_width, alignment_dim),
+            )  # fmt: skip
 
     def _initialise(self) -> None:
         for block in self.blocks:
@@ -78,19 +107,42 @@ class DiffusionTransformer(nn.Module):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
         nn.init.normal_(self.label_embedding.weight, std=0.02)
-        for layer in (self.timestep_embedding.mlp[0], self.timestep_embedding.mlp[2]):
-            nn.init.normal_(layer.weight, std=0.02)
+        for embedding in (self.timestep_embedding, *self.group_embeddings.values()):
+            nn.init.normal_(embedding.mlp[0].weight, std=0.02)
+            nn.init.normal_(embedding.mlp[2].weight, std=0.02)
         for modulation in [block.modulation for block in self.blocks] + [self.final_modulation]:
             nn.init.zeros_(modulation[1].weight)  # adaLN-zero: every block starts as the identity
             nn.init.zeros_(modulation[1].bias)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, align: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """
+        Args:
+            x: the joint state at t, (N, C, H, W).
+            t: the process's `network_time`: (N,), or (N, groups) where every group has a time of its own, of which a
+                model without `group_timesteps` reads the image's.
+            y: labels (N,) in 0 ... K.
+            align: return also the projection (N, P, E) of the hidden image tokens, for REPA.
+
+        Returns:
+            The prediction (N, C, H, W), with further channels for learned variances.
+        """
         tokens = self.fusion.embed(x)  # (N, T, D)
-        condition = self.timestep_embedding(t) + self.label_embedding(y)  # (N, D)
-        for block in self.blocks:
+        condition = self._embed_times(t) + self.label_embedding(y)  # (N, D)
+        for number, block in enumerate(self.blocks, start=1):
             tokens = block(tokens, condition)
+            if align and number == self.alignment_layer:
+                aligned = self.projector(self.fusion.tokens_of(tokens)["image"])
         shift, scale = self.final_modulation(condition).chunk(2, dim=-1)
-        return self.fusion.unembed(modulate(self.final_norm(tokens), shift, scale))
+        prediction = self.fusion.unembed(modulate(self.final_norm(tokens), shift, scale))
+        return (prediction, aligned) if align else prediction
+
+    def _embed_times(self, t: Tensor) -> Tensor:
+        """(N,) or (N, groups) -> (N, D)."""
+        of_image = t if t.ndim == 1 else t[:, 0]
+        embedded = self.timestep_embedding(of_image)
+        for index, embedding in enumerate(self.group_embeddings.values(), start=1):
+            embedded = embedded + embedding(of_image if t.ndim == 1 else t[:, index])
+        return embedded
 
     def choose_attention(self, device: torch.device | str, dtype: torch.dtype) -> str:
         """Settles the attention backend for this device and dtype; returns the line that says which and why."""

@@ -69,7 +69,8 @@ def test_generation_is_the_sampler_on_the_noise_of_each_image(model, codec):
     torch.testing.assert_close(draw(model, codec, seed=5).x, x, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", samplers)
+# Ancestral needs a discrete process; AdaptiveODE chooses its steps for a batch as a whole.
+@pytest.mark.parametrize("name", sorted(set(samplers) - {"Ancestral", "AdaptiveODE"}))
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_the_batch_size_does_not_matter(model, codec, name, batch_size):
     labels = [i % NUM_CLASSES for i in range(8)]
@@ -125,6 +126,7 @@ def test_the_record_says_how_the_images_were_drawn(model, codec):
         "seed": 9,
         "sampler": {"name": "Euler", "num_evaluations": 4},
         "guidance": [{"name": "ClassifierFree", "scale": 2.0, "groups": ["image"]}],
+        "given": [],
         "precision": "float32",
         "function_evaluations": 4,
         "network_evaluations_per_image": 8.0,
@@ -142,8 +144,10 @@ def test_the_default_sampler_is_the_paper_s(model, codec):
     assert record["sampler"] == {
         "name": "EulerMaruyama",
         "num_evaluations": 250,
-        "diffusion": 2.0,
-        "last_step": 0.04,
+        "diffusion_form": "sigma",
+        "diffusion_norm": 1.0,
+        "last_step": "mean",
+        "last_step_size": 0.04,
     }
 
 

@@ -5,6 +5,10 @@ import torch
 
 from redi.core.channels import Channels
 from redi.core.objective import JointObjective
+from redi.core.processes.ddpm import DDPM
+from redi.core.processes.flow_matching import FlowMatching
+from redi.core.processes.shifted import Shifted
+from redi.models.transformer import DiffusionTransformer
 
 CHANNELS = Channels(image=3, a=5, b=1)
 NULL = 10
@@ -246,3 +250,109 @@ def test_the_same_seed_gives_the_same_loss():
 def test_settings_that_cannot_work_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         objective(**settings)
+
+
+class RecorderOfState(Recorder):
+    def __call__(self, x_t, t, y):
+        super().__call__(x_t, t, y)
+        return torch.zeros_like(x_t)
+
+
+def test_the_released_rule_drops_the_clean_representation_of_the_whole_batch():
+    x, y = batch(8)
+    seen = set()
+    for seed in range(30):
+        model = RecorderOfState()
+        t, noise = replayed_draws(seed, x)
+        torch.manual_seed(seed)
+        objective(representation_dropout=0.5, dropout_rule="released")(model, x, y)
+        s = t[:, None, None, None]
+        plain, noise_alone = s * x + (1 - s) * noise, (1 - s) * noise
+        torch.testing.assert_close(model.x_t[:, :3], plain[:, :3])
+        whole = [torch.allclose(model.x_t[:, 3:], other[:, 3:], atol=1e-6) for other in (plain, noise_alone)]
+        assert sum(whole) == 1  # all samples alike
+        seen.add(whole.index(True))
+    assert seen == {0, 1}
+
+
+def test_an_unknown_dropout_rule_is_refused():
+    with pytest.raises(ValueError, match="dropout_rule = 'batch'"):
+        objective(dropout_rule="batch")
+
+
+def test_independent_timesteps_give_every_group_its_own_noise():
+    x, y = batch()
+    torch.manual_seed(0)
+    times = torch.rand(len(x), 3)
+    noise = torch.randn_like(x)
+    torch.manual_seed(0)
+    objective(independent_timesteps=True)(model := Recorder(), x, y)
+    assert torch.equal(model.t, times)
+    for group, index in (("image", 0), ("a", 1), ("b", 2)):
+        where, t = CHANNELS.slice(group), times[:, index, None, None, None]
+        torch.testing.assert_close(model.x_t[:, where], (t * x + (1 - t) * noise)[:, where])
+
+
+def test_independent_timesteps_need_a_model_that_is_told_them():
+    settings = {"channels": CHANNELS, "grid": (4, 4), "num_classes": NULL, "width": 16, "depth": 1, "num_heads": 2}
+    draws_independently = objective(independent_timesteps=True)
+    with pytest.raises(ValueError, match="group_timesteps = True"):
+        draws_independently.check_model(DiffusionTransformer(**settings))
+    draws_independently.check_model(DiffusionTransformer(**settings, group_timesteps=True))
+
+
+def test_a_shift_gives_groups_the_times_of_the_shifted_process():
+    x, y = batch()
+    t, noise = replayed_draws(0, x)
+    torch.manual_seed(0)
+    objective(process=Shifted(shift={"a": 0.25}))(model := Recorder(), x, y)
+    ahead = (t / (t + 0.25 * (1 - t)))[:, None, None, None]
+    torch.testing.assert_close(model.t[:, 0], t)
+    torch.testing.assert_close(model.t[:, 1], ahead.flatten())
+    torch.testing.assert_close(model.x_t[:, 3:8], (ahead * x + (1 - ahead) * noise)[:, 3:8])
+    shared = t[:, None, None, None]
+    torch.testing.assert_close(model.x_t[:, :3], (shared * x + (1 - shared) * noise)[:, :3])
+
+
+class Variances:
+    """Predicts noise 0, and v for the image's variance."""
+
+    def __init__(self, v):
+        self.v = v
+
+    def __call__(self, x_t, t, y):
+        self.t = t
+        return torch.cat([torch.zeros_like(x_t), self.v.expand(len(x_t), 3, *x_t.shape[2:])], dim=1)
+
+
+def test_a_learned_variance_is_trained_by_the_bound_and_the_mean_is_not():
+    x, y = batch()
+    v = torch.zeros(1, 3, 1, 1, requires_grad=True)
+    torch.manual_seed(0)
+    losses = objective(process=DDPM(learned_variance="image"))(model := Variances(v), x, y)
+    assert "vlb" in losses
+    assert model.t.min() >= 0 and model.t.max() <= 999 and (model.t == model.t.round()).all()
+    torch.testing.assert_close(losses["loss"], losses["image"] + losses["a"] + losses["b"] + losses["vlb"])
+    losses["loss"].backward()
+    assert v.grad.abs().sum() > 0
+
+
+def test_a_fixed_variance_adds_no_term():
+    x, y = batch()
+    losses = objective(process=DDPM(learned_variance=()))(zero_model, x, y)
+    assert set(losses) == {"loss", "image", "a", "b"}
+
+
+@pytest.mark.parametrize("process", [DDPM, lambda **_: FlowMatching()])
+def test_the_model_is_told_what_it_must_give(process):
+    class Codec:
+        channels, alignment = CHANNELS, None
+
+        def grid(self, image_size):
+            return image_size, image_size
+
+    class Data:
+        num_classes, image_size = NULL, 8
+
+    arguments = objective(process=process()).model_arguments(Codec(), Data())
+    assert arguments.get("variance_groups", ()) == (("image", "a", "b") if process is DDPM else ())

@@ -23,8 +23,8 @@ from redi.core.log import read_log
 from redi.core.objective import JointObjective
 from redi.core.samplers.euler import Euler
 from redi.core.trainer import ADAMW, train
-from redi.data.cache import write_cache
 from redi.data.datasets.digits import Digits
+from redi.data.encoding import write_cache
 from redi.models.autoencoders.pixels import Pixels
 from redi.models.encoders.domain import DomainEncoder
 from redi.models.reducers.pca import PCA
@@ -218,7 +218,7 @@ def test_gradients_are_scaled_down_to_their_largest_norm(start, codec):
     run_dir = start("run", **settings)
     torch.manual_seed(0)
     tensors, record = load_checkpoint(list_checkpoints(run_dir)[-1])
-    initial = MODEL(channels=codec.channels, grid=record["grid"], num_classes=10)
+    initial = MODEL(channels=codec.channels, grid=record["model_arguments"]["grid"], num_classes=10)
     moved = sum((tensors["model"][name] - p).square().sum() for name, p in initial.named_parameters())
     assert float(moved.detach().sqrt()) == pytest.approx(0.01, rel=1e-3)
     assert read_log(run_dir)[0]["gradient_norm"] > 0.01
@@ -257,7 +257,7 @@ def test_a_cache_of_another_codec_is_refused(start, images):
     representation = other.representations["domain"]
     representation.encoder.fit(images)
     representation.reducer.fit([representation.encoder(images.batch(range(50))["images"])])
-    with pytest.raises(ValueError, match="was made with another codec: run prepare again"):
+    with pytest.raises(ValueError, match="was made with another codec .cache -> codec at hand.:"):
         start("run", codec=other)
 
 

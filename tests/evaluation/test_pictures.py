@@ -7,8 +7,8 @@ from PIL import Image
 
 from redi.core.codec import JointCodec, Representation
 from redi.core.generation import Generated
-from redi.data.cache import write_cache
 from redi.data.datasets.digits import Digits
+from redi.data.encoding import write_cache
 from redi.evaluation.pictures import ColourBasis, class_ordered, num_columns, sample_grid, stack, tile
 from redi.models.autoencoders.pixels import Pixels
 from redi.models.encoders.domain import DomainEncoder
@@ -47,14 +47,15 @@ def features_of(codec, images, positions):
 @pytest.mark.parametrize("rank", [1, 2, 3, 5])
 def test_colours_are_bytes_on_the_grid_of_the_features(fitted, images, rank):
     codec = fitted(rank)
-    rgb = ColourBasis.fit(codec, images)("z", features_of(codec, images, range(4)))
+    rgb = ColourBasis.fit(codec.channels, codec.encode_sample(images))("z", features_of(codec, images, range(4)))
     assert rgb.shape == (4, 3, 8, 8)
     assert rgb.dtype == torch.uint8
 
 
 def test_equal_features_have_equal_colours_in_any_batch(fitted, images):
     codec = fitted(5)
-    colours, features = ColourBasis.fit(codec, images), features_of(codec, images, range(6))
+    colours = ColourBasis.fit(codec.channels, codec.encode_sample(images))
+    features = features_of(codec, images, range(6))
     together = colours("z", features)
     for i in range(6):
         assert torch.equal(colours("z", features[i : i + 1])[0], together[i])
@@ -62,7 +63,7 @@ def test_equal_features_have_equal_colours_in_any_batch(fitted, images):
 
 def test_colours_of_one_channel_are_grey(fitted, images):
     codec = fitted(1)
-    rgb = ColourBasis.fit(codec, images)("z", features_of(codec, images, range(4)))
+    rgb = ColourBasis.fit(codec.channels, codec.encode_sample(images))("z", features_of(codec, images, range(4)))
     assert torch.equal(rgb[:, 0], rgb[:, 1])
     assert torch.equal(rgb[:, 0], rgb[:, 2])
 
@@ -74,7 +75,8 @@ def test_the_basis_is_that_of_the_principal_components(fitted, images):
     centred = rows - rows.mean(axis=0)
     _, _, components = np.linalg.svd(centred, full_matrices=False)
     projected = centred @ components[:3].T
-    rgb = ColourBasis.fit(codec, images)("z", features).permute(0, 2, 3, 1).flatten(0, 2).numpy()
+    colours = ColourBasis.fit(codec.channels, codec.encode_sample(images))
+    rgb = colours("z", features).permute(0, 2, 3, 1).flatten(0, 2).numpy()
     for channel in range(3):
         low, high = np.quantile(projected[:, channel], [0.01, 0.99])
         expected = np.clip((projected[:, channel] - low) / (high - low), 0, 1) * 255
@@ -85,14 +87,17 @@ def test_the_basis_is_that_of_the_principal_components(fitted, images):
 
 def test_the_basis_from_a_cache_is_that_from_the_images(fitted, images, tmp_path):
     codec = fitted(3)
-    from_images = ColourBasis.fit(codec, images)
-    from_cache = ColourBasis.fit(codec, write_cache(tmp_path / "cache", codec, images, batch_size=40))
+    from_images = ColourBasis.fit(codec.channels, codec.encode_sample(images))
+    from_cache = ColourBasis.fit(
+        codec.channels, codec.encode_sample(write_cache(tmp_path / "cache", codec, images, batch_size=40))
+    )
     for name, tensor in from_images.tensors.items():
         assert torch.equal(tensor, from_cache.tensors[name])
 
 
 def test_the_image_alone_needs_no_colours(images):
-    assert ColourBasis.fit(JointCodec(autoencoder=Pixels(channels=1)), images).tensors == {}
+    codec = JointCodec(autoencoder=Pixels(channels=1))
+    assert ColourBasis.fit(codec.channels, codec.encode_sample(images)).tensors == {}
 
 
 def plain(colour, size=10):
@@ -117,7 +122,7 @@ def test_entries_fill_the_sheet_row_by_row_with_layers_under_each_other():
 def test_a_grid_shows_images_above_their_features(fitted, images):
     codec = fitted(3)
     batch = images.batch(range(12))
-    colours = ColourBasis.fit(codec, images)
+    colours = ColourBasis.fit(codec.channels, codec.encode_sample(images))
     drawn = Generated(batch["images"], codec.encode(batch["images"]), batch["labels"], {})
     sheet = np.asarray(sample_grid(drawn, codec, colours, columns=4))
     rgb = colours("z", codec.channels.split(drawn.x)["z"])

@@ -218,3 +218,28 @@ def test_only_representations_can_be_left_out(names):
 def test_leaving_out_nothing_is_refused():
     with pytest.raises(ValueError, match="without"):
         RepresentationGuidance(without=()).check(CHANNELS, NUM_CLASSES)
+
+
+def with_variance(model):
+    """The model, with a second value for the image's channels behind the C of its prediction."""
+    return lambda x, t, y: torch.cat([model(x, t, y), 3 * model(x, t, y)[:, :2]], dim=1)
+
+
+def test_a_learned_variance_is_that_of_the_unguided_prediction(model, state):
+    x, y = state
+    guided_prediction = guided(with_variance(model), [ClassifierFree(scale=3.0)], CHANNELS, y, NUM_CLASSES)(x, T)
+    plain = guided(model, [ClassifierFree(scale=3.0)], CHANNELS, y, NUM_CLASSES)(x, T)
+    torch.testing.assert_close(guided_prediction[:, : CHANNELS.total], plain)
+    torch.testing.assert_close(guided_prediction[:, CHANNELS.total :], 3 * evaluate(model, x, y)[:, :2])
+
+
+def test_the_network_is_told_the_time_of_the_process(state):
+    x, y = state
+    asked = []
+
+    def record(x, t, y):
+        asked.append(t)
+        return torch.zeros_like(x)
+
+    guided(record, [ClassifierFree(scale=2.0)], CHANNELS, y, NUM_CLASSES, network_time=lambda t: 1000 * (1 - t))(x, T)
+    torch.testing.assert_close(asked[0], torch.full((10,), 700.0, dtype=torch.float64))

@@ -243,3 +243,45 @@ def test_an_unknown_size_is_refused_with_the_known_ones(size):
 def test_settings_that_cannot_work_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         tiny(**settings)
+
+
+def test_learned_variances_come_after_the_joint_prediction_in_the_order_of_their_groups():
+    model = tiny(variance_groups=("image", "a"))
+    x, t, y = batch()
+    prediction = model(x, t, y)
+    assert prediction.shape == (3, 2 * CHANNELS.total, *GRID)
+    heads, variances = model.fusion.heads, model.fusion.variance_heads
+    for name in CHANNELS:  # with equal heads the second half repeats the first
+        variances[name].load_state_dict(heads[name].state_dict())
+    first, second = model(x, t, y).chunk(2, dim=1)
+    assert torch.equal(first, second)
+
+
+def test_a_variance_may_be_learned_for_some_groups_only():
+    assert tiny(variance_groups=("a",))(*batch()).shape[1] == CHANNELS.total + 5
+
+
+@pytest.mark.parametrize("fusion", fusions.values())
+def test_variance_heads_change_nothing_in_the_prediction(fusion):
+    plain, with_variance = tiny(fusion=fusion), tiny(fusion=fusion, variance_groups=("image",))
+    with_variance.load_state_dict(plain.state_dict(), strict=False)
+    x, t, y = batch()
+    assert torch.equal(with_variance(x, t, y)[:, : CHANNELS.total], plain(x, t, y))
+
+
+def test_a_model_that_is_told_every_group_s_time_uses_each():
+    model = tiny(group_timesteps=True)
+    x, _, y = batch()
+    times = torch.full((3, 2), 0.3)
+    base = model(x, times, y)
+    assert torch.equal(base, model(x, torch.full((3,), 0.3), y))  # one time is everyone's
+    for column in range(2):
+        other = times.clone()
+        other[:, column] = 0.8
+        assert not torch.allclose(model(x, other, y), base, atol=1e-3)
+
+
+def test_another_model_reads_the_image_s_time():
+    model = tiny()
+    x, t, y = batch()
+    assert torch.equal(model(x, torch.stack([t, 1 - t], dim=1), y), model(x, t, y))

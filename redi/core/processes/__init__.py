@@ -2,25 +2,73 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
+from redi.core.channels import Channels
 from redi.core.registry import Registry, discover
 
 
 class Process(ABC):
     """A Gaussian path x_t = alpha(t) x + sigma(t) noise with t = 0 pure noise and t = 1 data.
 
-    All methods take t as a float or as a tensor that broadcasts against x (N, C, H, W), and work for every
-    channel group alike.
+    All methods take t as a float or as a tensor that broadcasts against x (N, C, H, W): one time for all samples, one
+    for each, or one for each channel. The prediction is what the network gave; where it holds values beyond the C
+    channels of x (see `variance_groups`), the conversions read the first C.
     """
 
+    # The timesteps of a discrete process; None for a continuous one, whose derivatives in t exist.
+    num_timesteps: int | None = None
+    # The channel groups for which the network gives a second value per channel, after the first C.
+    variance_groups: tuple[str, ...] = ()
+
+    def for_channels(self, channels: Channels, device: torch.device | str = "cpu") -> "Process":
+        """This process for the joint state at hand, and a device for what it gives at a t that is a float.
+
+        Raises ValueError where a setting names no group of it.
+        """
+        return self
+
     @abstractmethod
-    def corrupt(self, x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def alpha(self, t):
+        """What multiplies the data in x_t."""
+
+    @abstractmethod
+    def sigma(self, t):
+        """The standard deviation of the noise in x_t."""
+
+    def interval(self) -> tuple[float, float]:
+        """The first and last t at which every conversion is finite."""
+        return 0.0, 1.0
+
+    def draw_times(self, shape: tuple[int, ...], device: torch.device | str) -> Tensor:
+        """Training times, uniform over the interval. Draws from torch's default generator."""
+        first, last = self.interval()
+        return first + (last - first) * torch.rand(shape, device=device)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """The time that the network is told at t (N,): (N,), or (N, groups) where the groups' times differ."""
+        return t
+
+    @abstractmethod
+    def target(self, x: Tensor, noise: Tensor, t) -> Tensor:
+        """What the network should predict, (N, C, H, W)."""
+
+    def corrupt(self, x: Tensor, noise: Tensor, t) -> tuple[Tensor, Tensor]:
         """-> x_t (N, C, H, W) and the target of the network's prediction (N, C, H, W)."""
+        return self.alpha(t) * x + self.sigma(t) * noise, self.target(x, noise, t)
+
+    def error(self, prediction: Tensor, x: Tensor, noise: Tensor, t) -> Tensor:
+        """What is squared in the loss, (N, C, H, W)."""
+        return prediction[:, : x.shape[1]] - self.target(x, noise, t)
+
+    def variational_bound(self, prediction: Tensor, x: Tensor, x_t: Tensor, t: Tensor) -> dict[str, Tensor]:
+        """{group: (N,) bits per dimension} for the `variance_groups`: what trains a learned variance."""
+        return {}
 
     @abstractmethod
     def velocity(self, prediction: Tensor, x_t: Tensor, t) -> Tensor:
-        """dx_t/dt along the probability-flow ODE."""
+        """dx_t/dt along the probability-flow ODE; of a continuous process only."""
 
     @abstractmethod
     def clean(self, prediction: Tensor, x_t: Tensor, t) -> Tensor:
@@ -30,9 +78,10 @@ class Process(ABC):
     def noise(self, prediction: Tensor, x_t: Tensor, t) -> Tensor:
         """The expected noise E[noise | x_t]; the score is -noise / sigma(t)."""
 
-    @abstractmethod
-    def sigma(self, t):
-        """The standard deviation of the noise in x_t."""
+    def provenance(self) -> dict:
+        """Name and settings, as JSON."""
+        settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return {"name": type(self).__name__, **settings}
 
 
 processes = Registry("processes", Process)

@@ -15,12 +15,20 @@ Draw = Callable[[], Tensor]  # -> (N, C, H, W) standard normal
 
 
 class Sampler(ABC):
-    """Integrates from t = 0 (noise) to t = 1 (data) in exactly `num_evaluations` calls of `denoise`."""
+    """Integrates from t = 0 (noise) to t = 1 (data), over the part of it on which the process can be evaluated
+    (`Process.interval`), in exactly `num_evaluations` calls of `denoise`.
+    """
+
+    # None where the sampler itself decides while it runs (AdaptiveODE).
+    num_evaluations: int | None
 
     def __init__(self, *, num_evaluations: int = 250):
         if num_evaluations < 1:
             raise ValueError(f"{type(self).__name__}.num_evaluations = {num_evaluations}: at least 1 is needed")
         self.num_evaluations = num_evaluations
+
+    def check(self, process: Process) -> None:  # noqa: B027 - most processes suit most samplers
+        """Raises ValueError where this sampler cannot follow such a process; called before the first evaluation."""
 
     @abstractmethod
     def __call__(self, denoise: Denoise, process: Process, draw: Draw) -> Tensor:
@@ -29,6 +37,22 @@ class Sampler(ABC):
     def provenance(self) -> dict:
         """Name and settings, for the record of what was sampled."""
         return {"name": type(self).__name__, **vars(self)}
+
+
+class ContinuousSampler(Sampler):
+    """A sampler that follows the velocity, which discrete processes do not have."""
+
+    def check(self, process: Process) -> None:
+        if process.num_timesteps is not None:
+            raise ValueError(
+                f"generate.sampler = {type(self).__name__} needs a velocity, but {type(process).__name__} has discrete "
+                "timesteps: bind generate.sampler = @samplers.Ancestral() or @samplers.DDIM()"
+            )
+
+
+def uniform_times(first: float, last: float, num_steps: int) -> list[float]:
+    """num_steps + 1 times at equal distances, both ends included exactly."""
+    return [first + (last - first) * k / num_steps for k in range(num_steps)] + [last]
 
 
 class ImageNoise:

@@ -1,13 +1,15 @@
 """Heun's method on the probability-flow ODE."""
 
+from itertools import pairwise
+
 from torch import Tensor
 
 from redi.core.processes import Process
-from redi.core.samplers import Denoise, Draw, Sampler, register
+from redi.core.samplers import ContinuousSampler, Denoise, Draw, register, uniform_times
 
 
 @register
-class Heun(Sampler):
+class Heun(ContinuousSampler):
     """Second order: two evaluations a step (at both ends), so `num_evaluations` must be even."""
 
     def __init__(self, *, num_evaluations: int = 250):
@@ -16,13 +18,12 @@ class Heun(Sampler):
             raise ValueError(f"Heun.num_evaluations = {num_evaluations} must be even: each step takes two")
 
     def __call__(self, denoise: Denoise, process: Process, draw: Draw) -> Tensor:
+        self.check(process)
         x = draw()
-        num_steps = self.num_evaluations // 2
-        dt = 1 / num_steps
-        for step in range(num_steps):
-            t = step * dt
+        for t, t_ahead in pairwise(uniform_times(*process.interval(), self.num_evaluations // 2)):
+            dt = t_ahead - t
             slope = process.velocity(denoise(x, t), x, t)
             ahead = x + dt * slope
-            slope_ahead = process.velocity(denoise(ahead, t + dt), ahead, t + dt)
+            slope_ahead = process.velocity(denoise(ahead, t_ahead), ahead, t_ahead)
             x = x + dt * (slope + slope_ahead) / 2
         return x

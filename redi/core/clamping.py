@@ -1,0 +1,82 @@
+"""Conditional queries of the joint model: some groups are known, the others are drawn given them."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from redi.core.channels import Channels
+from redi.core.processes import Process
+from redi.core.samplers import Denoise, Draw
+
+
+def clamped(
+    denoise: Denoise,
+    process: Process,
+    draw: Draw,
+    channels: Channels,
+    given: Mapping[str, Tensor],
+    *,
+    own_time: bool = False,
+) -> tuple[Denoise, Draw, Callable[[Tensor], Tensor]]:
+    """Wraps what a sampler is called with so that the given groups follow their own path.
+
+    At every evaluation at t the network sees the known groups as alpha(t) known + sigma(t) noise, with one noise
+    for the whole path (that with which the sampler starts), and what the sampler carries along for them is
+    ignored. It works with every sampler and costs no evaluation, but conditions on the noised groups instead of the
+    clean ones (inpainting by replacement; Song et al., arXiv 2011.13456, appendix I.2). A sampler that follows the
+    distribution at every t turns that into the true conditional: EulerMaruyama with a large `diffusion_norm` and many
+    evaluations. An ODE sampler, which decides at small t, follows the known groups only weakly.
+
+    Args:
+        given: {group: (N, C_m, H, W)} clean values, of scaled latents or reduced features.
+        own_time: show them clean, to a network that is told their t = 1 (`DiffusionTransformer.group_timesteps`,
+            trained with `JointObjective.independent_timesteps`): the conditional itself, for every sampler.
+
+    Returns:
+        `denoise` and `draw` to call the sampler with, and the function that puts the clean groups into its result.
+    """
+    if not given:
+        return denoise, draw, lambda x: x
+    first: list[Tensor] = []
+
+    def recorded() -> Tensor:
+        noise = draw()
+        if not first:
+            first.append(noise)
+        return noise
+
+    def put(x: Tensor, groups: Mapping[str, Tensor]) -> Tensor:
+        return channels.join(dict(channels.split(x)) | {name: group.to(x.dtype) for name, group in groups.items()})
+
+    def conditional(x: Tensor, t: float) -> Tensor:
+        known = put(torch.zeros_like(x), given)
+        on_path = known if own_time else process.alpha(t) * known + process.sigma(t) * first[0]
+        split = channels.split(on_path)
+        return denoise(put(x, {name: split[name] for name in given}), t)
+
+    return conditional, recorded, lambda x: put(x, given)
+
+
+def times_with_given(process: Process, channels: Channels, given: Iterable[str]) -> Callable[[Tensor], Tensor]:
+    """What the network is told at t (N,): (N, groups), with t = 1 for the given groups."""
+    known = torch.tensor([name in set(given) for name in channels])
+
+    def network_time(t: Tensor) -> Tensor:
+        times, clean = process.network_time(t), process.network_time(torch.ones_like(t))
+        times, clean = (u if u.ndim == 2 else u[:, None].expand(-1, len(channels)) for u in (times, clean))
+        return torch.where(known.to(t.device), clean, times)
+
+    return network_time
+
+
+def check_given(given: Mapping[str, Tensor], channels: Channels, shape: tuple[int, int, int]) -> None:
+    """Raises ValueError unless every group is one of the joint state's, with values for (N, H, W), and one is left."""
+    for name, group in given.items():
+        if name not in channels:
+            raise ValueError(f"given names {name!r}: the joint state has {', '.join(channels)}")
+        expected = (shape[0], channels[name], *shape[1:])
+        if tuple(group.shape) != expected:
+            raise ValueError(f"given[{name!r}] has shape {tuple(group.shape)}, but {expected} is needed")
+    if set(given) == set(channels):
+        raise ValueError("given names every group of the joint state: nothing is left to draw")

@@ -1,0 +1,179 @@
+"""The discrete diffusion process of DiT."""
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from redi.core.channels import Channels
+from redi.core.processes import Process, register
+from redi.core.processes.gaussians import discretised_log_likelihood, kl_divergence
+
+
+@register
+class DDPM(Process):
+    """T steps of noise with variances beta_1 ... beta_T, linear from beta_min to beta_max; the network predicts the
+    noise (Ho et al., arXiv 2006.11239).
+
+    The library's t runs over T + 1 points: t = 1 - (k + 1) / T is step k = 0 ... T - 1 of the literature, on which the
+    network is conditioned, and t = 1 is the data. Between the points nothing is defined: the nearest is taken.
+
+    Args:
+        num_timesteps: T.
+        beta_min, beta_max: of the first and the last step.
+        learned_variance: the channel groups for which the network learns the variance of the reverse step, by a
+            second value per channel that interpolates between the smallest and the largest sensible log-variance
+            (Nichol & Dhariwal, arXiv 2102.09672, Eq. 15), trained by the variational bound with the mean held fixed
+            (Eq. 16). None: every group, as DiT does; (): none.
+        variance: of groups without a learned one: 'small' (of the posterior given the data) or 'large' (beta).
+    """
+
+    def __init__(
+        self,
+        *,
+        num_timesteps: int = 1000,
+        beta_min: float = 1e-4,
+        beta_max: float = 0.02,
+        learned_variance: Sequence[str] | None = None,
+        variance: Literal["small", "large"] = "small",
+    ):
+        if num_timesteps < 2:
+            raise ValueError(f"DDPM.num_timesteps = {num_timesteps}: at least 2 are needed")
+        if not 0 < beta_min <= beta_max < 1:
+            raise ValueError(f"DDPM.beta_min = {beta_min}, DDPM.beta_max = {beta_max}: 0 < beta_min <= beta_max < 1")
+        if variance not in ("small", "large"):
+            raise ValueError(f"DDPM.variance = {variance!r}: it is 'small' or 'large'")
+        learned_variance = (learned_variance,) if isinstance(learned_variance, str) else learned_variance
+        self.num_timesteps, self.beta_min, self.beta_max = num_timesteps, beta_min, beta_max
+        self.learned_variance = None if learned_variance is None else tuple(learned_variance)
+        self.variance = variance
+        self._channels: Channels | None = None
+        betas = np.linspace(beta_min, beta_max, num_timesteps, dtype=np.float64)
+        # Entry k + 1 is step k of the literature; entry 0 is the data.
+        self._alphas_cumprod = torch.from_numpy(np.concatenate([[1.0], np.cumprod(1 - betas)]))
+
+    def for_channels(self, channels: Channels, device: torch.device | str = "cpu") -> "DDPM":
+        unknown = [name for name in self.learned_variance or () if name not in channels]
+        if unknown:
+            raise ValueError(f"DDPM.learned_variance names {unknown}: the joint state has {', '.join(channels)}")
+        bound = copy.copy(self)
+        bound._channels = channels
+        return bound
+
+    @property
+    def variance_groups(self) -> tuple[str, ...]:
+        if self.learned_variance is None:
+            return tuple(self._channels or ())
+        return tuple(name for name in self._channels or () if name in self.learned_variance)
+
+    def step(self, t):
+        """k + 1 at t: 0 for the data, T for the most noise. An int for a float, a long tensor for a tensor."""
+        if isinstance(t, Tensor):
+            return ((1 - t) * self.num_timesteps).round().long().clamp(0, self.num_timesteps)
+        return min(max(round((1 - t) * self.num_timesteps), 0), self.num_timesteps)
+
+    def time(self, step: int) -> float:
+        """The t of k + 1."""
+        return 1 - step / self.num_timesteps
+
+    def draw_times(self, shape: tuple[int, ...], device: torch.device | str) -> Tensor:
+        steps = torch.randint(1, self.num_timesteps + 1, shape, device=device)
+        return 1 - steps / self.num_timesteps
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return (self.step(t) - 1).clamp(min=0).to(t.dtype)
+
+    def alpha(self, t):
+        return _like(t, self.alpha_cumprod(t) ** 0.5)
+
+    def sigma(self, t):
+        return _like(t, (1 - self.alpha_cumprod(t)) ** 0.5)
+
+    def alpha_cumprod(self, t):
+        """The share of the data in the variance of x_t, in float64: 1 - this is 1e-4 at the first step."""
+        step = self.step(t)
+        return self._alphas_cumprod.to(t.device)[step] if isinstance(t, Tensor) else float(self._alphas_cumprod[step])
+
+    def target(self, x: Tensor, noise: Tensor, t) -> Tensor:
+        return noise
+
+    def noise(self, prediction: Tensor, x_t: Tensor, t) -> Tensor:
+        return prediction[:, : x_t.shape[1]]
+
+    def clean(self, prediction: Tensor, x_t: Tensor, t) -> Tensor:
+        return (x_t - self.sigma(t) * self.noise(prediction, x_t, t)) / self.alpha(t)
+
+    def velocity(self, prediction: Tensor, x_t: Tensor, t) -> Tensor:
+        raise ValueError(
+            "DDPM has discrete timesteps and so no velocity: sample with samplers.Ancestral or samplers.DDIM, or train "
+            "with processes.VP, its limit for many steps"
+        )
+
+    def reverse_step(self, prediction: Tensor, x_t: Tensor, t: float | Tensor, s: float | Tensor):
+        """p(x_s | x_t) for a step from t to the less noisy s: mean and log-variance, both (N, C, H, W).
+
+        For steps that leave out timesteps the variances are those of the shortened process ("respacing").
+        """
+        data = self.clean(prediction, x_t, t)
+        mean, low = self.posterior(data, x_t, t, s)
+        beta = 1 - self.alpha_cumprod(t) / self.alpha_cumprod(s)
+        high = _like(t, _log(beta)) + torch.zeros_like(x_t)
+        low = low + torch.zeros_like(x_t)
+        fixed = low if self.variance == "small" else high
+        if not self.variance_groups:
+            return mean, fixed
+        channels, values = self._channels, prediction[:, x_t.shape[1] :]
+        groups, start = channels.split(fixed), 0
+        for name in self.variance_groups:
+            part, where = values[:, start : start + channels[name]], channels.slice(name)
+            share = (part + 1) / 2
+            groups[name] = share * high[:, where] + (1 - share) * low[:, where]
+            start += channels[name]
+        return mean, channels.join(groups)
+
+    def posterior(self, data: Tensor, x_t: Tensor, t, s):
+        """q(x_s | x_t, data): mean (N, C, H, W) and log-variance. (Ho et al., Eq. 7)
+
+        At the last step, onto the data, the variance is 0; its logarithm is taken from the step before (as usual).
+        """
+        at_t, at_s = self.alpha_cumprod(t), self.alpha_cumprod(s)
+        beta = 1 - at_t / at_s
+        of_data = _like(t, at_s**0.5 * beta / (1 - at_t))
+        of_x_t = _like(t, (1 - beta) ** 0.5 * (1 - at_s) / (1 - at_t))
+        log_variance = _log(beta * (1 - at_s) / (1 - at_t), floor=self._smallest_variance())
+        return of_data * data + of_x_t * x_t, _like(t, log_variance)
+
+    def _smallest_variance(self) -> float:
+        """The posterior variance of the second step, which stands in for the 0 of the first."""
+        first, second = float(self._alphas_cumprod[1]), float(self._alphas_cumprod[2])
+        return (1 - second / first) * (1 - first) / (1 - second)
+
+    def variational_bound(self, prediction: Tensor, x: Tensor, x_t: Tensor, t: Tensor) -> dict[str, Tensor]:
+        """KL(q(x_s | x_t, x) || p(x_s | x_t)) of the next step, or -log p(x | x_t) at the last (Ho et al., Eq. 5).
+
+        The mean is held fixed, so that only the variance learns from it. As in DiT, the last step takes data in
+        [-1, 1] with bins of 2/255, which for latents is no more than a convention.
+        """
+        s = t + 1 / self.num_timesteps
+        c = x.shape[1]
+        frozen = torch.cat([prediction[:, :c].detach(), prediction[:, c:]], dim=1)
+        mean, log_variance = self.reverse_step(frozen, x_t, t, s)
+        true_mean, true_log_variance = self.posterior(x, x_t, t, s)
+        kl = kl_divergence(true_mean, true_log_variance, mean, log_variance)
+        likelihood = discretised_log_likelihood(x, mean, log_variance)
+        bound = torch.where(self.step(s) == 0, -likelihood, kl) / math.log(2)
+        groups = self._channels.split(bound)
+        return {name: groups[name].mean(dim=(1, 2, 3)) for name in self.variance_groups}
+
+
+def _log(variance, floor: float = 0.0):
+    return variance.clamp(min=floor).log() if isinstance(variance, Tensor) else math.log(max(variance, floor))
+
+
+def _like(t, value):
+    """What was computed in float64, in the type of t."""
+    return value.to(t.dtype) if isinstance(t, Tensor) else value

@@ -1,0 +1,29 @@
+"""The generalised variance-preserving interpolant of SiT."""
+
+import math
+
+import torch
+
+from redi.core.processes import register
+from redi.core.processes.interpolant import Interpolant
+
+
+@register
+class GVP(Interpolant):
+    """x_t = sin(pi t / 2) x + cos(pi t / 2) noise: the variance of unit-variance data stays 1 (arXiv 2401.08740)."""
+
+    def alpha(self, t):
+        return _sin(math.pi / 2 * t)
+
+    def sigma(self, t):
+        return _sin(math.pi / 2 * (1 - t))  # cos, but exactly 0 at t = 1
+
+    def d_alpha(self, t):
+        return math.pi / 2 * self.sigma(t)
+
+    def d_sigma(self, t):
+        return -math.pi / 2 * self.alpha(t)
+
+
+def _sin(angle):
+    return torch.sin(angle) if isinstance(angle, torch.Tensor) else math.sin(angle)

@@ -1,0 +1,100 @@
+"""What the continuous paths of SiT share: four things a network can predict, and the conversions between them."""
+
+from abc import abstractmethod
+from typing import Literal
+
+from torch import Tensor
+
+from redi.core.processes import Process
+
+Prediction = Literal["velocity", "noise", "score", "data"]
+
+
+class Interpolant(Process):
+    """A path with known derivatives (Ma et al., arXiv 2401.08740; Albergo et al., arXiv 2303.08797).
+
+    With x_t = alpha x + sigma noise and v = alpha' x + sigma' noise, any of velocity, noise, score and data gives
+    the others by linear algebra in two unknowns. Where that has a pole, times keep `margin` away from it: at t = 0
+    (alpha = 0) for noise and score, at t = 1 (sigma = 0) for score, data and every path whose sigma' is infinite.
+
+    Args:
+        prediction: what the network gives. The paper's SiT: velocity.
+        reversed: True for networks that count time from data (0) to noise (1) and so predict noise - data as
+            velocity, as REPA and its relatives do: they are asked at 1 - t, and the velocity's sign is turned.
+        margin: distance kept from a pole, in units of t.
+    """
+
+    def __init__(self, *, prediction: Prediction = "velocity", reversed: bool = False, margin: float = 1e-3):
+        if prediction not in ("velocity", "noise", "score", "data"):
+            name = type(self).__name__
+            raise ValueError(f"{name}.prediction = {prediction!r}: it is 'velocity', 'noise', 'score' or 'data'")
+        if not 0 < margin < 0.5:
+            raise ValueError(f"{type(self).__name__}.margin = {margin} lies outside (0, 0.5)")
+        self.prediction = prediction
+        self.reversed = reversed
+        self.margin = margin
+
+    @abstractmethod
+    def d_alpha(self, t):
+        """The derivative of alpha."""
+
+    @abstractmethod
+    def d_sigma(self, t):
+        """The derivative of sigma."""
+
+    # Whether x_0 holds no data at all, and whether sigma' is infinite at t = 1: the two possible poles of a path.
+    starts_in_pure_noise = True
+    ends_with_a_pole = False
+
+    def interval(self) -> tuple[float, float]:
+        first = self.margin if self.prediction in ("noise", "score") and self.starts_in_pure_noise else 0.0
+        last = 1 - self.margin if self.prediction in ("score", "data") or self.ends_with_a_pole else 1.0
+        return first, last
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return 1 - t if self.reversed else t
+
+    def target(self, x: Tensor, noise: Tensor, t) -> Tensor:
+        if self.prediction == "velocity":
+            velocity = self.d_alpha(t) * x + self.d_sigma(t) * noise
+            return -velocity if self.reversed else velocity
+        if self.prediction == "noise":
+            return noise
+        return x if self.prediction == "data" else -noise / self.sigma(t)
+
+    def error(self, prediction: Tensor, x: Tensor, noise: Tensor, t) -> Tensor:
+        if self.prediction == "score":  # |sigma score + noise|^2: every t weighs the same
+            return self.sigma(t) * prediction[:, : x.shape[1]] + noise
+        return super().error(prediction, x, noise, t)
+
+    def velocity(self, prediction: Tensor, x_t: Tensor, t) -> Tensor:
+        if self.prediction == "velocity":
+            return self._velocity(prediction, x_t)
+        return self.d_alpha(t) * self.clean(prediction, x_t, t) + self.d_sigma(t) * self.noise(prediction, x_t, t)
+
+    def clean(self, prediction: Tensor, x_t: Tensor, t) -> Tensor:
+        if self.prediction == "data":
+            return prediction[:, : x_t.shape[1]]
+        if self.prediction == "velocity":
+            velocity, determinant = self._velocity(prediction, x_t), self._determinant(t)
+            return (self.d_sigma(t) * x_t - self.sigma(t) * velocity) / determinant
+        return (x_t - self.sigma(t) * self.noise(prediction, x_t, t)) / self.alpha(t)
+
+    def noise(self, prediction: Tensor, x_t: Tensor, t) -> Tensor:
+        if self.prediction == "velocity":
+            velocity, determinant = self._velocity(prediction, x_t), self._determinant(t)
+            return (self.alpha(t) * velocity - self.d_alpha(t) * x_t) / determinant
+        prediction = prediction[:, : x_t.shape[1]]
+        if self.prediction == "noise":
+            return prediction
+        if self.prediction == "score":
+            return -self.sigma(t) * prediction
+        return (x_t - self.alpha(t) * prediction) / self.sigma(t)
+
+    def _velocity(self, prediction: Tensor, x_t: Tensor) -> Tensor:
+        velocity = prediction[:, : x_t.shape[1]]
+        return -velocity if self.reversed else velocity
+
+    def _determinant(self, t):
+        """Of (x, noise) -> (x_t, v); negative throughout, for data replace noise."""
+        return self.alpha(t) * self.d_sigma(t) - self.sigma(t) * self.d_alpha(t)

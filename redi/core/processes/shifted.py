@@ -1,0 +1,106 @@
+"""Groups that run ahead of or behind the image."""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from redi.core.channels import Channels
+from redi.core.processes import Process, processes, register
+from redi.core.processes.flow_matching import FlowMatching
+
+
+@register
+class Shifted(Process):
+    """Another continuous process in which every group has a time of its own, s(t) = t / (t + shift (1 - t)).
+
+    shift < 1: at the same t the group holds less noise, so it is settled before the image (semantics lead);
+    shift > 1: it lags; 1: the paper's shared t. This is the shift of the signal-to-noise ratio by 1/shift^2 on
+    the linear path (Esser et al., arXiv 2403.03206, Eq. 23, there for resolutions). Beyond the paper.
+
+    Args:
+        process: the path; default: FlowMatching.
+        shift: {group: shift}; groups that are not named have 1.
+    """
+
+    def __init__(self, *, process: Process | None = None, shift: Mapping[str, float] | None = None):
+        self.process = FlowMatching() if process is None else process
+        processes.check(self.process, "Shifted.process")
+        if self.process.num_timesteps is not None:
+            name = type(self.process).__name__
+            raise ValueError(f"Shifted.process = {name} has discrete timesteps, which cannot be shifted: use another")
+        self.shift = dict(shift or {})
+        if bad := {name: value for name, value in self.shift.items() if not value > 0}:
+            raise ValueError(f"Shifted.shift = {bad}: a shift is greater than 0")
+        self._channels: Channels | None = None
+        self._device: torch.device | str = "cpu"
+
+    def for_channels(self, channels: Channels, device: torch.device | str = "cpu") -> "Shifted":
+        if unknown := [name for name in self.shift if name not in channels]:
+            raise ValueError(f"Shifted.shift names {unknown}: the joint state has {', '.join(channels)}")
+        bound = copy.copy(self)
+        bound.process = self.process.for_channels(channels, device)
+        bound._channels, bound._device = channels, device
+        return bound
+
+    def group_time(self, t):
+        """t as a float, (N, 1, 1, 1) or (N, C, 1, 1) -> s(t): (1, C, 1, 1) or (N, C, 1, 1)."""
+        return t / (t + self._per_channel(t) * (1 - t)) if self.shift else t
+
+    def _slope(self, t):
+        """ds/dt."""
+        shift = self._per_channel(t)
+        return shift / (t + shift * (1 - t)) ** 2
+
+    def _per_channel(self, t):
+        if not self.shift:
+            return 1.0
+        if self._channels is None:
+            raise ValueError("Shifted needs to know the channel groups: call for_channels(channels) first")
+        like = t if isinstance(t, Tensor) else torch.empty(0, device=self._device)
+        return self._channels.per_channel({name: self.shift.get(name, 1.0) for name in self._channels}, like)
+
+    def interval(self) -> tuple[float, float]:
+        first, last = self.process.interval()
+        # The t at which every group keeps its distance from the poles.
+        backwards = [(value * s / (1 - s + value * s)) for value in (1.0, *self.shift.values()) for s in (first, last)]
+        return max(backwards[0::2]), min(backwards[1::2])
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """(N,) -> (N, groups)."""
+        if not self.shift:
+            return self.process.network_time(t)
+        shift = t.new_tensor([self.shift.get(name, 1.0) for name in self._channels])
+        times = t if t.ndim == 2 else t[:, None]
+        return self.process.network_time(times / (times + shift * (1 - times)))
+
+    def alpha(self, t):
+        return self.process.alpha(self.group_time(t))
+
+    def sigma(self, t):
+        return self.process.sigma(self.group_time(t))
+
+    def d_alpha(self, t):
+        return self._slope(t) * self.process.d_alpha(self.group_time(t))
+
+    def d_sigma(self, t):
+        return self._slope(t) * self.process.d_sigma(self.group_time(t))
+
+    def target(self, x: Tensor, noise: Tensor, t) -> Tensor:
+        return self.process.target(x, noise, self.group_time(t))
+
+    def error(self, prediction: Tensor, x: Tensor, noise: Tensor, t) -> Tensor:
+        return self.process.error(prediction, x, noise, self.group_time(t))
+
+    def velocity(self, prediction: Tensor, x_t: Tensor, t) -> Tensor:
+        return self._slope(t) * self.process.velocity(prediction, x_t, self.group_time(t))
+
+    def clean(self, prediction: Tensor, x_t: Tensor, t) -> Tensor:
+        return self.process.clean(prediction, x_t, self.group_time(t))
+
+    def noise(self, prediction: Tensor, x_t: Tensor, t) -> Tensor:
+        return self.process.noise(prediction, x_t, self.group_time(t))
+
+    def provenance(self) -> dict:
+        return {"name": "Shifted", "process": self.process.provenance(), "shift": self.shift}

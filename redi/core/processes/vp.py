@@ -1,0 +1,63 @@
+"""The variance-preserving diffusion path in continuous time."""
+
+import math
+
+import torch
+
+from redi.core.processes import register
+from redi.core.processes.interpolant import Interpolant, Prediction
+
+
+@register
+class VP(Interpolant):
+    """The VP-SDE's path: sigma^2 = 1 - alpha^2, alpha = exp(-s^2 (beta_max - beta_min)/4 - s beta_min/2), s = 1 - t.
+
+    Song et al., arXiv 2011.13456, Eq. 29. At t = 0 some data is left: alpha = 0.0066.
+
+    sigma' is infinite at t = 1, so times end at 1 - margin.
+
+    Args:
+        beta_min, beta_max: of the linear noise schedule.
+        prediction, reversed, margin: see `Interpolant`.
+    """
+
+    starts_in_pure_noise = False
+    ends_with_a_pole = True
+
+    def __init__(
+        self,
+        *,
+        beta_min: float = 0.1,
+        beta_max: float = 20.0,
+        prediction: Prediction = "velocity",
+        reversed: bool = False,
+        margin: float = 1e-3,
+    ):
+        super().__init__(prediction=prediction, reversed=reversed, margin=margin)
+        if not 0 < beta_min <= beta_max:
+            raise ValueError(
+                f"VP.beta_min = {beta_min} and VP.beta_max = {beta_max}: 0 < beta_min <= beta_max is needed"
+            )
+        self.beta_min, self.beta_max = beta_min, beta_max
+
+    def alpha(self, t):
+        log_alpha = self._log_alpha(t)
+        return torch.exp(log_alpha) if isinstance(log_alpha, torch.Tensor) else math.exp(log_alpha)
+
+    def sigma(self, t):
+        log_alpha = self._log_alpha(t)  # expm1: 1 - alpha^2 would cancel near t = 1
+        square = -torch.expm1(2 * log_alpha) if isinstance(log_alpha, torch.Tensor) else -math.expm1(2 * log_alpha)
+        return square**0.5
+
+    def d_alpha(self, t):
+        return self._half_beta(t) * self.alpha(t)
+
+    def d_sigma(self, t):
+        return -self._half_beta(t) * self.alpha(t) ** 2 / self.sigma(t)
+
+    def _log_alpha(self, t):
+        s = 1 - t
+        return -(s**2) * (self.beta_max - self.beta_min) / 4 - s * self.beta_min / 2
+
+    def _half_beta(self, t):
+        return (self.beta_min + (1 - t) * (self.beta_max - self.beta_min)) / 2

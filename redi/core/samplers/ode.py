@@ -1,0 +1,132 @@
+"""Solvers of torchdiffeq for the probability-flow ODE, with fixed and with adaptive steps."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from redi.core.processes import Process
+from redi.core.samplers import ContinuousSampler, Denoise, Draw, register
+
+State = tuple[Tensor, ...]  # each (N, ...)
+EVALUATIONS_PER_STEP = {"euler": 1, "midpoint": 2, "heun3": 3, "rk4": 4}
+ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
+
+
+@register
+class FixedODE(ContinuousSampler):
+    """Equal steps of a Runge-Kutta method: `num_evaluations` is divided into whole steps.
+
+    Args:
+        num_evaluations: network evaluations; a multiple of the method's evaluations per step.
+        method: 'euler' (1 evaluation a step), 'midpoint' (2), 'heun3' (3) or 'rk4' (4, the 3/8 rule); the order of the
+            method is the same number.
+    """
+
+    def __init__(
+        self, *, num_evaluations: int = 250, method: Literal["euler", "midpoint", "heun3", "rk4"] = "midpoint"
+    ):
+        super().__init__(num_evaluations=num_evaluations)
+        if method not in EVALUATIONS_PER_STEP:
+            raise ValueError(f"FixedODE.method = {method!r}: it is one of {', '.join(EVALUATIONS_PER_STEP)}")
+        if num_evaluations % EVALUATIONS_PER_STEP[method]:
+            raise ValueError(
+                f"FixedODE.num_evaluations = {num_evaluations} must be a multiple of {EVALUATIONS_PER_STEP[method]}, "
+                f"the evaluations in a step of FixedODE.method = {method!r}"
+            )
+        self.method = method
+
+    def __call__(self, denoise: Denoise, process: Process, draw: Draw) -> Tensor:
+        self.check(process)
+        num_steps = self.num_evaluations // EVALUATIONS_PER_STEP[self.method]
+        slope = _velocity(denoise, process)
+        return integrate(slope, (draw(),), *process.interval(), method=self.method, num_steps=num_steps)[0]
+
+
+@register
+class AdaptiveODE(ContinuousSampler):
+    """Steps as long as the estimated error allows; the number of evaluations is found out by running.
+
+    The error is measured for each image by itself and the worst one decides, so every image keeps the tolerance.
+    But the steps are those of the whole batch: an image depends on its neighbours, within the tolerance, and on the
+    batch size with them. Where that must not be, take FixedODE, Heun or Euler.
+
+    Args:
+        method: of torchdiffeq; 'dopri5' is Dormand and Prince's method of order 5.
+        rtol, atol: tolerated error of a step, relative to the state and absolute.
+    """
+
+    def __init__(
+        self,
+        *,
+        method: Literal["dopri5", "dopri8", "bosh3", "adaptive_heun"] = "dopri5",
+        rtol: float = 1e-3,
+        atol: float = 1e-6,
+    ):
+        if method not in ADAPTIVE:
+            raise ValueError(f"AdaptiveODE.method = {method!r}: it is one of {', '.join(ADAPTIVE)}")
+        for name, value in (("rtol", rtol), ("atol", atol)):
+            if not value > 0:
+                raise ValueError(f"AdaptiveODE.{name} = {value} must be positive")
+        self.num_evaluations = None
+        self.method, self.rtol, self.atol = method, rtol, atol
+
+    def __call__(self, denoise: Denoise, process: Process, draw: Draw) -> Tensor:
+        self.check(process)
+        slope = _velocity(denoise, process)
+        tolerances = {"rtol": self.rtol, "atol": self.atol}
+        return integrate(slope, (draw(),), *process.interval(), method=self.method, **tolerances)[0]
+
+
+def integrate(
+    slope: Callable[[State, float], State],
+    state: State,
+    start: float,
+    end: float,
+    *,
+    method: str,
+    num_steps: int | None = None,
+    rtol: float = 1e-3,
+    atol: float = 1e-6,
+) -> State:
+    """The state at `end`, from that at `start`, in float64 time; `slope` is never asked outside of the two.
+
+    Args:
+        num_steps: for the fixed-step methods, which ignore the tolerances; None for the adaptive ones.
+
+    Raises:
+        ValueError: the solver cannot go on: the slope is not finite, or the tolerance is below the rounding error.
+    """
+    from torchdiffeq import odeint
+
+    low, high = min(start, end), max(start, end)
+    times = torch.tensor([start, end], dtype=torch.float64, device=state[0].device)
+
+    def function(t: Tensor, y: State) -> State:
+        # The probe for the first step and rounding could leave the interval, beyond which a process is not defined.
+        return slope(y, min(max(float(t), low), high))
+
+    if num_steps is not None:
+        grid = torch.linspace(start, end, num_steps + 1, dtype=torch.float64, device=times.device)
+        options = {"grid_constructor": lambda *_: grid}
+    else:
+        # Ends the last step at `end`: torchdiffeq would step over it and interpolate.
+        options = {"step_t": times[1:], "norm": _worst_sample}
+    try:
+        solution = odeint(function, state, times, method=method, rtol=rtol, atol=atol, options=options)
+    except AssertionError as error:
+        raise ValueError(
+            f"the ODE solver {method} cannot go on ({str(error)[:80]}): the network's prediction is not finite, or the "
+            f"tolerances rtol = {rtol}, atol = {atol} are below the rounding error of {state[0].dtype}"
+        ) from error
+    return tuple(values[-1] for values in solution)
+
+
+def _worst_sample(state: State) -> Tensor:
+    """The largest root mean square of any sample in any part of the state."""
+    return torch.stack([part.reshape(len(part), -1).square().mean(dim=1).max() for part in state]).max().sqrt()
+
+
+def _velocity(denoise: Denoise, process: Process) -> Callable[[State, float], State]:
+    return lambda state, t: (process.velocity(denoise(state[0], t), state[0], t),)

@@ -1,0 +1,101 @@
+"""Which timesteps of a discrete process a sampler visits."""
+
+import re
+from collections.abc import Sequence
+
+from redi.core.processes import Process
+from redi.core.samplers import Sampler
+
+Respacing = str | int | Sequence[int]
+
+
+class Respaced(Sampler):
+    """A sampler whose steps may leave out timesteps of a discrete process.
+
+    Args:
+        num_evaluations: network evaluations, one a step, spread evenly over the timesteps.
+        respacing: other timesteps of a discrete process, see `respaced_steps`; their number is then that of the
+            evaluations, and num_evaluations stays at its default or says the same.
+    """
+
+    def __init__(self, *, num_evaluations: int = 250, respacing: Respacing | None = None):
+        super().__init__(num_evaluations=num_evaluations)
+        if respacing is not None:
+            name = type(self).__name__
+            counts = _parse(respacing, f"{name}.respacing = {respacing!r}")
+            total = counts if isinstance(counts, int) else sum(counts)
+            if num_evaluations not in (250, total):
+                raise ValueError(
+                    f"{name}.respacing = {respacing!r} takes {total} evaluations, {name}.num_evaluations = "
+                    f"{num_evaluations}: bind one of the two"
+                )
+            self.num_evaluations = total
+        self.respacing = respacing if respacing is None or isinstance(respacing, str | int) else list(respacing)
+
+    def check(self, process: Process) -> None:
+        if process.num_timesteps is not None:
+            name, available = type(self).__name__, process.num_timesteps
+            if self.num_evaluations > available:
+                raise ValueError(
+                    f"{name} takes {self.num_evaluations} evaluations, but {type(process).__name__}.num_timesteps = "
+                    f"{available}: bind {name}.num_evaluations to {available} or less"
+                )
+            steps = respaced_steps(available, self._respacing)
+            if len(steps) == 1:
+                raise ValueError(f"{name} in one evaluation would visit timestep {steps[0]} alone: take at least 2")
+
+    def steps(self, process: Process) -> list[float]:
+        """The t of a discrete process's visited timesteps, from the noisiest on, and 1 for the data."""
+        visited = respaced_steps(process.num_timesteps, self._respacing)
+        return [*(process.time(k + 1) for k in reversed(visited)), 1.0]
+
+    @property
+    def _respacing(self) -> Respacing:
+        return self.num_evaluations if self.respacing is None else self.respacing
+
+
+def respaced_steps(num_timesteps: int, respacing: Respacing) -> list[int]:
+    """The visited ones of the timesteps 0 ... num_timesteps - 1, ascending (Nichol & Dhariwal, arXiv 2102.09672).
+
+    Args:
+        respacing: a count, 250 or "250": so many at even distances from the first to the last timestep, rounded.
+            Several, [10, 15, 20] or "10,15,20": so many in each of as many equal sections, the later ones noisier (a
+            remainder goes to the first sections; a count of 1 takes a section's first). "ddim25": every s-th from 0 on,
+            with the integer s that gives 25 (Song et al., arXiv 2010.02502).
+
+    Raises:
+        ValueError: something else, a count below 1 or above the section's size, or no such stride.
+    """
+    what = f"respacing = {respacing!r}"
+    counts = _parse(respacing, what)
+    if isinstance(counts, int):
+        for stride in range(1, num_timesteps + 1):
+            if len(range(0, num_timesteps, stride)) == counts:
+                return list(range(0, num_timesteps, stride))
+        raise ValueError(f"{what}: no integer stride through {num_timesteps} timesteps takes {counts} of them")
+    size, extra = divmod(num_timesteps, len(counts))
+    steps, start = [], 0
+    for i, count in enumerate(counts):
+        section = size + (i < extra)
+        if count > section:
+            raise ValueError(f"{what}: section {i} has {section} of the {num_timesteps} timesteps, not {count}")
+        steps += [start + round(k * (section - 1) / max(count - 1, 1)) for k in range(count)]
+        start += section
+    return steps
+
+
+def _parse(respacing: Respacing, what: str) -> int | list[int]:
+    """The count of "ddimN", or the list of counts per section."""
+    if isinstance(respacing, str) and (ddim := re.fullmatch(r"ddim(\d+)", respacing.strip())):
+        counts = int(ddim[1])
+    elif isinstance(respacing, str) and re.fullmatch(r"\d+(\s*,\s*\d+)*", respacing.strip()):
+        counts = [int(count) for count in respacing.split(",")]
+    elif isinstance(respacing, int) and not isinstance(respacing, bool):
+        counts = [respacing]
+    elif isinstance(respacing, Sequence) and respacing and all(type(count) is int for count in respacing):
+        counts = list(respacing)
+    else:
+        raise ValueError(f"{what}: it is a count, counts per section as a list or '10,10,20', or 'ddim25'")
+    if min([counts] if isinstance(counts, int) else counts) < 1:
+        raise ValueError(f"{what}: every count is at least 1")
+    return counts

@@ -1,0 +1,111 @@
+"""What the samplers of the reverse-time SDE share: diffusion coefficients, their singularities, the last step."""
+
+import math
+from typing import Literal
+
+from torch import Tensor
+
+from redi.core.processes import Process
+from redi.core.samplers import ContinuousSampler, Denoise, Draw, uniform_times
+
+DIFFUSION_FORMS = ("constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing")
+LAST_STEPS = ("mean", "euler", "tweedie", None)
+MARGIN = 1e-3  # kept from the poles that a diffusion coefficient adds to those of the process
+
+
+class SDE(ContinuousSampler):
+    """dx = [v + D score] dt + sqrt(2 D) dW, with the same marginals for every D(t) >= 0 (Ma et al., arXiv 2401.08740;
+    their w is 2 D).
+
+    Singularities. The score has a pole at t = 1, so D score is computed as -(D / sigma) noise, and no evaluation
+    comes later than `last_step_size` before the data; without a last step, times end 1e-3 before it. D of 'sbdm' has
+    a pole at t = 0 on paths that start in pure noise (there it is like 1 / t): it starts at t = 1e-3. The poles of the
+    network's prediction are the process's matter (`Process.interval`).
+
+    Args:
+        num_evaluations: network evaluations, of the last step too.
+        diffusion_form: D(t), with n = diffusion_norm. 'sigma': n sigma(t), the default, with which the published code
+            of this family samples; 'constant': n; 'linear': n (1 - t); 'decreasing': (n cos(pi t) + 1)^2 / 4;
+            'increasing-decreasing': n sin(pi t)^2; 'sbdm': n (alpha'/alpha sigma^2 - sigma sigma'), that of score-based
+            diffusion (the VP-SDE's on its path), which wants hundreds of steps.
+        diffusion_norm: n; 0 is the ODE (but for 'decreasing').
+        last_step: the step onto the data is free of noise: 'mean' follows the SDE's drift, 'euler' the ODE's velocity,
+            'tweedie' takes E[x | x_t]. None: the last step is like the others.
+        last_step_size: its length in units of t; never shorter than the other steps.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_evaluations: int = 250,
+        diffusion_form: Literal["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"] = "sigma",
+        diffusion_norm: float = 1.0,
+        last_step: Literal["mean", "euler", "tweedie"] | None = "mean",
+        last_step_size: float = 0.04,
+    ):
+        super().__init__(num_evaluations=num_evaluations)
+        name = type(self).__name__
+        if diffusion_form not in DIFFUSION_FORMS:
+            raise ValueError(f"{name}.diffusion_form = {diffusion_form!r}: it is one of {', '.join(DIFFUSION_FORMS)}")
+        if not 0 <= diffusion_norm < math.inf:
+            raise ValueError(f"{name}.diffusion_norm = {diffusion_norm} must be finite and not negative")
+        if last_step not in LAST_STEPS:
+            raise ValueError(f"{name}.last_step = {last_step!r}: it is one of {', '.join(map(repr, LAST_STEPS))}")
+        if not 0 < last_step_size <= 1:
+            raise ValueError(f"{name}.last_step_size = {last_step_size} lies outside (0, 1]")
+        self.diffusion_form, self.diffusion_norm = diffusion_form, diffusion_norm
+        self.last_step, self.last_step_size = last_step, last_step_size
+
+    def check(self, process: Process) -> None:
+        super().check(process)
+        if self.diffusion_form == "sbdm" and not hasattr(process, "d_alpha"):
+            raise ValueError(
+                f"{type(self).__name__}.diffusion_form = 'sbdm' needs the derivatives d_alpha and d_sigma, which "
+                f"{type(process).__name__} does not have: use another form"
+            )
+
+    def times(self, process: Process, num_steps: int) -> list[float]:
+        """Ends of `num_steps` noisy steps: num_steps + 1 times, the last of which is where a last step begins."""
+        first, last = process.interval()
+        first = max(first, MARGIN) if self.diffusion_form == "sbdm" else first
+        if self.last_step is None:
+            return uniform_times(first, min(last, 1 - MARGIN), num_steps)
+        # With very few evaluations the noisy steps would be longer than the last one: use equal steps then.
+        size = max(self.last_step_size, (1 - first) / (num_steps + 1))
+        return uniform_times(first, min(max(1 - size, first), last), num_steps) if num_steps else [first]
+
+    def diffusion(self, process: Process, t: float):
+        """D(t): a float, or (1, C, 1, 1) where the channels' times differ."""
+        norm = self.diffusion_norm
+        match self.diffusion_form:
+            case "constant":
+                return norm
+            case "sigma":
+                return norm * process.sigma(t)
+            case "linear":
+                return norm * (1 - t)
+            case "decreasing":
+                return 0.25 * (norm * math.cos(math.pi * t) + 1) ** 2
+            case "increasing-decreasing":
+                return norm * math.sin(math.pi * t) ** 2
+            case "sbdm":
+                alpha, sigma = process.alpha(t), process.sigma(t)
+                return norm * sigma * (process.d_alpha(t) / alpha * sigma - process.d_sigma(t))
+
+    def drift(self, prediction: Tensor, process: Process, x: Tensor, t: float) -> Tensor:
+        """v + D score."""
+        ratio = self.diffusion(process, t) / process.sigma(t)
+        return process.velocity(prediction, x, t) - ratio * process.noise(prediction, x, t)
+
+    def kick(self, process: Process, x: Tensor, t: float, dt: float, draw: Draw) -> Tensor:
+        """x and the noise of a step of length dt."""
+        return x + (2 * self.diffusion(process, t) * dt) ** 0.5 * draw()
+
+    def land(self, denoise: Denoise, process: Process, x: Tensor, t: float) -> Tensor:
+        """The last step, onto t = 1: one evaluation."""
+        prediction = denoise(x, t)
+        if self.last_step == "tweedie":
+            return process.clean(prediction, x, t)
+        if self.last_step == "euler":
+            return x + (1 - t) * process.velocity(prediction, x, t)
+        return x + (1 - t) * self.drift(prediction, process, x, t)

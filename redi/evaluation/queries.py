@@ -1,0 +1,106 @@
+"""Conditional queries of a trained joint model: features given images, and images given features."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from redi.core.artefact import write_json
+from redi.core.generation import Generated, generate
+from redi.core.registry import configurable
+from redi.core.samplers import Sampler
+from redi.core.samplers.euler_maruyama import EulerMaruyama
+from redi.data.datasets import Dataset
+from redi.evaluation.pictures import thumbnails, tile
+
+
+@configurable(runtime=("run_dir", "trained", "dataset"))
+def query(
+    run_dir: str | Path,
+    *,
+    trained,
+    dataset: Dataset,
+    num_images: int = 12,
+    num_variations: int = 3,
+    labels: Literal["null", "own"] = "null",
+    sampler: Sampler | None = None,
+    seed: int = 0,
+) -> dict:
+    """Asks a joint model both ways about some images, and measures whether the answers fit; writes `queries.json` and
+    `queries.png` (rows: image, its encoder's features, features generated given the image, images generated given the
+    features).
+
+    Agreement is the cosine between reduced features, averaged over positions; its floor is the same with the features
+    of another image.
+
+    Args:
+        trained: an opened run (`redi.load`) with at least one representation.
+        dataset: images to ask about, spread evenly over it; best ones that were not trained on.
+        num_variations: images drawn for each representation.
+        labels: 'null' asks without a label, so that what is given is all that is known; 'own' gives the image's label.
+        sampler: see `redi.core.clamping`; default: EulerMaruyama(diffusion_norm=10).
+
+    Returns:
+        {"features_given_image": ..., "image_given_features": ..., each with "agreement" and "floor", and the record}.
+    """
+    codec, channels = trained.codec, trained.codec.channels
+    if not channels.representations:
+        raise ValueError(f"{run_dir} holds a model of images alone: there is no representation to ask about")
+    if labels not in ("null", "own"):
+        raise ValueError(f"query.labels = {labels!r}: it is 'null' or 'own'")
+    if num_images < 2 or num_images > len(dataset):
+        raise ValueError(f"query.num_images = {num_images}: between 2 and the {len(dataset)} images at hand")
+    sampler = EulerMaruyama(diffusion_norm=10.0) if sampler is None else sampler
+    positions = torch.linspace(0, len(dataset) - 1, num_images).long()
+    batch = dataset.batch(positions.tolist())
+    x = codec.encode(batch["images"].to(codec.device)).cpu()
+    groups = channels.split(x)
+    features = {name: groups[name] for name in channels.representations}
+
+    def ask(given: dict[str, Tensor], times: int) -> Generated:
+        own = batch["labels"].repeat(times)
+        asked = own if labels == "own" else torch.full_like(own, trained.num_classes)
+        known = {name: group.repeat(times, 1, 1, 1) for name, group in given.items()}
+        return generate(
+            trained.model, codec, trained.process, labels=asked, given=known, sampler=sampler, seed=seed,
+            weights=trained.weights["ema"],
+        )  # fmt: skip
+
+    answered = ask({"image": groups["image"]}, times=1)
+    pictured = ask(features, times=num_variations)
+    seen_again = channels.split(codec.encode(pictured.images.to(codec.device)).cpu())
+    result = {
+        "features_given_image": _agreement(channels.split(answered.x), features, times=1),
+        "image_given_features": _agreement(seen_again, features, times=num_variations),
+        "num_images": num_images,
+        "num_variations": num_variations,
+        "labels": labels,
+        "checkpoint_step": trained.step,
+        **answered.record,
+    }
+    write_json(Path(run_dir) / "queries.json", result)
+    rows = [batch["images"]]
+    for name in features:
+        rows += [trained.colours(name, features[name]), trained.colours(name, channels.split(answered.x)[name])]
+    rows += list(pictured.images.split(num_images))
+    title = (
+        "image; per representation: encoder's features, features drawn given the image; images drawn given the features"
+    )
+    cells = [thumbnails(row, like=batch["images"]) for row in rows]
+    tile(cells, batch["labels"].tolist(), title, num_images).save(Path(run_dir) / "queries.png")
+    return result
+
+
+def _agreement(drawn: dict[str, Tensor], features: dict[str, Tensor], times: int) -> dict:
+    """{representation: {"agreement": cosine, "floor": cosine with another image's features}}."""
+    measured = {}
+    for name, own in features.items():
+        own = own.repeat(times, 1, 1, 1)
+        other = own.roll(1, dims=0)
+        measured[name] = {
+            key: float(functional.cosine_similarity(drawn[name], reference, dim=1).mean())
+            for key, reference in (("agreement", own), ("floor", other))
+        }
+    return measured

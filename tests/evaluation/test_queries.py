@@ -1,0 +1,91 @@
+"""Conditional queries of a tiny joint model with random weights: what is asked, measured and drawn."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from redi.core.codec import JointCodec, Representation
+from redi.core.processes.flow_matching import FlowMatching
+from redi.core.samplers.euler import Euler
+from redi.data.datasets.digits import Digits
+from redi.data.preparation import prepare
+from redi.evaluation.pictures import ColourBasis
+from redi.evaluation.queries import query
+from redi.models.autoencoders.pixels import Pixels
+from redi.models.encoders.domain import DomainEncoder
+from redi.models.reducers.pca import PCA
+from redi.models.transformer import DiffusionTransformer
+from redi.runs import Run
+
+SAMPLER = Euler(num_evaluations=3)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return Digits(split="held_out", held_out_fraction=0.05)
+
+
+@pytest.fixture(scope="module")
+def trained(digits, tmp_path_factory):
+    encoder = DomainEncoder(width=8, depth=1, image_size=8, num_steps=3, batch_size=16)
+    codec = JointCodec(
+        autoencoder=Pixels(channels=1), representations=[Representation(encoder=encoder, reducer=PCA(rank=3), name="z")]
+    )
+    prepare(codec=codec, dataset=digits, cache=False, cache_dir=tmp_path_factory.mktemp("cache"))
+    return run_of(codec, digits)
+
+
+def run_of(codec, digits) -> Run:
+    torch.manual_seed(0)
+    model = DiffusionTransformer(
+        channels=codec.channels, grid=(8, 8), num_classes=10, width=16, depth=1, num_heads=2, patch_size=4
+    )
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    weights = {"ema": dict(model.named_parameters())}
+    colours = ColourBasis.fit(codec.channels, codec.encode_sample(digits, 50))
+    return Run(model, codec, FlowMatching(), None, weights, colours, step=7, num_classes=10, image_size=8)
+
+
+def test_it_measures_both_questions_and_writes_them(trained, digits, tmp_path):
+    result = query(tmp_path, trained=trained, dataset=digits, num_images=4, num_variations=2, sampler=SAMPLER)
+    assert json.loads((tmp_path / "queries.json").read_text()) == json.loads(json.dumps(result))
+    for question in ("features_given_image", "image_given_features"):
+        assert set(result[question]) == {"z"}
+        assert all(-1 <= value <= 1 for value in result[question]["z"].values())
+    assert (result["function_evaluations"], result["checkpoint_step"], result["labels"]) == (3, 7, "null")
+
+
+def test_the_picture_has_a_row_for_all_that_was_asked(trained, digits, tmp_path):
+    query(tmp_path, trained=trained, dataset=digits, num_images=4, num_variations=2, sampler=SAMPLER)
+    width, height = Image.open(tmp_path / "queries.png").size
+    rows = 1 + 2 + 2  # image; features own and drawn; two variations
+    assert width == 4 * (64 + 4) + 4
+    assert height == 22 + rows * 65 + 4 + 12
+
+
+def test_the_image_s_own_features_agree_with_themselves_alone(trained, digits):
+    from redi.evaluation.queries import _agreement
+
+    x = trained.codec.encode(digits.batch(range(6))["images"])
+    features = {"z": trained.codec.channels.split(x)["z"]}
+    measured = _agreement(features, features, times=1)["z"]
+    assert measured["agreement"] == pytest.approx(1, abs=1e-6)
+    assert measured["floor"] < 0.99
+
+
+def test_a_model_of_images_alone_cannot_be_asked(trained, digits, tmp_path):
+    plain = run_of(JointCodec(autoencoder=Pixels(channels=1)), digits)
+    with pytest.raises(ValueError, match="images alone"):
+        query(tmp_path, trained=plain, dataset=digits)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"), [({"labels": "none"}, "query.labels = 'none'"), ({"num_images": 1}, "query.num_images = 1")]
+)
+def test_settings_that_cannot_work_are_refused(trained, digits, tmp_path, setting, message):
+    with pytest.raises(ValueError, match=message):
+        query(tmp_path, trained=trained, dataset=digits, **setting)
