@@ -1,0 +1,245 @@
+"""Makes a run of a published checkpoint (DiT, SiT, REPA, ReDi), or writes a run's weights in the published layout.
+
+python -m redi.convert --checkpoint=redi_xl.pt --pca=dino_pca_model.pth --run_dir=runs/redi_xl
+python -m redi.convert --run_dir=runs/redi_xl --export=again.pt
+"""
+
+import logging
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from redi import program
+
+log = logging.getLogger("redi")
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("checkpoint", None, "A published checkpoint: .pt, .pth or .safetensors.")
+flags.DEFINE_enum("framework", None, ["sit", "dit", "repa"], "What it is of, where that cannot be told from the file.")
+flags.DEFINE_string(
+    "pca", None, "The statistics of the features: dino_pca_model.pth, or the folder of a saved reducer."
+)
+flags.DEFINE_string("export", None, "Write the run's weights to this file: .pt, .pth or .safetensors.")
+flags.DEFINE_enum("weights", "ema", ["ema", "model"], "Which weights to export.")
+OWN_FLAGS = ("checkpoint", "framework", "pca", "export", "weights")
+
+# path_type and prediction in the settings of SiT's and REPA's training programs, and what they are here.
+PATHS = {"linear": "FlowMatching", "gvp": "GVP", "cosine": "GVP", "vp": "VP"}
+PREDICTIONS = {"velocity": "velocity", "v": "velocity", "noise": "noise", "score": "score"}
+PCA_MISSING = (
+    "the checkpoint has {rank} channels of features, and no checkpoint holds the statistics that made them: give "
+    "--pca=dino_pca_model.pth, the file that is published beside the code of the paper (github.com/zelaki/ReDi), or "
+    "the folder of a reducer that was saved"
+)
+
+
+def import_checkpoint(
+    checkpoint: str | Path,
+    run_dir: str | Path,
+    *,
+    framework: str | None = None,
+    pca: str | Path | None = None,
+    gin_files: Sequence[str] = (),
+    gin_bindings: Sequence[str] = (),
+) -> Path:
+    """Writes a run folder that `redi.load`, redi.sample and redi.evaluate open. Leaves its configuration parsed.
+
+    Args:
+        checkpoint: see `read_published`. The averaged and the raw weights are taken over, as far as they are there.
+        framework: see `decide_framework`.
+        pca: the fit of the one reducer that has none; read now and copied into the run.
+        gin_files: default: imagenet.gin (without features imagenet_plain.gin), sit.gin or dit.gin, and published.gin.
+            What the file itself tells (sizes, process) wins over them.
+        gin_bindings: win over everything.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        ValueError: a file that is refused or not understood, a configuration that does not fit it, a run in `run_dir`.
+    """
+    from redi import components
+    from redi.core import config
+    from redi.core.artefact import sha256
+    from redi.core.checkpoint import list_checkpoints, save_checkpoint
+    from redi.core.codec import JointCodec
+    from redi.models.framework import decide_framework
+    from redi.models.published import from_published
+    from redi.models.published_file import read_published
+    from redi.models.published_layout import describe
+
+    run_dir = Path(run_dir)
+    if list_checkpoints(run_dir) or (run_dir / "config.gin").exists():
+        raise ValueError(f"{run_dir} holds a run already: choose another --run_dir")
+    file = read_published(checkpoint)
+    layout = describe(file.state())
+    components.import_all()
+    plain = layout.in_channels == 4
+    files = list(gin_files) or (["imagenet_plain.gin"] if plain else ["imagenet.gin", "published.gin"])
+    early = [] if gin_files else _of_layout(layout)
+    config.parse(files, [*early, *gin_bindings])
+    codec, num_heads = config.bound("train.codec") or JointCodec(), config.bound("DiffusionTransformer.num_heads")
+    how = {"channels": codec.channels, "num_heads": num_heads}
+    imported = from_published(file.state(), **how)
+    framework, evidence = decide_framework(imported, file.args, framework)
+    for reason in evidence:
+        log.info("%s: %s", framework, reason)
+
+    if not gin_files:
+        files.insert(1, "dit.gin" if framework == "dit" else "sit.gin")
+    told = [*early, *_of_process(framework, imported, file.args), *_of_model(imported, file.args)]
+    config.parse(files, [*told, *gin_bindings])
+    codec = config.bound("train.codec") or JointCodec()
+    _take_pca(codec, pca)
+    objective = config.bound("train.objective")(channels=codec.channels, num_classes=layout.num_classes)
+    how["learned_variance"] = bool(objective.process.variance_groups)
+    if set(objective.process.variance_groups) not in (set(), set(codec.channels)):
+        raise ValueError("DDPM.learned_variance: a published model has all variances or none")
+    both = {which: from_published(file.state(which), **how) for which in ("ema", "model")}
+    _try(config.bound("train.model"), both["ema"])
+
+    leftovers = {f"{which}/{name}": t for which, imported in both.items() for name, t in imported.leftovers.items()}
+    tensors = {which: imported.state for which, imported in both.items()}
+    tensors |= {"codec": codec.learned_state(), "colours": _colours(codec), "leftovers": leftovers}
+    record = {"model_arguments": both["ema"].runtime | {"channels": dict(codec.channels)}}
+    record["image_size"] = layout.grid[0] * codec.autoencoder.downsample
+    record["published"] = {
+        "file": Path(checkpoint).name, "sha256": sha256(file.path), "args": file.args, "framework": framework,
+        "evidence": evidence, "dtypes": {which: imported.dtypes for which, imported in both.items()},
+    }  # fmt: skip
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.gin").write_text(config.full_text())
+    return save_checkpoint(run_dir, file.step, tensors, record, keep=1)
+
+
+def export(run_dir: str | Path, path: str | Path, *, weights: str = "ema") -> None:
+    """Writes the newest weights of a run in the published layout; of an imported one, bit for bit what was imported.
+
+    Raises:
+        ValueError: an unknown file type, or a model that the layout has no place for (see `to_published`).
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    from redi.core.checkpoint import list_checkpoints, load_checkpoint
+    from redi.models.published import to_published
+    from redi.runs import load
+
+    path = Path(path)
+    if path.suffix not in (".pt", ".pth", ".safetensors"):
+        raise ValueError(f"--export={path}: the name ends in .pt, .pth or .safetensors")
+    run = load(run_dir, device="cpu")
+    tensors, record = load_checkpoint(list_checkpoints(Path(run_dir))[-1])
+    leftovers = {
+        name.removeprefix(f"{weights}/"): tensor
+        for name, tensor in tensors.get("leftovers", {}).items()
+        if name.startswith(f"{weights}/")
+    }
+    dtypes = record.get("published", {}).get("dtypes", {}).get(weights)
+    state = to_published(run.model, run.weights[weights], leftovers=leftovers, dtypes=dtypes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
+    try:
+        save_file(state, temporary) if path.suffix == ".safetensors" else torch.save(state, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _of_layout(layout) -> list[str]:
+    """Bindings of the shipped ImageNet files that the shapes decide."""
+    bindings = [f"Preprocessing.image_size = {8 * layout.grid[0]}"]  # 8: of the Stable Diffusion VAE
+    if layout.in_channels == 4:
+        return [*bindings, "StableVAE.uint8_rule = 'truncate'"]
+    return [*bindings, f"PCA.rank = {layout.channels()['dinov2']}"]
+
+
+def _of_process(framework: str, imported, args: dict) -> list[str]:
+    """The process, as the framework and the settings of its training program say."""
+    if framework == "dit":
+        fixed = [] if imported.layout.learn_sigma else ["DDPM.learned_variance = ()"]
+        return ["JointObjective.process = @processes.DDPM()", *fixed]
+    path, prediction = str(args.get("path_type", "linear")).lower(), args.get("prediction", "velocity")
+    if path not in PATHS or prediction not in PREDICTIONS:
+        raise ValueError(
+            f"the checkpoint's settings path_type = {path!r}, prediction = {prediction!r} are not known here"
+        )
+    name = PATHS[path]
+    bindings = [f"JointObjective.process = @processes.{name}()", f"{name}.reversed = {framework == 'repa'}"]
+    return [*bindings, f"{name}.prediction = {PREDICTIONS[prediction]!r}"]
+
+
+def _of_model(imported, args: dict) -> list[str]:
+    settings = dict(imported.settings)
+    layer = args.get("encoder_depth")
+    if "alignment_layer" in settings and type(layer) is int and 1 <= layer <= imported.layout.depth:
+        settings["alignment_layer"] = layer
+    return [f"DiffusionTransformer.{name} = {value!r}" for name, value in settings.items()]
+
+
+def _take_pca(codec, pca: str | Path | None) -> None:
+    unfitted = [r.reducer for r in codec.representations.values() if not r.reducer.fitted]
+    if not unfitted and pca:
+        raise ValueError(f"--pca={pca}: no reducer of this configuration lacks a fit")
+    if unfitted and not pca:
+        raise ValueError(PCA_MISSING.format(rank=sum(reducer.rank for reducer in unfitted)))
+    if len(unfitted) > 1:
+        raise ValueError(f"--pca is the fit of one reducer, and {len(unfitted)} have none: bind the path of each")
+    for reducer in unfitted:
+        reducer.restore(pca)
+
+
+def _colours(codec) -> dict:
+    """A colour basis without images: the first channels, which of a PCA are the first components, to 2.33 standard
+    deviations (the 1st and 99th percentile of a Gaussian)."""
+    import torch
+
+    tensors = {}
+    for name, representation in codec.representations.items():
+        reducer = representation.reducer
+        spread = torch.ones(reducer.rank)
+        if hasattr(reducer, "deviations"):
+            spread = (reducer.deviations[: reducer.rank] * reducer.factors).cpu()
+        rows = torch.eye(reducer.rank)[:3]
+        tensors[f"{name}/mean"], tensors[f"{name}/rows"] = torch.zeros(reducer.rank), rows
+        tensors[f"{name}/low"], tensors[f"{name}/high"] = -2.33 * spread[:3], 2.33 * spread[:3]
+    return tensors
+
+
+def _try(build, imported) -> None:
+    """Raises ValueError where the configured model is not the one in the checkpoint."""
+    import torch
+
+    with torch.device("meta"):
+        model = build(**imported.runtime)
+    try:
+        model.load_state_dict(imported.state, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"the configured DiffusionTransformer is not that of the checkpoint: {error}") from None
+
+
+def main(run_dir: Path) -> None:
+    if bool(FLAGS.checkpoint) == bool(FLAGS.export):
+        raise ValueError("give either --checkpoint (to make a run of it) or --export (to write a run's weights)")
+    if FLAGS.export:
+        export(run_dir, FLAGS.export, weights=FLAGS.weights)
+        log.info("%s weights of %s: %s", FLAGS.weights, run_dir, FLAGS.export)
+        return
+    folder = import_checkpoint(
+        FLAGS.checkpoint, run_dir, framework=FLAGS.framework, pca=FLAGS.pca,
+        gin_files=FLAGS.gin_file, gin_bindings=FLAGS.gin_bindings,
+    )  # fmt: skip
+    log.info("written: %s; draw from it: python -m redi.sample --run_dir=%s", folder, run_dir)
+
+
+def console() -> None:
+    for name in OWN_FLAGS:  # shown by --help, for the console script too
+        FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
+    program.run(main, __doc__)
+
+
+if __name__ == "__main__":
+    console()

@@ -1,0 +1,222 @@
+"""Trained models as folders to share: safetensors, JSON, the configuration and a model card; and the hub of them.
+
+redi.save_pretrained("runs/mine", "shared/mine")
+run = redi.from_pretrained("someone/their-model")
+"""
+
+import json
+import re
+import shutil
+import tempfile
+import tokenize
+from collections.abc import Mapping
+from io import StringIO
+from pathlib import Path
+
+from redi.core.artefact import BrokenArtefact, load_artefact, save_artefact
+from redi.core.device import choose_device
+from redi.runs import Run, load, open_run
+
+FORMAT = "redi pretrained 1"
+CONFIG = "config.gin"
+BESIDE = ("metrics.json", "samples.png")  # taken along from a run's folder where they are there
+FILES = ("record.json", CONFIG, "README.md", "*.safetensors", *BESIDE)
+
+
+def save_pretrained(run: Run | str | Path, folder: str | Path) -> Path:
+    """Writes what sampling needs: EMA weights, fitted reducers and encoders, colours, config.gin, a model card.
+
+    Weights of pretrained autoencoders and encoders are not in it: they have pages of their own.
+
+    Args:
+        run: an opened run, or its folder.
+        folder: replaced as a whole if it was written by this function before.
+
+    Raises:
+        ValueError: a run without config.gin, or a `folder` that holds something else.
+    """
+    run = run if isinstance(run, Run) else load(run, device="cpu")
+    folder = Path(folder)
+    if run.folder is None or not (run.folder / CONFIG).is_file():
+        raise ValueError("this run has no config.gin, which is what says how to build it: train it with the programs")
+    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder} holds other things than a saved model: choose another folder")
+    tensors = {"model": run.weights["ema"], "codec": run.codec.learned_state(), "colours": run.colours.tensors}
+    kept = ("model_arguments", "image_size", "seed", "codec", "dataset", "published")
+    record = {"format": FORMAT, "step": run.step} | {key: run.record[key] for key in kept if key in run.record}
+    metrics = _metrics(run)
+    with tempfile.TemporaryDirectory() as temporary:
+        extra = Path(temporary)
+        (extra / CONFIG).write_text(_portable((run.folder / CONFIG).read_text(), run))
+        (extra / "README.md").write_text(model_card(run, metrics))
+        for name in BESIDE:
+            if (run.folder / name).is_file() and (name != "metrics.json" or metrics):
+                shutil.copyfile(run.folder / name, extra / name)
+        save_artefact(folder, {name: group for name, group in tensors.items() if group}, record)
+        for path in extra.iterdir():
+            shutil.copyfile(path, folder / path.name)
+    return folder
+
+
+def from_pretrained(
+    name_or_folder: str | Path, *, revision: str | None = None, trust_code: bool = False, device: str = "auto"
+) -> Run:
+    """Opens what `save_pretrained` wrote: a folder, or a repository of the Hugging Face hub, which is
+    downloaded into the hub's cache.
+
+    Weights are safetensors and cannot run code. The configuration could: gin imports the Python modules that it names.
+    Only the components of this library are let in, unless you trust the source.
+
+    Args:
+        revision: branch, tag or commit of the repository.
+        trust_code: let config.gin import modules (of plug-ins) and include files.
+
+    Raises:
+        ValueError: no such model, a damaged one, or a configuration that imports modules.
+    """
+    folder = Path(name_or_folder).expanduser()
+    if not folder.is_dir():
+        folder = _download(str(name_or_folder), revision)
+    try:
+        tensors, record = load_artefact(folder)
+    except BrokenArtefact as error:
+        raise ValueError(f"cannot open {name_or_folder}: {error}") from None
+    if record.get("format") != FORMAT:
+        raise ValueError(f"{folder} was not written by save_pretrained; for the folder of a run: redi.load")
+    config = folder / CONFIG
+    if not config.is_file():
+        raise ValueError(f"{config} is missing: it says how to build the model")
+    if not trust_code and (statements := _statements_that_load(config.read_text())):
+        raise ValueError(
+            f"{config} says {', '.join(map(repr, statements))}: that would run code of whoever wrote it. Read it, "
+            "and if you trust it, call from_pretrained(..., trust_code=True)"
+        )
+    groups = {"ema": tensors["model"], "codec": tensors.get("codec", {}), "colours": tensors.get("colours", {})}
+    return open_run(folder, folder, groups, record, device=choose_device(device))
+
+
+def push_to_hub(
+    run: Run | str | Path,
+    repo_id: str,
+    *,
+    private: bool = True,
+    revision: str | None = None,
+    token: str | None = None,
+    commit_message: str = "Upload a redi model",
+    api=None,
+) -> str:
+    """Uploads what `save_pretrained` writes; -> the address of the commit.
+
+    Args:
+        repo_id: 'name/repository' on the Hugging Face hub; made if it is not there.
+        private: of a repository that is made.
+        api: a `huggingface_hub.HfApi`, or whatever has its `create_repo` and `upload_folder`; default: a new one.
+    """
+    if api is None:
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = save_pretrained(run, Path(temporary) / "model")
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            revision=revision,
+            commit_message=commit_message,
+            allow_patterns=list(FILES),
+        )
+    return str(getattr(done, "commit_url", done))
+
+
+def model_card(run: Run, metrics: list[dict]) -> str:
+    """README.md of the model's page. The licence is left to whoever publishes it."""
+    groups = ", ".join(f"{name} ({size} channels)" for name, size in run.codec.channels.items())
+    size = sum(tensor.numel() for tensor in run.weights["ema"].values())
+    rows = [f"| {m['metric']} | {m['value']:.4g} | {m.get('num_samples', '')} | {_drawn(m)} |" for m in metrics]
+    header = "| metric | value | samples | drawn with |\n|---|---|---|---|\n"
+    results = header + "\n".join(rows) if rows else "Not measured. Numbers come from `redi.evaluate`."
+    source = ""
+    if published := (run.record or {}).get("published"):
+        name, digest = published["file"], published["sha256"]
+        source = f"\nImported from `{name}` (SHA-256 {digest}), {published['framework']}.\n"
+    return f"""---
+library_name: redi
+license: other
+license_name: choose-one
+tags:
+- image-generation
+- diffusion
+---
+
+# A joint image-feature diffusion model
+
+Trained with [redi](https://arxiv.org/abs/2504.16064): {groups}; {run.image_size}x{run.image_size} pixels,
+{run.num_classes} classes, {size / 1e6:.1f} M parameters, step {run.step}, EMA weights.
+{source}
+Licence: **to be chosen** by whoever publishes this model; the data and the pretrained networks that it was trained with
+have licences of their own.
+
+## Use
+
+```python
+import redi
+
+run = redi.from_pretrained("this/repository")
+drawn = redi.generate(run.model, run.codec, run.process, labels=[0, 1, 2, 3])
+```
+
+## Results
+
+{results}
+
+All settings are in `config.gin`.
+"""
+
+
+def _drawn(metric: Mapping) -> str:
+    sampler = dict(metric.get("sampler") or {})
+    name = sampler.get("name", "")
+    rules = ", ".join(f"{rule.get('name')} {rule.get('scale', '')}".strip() for rule in metric.get("guidance") or [])
+    evaluations = metric.get("function_evaluations", "")
+    return f"{name}, {evaluations} evaluations, guidance: {rules or 'none'}, seed {metric.get('seed', '')}"
+
+
+def _metrics(run: Run) -> list[dict]:
+    """Of this checkpoint: metrics.json of another step's samples is left out."""
+    path = run.folder / "metrics.json"
+    found = json.loads(path.read_text()) if path.is_file() else []
+    return [metric for metric in found if metric.get("checkpoint_step", run.step) == run.step]
+
+
+def _portable(text: str, run: Run) -> str:
+    """The configuration without the paths of fitted reducers, whose state is in the folder."""
+    names = "|".join({type(representation.reducer).__name__ for representation in run.codec.representations.values()})
+    path = re.compile(rf"(?:[\w/]+/)?(?:reducers\.)?(?:{names})\.path = ") if names else None
+    kept, skipping = [], False
+    for line in text.splitlines(keepends=True):
+        if not line[:1].isspace():  # else it continues the statement before it
+            skipping = path is not None and path.match(line) is not None
+        if not skipping:
+            kept.append(line)
+    return "".join(kept)
+
+
+def _statements_that_load(text: str) -> list[str]:
+    """Lines of a gin file with `import`, `from` or `include`: gin knows these words as Python tokens, so no spelling
+    of them escapes Python's tokenizer. Raises ValueError where it is no text that gin could read."""
+    try:
+        tokens = list(tokenize.generate_tokens(StringIO(text).readline))
+    except (tokenize.TokenError, SyntaxError) as error:
+        raise ValueError(f"{CONFIG} is no gin file: {error}") from None
+    loading = ("import", "from", "include")
+    return [token.line.strip() for token in tokens if token.type == tokenize.NAME and token.string in loading]
+
+
+def _download(repo_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(FILES)))
+    except Exception as error:  # whatever the HTTP library of the installed hub client raises
+        raise ValueError(f"{repo_id}: no such folder here, and not to be had from the hub: {error}") from None

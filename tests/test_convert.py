@@ -1,0 +1,243 @@
+"""Published checkpoints to run folders and back."""
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import redi
+from redi import convert, evaluate, sample
+from redi.core import config
+from redi.core.artefact import sha256
+from redi.core.checkpoint import list_checkpoints, load_checkpoint
+from redi.core.trainer import _restore
+from redi.fusion import sincos_positions
+from redi.models.published import from_published
+from redi.models.published_layout import Layout, published_shapes
+
+PUBLISHED_PCA = Path(os.environ.get("REDI_DATA", Path(__file__).parents[2] / "shared" / "data")) / "published-pca"
+
+
+def published_state(c=4, o=None, *, seed=0, **sizes):
+    """Random weights in the published layout, 8x8 in patches of 2."""
+    g = torch.Generator().manual_seed(seed)
+    sizes = {
+        "width": 64,
+        "depth": 1,
+        "patch_size": 2,
+        "patch_grid": (4, 4),
+        "num_classes": 5,
+        "mlp_hidden": 256,
+    } | sizes
+    shapes = published_shapes(Layout(in_channels=c, out_channels=o or c, **sizes))
+    state = {name: 0.1 * torch.randn(shape, generator=g) for name, shape in shapes.items()}
+    return state | {"pos_embed": sincos_positions(sizes["patch_grid"], sizes["width"])[None]}
+
+
+def saved(path, content):
+    torch.save(content, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory) -> str:
+    """A tiny autoencoder in diffusers' format: a folder of the decoder's (and encoder's) weights."""
+    logging.getLogger("xformers").setLevel(logging.ERROR)
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("vae")
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    network = AutoencoderKL(block_out_channels=(8, 8, 8, 8), norm_num_groups=4, layers_per_block=1, **blocks)
+    network.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def pca(tmp_path_factory) -> Path:
+    """A saved fit of features of DINOv2-B's width, under the settings of the published statistics."""
+    torch.manual_seed(0)
+    reducer = redi.reducers.PCA(rank=8, standardize=True, scale="raw")
+    reducer.fit([torch.randn(2, 768, 4, 4)])
+    folder = tmp_path_factory.mktemp("pca") / "fit"
+    reducer.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def redi_run(tmp_path_factory, vae, pca):
+    """(run folder, checkpoint file, its content) of ReDi with a dead sigma."""
+    folder = tmp_path_factory.mktemp("redi")
+    content = {
+        "model": {f"module.{name}": tensor for name, tensor in published_state(12, 24, seed=1).items()},
+        "ema": published_state(12, 24),
+        "opt": {},
+        "args": argparse.Namespace(model="SiT-XL/2", path_type="Linear", prediction="velocity"),
+        "steps": 4_000_000,
+    }
+    path = saved(folder / "redi.pt", content)
+    convert.import_checkpoint(path, folder / "run", pca=pca, gin_bindings=[f"StableVAE.weights = '{vae}'"])
+    return folder / "run", path, content
+
+
+def test_an_imported_run_opens_with_the_averaged_weights(redi_run):
+    folder, _, content = redi_run
+    run = redi.load(folder, device="cpu")
+    assert (run.step, run.num_classes, run.image_size) == (4_000_000, 5, 64)
+    assert run.codec.channels == {"image": 4, "dinov2": 8}
+    for which in ("ema", "model"):
+        state = {name.removeprefix("module."): tensor for name, tensor in content[which].items()}
+        expected = from_published(state).state
+        assert all(torch.equal(run.weights[which][name], tensor) for name, tensor in expected.items())
+    assert isinstance(run.process, redi.processes.FlowMatching) and not run.process.reversed
+
+
+def test_images_and_features_are_drawn_with_the_decoder_alone(redi_run):
+    # No encoder's weights are on this machine: DINOv2 would have to be downloaded.
+    run = redi.load(redi_run[0], device="cpu")
+    sampler = redi.samplers.EulerMaruyama(num_evaluations=2)
+    drawn = redi.generate(run.model, run.codec, run.process, labels=[0, 4], sampler=sampler)
+    assert drawn.images.shape == (2, 3, 64, 64) and drawn.x.shape == (2, 12, 8, 8)
+    assert redi.sample_grid(drawn, run.codec, run.colours).width > 0
+
+
+def test_the_sample_program_works_on_an_imported_run(redi_run):
+    folder = redi_run[0]
+    config.parse([folder / "config.gin"], ["sample.num_images = 2", "EulerMaruyama.num_evaluations = 2"])
+    sample.stage(folder)
+    assert (folder / "samples.png").exists()
+
+
+def test_the_configuration_is_complete_and_made_for_the_published_weights(redi_run):
+    bound = config.statements((redi_run[0] / "config.gin").read_text())
+    expected = {
+        "Preprocessing.image_size": "64", "PCA.rank": "8", "PCA.scale": "'raw'", "PCA.standardize": "True",
+        "DINOv2.resize": "'released'", "StableVAE.uint8_rule": "'truncate'", "DiffusionTransformer.width": "64",
+        "generate.sampler": "@samplers.EulerMaruyama()", "DiffusionTransformer.size": "'B/2'",
+    }  # fmt: skip
+    assert {key: bound.get(key) for key in expected} == expected
+    assert "PCA.path" not in bound  # the fit is in the checkpoint
+
+
+def test_the_record_says_where_the_weights_are_from(redi_run):
+    folder, path, _ = redi_run
+    _, record = load_checkpoint(list_checkpoints(folder)[-1])
+    published = record["published"]
+    assert (published["file"], published["sha256"]) == ("redi.pt", sha256(path))
+    assert published["framework"] == "sit" and "its settings name SiT-XL/2" in published["evidence"]
+
+
+@pytest.mark.parametrize("weights", ["ema", "model"])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_export_gives_every_bit_of_the_checkpoint_back(redi_run, tmp_path, weights, suffix):
+    folder, _, content = redi_run
+    convert.export(folder, tmp_path / f"again{suffix}", weights=weights)
+    read = load_file if suffix == ".safetensors" else torch.load
+    again = read(tmp_path / f"again{suffix}")
+    expected = {name.removeprefix("module."): tensor for name, tensor in content[weights].items()}
+    assert set(again) == set(expected) and (suffix == ".safetensors" or list(again) == list(expected))
+    assert all(torch.equal(again[name], tensor) for name, tensor in expected.items())
+
+
+def test_an_imported_run_is_not_trained_on_but_begun_from(redi_run):
+    tensors, record = load_checkpoint(folder := list_checkpoints(redi_run[0])[-1])
+    with pytest.raises(ValueError, match=r"imported, not trained here.*train\.initial_weights = '.*run'"):
+        _restore(folder, tensors, record, None, None, None, None, None)
+
+
+PLAIN = {
+    "SiT": ({}, (4, 8), "sit", "FlowMatching", {"reversed": False, "prediction": "velocity"}),
+    "REPA": ({}, (4, 8), "repa", "FlowMatching", {"reversed": True}),
+    "DiT": ({}, (4, 8), "dit", "DDPM", {"variance_groups": ("image",)}),
+    "GVP score": ({"path_type": "GVP", "prediction": "score"}, (4, 4), "sit", "GVP", {"prediction": "score"}),
+}
+
+
+@pytest.mark.parametrize(("args", "sizes", "framework", "process", "settings"), PLAIN.values(), ids=PLAIN)
+def test_the_framework_decides_process_and_sampler(tmp_path, args, sizes, framework, process, settings):
+    path = saved(tmp_path / "plain.pt", {"ema": published_state(*sizes), "args": argparse.Namespace(**args)})
+    convert.import_checkpoint(path, tmp_path / "run", framework=framework)
+    run = redi.load(tmp_path / "run", device="cpu")
+    assert type(run.process).__name__ == process
+    assert {name: getattr(run.process, name) for name in settings} == settings
+    assert len(run.model.fusion.variance_heads) == (framework == "dit")
+    bound = config.statements((tmp_path / "run" / "config.gin").read_text())
+    assert bound["generate.sampler"] == f"@samplers.{'Ancestral' if framework == 'dit' else 'EulerMaruyama'}()"
+    assert "JointCodec.representations" not in bound
+    convert.export(tmp_path / "run", tmp_path / "again.pt")
+    again = torch.load(tmp_path / "again.pt")
+    assert all(torch.equal(again[name], tensor) for name, tensor in published_state(*sizes).items())
+
+
+def test_a_configuration_of_ones_own_says_what_other_channels_are(tmp_path):
+    path = saved(tmp_path / "pixels.pt", published_state(3, num_classes=1))
+    (tmp_path / "mine.gin").write_text("include 'plain.gin'\n")
+    arguments = {"framework": "sit", "gin_files": [str(tmp_path / "mine.gin")]}
+    convert.import_checkpoint(path, tmp_path / "run", **arguments)
+    run = redi.load(tmp_path / "run", device="cpu")
+    assert run.codec.channels == {"image": 3} and run.image_size == 8
+
+
+def test_the_evaluate_program_works_on_an_imported_run(tmp_path, tiny_gin):
+    path = saved(tmp_path / "digits.pt", published_state(1, num_classes=10, patch_grid=(8, 8)))
+    bindings = ["JointCodec.representations = []", "sample.num_images = 12"]
+    convert.import_checkpoint(path, tmp_path / "run", framework="sit", gin_files=[tiny_gin], gin_bindings=bindings)
+    sample.stage(tmp_path / "run")
+    evaluate.stage(tmp_path / "run")
+    assert "frechet_distance_domain_network" in (tmp_path / "run" / "metrics.json").read_text()
+
+
+def test_the_heads_of_an_odd_width_are_taken_from_a_binding(tmp_path):
+    path = saved(tmp_path / "odd.pt", published_state(4, width=48))
+    with pytest.raises(ValueError, match="number of heads is in no checkpoint"):
+        convert.import_checkpoint(path, tmp_path / "run", framework="sit")
+    bindings = ["DiffusionTransformer.num_heads = 6"]
+    convert.import_checkpoint(path, tmp_path / "run", framework="sit", gin_bindings=bindings)
+    assert redi.load(tmp_path / "run", device="cpu").model.blocks[0].num_heads == 6
+
+
+def test_without_statistics_the_message_says_where_they_are_published(tmp_path):
+    path = saved(tmp_path / "redi.pt", published_state(12))
+    with pytest.raises(
+        ValueError, match=r"8 channels of features, and no checkpoint.*--pca=dino_pca_model.pth.*zelaki/ReDi"
+    ):
+        convert.import_checkpoint(path, tmp_path / "run", framework="sit")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(not PUBLISHED_PCA.exists(), reason=f"needs {PUBLISHED_PCA}")
+def test_the_published_statistics_travel_in_the_checkpoint(tmp_path):
+    path = saved(tmp_path / "redi.pt", published_state(12))
+    convert.import_checkpoint(path, tmp_path / "run", framework="sit", pca=PUBLISHED_PCA / "dino_pca_model.pth")
+    reducer = redi.load(tmp_path / "run", device="cpu").codec.representations["dinov2"].reducer
+    # The standard deviations of the first components, as published.
+    expected = torch.tensor([5.77, 4.90, 4.79, 4.20, 4.01, 3.77, 3.68, 3.56])
+    assert (reducer.deviations[:8] - expected).abs().max() < 0.006
+
+
+def test_a_folder_with_a_run_is_left_alone(redi_run):
+    with pytest.raises(ValueError, match="holds a run already"):
+        convert.import_checkpoint(redi_run[1], redi_run[0])
+
+
+def test_a_configuration_that_does_not_fit_is_refused(tmp_path):
+    path = saved(tmp_path / "plain.pt", published_state(4))
+    with pytest.raises(ValueError, match="configured DiffusionTransformer is not that of the checkpoint"):
+        convert.import_checkpoint(
+            path, tmp_path / "run", framework="sit", gin_bindings=["DiffusionTransformer.depth = 2"]
+        )
+
+
+def test_unknown_settings_of_a_training_program_are_refused(tmp_path):
+    path = saved(tmp_path / "x.pt", {"ema": published_state(4), "args": argparse.Namespace(path_type="spiral")})
+    with pytest.raises(ValueError, match="path_type = 'spiral'"):
+        convert.import_checkpoint(path, tmp_path / "run", framework="sit")
+
+
+def test_the_name_of_an_export_says_its_format(redi_run, tmp_path):
+    with pytest.raises(ValueError, match=r"x\.npz: the name ends in \.pt"):
+        convert.export(redi_run[0], tmp_path / "x.npz")
