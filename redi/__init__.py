@@ -19,6 +19,7 @@ _PUBLIC = {
     "from_pretrained": "redi.hub",
     "generate": "redi.core.generation",
     "load": "redi.runs",
+    "log_likelihood": "redi.core.likelihood",
     "push_to_hub": "redi.hub",
     "sample_grid": "redi.evaluation.pictures",
     "save_pretrained": "redi.hub",

@@ -1,0 +1,109 @@
+"""Every kind of set-up, the whole way at the smallest size: prepared, trained, stopped, resumed, opened and sampled."""
+
+import pytest
+import torch
+
+import redi
+from redi import components, sample, train
+from redi.core import config
+from redi.core.checkpoint import list_checkpoints, load_checkpoint
+from redi.core.log import read_log
+from redi.evaluation.sampling import load_samples
+
+DDPM = ["JointObjective.process = @processes.DDPM()", "generate.sampler = @samplers.Ancestral()"]
+DDPM += ["Ancestral.num_evaluations = 3"]
+TWO = ["JointCodec.representations = [@first/Representation(), @second/Representation()]"]
+TWO += ["first/Representation.name = 'one'", "second/Representation.name = 'two'", "second/DomainEncoder.seed = 7"]
+TWO += ["second/PCA.rank = 3", "JointObjective.representation_weight = {'one': 1.0, 'two': 0.5}"]
+TWO += ["Representation.encoder = @encoders.DomainEncoder()", "Representation.reducer = @reducers.PCA()"]
+
+SET_UPS = {
+    "DiT with a learned variance": DDPM,
+    "DiT with a variance learned for the image alone": [*DDPM, "DDPM.learned_variance = ('image',)"],
+    "DiT with a fixed variance": [*DDPM, "DDPM.learned_variance = ()", "DDPM.variance = 'large'"],
+    "noise prediction on the GVP path": ["JointObjective.process = @processes.GVP()", "GVP.prediction = 'noise'"],
+    "score prediction on the VP path": ["JointObjective.process = @processes.VP()", "VP.prediction = 'score'"],
+    "a representation that leads": ["JointObjective.process = @processes.Shifted()", "Shifted.shift = {'domain': 0.5}"],
+    "timesteps of their own": [
+        "JointObjective.independent_timesteps = True",
+        "DiffusionTransformer.group_timesteps = True",
+    ],
+    "REPA": [
+        "JointCodec.alignment = @alignment/encoders.DomainEncoder()",
+        "alignment/DomainEncoder.seed = 5",
+        "DiffusionTransformer.alignment_layer = 1",
+        "DiffusionTransformer.alignment_width = 8",
+    ],
+    "two representations": TWO,
+    "the image alone": ["JointCodec.representations = []"],
+    "separate tokens": ["DiffusionTransformer.fusion = @fusion.Separate"],
+    "no labels": ["Digits.num_classes = 1", "generate.guidance = []"],
+    "Representation Guidance": [
+        "JointObjective.representation_dropout = 0.2",
+        "generate.guidance = [@guidance.RepresentationGuidance()]",
+    ],
+    "mirrored images": ["prepare.mirror = True"],
+    "encoders in every step": ["prepare.cache = False", "prepare.mirror = True"],
+}
+every_set_up = pytest.mark.parametrize("name", SET_UPS)
+
+
+@pytest.fixture
+def job(tiny_gin, tmp_path):
+    def job(name: str, folder: str, num_steps: int):
+        components.import_all()
+        config.parse([tiny_gin], [*SET_UPS[name], f"train.num_steps = {num_steps}", "train.log_every = 1"])
+        run_dir = tmp_path / folder
+        run_dir.mkdir(exist_ok=True)
+        (run_dir / "config.gin").write_text(config.full_text())
+        train.stage(run_dir)
+        return run_dir
+
+    return job
+
+
+@every_set_up
+def test_a_run_that_stopped_and_went_on_equals_one_that_did_not(job, name):
+    unbroken = job(name, "unbroken", 4)
+    job(name, "broken", 2)
+    broken = job(name, "broken", 4)
+    (ours, _), (theirs, _) = (load_checkpoint(list_checkpoints(folder)[-1]) for folder in (broken, unbroken))
+    for part in ("model", "ema", "optimizer"):
+        assert ours[part].keys() == theirs[part].keys()
+        assert all(torch.equal(tensor, theirs[part][key]) for key, tensor in ours[part].items()), part
+    losses = [[line["loss"] for line in read_log(folder)] for folder in (broken, unbroken)]
+    assert losses[0] == losses[1]
+    assert all(torch.tensor(losses[0]).isfinite())
+
+
+@every_set_up
+def test_what_was_trained_opens_and_is_sampled(job, name):
+    run_dir = job(name, "run", 2)
+    sample.stage(run_dir)
+    drawn = load_samples(run_dir)
+    assert drawn.record["function_evaluations"] == drawn.record["sampler"]["num_evaluations"]
+    assert drawn.x.isfinite().all()
+    assert drawn.x.shape[1] == redi.load(run_dir).codec.channels.total
+    assert (run_dir / "samples.png").exists()
+
+
+def test_terms_of_the_objective_are_in_the_log(job):
+    repa = read_log(job("REPA", "repa", 2))[-1]
+    assert -1 <= repa["alignment"] <= 1
+    dit = read_log(job("DiT with a learned variance", "dit", 2))[-1]
+    assert dit["vlb"] > 0
+
+
+def test_a_rule_that_the_model_was_not_trained_for_is_named_when_it_samples(job, caplog):
+    run_dir = job("separate tokens", "run", 2)
+    config.parse([run_dir / "config.gin"], ["generate.guidance = [@guidance.RepresentationGuidance()]"])
+    sample.stage(run_dir)
+    assert "RepresentationGuidance asks for predictions without the representation" in caplog.text
+
+
+def test_the_spread_of_every_group_is_in_the_log_and_in_the_checkpoint(job, caplog):
+    caplog.set_level("INFO")
+    run_dir = job("two representations", "run", 2)
+    assert "signal-to-noise ratio" in caplog.text
+    spread = load_checkpoint(list_checkpoints(run_dir)[-1])[1]["spread"]
+    assert list(spread) == ["image", "one", "two"]
