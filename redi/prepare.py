@@ -29,11 +29,11 @@ def prepared(run_dir: Path, *, evaluates: bool = False):
     codec = config.bound("train.codec")
     if not isinstance(codec, JointCodec):
         raise ValueError(f"train.codec is {codec!r}: bind train.codec = @JointCodec(), as gin/base.gin does")
+    codec.load()  # before the audit reads every image
     dataset = audited(run_dir)
-    check_training(codec, dataset)
+    check_training(codec, dataset, resumes=bool(list_checkpoints(run_dir)))
     if evaluates:
         check_results(codec, dataset)
-    codec.load()
     codec.to(own_gpu(choose_device(config.bound("train.device", "auto"))))
     if checkpoints := list_checkpoints(run_dir):  # a resumed run keeps what it was trained with
         codec.load_learned_state(load_checkpoint(checkpoints[-1])[0]["codec"])
@@ -55,24 +55,32 @@ def audited(run_dir: Path):
     path = run_dir / "audit.json"
     settings = {name: config.bound(f"audit.{name}", False) for name in ("skip_unreadable", "allow_missing_classes")}
     batch_size = config.bound("train.batch_size", 256)
-    passed = {"fingerprint": dataset.fingerprint(), "batch_size": batch_size, **settings}
+    asked = {"fingerprint": dataset.fingerprint(), "batch_size": batch_size, **settings}
+
+    def written() -> int | None:
+        return path.stat().st_mtime_ns if path.exists() else None
+
+    at_start = written()
 
     def stored() -> dict | None:
+        """What the audit found; a refusal counts for those who waited for it, and a new start looks again."""
         record = json.loads(path.read_text()) if path.exists() else {}
-        return record if record.get("passed") == passed else None
+        refused = record.get("refused_for") == asked and written() != at_start
+        return record if record.get("passed") == asked or refused else None
 
     def look() -> None:
         try:
-            _, record = config.call(audit, dataset=dataset, batch_size=batch_size)
+            record = config.call(audit, dataset=dataset, batch_size=batch_size)[1] | {"passed": asked}
         except AuditError as error:
-            write_json(path, error.record)
-            print(describe(error.record), flush=True)
-            raise
-        write_json(path, record | {"passed": passed})
+            record = error.record | {"refused_for": asked}
+        write_json(path, record)
         print(describe(record), flush=True)
 
     complete(run_dir / ".audit", (), finished=lambda: stored() is not None, finish=look)  # by one of all processes
-    unreadable = stored()["unreadable"]
+    record = stored()
+    if "refused" in record:
+        raise AuditError(record["refused"], record)
+    unreadable = record["unreadable"]
     return dataset.without([i for i, name in enumerate(dataset.names) if name in unreadable])
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 RECORD = "record.json"
+TENSORS = ".safetensors"
 
 
 class BrokenArtefact(ValueError):
@@ -22,32 +23,53 @@ class BrokenArtefact(ValueError):
 
 
 def save_artefact(
-    folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], record: Mapping, *, shared: bool = False
+    folder: Path,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    record: Mapping,
+    *,
+    extra: Mapping[str, str | bytes] | None = None,
+    shared: bool = False,
 ) -> None:
     """Writes `<folder>/<name>.safetensors` for every group and `<folder>/record.json`, atomically.
 
     The files are written beside the final place, synced and renamed together, so that a crash or a full disk
-    leaves either the whole artefact or none. `shared`: several processes may write the same one at once.
+    leaves either the whole artefact or none. The record lists every file with its size and SHA-256.
+
+    Args:
+        extra: {file name: content} of further files; text is written as UTF-8.
+        shared: several processes may write the same one at once.
 
     Raises:
         OSError: the disk is full or not writable; nothing is left behind.
     """
     folder = Path(folder)
-    needed = sum(t.nbytes for group in tensors.values() for t in group.values())
+    extra = {name: content.encode() if isinstance(content, str) else content for name, content in (extra or {}).items()}
+    needed = sum(t.nbytes for group in tensors.values() for t in group.values()) + sum(map(len, extra.values()))
     with (shared_folder if shared else atomic_folder)(folder, needed_bytes=needed) as temporary:
-        files = {}
         for name, group in tensors.items():
-            path = temporary / f"{name}.safetensors"
+            path = temporary / f"{name}{TENSORS}"
             save_file({key: t.detach().cpu().contiguous() for key, t in group.items()}, path)
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for name, content in extra.items():
+            (temporary / name).write_bytes(content)
+        written = [temporary / name for name in (*(f"{name}{TENSORS}" for name in tensors), *extra)]
+        files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in written}
         write_json(temporary / RECORD, {**record, "files": files})
 
 
-def load_artefact(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict]:
-    """-> {group: {name: tensor}} and the record. Raises BrokenArtefact naming the file and the cause."""
+def load_artefact(folder: Path, *, editable: Collection[str] = ()) -> tuple[dict[str, dict[str, Tensor]], dict]:
+    """-> {group: {name: tensor}} of the .safetensors files and the record; all files that it lists are verified.
+
+    Args:
+        editable: files that may have been changed or removed since, and are not looked at.
+
+    Raises:
+        BrokenArtefact: naming the file and the cause.
+    """
     record = read_record(folder)
     tensors = {}
     for file, expected in record["files"].items():
+        if file in editable:
+            continue
         path = Path(folder) / file
         if not path.exists():
             raise BrokenArtefact(f"{path} is missing")
@@ -55,6 +77,8 @@ def load_artefact(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict]:
             raise BrokenArtefact(f"{path} has {path.stat().st_size} bytes instead of {expected['bytes']}: truncated?")
         if sha256(path) != expected["sha256"]:
             raise BrokenArtefact(f"{path} was altered after it was written: its SHA-256 differs from {RECORD}")
+        if path.suffix != TENSORS:
+            continue
         try:
             tensors[path.stem] = load_file(path)
         except SafetensorError as error:
@@ -139,10 +163,13 @@ def _sync(folder: Path) -> None:
 
 
 def write_json(path: Path, value) -> None:
-    """Writes JSON atomically, readable by people."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-    temporary.replace(path)
+    """Writes JSON atomically, readable by people; several processes may write one file at once."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
+    try:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:

@@ -55,6 +55,7 @@ def audit(
     if facts:
         record.update(_size_facts(dataset, facts))
         problems += _size_problems(dataset, facts, record)
+        record["warnings"] += _enlarged(dataset, facts)
     if 0 < len(dataset) < batch_size:
         record["warnings"].append(f"the batch of {batch_size} is larger than the data set of {len(dataset)} images")
     _refuse(problems, record)
@@ -212,6 +213,20 @@ def describe(record: dict) -> str:
     rows["steps per epoch"] = f"{record['steps_per_epoch']:,g} of batch {record['batch_size']:,}"
     lines = [f"{name:<16}  {value}" for name, value in rows.items()]
     return "\n".join(lines + [f"{'warning':<16}  {warning}" for warning in record["warnings"]])
+
+
+def _enlarged(dataset: Dataset, facts: dict[int, tuple[int, int, str]]) -> list[str]:
+    small = [
+        (min(width, height), position)
+        for position, (width, height, _) in facts.items()
+        if min(width, height) < min(dataset.output_size(width, height))
+    ]
+    if not small:
+        return []
+    _, position = min(small)
+    width, height, _ = facts[position]
+    smallest = f"the smallest, {dataset.names[position]}, has {width}x{height}"
+    return [f"{len(small):,} of {len(facts):,} images are smaller than the size used and are enlarged ({smallest})"]
 
 
 def _listed(shown: list[str], count: int) -> str:

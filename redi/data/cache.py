@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from redi.core.artefact import BrokenArtefact, sha256
-from redi.core.codec import JointCodec
+from redi.core.codec import JointCodec, without_versions
 from redi.core.progress import progress
 from redi.core.registry import identity
 from redi.data.shards import NAMES, map_shard, remedy
@@ -125,10 +125,11 @@ class Cache:
     def check(self, codec: JointCodec) -> None:
         """Raises ValueError, naming what differs, unless this codec would compute what is stored here.
 
-        The library's version is not compared; `prepare` takes a cache of its own version only.
+        Library versions are not compared; `prepare` takes a cache of its own version only.
         """
-        made = {"codec": self.manifest["codec"], "code": _unversioned(self.manifest["code"])}
-        if found := list(_differences(made, {"codec": codec.cache_provenance(), "code": _unversioned(code_of(codec))})):
+        made = {"codec": without_versions(self.manifest["codec"]), "code": _unversioned(self.manifest["code"])}
+        wanted = {"codec": without_versions(codec.cache_provenance()), "code": _unversioned(code_of(codec))}
+        if found := list(_differences(made, wanted)):
             raise ValueError(
                 f"the cache {self.folder} was made with another codec (cache -> codec at hand):\n  "
                 + "\n  ".join(found)

@@ -3,12 +3,14 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 import redi
 from redi.core.artefact import write_json
@@ -54,7 +56,7 @@ def write_cache(
             raise ValueError(f"labels run from {low} to {high}, but a model of {dataset.num_classes} classes is built")
         codec.load()
         with progress(total=len(dataset), desc="encoding", unit="img", disable=rank > 0) as bar:
-            writer = _Writer(folder, codec, dataset, batch_size, rows_per_shard, mirror, bar.update)
+            writer = _Writer(folder, codec, dataset, batch_size, rows_per_shard, mirror, bar)
             complete(
                 writer.work, list(writer.parts), is_done=writer.is_done, do=writer.encode, finished=folder.exists,
                 finish=writer.finish, rank=rank, world_size=world_size,
@@ -67,19 +69,30 @@ class _Writer:
 
     def __init__(
         self, folder: Path, codec: JointCodec, dataset: Dataset, batch_size: int, rows_per_shard: int, mirror: bool,
-        advance: Callable[[int], object],
+        bar: tqdm,
     ):  # fmt: skip
         self.folder, self.codec, self.dataset, self.mirror = folder, codec, dataset, mirror
-        self.batch_size, self.advance = batch_size, advance
+        self.batch_size, self.bar = batch_size, bar
         starts = range(0, len(dataset), rows_per_shard)
         self.parts = {
             f"shard-{i:05d}": range(start, min(start + rows_per_shard, len(dataset))) for i, start in enumerate(starts)
         }
         self.work = folder.with_name(f".{folder.name}.work")
         self.written: set[str] = set()  # by this process, and so known to be whole
+        self.encoded: dict[str, int] = {}  # images per part, by whomever, for the bar
+        for part in self.parts:
+            self.is_done(part)
+        bar.initial = bar.n  # what was there is no part of the bar's speed
 
     def is_done(self, part: str) -> bool:
-        return self._record(part).exists()
+        if done := self._record(part).exists():
+            self._show(part, len(self.parts[part]))
+        return done
+
+    def _show(self, part: str, num_images: int) -> None:
+        if self.encoded.get(part) != num_images:
+            self.encoded[part] = num_images
+            self.bar.update(sum(self.encoded.values()) - self.bar.n)
 
     def encode(self, part: str) -> None:
         positions, rows = self.parts[part], {}
@@ -90,11 +103,13 @@ class _Writer:
                 rows = {name: tensor.new_empty(len(positions), *tensor.shape[1:]) for name, tensor in batch.items()}
             for name, tensor in batch.items():
                 rows[name][start : start + len(tensor)] = tensor
+            self._show(part, start + len(batch["labels"]))
         names = [self.dataset.names[position] for position in positions]
         self._record(part).parent.mkdir(exist_ok=True)
         self._shard(part).parent.mkdir(exist_ok=True)
-        record = write_shard(self._shard(part), rows, names)
-        write_json(self._record(part), {"shard": record, "tensors": shard_tensors(rows)})
+        # Not beside the other shards: if their folder becomes the cache meanwhile, nothing half-written goes along.
+        record = write_shard(self._shard(part), rows, names, scratch=self.work)
+        write_json(self._record(part), {"first": positions[0], "shard": record, "tensors": shard_tensors(rows)})
         self.written.add(part)
 
     def _batch(self, positions: Sequence[int]) -> dict[str, Tensor]:
@@ -102,9 +117,8 @@ class _Writer:
         images, rows = batch["images"].to(self.codec.device), {"labels": batch["labels"]}
         for prefix, seen in {"": images, MIRRORED: images.flip(-1)}.items() if self.mirror else [("", images)]:
             for name, tensor in self.codec.precompute(seen).items():
-                require_finite(tensor, _source(self.codec, name), names)
+                check_encoded(tensor, _source(self.codec, name), names)
                 rows[prefix + name] = tensor.cpu()
-        self.advance(len(positions))
         return rows
 
     def _require_space(self, batch: dict[str, Tensor]) -> None:
@@ -145,14 +159,19 @@ class _Writer:
                 "diffusers": version("diffusers"),
             },
         }
-        shards = self.work / "shards"
-        write_json(shards / MANIFEST, manifest | {"sha256": manifest_sha256(manifest)})
+        shards, written = self.work / "shards", self.work / f"{uuid.uuid4().hex}.json"
+        write_json(written, manifest | {"sha256": manifest_sha256(manifest)})
+        known = {MANIFEST, *(shard["file"] for shard in manifest["shards"])}  # it is there if another finishes too
+        for path in shards.iterdir():
+            if path.name not in known:  # of an interrupted call with another rows_per_shard
+                path.unlink(missing_ok=True)
+        written.replace(shards / MANIFEST)
         shards.rename(self.folder)
 
     def _read(self, part: str) -> dict | None:
         try:
-            record = json.loads(self._record(part).read_text())
-            return record if record["shard"]["rows"] == len(self.parts[part]) else None
+            record, rows = json.loads(self._record(part).read_text()), self.parts[part]
+            return record if (record["first"], record["shard"]["rows"]) == (rows[0], len(rows)) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -169,7 +188,7 @@ class _Writer:
         return self.work / "records" / f"{part}.json"
 
 
-def require_finite(tensor: Tensor, what: str, names: Sequence[str]) -> None:
+def check_encoded(tensor: Tensor, what: str, names: Sequence[str]) -> None:
     """Raises ValueError naming the images (one per row of the tensor) that NaN or infinite values belong to."""
     if not tensor.is_floating_point() or bool((finite := tensor.isfinite()).all()):
         return

@@ -1,5 +1,6 @@
 """Fits of encoders and reducers, made once and shared by all processes and runs."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -16,7 +17,7 @@ from redi.core.progress import progress
 from redi.core.registry import identity
 from redi.data.datasets import Dataset
 from redi.data.division import complete
-from redi.data.encoding import require_finite
+from redi.data.encoding import check_encoded
 from redi.models.encoders import Encoder
 from redi.models.reducers import Reducer
 from redi.models.reducers.linear import LinearReducer
@@ -78,7 +79,7 @@ def fit_reducer(
             part = chosen[start : start + batch_size]
             found = encoder(dataset.batch(part)["images"].to(device))
             names = [dataset.names[position] for position in part]
-            require_finite(found, f"the features of {type(encoder).__name__}", names)
+            check_encoded(found, f"the features of {type(encoder).__name__}", names)
             yield found
             bar.update(len(part))
 
@@ -150,5 +151,6 @@ def _merged(folders: Sequence[Path]) -> Moments | None:
             log.warning("adding up again what was damaged: %s", error)
             damaged.append(folder)
     for folder in damaged:
-        shutil.rmtree(folder)
+        with contextlib.suppress(FileNotFoundError):  # another may have found the same
+            shutil.rmtree(folder)
     return None if damaged else total

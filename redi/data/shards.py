@@ -18,8 +18,11 @@ DTYPES = {"U8": np.uint8, "F16": np.float16, "F32": np.float32, "I64": np.int64}
 NAMES = "names.json"  # a tensor of bytes, for safetensors has no strings; the dot keeps it from any channel group
 
 
-def write_shard(path: Path, rows: Mapping[str, Tensor], names: Sequence[str]) -> dict:
+def write_shard(path: Path, rows: Mapping[str, Tensor], names: Sequence[str], *, scratch: Path) -> dict:
     """Writes tensors (rows, ...) and the images' names; the file appears only when it is whole.
+
+    Args:
+        scratch: a folder on the same file system, in which the file lies until then.
 
     Returns:
         What identifies it: file, rows, bytes, sha256.
@@ -28,7 +31,7 @@ def write_shard(path: Path, rows: Mapping[str, Tensor], names: Sequence[str]) ->
         OSError: the disk is full or not writable; nothing is left behind.
     """
     text = np.frombuffer(json.dumps(list(names)).encode(), dtype=np.uint8)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
+    temporary = scratch / f".{path.name}.{uuid.uuid4().hex[:12]}.partial"
     try:
         save_file(dict(rows) | {NAMES: torch.from_numpy(text.copy())}, temporary)
         with open(temporary, "rb") as file:
@@ -58,7 +61,9 @@ def map_shard(path: Path, record: Mapping, tensors: Mapping[str, Mapping]) -> di
     size = path.stat().st_size
     if size != record["bytes"]:
         raise BrokenArtefact(f"{path} has {size} bytes instead of {record['bytes']}: cut short? {remedy(path)}")
-    pages = np.memmap(path, np.uint8, "r").view(np.ndarray)  # a memmap's own indexing is slow
+    # np.memmap would hold a file descriptor for every shard, and a process may be limited to 1,024 of them.
+    pages = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
+    pages.flags.writeable = False
     try:
         header, start = _header(pages)
         arrays = {name: _array(pages[start:], name, entry) for name, entry in header.items() if name != "__metadata__"}

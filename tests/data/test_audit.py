@@ -1,11 +1,16 @@
 import json
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from redi import prepare
+from redi.core import config
+from redi.data import division
 from redi.data.audit import AuditError, audit, describe
 from redi.data.datasets import Dataset
 from redi.data.datasets.digits import Digits
@@ -204,3 +209,71 @@ def test_a_component_that_breaks_its_contract_is_named():
 def test_standard_output_stays_clean(tmp_path, capfd):
     audit(two_classes(tmp_path), batch_size=2)
     assert capfd.readouterr() == ("", "")  # the bar is for terminals, on standard error
+
+
+def test_images_smaller_than_the_crop_are_warned_of(tmp_path):
+    for name, size in (("a/1.png", (40, 50)), ("a/2.png", (7, 10)), ("b/3.png", (40, 31))):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", size).save(tmp_path / name)
+    folder = ImageFolder(path=tmp_path, preprocessing=Preprocessing(image_size=32))
+    _, record = audit(dataset=folder, batch_size=1)
+    (warning,) = record["warnings"]
+    assert warning.startswith("2 of 3 images are smaller than the size used and are enlarged (the smallest, a")
+    assert warning.endswith("has 7x10)")
+
+
+class Gated(Digits):
+    """Two of the ten classes; counts what is looked at, and waits at the gate before."""
+
+    def __init__(self, gate):
+        super().__init__()
+        self.gate, self.looked_at = gate, []
+
+    def inspect(self, index):
+        self.gate.wait(10)
+        self.looked_at.append(index)
+        return 8 + index % 2, 8, "L"  # sizes that are mixed
+
+    def output_size(self, width, height):
+        return width, height
+
+
+@pytest.fixture
+def gated(monkeypatch):
+    """A data set that is refused once the gate is open, bound as that of a run."""
+    dataset = Gated(threading.Event())
+    monkeypatch.setattr(config, "bound", lambda name, default=None: dataset if name == "train.dataset" else default)
+    monkeypatch.setattr(config, "call", lambda function, **options: function(**options))
+    return dataset
+
+
+def refusal(run_dir) -> str:
+    with pytest.raises(AuditError) as caught:
+        prepare.audited(run_dir)
+    return str(caught.value)
+
+
+def test_of_several_processes_one_audits_and_all_are_told_of_a_refusal(gated, tmp_path, monkeypatch):
+    waiting = threading.Barrier(3, timeout=10)  # two that wait, and this test
+
+    def sleep(seconds):
+        if not gated.gate.is_set():
+            waiting.wait()
+        gated.gate.wait(10)
+        threading.Event().wait(0.01)
+
+    monkeypatch.setattr(division.time, "sleep", sleep)
+    with ThreadPoolExecutor(3) as pool:
+        told = [pool.submit(refusal, tmp_path) for _ in range(3)]
+        waiting.wait()
+        gated.gate.set()
+        (message,) = {each.result() for each in told}
+    assert "2 different sizes after preprocessing" in message
+    assert len(gated.looked_at) == len(gated)
+    assert json.loads((tmp_path / "audit.json").read_text())["refused"]
+
+
+def test_a_new_start_audits_again_what_was_refused(gated, tmp_path):
+    gated.gate.set()
+    assert refusal(tmp_path) == refusal(tmp_path)
+    assert len(gated.looked_at) == 2 * len(gated)

@@ -1,7 +1,9 @@
 """The cache of encoded images: reading it, and what is refused."""
 
 import json
+import os
 import re
+import resource
 
 import numpy as np
 import pytest
@@ -87,6 +89,32 @@ def test_a_batch_can_be_written_to_without_changing_the_cache(written):
     before = written.batch([0])["image"].clone()
     written.batch([0])["image"].zero_()
     assert torch.equal(written.batch([0])["image"], before)
+
+
+def test_the_mapped_pages_cannot_be_written_to(written):
+    for array in written._shards[1].values():
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+
+
+@pytest.fixture
+def thirty_more_files():
+    """This process may open thirty more files."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = {int(number) for number in os.listdir("/dev/fd")}
+    limit = [number for number in range(10_000) if number not in used][30]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_cache_may_have_more_shards_than_a_process_may_open_files(tmp_path, thirty_more_files):
+    images = Digits().without(range(50, 1438))
+    codec = JointCodec(autoencoder=Pixels(channels=1))
+    cache = write_cache(tmp_path / "cache", codec, images, rows_per_shard=1)
+    assert len(cache.manifest["shards"]) == 50
+    everywhere = range(len(images))
+    assert torch.equal(cache.batch(everywhere)["image"], codec.precompute(images.batch(everywhere)["images"])["image"])
 
 
 def test_opening_again_gives_the_same_rows(written, tmp_path):

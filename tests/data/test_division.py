@@ -1,11 +1,11 @@
 """Work divided over processes: each part once, dead and silent holders, and real processes with one result."""
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -40,11 +40,12 @@ def job(tmp_path):
     return Job(tmp_path, ["a", "b", "c", "d", "e"])
 
 
-def lease(job, part, **record):
+def lease(job, part, host="elsewhere", pid=1, namespace=None):
     """A lease as another process leaves it; by default one of another machine."""
-    path = job.folder / "work" / f"{part}.lease"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": "t"} | record))
+    namespace = division._pid_namespace() if namespace is None else namespace
+    path = job.folder / "work" / f"{part}.holder" / f"t@{pid}@{namespace}@{host}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
     return path
 
 
@@ -90,39 +91,60 @@ def test_an_error_gives_the_part_back(job):
     assert job.result.read_text() == "abcde"
 
 
-def test_a_part_of_a_dead_process_on_this_machine_is_taken_over_at_once(job):
+@pytest.fixture
+def dead_pid():
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    lease(job, "b", host=socket.gethostname(), pid=dead.pid)
-    start = time.monotonic()
+    return dead.pid
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes in sleeps alone, and what is to happen at each of them."""
+    clock = type("Clock", (), {"now": 0.0, "at_each_sleep": [], "monotonic": lambda self: self.now})()
+
+    def sleep(seconds):
+        clock.now += seconds
+        for happen in clock.at_each_sleep:
+            happen()
+
+    clock.sleep = sleep
+    monkeypatch.setattr(division, "time", clock)
+    return clock
+
+
+def test_a_part_of_a_dead_process_on_this_machine_is_taken_over_at_once(job, clock, dead_pid):
+    lease(job, "b", host=socket.gethostname(), pid=dead_pid)
     assert job.run() == ["a", "b", "c", "d", "e", "finish"]
-    assert time.monotonic() - start < 2
+    assert clock.now == 0
 
 
-def test_a_part_that_falls_silent_elsewhere_is_taken_over_after_a_while(job, monkeypatch):
-    monkeypatch.setattr(division, "LOST_SECONDS", 0.3)
-    lease(job, "b")
-    start = time.monotonic()
+def test_a_process_of_another_container_with_the_same_host_name_is_not_taken_for_dead(job, clock, dead_pid):
+    lease(job, "b", host=socket.gethostname(), pid=dead_pid, namespace="pid:[1]")
     assert job.run() == ["a", "c", "d", "e", "b", "finish"]
-    assert time.monotonic() - start >= 0.3
+    assert clock.now > division.LOST_SECONDS
 
 
-def test_a_part_of_a_living_holder_is_waited_for(job, monkeypatch):
-    monkeypatch.setattr(division, "LOST_SECONDS", 0.3)
-    path = lease(job, "b")
+def test_a_part_that_falls_silent_elsewhere_is_taken_over_after_a_while(job, clock):
+    lease(job, "b")
+    assert job.run() == ["a", "c", "d", "e", "b", "finish"]
+    assert division.LOST_SECONDS < clock.now <= division.LOST_SECONDS + 2 * division.POLL_SECONDS
+
+
+def test_a_part_of_a_living_holder_is_waited_for(job, clock):
+    path, beats = lease(job, "b"), iter(range(100))
 
     def elsewhere():
-        for _ in range(16):
-            time.sleep(0.05)
-            os.utime(path)
-        (job.folder / "b").write_text("B")
-        path.unlink()
+        if (beat := next(beats)) < 90:
+            os.utime(path, ns=(beat, beat))
+        elif beat == 90:
+            (job.folder / "b").write_text("B")
+            path.unlink()
 
-    thread = threading.Thread(target=elsewhere)
-    thread.start()
+    clock.at_each_sleep.append(elsewhere)
     assert job.run() == ["a", "c", "d", "e", "finish"]
-    thread.join()
     assert job.result.read_text() == "aBcde"
+    assert clock.now > 2 * division.LOST_SECONDS
 
 
 def test_a_holder_shows_that_it_lives(job, monkeypatch):
@@ -131,7 +153,8 @@ def test_a_holder_shows_that_it_lives(job, monkeypatch):
 
     def do(part):
         for _ in range(10):
-            times.add((job.folder / "work" / f"{part}.lease").stat().st_mtime_ns)
+            (path,) = (job.folder / "work" / f"{part}.holder").iterdir()
+            times.add(path.stat().st_mtime_ns)
             time.sleep(0.02)
         job.do(part)
 
@@ -140,19 +163,89 @@ def test_a_holder_shows_that_it_lives(job, monkeypatch):
     assert len(times) > 2
 
 
-def test_a_damaged_lease_counts_as_silent_and_not_as_dead(job, monkeypatch):
-    monkeypatch.setattr(division, "LOST_SECONDS", 0.2)
-    lease(job, "b").write_text("{")
+def test_a_damaged_lease_counts_as_silent_and_not_as_dead(job, clock):
+    path = lease(job, "b")
+    path.rename(path.with_name("t"))
     assert job.run()[-2:] == ["b", "finish"]
+    assert clock.now > division.LOST_SECONDS
 
 
-def test_a_waiting_process_says_whom_it_waits_for(job, monkeypatch, caplog):
-    monkeypatch.setattr(division, "LOST_SECONDS", 0.2)
+def test_a_holder_killed_between_freeing_a_part_and_clearing_up_blocks_nobody(job, clock):
+    lease(job, "b").unlink()
+    assert job.run() == ["a", "b", "c", "d", "e", "finish"]
+    assert clock.now == 0
+
+
+def test_a_waiting_process_says_whom_it_waits_for(job, clock, caplog):
     lease(job, "b")
     with caplog.at_level("INFO", logger="redi"):
         job.run()
     assert "waiting for other processes: b is done by process 1 on elsewhere" in caplog.text
     assert "taking over b, which process 1 on elsewhere left unfinished" in caplog.text
+
+
+@pytest.fixture
+def overtaken(tmp_path, monkeypatch):
+    """Three that want the part "b": one holds it and sleeps; both others judge it dead, `slow` after `fast` took over.
+
+    Gives the sleeper's and the fast one's hold, to be ended, and whether the slow one got the part.
+    """
+    asleep, fast, slow = (division._Leases(tmp_path) for _ in range(3))
+    holds = [contextlib.ExitStack() for _ in range(3)]
+
+    def abandoned(leases, *_):
+        if leases is slow:
+            assert holds[1].enter_context(fast.take("b"))
+        return True
+
+    with monkeypatch.context() as patch:
+        assert holds[0].enter_context(asleep.take("b"))
+        patch.setattr(division._Leases, "_abandoned", abandoned)
+        got = holds[2].enter_context(slow.take("b"))
+    with holds[2], holds[1], holds[0]:
+        yield holds[0], holds[1], got
+
+
+def is_free(folder):
+    with division._Leases(folder).take("b") as held:
+        return held
+
+
+def test_of_two_that_judge_a_lease_abandoned_one_takes_it_over(overtaken, tmp_path):
+    _, _, slow_got_it = overtaken
+    assert not slow_got_it
+    assert not is_free(tmp_path)
+
+
+def test_a_sleeper_that_wakes_up_does_not_give_back_the_lease_of_its_successor(overtaken, tmp_path):
+    sleeper, successor, _ = overtaken
+    sleeper.close()
+    assert not is_free(tmp_path)
+    successor.close()
+    assert is_free(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("stage", ["do", "finish"])
+def test_what_a_sleeper_stumbles_over_after_the_others_have_finished_is_no_error(job, stage):
+    def stumble(*part):
+        job.result.write_text("by others")
+        (job.folder / "work" / "gone" / "x").touch()
+
+    job.run(**{stage: stumble})
+    assert job.result.read_text() == "by others"
+
+
+@pytest.mark.parametrize("stage", ["do", "finish"])
+def test_an_error_of_the_file_system_is_raised_while_nothing_is_finished(job, stage):
+    with pytest.raises(FileNotFoundError, match="gone"):
+        job.run(**{stage: lambda *part: (job.folder / "work" / "gone" / "x").touch()})
+
+
+def test_a_lease_that_cannot_be_written_is_an_error_and_not_waited_for(job, monkeypatch):
+    monkeypatch.setattr(division, "_own_name", lambda: "x" * 300)
+    with pytest.raises(OSError, match="too long"):
+        job.run()
 
 
 @pytest.fixture
@@ -202,8 +295,9 @@ SCENARIOS = {"alone": (1, 1, None), "two": (2, 2, None), "killed": (2, 2, 1)}
 SCRIPT = """
 import json, os, signal, sys, time
 from pathlib import Path
+import torch._dynamo  # as torch.optim does at first use: once here instead of in every process
 from redi.core.codec import JointCodec, Representation
-from redi.data import fitting
+from redi.data import division, fitting
 from redi.data.datasets.digits import Digits
 from redi.data.preparation import prepare
 from redi.models.autoencoders.pixels import Pixels
@@ -211,6 +305,8 @@ from redi.models.encoders.domain import DomainEncoder
 from redi.models.reducers.pca import PCA
 
 fitting.BLOCK = 10
+division.POLL_SECONDS = 0.1
+dataset = Digits().without(range(60, 1438))
 
 def work(folder, rank, world_size, killed):
     encoder = DomainEncoder(width=8, depth=1, image_size=8, num_steps=5, batch_size=16)
@@ -228,7 +324,6 @@ def work(folder, rank, world_size, killed):
         time.sleep(0.02)
         return precompute(images)
     encoder.fit, codec.precompute = noted_fit, noted_precompute
-    dataset = Digits().without(range(60, 1438))
     cache = prepare(
         codec=codec, dataset=dataset, cache_dir=folder, num_fit_images=45, batch_size=4, rows_per_shard=8, mirror=True,
         rank=rank, world_size=world_size,

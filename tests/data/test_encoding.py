@@ -1,13 +1,18 @@
 """Filling the cache: against encoding each batch, both mirrors; interruptions, damage, values that are not finite."""
 
+import io
 import json
+from pathlib import Path
 
 import diffusers
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 from redi.core.codec import JointCodec, Representation
+from redi.core.progress import progress
+from redi.data import division, encoding
 from redi.data.cache import Cache
 from redi.data.datasets.digits import Digits
 from redi.data.encoding import write_cache
@@ -177,7 +182,7 @@ def test_an_interrupted_write_is_no_cache(interrupted):
     assert sorted(path.name for path in (work / "shards").iterdir()) == [
         "shard-00000.safetensors", "shard-00001.safetensors",
     ]  # fmt: skip
-    assert list(work.glob("*.lease")) == []
+    assert list(work.glob("*.holder")) == []
 
 
 def test_an_interrupted_write_goes_on_with_the_missing_shards(interrupted, codec, tmp_path, images):
@@ -218,6 +223,121 @@ def test_other_shard_sizes_do_not_mix(interrupted, codec, tmp_path):
     cache = write(folder, codec, dataset_of(dataset), rows_per_shard=5)
     assert [shard["rows"] for shard in cache.manifest["shards"]] == [5, 5, 5, 5]
     assert contents(folder) == contents(write(tmp_path / "new", codec, dataset, rows_per_shard=5).folder)
+
+
+def test_a_shard_of_as_many_other_images_is_not_taken_for_the_one_of_its_number(interrupted, codec, tmp_path):
+    folder, dataset = interrupted
+    dataset.count = 1000
+    work = folder.with_name(".cache.work")
+    _writer(folder, codec, dataset).encode("shard-00002")  # images 16 to 19; in shards of 4, number 2 holds 8 to 11
+    for part in (0, 1):
+        (work / "records" / f"shard-0000{part}.json").unlink()
+    cache = write(folder, codec, dataset, rows_per_shard=4)
+    assert cache.names == dataset.names
+    assert np.array_equal(cache.labels, dataset.labels)
+
+
+@pytest.mark.parametrize("stray", ["shard-00007.safetensors", ".shard-00001.safetensors.0123.partial"])
+def test_what_others_left_in_the_work_folder_is_no_part_of_the_cache(interrupted, codec, tmp_path, stray):
+    folder, dataset = interrupted
+    (folder.with_name(".cache.work") / "shards" / stray).write_bytes(b"left over")
+    cache = write(folder, codec, dataset_of(dataset))
+    assert {path.name for path in folder.iterdir()} == {
+        "manifest.json", *(shard["file"] for shard in cache.manifest["shards"]),
+    }  # fmt: skip
+
+
+def _writer(folder, codec, dataset):
+    return encoding._Writer(folder, codec, dataset, BATCH, BATCH, False, progress(disable=True))
+
+
+# Where the first of two processes falls asleep, while another takes all over and finishes.
+MOMENTS = {
+    "encoding": (JointCodec, "precompute"),
+    "writing a shard": (encoding, "write_shard"),
+    "writing a record": (encoding, "shard_tensors"),
+    "comparing checksums": (encoding, "altered_files"),
+    "writing the manifest": (encoding, "manifest_sha256"),
+    "renaming": (Path, "rename"),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_process_that_others_took_for_dead_wakes_up_to_their_cache(tmp_path, codec, images, monkeypatch, moment):
+    place, name = MOMENTS[moment]
+    original, folder = getattr(place, name), tmp_path / "cache"
+
+    def sleeps(*args, **options):
+        if moment != "renaming" or args[1] == folder:
+            monkeypatch.setattr(place, name, original)
+            with monkeypatch.context() as patch:
+                patch.setattr(division, "LOST_SECONDS", -1)
+                write(folder, codec, images)
+        return original(*args, **options)
+
+    monkeypatch.setattr(place, name, sleeps)
+    write(folder, codec, images)
+    assert getattr(place, name) is original  # it did fall asleep
+    monkeypatch.undo()
+    assert contents(folder) == contents(write(tmp_path / "unbroken", codec, images).folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "unbroken"]
+
+
+def test_two_that_encode_a_shard_at_the_same_time_do_not_disturb_each_other(tmp_path, codec, images, monkeypatch):
+    first, second = (_writer(tmp_path / "cache", codec, images) for _ in range(2))
+    first.work.mkdir()
+    replace = Path.replace
+
+    def preceded(path, target):
+        if target.name == "shard-00001.json":
+            monkeypatch.setattr(Path, "replace", replace)
+            second.encode("shard-00001")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", preceded)
+    first.encode("shard-00001")
+    assert Path.replace is replace
+    assert first.is_done("shard-00001") and second.is_done("shard-00001")
+    assert [len(list(path.iterdir())) for path in sorted(first.work.iterdir())] == [1, 1]  # records, shards
+
+
+@pytest.fixture
+def bars(monkeypatch):
+    """The bars of `write_cache`, each with where it stood."""
+    made = []
+
+    class Noted(tqdm):
+        def __init__(self, **options):
+            super().__init__(file=io.StringIO(), **options)
+            self.stood_at = []
+            made.append(self)
+
+        def update(self, n=1):
+            super().update(n)
+            self.stood_at.append(self.n)
+
+    monkeypatch.setattr(encoding, "progress", Noted)
+    return made
+
+
+def test_the_bar_begins_at_the_images_that_an_interrupted_call_encoded(interrupted, codec, bars):
+    folder, dataset = interrupted
+    write(folder, codec, dataset_of(dataset), batch_size=2)
+    assert bars[0].stood_at == [8, 16, 18, 20]
+    assert (bars[0].initial, bars[0].total) == (16, 20)
+
+
+def test_the_bar_of_rank_0_counts_the_images_that_others_encode(tmp_path, codec, images, bars, monkeypatch):
+    def helped(self, batch, whole=codec.precompute):
+        monkeypatch.undo()
+        other = _writer(tmp_path / "cache", codec, images)
+        other.work.mkdir(exist_ok=True)
+        other.encode("shard-00001")
+        return whole(batch)
+
+    monkeypatch.setattr(JointCodec, "precompute", helped)
+    write(tmp_path / "cache", codec, images, world_size=2)
+    assert bars[0].stood_at == [8, 16, 20]
 
 
 def test_a_cache_that_is_there_is_opened_without_encoding(tmp_path, codec, images):
