@@ -27,6 +27,7 @@ LAYERS = [
         "core.progress",
         "core.seeds",
         "data.preprocessing",
+        "models.pretrained_network",
         "models.published_file",
     },
     {
@@ -57,6 +58,7 @@ LAYERS = [
         "core.warm_start",
         "models.framework",
         "models.published",
+        "models.published_bindings",
         "models.published_layout",
         "data",
         "evaluation",

@@ -1,12 +1,17 @@
 """Pretrained weights from the Hugging Face hub: found, downloaded, or missed at once with a message that helps."""
 
+import argparse
 import errno
 import os
-import pickle
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
+
+# Where training programs keep the weights in their checkpoints; the averaged ones are meant for use.
+CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+WRAPPERS = re.compile(r"^(_orig_mod\.)?(module\.)?(_orig_mod\.)?")  # of torch.compile and DistributedDataParallel
 
 
 def find_hub_file(
@@ -70,29 +75,39 @@ def cached_hub_file(repo_id: str, filename: str, *, binding: str, revision: str 
 
 
 def read_tensors(path: Path, *, binding: str) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a pickled state dict (.bin, .pt, .pth) read without running code.
+    """The tensors of a weights file by their names: .safetensors, or PyTorch's format (.bin, .pt, .pth).
+
+    Of a training checkpoint they are those of its model, averaged where it has them so, without the prefixes of
+    wrappers. Nothing in the file is executed: beside tensors and plain values only an argparse.Namespace is let in.
 
     Raises:
         ValueError: truncated, or something else than named tensors.
     """
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+            content = load_file(path)
+        else:
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a malformed file can raise anything
         # Of a truncated zip file torch's reader says "invalid argument"; other errors of the system are not the file's.
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        # Without torch's advice to switch the check off.
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition(" Please use")[0]
+        reason = reason.splitlines()[0] if reason else type(error).__name__
         cause = f"is truncated, or holds something else than tensors ({reason})"
         raise ValueError(f"{binding}: {path} {cause}: download it again") from None
-    tensors = tensors.get("state_dict", tensors) if isinstance(tensors, dict) else tensors
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise ValueError(f"{binding}: {path} holds no state dict")
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{binding}: {path} holds no tensors by name, but a {type(content).__name__}")
+    state = next((content[name] for name in CONTAINERS if isinstance(content.get(name), Mapping)), content)
+    tensors = {WRAPPERS.sub("", str(name)): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    if not tensors:
+        names = ", ".join(map(str, state))[:200] or "nothing"
+        raise ValueError(f"{binding}: {path} holds no tensors by name, but {names}")
     return tensors
 
 

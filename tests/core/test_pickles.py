@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from redi.core.pickles import MAX_OPERATIONS, Record, read_pickle
 
-MARKER = "/tmp/redi_pickle_was_executed"
+MARKER = "redi_pickle_was_executed"  # in the test's own folder
 
 
 class Model:
@@ -28,7 +28,8 @@ NAME = f"{Model.__module__}.Model"
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_executed():
+def nothing_is_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     yield
     assert not os.path.exists(MARKER)
 

@@ -9,7 +9,7 @@ from redi.models.reducers.conv_bottleneck import ConvBottleneck
 from redi.models.reducers.pca import PCA
 
 WIDTH = 12
-SMALL = {"rank": 2, "hidden": 32, "num_steps": 200, "batch_size": 16, "learning_rate": 5e-3}
+SMALL = {"rank": 2, "hidden": 32, "num_steps": 100, "batch_size": 16, "learning_rate": 1e-2}
 
 
 def circle(n: int, *, seed: int = 0) -> Tensor:
@@ -25,6 +25,15 @@ def fitted(data: Tensor, **settings) -> ConvBottleneck:
     reducer = ConvBottleneck(**SMALL | settings)
     reducer.fit([data])
     return reducer
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Several wait for each other longer than these layers take, many times so on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +138,7 @@ def test_a_state_of_another_rank_does_not_load(trained):
 def test_learning_by_heart_is_warned_of(caplog):
     noise = torch.randn(10, WIDTH, 2, 2, generator=torch.Generator().manual_seed(0))
     with caplog.at_level(logging.WARNING):
-        fitted(noise, hidden=64, num_steps=60)
+        fitted(noise, hidden=64, num_steps=30)
     assert "learned by heart" in caplog.text
 
 

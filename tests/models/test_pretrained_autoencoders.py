@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors.torch import load_file, save_file
 from scipy import stats
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from redi.core.codec import JointCodec
 from redi.models.autoencoders.stable_vae import SD_VAE, StableVAE
@@ -194,6 +195,14 @@ def test_bfloat16_stays_near_float32_and_is_not_the_same(folder):
     assert 0 < (a - b).abs().max() < 0.03 * 255
 
 
+def test_latents_stored_in_half_precision_can_be_made_in_bfloat16(vae_folders):
+    folder = str(vae_folders["TinyVAE"])
+    exact, fast = TinyVAE(weights=folder, batch_size=1), TinyVAE(weights=folder, batch_size=1, precision="bfloat16")
+    a, b = exact.moments(images()), fast.moments(images())
+    assert b.dtype == torch.float16
+    assert 0 < (a - b).abs().max() < 0.03 * a.abs().max()
+
+
 def test_float32_holds_under_the_callers_autocast(folder):
     vae = StableVAE(weights=folder)
     with torch.autocast("cpu", torch.bfloat16):
@@ -209,6 +218,17 @@ def test_weights_follow_the_module_to_its_device(folder, first):
     for step in steps if first == "load" else reversed(steps):
         step()
     assert {parameter.device.type for parameter in vae.network.parameters()} == {"meta"}
+
+
+def test_inputs_go_to_the_network_wherever_they_are(vae_folders):
+    """Tensors without contents, whose devices torch checks: it needs no GPU."""
+    vae = TinyVAE(weights=str(vae_folders["TinyVAE"]))
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            object.__setattr__(vae, "_network", AutoencoderTiny.from_config(vae.config))
+            vae.anchor = torch.empty(0)
+        stored, decoded = vae.moments(torch.empty(2, 3, 32, 32).byte()), vae.decode(torch.empty(2, 4, 8, 8))
+    assert stored.device.type == decoded.device.type == "cuda"
 
 
 @pytest.mark.parametrize("kind", [StableVAE, TinyVAE])

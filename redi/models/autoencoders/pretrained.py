@@ -1,4 +1,4 @@
-"""What the pretrained autoencoders of diffusers share: files, checks, frozen weights read at first use, batches."""
+"""What the pretrained autoencoders of diffusers share: configuration, files, passes."""
 
 import importlib.metadata
 import json
@@ -11,9 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from redi.core.artefact import tensors_sha256
-from redi.core.pretrained_files import cached_hub_file, find_hub_file, read_tensors
+from redi.core.pretrained_files import cached_hub_file, find_hub_file
 from redi.models.autoencoders import Autoencoder
+from redi.models.pretrained_network import PretrainedNetwork
 
 log = logging.getLogger(__name__)
 
@@ -24,11 +24,10 @@ RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out
 CLASSES = {"AutoencoderKL": "StableVAE", "AutoencoderTiny": "TinyVAE"}
 
 
-class PretrainedAutoencoder(Autoencoder):
-    """A frozen autoencoder in diffusers' format, whose weights are read when they are first needed.
+class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
+    """A frozen autoencoder in diffusers' format.
 
-    Subclasses name the class of diffusers, say what its configuration means, and encode and decode one pass. The
-    network is no submodule: it is in no state dict, for it can be had elsewhere, but it follows `.to(device)`.
+    Subclasses name the class of diffusers, say what its configuration means, and encode and decode one pass.
     """
 
     diffusers_class: ClassVar[str]
@@ -45,44 +44,21 @@ class PretrainedAutoencoder(Autoencoder):
         precision: str,
         uint8_rule: str,
     ):
-        super().__init__()
-        name = type(self).__name__
+        super().__init__(weights=weights, weights_sha256=weights_sha256, precision=precision)
         if not scale > 0:
-            raise ValueError(f"{name}.scale = {scale} must be positive")
+            raise ValueError(f"{self._binding('scale')} = {scale} must be positive")
         if batch_size < 1:
-            raise ValueError(f"{name}.batch_size = {batch_size} must be at least 1")
-        if precision not in ("float32", "bfloat16"):
-            raise ValueError(f"{name}.precision = {precision!r}: it is 'float32' or 'bfloat16'")
+            raise ValueError(f"{self._binding('batch_size')} = {batch_size} must be at least 1")
         if uint8_rule not in ("round", "truncate"):
-            raise ValueError(f"{name}.uint8_rule = {uint8_rule!r}: it is 'round' or 'truncate'")
-        self.weights, self.weights_sha256 = weights, weights_sha256
-        self.scale, self.shift, self.batch_size = scale, shift, batch_size
-        self.precision, self.uint8_rule = precision, uint8_rule
+            raise ValueError(f"{self._binding('uint8_rule')} = {uint8_rule!r}: it is 'round' or 'truncate'")
+        self.scale, self.shift, self.batch_size, self.uint8_rule = scale, shift, batch_size, uint8_rule
         self.config = self._read_config()
         self.channels, self.downsample = self._sizes(self.config)
         self._warn_of_another_scale()
-        self.register_buffer("anchor", torch.empty(0), persistent=False)  # tells the device, weights or not
-        object.__setattr__(self, "_network", None)  # past nn.Module, which would make it a submodule
 
     @abstractmethod
     def _sizes(self, config: dict) -> tuple[int, int]:
         """(channels, downsample) that a configuration means."""
-
-    @property
-    def network(self) -> nn.Module:
-        """The model of diffusers, float32, frozen; read on first use. Raises ValueError as `load` does."""
-        if self._network is None:
-            object.__setattr__(self, "_network", self._build(self._read_weights()).to(self.anchor.device))
-        return self._network
-
-    def load(self) -> None:
-        _ = self.network
-
-    def _apply(self, fn, recurse=True):
-        super()._apply(fn, recurse)
-        if self._network is not None:
-            self._network.to(self.anchor.device)
-        return self
 
     def _encode(self, images: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
         """(N, 3, S, S) uint8 -> what `encode` gives for them in [-1, 1], `batch_size` at a time."""
@@ -100,9 +76,9 @@ class PretrainedAutoencoder(Autoencoder):
         return self._in_passes(decode, latents)
 
     def _in_passes(self, function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-        half = self.precision == "bfloat16"
-        with torch.no_grad(), torch.autocast(inputs.device.type, torch.bfloat16, enabled=half):
-            return torch.cat([function(part) for part in inputs.split(self.batch_size)])
+        with torch.no_grad(), self._autocast():
+            parts = [function(part.to(self.anchor.device)) for part in inputs.split(self.batch_size)]
+        return torch.cat(parts)  # outside, since autocast on the CPU cannot join float16
 
     def _to_uint8(self, images: Tensor) -> Tensor:
         if self.uint8_rule == "truncate":
@@ -112,12 +88,10 @@ class PretrainedAutoencoder(Autoencoder):
     def provenance(self) -> dict:
         # Neither id nor path: the same weights from the hub and from a folder are the same autoencoder everywhere.
         # What only `decode` depends on (uint8_rule) does not decide the latents.
-        if self.weights_sha256 is None:
-            self._read_weights()
         return {
             "autoencoder": type(self).__name__,
             "architecture": self._architecture(),
-            "weights_sha256": self.weights_sha256,
+            "weights_sha256": self._known_sha256(),
             "scale": self.scale,
             "shift": self.shift,
             "precision": self.precision,
@@ -132,7 +106,7 @@ class PretrainedAutoencoder(Autoencoder):
         """What of the configuration decides the function that given weights compute."""
 
     def _read_config(self) -> dict:
-        name, folder = f"{type(self).__name__}.weights", self._folder()
+        name, folder = self._binding("weights"), self._folder()
         if folder is None and self.weights in self.known_configs:
             return self.known_configs[self.weights]
         if folder is None:
@@ -162,7 +136,7 @@ class PretrainedAutoencoder(Autoencoder):
         return path if path.is_dir() else path.parent if path.is_file() else None
 
     def _weights_path(self) -> Path:
-        name, folder = f"{type(self).__name__}.weights", self._folder()
+        name, folder = self._binding("weights"), self._folder()
         if folder is None:
             cached = (cached_hub_file(self.weights, file, binding=name) for file in WEIGHTS)
             found = next((path for path in cached if path), None)
@@ -174,36 +148,27 @@ class PretrainedAutoencoder(Autoencoder):
                 return folder / file
         raise ValueError(f"{name}: {folder} has neither {WEIGHTS[0]} nor {WEIGHTS[1]}")
 
-    def _read_weights(self) -> dict[str, Tensor]:
-        """{name as in diffusers today: float32 tensor}; notes their hash, or compares it with the one given."""
-        path, binding = self._weights_path(), f"{type(self).__name__}.weights"
-        state = {_today(name): t.float() for name, t in read_tensors(path, binding=binding).items()}
-        digest = tensors_sha256(state)
-        if self.weights_sha256 not in (None, digest):
-            raise ValueError(
-                f"{binding}: the tensors of {path} have the SHA-256 {digest}, not {self.weights_sha256}: other weights "
-                f"than {binding}_sha256 says, or than were there before"
-            )
-        self.weights_sha256 = digest
-        return state
+    def _converted(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """{name as in diffusers today: float32 tensor}"""
+        return {_today(name): tensor.float() for name, tensor in tensors.items()}
 
-    def _build(self, state: dict[str, Tensor]) -> nn.Module:
+    def _build(self, path: Path, tensors: dict[str, Tensor]) -> nn.Module:
         logging.getLogger("xformers").setLevel(logging.ERROR)  # diffusers imports it where it is; it warns on a CPU
         import diffusers
 
         with torch.device("meta"):  # no memory, and no draw of the caller's random numbers
             network = getattr(diffusers, self.diffusers_class).from_config(self.config)
-        expected, source = network.state_dict(), f"{type(self).__name__}.weights = {self.weights!r}: the weights"
-        if lacking := sorted(expected.keys() - state.keys()):
+        expected, source = network.state_dict(), f"{self._binding('weights')} = {self.weights!r}: the weights"
+        if lacking := sorted(expected.keys() - tensors.keys()):
             raise ValueError(f"{source} lack {', '.join(lacking[:3])} ({len(lacking)} names in all)")
-        if surplus := sorted(state.keys() - expected.keys()):
+        if surplus := sorted(tensors.keys() - expected.keys()):
             raise ValueError(f"{source} hold {', '.join(surplus[:3])} ({len(surplus)} names too many)")
-        for key, tensor in state.items():
+        for key, tensor in tensors.items():
             if tensor.shape != expected[key].shape:
                 shapes = f"{tuple(tensor.shape)} where {CONFIG} says {tuple(expected[key].shape)}"
                 raise ValueError(f"{source} have {key} {shapes}")
-        network.load_state_dict(state, assign=True)
-        return network.eval().requires_grad_(False)
+        network.load_state_dict(tensors, assign=True)
+        return network
 
     def _warn_of_another_scale(self) -> None:
         name, config = type(self).__name__, self.config

@@ -8,16 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from redi.core.artefact import tensors_sha256
 from redi.models.encoders import Encoder
 from redi.models.encoders.architecture import FEATURES, describe
-from redi.models.encoders.weights import build, find_weights, read_weights
+from redi.models.encoders.weights import build, find_weights
+from redi.models.pretrained_network import PretrainedNetwork
 
 
-class PretrainedEncoder(Encoder):
-    """A timm model whose patch features are used; its weights are read at first use, or by `load`.
-
-    The network is no submodule: it is in no state dict, for it can be had elsewhere, but it follows `.to(device)`.
+class PretrainedEncoder(PretrainedNetwork, Encoder):
+    """A timm model, without what its layers do not need, whose patch features are used.
 
     Args:
         model: timm's name of it.
@@ -30,9 +28,7 @@ class PretrainedEncoder(Encoder):
             count from the last. All pass the final norm. Default: the last block.
         weights: a weights file (.safetensors, .pth, .bin; timm's format or the authors'), or a folder with one.
             Default: from the model hub, or its local cache.
-        weights_sha256: of the tensors, as in the provenance; other weights are refused. Where it is given, training
-            from a cache needs no weights.
-        precision: 'bfloat16' runs the network under autocast; the features are float32 either way.
+        weights_sha256, precision: see `PretrainedNetwork`. The features are float32 either way.
 
     Raises:
         ValueError: a setting that the model cannot have.
@@ -49,7 +45,7 @@ class PretrainedEncoder(Encoder):
         weights_sha256: str | None = None,
         precision: Literal["float32", "bfloat16"] = "float32",
     ):
-        super().__init__()
+        super().__init__(weights=weights, weights_sha256=weights_sha256, precision=precision)
         self.architecture = describe(model, self._binding("model"))
         self.layers = self._checked_layers(-1 if layers is None else layers)
         self.dim = sum(self.architecture.widths[i] for i in self.layers)
@@ -61,47 +57,20 @@ class PretrainedEncoder(Encoder):
             self._check_image_size(image_size)
         if resize not in ("antialiased", "released"):
             raise ValueError(f"{self._binding('resize')} = {resize!r}: it is 'antialiased' or 'released'")
-        if precision not in ("float32", "bfloat16"):
-            raise ValueError(f"{self._binding('precision')} = {precision!r}: it is 'float32' or 'bfloat16'")
-        self.resize, self.precision = resize, precision
-        self.weights, self.weights_sha256 = weights, weights_sha256
-        object.__setattr__(self, "_network", None)  # past nn.Module, which would make it a submodule
-        # Not persistent: constants of the model. They also tell the device, weights or not.
+        self.resize = resize
+        # Not persistent: constants of the model.
         for name in ("mean", "std"):
             values = torch.tensor(self.architecture.config[name])[:, None, None]  # (3, 1, 1)
             self.register_buffer(name, values, persistent=False)
-
-    def train(self, mode: bool = True) -> "PretrainedEncoder":
-        return super().train(False)
-
-    def load(self) -> None:
-        if self._network is None:
-            path, tensors = self._read_weights()
-            network = build(self.architecture, path, tensors, self._binding("weights"))
-            network.prune_intermediate_layers(list(self.layers), prune_norm=False, prune_head=True)
-            object.__setattr__(self, "_network", network.eval().requires_grad_(False).to(self.mean.device))
-
-    @property
-    def network(self) -> nn.Module:
-        """The timm model without what its layers do not need, frozen; read on first use. Raises as `load` does."""
-        self.load()
-        return self._network
-
-    def _apply(self, fn, recurse=True):
-        super()._apply(fn, recurse)
-        if self._network is not None:
-            self._network.to(self.mean.device)
-        return self
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """uint8 images (N, 3, S, S) -> features (N, E, h, w) float32. Raises ValueError for a size without a grid."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[2] != images.shape[3]:
             raise ValueError(f"images are uint8 (N, 3, S, S), got {images.dtype} {tuple(images.shape)}")
-        self.load()
-        inputs = self.inputs(images.to(self.mean.device))
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            maps = self._network.forward_intermediates(inputs, indices=list(self.layers), **FEATURES)
+        network, inputs = self.network, self.inputs(images.to(self.anchor.device))
+        with self._autocast():
+            maps = network.forward_intermediates(inputs, indices=list(self.layers), **FEATURES)
         by_layer = dict(zip(sorted(self.layers), maps, strict=True))  # timm gives them in the network's order
         return torch.cat([by_layer[layer].float() for layer in self.layers], dim=1)
 
@@ -132,8 +101,6 @@ class PretrainedEncoder(Encoder):
         resampling may differ between machines."""
         import timm
 
-        if self.weights_sha256 is None:  # without building the network: a cached run never needs it
-            self._read_weights()
         return {
             "encoder": type(self).__name__,
             "timm_model": self.architecture.name,
@@ -144,25 +111,16 @@ class PretrainedEncoder(Encoder):
             "mean": list(self.architecture.config["mean"]),
             "std": list(self.architecture.config["std"]),
             "precision": self.precision,
-            "weights_sha256": self.weights_sha256,
+            "weights_sha256": self._known_sha256(),
         }
 
-    def _read_weights(self) -> tuple[Path, dict[str, Tensor]]:
-        """The file and its tensors; notes their hash, or compares it with the one given."""
-        binding = self._binding("weights")
-        path = find_weights(self.architecture, self.weights, binding)
-        tensors = read_weights(path, binding)
-        digest = tensors_sha256(tensors)
-        if self.weights_sha256 not in (None, digest):
-            raise ValueError(
-                f"{binding}: the tensors of {path} have the SHA-256 {digest}, not {self.weights_sha256}: other weights "
-                f"than {binding}_sha256 says, or than were there before"
-            )
-        self.weights_sha256 = digest
-        return path, tensors
+    def _weights_path(self) -> Path:
+        return find_weights(self.architecture, self.weights, self._binding("weights"))
 
-    def _binding(self, argument: str) -> str:
-        return f"{type(self).__name__}.{argument}"
+    def _build(self, path: Path, tensors: dict[str, Tensor]) -> nn.Module:
+        network = build(self.architecture, path, tensors, self._binding("weights"))
+        network.prune_intermediate_layers(list(self.layers), prune_norm=False, prune_head=True)
+        return network
 
     def _checked_layers(self, layers: int | Sequence[int]) -> tuple[int, ...]:
         given = (layers,) if isinstance(layers, int) else tuple(layers)

@@ -1,22 +1,15 @@
-"""Weights of timm models in files: where they lie, whether they can be read, and whether all of them fit."""
+"""Weights of timm models: in which file they lie, and whether all of them fit."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from redi.core.pretrained_files import find_hub_file
 from redi.models.encoders.architecture import Architecture
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-# What reading a file can end in that is truncated or something else.
-UNREADABLE = (
-    SafetensorError, UnpicklingError, RuntimeError, OSError, EOFError,
-    ValueError, TypeError, KeyError, AttributeError,
-)  # fmt: skip
 
 
 def find_weights(architecture: Architecture, weights: str | None, binding: str) -> Path:
@@ -50,30 +43,6 @@ def _hub_weights(architecture: Architecture, binding: str) -> Path:
     raise ValueError(f"timm's {architecture.name} has no page on the model hub: {source}: {binding} = 'path/to/file'")
 
 
-def read_weights(path: Path, binding: str) -> dict[str, Tensor]:
-    """The tensors of a weights file, as they are in it; of a training checkpoint, those of its (averaged) model.
-
-    Nothing in the file is executed: safetensors, or PyTorch's format with weights_only.
-
-    Raises:
-        ValueError: not a weights file, truncated, or more than tensors in it.
-    """
-    from timm.models import load_state_dict
-
-    try:
-        state = load_state_dict(str(path))
-    except UNREADABLE as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(
-            f"{binding}: {path} is no weights file that can be read safely (safetensors, or tensors alone in "
-            f"PyTorch's format), or it was truncated: {reason}"
-        ) from None
-    tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-    if not tensors:
-        raise ValueError(f"{binding}: {path} holds no tensors by name, but {', '.join(map(str, state)) or 'nothing'}")
-    return tensors
-
-
 def build(architecture: Architecture, path: Path, tensors: Mapping[str, Tensor], binding: str) -> nn.Module:
     """The timm model with these weights, `tensors` being what `path` holds, in timm's or the authors' own format.
 
@@ -84,7 +53,8 @@ def build(architecture: Architecture, path: Path, tensors: Mapping[str, Tensor],
     """
     import timm
 
-    overlay = {"file": str(path), **_head(architecture, tensors)}
+    # The tensors, not the file: timm's own reader may unpickle, depending on its version.
+    overlay = {"state_dict": dict(tensors), **_head(architecture, tensors)}
     options = architecture.options | {"pretrained_cfg_overlay": overlay}
     try:
         with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: no draw of the caller's
@@ -95,6 +65,7 @@ def build(architecture: Architecture, path: Path, tensors: Mapping[str, Tensor],
         raise ValueError(
             f"{binding}: {path} holds other weights than those of timm's {architecture.name}: {reason[:500]}"
         ) from None
+    network.pretrained_cfg.pop("state_dict", None)  # timm keeps a copy there
     if _is_lenient(architecture):
         known = set(tensors) | {name.removeprefix("visual.trunk.") for name in tensors}
         if missing := sorted(set(network.state_dict()) - known):

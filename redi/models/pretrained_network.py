@@ -1,0 +1,92 @@
+"""A frozen network whose weights can be had elsewhere: what the pretrained encoders and autoencoders share."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from redi.core.artefact import tensors_sha256
+from redi.core.pretrained_files import read_tensors
+
+
+class PretrainedNetwork(nn.Module, ABC):
+    """Its weights are read at first use, or by `load`; subclasses say where they lie and build the network of them.
+
+    The network is no submodule: it is in no state dict, for it can be had elsewhere, but it follows `.to(device)`.
+
+    Args:
+        weights: where they are, as the subclass understands it.
+        weights_sha256: of the tensors, as in the provenance; other weights are refused. Where it is given, training
+            from a cache needs no weights.
+        precision: 'bfloat16' runs the network under autocast.
+
+    Raises:
+        ValueError: no such precision.
+    """
+
+    def __init__(self, *, weights: str | None, weights_sha256: str | None, precision: str):
+        super().__init__()
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(f"{self._binding('precision')} = {precision!r}: it is 'float32' or 'bfloat16'")
+        self.weights, self.weights_sha256, self.precision = weights, weights_sha256, precision
+        self.register_buffer("anchor", torch.empty(0), persistent=False)  # tells the device, weights or not
+        object.__setattr__(self, "_network", None)  # past nn.Module, which would make it a submodule
+
+    def train(self, mode: bool = True) -> "PretrainedNetwork":
+        return super().train(False)
+
+    def load(self) -> None:
+        if self._network is None:
+            network = self._build(*self._read_weights()).eval().requires_grad_(False)
+            object.__setattr__(self, "_network", network.to(self.anchor.device))
+
+    @property
+    def network(self) -> nn.Module:
+        """The network, frozen, float32; read on first use. Raises ValueError as `load` does."""
+        self.load()
+        return self._network
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        if self._network is not None:
+            self._network.to(self.anchor.device)
+        return self
+
+    def _autocast(self) -> torch.autocast:
+        """The context that the network runs in, whatever autocast the caller is in."""
+        return torch.autocast(self.anchor.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    @abstractmethod
+    def _weights_path(self) -> Path:
+        """The weights file. Raises ValueError: there is none, and the message says where to get it."""
+
+    def _converted(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What is hashed and built of the tensors in the file."""
+        return tensors
+
+    @abstractmethod
+    def _build(self, path: Path, tensors: dict[str, Tensor]) -> nn.Module:
+        """The network with these weights, which `path` holds. Raises ValueError: they are of another network."""
+
+    def _read_weights(self) -> tuple[Path, dict[str, Tensor]]:
+        """The file and its tensors; notes their hash, or compares it with the one given."""
+        path, binding = self._weights_path(), self._binding("weights")
+        tensors = self._converted(read_tensors(path, binding=binding))
+        digest = tensors_sha256(tensors)
+        if self.weights_sha256 not in (None, digest):
+            raise ValueError(
+                f"{binding}: the tensors of {path} have the SHA-256 {digest}, not {self.weights_sha256}: other weights "
+                f"than {binding}_sha256 says, or than were there before"
+            )
+        self.weights_sha256 = digest
+        return path, tensors
+
+    def _known_sha256(self) -> str:
+        """For the provenance: the hash of the weights, without building the network, which a cached run never needs."""
+        if self.weights_sha256 is None:
+            self._read_weights()
+        return self.weights_sha256
+
+    def _binding(self, argument: str) -> str:
+        return f"{type(self).__name__}.{argument}"
