@@ -8,6 +8,7 @@ import importlib
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "Cache": "redi.data.cache",
     "Channels": "redi.core.channels",
     "DiffusionTransformer": "redi.models.transformer",
     "EMA": "redi.core.ema",
@@ -15,14 +16,19 @@ _PUBLIC = {
     "JointObjective": "redi.core.objective",
     "Preprocessing": "redi.data.preprocessing",
     "Representation": "redi.core.codec",
+    "Run": "redi.runs",
     "audit": "redi.data.audit",
     "from_pretrained": "redi.hub",
+    "from_published": "redi.models.published",
     "generate": "redi.core.generation",
     "load": "redi.runs",
     "log_likelihood": "redi.core.likelihood",
     "push_to_hub": "redi.hub",
+    "read_published": "redi.models.published_file",
     "sample_grid": "redi.evaluation.pictures",
     "save_pretrained": "redi.hub",
+    "to_published": "redi.models.published",
+    "warm_start": "redi.core.warm_start",
 }
 # The kinds of components, under the names that gin files use: redi.reducers.PCA is @reducers.PCA.
 _KINDS = {

@@ -26,9 +26,6 @@ flags.DEFINE_string("export", None, "Write the run's weights to this file: .pt, 
 flags.DEFINE_enum("weights", "ema", ["ema", "model"], "Which weights to export.")
 OWN_FLAGS = ("checkpoint", "framework", "pca", "export", "weights")
 
-# path_type and prediction in the settings of SiT's and REPA's training programs, and what they are here.
-PATHS = {"linear": "FlowMatching", "gvp": "GVP", "cosine": "GVP", "vp": "VP"}
-PREDICTIONS = {"velocity": "velocity", "v": "velocity", "noise": "noise", "score": "score"}
 PCA_MISSING = (
     "the checkpoint has {rank} channels of features, and no checkpoint holds the statistics that made them: give "
     "--pca=dino_pca_model.pth, the file that is published beside the code of the paper (github.com/zelaki/ReDi), or "
@@ -45,7 +42,8 @@ def import_checkpoint(
     gin_files: Sequence[str] = (),
     gin_bindings: Sequence[str] = (),
 ) -> Path:
-    """Writes a run folder that `redi.load`, redi.sample and redi.evaluate open. Leaves its configuration parsed.
+    """Writes a run folder that `redi.load`, redi.sample and redi.evaluate open. gin's configuration at hand stays as it
+    was.
 
     Args:
         checkpoint: see `read_published`. The averaged and the raw weights are taken over, as far as they are there.
@@ -61,58 +59,94 @@ def import_checkpoint(
     Raises:
         ValueError: a file that is refused or not understood, a configuration that does not fit it, a run in `run_dir`.
     """
-    from redi import components
     from redi.core import config
-    from redi.core.artefact import sha256
     from redi.core.checkpoint import list_checkpoints, save_checkpoint
     from redi.core.codec import JointCodec
-    from redi.models.framework import decide_framework
-    from redi.models.published import from_published
     from redi.models.published_file import read_published
-    from redi.models.published_layout import describe
 
     run_dir = Path(run_dir)
     if list_checkpoints(run_dir) or (run_dir / "config.gin").exists():
         raise ValueError(f"{run_dir} holds a run already: choose another --run_dir")
     file = read_published(checkpoint)
-    layout = describe(file.state())
+    with config.isolated():
+        framework, evidence = _configure(file, framework, gin_files, gin_bindings)
+        codec = config.bound("train.codec") or JointCodec()
+        _take_pca(codec, pca)
+        both = _take_weights(file, codec)
+        text = config.full_text()
+    record = _record(file, both, codec, framework, evidence)
+    folder = save_checkpoint(run_dir, file.step, _tensors(both, codec), record, keep=1)
+    (run_dir / "config.gin").write_text(text)
+    return folder
+
+
+def _configure(file, framework: str | None, gin_files: Sequence[str], gin_bindings: Sequence[str]):
+    """Parses the configuration that fits a file -> its framework and the evidence for that. Two passes: what the
+    framework is shows in the weights, and to take them apart needs the codec's channels."""
+    from redi import components
+    from redi.core import config
+    from redi.core.codec import JointCodec
+    from redi.models.framework import decide_framework
+    from redi.models.published import from_published
+    from redi.models.published_bindings import layout_bindings, model_bindings, process_bindings
+    from redi.models.published_layout import describe
+
     components.import_all()
+    layout = describe(file.state())
     plain = layout.in_channels == 4
     files = list(gin_files) or (["imagenet_plain.gin"] if plain else ["imagenet.gin", "published.gin"])
-    early = [] if gin_files else _of_layout(layout)
+    early = [] if gin_files else layout_bindings(layout)
     config.parse(files, [*early, *gin_bindings])
     codec, num_heads = config.bound("train.codec") or JointCodec(), config.bound("DiffusionTransformer.num_heads")
-    how = {"channels": codec.channels, "num_heads": num_heads}
-    imported = from_published(file.state(), **how)
+    imported = from_published(file.state(), channels=codec.channels, num_heads=num_heads)
     framework, evidence = decide_framework(imported, file.args, framework)
     for reason in evidence:
         log.info("%s: %s", framework, reason)
-
     if not gin_files:
         files.insert(1, "dit.gin" if framework == "dit" else "sit.gin")
-    told = [*early, *_of_process(framework, imported, file.args), *_of_model(imported, file.args)]
+    told = [*early, *process_bindings(imported, framework, file.args), *model_bindings(imported, file.args)]
     config.parse(files, [*told, *gin_bindings])
-    codec = config.bound("train.codec") or JointCodec()
-    _take_pca(codec, pca)
-    objective = config.bound("train.objective")(channels=codec.channels, num_classes=layout.num_classes)
-    how["learned_variance"] = bool(objective.process.variance_groups)
-    if set(objective.process.variance_groups) not in (set(), set(codec.channels)):
+    return framework, evidence
+
+
+def _take_weights(file, codec) -> dict:
+    """{"ema", "model": `Imported`} for the parsed configuration, whose model they are tried on."""
+    from redi.core import config
+    from redi.models.published import from_published
+    from redi.models.published_layout import describe
+
+    num_classes = describe(file.state()).num_classes
+    objective = config.bound("train.objective")(channels=codec.channels, num_classes=num_classes)
+    variances = set(objective.process.variance_groups)
+    if variances not in (set(), set(codec.channels)):
         raise ValueError("DDPM.learned_variance: a published model has all variances or none")
+    how = {"channels": codec.channels, "num_heads": config.bound("DiffusionTransformer.num_heads")}
+    how["learned_variance"] = bool(variances)
     both = {which: from_published(file.state(which), **how) for which in ("ema", "model")}
     _try(config.bound("train.model"), both["ema"])
+    return both
 
+
+def _tensors(both: dict, codec) -> dict:
+    """What a checkpoint of training has, less the optimizer; and the leftovers, for `export`."""
     leftovers = {f"{which}/{name}": t for which, imported in both.items() for name, t in imported.leftovers.items()}
     tensors = {which: imported.state for which, imported in both.items()}
-    tensors |= {"codec": codec.learned_state(), "colours": _colours(codec), "leftovers": leftovers}
-    record = {"model_arguments": both["ema"].runtime | {"channels": dict(codec.channels)}}
-    record["image_size"] = layout.grid[0] * codec.autoencoder.downsample
-    record["published"] = {
-        "file": Path(checkpoint).name, "sha256": sha256(file.path), "args": file.args, "framework": framework,
+    return tensors | {"codec": codec.learned_state(), "colours": _colours(codec), "leftovers": leftovers}
+
+
+def _record(file, both: dict, codec, framework: str, evidence: list[str]) -> dict:
+    """What a checkpoint of training says that `redi.load` needs; and where the weights are from."""
+    from redi.core.artefact import sha256
+
+    published = {
+        "file": file.path.name, "sha256": sha256(file.path), "args": file.args, "framework": framework,
         "evidence": evidence, "dtypes": {which: imported.dtypes for which, imported in both.items()},
     }  # fmt: skip
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.gin").write_text(config.full_text())
-    return save_checkpoint(run_dir, file.step, tensors, record, keep=1)
+    return {
+        "model_arguments": both["ema"].runtime | {"channels": dict(codec.channels)},
+        "image_size": both["ema"].layout.grid[0] * codec.autoencoder.downsample,
+        "published": published,
+    }
 
 
 def export(run_dir: str | Path, path: str | Path, *, weights: str = "ema") -> None:
@@ -147,37 +181,6 @@ def export(run_dir: str | Path, path: str | Path, *, weights: str = "ema") -> No
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _of_layout(layout) -> list[str]:
-    """Bindings of the shipped ImageNet files that the shapes decide."""
-    bindings = [f"Preprocessing.image_size = {8 * layout.grid[0]}"]  # 8: of the Stable Diffusion VAE
-    if layout.in_channels == 4:
-        return [*bindings, "StableVAE.uint8_rule = 'truncate'"]
-    return [*bindings, f"PCA.rank = {layout.channels()['dinov2']}"]
-
-
-def _of_process(framework: str, imported, args: dict) -> list[str]:
-    """The process, as the framework and the settings of its training program say."""
-    if framework == "dit":
-        fixed = [] if imported.layout.learn_sigma else ["DDPM.learned_variance = ()"]
-        return ["JointObjective.process = @processes.DDPM()", *fixed]
-    path, prediction = str(args.get("path_type", "linear")).lower(), args.get("prediction", "velocity")
-    if path not in PATHS or prediction not in PREDICTIONS:
-        raise ValueError(
-            f"the checkpoint's settings path_type = {path!r}, prediction = {prediction!r} are not known here"
-        )
-    name = PATHS[path]
-    bindings = [f"JointObjective.process = @processes.{name}()", f"{name}.reversed = {framework == 'repa'}"]
-    return [*bindings, f"{name}.prediction = {PREDICTIONS[prediction]!r}"]
-
-
-def _of_model(imported, args: dict) -> list[str]:
-    settings = dict(imported.settings)
-    layer = args.get("encoder_depth")
-    if "alignment_layer" in settings and type(layer) is int and 1 <= layer <= imported.layout.depth:
-        settings["alignment_layer"] = layer
-    return [f"DiffusionTransformer.{name} = {value!r}" for name, value in settings.items()]
 
 
 def _take_pca(codec, pca: str | Path | None) -> None:

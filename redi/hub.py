@@ -5,61 +5,73 @@ run = redi.from_pretrained("someone/their-model")
 """
 
 import json
+import logging
 import re
-import shutil
 import tempfile
 import tokenize
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 
-from redi.core.artefact import BrokenArtefact, load_artefact, save_artefact
+from redi import components
+from redi.core import config
+from redi.core.artefact import RECORD, BrokenArtefact, load_artefact, read_record, save_artefact
 from redi.core.device import choose_device
 from redi.runs import Run, load, open_run
 
+log = logging.getLogger(__name__)
+
 FORMAT = "redi pretrained 1"
 CONFIG = "config.gin"
+CARD = "README.md"  # to be completed by whoever publishes the model, and so the one file that may change
 BESIDE = ("metrics.json", "samples.png")  # taken along from a run's folder where they are there
-FILES = ("record.json", CONFIG, "README.md", "*.safetensors", *BESIDE)
+FILES = (RECORD, CONFIG, CARD, "*.safetensors", *BESIDE)
+# The start of a text with an absolute path, in a value of a gin file: /..., ~/..., C:\...
+ABSOLUTE = re.compile(r"""['"](?:~?/|[A-Za-z]:[\\/])""")
 
 
 def save_pretrained(run: Run | str | Path, folder: str | Path) -> Path:
     """Writes what sampling needs: EMA weights, fitted reducers and encoders, colours, config.gin, a model card.
 
-    Weights of pretrained autoencoders and encoders are not in it: they have pages of their own.
+    Weights of pretrained autoencoders and encoders are not in it: they have pages of their own. Nor is what only the
+    data set, `prepare` and `evaluate` take from the configuration. Absolute paths that remain in it are warned of.
 
     Args:
         run: an opened run, or its folder.
-        folder: replaced as a whole if it was written by this function before.
+        folder: written as a whole or not at all; replaced if it holds nothing but what this function wrote before.
 
     Raises:
         ValueError: a run without config.gin, or a `folder` that holds something else.
+        OSError: the disk is full or not writable; nothing is left behind, and `folder` is as it was.
     """
     run = run if isinstance(run, Run) else load(run, device="cpu")
     folder = Path(folder)
     if run.folder is None or not (run.folder / CONFIG).is_file():
         raise ValueError("this run has no config.gin, which is what says how to build it: train it with the programs")
-    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
-        raise ValueError(f"{folder} holds other things than a saved model: choose another folder")
+    if others := _not_saved_here(folder):
+        raise ValueError(f"{folder} holds other things than a saved model ({', '.join(others)}): choose another folder")
     tensors = {"model": run.weights["ema"], "codec": run.codec.learned_state(), "colours": run.colours.tensors}
     kept = ("model_arguments", "image_size", "seed", "codec", "dataset", "published")
     record = {"format": FORMAT, "step": run.step} | {key: run.record[key] for key in kept if key in run.record}
+    if published := record.get("published"):  # whose settings may name folders of whoever trained it
+        args = {name: value for name, value in published["args"].items() if not ABSOLUTE.search(repr(value))}
+        record["published"] = published | {"args": args}
     metrics = _metrics(run)
-    with tempfile.TemporaryDirectory() as temporary:
-        extra = Path(temporary)
-        (extra / CONFIG).write_text(_portable((run.folder / CONFIG).read_text(), run))
-        (extra / "README.md").write_text(model_card(run, metrics))
-        for name in BESIDE:
-            if (run.folder / name).is_file() and (name != "metrics.json" or metrics):
-                shutil.copyfile(run.folder / name, extra / name)
-        save_artefact(folder, {name: group for name, group in tensors.items() if group}, record)
-        for path in extra.iterdir():
-            shutil.copyfile(path, folder / path.name)
+    extra = {CONFIG: _portable(run), CARD: model_card(run, metrics)}
+    for name in BESIDE:
+        if (run.folder / name).is_file() and (name != "metrics.json" or metrics):
+            extra[name] = (run.folder / name).read_bytes()
+    save_artefact(folder, {name: group for name, group in tensors.items() if group}, record, extra=extra)
     return folder
 
 
 def from_pretrained(
-    name_or_folder: str | Path, *, revision: str | None = None, trust_code: bool = False, device: str = "auto"
+    name_or_folder: str | Path,
+    *,
+    revision: str | None = None,
+    gin_bindings: Sequence[str] = (),
+    trust_code: bool = False,
+    device: str = "auto",
 ) -> Run:
     """Opens what `save_pretrained` wrote: a folder, or a repository of the Hugging Face hub, which is
     downloaded into the hub's cache.
@@ -69,30 +81,30 @@ def from_pretrained(
 
     Args:
         revision: branch, tag or commit of the repository.
+        gin_bindings: win over its config.gin, as "StableVAE.weights = 'where/they/are/here'".
         trust_code: let config.gin import modules (of plug-ins) and include files.
 
     Raises:
-        ValueError: no such model, a damaged one, or a configuration that imports modules.
+        ValueError: no such model, an altered one (but for the model card), or a configuration that imports modules.
     """
     folder = Path(name_or_folder).expanduser()
     if not folder.is_dir():
         folder = _download(str(name_or_folder), revision)
     try:
-        tensors, record = load_artefact(folder)
+        tensors, record = load_artefact(folder, editable=(CARD,))
     except BrokenArtefact as error:
         raise ValueError(f"cannot open {name_or_folder}: {error}") from None
     if record.get("format") != FORMAT:
         raise ValueError(f"{folder} was not written by save_pretrained; for the folder of a run: redi.load")
-    config = folder / CONFIG
-    if not config.is_file():
-        raise ValueError(f"{config} is missing: it says how to build the model")
-    if not trust_code and (statements := _statements_that_load(config.read_text())):
+    if CONFIG not in record["files"]:
+        raise ValueError(f"{folder / RECORD} lists no {CONFIG}, which says how to build the model: save it again")
+    if not trust_code and (statements := _statements_that_load((folder / CONFIG).read_text())):
         raise ValueError(
-            f"{config} says {', '.join(map(repr, statements))}: that would run code of whoever wrote it. Read it, "
-            "and if you trust it, call from_pretrained(..., trust_code=True)"
+            f"{folder / CONFIG} says {', '.join(map(repr, statements))}: that would run code of whoever wrote it. "
+            "Read it, and if you trust it, call from_pretrained(..., trust_code=True)"
         )
     groups = {"ema": tensors["model"], "codec": tensors.get("codec", {}), "colours": tensors.get("colours", {})}
-    return open_run(folder, folder, groups, record, device=choose_device(device))
+    return open_run(folder, folder, groups, record, device=choose_device(device), gin_bindings=gin_bindings)
 
 
 def push_to_hub(
@@ -189,17 +201,33 @@ def _metrics(run: Run) -> list[dict]:
     return [metric for metric in found if metric.get("checkpoint_step", run.step) == run.step]
 
 
-def _portable(text: str, run: Run) -> str:
-    """The configuration without the paths of fitted reducers, whose state is in the folder."""
-    names = "|".join({type(representation.reducer).__name__ for representation in run.codec.representations.values()})
-    path = re.compile(rf"(?:[\w/]+/)?(?:reducers\.)?(?:{names})\.path = ") if names else None
-    kept, skipping = [], False
-    for line in text.splitlines(keepends=True):
-        if not line[:1].isspace():  # else it continues the statement before it
-            skipping = path is not None and path.match(line) is not None
-        if not skipping:
-            kept.append(line)
-    return "".join(kept)
+def _not_saved_here(folder: Path) -> list[str]:
+    """What of a folder `save_pretrained` did not write, by name."""
+    try:
+        record = read_record(folder)
+    except BrokenArtefact:
+        record = {}
+    written = {RECORD, *record["files"]} if record.get("format") == FORMAT else set()
+    return sorted({path.name for path in folder.iterdir()} - written) if folder.exists() else []
+
+
+def _portable(run: Run) -> str:
+    """The configuration that builds the model and draws from it, without the paths of data sets, caches and fits (whose
+    state is in the folder); with the bindings that the run was opened with. Warns of other absolute paths."""
+    reducers = "|".join({type(r.reducer).__name__ for r in run.codec.representations.values()}) or "-"
+    local = re.compile(rf"(?:\w+\.)*(?:train\.dataset|(?:{reducers})\.path)$")
+    elsewhere = ("audit", "prepare", "evaluate")
+    with config.isolated():
+        components.import_all()
+        config.parse([run.folder / CONFIG], run.gin_bindings)
+        text = config.text_for([root for root in components.roots() if root.__name__ not in elsewhere], local)
+    if paths := [name for name, value in config.statements(text).items() if ABSOLUTE.search(value)]:
+        log.warning(
+            "the saved configuration names absolute paths: %s. To save other values, give this function "
+            "redi.load(run_dir, gin_bindings=[...]); to open it elsewhere, from_pretrained(..., gin_bindings=[...])",
+            ", ".join(paths),
+        )
+    return text
 
 
 def _statements_that_load(text: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Run folders: opening a trained one again."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from redi.core.processes import Process
 from redi.evaluation.pictures import ColourBasis
 from redi.models.transformer import DiffusionTransformer
 
+log = logging.getLogger(__name__)
+
 
 @dataclass
 class Run:
@@ -34,6 +37,7 @@ class Run:
     image_size: int
     folder: Path | None = None  # where its config.gin lies
     record: Mapping | None = None  # of the checkpoint
+    gin_bindings: Sequence[str] = ()  # that won over its config.gin
 
 
 def load(
@@ -41,6 +45,7 @@ def load(
     *,
     step: int | None = None,
     device: str = "auto",
+    gin_bindings: Sequence[str] = (),
     codec: JointCodec | None = None,
     model=None,
     process: Process | None = None,
@@ -52,11 +57,13 @@ def load(
 
     Args:
         step: of the checkpoint; default: the newest.
+        gin_bindings: win over the run's configuration, as "StableVAE.weights = '/where/they/are/here'".
         codec, model, process: for a run that was trained without gin: an unfitted codec, the function that builds
             the model (as given to `train`), and the process if it is not FlowMatching.
 
     Raises:
-        ValueError: no run or no such checkpoint there, or one that is damaged or foreign.
+        ValueError: no run or no such checkpoint there, or one that is damaged or foreign;
+            or bindings for a run that is built without gin.
     """
     run_dir, device = Path(run_dir), choose_device(device)
     if not (found := list_checkpoints(run_dir)):
@@ -65,7 +72,10 @@ def load(
     if folder not in found:
         raise ValueError(f"no checkpoint of step {step} in {run_dir}: there are {', '.join(p.name for p in found)}")
     tensors, record = load_checkpoint(folder)
-    return open_run(run_dir, folder, tensors, record, device=device, codec=codec, model=model, process=process)
+    return open_run(
+        run_dir, folder, tensors, record, device=device, gin_bindings=gin_bindings,
+        codec=codec, model=model, process=process,
+    )  # fmt: skip
 
 
 def open_run(
@@ -75,6 +85,7 @@ def open_run(
     record: Mapping,
     *,
     device: torch.device,
+    gin_bindings: Sequence[str] = (),
     codec: JointCodec | None = None,
     model=None,
     process: Process | None = None,
@@ -86,8 +97,10 @@ def open_run(
     arguments = record["model_arguments"]
     channels, num_classes = Channels(**arguments["channels"]), arguments["num_classes"]
     objective = None
+    if codec is not None and gin_bindings:
+        raise ValueError(f"gin_bindings = {list(gin_bindings)} have no effect on the codec= that is given: drop one")
     if codec is None:
-        codec, built_model, objective = _build(run_dir, channels, num_classes)
+        codec, built_model, objective = _build(run_dir, channels, num_classes, gin_bindings)
         model, process = model or built_model, process or objective.process
     codec.load_learned_state(tensors["codec"])
     net = (model or DiffusionTransformer)(**arguments | {"channels": channels})
@@ -96,6 +109,8 @@ def open_run(
     except RuntimeError as error:
         raise ValueError(f"{folder} holds another model than model= builds: {error}") from None
     net.to(device).eval().requires_grad_(False)
+    if objective is not None:
+        net.trained_with = (objective.label_dropout, objective.representation_dropout)
     weights = {
         name: {key: t.to(device) for key, t in tensors.get(name, tensors["ema"]).items() if key in tensors["ema"]}
         for name in ("ema", "model")
@@ -103,18 +118,20 @@ def open_run(
     process = process or JointObjective(channels=channels, num_classes=num_classes).process
     return Run(
         net, codec.to(device), process, objective, weights, ColourBasis(tensors.get("colours", {})),
-        record["step"], num_classes, record["image_size"], run_dir, record,
+        record["step"], num_classes, record["image_size"], run_dir, record, gin_bindings,
     )  # fmt: skip
 
 
-def _build(run_dir: Path, channels: Channels, num_classes: int):
+def _build(run_dir: Path, channels: Channels, num_classes: int, gin_bindings: Sequence[str]):
     """Codec, model class and objective as the run's configuration says."""
     path = run_dir / "config.gin"
     if not path.exists():
         raise ValueError(f"{path} is missing: for a run trained without gin, hand its codec= and model= to redi.load")
     with config.isolated():
         components.import_all()
-        config.parse([path])
+        config.parse([path], gin_bindings)
+        if gin_bindings and (unused := config.without_effect(components.roots())):
+            log.warning("bound without effect, for nothing in use refers to it: %s", ", ".join(unused))
         codec = config.bound("train.codec") or JointCodec()
         # Called inside the context: a bound class takes its arguments from the configuration when it is called.
         objective = config.bound("train.objective", JointObjective)(channels=channels, num_classes=num_classes)
@@ -122,7 +139,7 @@ def _build(run_dir: Path, channels: Channels, num_classes: int):
 
         def model(**runtime) -> DiffusionTransformer:
             with config.isolated():
-                config.parse([path])
+                config.parse([path], gin_bindings)
                 return model_class(**runtime)
 
         return codec, model, objective

@@ -186,6 +186,7 @@ def test_the_evaluate_program_works_on_an_imported_run(tmp_path, tiny_gin):
     path = saved(tmp_path / "digits.pt", published_state(1, num_classes=10, patch_grid=(8, 8)))
     bindings = ["JointCodec.representations = []", "sample.num_images = 12"]
     convert.import_checkpoint(path, tmp_path / "run", framework="sit", gin_files=[tiny_gin], gin_bindings=bindings)
+    config.parse([tmp_path / "run" / "config.gin"])
     sample.stage(tmp_path / "run")
     evaluate.stage(tmp_path / "run")
     assert "frechet_distance_domain_network" in (tmp_path / "run" / "metrics.json").read_text()
@@ -217,6 +218,17 @@ def test_the_published_statistics_travel_in_the_checkpoint(tmp_path):
     # The standard deviations of the first components, as published.
     expected = torch.tensor([5.77, 4.90, 4.79, 4.20, 4.01, 3.77, 3.68, 3.56])
     assert (reducer.deviations[:8] - expected).abs().max() < 0.006
+
+
+def test_the_configuration_at_hand_stays_as_it_was(tmp_path):
+    config.parse([], ["PCA.rank = 3"])
+    before = config.full_text()
+    path = saved(tmp_path / "plain.pt", published_state(4))
+    convert.import_checkpoint(path, tmp_path / "run", framework="sit")
+    assert config.full_text() == before
+    with pytest.raises(ValueError, match="no gin file"):
+        convert.import_checkpoint(path, tmp_path / "other", framework="sit", gin_files=["missing.gin"])
+    assert config.full_text() == before and not (tmp_path / "other").exists()
 
 
 def test_a_folder_with_a_run_is_left_alone(redi_run):

@@ -15,9 +15,12 @@ from gin.config import iterate_references
 
 from redi.core.registry import did_you_mean
 
-# Differences under which a run may go on: they decide how long, how often and where, not what is learned.
+# Differences under which a run may go on: they decide how long, how often and where, not what is learned. Where the
+# weights of a pretrained network lie is one; which they are, the fingerprints of checkpoints and caches compare.
 HARMLESS = re.compile(
-    r"train\.(num_steps|\w+_every|keep_checkpoints|preview\w*|device)$|prepare\.(cache_dir|batch_size|rows_per_shard|verify)$"
+    r"train\.(num_steps|\w+_every|keep_checkpoints|preview\w*|device)$"
+    r"|prepare\.(cache_dir|batch_size|rows_per_shard|verify)$"
+    r"|(\w+/)*(encoders\.|autoencoders\.)?\w+\.weights$"
 )
 
 
@@ -89,6 +92,16 @@ def bound(name: str, default: Any = None) -> Any:
 def full_text() -> str:
     """Every binding, as a gin file that parses back to the same configuration."""
     return gin.config_str()
+
+
+def text_for(roots: Sequence[Callable], but: re.Pattern) -> str:
+    """As `full_text`, less the bindings that match `but` and what calls of these functions then do not reach."""
+    reached, kept = _reached(roots, but), {}
+    for (scope, selector), parameters in gin.config._CONFIG.items():
+        own = {name: value for name, value in parameters.items() if not but.match(f"{_short(selector)}.{name}")}
+        if own and (scope, selector) in reached:
+            kept[scope, selector] = own
+    return gin.config._config_str(kept)
 
 
 def operative_text() -> str:

@@ -52,6 +52,8 @@ def decide_framework(imported: Imported, args: Mapping, asked: str | None = None
     told = "; ".join(reasons) or "it holds no settings, and its answers to noise look untrained"
     if not left:
         raise ValueError(f"what the checkpoint says of its framework contradicts itself: {told}")
+    if left == {"sit", "repa"} and _names_sit(args):
+        left, told = frozenset({"sit"}), f"{told}, without enc_type and proj_coeff, which REPA's program adds"
     if asked is not None and asked not in left:
         raise ValueError(
             f"--framework={asked} contradicts the checkpoint, which is {' or '.join(sorted(left))}: {told}. "
@@ -59,8 +61,6 @@ def decide_framework(imported: Imported, args: Mapping, asked: str | None = None
         )
     if asked is not None:
         return asked, [*reasons, "--framework"]
-    if left == {"sit", "repa"} and _names_sit(args):
-        left = frozenset({"sit"})
     if left == {"dit", "repa"} and imported.leftovers.get("final_layer.linear.weight", torch.zeros(1)).any():
         left, reasons = frozenset({"dit"}), [*reasons, "its second outputs are not 0, as where variances are trained"]
     if len(left) > 1:
@@ -110,11 +110,16 @@ def _from_args(args: Mapping) -> list[Evidence]:
 def _from_names(imported: Imported) -> list[Evidence]:
     if any(prefix.startswith("projectors.") for prefix in imported.layout.projectors):
         return [Evidence(frozenset({"repa"}), "it holds projectors.*, as REPA's checkpoints do")]
+    if len(imported.runtime["channels"]) > 1:
+        return [Evidence(frozenset({"sit", "dit"}), "it generates features, which REPA's models do not")]
     return []
 
 
 def _from_sigma(imported: Imported) -> list[Evidence]:
-    """Rows that begin as zero and never get a gradient stay zero: those of a sigma that only DiT trains."""
+    """DiT always has second outputs. Rows that begin as zero and never get a gradient stay zero: those of a sigma that
+    only DiT trains."""
+    if not imported.layout.learn_sigma:
+        return [Evidence(frozenset({"sit", "repa"}), "it has no second outputs, which DiT's checkpoints have")]
     dead = imported.leftovers.get("final_layer.linear.weight")
     if dead is None or dead.any() or not imported.state["fusion.heads.image.weight"].any():
         return []

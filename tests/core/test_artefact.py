@@ -69,6 +69,39 @@ def test_the_record_comes_back_with_a_hash_per_file(artefact):
     assert len(record["files"]["weights.safetensors"]["sha256"]) == 64
 
 
+@pytest.fixture
+def with_texts(tmp_path):
+    extra = {"notes.md": "ä note", "raw.bin": b"\x00\xff"}
+    save_artefact(tmp_path / "artefact", {"weights": {"a": torch.zeros(2)}}, {}, extra=extra)
+    return tmp_path / "artefact"
+
+
+def test_further_files_are_listed_like_those_of_tensors_and_not_parsed(with_texts):
+    tensors, record = load_artefact(with_texts)
+    assert list(tensors) == ["weights"]
+    assert (with_texts / "notes.md").read_text(encoding="utf-8") == "ä note"
+    contents = {path.name: path.read_bytes() for path in with_texts.iterdir() if path.name != "record.json"}
+    expected = {name: (len(raw), hashlib.sha256(raw).hexdigest()) for name, raw in contents.items()}
+    assert {name: (entry["bytes"], entry["sha256"]) for name, entry in record["files"].items()} == expected
+
+
+def test_an_altered_further_file_is_refused_unless_it_may_be_edited(with_texts):
+    (with_texts / "notes.md").write_text("ä nose")
+    refused(with_texts, "notes.md was altered")
+    assert list(load_artefact(with_texts, editable=("notes.md",))[0]) == ["weights"]
+    (with_texts / "raw.bin").unlink()
+    with pytest.raises(BrokenArtefact, match="raw.bin is missing"):
+        load_artefact(with_texts, editable=("notes.md",))
+
+
+def test_a_further_file_that_cannot_be_written_leaves_the_old_artefact(with_texts):
+    before = {path.name: path.read_bytes() for path in with_texts.iterdir()}
+    with pytest.raises(OSError):
+        save_artefact(with_texts, {"weights": {"a": torch.ones(2)}}, {}, extra={"no such folder/x": "text"})
+    assert {path.name: path.read_bytes() for path in with_texts.iterdir()} == before
+    assert [path.name for path in with_texts.parent.iterdir()] == ["artefact"]
+
+
 def test_writing_again_replaces_the_artefact(artefact):
     save_artefact(artefact, {"weights": {"c": torch.zeros(1)}}, {"step": 4})
     tensors, record = load_artefact(artefact)

@@ -456,3 +456,13 @@ def test_the_root_functions_take_what_they_need_from_the_configuration():
     config.parse(["digits.gin"])
     datasets.check(config.bound("evaluate.reference"), "evaluate.reference")
     assert isinstance(config.bound("train.dataset"), Digits) and evaluate in components.roots()
+
+
+@pytest.mark.parametrize("key", ["StableVAE.weights", "alignment/DINOv2.weights", "autoencoders.TinyVAE.weights"])
+def test_where_pretrained_weights_lie_is_no_other_configuration(key):
+    assert config.HARMLESS.match(key)
+
+
+@pytest.mark.parametrize("key", ["StableVAE.weights_sha256", "JointObjective.representation_weight", "train.weights.x"])
+def test_what_decides_what_is_learned_is_another_configuration(key):
+    assert not config.HARMLESS.match(key)
