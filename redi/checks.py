@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 
@@ -10,18 +10,27 @@ from redi.core import config
 from redi.core.codec import JointCodec
 from redi.core.device import choose_device, choose_precision
 from redi.core.generation import check_generation, generate
-from redi.core.objective import JointObjective
 from redi.core.trainer import check_settings, train
+from redi.core.warm_start import warm_start
 from redi.data.datasets import Dataset
 from redi.evaluation.evaluate import check_evaluation, evaluate
 from redi.evaluation.sampling import check_sampling, sample
-from redi.guidance import Guidance
 
 log = logging.getLogger("redi")
 
+# What only matters where hidden tokens are aligned with an encoder's features.
+ALIGNMENT = (
+    "JointObjective.alignment_weight",
+    "DiffusionTransformer.alignment_layer",
+    "DiffusionTransformer.alignment_width",
+)
 
-def check_training(codec: JointCodec, dataset: Dataset) -> None:
+
+def check_training(codec: JointCodec, dataset: Dataset, *, resumes: bool = False) -> None:
     """Builds all that `train` will build, on the meta device: shapes alone, no memory, no random numbers.
+
+    Args:
+        resumes: there is a checkpoint to go on from, so that `train.initial_weights` will not be read.
 
     Raises:
         ValueError: as `train` and its previews would.
@@ -36,19 +45,19 @@ def check_training(codec: JointCodec, dataset: Dataset) -> None:
             _setting(train, "optimizer")(net.parameters())
             _setting(train, "ema")(model=net)
         objective.check_model(net)
+        if not resumes and (initial := _setting(train, "initial_weights")) is not None:
+            warm_start(net, initial)
         net.choose_attention(device, dtype)
         rules = _setting(generate, "guidance")
         choose_precision(_setting(generate, "precision"), device, "generate.precision")
         sampler = _setting(generate, "sampler")
         check_generation(sampler, objective.process, rules, codec.channels, dataset.num_classes)
-    warn_of_untrained(rules, objective)
-
-
-def warn_of_untrained(rules: Sequence[Guidance], objective: JointObjective) -> None:
-    """Logs a warning, by name, for every rule that asks a model for what this objective does not train."""
     for rule in rules:
         if advice := rule.check_training(objective.label_dropout, objective.representation_dropout):
             log.warning("%s", advice)
+    without_effect = [name for name in ALIGNMENT if config.bound(name) is not None]
+    if codec.alignment is None and without_effect:
+        log.warning("%s without effect: JointCodec.alignment is not bound (see repa.gin)", ", ".join(without_effect))
 
 
 def check_results(codec: JointCodec, dataset: Dataset) -> None:

@@ -13,15 +13,12 @@ log = logging.getLogger("redi")
 
 def stage(run_dir: Path) -> None:
     """Samples under the parsed configuration; writes `samples/` and `samples.png`."""
-    from redi.checks import warn_of_untrained
     from redi.core import config
     from redi.evaluation.sampling import sample
     from redi.runs import load
 
     (run_dir / "stages.json").unlink(missing_ok=True)  # what `redi.run` made no longer stands
     run = load(run_dir, device=config.bound("train.device", "auto"))
-    if run.objective is not None:
-        warn_of_untrained(config.bound("generate.guidance", ()), run.objective)
     drawn = config.call(sample, run_dir=run_dir, trained=run)
     evaluations = drawn.record["function_evaluations"]
     log.info("%d images in %d function evaluations each: %s", len(drawn.images), evaluations, run_dir / "samples")

@@ -50,6 +50,11 @@ TRAINING = {
     "an unknown precision": ("train.precision = 'bf16'", "train.precision = 'bf16': it is 'auto', 'float32' or"),
     "steps in words": ("train.num_steps = 'many'", "train.num_steps = 'many': a whole number of at least 1"),
     "a part of a step": ("train.num_steps = 1.5", "train.num_steps = 1.5: a whole number of at least 1"),
+    "weights that are nowhere": ("train.initial_weights = 'nowhere.pt'", "nowhere.pt"),
+    "a weight below zero": (
+        "JointObjective.representation_weight = -1",
+        "JointObjective.representation_weight = {'domain': -1}: finite numbers of at least 0",
+    ),
     "unequal parts": ("train.accumulate = 3", "train.accumulate = 3 does not divide train.batch_size = 16"),
     "an average of the start alone": ("EMA.decay = 1", "EMA.decay = 1"),
     "a device that nobody has": ("train.device = 'nonsense'", "train.device = 'nonsense' cannot be used here"),

@@ -11,7 +11,7 @@ from redi.core.artefact import BrokenArtefact, load_artefact, read_record, save_
 
 log = logging.getLogger(__name__)
 
-FORMAT = "redi checkpoint 1"
+FORMAT = "redi checkpoint 2"
 
 
 def checkpoint_dir(run_dir: Path, step: int) -> Path:
@@ -58,7 +58,10 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict]:
     others = [path.name for path in list_checkpoints(folder.parent.parent) if path != folder]
     advice = f"delete {folder} to go on from {others[-1]}" if others else f"delete {folder} to start from step 0"
     try:
-        if read_record(folder).get("format") != FORMAT:
+        found = read_record(folder).get("format")
+        if isinstance(found, str) and found.startswith(FORMAT[:-1]) and found != FORMAT:
+            raise ValueError(f"{folder} is a '{found}', of another version of redi: begin a new run in another folder")
+        if found != FORMAT:
             raise BrokenArtefact(f"{folder} is not a redi checkpoint: its record.json says no '{FORMAT}'")
         return load_artefact(folder)
     except BrokenArtefact as error:

@@ -15,7 +15,7 @@ from redi.core.registry import configurable
 from redi.models.autoencoders import Autoencoder, autoencoders
 from redi.models.autoencoders.pixels import Pixels
 from redi.models.encoders import Encoder, encoders
-from redi.models.reducers import Reducer, reducers
+from redi.models.reducers import LIBRARIES, Reducer, reducers
 
 # What stands beside the groups' names in batches, in losses and in the log.
 RESERVED = {
@@ -215,16 +215,16 @@ class JointCodec(nn.Module):
         return self._provenance(lambda part: part.provenance())
 
     def fingerprint(self) -> str:
-        """A hash of `provenance`: the key of everything computed with this codec."""
-        return _json_sha256(self.provenance())
+        """A hash of `provenance` without library versions: the key of everything computed with this codec."""
+        return _json_sha256(without_versions(self.provenance()))
 
     def cache_provenance(self) -> dict:
         """Everything that decides what `precompute` gives, as JSON: no rank or scale that `join` applies."""
         return self._provenance(lambda part: part.stored_provenance())
 
     def cache_fingerprint(self) -> str:
-        """A hash of `cache_provenance`."""
-        return _json_sha256(self.cache_provenance())
+        """A hash of `cache_provenance` without library versions."""
+        return _json_sha256(without_versions(self.cache_provenance()))
 
     def _provenance(self, of) -> dict:
         parts = {
@@ -236,6 +236,15 @@ class JointCodec(nn.Module):
             "learned_sha256": tensors_sha256(self.learned_state()),
         }
         return parts if self.alignment is None else parts | {"alignment": self.alignment.provenance()}
+
+
+def without_versions(provenance: dict) -> dict:
+    """A provenance less the versions of the libraries that ran the networks: an upgrade makes no other encoder."""
+    return {
+        name: without_versions(value) if isinstance(value, dict) else value
+        for name, value in provenance.items()
+        if name not in LIBRARIES
+    }
 
 
 def _json_sha256(value: dict) -> str:

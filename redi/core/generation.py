@@ -1,5 +1,6 @@
 """Drawing images and their features from a trained model."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ from redi.core.samplers.euler_maruyama import EulerMaruyama
 from redi.guidance import Guidance, guidance_rules, guided, total_weights
 from redi.models.transformer import DiffusionTransformer
 
+log = logging.getLogger(__name__)
+
 
 @dataclass
 class Generated:
@@ -31,7 +34,7 @@ class Generated:
     record: dict  # seed, sampler, guidance, number of function evaluations (per image), network evaluations
 
 
-@configurable(runtime=("model", "codec", "process", "labels", "weights", "first_index", "given"))
+@configurable(runtime=("model", "codec", "process", "labels", "weights", "first_index", "given", "own_time"))
 def generate(
     model: DiffusionTransformer,
     codec: JointCodec,
@@ -41,6 +44,7 @@ def generate(
     weights: Mapping[str, Tensor] | None = None,
     first_index: int = 0,
     given: Mapping[str, Tensor] | None = None,
+    own_time: bool = False,
     sampler: Sampler | None = None,
     guidance: Sequence[Guidance] = (),
     batch_size: int = 250,
@@ -57,6 +61,7 @@ def generate(
         weights: parameters to use in place of the model's own (an EMA).
         given: {group: (N, C_m, H, W)}, parts of the joint state that are known: the others are drawn given these, by
             clamping (see `redi.core.clamping`). An image's own, say, as `codec.channels.split(codec.encode(images))`.
+        own_time: show what is given clean, at a t of its own: for models trained with independent timesteps.
         sampler: default: as in the paper, 250 evaluations of EulerMaruyama, or Ancestral for a DDPM.
         guidance: rules, added up; none by default.
         precision: of the network, as in `train`; the sampler's own arithmetic is float32.
@@ -78,12 +83,16 @@ def generate(
         )
     if given:
         check_given(given, model.channels, (len(labels), *model.grid))
+    trained_with = getattr(model, "trained_with", None)
+    for rule in guidance if trained_with else ():
+        if advice := rule.check_training(*trained_with):
+            log.warning("%s", advice)
     device = next(model.parameters()).device
     dtype = choose_precision(precision, device, "generate.precision")
     process = process.for_channels(model.channels, device)
-    # A model that is told every group's t sees what is given as it is, clean, at t = 1.
-    own_time = bool(given) and len(getattr(model, "group_embeddings", ())) > 0
-    network_time = times_with_given(process, model.channels, given) if own_time else process.network_time
+    if own_time and not model.has_group_times:
+        raise ValueError("own_time = True needs a model that is told every group's t (group_timesteps = True)")
+    network_time = times_with_given(process, model.channels, given or ()) if own_time else process.network_time
     network = _Counted(model, weights, dtype)
     training, attention = model.training, model.attention_for
     images, states = [], []

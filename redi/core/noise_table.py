@@ -1,5 +1,6 @@
 """How much of each channel group is signal at each t: what training on groups of different spread means."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -37,10 +38,12 @@ def noise_table(channels: Channels, process: Process, weights: Mapping[str, floa
     for name in channels.representations:
         times = spread[name] / spread["image"]
         if not 0.4 < times < 2.5:
-            earlier, scale = ("earlier", "smaller") if times > 1 else ("later", "larger")
+            earlier = "earlier" if times > 1 else "later"
+            own = abs(math.log(spread[name])) > abs(math.log(spread["image"]))
+            where = "its reducer's scale ('unit_rms' gives about 1)" if own else "the scale of the image's autoencoder"
             lines.append(
                 f"{name} has {times:.2g} times the image's spread, so it is denoised {earlier} than the image: if that "
-                f"is not wanted, choose a {scale} scale (scale = 'unit_rms' of its reducer gives about 1)"
+                f"is not wanted, change {where}"
             )
     return "\n".join(lines)
 

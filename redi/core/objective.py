@@ -58,6 +58,9 @@ class JointObjective:
         for name, value in (("label_dropout", label_dropout), ("representation_dropout", representation_dropout)):
             if not 0 <= value < 1:
                 raise ValueError(f"JointObjective.{name} = {value} lies outside [0, 1)")
+        for name, value in (("variance_weight", variance_weight), ("alignment_weight", alignment_weight)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"JointObjective.{name} = {value}: a finite number of at least 0 is needed")
         if dropout_rule not in ("paper", "released"):
             raise ValueError(f"JointObjective.dropout_rule = {dropout_rule!r}: it is 'paper' or 'released'")
         if not isinstance(representation_weight, Mapping):
@@ -67,6 +70,8 @@ class JointObjective:
                 f"JointObjective.representation_weight names {sorted(representation_weight)}, "
                 f"the codec has {sorted(channels.representations)}"
             )
+        if bad := {name: value for name, value in representation_weight.items() if not 0 <= value < float("inf")}:
+            raise ValueError(f"JointObjective.representation_weight = {bad}: finite numbers of at least 0 are needed")
         self.channels = channels
         self.null_label = num_classes
         self.weights = dict(representation_weight)
@@ -92,12 +97,33 @@ class JointObjective:
         torch's default generator.
         """
         n = len(x)
-        times = self._draw_times(n, x.device)  # (N,), or (N, groups)
+        times = self._draw_times(n, x.device)
         noise = torch.randn_like(x)
         dropped = torch.rand(n, device=x.device) < self.representation_dropout
         y = torch.where(torch.rand(n, device=x.device) < self.label_dropout, self.null_label, y)
         if self.dropout_rule == "released":
             dropped = dropped[:1].expand(n)
+        return self.losses(model, x, y, times, noise, dropped, alignment)
+
+    def losses(
+        self,
+        model: Callable[..., Tensor],
+        x: Tensor,
+        y: Tensor,
+        times: Tensor,
+        noise: Tensor,
+        dropped: Tensor,
+        alignment: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The same, for given draws.
+
+        Args:
+            y: labels, some of them the null label.
+            times: t, (N,), or (N, groups).
+            noise: (N, C, H, W).
+            dropped: (N,) bool, the samples without their representations.
+        """
+        if self.dropout_rule == "released":
             x = self.channels.mask(x, dropped)
         t = self._expand(times)
         x_t = self.process.alpha(t) * x + self.process.sigma(t) * noise
@@ -122,7 +148,11 @@ class JointObjective:
                 bound.mean() if name == "image" else self.weights[name] * (bound * kept).mean()
                 for name, bound in bounds.items()
             ]
-            losses["vlb"] = torch.stack([bound.mean() for bound in bounds.values()]).mean()
+            shown = [
+                bound.mean() if name == "image" else (bound * kept).sum() / kept.sum().clamp(min=1)
+                for name, bound in bounds.items()
+            ]
+            losses["vlb"] = torch.stack(shown).mean()
             loss = loss + self.variance_weight * sum(weighed)
         if aligned is not None:
             losses["alignment"] = alignment_loss(aligned.float(), alignment.float())
@@ -153,7 +183,7 @@ class JointObjective:
 
     def check_model(self, model: object) -> None:
         """Raises ValueError where the model cannot be told what this objective draws."""
-        if self.independent_timesteps and not len(getattr(model, "group_embeddings", ())):
+        if self.independent_timesteps and not getattr(model, "has_group_times", False):
             raise ValueError(
                 "JointObjective.independent_timesteps = True needs a model that is told every group's t: bind "
                 "DiffusionTransformer.group_timesteps = True (and have at least one representation)"

@@ -108,7 +108,7 @@ def train(
     net = model(**model_arguments).to(device)
     loss_of.check_model(net)
     if initial_weights is not None and not list_checkpoints(run_dir):
-        warm_start(net, initial_weights)
+        log.info("%s", warm_start(net, initial_weights))
     names = [name for name, _ in net.named_parameters()]
     optim = optimizer(net.parameters())
     base_rates = [group["lr"] for group in optim.param_groups]

@@ -22,13 +22,13 @@ KEPT = ("projector.", "group_embeddings.")
 
 
 @torch.no_grad()
-def warm_start(model: DiffusionTransformer, path: str | Path) -> None:
+def warm_start(model: DiffusionTransformer, path: str | Path) -> str:
     """Copies the weights of a smaller model into `model`, and zeros into what belongs to its further groups.
 
     With merged tokens the patch embedding of every further group is 0 and so are its heads: at step 0 the prediction
-    of the source's groups is the source's, whatever the others hold. (An embedding of every group's own time is not
-    zeroed: with DiffusionTransformer.group_timesteps it holds up to that.) Projectors and group embeddings keep their
-    initial values; no random number is drawn. The position table is fixed, so the grids may differ.
+    of the source's groups is the source's, whatever the others hold; for the same reason the last layer of every
+    embedding of a group's own time is 0. Projectors keep their initial values; no random number is drawn. The position
+    table is fixed, so the grids may differ.
 
     Whether both were made for one process is in no shape: a SiT's weights are of use to a velocity network whose time
     runs the same way, a DiT's to a noise prediction. A learned variance is taken over where both have it.
@@ -36,6 +36,9 @@ def warm_start(model: DiffusionTransformer, path: str | Path) -> None:
     Args:
         path: a published checkpoint (see `read_published`; the averaged weights where it has them), or the folder of a
             run, whose newest EMA weights are taken.
+
+    Returns:
+        The line that says what was taken over.
 
     Raises:
         ValueError: other width, depth, patch size, classes or channels than the model's, or separate tokens.
@@ -53,11 +56,11 @@ def warm_start(model: DiffusionTransformer, path: str | Path) -> None:
     _check(path, state, own, model)
     for name, parameter in own.items():
         group = name.split(".")[2] if name.startswith("fusion.") else None
-        if group in further:
+        if group in further or (name.startswith("group_embeddings.") and ".mlp.2." in name):
             parameter.zero_()
         elif not name.startswith(KEPT) and name in state:  # without: a variance that the source has not learned
             parameter.copy_(state[name])
-    log.info("begins with %s of %s%s", ", ".join(source), path, f"; {', '.join(further)} with zeros" if further else "")
+    return f"begins with {', '.join(source)} of {path}" + (f"; {', '.join(further)} with zeros" if further else "")
 
 
 def _of_run(path: Path) -> tuple[Mapping[str, Tensor], Channels]:

@@ -1,5 +1,6 @@
 """Conditional queries of a trained joint model: features given images, and images given features."""
 
+import logging
 from pathlib import Path
 from typing import Literal
 
@@ -11,9 +12,12 @@ from redi.core.artefact import write_json
 from redi.core.generation import Generated, generate
 from redi.core.registry import configurable
 from redi.core.samplers import Sampler
+from redi.core.samplers.ancestral import Ancestral
 from redi.core.samplers.euler_maruyama import EulerMaruyama
 from redi.data.datasets import Dataset
 from redi.evaluation.pictures import thumbnails, tile
+
+log = logging.getLogger(__name__)
 
 
 @configurable(runtime=("run_dir", "trained", "dataset"))
@@ -40,7 +44,7 @@ def query(
         dataset: images to ask about, spread evenly over it; best ones that were not trained on.
         num_variations: images drawn for each representation.
         labels: 'null' asks without a label, so that what is given is all that is known; 'own' gives the image's label.
-        sampler: see `redi.core.clamping`; default: EulerMaruyama(diffusion_norm=10).
+        sampler: see `redi.core.clamping`; default: EulerMaruyama(diffusion_norm=10), or Ancestral for a DDPM.
 
     Returns:
         {"features_given_image": ..., "image_given_features": ..., each with "agreement" and "floor", and the record}.
@@ -52,7 +56,14 @@ def query(
         raise ValueError(f"query.labels = {labels!r}: it is 'null' or 'own'")
     if num_images < 2 or num_images > len(dataset):
         raise ValueError(f"query.num_images = {num_images}: between 2 and the {len(dataset)} images at hand")
-    sampler = EulerMaruyama(diffusion_norm=10.0) if sampler is None else sampler
+    if sampler is None:
+        sampler = Ancestral() if trained.process.num_timesteps else EulerMaruyama(diffusion_norm=10.0)
+    if labels == "null" and trained.objective is not None and not trained.objective.label_dropout:
+        log.warning(
+            "query.labels = 'null' asks for the null label, which JointObjective.label_dropout = 0 never trains: "
+            "bind query.labels = 'own'"
+        )
+    own_time = trained.objective is not None and trained.objective.independent_timesteps
     positions = torch.linspace(0, len(dataset) - 1, num_images).long()
     batch = dataset.batch(positions.tolist())
     x = codec.encode(batch["images"].to(codec.device)).cpu()
@@ -64,8 +75,8 @@ def query(
         asked = own if labels == "own" else torch.full_like(own, trained.num_classes)
         known = {name: group.repeat(times, 1, 1, 1) for name, group in given.items()}
         return generate(
-            trained.model, codec, trained.process, labels=asked, given=known, sampler=sampler, seed=seed,
-            weights=trained.weights["ema"],
+            trained.model, codec, trained.process, labels=asked, given=known, own_time=own_time, sampler=sampler,
+            seed=seed, weights=trained.weights["ema"],
         )  # fmt: skip
 
     answered = ask({"image": groups["image"]}, times=1)

@@ -71,7 +71,7 @@ def guided(
     channels: Channels,
     y: Tensor,
     null_label: int,
-    network_time: Callable[[Tensor], Tensor] = lambda t: t,
+    network_time: Callable[[Tensor], Tensor],
 ) -> Callable[[Tensor, float], Tensor]:
     """The model under guidance, as a function of x_t (N, C, H, W) and t alone.
 
@@ -81,7 +81,7 @@ def guided(
     Args:
         model: (x_t (K N, C, H, W), time (K N,), y (K N,)) -> prediction (K N, C, H, W), one call for K conditions.
         y: (N,) labels.
-        network_time: what the model is told at t: that of the process (DiT: 0 ... 999).
+        network_time: what the model is told at t: `process.network_time` (DiT: 0 ... 999; REPA: 1 - t).
     """
 
     def denoise(x: Tensor, t: float) -> Tensor:

@@ -75,6 +75,7 @@ class DiffusionTransformer(nn.Module):
         self.null_label = num_classes
         self.attention = attention
         self.attention_for: tuple | None = None  # the device and dtype that the backend was chosen for
+        self.trained_with: tuple[float, float] | None = None  # label and representation dropout, where that is known
         runtime = {"variance_groups": tuple(variance_groups)} if variance_groups else {}
         self.fusion = fusion(channels=channels, grid=grid, patch_size=patch_size, width=width, **runtime)
         self.timestep_embedding = TimestepEmbedding(width, scale=timestep_scale)
@@ -100,6 +101,9 @@ class DiffusionTransformer(nn.Module):
                 nn.Linear(alignment_width, alignment_width), nn.SiLU(),
                 nn.Linear(alignment_width, alignment_dim),
             )  # fmt: skip
+            for layer in self.projector[::2]:
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
 
     def _initialise(self) -> None:
         for block in self.blocks:
@@ -108,8 +112,9 @@ class DiffusionTransformer(nn.Module):
                 nn.init.zeros_(layer.bias)
         nn.init.normal_(self.label_embedding.weight, std=0.02)
         for embedding in (self.timestep_embedding, *self.group_embeddings.values()):
-            nn.init.normal_(embedding.mlp[0].weight, std=0.02)
-            nn.init.normal_(embedding.mlp[2].weight, std=0.02)
+            for layer in (embedding.mlp[0], embedding.mlp[2]):
+                nn.init.normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
         for modulation in [block.modulation for block in self.blocks] + [self.final_modulation]:
             nn.init.zeros_(modulation[1].weight)  # adaLN-zero: every block starts as the identity
             nn.init.zeros_(modulation[1].bias)
@@ -118,14 +123,15 @@ class DiffusionTransformer(nn.Module):
         """
         Args:
             x: the joint state at t, (N, C, H, W).
-            t: the process's `network_time`: (N,), or (N, groups) where every group has a time of its own, of which a
-                model without `group_timesteps` reads the image's.
+            t: the process's `network_time`: one for all, (N,), or (N, groups) where every group has a time of its own,
+                of which a model without `group_timesteps` reads the image's.
             y: labels (N,) in 0 ... K.
             align: return also the projection (N, P, E) of the hidden image tokens, for REPA.
 
         Returns:
             The prediction (N, C, H, W), with further channels for learned variances.
         """
+        t = torch.as_tensor(t, device=x.device)
         tokens = self.fusion.embed(x)  # (N, T, D)
         condition = self._embed_times(t) + self.label_embedding(y)  # (N, D)
         for number, block in enumerate(self.blocks, start=1):
@@ -136,12 +142,17 @@ class DiffusionTransformer(nn.Module):
         prediction = self.fusion.unembed(modulate(self.final_norm(tokens), shift, scale))
         return (prediction, aligned) if align else prediction
 
+    @property
+    def has_group_times(self) -> bool:
+        """Whether the model is told every group's t; else it reads the image's alone."""
+        return len(self.group_embeddings) > 0
+
     def _embed_times(self, t: Tensor) -> Tensor:
         """(N,) or (N, groups) -> (N, D)."""
-        of_image = t if t.ndim == 1 else t[:, 0]
+        of_image = t[:, 0] if t.ndim == 2 else t.reshape(-1)
         embedded = self.timestep_embedding(of_image)
         for index, embedding in enumerate(self.group_embeddings.values(), start=1):
-            embedded = embedded + embedding(of_image if t.ndim == 1 else t[:, index])
+            embedded = embedded + embedding(t[:, index] if t.ndim == 2 else of_image)
         return embedded
 
     def choose_attention(self, device: torch.device | str, dtype: torch.dtype) -> str:

@@ -303,3 +303,19 @@ def test_an_image_size_that_the_autoencoder_cannot_divide_is_refused():
 def test_a_state_with_other_channels_cannot_be_decoded():
     with pytest.raises(ValueError, match=r"expected a joint state \(N, 8, H, W\)"):
         two().decode(torch.zeros(1, 3, 8, 8))
+
+
+def test_an_upgrade_of_a_library_makes_no_other_codec():
+    class Versioned(PatchEncoder):
+        version = "1.0"
+
+        def provenance(self) -> dict:
+            return super().provenance() | {"timm": self.version}
+
+    encoder, reducer = Versioned(), PCA(rank=2)
+    reducer.fit([encoder(images(32))])
+    codec = JointCodec(representations=[Representation(encoder=encoder, reducer=reducer)])
+    before = codec.fingerprint(), codec.cache_fingerprint(), codec.provenance()
+    encoder.version = "2.0"
+    assert (codec.fingerprint(), codec.cache_fingerprint()) == before[:2]
+    assert codec.provenance() != before[2]  # but the record says it

@@ -120,3 +120,17 @@ def test_the_bound_s_gradient_reaches_the_variance_and_not_the_mean():
     sum(bound.sum() for bound in process.variational_bound(prediction, x, x_t, t).values()).backward()
     assert (prediction.grad[:, :2] == 0).all()
     assert (prediction.grad[:, 2:] != 0).all()
+
+
+def test_a_process_without_channels_takes_every_variance_as_learned_or_refuses():
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    prediction = torch.randn(2, 6, 4, 4, generator=torch.Generator().manual_seed(1))
+    bound = DDPM().for_channels(Channels(image=1, z=2))
+    for own, theirs in zip(
+        DDPM().reverse_step(prediction, x, 0.5, 0.6), bound.reverse_step(prediction, x, 0.5, 0.6), strict=True
+    ):
+        assert torch.equal(own, theirs)
+    with pytest.raises(ValueError, match="has 3 channels, but 3 of the noise and 3 of learned variances"):
+        DDPM().reverse_step(prediction[:, :3], x, 0.5, 0.6)
+    with pytest.raises(ValueError, match="for_channels"):
+        DDPM(learned_variance=("image",)).reverse_step(prediction, x, 0.5, 0.6)

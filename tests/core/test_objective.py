@@ -356,3 +356,14 @@ def test_the_model_is_told_what_it_must_give(process):
 
     arguments = objective(process=process()).model_arguments(Codec(), Data())
     assert arguments.get("variance_groups", ()) == (("image", "a", "b") if process is DDPM else ())
+
+
+def test_given_draws_give_the_losses_of_the_same_draws():
+    x, y = batch()
+    terms = objective(representation_dropout=0.5)
+    torch.manual_seed(0)
+    drawn = terms(zero_model, x, y)
+    t, noise = replayed_draws(0, x)
+    dropped = torch.rand(len(x)) < 0.5
+    given = terms.losses(zero_model, x, y, t, noise, dropped)
+    assert all(torch.equal(drawn[name], given[name]) for name in drawn)

@@ -220,3 +220,17 @@ def test_every_group_of_a_shifted_path_keeps_its_distance_from_the_poles():
     first, last = process.interval()
     assert process.group_time(first).min() == pytest.approx(0.01, rel=1e-4)
     assert process.group_time(last).max() == pytest.approx(0.99, rel=1e-4)
+
+
+@pytest.mark.parametrize("process", [FlowMatching(), GVP(), DDPM(), FlowMatching(prediction="score")])
+def test_a_time_for_each_sample_needs_no_further_dimensions(process):
+    # 5 samples on a grid 5 wide, where a vector of times would silently broadcast along the rows.
+    x, noise, prediction = torch.randn(3, 5, 2, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    t = torch.tensor([0.2, 0.3, 0.5, 0.7, 0.9], dtype=torch.float64)
+    spread = t[:, None, None, None]
+    convert = [process.clean, process.noise] + ([] if process.num_timesteps else [process.velocity])
+    for function in convert:
+        assert torch.equal(function(prediction, x, t), function(prediction, x, spread))
+    for short, long in zip(process.corrupt(x, noise, t), process.corrupt(x, noise, spread), strict=True):
+        assert torch.equal(short, long)
+    assert torch.equal(process.error(prediction, x, noise, t), process.error(prediction, x, noise, spread))

@@ -53,14 +53,20 @@ def test_the_last_step_of_the_sde_has_its_own_length():
 
 @pytest.mark.parametrize("num_evaluations", [1, 2, 3, 25])
 def test_few_evaluations_are_equal_steps(num_evaluations):
-    times = times_of(EulerMaruyama(num_evaluations=num_evaluations))
+    times = times_of(EulerMaruyama(num_evaluations=num_evaluations, last_step_size=None))
     assert times == pytest.approx([k / num_evaluations for k in range(num_evaluations)])
+
+
+@pytest.mark.parametrize("num_evaluations", [2, 5, 10, 20, 24, 250])
+def test_a_last_step_of_a_given_size_begins_where_published_samplers_begin_it(num_evaluations):
+    times = times_of(EulerMaruyama(num_evaluations=num_evaluations))
+    assert times == pytest.approx(torch.linspace(0, 0.96, num_evaluations, dtype=torch.float64).tolist())
 
 
 @every_sampler
 def test_no_noisy_step_is_longer_than_the_noise_free_one(sampler_class):
     for num_evaluations in range(1, 60):
-        ends = [*sorted(set(times_of(sampler_class(num_evaluations=num_evaluations)))), 1.0]
+        ends = [*sorted(set(times_of(sampler_class(num_evaluations=num_evaluations, last_step_size=None)))), 1.0]
         steps = [b - a for a, b in zip(ends, ends[1:], strict=False)]
         assert max(steps) <= steps[-1] + 1e-12
 

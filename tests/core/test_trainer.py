@@ -203,7 +203,7 @@ def test_the_loss_falls(start):
     entries = read_log(start("run", num_steps=200, log_every=5, optimizer=partial(ADAMW, lr=1e-2)))
     for name in ("loss", "image", "domain"):
         last = sum(entry[name] for entry in entries[-8:]) / 8
-        assert last < 0.75 * entries[0][name]
+        assert last < 0.8 * entries[0][name]
 
 
 def test_the_learning_rate_warms_up_linearly_and_stays(start):

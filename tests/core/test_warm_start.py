@@ -95,7 +95,7 @@ def test_another_grid_is_fine_for_positions_are_fixed(tmp_path):
     assert torch.equal(joint.blocks[1].qkv.weight, plain.blocks[1].qkv.weight)
 
 
-def test_projector_and_group_embeddings_keep_their_initial_values_and_nothing_is_drawn(tmp_path):
+def test_projectors_and_the_first_layer_of_group_embeddings_stay_and_nothing_is_drawn(tmp_path):
     joint = random_model(JOINT, seed=1, alignment_dim=6, alignment_layer=1, alignment_width=8, group_timesteps=True)
     before = {name: tensor.clone() for name, tensor in joint.state_dict().items()}
     path = publish(random_model(alignment_dim=6, alignment_layer=1, alignment_width=8), tmp_path / "sit.pt")
@@ -104,7 +104,15 @@ def test_projector_and_group_embeddings_keep_their_initial_values_and_nothing_is
     assert torch.equal(torch.random.get_rng_state(), state)
     kept = [name for name in before if torch.equal(before[name], joint.state_dict()[name])]
     assert kept and all(name.startswith(("projector.", "group_embeddings.")) for name in kept)
-    assert len(kept) == 6 + 4
+    assert len(kept) == 6 + 2
+
+
+def test_the_first_prediction_is_the_source_s_where_every_group_has_a_time_of_its_own(tmp_path):
+    plain, joint = random_model(), random_model(JOINT, seed=1, group_timesteps=True)
+    warm_start(joint, publish(plain, tmp_path / "sit.pt"))
+    x, t, y = states(JOINT)
+    times = torch.stack([t, 1 - t], dim=1)
+    torch.testing.assert_close(joint(x, times, y)[:, :4], plain(x[:, :4], t, y), rtol=1e-5, atol=1e-5)
 
 
 def test_a_gradient_reaches_what_began_as_zero(tmp_path):

@@ -61,7 +61,8 @@ def test_it_measures_both_questions_and_writes_them(trained, digits, tmp_path):
 
 def test_the_picture_has_a_row_for_all_that_was_asked(trained, digits, tmp_path):
     query(tmp_path, trained=trained, dataset=digits, num_images=4, num_variations=2, sampler=SAMPLER)
-    width, height = Image.open(tmp_path / "queries.png").size
+    with Image.open(tmp_path / "queries.png") as picture:
+        width, height = picture.size
     rows = 1 + 2 + 2  # image; features own and drawn; two variations
     assert width == 4 * (64 + 4) + 4
     assert height == 22 + rows * 65 + 4 + 12

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+import redi.guidance
 from redi.core.channels import Channels
-from redi.guidance import EVERYTHING, Condition, guidance_rules, guided, total_weights
+from redi.guidance import EVERYTHING, Condition, guidance_rules, total_weights
 from redi.guidance.classifier_free import ClassifierFree
 from redi.guidance.representation import RepresentationGuidance
 from redi.models.transformer import DiffusionTransformer
@@ -15,6 +16,12 @@ from redi.models.transformer import DiffusionTransformer
 CHANNELS = Channels(image=2, dino=3, clip=1)
 NUM_CLASSES = 3
 T = 0.3
+
+
+def guided(model, rules, channels, y, null_label, network_time=lambda t: t):
+    return redi.guidance.guided(model, rules, channels, y, null_label, network_time)
+
+
 every_rule = pytest.mark.parametrize("name", guidance_rules)
 
 

@@ -285,3 +285,16 @@ def test_another_model_reads_the_image_s_time():
     model = tiny()
     x, t, y = batch()
     assert torch.equal(model(x, torch.stack([t, 1 - t], dim=1), y), model(x, t, y))
+
+
+def test_every_bias_of_a_fresh_model_is_zero():
+    model = tiny(random=False, group_timesteps=True, alignment_dim=6, alignment_layer=1, alignment_width=8)
+    assert all(not tensor.any() for name, tensor in model.named_parameters() if name.endswith("bias"))
+
+
+def test_one_time_for_all_may_be_a_number():
+    model = tiny()
+    x, _, y = batch()
+    expected = model(x, torch.full((3,), 0.3), y)
+    for t in (0.3, torch.tensor(0.3)):
+        torch.testing.assert_close(model(x, t, y), expected, rtol=1e-5, atol=1e-5)

@@ -12,9 +12,9 @@ from redi.core.registry import Registry, discover
 class Process(ABC):
     """A Gaussian path x_t = alpha(t) x + sigma(t) noise with t = 0 pure noise and t = 1 data.
 
-    All methods take t as a float or as a tensor that broadcasts against x (N, C, H, W): one time for all samples, one
-    for each, or one for each channel. The prediction is what the network gave; where it holds values beyond the C
-    channels of x (see `variance_groups`), the conversions read the first C.
+    All methods take t as a float or as a tensor: (N,) or (N, 1, 1, 1), one time for each sample, or (N, C, 1, 1), one
+    for each channel. (alpha and sigma have the shape of t.) The prediction is what the network gave; where it holds
+    values beyond the C channels of x (see `variance_groups`), the conversions read the first C.
     """
 
     # The timesteps of a discrete process; None for a continuous one, whose derivatives in t exist.
@@ -56,6 +56,7 @@ class Process(ABC):
 
     def corrupt(self, x: Tensor, noise: Tensor, t) -> tuple[Tensor, Tensor]:
         """-> x_t (N, C, H, W) and the target of the network's prediction (N, C, H, W)."""
+        t = per_sample(t)
         return self.alpha(t) * x + self.sigma(t) * noise, self.target(x, noise, t)
 
     def error(self, prediction: Tensor, x: Tensor, noise: Tensor, t) -> Tensor:
@@ -82,6 +83,11 @@ class Process(ABC):
         """Name and settings, as JSON."""
         settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         return {"name": type(self).__name__, **settings}
+
+
+def per_sample(t):
+    """(N,) -> (N, 1, 1, 1), which broadcasts against x; anything else as it is."""
+    return t[:, None, None, None] if isinstance(t, Tensor) and t.ndim == 1 else t
 
 
 processes = Registry("processes", Process)

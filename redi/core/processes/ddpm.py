@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from redi.core.channels import Channels
-from redi.core.processes import Process, register
+from redi.core.processes import Process, per_sample, register
 from redi.core.processes.gaussians import discretised_log_likelihood, kl_divergence
 
 
@@ -105,6 +105,7 @@ class DDPM(Process):
         return prediction[:, : x_t.shape[1]]
 
     def clean(self, prediction: Tensor, x_t: Tensor, t) -> Tensor:
+        t = per_sample(t)
         return (x_t - self.sigma(t) * self.noise(prediction, x_t, t)) / self.alpha(t)
 
     def velocity(self, prediction: Tensor, x_t: Tensor, t) -> Tensor:
@@ -117,29 +118,45 @@ class DDPM(Process):
         """p(x_s | x_t) for a step from t to the less noisy s: mean and log-variance, both (N, C, H, W).
 
         For steps that leave out timesteps the variances are those of the shortened process ("respacing").
+
+        Raises:
+            ValueError: the prediction has not as many channels as C and the learned variances need.
         """
+        t, s = per_sample(t), per_sample(s)
         data = self.clean(prediction, x_t, t)
         mean, low = self.posterior(data, x_t, t, s)
         beta = 1 - self.alpha_cumprod(t) / self.alpha_cumprod(s)
         high = _like(t, _log(beta)) + torch.zeros_like(x_t)
         low = low + torch.zeros_like(x_t)
-        fixed = low if self.variance == "small" else high
-        if not self.variance_groups:
-            return mean, fixed
-        channels, values = self._channels, prediction[:, x_t.shape[1] :]
-        groups, start = channels.split(fixed), 0
-        for name in self.variance_groups:
-            part, where = values[:, start : start + channels[name]], channels.slice(name)
-            share = (part + 1) / 2
-            groups[name] = share * high[:, where] + (1 - share) * low[:, where]
-            start += channels[name]
-        return mean, channels.join(groups)
+        log_variance = low if self.variance == "small" else high
+        if learned := self._learned_channels(prediction, x_t):
+            share = (prediction[:, x_t.shape[1] :] + 1) / 2
+            log_variance = log_variance.clone()
+            log_variance[:, learned] = share * high[:, learned] + (1 - share) * low[:, learned]
+        return mean, log_variance
+
+    def _learned_channels(self, prediction: Tensor, x_t: Tensor) -> list[int]:
+        """The channels of x for which the prediction holds a second value, in the order of those values."""
+        c = x_t.shape[1]
+        if self.learned_variance is None:
+            learned = list(range(c))
+        elif self._channels is None and self.learned_variance:
+            raise ValueError("DDPM with learned_variance for named groups: call for_channels(channels) first")
+        else:
+            learned = [i for name in self.variance_groups for i in range(c)[self._channels.slice(name)]]
+        if prediction.shape[1] != c + len(learned):
+            raise ValueError(
+                f"the prediction has {prediction.shape[1]} channels, but {c} of the noise and {len(learned)} of "
+                f"learned variances are needed: DDPM.learned_variance = {self.learned_variance!r}, () is none"
+            )
+        return learned
 
     def posterior(self, data: Tensor, x_t: Tensor, t, s):
         """q(x_s | x_t, data): mean (N, C, H, W) and log-variance. (Ho et al., Eq. 7)
 
         At the last step, onto the data, the variance is 0; its logarithm is taken from the step before (as usual).
         """
+        t = per_sample(t)
         at_t, at_s = self.alpha_cumprod(t), self.alpha_cumprod(s)
         beta = 1 - at_t / at_s
         of_data = _like(t, at_s**0.5 * beta / (1 - at_t))
@@ -158,6 +175,9 @@ class DDPM(Process):
         The mean is held fixed, so that only the variance learns from it. As in DiT, the last step takes data in
         [-1, 1] with bins of 2/255, which for latents is no more than a convention.
         """
+        if not self.variance_groups:
+            return {}
+        t = per_sample(t)
         s = t + 1 / self.num_timesteps
         c = x.shape[1]
         frozen = torch.cat([prediction[:, :c].detach(), prediction[:, c:]], dim=1)

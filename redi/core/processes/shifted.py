@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from redi.core.channels import Channels
-from redi.core.processes import Process, processes, register
+from redi.core.processes import Process, per_sample, processes, register
 from redi.core.processes.flow_matching import FlowMatching
 
 
@@ -88,18 +88,23 @@ class Shifted(Process):
         return self._slope(t) * self.process.d_sigma(self.group_time(t))
 
     def target(self, x: Tensor, noise: Tensor, t) -> Tensor:
+        t = per_sample(t)
         return self.process.target(x, noise, self.group_time(t))
 
     def error(self, prediction: Tensor, x: Tensor, noise: Tensor, t) -> Tensor:
+        t = per_sample(t)
         return self.process.error(prediction, x, noise, self.group_time(t))
 
     def velocity(self, prediction: Tensor, x_t: Tensor, t) -> Tensor:
+        t = per_sample(t)
         return self._slope(t) * self.process.velocity(prediction, x_t, self.group_time(t))
 
     def clean(self, prediction: Tensor, x_t: Tensor, t) -> Tensor:
+        t = per_sample(t)
         return self.process.clean(prediction, x_t, self.group_time(t))
 
     def noise(self, prediction: Tensor, x_t: Tensor, t) -> Tensor:
+        t = per_sample(t)
         return self.process.noise(prediction, x_t, self.group_time(t))
 
     def provenance(self) -> dict:

@@ -45,8 +45,8 @@ class ContinuousSampler(Sampler):
     def check(self, process: Process) -> None:
         if process.num_timesteps is not None:
             raise ValueError(
-                f"generate.sampler = {type(self).__name__} needs a velocity, but {type(process).__name__} has discrete "
-                "timesteps: bind generate.sampler = @samplers.Ancestral() or @samplers.DDIM()"
+                f"samplers.{type(self).__name__} needs a velocity, but {type(process).__name__} has discrete "
+                "timesteps: bind @samplers.Ancestral() or @samplers.DDIM() in its place"
             )
 
 

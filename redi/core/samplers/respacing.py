@@ -79,7 +79,10 @@ def respaced_steps(num_timesteps: int, respacing: Respacing) -> list[int]:
         section = size + (i < extra)
         if count > section:
             raise ValueError(f"{what}: section {i} has {section} of the {num_timesteps} timesteps, not {count}")
-        steps += [start + round(k * (section - 1) / max(count - 1, 1)) for k in range(count)]
+        stride, position = (section - 1) / max(count - 1, 1), 0.0
+        for _ in range(count):  # added up, not multiplied: ties are rounded as in the published respacing
+            steps.append(start + round(position))
+            position += stride
         start += section
     return steps
 

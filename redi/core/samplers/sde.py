@@ -3,6 +3,7 @@
 import math
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from redi.core.processes import Process
@@ -18,9 +19,9 @@ class SDE(ContinuousSampler):
     their w is 2 D).
 
     Singularities. The score has a pole at t = 1, so D score is computed as -(D / sigma) noise, and no evaluation
-    comes later than `last_step_size` before the data; without a last step, times end 1e-3 before it. D of 'sbdm' has
-    a pole at t = 0 on paths that start in pure noise (there it is like 1 / t): it starts at t = 1e-3. The poles of the
-    network's prediction are the process's matter (`Process.interval`).
+    comes later than `last_step_size` before the data; without a last step, none comes later than 1e-3 before it. D of
+    'sbdm' has a pole at t = 0 on paths that start in pure noise (there it is like 1 / t): it starts at t = 1e-3. The
+    poles of the network's prediction are the process's matter (`Process.interval`).
 
     Args:
         num_evaluations: network evaluations, of the last step too.
@@ -31,7 +32,8 @@ class SDE(ContinuousSampler):
         diffusion_norm: n; 0 is the ODE (but for 'decreasing').
         last_step: the step onto the data is free of noise: 'mean' follows the SDE's drift, 'euler' the ODE's velocity,
             'tweedie' takes E[x | x_t]. None: the last step is like the others.
-        last_step_size: its length in units of t; never shorter than the other steps.
+        last_step_size: its length in units of t, whatever the number of evaluations, as published; None: 0.04, or as
+            long as the other steps where those are longer (fewer than 25 evaluations).
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class SDE(ContinuousSampler):
         diffusion_form: Literal["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"] = "sigma",
         diffusion_norm: float = 1.0,
         last_step: Literal["mean", "euler", "tweedie"] | None = "mean",
-        last_step_size: float = 0.04,
+        last_step_size: float | None = 0.04,
     ):
         super().__init__(num_evaluations=num_evaluations)
         name = type(self).__name__
@@ -51,7 +53,7 @@ class SDE(ContinuousSampler):
             raise ValueError(f"{name}.diffusion_norm = {diffusion_norm} must be finite and not negative")
         if last_step not in LAST_STEPS:
             raise ValueError(f"{name}.last_step = {last_step!r}: it is one of {', '.join(map(repr, LAST_STEPS))}")
-        if not 0 < last_step_size <= 1:
+        if last_step_size is not None and not 0 < last_step_size <= 1:
             raise ValueError(f"{name}.last_step_size = {last_step_size} lies outside (0, 1]")
         self.diffusion_form, self.diffusion_norm = diffusion_form, diffusion_norm
         self.last_step, self.last_step_size = last_step, last_step_size
@@ -67,12 +69,18 @@ class SDE(ContinuousSampler):
     def times(self, process: Process, num_steps: int) -> list[float]:
         """Ends of `num_steps` noisy steps: num_steps + 1 times, the last of which is where a last step begins."""
         first, last = process.interval()
-        first = max(first, MARGIN) if self.diffusion_form == "sbdm" else first
+        if self.diffusion_form == "sbdm" and not torch.as_tensor(process.alpha(first)).all():
+            first = max(first, MARGIN)
         if self.last_step is None:
-            return uniform_times(first, min(last, 1 - MARGIN), num_steps)
-        # With very few evaluations the noisy steps would be longer than the last one: use equal steps then.
-        size = max(self.last_step_size, (1 - first) / (num_steps + 1))
+            return uniform_times(first, self.end(last), num_steps)
+        size = self.last_step_size
+        if size is None:
+            size = max(0.04, (1 - first) / (num_steps + 1))
         return uniform_times(first, min(max(1 - size, first), last), num_steps) if num_steps else [first]
+
+    def end(self, last: float) -> float:
+        """Where the steps end that no last step follows, for a process whose interval ends at `last`."""
+        return last
 
     def diffusion(self, process: Process, t: float):
         """D(t): a float, or (1, C, 1, 1) where the channels' times differ."""

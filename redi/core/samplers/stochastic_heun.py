@@ -6,7 +6,7 @@ from torch import Tensor
 
 from redi.core.processes import Process
 from redi.core.samplers import Denoise, Draw, register
-from redi.core.samplers.sde import SDE
+from redi.core.samplers.sde import MARGIN, SDE
 
 
 @register
@@ -15,6 +15,9 @@ class StochasticHeun(SDE):
     arXiv 2206.00364): two evaluations a step. Second order in the drift, weakly first in all. Where one evaluation is
     left over, the first step is an Euler-Maruyama step. Arguments and singularities: see `SDE`.
     """
+
+    def end(self, last: float) -> float:
+        return min(last, 1 - MARGIN)  # the corrector evaluates where the step ends
 
     def __call__(self, denoise: Denoise, process: Process, draw: Draw) -> Tensor:
         self.check(process)

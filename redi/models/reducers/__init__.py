@@ -14,7 +14,7 @@ from redi.core.registry import Registry, discover
 from redi.core.registry import identity as code_of  # `identity` is a module of this package
 
 FORMAT = "redi reducer 1"
-LIBRARIES = {"timm"}  # entries of an encoder's provenance that are versions
+LIBRARIES = {"timm", "diffusers"}  # entries of an encoder's provenance that are versions
 
 
 class Reducer(nn.Module, ABC):
