@@ -1,10 +1,12 @@
 """Every kind of set-up, the whole way at the smallest size: prepared, trained, stopped, resumed, opened and sampled."""
 
+import json
+
 import pytest
 import torch
 
 import redi
-from redi import components, sample, train
+from redi import components, query, sample, train
 from redi.core import config
 from redi.core.checkpoint import list_checkpoints, load_checkpoint
 from redi.core.log import read_log
@@ -107,3 +109,13 @@ def test_the_spread_of_every_group_is_in_the_log_and_in_the_checkpoint(job, capl
     assert "signal-to-noise ratio" in caplog.text
     spread = load_checkpoint(list_checkpoints(run_dir)[-1])[1]["spread"]
     assert list(spread) == ["image", "one", "two"]
+
+
+@pytest.mark.parametrize("name", ["DiT with a learned variance", "timesteps of their own"])
+def test_a_joint_model_of_either_framework_can_be_asked(job, name):
+    run_dir = job(name, "run", 2)
+    config.parse([run_dir / "config.gin"], ["query.num_images = 2", "query.num_variations = 1"])
+    query.stage(run_dir)
+    answer = json.loads((run_dir / "queries.json").read_text())
+    assert answer["function_evaluations"] == 250
+    assert (run_dir / "queries.png").exists()

@@ -149,7 +149,12 @@ class JointCodec(nn.Module):
         return self.join(self.precompute(images))
 
     def encode_sample(self, dataset, num_images: int = 1024) -> Tensor:
-        """x of at most so many images spread evenly over a `Dataset` or `Cache`, on the CPU."""
+        """x of at most so many images spread evenly over a `Dataset` or `Cache`, on the CPU.
+
+        Fewer where x is large (unreduced features): at most 64 million values, for statistics are taken in float64.
+        """
+        height, width = self.grid(dataset.image_size)
+        num_images = max(1, min(num_images, 2**26 // (self.channels.total * height * width)))
         positions = torch.linspace(0, len(dataset) - 1, min(num_images, len(dataset))).long().tolist()
         parts = []
         for start in range(0, len(positions), 64):
