@@ -1,5 +1,6 @@
 """Pictures: grids of images above their features, all in one colour basis."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -66,7 +67,8 @@ def tile(layers: Sequence[Sequence[Image.Image]], labels: Sequence[int], title: 
     cell, gap, top = layers[0][0].width, 4, 22 if title else 4
     rows = -(-len(labels) // columns)
     height = len(layers) * (cell + 1) + gap + 12
-    sheet = Image.new("RGB", (columns * (cell + gap) + gap, top + rows * height), WHITE)
+    width = max(columns * (cell + gap), math.ceil(ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength(title)))
+    sheet = Image.new("RGB", (width + gap, top + rows * height), WHITE)
     pen = ImageDraw.Draw(sheet)
     pen.text((gap, 4), title, fill=GREY)
     for i, label in enumerate(labels):
