@@ -57,7 +57,7 @@ class Noise(Autoencoder):
         return moments.float()
 
     def decode(self, latents):
-        raise NotImplementedError
+        raise TypeError("noise is no image")
 
     def provenance(self) -> dict:
         return {"autoencoder": "Noise"}

@@ -20,6 +20,7 @@ LAYERS = [
         "core.artefact",
         "core.interrupt",
         "core.device",
+        "core.grids",
         "core.lock",
         "core.log",
         "core.pickles",

@@ -6,6 +6,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
+from redi.core.grids import resized
+
 
 def alignment_loss(projected: Tensor, features: Tensor) -> Tensor:
     """The negative mean cosine between projected tokens (N, P, E) and features (N, E, h, w) (Yu et al., arXiv
@@ -17,8 +19,5 @@ def alignment_loss(projected: Tensor, features: Tensor) -> Tensor:
     if side * side != projected.shape[1]:
         raise ValueError(f"alignment needs a square grid of tokens, got {projected.shape[1]}")
     if features.shape[-2:] != (side, side):
-        shrinks = features.shape[-1] > side
-        features = functional.interpolate(
-            features, (side, side), mode="bilinear", align_corners=False, antialias=shrinks
-        )
+        features = resized(features, (side, side))
     return -functional.cosine_similarity(projected, rearrange(features, "n e h w -> n (h w) e"), dim=-1).mean()

@@ -38,20 +38,20 @@ def clamped(
     """
     if not given:
         return denoise, draw, lambda x: x
-    first: list[Tensor] = []
+    first: list[Tensor] = []  # the noise of the path, and the given groups as a joint state
 
     def recorded() -> Tensor:
         noise = draw()
         if not first:
-            first.append(noise)
+            first.extend([noise, put(torch.zeros_like(noise), given)])
         return noise
 
     def put(x: Tensor, groups: Mapping[str, Tensor]) -> Tensor:
         return channels.join(dict(channels.split(x)) | {name: group.to(x.dtype) for name, group in groups.items()})
 
     def conditional(x: Tensor, t: float) -> Tensor:
-        known = put(torch.zeros_like(x), given)
-        on_path = known if own_time else process.alpha(t) * known + process.sigma(t) * first[0]
+        noise, known = first
+        on_path = known if own_time else process.mix(known, noise, t)
         split = channels.split(on_path)
         return denoise(put(x, {name: split[name] for name in given}), t)
 

@@ -7,10 +7,10 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from redi.core.artefact import tensors_sha256
 from redi.core.channels import Channels
+from redi.core.grids import resized
 from redi.core.registry import configurable
 from redi.models.autoencoders import Autoencoder, autoencoders
 from redi.models.autoencoders.pixels import Pixels
@@ -137,11 +137,7 @@ class JointCodec(nn.Module):
         latents = self.autoencoder.latents(stored["image"])
         groups = {"image": latents}
         for name, representation in self.representations.items():
-            features = representation.reducer.finish(stored[name])
-            shrinks = features.shape[-1] > latents.shape[-1]
-            groups[name] = functional.interpolate(
-                features, latents.shape[-2:], mode="bilinear", align_corners=False, antialias=shrinks
-            )
+            groups[name] = resized(representation.reducer.finish(stored[name]), latents.shape[-2:])
         return self.channels.join(groups)
 
     def encode(self, images: Tensor) -> Tensor:

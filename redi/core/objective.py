@@ -8,7 +8,7 @@ from torch import Tensor
 
 from redi.core.alignment import alignment_loss
 from redi.core.channels import Channels
-from redi.core.processes import Process, processes
+from redi.core.processes import Process, per_sample, processes
 from redi.core.processes.flow_matching import FlowMatching
 from redi.core.registry import configurable
 
@@ -126,7 +126,7 @@ class JointObjective:
         if self.dropout_rule == "released":
             x = self.channels.mask(x, dropped)
         t = self._expand(times)
-        x_t = self.process.alpha(t) * x + self.process.sigma(t) * noise
+        x_t = self.process.mix(x, noise, t)
         if self.dropout_rule == "paper":
             x_t = self.channels.mask(x_t, dropped)
 
@@ -142,16 +142,13 @@ class JointObjective:
         loss = losses["image"]
         for name, weight in self.weights.items():
             loss = loss + weight * (errors[name] * kept).mean()
-            losses[name] = (errors[name] * kept).sum() / kept.sum().clamp(min=1)
+            losses[name] = _mean_over(kept, errors[name])
         if bounds:
             weighed = [
                 bound.mean() if name == "image" else self.weights[name] * (bound * kept).mean()
                 for name, bound in bounds.items()
             ]
-            shown = [
-                bound.mean() if name == "image" else (bound * kept).sum() / kept.sum().clamp(min=1)
-                for name, bound in bounds.items()
-            ]
+            shown = [bound.mean() if name == "image" else _mean_over(kept, bound) for name, bound in bounds.items()]
             losses["vlb"] = torch.stack(shown).mean()
             loss = loss + self.variance_weight * sum(weighed)
         if aligned is not None:
@@ -166,7 +163,7 @@ class JointObjective:
     def _expand(self, times: Tensor) -> Tensor:
         """(N,) -> (N, 1, 1, 1); (N, groups) -> (N, C, 1, 1)."""
         if times.ndim == 1:
-            return times[:, None, None, None]
+            return per_sample(times)
         sizes = torch.tensor(list(self.channels.values()), device=times.device)
         return times.repeat_interleave(sizes, dim=1)[:, :, None, None]
 
@@ -188,3 +185,8 @@ class JointObjective:
                 "JointObjective.independent_timesteps = True needs a model that is told every group's t: bind "
                 "DiffusionTransformer.group_timesteps = True (and have at least one representation)"
             )
+
+
+def _mean_over(kept: Tensor, values: Tensor) -> Tensor:
+    """The mean of values (N,) over the samples with kept (N,) = 1; 0 without any."""
+    return (values * kept).sum() / kept.sum().clamp(min=1)

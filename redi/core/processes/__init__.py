@@ -54,10 +54,14 @@ class Process(ABC):
     def target(self, x: Tensor, noise: Tensor, t) -> Tensor:
         """What the network should predict, (N, C, H, W)."""
 
+    def mix(self, x: Tensor, noise: Tensor, t) -> Tensor:
+        """x_t (N, C, H, W)."""
+        t = per_sample(t)
+        return self.alpha(t) * x + self.sigma(t) * noise
+
     def corrupt(self, x: Tensor, noise: Tensor, t) -> tuple[Tensor, Tensor]:
         """-> x_t (N, C, H, W) and the target of the network's prediction (N, C, H, W)."""
-        t = per_sample(t)
-        return self.alpha(t) * x + self.sigma(t) * noise, self.target(x, noise, t)
+        return self.mix(x, noise, t), self.target(x, noise, t)
 
     def error(self, prediction: Tensor, x: Tensor, noise: Tensor, t) -> Tensor:
         """What is squared in the loss, (N, C, H, W)."""
