@@ -2,6 +2,7 @@
 real formats."""
 
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -90,7 +91,35 @@ FAMILIES = {
     "CLIP": ({"size": "tiny"}, "vit_tiny_patch16_clip_quickgelu_224.openai", ".bin"),
     "SigLIP2": ({"size": "tiny"}, "vit_tiny_patch16_siglip_256.v2_webli", ".safetensors"),
     "Timm": ({"model": "test_vit.r160_in1k"}, "test_vit.r160_in1k", ".pth"),
+    "Inception": ({}, "", ".pth"),
 }
+
+
+def random_inception() -> dict[str, Tensor]:
+    """Weights of FID's Inception at random, scaled so that its features vary from image to image."""
+    from cleanfid.inception_pytorch import fid_inception_v3
+
+    shapes = {}
+
+    def note(network, *_):
+        shapes.update({name: tensor.shape for name, tensor in network.state_dict().items()})
+
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        patch.setattr("cleanfid.inception_pytorch.load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr("torchvision.models.Inception3.load_state_dict", note)
+        fid_inception_v3()
+    generator, state = torch.Generator().manual_seed(0), {}
+    for name, shape in shapes.items():
+        noise = torch.randn(shape, generator=generator)
+        if len(shape) > 1:
+            state[name] = noise * (2 / noise[0].numel()) ** 0.5
+        elif not shape:
+            state[name] = torch.tensor(0)
+        else:
+            positive = name.endswith(("running_var", "bn.weight"))
+            state[name] = 1 + 0.3 * noise.clamp(-2, 2) if positive else 0.1 * noise
+    return state
 
 
 @pytest.fixture(scope="session")
@@ -101,7 +130,8 @@ def tiny_encoder(tmp_path_factory) -> Callable[..., Encoder]:
     def make(family: str, **settings) -> Encoder:
         defaults, model, suffix = FAMILIES[family]
         if family not in files:
-            files[family] = save(random_state(model), folder / f"{family}{suffix}")
+            state = random_inception() if family == "Inception" else random_state(model)
+            files[family] = save(state, folder / f"{family}{suffix}")
         return encoders[family](**{"weights": str(files[family])} | defaults | settings)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -67,6 +67,21 @@ def test_features_are_float32_of_the_stated_width(encoder):
     assert features.isfinite().all()
 
 
+def test_metric_features_are_a_float32_vector_an_image(encoder):
+    pooled = encoder.metric_features(noise_images(2, 32))["pooled"]
+    assert pooled.shape == (2, encoder.dim)
+    assert pooled.dtype == torch.float32 and pooled.isfinite().all() and not pooled.requires_grad
+    assert torch.equal(pooled, encoder.pooled(noise_images(2, 32)))
+    # A constant would pass the rest.
+    assert not torch.equal(pooled, encoder.pooled(255 - noise_images(2, 32)))
+
+
+def test_the_names_of_metrics_tell_the_network_and_only_inceptions_are_called_fid(encoder):
+    name = encoder.metric_name("frechet_distance")
+    expected = {"DomainEncoder": "frechet_distance_domain_network", "Inception": "fid_clean"}
+    assert name == expected.get(type(encoder).__name__, f"frechet_distance_{encoder.name}")
+
+
 def test_features_are_deterministic_and_do_not_depend_on_the_batch(encoder):
     images = noise_images(3, 32)
     assert torch.equal(encoder(images), encoder(images))

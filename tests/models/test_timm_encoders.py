@@ -90,6 +90,38 @@ def test_networks_of_stages_give_the_feature_maps_of_timm(tmp_path, tiny_timm):
     assert last(images).shape[-2:] == inner(images).shape[-2:] == (4, 4)
 
 
+@pytest.mark.parametrize("family", ["DINOv2", "DINOv3", "CLIP"])
+def test_pooled_is_the_normalised_class_token_of_timm(family, tiny_encoder):
+    encoder, images = tiny_encoder(family), noise_images(2, 64)
+    inputs = encoder.inputs(images)
+    options = {} if family == "DINOv3" else {"img_size": inputs.shape[-1]}
+    overlay = {"file": encoder.weights}
+    name = encoder.architecture.name
+    network = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options).eval()
+    with torch.no_grad():
+        expected = network.forward_features(inputs)[:, 0]
+    torch.testing.assert_close(encoder.pooled(images), expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(encoder.pooled(images), encoder(images).mean(dim=(2, 3)), atol=0.1)
+
+
+@pytest.mark.parametrize("family", ["SigLIP2", "Timm"])
+def test_pooled_is_the_mean_over_the_grid_where_there_is_no_class_token(family, tiny_encoder, tiny_timm, tmp_path):
+    if family == "Timm":
+        path = tiny_timm.save(tiny_timm.random_state("test_convnext"), tmp_path / "weights.pth")
+        encoder = Timm(model="test_convnext", weights=str(path))
+    else:
+        encoder = tiny_encoder(family)
+    images = noise_images(2, 64)
+    expected = encoder(images).flatten(2).mean(dim=2)
+    torch.testing.assert_close(encoder.pooled(images), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_pooled_of_several_layers_is_their_class_tokens_in_the_order_given(tiny_encoder):
+    images = noise_images(1, 64)
+    separate = [tiny_encoder("DINOv2", layers=layer).pooled(images) for layer in (1, 0)]
+    assert torch.equal(tiny_encoder("DINOv2", layers=(1, 0)).pooled(images), torch.cat(separate, dim=1))
+
+
 # Against transformers written out, from the authors' own file formats
 
 

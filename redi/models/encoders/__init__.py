@@ -46,6 +46,18 @@ class Encoder(nn.Module, ABC):
     def forward(self, images: Tensor) -> Tensor:
         """uint8 images (N, 3, S, S) -> features (N, E, h, w) float32."""
 
+    def pooled(self, images: Tensor) -> Tensor:
+        """uint8 images (N, 3, S, S) -> one vector an image, (N, P) float32: the features averaged over the grid."""
+        return self(images).mean(dim=(2, 3))
+
+    def metric_features(self, images: Tensor) -> dict[str, Tensor]:
+        """uint8 images (N, 3, S, S) -> what metrics look at: "pooled" (N, P) float32, and in some networks more."""
+        return {"pooled": self.pooled(images)}
+
+    def metric_name(self, metric: str) -> str:
+        """What a metric in these features is called, such as 'frechet_distance_dinov2'."""
+        return f"{metric}_{self.name}"
+
     @abstractmethod
     def provenance(self) -> dict:
         """What decides the features, as JSON: name, settings, weights, resize rule."""

@@ -1,5 +1,6 @@
 """Pretrained vision encoders: what the families have in common."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -66,13 +67,25 @@ class PretrainedEncoder(PretrainedNetwork, Encoder):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """uint8 images (N, 3, S, S) -> features (N, E, h, w) float32. Raises ValueError for a size without a grid."""
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[2] != images.shape[3]:
-            raise ValueError(f"images are uint8 (N, 3, S, S), got {images.dtype} {tuple(images.shape)}")
-        network, inputs = self.network, self.inputs(images.to(self.anchor.device))
-        with self._autocast():
-            maps = network.forward_intermediates(inputs, indices=list(self.layers), **FEATURES)
-        by_layer = dict(zip(sorted(self.layers), maps, strict=True))  # timm gives them in the network's order
+        by_layer = self._by_layer(images)
         return torch.cat([by_layer[layer].float() for layer in self.layers], dim=1)
+
+    @torch.no_grad()
+    def pooled(self, images: Tensor) -> Tensor:
+        """uint8 images (N, 3, S, S) -> one vector an image, (N, E) float32: the class token after the final norm where
+        the model has one (of every layer, as in `forward`), else the mean over the grid.
+
+        FD-DINOv2 of Stein et al. (arXiv 2306.04675) is the Fréchet distance in the class tokens of
+        DINOv2(size='L', registers=False, image_size=224), resized before normalising, as 'antialiased' does.
+        """
+        network = self.network
+        # Where timm keeps a class token to itself (CaiT, XCiT), it enters after the patches are done.
+        given = "return_prefix_tokens" in inspect.signature(network.forward_intermediates).parameters
+        if getattr(network, "cls_token", None) is None or not given:
+            return super().pooled(images)
+        by_layer = self._by_layer(images, return_prefix_tokens=True)
+        # Registers, where there are any, follow the class token.
+        return torch.cat([by_layer[layer][1][:, 0].float() for layer in self.layers], dim=1)
 
     def inputs(self, images: Tensor) -> Tensor:
         """uint8 images (N, 3, S, S) -> what the network sees, (N, 3, side, side) float32."""
@@ -84,6 +97,14 @@ class PretrainedEncoder(PretrainedNetwork, Encoder):
             return functional.interpolate((pixels - self.mean) / self.std, (side, side), mode="bicubic")
         resized = functional.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
         return (resized.clamp(0, 1) - self.mean) / self.std
+
+    def _by_layer(self, images: Tensor, **options) -> dict:
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[2] != images.shape[3]:
+            raise ValueError(f"images are uint8 (N, 3, S, S), got {images.dtype} {tuple(images.shape)}")
+        network, inputs = self.network, self.inputs(images.to(self.anchor.device))
+        with self._autocast():
+            outputs = network.forward_intermediates(inputs, indices=list(self.layers), **FEATURES, **options)
+        return dict(zip(sorted(self.layers), outputs, strict=True))  # timm gives them in the network's order
 
     def side(self, image_size: int) -> int:
         """The side in pixels that images of this size are resized to."""

@@ -1,0 +1,123 @@
+"""The Inception network of FID: where its weights come from, how it is built of them, and what images go through."""
+
+import contextlib
+import os
+import urllib.request
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+STATE_DICT = "pt_inception-2015-12-05-6726825d.pth"  # the eight digits begin the SHA-256 of the file
+TORCHSCRIPT = "inception-2015-12-05.pt"
+SIDE = 299
+
+
+def find_weights(weights: str | None, binding: str) -> Path:
+    """The weights file: itself, one of the two known names in a folder, or for None clean-fid's download.
+
+    Raises:
+        ValueError: there is none, and none can be had; the message says where to get it and where to put it.
+    """
+    if weights is None:
+        return _downloaded(binding)
+    path = Path(weights).expanduser()
+    if path.is_dir():
+        found = next((path / name for name in (STATE_DICT, TORCHSCRIPT) if (path / name).exists()), None)
+        if found is None:
+            raise ValueError(f"{binding} = {weights!r}: the folder holds neither {STATE_DICT} nor {TORCHSCRIPT}")
+        return found
+    if not path.exists():
+        raise ValueError(f"{binding} = {weights!r}: there is no such file or folder")
+    return path
+
+
+def _downloaded(binding: str) -> Path:
+    """Where clean-fid, through torch.hub, keeps the file; downloaded there where it is not."""
+    from cleanfid.inception_pytorch import FID_WEIGHTS_URL
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / STATE_DICT
+    if path.exists():
+        return path
+    missing = f"{STATE_DICT}, which clean-fid downloads from the releases of pytorch-fid, is not in {path.parent}"
+    advice = f"Download {FID_WEIGHTS_URL} and put it there, or bind {binding} = 'the path of that file'"
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise ValueError(f"{missing}, and HF_HUB_OFFLINE is set. {advice}")
+    try:  # torch.hub itself waits without end for a server that does not answer
+        urllib.request.urlopen(FID_WEIGHTS_URL, timeout=5).close()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(FID_WEIGHTS_URL, str(path), STATE_DICT[-12:-4])
+    except (OSError, RuntimeError) as error:  # unreachable, refused, a full disk; a file of another hash
+        raise ValueError(f"{missing}, and it cannot be had ({type(error).__name__}: {error}). {advice}") from None
+    return path
+
+
+def build(path: Path, tensors: dict[str, Tensor], binding: str) -> nn.Module:
+    """clean-fid's own network with these tensors, all of its layers by name. Raises ValueError: of another network."""
+    from cleanfid import inception_pytorch
+
+    original = inception_pytorch.load_state_dict_from_url
+    inception_pytorch.load_state_dict_from_url = lambda *_, **__: tensors  # it would download its own
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")  # it asks torchvision in an old way
+            return inception_pytorch.fid_inception_v3()
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{binding}: {path} holds other weights than those of FID's Inception: {reason}") from None
+    finally:
+        inception_pytorch.load_state_dict_from_url = original
+
+
+def build_torchscript(path: Path, binding: str, resize_inside: bool) -> nn.Module:
+    """clean-fid's wrapper of the TorchScript file, whose code runs. Raises ValueError: it is none."""
+    from cleanfid.inception_torchscript import InceptionV3W
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit's, about itself
+            return InceptionV3W(str(path.parent), download=False, resize_inside=resize_inside)
+    except (RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{binding}: {path} is no TorchScript file of FID's Inception: {reason}") from None
+
+
+def resized(images: Tensor, mode: str) -> Tensor:
+    """uint8 images (N, 3, S, S) -> (N, 3, 299, 299) float32 in [0, 255] on the same device, by the rule of the mode."""
+    if mode == "legacy_tensorflow":
+        return tensorflow_bilinear(images.float(), SIDE)
+    from cleanfid.resize import build_resizer
+
+    with warnings.catch_warnings():  # clean-fid switches all warnings of the process off
+        resize = build_resizer(mode)
+    arrays = images.permute(0, 2, 3, 1).cpu().numpy()  # (N, S, S, 3)
+    with ThreadPoolExecutor() as pool:
+        done = np.stack(list(pool.map(resize, arrays)))  # Pillow resizes without the interpreter's lock
+    return torch.from_numpy(done).permute(0, 3, 1, 2).contiguous().to(images.device)
+
+
+def tensorflow_bilinear(images: Tensor, side: int) -> Tensor:
+    """(N, C, S, S) -> (N, C, side, side) as `tf.image.resize_bilinear(align_corners=False)` of TensorFlow 1: pixel i
+    of the output lies at i * S / side of the input, not at pixel centres, and nothing is averaged in between."""
+    size = images.shape[-1]
+    position = torch.arange(side, device=images.device, dtype=torch.float32) * (size / side)
+    low = position.floor().long().clamp(max=size - 1)
+    high = (low + 1).clamp(max=size - 1)
+    weight = position - low
+    left, right = images[..., low], images[..., high]
+    rows = left + (right - left) * weight  # (N, C, S, side)
+    top, bottom = rows[..., low, :], rows[..., high, :]
+    return top + (bottom - top) * weight[:, None]
+
+
+@contextlib.contextmanager
+def catching(module: nn.Module, caught: list[Tensor]):
+    """Within it, what the module gives is appended to `caught`."""
+    handle = module.register_forward_hook(lambda _, __, output: caught.append(output))
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,143 @@
+"""Inception: the network of FID, KID, sFID and the Inception Score."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from redi.core.artefact import sha256
+from redi.models.encoders import Encoder, register
+from redi.models.encoders import fid_inception as fid
+from redi.models.pretrained_network import PretrainedNetwork
+
+MODES = ("clean", "legacy_tensorflow", "legacy_pytorch")
+NAMES = {"frechet_distance": "fid", "kernel_distance": "kid", "spatial_frechet_distance": "sfid"}
+STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "maxpool1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "maxpool2")
+MIXED = ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")
+
+
+@register
+class Inception(PretrainedNetwork, Encoder):
+    """The network of FID (Heusel et al., arXiv 1706.08500): Inception v3 of TensorFlow's 2015 release.
+
+    Network, weights and resize rules are those of the package clean-fid (Parmar et al., arXiv 2104.11222). As an
+    encoder it gives the maps of its last block, (N, 2048, 8, 8).
+
+    Args:
+        mode: how images become 299 pixels wide. 'clean': bicubic with antialiasing, each channel in float;
+            'legacy_tensorflow': bilinear of TensorFlow 1 without antialiasing, as ADM's evaluation and Heusel et al.;
+            'legacy_pytorch': bilinear of PyTorch without antialiasing, as pytorch-fid. Distances of different modes do
+            not compare; the names of the metrics end in the mode.
+        weights: pt_inception-2015-12-05-6726825d.pth (the release of pytorch-fid), or a folder with it; default:
+            clean-fid's download of it. Only its tensors are read. Or inception-2015-12-05.pt, the TorchScript file that
+            clean-fid uses for the first two modes and reads under this name: it is code as well as weights, and that
+            code is run, so name none that you would not run. It gives the pooled features alone.
+        weights_sha256: of the tensors (of the TorchScript file), as in the provenance; other weights are refused.
+
+    Raises:
+        ValueError: no such mode.
+    """
+
+    dim = 2048
+
+    def __init__(
+        self,
+        *,
+        mode: Literal["clean", "legacy_tensorflow", "legacy_pytorch"] = "clean",
+        weights: str | None = None,
+        weights_sha256: str | None = None,
+    ):
+        super().__init__(weights=weights, weights_sha256=weights_sha256, precision="float32")
+        if mode not in MODES:
+            raise ValueError(f"{self._binding('mode')} = {mode!r}: it is one of {', '.join(MODES)}")
+        self.mode = mode
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 images (N, 3, S, S) -> the maps of the last block, (N, 2048, 8, 8) float32."""
+        if self._is_torchscript():
+            raise ValueError(
+                f"{self._binding('weights')} is TorchScript, which gives no maps but pooled features alone: bind it to "
+                f"{fid.STATE_DICT}"
+            )
+        return self._maps(images)[0]
+
+    def pooled(self, images: Tensor) -> Tensor:
+        return self.metric_features(images)["pooled"]
+
+    @torch.no_grad()
+    def metric_features(self, images: Tensor) -> dict[str, Tensor]:
+        """uint8 images (N, 3, S, S) -> float32 features.
+
+        "pooled": (N, 2048), of FID, KID, precision and recall. "spatial": (N, 2023), of sFID (Nash et al., arXiv
+        2103.03841): 7 of the 192 channels of the first branch of Mixed_6d, 17 x 17 x 7 with the channels last, as ADM
+        orders them. "logits": (N, 1008) without the bias, of the Inception Score of ADM. TorchScript: "pooled" alone.
+        """
+        if self._is_torchscript():
+            images = self._checked(images).to(self.anchor.device)
+            inputs = images.float() if self.mode == "legacy_tensorflow" else fid.resized(images, self.mode)
+            with self._autocast():
+                return {"pooled": self.network(inputs)}
+        maps, spatial = self._maps(images)
+        with self._autocast():
+            pooled = self.network.avgpool(maps).flatten(1)
+            return {"pooled": pooled, "spatial": spatial, "logits": pooled @ self.network.fc.weight.T}
+
+    def metric_name(self, metric: str) -> str:
+        return f"{NAMES.get(metric, metric)}_{self.mode}"
+
+    @torch.no_grad()
+    def _maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        x, network, branch = self.inputs(images), self.network, []
+        with self._autocast(), fid.catching(network.Mixed_6d.branch1x1, branch):
+            for name in (*STEM, *(f"Mixed_{name}" for name in MIXED)):
+                x = network.get_submodule(name)(x)
+        return x, branch[0][:, :7].permute(0, 2, 3, 1).flatten(1)
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """uint8 images (N, 3, S, S) -> what the network sees, (N, 3, 299, 299) float32."""
+        pixels = fid.resized(self._checked(images).to(self.anchor.device), self.mode)
+        return 2 * (pixels / 255) - 1 if self.mode == "legacy_pytorch" else (pixels - 128) / 128
+
+    def _checked(self, images: Tensor) -> Tensor:
+        square = images.ndim == 4 and images.shape[1] == 3 and images.shape[2] == images.shape[3]
+        if images.dtype != torch.uint8 or not square:
+            raise ValueError(f"images are uint8 (N, 3, S, S), got {images.dtype} {tuple(images.shape)}")
+        return images
+
+    def provenance(self) -> dict:
+        return {
+            "encoder": type(self).__name__,
+            "mode": self.mode,
+            "format": "TorchScript" if self._is_torchscript() else "state dict",
+            "weights_sha256": self._known_sha256(),
+        }
+
+    def _is_torchscript(self) -> bool:
+        """By the name, under which alone clean-fid reads such a file: nothing else is run for being executable."""
+        if self.weights is None:
+            return False
+        path = Path(self.weights).expanduser()
+        return (self._weights_path() if path.is_dir() else path).name == fid.TORCHSCRIPT
+
+    def _weights_path(self) -> Path:
+        return fid.find_weights(self.weights, self._binding("weights"))
+
+    def _read_weights(self) -> tuple[Path, dict[str, Tensor]]:
+        path, binding = self._weights_path(), self._binding("weights")
+        if not self._is_torchscript():
+            return super()._read_weights()
+        if self.mode == "legacy_pytorch":
+            raise ValueError(f"{binding}: clean-fid's mode 'legacy_pytorch' takes {fid.STATE_DICT}, not TorchScript")
+        digest = sha256(path)
+        if self.weights_sha256 not in (None, digest):
+            expected = f"{binding}_sha256 = {self.weights_sha256}"
+            raise ValueError(f"{binding}: {path} has the SHA-256 {digest}, not {expected}")
+        self.weights_sha256 = digest
+        return path, {}
+
+    def _build(self, path: Path, tensors: dict[str, Tensor]) -> nn.Module:
+        binding = self._binding("weights")
+        if self._is_torchscript():
+            return fid.build_torchscript(path, binding, resize_inside=self.mode == "legacy_tensorflow")
+        return fid.build(path, tensors, binding)
