@@ -13,8 +13,10 @@ from redi.core.generation import check_generation, generate
 from redi.core.trainer import check_settings, train
 from redi.core.warm_start import warm_start
 from redi.data.datasets import Dataset
-from redi.evaluation.evaluate import check_evaluation, evaluate
+from redi.evaluation.checking import check_evaluation
+from redi.evaluation.evaluate import evaluate
 from redi.evaluation.sampling import check_sampling, sample
+from redi.models.encoders import Encoder
 
 log = logging.getLogger("redi")
 
@@ -63,17 +65,35 @@ def check_training(codec: JointCodec, dataset: Dataset, *, resumes: bool = False
 def check_results(codec: JointCodec, dataset: Dataset) -> None:
     """The same for the stages after training. Raises ValueError as `sample` and `evaluate` would."""
     with config.explained(types=True):
-        settings = {name: _setting(sample, name) for name in ("num_images", "labels", "weights")}
+        names = set(inspect.signature(check_sampling).parameters) - {"num_classes"}
+        settings = {name: _setting(sample, name) for name in names}
         check_sampling(**settings, num_classes=dataset.num_classes)
-        network = _setting(evaluate, "network")
-        check_evaluation(dataset, _setting(evaluate, "reference"), network)
-    for representation in codec.representations.values():
-        encoder = representation.encoder
-        if network is not None and encoder.learns_from_data and encoder.fit_settings() == network.fit_settings():
-            raise ValueError(
-                "evaluate.network has the settings, and so the weights, of the encoder whose features are generated: "
-                "bind its width, depth or seed in a scope of its own, as gin/evaluator.gin does"
-            )
+        networks = _setting(evaluate, "networks")
+        rest = {name: _setting(evaluate, name) for name in ("metrics", "max_images")}
+        check_evaluation(dataset, _setting(evaluate, "reference"), networks, **rest)
+    for network in networks or ():
+        for representation in codec.representations.values():
+            check_independent(network, representation.encoder)
+    for network in (*(networks or ()), *settings["networks"]):
+        if not network.learns_from_data:
+            network.load()  # weights that are nowhere, before hours of training
+
+
+def check_independent(network: Encoder, encoder: Encoder) -> None:
+    """Raises ValueError for a metric's network that is the encoder whose features are generated."""
+    if type(network) is not type(encoder):
+        return
+    if network.learns_from_data:
+        same = network.fit_settings() == encoder.fit_settings()
+        remedy = "bind its width, depth or seed in a scope of its own, as gin/evaluator.gin does"
+    else:
+        same = network.provenance() == encoder.provenance()
+        remedy = "bind another model in a scope of its own: a generator can please the network that it was trained with"
+    if same:
+        raise ValueError(
+            f"one of evaluate.networks has the settings, and so the weights, of the {type(encoder).__name__} whose "
+            f"features are generated: {remedy}"
+        )
 
 
 def _setting(function: Callable, name: str):

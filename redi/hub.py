@@ -187,18 +187,19 @@ All settings are in `config.gin`.
 
 
 def _drawn(metric: Mapping) -> str:
-    sampler = dict(metric.get("sampler") or {})
-    name = sampler.get("name", "")
-    rules = ", ".join(f"{rule.get('name')} {rule.get('scale', '')}".strip() for rule in metric.get("guidance") or [])
-    evaluations = metric.get("function_evaluations", "")
-    return f"{name}, {evaluations} evaluations, guidance: {rules or 'none'}, seed {metric.get('seed', '')}"
+    drawn = metric.get("samples") or {}
+    name = dict(drawn.get("sampler") or {}).get("name", "")
+    rules = ", ".join(f"{rule.get('name')} {rule.get('scale', '')}".strip() for rule in drawn.get("guidance") or [])
+    evaluations, seeds = drawn.get("function_evaluations", ""), drawn.get("seeds") or []
+    named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    return f"{name}, {evaluations} evaluations, guidance: {rules or 'none'}, {named}"
 
 
 def _metrics(run: Run) -> list[dict]:
     """Of this checkpoint: metrics.json of another step's samples is left out."""
     path = run.folder / "metrics.json"
     found = json.loads(path.read_text()) if path.is_file() else []
-    return [metric for metric in found if metric.get("checkpoint_step", run.step) == run.step]
+    return [metric for metric in found if metric.get("samples", {}).get("checkpoint_step", run.step) == run.step]
 
 
 def _not_saved_here(folder: Path) -> list[str]:

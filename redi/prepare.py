@@ -14,10 +14,11 @@ from redi import program
 log = logging.getLogger("redi")
 
 
-def prepared(run_dir: Path, *, evaluates: bool = False):
+def prepared(run_dir: Path, *, evaluates: bool = False, monitor=None):
     """-> the fitted codec and what `train` takes as its data set; the audit is printed and stored first.
 
-    `evaluates` says that the samples will be evaluated too, so that the settings for that are checked now.
+    `evaluates` says that the samples will be evaluated too, so that the settings for that are checked now; `monitor`
+    is made ready to measure during training.
     """
     from redi.checks import check_results, check_training
     from redi.core import config
@@ -35,6 +36,8 @@ def prepared(run_dir: Path, *, evaluates: bool = False):
     if evaluates:
         check_results(codec, dataset)
     codec.to(own_gpu(choose_device(config.bound("train.device", "auto"))))
+    if monitor is not None:
+        monitor.prepare(dataset, config.bound("evaluate.reference"))
     if checkpoints := list_checkpoints(run_dir):  # a resumed run keeps what it was trained with
         codec.load_learned_state(load_checkpoint(checkpoints[-1])[0]["codec"])
     return codec, config.call(prepare, codec=codec, dataset=dataset)
@@ -95,6 +98,7 @@ def own_gpu(device):
 
 
 def main(run_dir: Path) -> None:
+    run_dir = program.trained_dir(run_dir)
     program.configure(run_dir, trains=True)
     prepared(run_dir)
     log.info("prepared; train with the same flags: python -m redi.train ...")

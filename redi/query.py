@@ -12,13 +12,13 @@ def stage(run_dir: Path) -> None:
     """Queries under the parsed configuration, about the held-out images where there are some."""
     from redi.core import config
     from redi.evaluation.queries import query
+    from redi.evaluation.stored_statistics import images_of
     from redi.prepare import audited
     from redi.runs import load
 
     run = load(run_dir, device=config.bound("train.device", "auto"))
-    result = config.call(
-        query, run_dir=run_dir, trained=run, dataset=config.bound("evaluate.reference") or audited(run_dir)
-    )
+    held_out = images_of(config.bound("evaluate.reference"))
+    result = config.call(query, run_dir=run_dir, trained=run, dataset=held_out or audited(run_dir))
     for question in ("features_given_image", "image_given_features"):
         for name, measured in result[question].items():
             what = question.replace("_", " ")

@@ -14,11 +14,13 @@ def stage(run_dir: Path, *, evaluates: bool = False) -> None:
     from redi.core import config
     from redi.core.trainer import train
 
-    codec, dataset = prepared(run_dir, evaluates=evaluates)
-    config.call(train, run_dir=run_dir, codec=codec, dataset=dataset)
+    monitor = config.bound("train.monitor")
+    codec, dataset = prepared(run_dir, evaluates=evaluates, monitor=monitor)
+    config.call(train, run_dir=run_dir, codec=codec, dataset=dataset, monitor=monitor)
 
 
 def main(run_dir: Path) -> None:
+    run_dir = program.trained_dir(run_dir)
     program.configure(run_dir, trains=True)
     stage(run_dir)
     from redi.core import config

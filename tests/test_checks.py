@@ -9,7 +9,7 @@ from PIL import Image
 
 from redi import components
 from redi.core import config
-from redi.models.encoders.domain import DomainEncoder
+from redi.models.encoders import encoders
 from redi.prepare import prepared
 
 components.import_all()
@@ -90,11 +90,42 @@ def test_a_gpu_that_is_not_there_is_refused_before_encoding(refused):
 
 RESULTS = {
     "unknown weights": ("sample.weights = 'emma'", "sample.weights = 'emma': it is 'ema' or 'model'"),
-    "a label beyond the classes": ("sample.labels = [99]", "sample.labels = [99]: it is 'equal' or a list of labels"),
+    "a label beyond the classes": ("sample.labels = [99]", "sample.labels = [99]: it is 'equal', 'random'"),
     "no labels": ("sample.labels = []", "sample.labels = []"),
     "no images": ("sample.num_images = 0", "sample.num_images = 0: a whole number"),
-    "another network": ("evaluate.network = @reducers.PCA()", "evaluate.network takes one of encoders"),
-    "the encoder itself": ("evaluate.network = @encoders.DomainEncoder()", "evaluate.network has the settings, and so"),
+    "another network": ("evaluate.networks = [@reducers.PCA()]", "evaluate.networks takes one of encoders"),
+    "a network without a list": (
+        "evaluate.networks = @evaluator/encoders.DomainEncoder()",
+        "evaluate.networks takes a list: bind, for example, [@evaluator/encoders.DomainEncoder()]",
+    ),
+    "two networks alike": (
+        "evaluate.networks = [@evaluator/encoders.DomainEncoder(), @encoders.DomainEncoder()]",
+        "evaluate.networks names two networks alike, and so their metrics: domain_network",
+    ),
+    "the encoder alone": (
+        "evaluate.networks = [@encoders.DomainEncoder()]",
+        "one of evaluate.networks has the settings, and so the weights, of the DomainEncoder whose features are",
+    ),
+    "an unknown metric": ("evaluate.metrics = ['frechet']", "evaluate.metrics names 'frechet'; there are frechet_dist"),
+    "a metric without a list": (
+        "evaluate.metrics = 'recall'",
+        "evaluate.metrics = 'recall': it is a list, as ['recall']",
+    ),
+    "one image": ("evaluate.max_images = 1", "evaluate.max_images = 1: a whole number of at least 2, or None for all"),
+    "a seed twice": ("sample.seeds = (1, 1)", "sample.seeds = (1, 1): a list of different whole numbers"),
+    "weights of a metric that are nowhere": (
+        "evaluate.networks = [@encoders.Inception()]\nInception.weights = 'nowhere.pth'",
+        "Inception.weights = 'nowhere.pth'",
+    ),
+    "a reference of another resolution": (
+        "held_out/Digits.image_size = 16",
+        "evaluate.reference holds images of 16 pixels, the samples have 8",
+    ),
+    "no statistics": (
+        "evaluate.reference = @StoredStatistics()\nStoredStatistics.path = 'nowhere.npz'\n"
+        "StoredStatistics.network = 'clean'",
+        "StoredStatistics.path = 'nowhere.npz' is no file",
+    ),
     "an empty reference": ("held_out/Digits.held_out_fraction = 0.001", "evaluate.reference holds 0 images"),
     "all digits": ("held_out/Digits.split = 'all'", "evaluate.reference shares 179 images with the training data"),
     "another split": ("held_out/Digits.split_seed = 5", "images with the training data (digit "),
@@ -127,8 +158,11 @@ def test_what_only_the_results_need_does_not_stop_training_alone(tiny_gin, tmp_p
 def test_no_setting_of_the_generator_s_encoder_reaches_the_network_of_a_shipped_evaluation(name):
     config.parse([name])
     found = config.statements(config.full_text())
-    if "evaluate.network" not in found:
+    networks = re.findall(r"@(\w+)/encoders\.(\w+)\(\)", found.get("evaluate.networks", ""))
+    if not networks:
         pytest.skip("it binds no network")
-    assert found["evaluate.network"] == "@evaluator/encoders.DomainEncoder()"
-    bound = {key.split(".")[-1] for key in found if re.match(r"evaluator/(encoders\.)?DomainEncoder\.", key)}
-    assert bound == set(inspect.signature(DomainEncoder).parameters)
+    assert found["evaluate.networks"].count("@") == len(networks)  # each has a scope of its own
+    for scope, name in networks:
+        bound = {key.split(".")[-1] for key in found if re.match(rf"{scope}/(encoders\.)?{name}\.", key)}
+        if (scope, name) == ("evaluator", "DomainEncoder") or name == "DINOv2":
+            assert bound == set(inspect.signature(encoders[name]).parameters)

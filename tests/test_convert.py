@@ -184,7 +184,7 @@ def test_a_configuration_of_ones_own_says_what_other_channels_are(tmp_path):
 
 def test_the_evaluate_program_works_on_an_imported_run(tmp_path, tiny_gin):
     path = saved(tmp_path / "digits.pt", published_state(1, num_classes=10, patch_grid=(8, 8)))
-    bindings = ["JointCodec.representations = []", "sample.num_images = 12"]
+    bindings = ["JointCodec.representations = []", "sample.num_images = 12", "Digits.image_size = 16"]
     convert.import_checkpoint(path, tmp_path / "run", framework="sit", gin_files=[tiny_gin], gin_bindings=bindings)
     config.parse([tmp_path / "run" / "config.gin"])
     sample.stage(tmp_path / "run")

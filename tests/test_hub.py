@@ -41,9 +41,16 @@ def run_dir(tmp_path_factory) -> Path:
     (folder / "mine.gin").write_text("include 'plain.gin'\n")
     path = checkpoint(folder / "pixels.pt", 3)
     import_checkpoint(path, folder / "run", framework="sit", gin_files=[str(folder / "mine.gin")])
-    metric = {"metric": "frechet_distance_domain_network", "value": 12.34, "num_samples": 1000, "checkpoint_step": 0}
-    metric |= {"sampler": {"name": "Heun"}, "function_evaluations": 50, "guidance": [], "seed": 3}
-    (folder / "run" / "metrics.json").write_text(json.dumps([metric, metric | {"value": 99.9, "checkpoint_step": 7}]))
+    drawn = {
+        "checkpoint_step": 0,
+        "sampler": {"name": "Heun"},
+        "function_evaluations": 50,
+        "guidance": [],
+        "seeds": [3],
+    }
+    metric = {"metric": "frechet_distance_domain_network", "value": 12.34, "num_samples": 1000, "samples": drawn}
+    later = metric | {"value": 99.9, "samples": drawn | {"checkpoint_step": 7}}
+    (folder / "run" / "metrics.json").write_text(json.dumps([metric, later]))
     return folder / "run"
 
 

@@ -10,7 +10,7 @@ from redi import components, query, sample, train
 from redi.core import config
 from redi.core.checkpoint import list_checkpoints, load_checkpoint
 from redi.core.log import read_log
-from redi.evaluation.sampling import load_samples
+from redi.evaluation.samples import load_samples
 
 DDPM = ["JointObjective.process = @processes.DDPM()", "generate.sampler = @samplers.Ancestral()"]
 DDPM += ["Ancestral.num_evaluations = 3"]
@@ -82,7 +82,7 @@ def test_a_run_that_stopped_and_went_on_equals_one_that_did_not(job, name):
 def test_what_was_trained_opens_and_is_sampled(job, name):
     run_dir = job(name, "run", 2)
     sample.stage(run_dir)
-    drawn = load_samples(run_dir)
+    drawn = load_samples(run_dir).read()
     assert drawn.record["function_evaluations"] == drawn.record["sampler"]["num_evaluations"]
     assert drawn.x.isfinite().all()
     assert drawn.x.shape[1] == redi.load(run_dir).codec.channels.total

@@ -1,13 +1,32 @@
 """Progress bars that behave in a terminal and in a log file."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
 
 from tqdm import tqdm
+
+_whole: ContextVar[tqdm | None] = ContextVar("whole", default=None)
 
 
 def progress(*args, leave: bool = False, **options) -> tqdm:
     """A tqdm bar on stderr. In a terminal it is lively; in a log file it writes a line every ten seconds, and
     none at all for what is over before that."""
+    if (whole := _whole.get()) is not None:
+        part = tqdm(*args, **options | {"disable": True})
+        part.update = whole.update
+        return part
     if sys.stderr.isatty():
         return tqdm(*args, leave=leave, **options)
     return tqdm(*args, leave=leave, mininterval=10, delay=10, **options)
+
+
+@contextlib.contextmanager
+def part_of(whole: tqdm) -> Iterator[None]:
+    """Context in which further bars are not shown: what they are updated by counts for this one."""
+    token = _whole.set(whole)
+    try:
+        yield
+    finally:
+        _whole.reset(token)

@@ -1,129 +1,169 @@
-"""The evaluate stage: samples against held-out images, in the feature space of an independent network."""
+"""The evaluate stage: samples against reference images, in the features of one network or several."""
 
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from redi.core.artefact import write_json
+from redi.core.checkpoint import list_checkpoints
 from redi.core.device import choose_device
-from redi.core.generation import Generated
 from redi.core.registry import configurable
-from redi.data.datasets import Dataset, datasets
+from redi.data.datasets import Dataset
+from redi.data.division import process_rank
 from redi.data.preparation import cache_folder, fit_or_restore
-from redi.evaluation.frechet import Gaussian, frechet_distance
-from redi.evaluation.sampling import load_samples
-from redi.models.encoders import encoders
+from redi.evaluation.checking import check_evaluation, check_size
+from redi.evaluation.feature_store import sample_features
+from redi.evaluation.measures import FLOORED, METRICS, Compared, first, measure
+from redi.evaluation.records import conditions, network_record, reference_record
+from redi.evaluation.references import reference_features, reference_positions
+from redi.evaluation.representation import representation_metrics
+from redi.evaluation.representation_picture import representation_picture
+from redi.evaluation.samples import Samples, load_samples
+from redi.evaluation.self_test import check_direction
+from redi.evaluation.stored_statistics import StoredStatistics, images_of
+from redi.models.encoders import Encoder
 from redi.models.encoders.domain import DomainEncoder
 
+log = logging.getLogger(__name__)
 
-@configurable(runtime=("run_dir", "dataset"))
+ALL = tuple(METRICS)
+
+
+@configurable(runtime=("run_dir", "dataset", "trained", "device", "rank", "world_size"))
 def evaluate(
     run_dir: str | Path,
     *,
     dataset: Dataset,
-    reference: Dataset | None = None,
-    network: DomainEncoder | None = None,
+    trained=None,
+    reference: Dataset | StoredStatistics | None = None,
+    networks: Sequence[Encoder] | None = None,
+    metrics: Sequence[str] = ALL,
+    representation: Callable[..., list[dict]] | None = representation_metrics,
+    max_images: int | None = None,
     cache_dir: str | Path | None = None,
-    max_images: int = 10_000,
+    device: torch.device | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
 ) -> list[dict]:
-    """Writes `run_dir/metrics.json`: a list of metrics, each with the record of how its samples were drawn.
+    """Writes `run_dir/metrics.json`: a list of metrics, each with all that decided it (see `records`).
+
+    In each network every metric is computed that it has the features for. Where samples were drawn from several seeds,
+    a value is the mean over them.
 
     Args:
-        dataset: the training images; the network is trained on them and the floor is measured with them.
-        reference: held-out images of the same classes; default: the training images, and then there is no floor.
-        network: independent of the generator: never seen by it, with a seed (and better a shape) of its own.
-            Its distance is comparable only to distances in the same network; it is not an FID.
-        max_images: at most so many images on each side of a distance.
+        dataset: the training images; networks that learn from data are trained on them, and the floor of a distance is
+            measured with as many of them as there are samples.
+        trained: an opened run (`redi.load`), for the metrics of the generated representation.
+        reference: held-out images of the same classes, or stored statistics; default: the training images, and then
+            there is no floor.
+        networks: encoders to measure in, never seen by the generator. Default: a DomainEncoder, trained on the training
+            images: its distance compares with distances in the same network alone, and is no FID.
+        metrics: which of METRICS.
+        representation: `representation_metrics`, or None to leave them out.
+        max_images: at most so many images of each seed, and of the reference; default: all.
+        device: where the networks run; default: the GPU, where there is one.
+        rank, world_size: of several processes that share the features' work; default: the environment's, or 0 of 1.
+
+    Returns:
+        The entries; none for ranks above 0, which only help.
+
+    Raises:
+        ValueError: nothing was sampled; what does not fit together (sizes, classes, a network and stored statistics);
+            weights that are nowhere; features that are not finite.
     """
-    network = DomainEncoder(width=48, depth=3, seed=1) if network is None else network
-    check_evaluation(dataset, reference, network)
+    networks = [DomainEncoder(width=48, depth=3, seed=1)] if networks is None else list(networks)
+    check_evaluation(dataset, reference, networks, metrics, max_images)
+    check_direction()
+    device = choose_device("auto") if device is None else device
     samples = load_samples(run_dir)
-    network.to(choose_device("auto"))
-    key = {"fit": network.fit_settings(), "dataset": dataset.fingerprint()}
-    fit_or_restore(cache_folder(cache_dir) / "encoders", network, key, lambda: network.fit(dataset))
-
-    conditions = samples.record | {
-        "network": network.provenance() | {"trained_on": dataset.provenance()},
-        "reference": (reference or dataset).provenance(),
-        "versions": {"torch": torch.__version__},
-    }
-    metrics = [_distance(samples, dataset, reference, network, max_images) | conditions]
-    if network.is_classifier:
-        metrics.append(_recognised(samples, reference, network) | conditions)
-    write_json(Path(run_dir) / "metrics.json", metrics)
-    return metrics
-
-
-def check_evaluation(dataset: Dataset, reference: Dataset | None, network: DomainEncoder | None) -> None:
-    """Raises ValueError for objects of the wrong kind, or a reference whose classes are not those of the data."""
-    if network is not None:
-        encoders.check(network, "evaluate.network")
-        if not isinstance(network, DomainEncoder):
-            raise ValueError(f"evaluate.network takes a DomainEncoder, got {type(network).__name__}")
-    if reference is not None:
-        datasets.check(reference, "evaluate.reference")
-        if len(reference) < 2:
-            raise ValueError(
-                f"evaluate.reference holds {len(reference)} images, and a distance needs two: raise "
-                f"{type(reference).__name__}.held_out_fraction in both scopes, or bind other images"
-            )
-        if reference.provenance() == dataset.provenance() and (both := set(reference.names) & set(dataset.names)):
-            raise ValueError(
-                f"evaluate.reference shares {len(both)} images with the training data ({sorted(both)[0]}, ...): give "
-                "both the same held_out_fraction and split_seed, and the splits 'train' and 'held_out'"
-            )
-        if reference.class_names != dataset.class_names:
-            raise ValueError(
-                f"evaluate.reference has the classes {', '.join(reference.class_names[:10])}; "
-                f"the training data have {', '.join(dataset.class_names[:10])}: the labels would not mean the same"
-            )
+    check_size(samples.record["image_size"], reference)
+    ranks = dict(zip(("rank", "world_size"), process_rank(rank, world_size), strict=True))
+    warnings = _outdated(run_dir, samples, trained)
+    prepare_networks(networks, dataset, cache_dir, device)
+    settings = {"max_images": max_images, "cache_dir": cache_dir, **ranks}
+    entries, floors = [], bool({*FLOORED} & {*metrics})
+    for network in networks:
+        compared = _compared(network, run_dir, samples, dataset, reference, floors=floors, **settings)
+        compared.warnings, compared.device = warnings, device
+        if ranks["rank"] == 0:
+            entries += measure(compared, [name for name in METRICS if name in metrics])
+    if ranks["rank"] > 0:
+        return []
+    if representation is not None and trained is not None:
+        entries += _of_representation(representation, trained, samples, dataset, reference, warnings)
+    write_json(Path(run_dir) / "metrics.json", entries)
+    return entries
 
 
-def describe(metrics: list[dict]) -> str:
-    """The lines that programs print."""
-    lines = []
-    for metric in metrics:
-        beside = [key for key in ("floor", "times_floor", "held_out_accuracy") if key in metric]
-        extra = ", ".join(f"{key} {metric[key]:.3g}" for key in beside)
-        lines.append(f"{metric['metric']}: {metric['value']:.4g}" + (f"  ({extra})" if extra else ""))
-    return "\n".join(lines)
+def prepare_networks(
+    networks: Sequence[Encoder],
+    dataset: Dataset,
+    cache_dir: str | Path | None = None,
+    device: torch.device | None = None,
+) -> None:
+    """Makes networks ready: on the device, those that learn from data fitted or restored, the others' weights read.
+
+    Raises:
+        ValueError: weights that are nowhere; the message says where to get them.
+    """
+    for network in networks:
+        network.to(choose_device("auto") if device is None else device)
+        if network.learns_from_data:
+            key = {"fit": network.fit_settings(), "dataset": dataset.fingerprint()}
+            fit_or_restore(cache_folder(cache_dir) / "encoders", network, key, lambda net=network: net.fit(dataset))
+        else:
+            network.load()
 
 
-def _distance(samples: Generated, dataset: Dataset, reference: Dataset | None, network, max_images: int) -> dict:
-    count = min(len(samples.images), max_images)
-    size = min(len(reference or dataset), max_images)
-    against = Gaussian.of(_features(network, reference or dataset, size))
-    distance = frechet_distance(Gaussian.of(_pooled(network, samples.images[:count])), against)
-    metric = {"metric": "frechet_distance_domain_network", "value": distance, "num_samples": count}
-    metric["num_reference"] = size
-    if reference is not None:
+def _compared(
+    network, run_dir, samples: Samples, dataset, reference, *, floors: bool, max_images, rank, world_size, cache_dir
+) -> Compared:
+    """Features of all sides in one network; every process helps."""
+    drawn = [first(features, max_images) for features in sample_features(run_dir, samples, network, rank, world_size)]
+    labels = [samples.labels[part["start"] : part["stop"]][: len(drawn[0])] for part in samples.sets]
+    settings = {"cache_dir": cache_dir, "rank": rank, "world_size": world_size}
+    images = dataset if reference is None else images_of(reference)
+    fits = isinstance(reference, StoredStatistics) and reference.fits(network)
+    against = reference_features(images, network, max_images=max_images, **settings) if images else None
+    training = None
+    if floors and reference is not None and (images is not None or fits):
         # As many training images as samples: the distance of finite sets depends on their size.
-        floor = frechet_distance(Gaussian.of(_features(network, dataset, count)), against)
-        metric |= {"floor": floor, "times_floor": distance / floor, "num_floor": min(count, len(dataset))}
-    return metric
+        training = reference_features(dataset, network, max_images=len(drawn[0]), **settings)
+    reference_labels = None
+    if reference is not None and images is not None and images.class_names == dataset.class_names:
+        reference_labels = torch.from_numpy(images.labels)[reference_positions(images, max_images)]
+    made_of = reference_record(reference if fits or images is None else images)
+    common = conditions(samples.record, network_record(network, dataset), made_of)
+    statistics = reference.gaussians if fits else {}
+    return Compared(network, drawn, labels, against, common, reference_labels, statistics, training)
 
 
-def _recognised(samples: Generated, reference: Dataset | None, network) -> dict:
-    labels = samples.labels.clone()
-    answers = torch.cat([network.logits(part).argmax(dim=1).cpu() for part in samples.images.split(256)])
-    metric = {"metric": "recognised_as_label", "value": float((answers == labels).float().mean())}
-    metric["num_samples"] = len(labels)
-    metric["per_class"] = {int(c): float((answers == c)[labels == c].float().mean()) for c in labels.unique()}
-    if reference is not None:
-        right = 0
-        for start in range(0, len(reference), 256):
-            batch = reference.batch(range(start, min(start + 256, len(reference))))
-            right += int((network.logits(batch["images"]).argmax(dim=1).cpu() == batch["labels"]).sum())
-        metric["held_out_accuracy"] = right / len(reference)
-    return metric
+def _of_representation(representation, trained, samples: Samples, dataset, reference, warnings) -> list[dict]:
+    """The entries about what was generated beside the image, completed like the others."""
+    codec = trained.codec
+    if not codec.channels.representations:
+        return []
+    if not (samples.has_images and samples.has_x):
+        log.warning("the generated representation is not measured: sample.keep left images or x out")
+        return []
+    images = images_of(reference)
+    network = codec.provenance() | {"sha256": codec.fingerprint()}
+    common = conditions(samples.record, network, reference_record(images or dataset))
+    entries = representation(trained, samples, dataset, images)
+    representation_picture(trained, samples).save(samples.folder.parent / "representation.png")
+    given = {"warnings": list(warnings)} if warnings else {}
+    return [found | {"num_reference": found.get("num_held_out")} | common | given for found in entries]
 
 
-def _features(network: DomainEncoder, dataset: Dataset, count: int) -> Tensor:
-    positions = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:count].tolist()
-    parts = [positions[start : start + 256] for start in range(0, len(positions), 256)]
-    return torch.cat([network.pooled(dataset.batch(part)["images"]).cpu() for part in parts])
-
-
-def _pooled(network: DomainEncoder, images: Tensor) -> Tensor:
-    return torch.cat([network.pooled(part).cpu() for part in images.split(256)])
+def _outdated(run_dir, samples: Samples, trained) -> list[str]:
+    newest = trained.step if trained is not None else None
+    if newest is None and (found := list_checkpoints(Path(run_dir))):
+        newest = int(found[-1].name.removeprefix("step_"))
+    drawn_at = samples.record.get("checkpoint_step")
+    if None in (newest, drawn_at) or drawn_at >= newest:
+        return []
+    warning = f"the samples are of step {drawn_at}, the newest checkpoint of step {newest}: sample again to measure it"
+    log.warning("%s", warning)
+    return [warning]

@@ -54,10 +54,13 @@ def sample_grid(drawn, codec: JointCodec, colours: ColourBasis, title: str = "",
     """Images in rows of `columns`, each above its features.
 
     Args:
-        drawn: has images (N, 3, S, S) uint8, x (N, C, H, W) and labels (N,), as `Generated`.
+        drawn: has images (N, 3, S, S) uint8, x (N, C, H, W) and labels (N,), as `Generated`; without x (None) the
+            images stand alone.
     """
-    groups = codec.channels.split(drawn.x)
-    layers = [drawn.images] + [colours(name, groups[name]) for name in codec.channels.representations]
+    layers = [drawn.images]
+    if drawn.x is not None:
+        groups = codec.channels.split(drawn.x)
+        layers += [colours(name, groups[name]) for name in codec.channels.representations]
     cells = [thumbnails(layer, like=drawn.images) for layer in layers]
     return tile(cells, drawn.labels.tolist(), title, columns)
 

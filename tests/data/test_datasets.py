@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from redi.data.datasets import UnreadableImage, datasets
+from redi.data.datasets.adm_batch import AdmBatch
 from redi.data.datasets.digits import Digits
 from redi.data.datasets.hugging_face import HuggingFace
 from redi.data.datasets.image_folder import ImageFolder
@@ -67,6 +68,13 @@ def saved(root: Path, labels=None, kind: object = None, **columns) -> Path:
     return root / "saved"
 
 
+def batch(path: Path) -> Path:
+    """An ADM batch of twelve images in two classes."""
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    np.savez(path, arr_0=images, arr_1=np.arange(12) % 2)
+    return path
+
+
 def refused(match: str, **settings) -> None:
     with pytest.raises(ValueError, match=match):
         ImageFolder(**{key: str(value) if key == "path" else value for key, value in settings.items()})
@@ -82,6 +90,9 @@ def make(request, tmp_path):
     if component is HuggingFace:
         path = saved(tmp_path)
         return lambda **settings: HuggingFace(path=str(path), **settings)
+    if component is AdmBatch:
+        path = batch(tmp_path / "batch.npz")
+        return lambda **settings: AdmBatch(path=str(path), **settings)
     return component
 
 

@@ -1,0 +1,77 @@
+"""What an evaluation refuses: objects of the wrong kind, and a reference that does not go with the data."""
+
+from collections.abc import Sequence
+
+from redi.core.registry import did_you_mean
+from redi.data.datasets import Dataset, datasets
+from redi.evaluation.measures import METRICS
+from redi.evaluation.stored_statistics import StoredStatistics, ending, images_of
+from redi.models.encoders import Encoder, encoders
+
+
+def check_evaluation(
+    dataset: Dataset,
+    reference: Dataset | StoredStatistics | None,
+    networks: Sequence[Encoder] | None,
+    metrics: Sequence[str] = tuple(METRICS),
+    max_images: int | None = None,
+) -> None:
+    """Raises ValueError for objects of the wrong kind, and for a reference that does not go with the data."""
+    if networks is not None and not isinstance(networks, (list, tuple)):
+        raise ValueError("evaluate.networks takes a list: bind, for example, [@evaluator/encoders.DomainEncoder()]")
+    for network in networks or ():
+        encoders.check(network, "evaluate.networks")
+    endings = [ending(network) for network in networks or ()]
+    if twice := {name for name in endings if endings.count(name) > 1}:
+        raise ValueError(
+            f"evaluate.networks names two networks alike, and so their metrics: {', '.join(sorted(twice))}"
+        )
+    if isinstance(metrics, str):
+        raise ValueError(f"evaluate.metrics = {metrics!r}: it is a list, as {[metrics]!r}")
+    for name in metrics:
+        if name not in METRICS:
+            known = ", ".join(METRICS)
+            raise ValueError(f"evaluate.metrics names {name!r}; there are {known}{did_you_mean(str(name), METRICS)}")
+    if max_images is not None and (not isinstance(max_images, int) or max_images < 2):
+        raise ValueError(f"evaluate.max_images = {max_images!r}: a whole number of at least 2, or None for all")
+    if isinstance(reference, StoredStatistics):
+        if endings and reference.network not in endings and reference.images is None:
+            raise ValueError(
+                f"StoredStatistics.network = {reference.network!r}, but evaluate.networks are {', '.join(endings)}"
+                f"{did_you_mean(reference.network, endings)}; or bind StoredStatistics.images for the others"
+            )
+    elif reference is not None:
+        datasets.check(reference, "evaluate.reference")
+    if (images := images_of(reference)) is not None:
+        _check_images(dataset, images)
+    check_size(dataset.image_size, reference)
+
+
+def _check_images(dataset: Dataset, reference: Dataset) -> None:
+    if len(reference) < 2:
+        raise ValueError(
+            f"evaluate.reference holds {len(reference)} images, and a distance needs two: raise "
+            f"{type(reference).__name__}.held_out_fraction in both scopes, or bind other images"
+        )
+    if reference.provenance() == dataset.provenance() and (both := set(reference.names) & set(dataset.names)):
+        raise ValueError(
+            f"evaluate.reference shares {len(both)} images with the training data ({sorted(both)[0]}, ...): give "
+            "both the same held_out_fraction and split_seed, and the splits 'train' and 'held_out'"
+        )
+    numbered = reference.class_names == [str(label) for label in range(len(reference.class_names))]
+    unlabelled = len(reference.class_names) < 2 or numbered  # an ADM batch knows no names: its labels are not used
+    if not unlabelled and reference.class_names != dataset.class_names:
+        raise ValueError(
+            f"evaluate.reference has the classes {', '.join(reference.class_names[:10])}; "
+            f"the training data have {', '.join(dataset.class_names[:10])}: the labels would not mean the same"
+        )
+
+
+def check_size(size: int, reference: Dataset | StoredStatistics | None) -> None:
+    """Raises ValueError for a reference of another resolution than the samples'."""
+    for one in (reference, images_of(reference)):
+        if one is not None and one.image_size not in (None, size):
+            raise ValueError(
+                f"evaluate.reference holds images of {one.image_size} pixels, the samples have {size}: a distance "
+                "would measure the resolution. Give both the same Preprocessing.image_size (or the data set's own)"
+            )

@@ -1,0 +1,108 @@
+"""The metrics record: a number never stands without what decided it."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+
+import torch
+
+import redi
+from redi.core.artefact import tensors_sha256
+from redi.data.datasets import Dataset
+from redi.models.encoders import Encoder
+
+# What an entry never lacks.
+REQUIRED = (
+    "metric", "value", "better", "per_seed", "spread", "num_samples", "num_reference",
+    "network", "reference", "samples", "versions",
+)  # fmt: skip
+# What the values of several sets are averaged for too.
+AVERAGED = ("standard_error", "value_at_infinity", "bias", "std_over_splits")
+
+
+def entry(
+    metric: str,
+    found: Sequence[Mapping],
+    *,
+    better: str,
+    num_samples: int,
+    num_reference: int | None,
+    conditions: Mapping,
+    warnings: Sequence[str] = (),
+) -> dict:
+    """One entry of metrics.json.
+
+    Args:
+        found: for every set of samples (one per seed) {"value": ...} and what goes with it: the entry's value is their
+            mean, and `spread` their sample standard deviation; of what is not averaged, the first set's stands.
+        better: 'lower', 'higher' or 'closer to ceiling'.
+        num_samples: per seed.
+        num_reference: None where it is not known, of stored statistics.
+        conditions: what `conditions` gave.
+    """
+    per_seed = [float(one["value"]) for one in found]
+    made = {"metric": metric, "value": statistics.fmean(per_seed), "better": better, "per_seed": per_seed}
+    made["spread"] = statistics.stdev(per_seed) if len(per_seed) > 1 else None
+    for name in found[0]:
+        if name != "value":
+            given = [one[name] for one in found]
+            made[name] = statistics.fmean(given) if name in AVERAGED else given[0]
+    if made.get("floor", 0) > 0:
+        made["times_floor"] = made["value"] / made["floor"]
+    made |= {"num_samples": num_samples, "num_reference": num_reference, **conditions}
+    return made | ({"warnings": list(warnings)} if warnings else {})
+
+
+def conditions(samples: Mapping, network: Mapping | None, reference: Mapping) -> dict:
+    """What entries of one network have in common: the records of samples, network and reference, and the software.
+
+    Args:
+        samples: the samples' record, whose lists of parts and files are left out.
+    """
+    drawn = {name: value for name, value in samples.items() if name not in ("files", "parts")}
+    return {"network": network, "reference": dict(reference), "samples": drawn, "versions": software()}
+
+
+def network_record(network: Encoder, trained_on: Dataset) -> dict:
+    """A feature network: what its provenance says, and one hash of its weights."""
+    made = network.provenance()
+    digest = made.get("weights_sha256") or made.get("sha256") or tensors_sha256(network.state_dict())
+    learned = {"trained_on": reference_record(trained_on)} if network.learns_from_data else {}
+    return made | {"sha256": digest, **learned}
+
+
+def reference_record(reference) -> dict:
+    """A data set, with the part of it that is used, or stored statistics: provenance, and a hash of which images."""
+    part = {"split": reference.split, "num_images": len(reference)} if isinstance(reference, Dataset) else {}
+    return reference.provenance() | part | {"sha256": reference.fingerprint()}
+
+
+def software() -> dict[str, str]:
+    """Versions of what computes the numbers."""
+    known = {"redi": redi.__version__, "torch": torch.__version__}
+    packages = {"numpy": "numpy", "scipy": "scipy", "pillow": "pillow", "cleanfid": "clean-fid", "timm": "timm"}
+    return known | {name: version(package) for name, package in packages.items()}
+
+
+def describe(metrics: Sequence[Mapping]) -> str:
+    """The lines that programs print: name, value with its spread over seeds, and what to read it by."""
+    shown = [(metric["metric"], _value(metric), _beside(metric)) for metric in metrics]
+    names, values = (max((len(row[column]) for row in shown), default=0) for column in (0, 1))
+    return "\n".join(f"{name:<{names}}  {value:<{values}}  {beside}".rstrip() for name, value, beside in shown)
+
+
+def _value(metric: Mapping) -> str:
+    text = f"{metric['value']:.4g}"
+    return text if metric.get("spread") is None else f"{text} ± {metric['spread']:.2g}"
+
+
+def _beside(metric: Mapping) -> str:
+    parts = [f"{len(metric['per_seed'])} seeds of {metric['num_samples']}"] if metric.get("spread") is not None else []
+    if metric.get("floor") is not None:
+        times = f" ({metric['times_floor']:.2f} times)" if metric.get("times_floor") is not None else ""
+        parts.append(f"floor {metric['floor']:.4g}{times}")
+    for name in ("ceiling", "standard_error", "value_at_infinity", "std_over_splits", "held_out_accuracy"):
+        if metric.get(name) is not None:
+            parts.append(f"{name.replace('_', ' ')} {metric[name]:.3g}")
+    warned = len(metric.get("warnings", ()))
+    return ", ".join(parts) + (f"  [{warned} warning{'s' * (warned > 1)}]" if warned else "")

@@ -1,0 +1,127 @@
+"""Features of reference images: computed once for every set of images and network, and kept with their record."""
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from redi.core.artefact import BrokenArtefact, load_artefact
+from redi.core.codec import without_versions
+from redi.core.progress import progress
+from redi.core.registry import identity
+from redi.data.datasets import Dataset
+from redi.data.division import complete
+from redi.data.encoding import check_encoded
+from redi.data.preparation import cache_folder
+from redi.evaluation.features import Features
+from redi.evaluation.parts import Parts
+from redi.models.encoders import Encoder
+
+log = logging.getLogger(__name__)
+
+BLOCK = 4096  # images in one file: the unit that is divided over processes and lost at most when one is killed
+UNUSED = ("logits",)  # of what a network gives: no metric looks at the logits of a reference
+
+
+def reference_features(
+    dataset: Dataset,
+    network: Encoder,
+    *,
+    max_images: int | None = None,
+    cache_dir: str | Path | None = None,
+    batch_size: int = 64,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Features:
+    """What `network.metric_features` gives for the images, from the cache where it was computed before.
+
+    They lie in `<cache_dir>/references` under a hash of images and network; several processes share the work, and what
+    an interrupted call has finished is kept.
+
+    Args:
+        max_images: at most so many, drawn from a fixed seed; default: all.
+        rank, world_size: see `redi.data.division.complete`.
+
+    Raises:
+        ValueError: images of different sizes, NaN or infinite features (both named), no images, damaged files.
+    """
+    positions = reference_positions(dataset, max_images)
+    if not positions:
+        raise ValueError(f"{type(dataset).__name__} holds no images to compare with")
+    images, made_by = dataset.fingerprint(), network.provenance()
+    key = [images, without_versions(made_by), identity(network).get("source_sha256"), len(positions)]
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    folder = cache_folder(cache_dir) / "references" / f"{type(dataset).__name__}-{digest[:16]}"
+    if not folder.exists():
+        network.load()
+        starts = range(0, len(positions), BLOCK)
+        blocks = {f"part-{i:05d}": positions[start : start + BLOCK] for i, start in enumerate(starts)}
+        parts = Parts(folder, folder.with_name(f".{folder.name}.work"), list(blocks))
+
+        def compute(part: str) -> None:
+            found = list(_features(network, dataset, blocks[part], batch_size, bar))
+            parts.write(part, {name: torch.cat([rows[name] for rows in found]) for name in found[0]}, {})
+
+        def finish() -> None:
+            if (whole := parts.checked()) is not None:  # else `complete` has the damaged ones computed again
+                record = {"images": dataset.provenance(), "fingerprint": images, "network": made_by}
+                parts.assemble(record | {"rows": len(positions)}, whole)
+
+        with progress(total=len(positions), desc="reference features", unit="img", disable=rank > 0) as bar:
+            complete(
+                parts.work, parts.names, is_done=parts.__contains__, do=compute, finished=folder.exists, finish=finish,
+                rank=rank, world_size=world_size,
+            )  # fmt: skip
+    return _read(folder)
+
+
+def reference_positions(dataset: Dataset, max_images: int | None) -> list[int]:
+    """Which images of a data set are looked at: all, or so many drawn from a fixed seed; sorted."""
+    if max_images is None or max_images >= len(dataset):
+        return list(range(len(dataset)))
+    return torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:max_images].sort()[0].tolist()
+
+
+def _features(
+    network: Encoder, dataset: Dataset, positions: Sequence[int], batch_size: int, bar: tqdm
+) -> Iterator[dict[str, Tensor]]:
+    for start in range(0, len(positions), batch_size):
+        chosen = positions[start : start + batch_size]
+        names = [dataset.names[position] for position in chosen]
+        found = network.metric_features(_images(dataset, chosen))
+        for name, tensor in found.items():
+            check_encoded(tensor, f"the features ({name!r}) of {type(network).__name__}", names)
+        yield {name: tensor.float().cpu() for name, tensor in found.items() if name not in UNUSED}
+        bar.update(len(chosen))
+
+
+def _images(dataset: Dataset, positions: Sequence[int]) -> Tensor:
+    """(n, 3, S, S) uint8, of the size of the data set's first image."""
+    first, shape = dataset.names[0], dataset[0][0].shape
+    with contextlib.suppress(RuntimeError):  # torch.stack, where sizes differ
+        images = dataset.batch(positions)["images"]
+        if images.shape[1:] == shape:
+            return images
+    for position in positions:
+        if (other := dataset[position][0].shape) != shape:
+            raise ValueError(
+                f"the reference mixes sizes: {first} has {shape[2]}x{shape[1]} pixels, {dataset.names[position]} "
+                f"{other[2]}x{other[1]}: bind Preprocessing.image_size to the samples' size"
+            )
+    return dataset.batch(positions)["images"]
+
+
+def _read(folder: Path) -> Features:
+    try:
+        parts, record = load_artefact(folder)
+    except BrokenArtefact as error:
+        raise BrokenArtefact(f"{error}; delete {folder} to compute the reference's features again") from None
+    log.info("reference features of %d images from %s", record["rows"], folder)
+    ordered = [parts[name] for name in sorted(parts)]
+    return Features("reference", {name: torch.cat([part[name] for part in ordered]) for name in ordered[0]})
