@@ -1,5 +1,6 @@
-"""Feature maps on another grid."""
+"""Feature maps on another grid, and back."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -8,3 +9,25 @@ def resized(features: Tensor, grid: tuple[int, int]) -> Tensor:
     """(N, R, h, w) -> (N, R, H, W), bilinearly (paper, section 3.1), antialiased where it shrinks."""
     shrinks = features.shape[-1] > grid[-1]
     return functional.interpolate(features, grid, mode="bilinear", align_corners=False, antialias=shrinks)
+
+
+def restored(features: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The inverse of `resized`: (N, R, H, W) -> (N, R, h, w), the map on `grid` that was resized to `features`.
+
+    By the pseudoinverse of the resize, which is linear and works on rows and columns alone. Where h, w are at most
+    H, W it is exact for whatever `resized` gave, and least squares for other maps: the part that no map on the
+    smaller grid could have given is dropped, the rest grows by at most 1.4 a side at twice the size. Where h, w are
+    larger, details are lost: of the maps that `resized` takes to `features` it gives the one of least norm.
+    """
+    if tuple(features.shape[-2:]) == tuple(grid):
+        return features
+    rows, columns = (
+        torch.linalg.pinv(_matrix(small, large)).float().to(features.device)
+        for small, large in zip(grid, features.shape[-2:], strict=True)
+    )
+    return torch.einsum("hp,nrpq,wq->nrhw", rows, features.float(), columns)
+
+
+def _matrix(small: int, large: int) -> Tensor:
+    """(large, small) float64: what `resized` does to every axis, from unit vectors."""
+    return resized(torch.eye(small, dtype=torch.float64)[None, :, None], (1, large))[0, :, 0].T

@@ -1,0 +1,104 @@
+"""Probes: what a simple classifier can tell from features. Both are scikit-learn's."""
+
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+PROBES = ("linear_probe", "knn")
+
+
+@dataclass
+class Labelled:
+    """One vector an image, and what it shows."""
+
+    features: Tensor  # (N, E) float32, on the CPU
+    labels: Tensor  # (N,) int64
+
+    def __post_init__(self):
+        if self.features.ndim != 2 or len(self.features) != len(self.labels):
+            shapes = tuple(self.features.shape), tuple(self.labels.shape)
+            raise ValueError(f"a probe takes features (N, E) with labels (N,), got {shapes[0]} with {shapes[1]}")
+        if not self.features.isfinite().all():
+            raise ValueError("a probe cannot be given NaN or infinite features")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def linear_probe(train: Labelled, *, max_iterations: int = 500):
+    """-> scikit-learn's LogisticRegression (C = 1) on standardised features, fitted to `train`.
+
+    Raises:
+        ValueError: fewer than two classes.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    _check_classes(train)
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=max_iterations))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # said below, once and in our words
+        probe.fit(*_arrays(train))
+    if probe[-1].n_iter_.max() >= max_iterations:
+        log.warning("a linear probe had not converged after %d iterations", max_iterations)
+    return probe
+
+
+def knn(train: Labelled, *, k: int | None = None):
+    """-> scikit-learn's KNeighborsClassifier by the cosine of centred features, fitted to `train`.
+
+    Args:
+        k: neighbours; default: see `num_neighbours`.
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    _check_classes(train)
+    k = num_neighbours(train.labels) if k is None else k
+    probe = make_pipeline(StandardScaler(with_std=False), KNeighborsClassifier(k, metric="cosine"))
+    return probe.fit(*_arrays(train))
+
+
+def num_neighbours(labels: Tensor) -> int:
+    """20, as is usual for frozen features, but no more than a class has images on average."""
+    return max(1, min(20, len(labels) // len(labels.unique())))
+
+
+def accuracy(probe, test: Labelled) -> float:
+    """The share of `test` that a fitted probe names right."""
+    return float(probe.score(*_arrays(test)))
+
+
+def chance(labels: Tensor) -> float:
+    """The accuracy of always naming the most frequent label."""
+    return int(labels.unique(return_counts=True)[1].max()) / len(labels)
+
+
+def probe_both_ways(train: Labelled, generated: Labelled, tests: Mapping[str, Labelled]) -> dict[str, dict]:
+    """{probe: {test: accuracy after training on `train`, ..., "from_generated": accuracy on tests["held_out"] after
+    training on `generated`}}."""
+    found = {}
+    for name, fit in zip(PROBES, (linear_probe, knn), strict=True):
+        probe = fit(train)
+        found[name] = {test: accuracy(probe, labelled) for test, labelled in tests.items()}
+        found[name]["from_generated"] = accuracy(fit(generated), tests["held_out"])
+    return found
+
+
+def _check_classes(train: Labelled) -> None:
+    if len(train.labels.unique()) < 2:
+        raise ValueError("a probe needs images of at least two classes to learn from")
+
+
+def _arrays(labelled: Labelled) -> tuple[np.ndarray, np.ndarray]:
+    return labelled.features.double().numpy(), labelled.labels.to(torch.int64).numpy()
