@@ -63,6 +63,8 @@ def train(
     preview: Callable = generate,
     preview_every: int = 10_000,
     preview_images: int = 40,
+    monitor: Callable[..., dict[str, float]] | None = None,
+    monitor_every: int = 10_000,
 ) -> Path:
     """Trains a joint model and writes checkpoints, log and previews to `run_dir`; run again, it resumes.
 
@@ -81,6 +83,8 @@ def train(
         warmup_steps: the learning rate rises linearly over so many steps, then stays.
         precision: 'float32', 'bfloat16' (autocast), or 'auto': bfloat16 on a GPU that has it.
         preview: draws the periodic sample grids: `generate`, possibly with other settings than the final sampling.
+        monitor: measures the EMA weights during training (`redi.evaluation.monitor.Monitor`, prepared); what it gives
+            is logged as monitor/<name>.
 
     Returns:
         The last checkpoint's folder.
@@ -96,7 +100,7 @@ def train(
     check_settings(
         num_steps=num_steps, batch_size=batch_size, accumulate=accumulate, log_every=log_every,
         checkpoint_every=checkpoint_every, keep_checkpoints=keep_checkpoints, preview_every=preview_every,
-        preview_images=preview_images,
+        preview_images=preview_images, monitor_every=monitor_every,
     )  # fmt: skip
     _check_data(codec, dataset)
     device = choose_device(device)
@@ -194,6 +198,11 @@ def train(
                 picture.save(run_dir / "previews" / f"step_{step:08d}.png")
                 run_log.picture(step, "samples", picture)
                 window.restart_clock()
+            if monitor is not None and (step % monitor_every == 0 or step == num_steps):
+                measured = monitor(net, codec, loss_of.process, weights=average.parameters)
+                run_log.scalars(step, **{f"monitor/{name}": value for name, value in measured.items()})
+                log.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
+                window.restart_clock()
             stopping = stop.requested is not None
             if step % checkpoint_every == 0 or step == num_steps or stopping:
                 _require_finite(norm, step)
@@ -219,8 +228,9 @@ def _parts(batch: dict[str, Tensor], accumulate: int) -> list[dict[str, Tensor]]
 
 
 def check_settings(
-    *, num_steps, batch_size, accumulate, log_every, checkpoint_every, keep_checkpoints, preview_every, preview_images
-) -> None:
+    *, num_steps, batch_size, accumulate, log_every, checkpoint_every, keep_checkpoints, preview_every, preview_images,
+    monitor_every,
+) -> None:  # fmt: skip
     """Raises ValueError unless all are whole numbers of at least 1 and `accumulate` divides `batch_size`."""
     for name, value in locals().items():
         if not isinstance(value, int) or value < 1:

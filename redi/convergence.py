@@ -1,0 +1,70 @@
+"""Compares how fast two kinds of runs converge: steps until a method reaches the final distance of a baseline.
+
+python -m redi.convergence --baseline='runs/plain_*' --method='runs/redi_*' --run_dir=runs/convergence
+
+The runs were trained with a monitor (monitor.gin) of equal settings; several of each are seeds. Prints the factor with
+its spread over seeds, and writes convergence.json and convergence.png to --run_dir.
+"""
+
+import glob
+import logging
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from redi import program
+
+FLAGS = flags.FLAGS
+log = logging.getLogger("redi")
+
+flags.DEFINE_multi_string("baseline", [], "Folder of a run, or a pattern of several; may be repeated.")
+flags.DEFINE_multi_string("method", [], "The same for the runs that are compared with the baseline.")
+flags.DEFINE_string("metric", None, "Name of a monitored distance; default: the first that all runs have.")
+
+
+def main(run_dir: Path) -> None:
+    from redi.core.artefact import write_json
+    from redi.evaluation.convergence import convergence_factor, describe, plot, read_curve
+
+    folders = {side: _folders(side, getattr(FLAGS, side)) for side in ("baseline", "method")}
+    metric = FLAGS.metric or _common_distance([*folders["baseline"], *folders["method"]])
+    curves = {side: [read_curve(folder, metric) for folder in found] for side, found in folders.items()}
+    result = convergence_factor(**curves)
+    print(f"{metric}\n{describe(result)}", flush=True)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_json(run_dir / "convergence.json", {"metric": metric, **result})
+    plot(**curves, metric=metric, result=result).savefig(run_dir / "convergence.png", dpi=130)
+    log.info("picture: %s", run_dir / "convergence.png")
+
+
+def _folders(side: str, patterns: list[str]) -> list[Path]:
+    if not patterns:
+        raise ValueError(f"--{side} is missing: name the folders of trained runs")
+    found = [Path(path) for pattern in patterns for path in sorted(glob.glob(pattern))]
+    folders = [path for path in found if (path / "log.jsonl").exists()]
+    if not folders:
+        raise ValueError(f"--{side}={', '.join(patterns)} names no folder that holds a log.jsonl")
+    return folders
+
+
+def _common_distance(folders: list[Path]) -> str:
+    from redi.core.log import read_log
+    from redi.evaluation.convergence import PREFIX
+
+    names = [dict.fromkeys(key for entry in read_log(folder) for key in entry) for folder in folders]
+    common = [name for name in names[0] if name.startswith(PREFIX) and all(name in other for other in names)]
+    distances = [name for name in common if "distance" in name or "fid" in name]
+    if not distances:
+        raise ValueError("no monitored distance is in the logs of all these runs: see monitor.gin")
+    return distances[0]
+
+
+def console() -> None:
+    for name in ("baseline", "method", "metric"):  # so that --help shows them for a console script too
+        FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
+    program.run(main, __doc__)
+
+
+if __name__ == "__main__":
+    console()

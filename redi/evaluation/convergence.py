@@ -1,0 +1,143 @@
+"""The convergence factor: how many times fewer steps a method needs to reach what a baseline ends with."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from redi.core.log import read_log
+
+PREFIX = "monitor/"
+
+
+@dataclass
+class Curve:
+    """A distance during one training run: lower is better, and all values are positive."""
+
+    name: str
+    steps: np.ndarray  # (M,) ascending
+    values: np.ndarray  # (M,)
+
+    @property
+    def last(self) -> tuple[int, float]:
+        """Its final step and value."""
+        return int(self.steps[-1]), float(self.values[-1])
+
+    def first_step_at(self, target: float) -> float | None:
+        """Where it first comes down to `target`, between two points linear in the logarithm; None: never."""
+        below = np.flatnonzero(self.values <= target)
+        if not len(below):
+            return None
+        i = int(below[0])
+        if i == 0:
+            return float(self.steps[0])
+        high, low = math.log(self.values[i - 1]), math.log(self.values[i])
+        part = (high - math.log(target)) / (high - low)
+        return float(self.steps[i - 1] + part * (self.steps[i] - self.steps[i - 1]))
+
+
+def read_curve(run_dir: str | Path, metric: str) -> Curve:
+    """What `train.monitor` logged in a run.
+
+    Raises:
+        ValueError: no such metric in its log, or values that are no distances.
+    """
+    name = metric if metric.startswith(PREFIX) else PREFIX + metric
+    entries = read_log(Path(run_dir))
+    points = [(entry["step"], entry[name]) for entry in entries if name in entry]
+    if len(points) < 2:
+        known = sorted({key.removeprefix(PREFIX) for entry in entries for key in entry if key.startswith(PREFIX)})
+        has = f"it has {', '.join(known)}" if known else "it was trained without train.monitor (see monitor.gin)"
+        raise ValueError(f"{run_dir} has no curve of {metric!r}: {has}")
+    steps, values = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
+    if not (np.isfinite(values).all() and (values > 0).all()):
+        raise ValueError(f"{run_dir}: {metric} is not positive and finite at every step, and so no distance to compare")
+    return Curve(Path(run_dir).name, steps, values)
+
+
+def convergence_factor(*, baseline: Sequence[Curve], method: Sequence[Curve]) -> dict:
+    """Baseline steps / method steps to the baseline's final distance (the counterpart of the paper's Figure 2).
+
+    Every baseline run (seed) sets a target, its own final value, and every method run is asked when it first gets
+    there. The factor is the geometric mean over all pairs. Its interval is that of the 2.5th to the 97.5th percentile
+    when the seeds of both sides are drawn again with replacement (all combinations where there are few): it holds the
+    spread over seeds, not the error that all monitor values share.
+
+    Returns:
+        "factor", "low", "high", "pairs" (one per baseline and method run), "not_reached": the number of pairs in which
+        the method never got there; these count with the method's last step, so that the factor is then an upper bound.
+    """
+    if not baseline or not method:
+        raise ValueError(f"a factor needs runs on both sides, got {len(baseline)} baselines and {len(method)} others")
+    steps, pairs = np.empty((len(baseline), len(method))), []
+    for i, one in enumerate(baseline):
+        total, target = one.last
+        for j, other in enumerate(method):
+            reached = other.first_step_at(target)
+            steps[i, j] = math.log(total / (reached if reached is not None else other.last[0]))
+            pair = {"baseline": one.name, "method": other.name, "target": target, "baseline_steps": total}
+            pairs.append(pair | {"steps": reached, "factor": math.exp(steps[i, j])})
+    low, high = np.percentile(_resampled(steps), [2.5, 97.5])
+    return {
+        "factor": math.exp(steps.mean()),
+        "low": math.exp(low),
+        "high": math.exp(high),
+        "not_reached": sum(pair["steps"] is None for pair in pairs),
+        "pairs": pairs,
+    }
+
+
+def _resampled(logs: np.ndarray, most: int = 10_000) -> np.ndarray:
+    """Means of logs (B, M) over rows and columns drawn with replacement: all draws, or `most` of them at random."""
+    rows, columns = logs.shape
+    if rows**rows * columns**columns <= most:
+        draws = [
+            (list(r), list(c))
+            for r in itertools.product(range(rows), repeat=rows)
+            for c in itertools.product(range(columns), repeat=columns)
+        ]
+    else:
+        generator = np.random.default_rng(0)
+        draws = [(generator.integers(rows, size=rows), generator.integers(columns, size=columns)) for _ in range(most)]
+    return np.array([logs[np.ix_(r, c)].mean() for r, c in draws])
+
+
+def describe(result: dict) -> str:
+    """The lines that the program prints."""
+    bound = "at most " if result["not_reached"] else ""
+    lines = [
+        f"convergence factor: {bound}{result['factor']:.2f}  "
+        f"(95 % over seeds: {result['low']:.2f} to {result['high']:.2f}; {len(result['pairs'])} pairs)"
+    ]
+    if result["not_reached"]:
+        what = "the method did not reach the baseline's final distance"
+        lines.append(f"  in {result['not_reached']} of {len(result['pairs'])} pairs {what}; its last step counts there")
+    for pair in result["pairs"]:
+        reached = "never" if pair["steps"] is None else f"step {pair['steps']:.0f}"
+        lines.append(
+            f"  {pair['baseline']}: {pair['target']:.4g} at step {pair['baseline_steps']}; {pair['method']}: {reached}"
+        )
+    return "\n".join(lines)
+
+
+def plot(*, baseline: Sequence[Curve], method: Sequence[Curve], metric: str, result: dict):
+    """A matplotlib figure: every run, the baseline's mean final distance, and the factor."""
+    from matplotlib.figure import Figure  # without pyplot: no global state, no display
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for label, curves, colour in (("baseline", baseline, "#777777"), ("method", method, "#c44e52")):
+        for number, curve in enumerate(curves):
+            name = f"{label} ({len(curves)} seeds)" if len(curves) > 1 else label
+            axes.plot(curve.steps, curve.values, color=colour, linewidth=1.3, label=name if number == 0 else None)
+    target = float(np.exp(np.mean([math.log(curve.last[1]) for curve in baseline])))
+    axes.axhline(target, color="#777777", linestyle=":", linewidth=1.2, label="the baseline's final distance")
+    bound = "at most " if result["not_reached"] else ""
+    title = f"convergence factor {bound}{result['factor']:.2f} ({result['low']:.2f} to {result['high']:.2f})"
+    axes.set(xlabel="training step", ylabel=metric.removeprefix(PREFIX).replace("_", " "), yscale="log", title=title)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure

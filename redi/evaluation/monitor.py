@@ -1,0 +1,95 @@
+"""Evaluation during training: the EMA weights, from the same noise every time, by few samples."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from redi.core.codec import JointCodec
+from redi.core.generation import Generated, generate
+from redi.core.processes import Process
+from redi.core.registry import configurable
+from redi.data.datasets import Dataset, datasets
+from redi.evaluation.evaluate import prepare_networks
+from redi.evaluation.frechet import Gaussian, frechet_distance
+from redi.evaluation.references import reference_features
+from redi.evaluation.stored_statistics import StoredStatistics, images_of
+from redi.models.encoders import Encoder
+from redi.models.encoders.domain import DomainEncoder
+from redi.models.transformer import DiffusionTransformer
+
+log = logging.getLogger(__name__)
+
+
+@configurable
+class Monitor:
+    """Measures a model while it is trained: `train.monitor = @Monitor()`, every `train.monitor_every` steps.
+
+    Every time the same labels and the same noise are drawn, so that the curve shows the model's changes and little
+    else. The samples are few: every name ends in their number ('frechet_distance_domain_network_of_500'), because the
+    distance of a finite set depends on its size and these numbers compare with each other alone.
+
+    Args:
+        networks: encoders to measure in, as in `evaluate`; those that learn from data learn from the training images.
+        reference: images or stored statistics; default: what `prepare` is given (programs: evaluate.reference).
+        num_images: how many are drawn, with as many of each class as of any other.
+        max_reference: at most so many reference images.
+        generate: draws them; a short sampler serves.
+    """
+
+    def __init__(
+        self,
+        *,
+        networks: Sequence[Encoder] = (),
+        reference: Dataset | StoredStatistics | None = None,
+        num_images: int = 500,
+        max_reference: int = 10_000,
+        cache_dir: str | Path | None = None,
+        generate: Callable[..., Generated] = generate,
+    ):
+        if not networks:
+            raise ValueError("Monitor.networks is empty: bind, for example, [@evaluator/encoders.DomainEncoder()]")
+        if not isinstance(num_images, int) or num_images < 2:
+            raise ValueError(f"Monitor.num_images = {num_images!r}: a whole number of at least 2 is needed")
+        if reference is not None and not isinstance(reference, StoredStatistics):
+            datasets.check(reference, "Monitor.reference")
+        self.networks, self.reference, self.num_images = list(networks), reference, num_images
+        self.max_reference, self.cache_dir, self.generate = max_reference, cache_dir, generate
+        self.against: list[Gaussian] = []  # the reference's, in every network
+
+    def prepare(self, dataset: Dataset, reference: Dataset | StoredStatistics | None = None) -> None:
+        """Before training: fits and loads the networks, looks at the reference; `dataset` holds the training images."""
+        prepare_networks(self.networks, dataset, self.cache_dir)
+        reference = self.reference or reference
+        self.against = []
+        for network in self.networks:
+            if isinstance(reference, StoredStatistics) and reference.fits(network):
+                self.against.append(reference.gaussians["pooled"])
+                continue
+            images = images_of(reference) or dataset
+            found = reference_features(images, network, max_images=self.max_reference, cache_dir=self.cache_dir)
+            self.against.append(Gaussian.of(found.tensors["pooled"]))
+
+    def __call__(
+        self,
+        model: DiffusionTransformer,
+        codec: JointCodec,
+        process: Process,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, float]:
+        """-> {"<metric>_of_<num_images>": value} of the model with these weights."""
+        if not self.against:
+            raise ValueError("Monitor.prepare(dataset) has not been called: it looks at the reference images")
+        labels = torch.arange(self.num_images) % model.num_classes
+        drawn = self.generate(model, codec, process, labels=labels, weights=weights)
+        values = {}
+        for network, against in zip(self.networks, self.against, strict=True):
+            pooled = torch.cat([network.metric_features(part)["pooled"].cpu() for part in drawn.images.split(256)])
+            values[network.metric_name("frechet_distance")] = frechet_distance(Gaussian.of(pooled), against)
+            if isinstance(network, DomainEncoder) and network.is_classifier:
+                answers = network.head(pooled.to(network.trained.device)).argmax(dim=1).cpu()
+                values["recognised_as_label"] = float((answers == labels).float().mean())
+        return {f"{name}_of_{self.num_images}": value for name, value in values.items()}

@@ -1,0 +1,99 @@
+"""The convergence factor: exact on exponential curves, bounded where a target is never reached, clear on bad input."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from redi.evaluation.convergence import Curve, convergence_factor, describe, plot, read_curve
+
+STEPS = np.arange(100, 1100, 100)
+
+
+def decay(rate: float, name: str = "run", start: float = 10.0) -> Curve:
+    return Curve(name, STEPS.astype(float), start * np.exp(-rate * STEPS))
+
+
+def test_a_curve_that_falls_k_times_as_fast_has_the_factor_k():
+    # In the logarithm these are straight lines, so the interpolation is exact.
+    for k in (1.0, 1.7, 4.0):
+        result = convergence_factor(baseline=[decay(1e-3)], method=[decay(k * 1e-3)])
+        assert result["factor"] == pytest.approx(k, rel=1e-9)
+        assert result["low"] == pytest.approx(k) and result["high"] == pytest.approx(k)
+        assert result["not_reached"] == 0
+
+
+def test_the_factor_is_the_geometric_mean_over_all_pairs():
+    baselines, methods = [decay(1e-3, "b0"), decay(2e-3, "b1")], [decay(4e-3, "m0"), decay(3e-3, "m1")]
+    result = convergence_factor(baseline=baselines, method=methods)
+    # b1 ends twice as low in the logarithm, so it takes the method twice as long.
+    expected = [4, 3, 4 / 2, 3 / 2]
+    assert [pair["factor"] for pair in result["pairs"]] == pytest.approx(expected)
+    assert result["factor"] == pytest.approx(math.prod(expected) ** (1 / 4))
+    assert 1.5 <= result["low"] < result["factor"] < result["high"] <= 4
+
+
+def test_equal_seeds_leave_no_interval():
+    result = convergence_factor(baseline=[decay(1e-3)] * 3, method=[decay(2e-3)] * 3)
+    assert result["low"] == pytest.approx(2) and result["high"] == pytest.approx(2)
+
+
+def test_many_seeds_are_resampled_at_random_and_repeatably():
+    rng = np.random.default_rng(1)
+    methods = [decay(2e-3 * math.exp(0.1 * rng.normal()), f"m{i}") for i in range(8)]
+    first, second = (convergence_factor(baseline=[decay(1e-3)] * 8, method=methods) for _ in range(2))
+    assert first == second
+    # The standard error of the mean of 8 logarithms with deviation 0.1, twice to each side.
+    assert math.log(first["high"] / first["low"]) == pytest.approx(4 * 0.1 / math.sqrt(8), rel=0.5)
+
+
+def test_a_target_that_is_never_reached_gives_an_upper_bound():
+    result = convergence_factor(baseline=[decay(2e-3)], method=[decay(1e-3, "slow")])
+    assert result["not_reached"] == 1 and result["factor"] == pytest.approx(1)
+    text = describe(result)
+    assert "at most 1.00" in text and "slow: never" in text
+
+
+def test_the_first_crossing_counts_even_if_the_curve_rises_again():
+    curve = Curve("run", np.array([100.0, 200.0, 300.0]), np.array([4.0, 1.0, 3.0]))
+    assert curve.first_step_at(2.0) == pytest.approx(150)
+    assert curve.first_step_at(5.0) == 100 and curve.first_step_at(0.5) is None
+
+
+def test_a_curve_is_read_from_the_log_of_a_run(tmp_path):
+    lines = [{"step": 1, "loss": 3.0}, {"step": 10, "monitor/fd_of_5": 2.0}, {"step": 20, "monitor/fd_of_5": 1.0}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    curve = read_curve(tmp_path, "fd_of_5")
+    assert curve.steps.tolist() == [10, 20] and curve.last == (20, 1.0)
+    with pytest.raises(ValueError, match=r"no curve of 'fid': it has fd_of_5"):
+        read_curve(tmp_path, "fid")
+
+
+def test_a_run_without_a_monitor_is_told_how_to_get_one(tmp_path):
+    (tmp_path / "log.jsonl").write_text(json.dumps({"step": 1, "loss": 3.0}) + "\n")
+    with pytest.raises(ValueError, match=r"trained without train\.monitor \(see monitor\.gin\)"):
+        read_curve(tmp_path, "fd")
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.inf])
+def test_values_that_are_no_distances_are_refused(tmp_path, value):
+    lines = [{"step": 1, "monitor/fd": 3.0}, {"step": 2, "monitor/fd": value}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ValueError, match="not positive and finite"):
+        read_curve(tmp_path, "fd")
+
+
+def test_a_side_without_runs_is_refused():
+    with pytest.raises(ValueError, match="0 baselines and 1 others"):
+        convergence_factor(baseline=[], method=[decay(1e-3)])
+
+
+def test_the_plot_shows_every_run(tmp_path):
+    baseline, method = [decay(1e-3)], [decay(2e-3), decay(3e-3)]
+    result = convergence_factor(baseline=baseline, method=method)
+    figure = plot(baseline=baseline, method=method, metric="monitor/fd_of_5", result=result)
+    [axes] = figure.axes
+    assert len(axes.lines) == 4  # three runs and the target
+    assert axes.get_ylabel() == "fd of 5"
+    figure.savefig(tmp_path / "plot.png")
