@@ -1,6 +1,7 @@
-"""Writes report.html, one self-contained page about a run.
+"""Writes report.html, one self-contained page about a run, or about a sweep.
 
-python -m redi.report --run_dir=runs/digits
+python -m redi.report runs/digits
+python -m redi.report sweeps/pca_rank
 """
 
 import logging
@@ -12,16 +13,25 @@ log = logging.getLogger("redi")
 
 
 def stage(run_dir: Path) -> None:
-    """Reports under the parsed configuration."""
+    """Reports on a run under the parsed configuration."""
     from redi.core import config
     from redi.evaluation.report import report
 
-    log.info("report: %s", config.call(report, run_dir=run_dir))
+    trained_dir = program.FLAGS.trained_dir or None
+    log.info("report: %s", config.call(report, run_dir=run_dir, trained_dir=trained_dir))
 
 
 def main(run_dir: Path) -> None:
+    from redi.evaluation.report import is_point, is_sweep, report
+
+    if is_sweep(run_dir) or is_point(run_dir):  # a point has no checkpoints of its own, and a sweep no configuration
+        log.info("report: %s", report(run_dir))
+        return
     program.configure(run_dir, trains=False)
     stage(run_dir)
+
+
+main.takes_folder = True  # `redi.report FOLDER` is short for --run_dir=FOLDER
 
 
 def console() -> None:
