@@ -26,8 +26,9 @@ def import_all() -> None:
     """Imports every kind of component and every function that gin can configure."""
     for module in (*KINDS, "redi.core.trainer", "redi.data.audit", "redi.data.preparation"):
         importlib.import_module(module)
-    for module in ("sampling", "evaluate", "queries", "report"):
+    for module in ("sampling", "evaluate", "monitor", "queries", "report"):
         importlib.import_module(f"redi.evaluation.{module}")
+    importlib.import_module("redi.sweeps.sweep")
 
 
 def training_roots() -> list[Callable]:
@@ -45,8 +46,9 @@ def roots() -> list[Callable]:
     from redi.evaluation.queries import query
     from redi.evaluation.report import report
     from redi.evaluation.sampling import sample
+    from redi.sweeps.sweep import sweep
 
-    return [*training_roots(), sample, evaluate, query, report]
+    return [*training_roots(), sample, evaluate, query, report, sweep]
 
 
 def table() -> str:

@@ -17,8 +17,9 @@ flags.DEFINE_multi_string(
 )
 flags.DEFINE_multi_string("gin_bindings", [], "One binding, as in 'PCA.rank = 4'; may be repeated; wins over files.")
 flags.DEFINE_string("run_dir", None, "The run's folder; default: runs/<name of the first gin file>.")
+flags.DEFINE_string("trained_dir", None, "The folder whose checkpoints are used, where it is not the run's own.")
 flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
-OWN_FLAGS = ("gin_file", "gin_bindings", "run_dir", "traceback")
+OWN_FLAGS = ("gin_file", "gin_bindings", "run_dir", "trained_dir", "traceback")
 
 
 def run(main: Callable[[Path | None], None], doc: str, *, in_run_dir: bool = True) -> None:
@@ -39,6 +40,8 @@ def run(main: Callable[[Path | None], None], doc: str, *, in_run_dir: bool = Tru
 def configure(run_dir: Path, *, trains: bool) -> None:
     """Parses the configuration of `--gin_file` (default: the run's own) and `--gin_bindings`, and claims the folder.
 
+    With --trained_dir it is that folder's checkpoints which must fit the configuration, and `run_dir` takes results.
+
     Args:
         trains: whether the caller may start a run; others need one that exists.
 
@@ -52,33 +55,46 @@ def configure(run_dir: Path, *, trains: bool) -> None:
     from redi.data.division import process_rank
 
     components.import_all()
-    saved = run_dir / "config.gin"
-    if not FLAGS.gin_file and not saved.exists():
+    trained = trained_dir(run_dir)
+    known = [folder / "config.gin" for folder in (run_dir, trained) if (folder / "config.gin").exists()]
+    if not FLAGS.gin_file and not known:
         what = "name a gin file with --gin_file, or the folder of an earlier run with --run_dir"
         raise ValueError(f"{run_dir} holds no run: {what}")
-    config.parse(FLAGS.gin_file or [saved], FLAGS.gin_bindings)
+    config.parse(FLAGS.gin_file or known[:1], FLAGS.gin_bindings)
     if unused := config.without_effect(components.roots()):
         log.warning("bound without effect, for nothing in use refers to it: %s", ", ".join(unused))
-    if saved.exists() and list_checkpoints(run_dir):  # before the first, another configuration spoils nothing
+    saved = trained / "config.gin"
+    if saved.exists() and list_checkpoints(trained):  # before the first, another configuration spoils nothing
         if differences := config.conflicts(saved.read_text(), components.training_roots()):
+            where = "--run_dir" if trained == run_dir else "--trained_dir"
             raise ValueError(
-                f"{run_dir} holds a run with another configuration:\n  "
+                f"{trained} holds a run with another configuration:\n  "
                 + "\n  ".join(differences)
-                + "\nChoose another --run_dir, or give the bindings that the run was started with"
+                + f"\nChoose another {where}, or give the bindings that the run was started with"
             )
     elif not trains:
-        raise ValueError(f"{run_dir} holds no trained model: train one with redi.train --run_dir={run_dir}")
+        raise ValueError(f"{trained} holds no trained model: train one with redi.train --run_dir={trained}")
+    for folder in {trained, run_dir} if trains else {run_dir}:
+        folder.mkdir(parents=True, exist_ok=True)
+    if process_rank()[0] > 0:  # rank 0 writes for all
+        return
     if trains:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        if process_rank()[0] > 0:  # rank 0 writes for all
-            return
-        with only_process(run_dir):  # not under the feet of a training that is under way
+        with only_process(trained):  # not under the feet of a training that is under way
             saved.write_text(config.full_text())
+    if trained != run_dir:
+        (run_dir / "config.gin").write_text(config.full_text())
+
+
+def trained_dir(run_dir: Path) -> Path:
+    """The folder whose checkpoints are used: --trained_dir, or the run's own."""
+    return Path(FLAGS.trained_dir) if FLAGS.trained_dir else run_dir
 
 
 def _guarded(main: Callable[[Path | None], None], argv: list[str], in_run_dir: bool = True) -> int:
     _log_to_stderr()
     try:
+        if len(argv) == 2 and getattr(main, "takes_folder", False) and not FLAGS.run_dir:
+            FLAGS.run_dir = argv.pop()
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}: everything is a flag, see --help")
         main(_run_dir() if in_run_dir else None)

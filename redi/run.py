@@ -4,8 +4,12 @@ python -m redi.run --gin_file=digits.gin
 """
 
 import hashlib
+import inspect
 import json
 import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from redi import evaluate, program, report, sample, train
@@ -15,34 +19,101 @@ log = logging.getLogger("redi")
 
 def main(run_dir: Path) -> None:
     program.configure(run_dir, trains=True)
+    job(run_dir, program.trained_dir(run_dir))
+
+
+def job(run_dir: Path, trained_dir: Path, *, shared: bool = False) -> dict[str, float]:
+    """Trains in `trained_dir`, then samples, evaluates and reports in `run_dir`, under the parsed configuration.
+
+    Args:
+        shared: others may want the same model at the same time: one of them trains it, the others wait.
+
+    Returns:
+        The seconds of each stage that was done here.
+    """
     from redi.core import config
     from redi.core.artefact import write_json
+    from redi.data.division import process_rank
 
+    seconds: dict[str, float] = {}
     log.info("--- train")
-    train.stage(run_dir, evaluates=True)
-    done, key = run_dir / "stages.json", _key(run_dir)
-    results = [run_dir / name for name in ("samples.png", "metrics.json", "operative.gin")]
+    if shared:
+        _train_with_others(trained_dir, seconds)
+    else:
+        with _timed(seconds, "train"):
+            train.stage(trained_dir, evaluates=True)
+    done, key = run_dir / "stages.json", _key(trained_dir)
+    pictures = ["samples.png"] if "images" in config.bound("sample.keep", ("images",)) else []
+    results = [run_dir / name for name in ("samples/record.json", *pictures, "metrics.json", "operative.gin")]
     if all(path.exists() for path in (done, *results)) and json.loads(done.read_text()) == key:
         log.info("--- samples and metrics are of this checkpoint and configuration")
     else:
         log.info("--- sample")
-        sample.stage(run_dir)
+        with _timed(seconds, "sample"):
+            sample.stage(run_dir, trained_dir)
         log.info("--- evaluate")
-        evaluate.stage(run_dir)
+        with _timed(seconds, "evaluate"):
+            evaluate.stage(run_dir, trained_dir)
+        if process_rank()[0] > 0:
+            return seconds
         (run_dir / "operative.gin").write_text(config.operative_text())
         write_json(done, key)
-    log.info("--- report")
-    report.stage(run_dir)
+    if process_rank()[0] == 0:
+        log.info("--- report")
+        report.stage(run_dir)
+    return seconds
 
 
-def _key(run_dir: Path) -> dict:
+def _train_with_others(trained_dir: Path, seconds: dict[str, float]) -> None:
+    """Has one of all processes that ask for this model train it."""
+    from redi.core import config
+    from redi.data.division import complete
+
+    def train_it() -> None:
+        (trained_dir / "config.gin").write_text(config.full_text())
+        with _timed(seconds, "train"):
+            train.stage(trained_dir, evaluates=True)
+
+    complete(trained_dir / ".training", (), finished=lambda: is_trained(trained_dir), finish=train_it)
+
+
+def is_trained(trained_dir: Path) -> bool:
+    """Whether the folder holds the last checkpoint that the parsed configuration asks for.
+
+    Raises:
+        ValueError: it holds a later one.
+    """
+    from redi.core.checkpoint import checkpoint_dir, list_checkpoints
+
+    last, found = checkpoint_dir(trained_dir, num_steps()), list_checkpoints(trained_dir)
+    if found and found[-1].name > last.name:
+        raise ValueError(f"{found[-1]} is beyond train.num_steps = {num_steps()}: raise it or delete {trained_dir}")
+    return last in found
+
+
+def num_steps() -> int:
+    """How long the parsed configuration trains."""
+    from redi.core import config
+    from redi.core.trainer import train as function
+
+    return config.bound("train.num_steps", inspect.signature(function).parameters["num_steps"].default)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    seconds[stage] = round(time.monotonic() - start, 1)
+
+
+def _key(trained_dir: Path) -> dict:
     """What samples and metrics depend on: the checkpoint, and all bindings that are in use."""
     from redi.components import roots
     from redi.core import config
     from redi.core.checkpoint import list_checkpoints
 
     text = json.dumps(config.relevant(config.full_text(), roots()), sort_keys=True)
-    checkpoint = list_checkpoints(run_dir)[-1].name
+    checkpoint = list_checkpoints(trained_dir)[-1].name
     return {"checkpoint": checkpoint, "configuration_sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 

@@ -16,11 +16,13 @@ from gin.config import iterate_references
 from redi.core.registry import did_you_mean
 
 # Differences under which a run may go on: they decide how long, how often and where, not what is learned. Where the
-# weights of a pretrained network lie is one; which they are, the fingerprints of checkpoints and caches compare.
+# weights of a pretrained network lie is one; which they are, the fingerprints of checkpoints and caches compare. How
+# many channels a cache keeps beyond those in use is another.
 HARMLESS = re.compile(
-    r"train\.(num_steps|\w+_every|keep_checkpoints|preview\w*|device)$"
+    r"train\.(num_steps|\w+_every|keep_checkpoints|preview\w*|monitor|device)$"
     r"|prepare\.(cache_dir|batch_size|rows_per_shard|verify)$"
     r"|(\w+/)*(encoders\.|autoencoders\.)?\w+\.weights$"
+    r"|(\w+/)*(reducers\.)?\w+\.store_rank$"
 )
 
 
@@ -87,6 +89,40 @@ def bound(name: str, default: Any = None) -> Any:
         return default
     with explained():
         return copy.deepcopy(value)
+
+
+def unevaluated(name: str, default: Any = None) -> Any:
+    """As `bound`, with references left as they are: nothing is built, and the repr of the value is gin text."""
+    try:
+        return gin.query_parameter(name)
+    except ValueError:  # nothing bound
+        return default
+
+
+def canonical(key: str) -> str:
+    """A binding's key as saved configurations have it: 'reducers.PCA.rank' -> 'PCA.rank'.
+
+    Raises:
+        ValueError: nothing can be bound to it.
+    """
+    if "." not in key:  # a macro
+        return key
+    scope, _, selector, argument = gin.config.ParsedBindingKey.parse(key)
+    return f"{scope}/{_short(selector)}.{argument}".lstrip("/")
+
+
+def bindable(key: str) -> bool:
+    """Whether something can be bound to 'function.argument'."""
+    try:
+        return bool(canonical(key))
+    except ValueError:
+        return False
+
+
+def text_without(function: Callable) -> str:
+    """As `full_text`, less the bindings of this function."""
+    selector = gin.config._INVERSE_REGISTRY[function].selector
+    return gin.config._config_str({key: value for key, value in gin.config._CONFIG.items() if key[1] != selector})
 
 
 def full_text() -> str:

@@ -408,7 +408,7 @@ def idle(*bindings: str) -> list[str]:
 def test_everything_in_a_shipped_file_has_an_effect(name):
     config.parse([name])
     if "train.codec" not in config.statements(config.full_text()):  # it is added to a file that has the rest
-        config.parse(["imagenet.gin", name])
+        config.parse(["cifar10_experiment.gin" if name.startswith("cifar10") else "imagenet.gin", name])
     assert config.without_effect(components.roots()) == []
 
 
@@ -463,6 +463,39 @@ def test_where_pretrained_weights_lie_is_no_other_configuration(key):
     assert config.HARMLESS.match(key)
 
 
+@pytest.mark.parametrize("key", ["PCA.store_rank", "dinov2/reducers.PCA.store_rank"])
+def test_how_many_channels_a_cache_keeps_is_no_other_configuration(key):
+    assert config.HARMLESS.match(key)
+
+
 @pytest.mark.parametrize("key", ["StableVAE.weights_sha256", "JointObjective.representation_weight", "train.weights.x"])
 def test_what_decides_what_is_learned_is_another_configuration(key):
     assert not config.HARMLESS.match(key)
+
+
+# ---- what sweeps read and write
+
+
+def test_an_unevaluated_value_keeps_its_references_as_text():
+    config.parse(["digits.gin"], ["generate.guidance = [@guidance.ClassifierFree(), @mine/guidance.ClassifierFree]"])
+    value = config.unevaluated("generate.guidance")
+    assert repr(value) == "[@guidance.ClassifierFree(), @mine/guidance.ClassifierFree]"
+    assert config.unevaluated("generate.seed", 7) == 7
+
+
+def test_a_canonical_key_is_what_saved_configurations_have():
+    config.parse(["digits.gin"], ["scope/reducers.PCA.rank = 3", "rank = 3"])
+    keys = [config.canonical(key) for key in ("scope/reducers.PCA.rank", "redi.train.seed", "train.seed", "rank")]
+    assert keys == ["scope/PCA.rank", "train.seed", "train.seed", "rank"]
+    assert {"scope/PCA.rank", "rank"} <= config.statements(config.full_text()).keys()
+
+
+@pytest.mark.parametrize(("key", "expected"), [("PCA.rank", True), ("PCA.rnak", False), ("train.run_dir", False)])
+def test_what_can_be_bound(key, expected):
+    assert config.bindable(key) is expected
+
+
+def test_a_configuration_without_a_function_keeps_all_else():
+    config.parse(["digits.gin"], ["train.seed = 3", "scope/train.seed = 4"])
+    everything, without = config.statements(config.full_text()), config.statements(config.text_without(train))
+    assert without == {key: v for key, v in everything.items() if not key.removeprefix("scope/").startswith("train.")}

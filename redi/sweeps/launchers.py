@@ -1,0 +1,106 @@
+"""Ways to run the points of a sweep: each in a process of its own, here or by a scheduler."""
+
+import logging
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from redi.core.interrupt import StopRequest
+from redi.sweeps.plan import Planned
+from redi.sweeps.point import read_result
+
+log = logging.getLogger("redi")
+
+POLL_SECONDS = 0.2
+
+
+def command(run_dir: Path, entry: Planned, *, processes: int | None = None) -> list[str]:
+    """What does one point; under torchrun, by so many processes."""
+    launcher = [sys.executable]
+    if processes is not None:
+        # Sweeps run several at once: each finds a free port.
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [*launcher, "-m", "redi.sweep", f"--run_dir={run_dir}", f"--point={entry.name}"]
+
+
+def printed(commands: Sequence[list[str]], threads: int | None) -> None:
+    """Prints the commands, one a line, for whatever scheduler there is."""
+    for words in commands:
+        print((f"OMP_NUM_THREADS={threads} " if threads else "") + shlex.join(words), flush=True)
+
+
+def local(
+    run_dir: Path, entries: Sequence[Planned], *, parallel: int, threads: int | None, processes: int | None = None
+) -> None:
+    """Runs the points as processes of this machine, `parallel` at once; what each prints goes to its `output.txt`.
+
+    A point is not started while another trains its model: it would only wait.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the processes have stopped, with their work saved.
+    """
+    waiting, running = list(entries), {}
+    try:
+        with StopRequest() as stop:
+            while (waiting or running) and stop.requested is None:
+                while len(running) < parallel and (entry := _next(run_dir, waiting, running)):
+                    waiting.remove(entry)
+                    words = command(run_dir, entry, processes=processes)
+                    running[entry.name] = entry, start(run_dir, entry, words, threads)
+                    log.info("%s: started, %d to go", entry.name, len(waiting))
+                for entry, status in _ended(running):
+                    note_end(run_dir, entry, status)
+                time.sleep(POLL_SECONDS)
+            for _, process in running.values():
+                process.send_signal(stop.requested)
+            while running:  # a second Ctrl-C ends this wait
+                _ended(running)
+                time.sleep(POLL_SECONDS)
+    finally:
+        for _, process in running.values():
+            process.kill()
+    if stop.requested is not None:
+        stopped = KeyboardInterrupt("the sweep was stopped; what was finished is kept")
+        stopped.signal_number = stop.requested
+        raise stopped
+
+
+def start(run_dir: Path, entry: Planned, words: Sequence[str], threads: int | None) -> subprocess.Popen:
+    """Starts a point, out of reach of the terminal's Ctrl-C: it is told to stop once, by `local`."""
+    folder = entry.folder(run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    with open(folder / "output.txt", "a") as output:
+        return subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
+        )
+
+
+def note_end(run_dir: Path, entry: Planned, status: object) -> None:
+    """Logs how a point's process ended; one that was killed could not say so itself."""
+    folder = entry.folder(run_dir)
+    if read_result(folder) is not None:
+        log.info("%s: done", entry.name)
+        return
+    error = folder / "error.txt"
+    if not error.exists():
+        error.write_text(f"the process ended with status {status} and left no result; see output.txt\n")
+    log.error("%s: %s", entry.name, error.read_text().partition("\n\n")[0].strip())
+
+
+def _next(run_dir: Path, waiting: Sequence[Planned], running: Mapping) -> Planned | None:
+    """The first point that would not wait for another's training."""
+    training = {entry.model for entry, _ in running.values() if not entry.is_trained(run_dir)}
+    return next((entry for entry in waiting if entry.model not in training), None)
+
+
+def _ended(running: dict) -> list[tuple[Planned, int]]:
+    """Takes the points whose processes have ended out of `running` -> these, with the exit status."""
+    ended = [(entry, process.poll()) for entry, process in running.values() if process.poll() is not None]
+    for entry, _ in ended:
+        del running[entry.name]
+    return ended

@@ -1,0 +1,141 @@
+"""What a sweep will do: every point parsed and checked before anything starts, and who shares a trained model."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from redi import components
+from redi.core import config
+from redi.core.artefact import write_json
+from redi.core.checkpoint import checkpoint_dir, list_checkpoints
+from redi.run import num_steps
+from redi.sweeps.points import Point, expand, shortened
+
+STEPS = "train.num_steps"  # a run may be prolonged, so it is no conflict there; for a sweep it is another model
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A point that parses."""
+
+    name: str
+    group: str
+    bindings: dict[str, str]
+    text: str  # its whole configuration
+    model: str  # the folder in models/ that it shares with the points that are trained alike
+    num_steps: int
+
+    def folder(self, run_dir: Path) -> Path:
+        return run_dir / "points" / self.name
+
+    def trained_dir(self, run_dir: Path) -> Path:
+        return run_dir / "models" / self.model
+
+    def is_trained(self, run_dir: Path) -> bool:
+        return checkpoint_dir(self.trained_dir(run_dir), self.num_steps).exists()
+
+
+def plan(run_dir: Path, base: str, *, grid: Any, points: Any, names: Any) -> list[Planned]:
+    """Parses every point over the configuration `base`; the one at hand stays as it is.
+
+    Raises:
+        ValueError: as `expand`; a point that does not parse or has a binding without effect; a folder in `run_dir`
+            that holds results of another configuration.
+    """
+    expanded = expand(grid, points, names)
+    planned, models = [], {}
+    with config.isolated():
+        for point, stored in zip(expanded, _stored_ranks(base, expanded), strict=True):
+            _parse(base, point, stored)
+            text = config.full_text()
+            statements = config.relevant(text, components.training_roots())
+            statements[STEPS] = config.statements(text).get(STEPS, "")
+            key = json.dumps(statements, sort_keys=True)
+            if key not in models:
+                models[key] = _model_name(point, statements, set(models.values()))
+            entry = Planned(point.name, point.group, dict(point.bindings), text, models[key], num_steps())
+            _refuse_mixed(run_dir, entry)
+            planned.append(entry)
+    return planned
+
+
+def write_plan(run_dir: Path, planned: Sequence[Planned]) -> None:
+    """Writes `run_dir/sweep.json`."""
+    axes = list(dict.fromkeys(key for entry in planned for key in entry.bindings))
+    points = [{"name": p.name, "bindings": p.bindings, "model": p.model, "group": p.group} for p in planned]
+    write_json(run_dir / "sweep.json", {"name": run_dir.resolve().name, "axes": axes, "points": points})
+
+
+def _parse(base: str, point: Point, stored: dict[str, int]) -> None:
+    bindings = [f"{key} = {value}" for key, value in [*point.bindings.items(), *stored.items()]]
+    try:
+        config.parse([], [base, *bindings])
+    except ValueError as error:
+        raise ValueError(f"point {point.name} of the sweep: {error}") from None
+    unused = set(config.without_effect(components.roots()))
+    if idle := [key for key in point.bindings if config.canonical(key) in unused]:
+        raise ValueError(
+            f"point {point.name} of the sweep binds {', '.join(idle)} without effect, for nothing in use refers to it: "
+            "drop it, or bind the component that it belongs to as well"
+        )
+
+
+def _stored_ranks(base: str, points: Sequence[Point]) -> list[dict[str, int]]:
+    """For each point the largest rank of those that differ from it in rank alone, as the rank to store: they share
+    a cache then. Not where the sweep file says what is stored."""
+    config.parse([], [base])
+    bound = {config.canonical(key) for key in config.statements(base) if key.endswith(".store_rank")}
+    found = []
+    for point in points:
+        stored = {}
+        for key in point.bindings:
+            owner = key.removesuffix(".rank")
+            if owner == key or not config.bindable(f"{owner}.store_rank"):
+                continue
+            others = {other: value for other, value in point.bindings.items() if other != key}
+            if config.canonical(f"{owner}.store_rank") in bound or f"{owner}.store_rank" in others:
+                continue
+            alike = [p.bindings for p in points if {**others, key: p.bindings.get(key)} == dict(p.bindings)]
+            ranks = [int(bindings[key]) for bindings in alike if re.fullmatch(r"\d+", bindings[key])]
+            if len(ranks) > 1:
+                stored[f"{owner}.store_rank"] = max(ranks)
+        found.append(stored)
+    return found
+
+
+def _model_name(point: Point, statements: dict[str, str], taken: set[str]) -> str:
+    name = point.label([key for key in point.bindings if config.canonical(key) in statements]) or "model"
+    number, unique = 1, name
+    while unique in taken:  # alike in what the names say
+        number += 1
+        unique = shortened(f"{name}-{number}")
+    return unique
+
+
+def _refuse_mixed(run_dir: Path, entry: Planned) -> None:
+    """Raises ValueError where the point's folders hold work of another configuration than the one parsed."""
+    folder, trained_dir = entry.folder(run_dir), entry.trained_dir(run_dir)
+    if any((folder / name).exists() for name in ("result.json", "samples", "metrics.json")):
+        _refuse(folder, components.roots(), f"delete {folder} to do the point anew")
+    if list_checkpoints(trained_dir):
+        _refuse(trained_dir, components.training_roots(), f"delete {trained_dir} to train anew")
+
+
+def _refuse(folder: Path, roots: Sequence, advice: str) -> None:
+    path = folder / "config.gin"
+    if not path.exists():
+        raise ValueError(f"{folder} holds results without the config.gin that they were made with: {advice}")
+    saved = path.read_text()
+    differences = config.conflicts(saved, roots)
+    steps = [config.statements(text).get(STEPS, "(not bound)") for text in (saved, config.full_text())]
+    if steps[0] != steps[1]:
+        differences.append(f"{STEPS}: {steps[0]} -> {steps[1]}")
+    if differences:
+        raise ValueError(
+            f"{folder} holds another configuration:\n  "
+            + "\n  ".join(differences)
+            + f"\nChoose another --run_dir, or {advice}"
+        )

@@ -1,0 +1,70 @@
+"""One point of a sweep, in this process: train unless another did, sample, evaluate, report; the result last."""
+
+import json
+import logging
+import traceback
+from pathlib import Path
+
+import redi
+from redi.core import config
+from redi.core.artefact import write_json
+from redi.data.division import process_rank
+from redi.sweeps.plan import Planned
+
+log = logging.getLogger("redi")
+
+KEPT = ("metric", "value", "spread", "better", "num_samples")  # of an entry of metrics.json
+
+
+def run_point(run_dir: Path, entry: Planned) -> None:
+    """Does what is left to do of a point; where it fails, `error.txt` in its folder says why."""
+    from redi.run import job
+
+    folder = entry.folder(run_dir)
+    first = process_rank()[0] == 0
+    folder.mkdir(parents=True, exist_ok=True)
+    with _error_file(folder):
+        config.parse([], [entry.text])
+        if first:
+            (folder / "config.gin").write_text(entry.text)
+        seconds = job(folder, entry.trained_dir(run_dir), shared=True)
+        if first:
+            write_result(folder, entry, seconds)
+
+
+def write_result(folder: Path, entry: Planned, seconds: dict[str, float]) -> None:
+    """Writes `result.json`, by which the point counts as done."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    result = {"name": entry.name, "group": entry.group, "bindings": entry.bindings, "model": entry.model}
+    result |= {"status": "done", "metrics": [{key: m[key] for key in KEPT if key in m} for m in metrics]}
+    result |= {"seconds": {stage: seconds.get(stage) for stage in ("train", "sample", "evaluate")}}
+    write_json(folder / "result.json", result | {"versions": {"redi": redi.__version__}})
+
+
+def read_result(folder: Path) -> dict | None:
+    """What `write_result` wrote, or None where the point is not done or the file is damaged."""
+    path = folder / "result.json"
+    try:
+        result = json.loads(path.read_text())
+        if result["status"] == "done" and result["name"] == folder.name and isinstance(result["metrics"], list):
+            return result
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        pass
+    log.warning("%s is cut short or was edited: the point is done again", path)
+    return None
+
+
+class _error_file:
+    """Context that writes the error that ends it to `error.txt`; the error goes on."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "error.txt"
+
+    def __enter__(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+    def __exit__(self, kind, error, trace) -> None:
+        if error is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
+            self.path.write_text(f"{error}\n\n{''.join(traceback.format_exception(kind, error, trace))}")

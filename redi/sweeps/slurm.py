@@ -1,0 +1,90 @@
+"""The points of a sweep as Slurm jobs, by submitit."""
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from redi.core.artefact import write_json
+from redi.core.interrupt import StopRequest
+from redi.sweeps.launchers import command, note_end
+from redi.sweeps.plan import Planned
+from redi.sweeps.task import Task
+
+log = logging.getLogger("redi")
+
+POLL_SECONDS = 5.0
+
+
+def submitted(
+    run_dir: Path,
+    entries: Sequence[Planned],
+    *,
+    threads: int | None,
+    options: Mapping[str, Any],
+    cluster: str = "slurm",
+    poll_seconds: float = POLL_SECONDS,
+) -> None:
+    """Submits a job a point and waits for all; jobs that an earlier call left in the queue are waited for instead.
+
+    Args:
+        options: for submitit's `update_parameters`.
+        cluster: 'slurm', or 'local' for tests.
+
+    Raises:
+        ValueError: submitit is missing, or refuses the options.
+        KeyboardInterrupt: after Ctrl-C; the jobs stay in the queue.
+    """
+    try:
+        import submitit
+    except ImportError:
+        raise ValueError("sweep.launcher = 'slurm' needs submitit: pip install 'redi[slurm]'") from None
+
+    folder = run_dir.resolve() / "slurm"
+    try:
+        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+        executor.update_parameters(name=f"redi-{run_dir.resolve().name}", **options)
+    except (RuntimeError, TypeError, NameError) as error:
+        raise ValueError(f"submitit refuses: {error}; the options are sweep.slurm") from None
+    jobs = {}
+    for entry in entries:
+        job = _queued(submitit, folder, run_dir, entry) if cluster == "slurm" else None
+        if job is None:
+            job = executor.submit(Task(command(run_dir.resolve(), entry), threads))
+            entry.folder(run_dir).mkdir(parents=True, exist_ok=True)
+            write_json(_record(run_dir, entry), {"job_id": job.job_id})
+            log.info("%s: submitted as job %s", entry.name, job.job_id)
+        jobs[entry.name] = entry, job
+    _wait(run_dir, jobs, poll_seconds)
+
+
+def _record(run_dir: Path, entry: Planned) -> Path:
+    return entry.folder(run_dir) / "job.json"
+
+
+def _queued(submitit, folder: Path, run_dir: Path, entry: Planned):
+    """The job that an earlier call submitted for this point and that has not ended."""
+    path = _record(run_dir, entry)
+    if not path.exists():
+        return None
+    job = submitit.SlurmJob(folder=folder, job_id=json.loads(path.read_text())["job_id"])
+    if job.done():
+        return None
+    log.info("%s: is in the queue as job %s", entry.name, job.job_id)
+    return job
+
+
+def _wait(run_dir: Path, jobs: dict, poll_seconds: float) -> None:
+    with StopRequest() as stop:
+        while jobs and stop.requested is None:
+            for name, (entry, job) in list(jobs.items()):
+                if job.done():
+                    del jobs[name]
+                    note_end(run_dir, entry, job.state)
+            time.sleep(poll_seconds if jobs else 0)
+    if stop.requested is not None:
+        stopped = KeyboardInterrupt(f"{len(jobs)} jobs stay in the queue (scancel ends them)")
+        stopped.signal_number = stop.requested
+        raise stopped

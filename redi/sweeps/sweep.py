@@ -1,0 +1,109 @@
+"""The sweep as a whole: planned, run, gathered."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from redi.core.registry import configurable, did_you_mean
+from redi.evaluation.report import report
+from redi.sweeps import launchers
+from redi.sweeps.plan import Planned, plan, write_plan
+from redi.sweeps.plot import plot
+from redi.sweeps.point import read_result, run_point
+from redi.sweeps.results import Results, gather, table_markdown, write_tables
+
+log = logging.getLogger("redi")
+
+LAUNCHERS = ("local", "torchrun", "slurm", "print")
+
+
+@configurable(runtime=("run_dir", "text", "base", "only"))
+def sweep(
+    run_dir: str | Path,
+    *,
+    text: str,
+    base: str,
+    only: str | None = None,
+    grid: Mapping[str, Sequence] | None = None,
+    points: Sequence[Mapping[str, Any]] | None = None,
+    names: Sequence[str] | None = None,
+    launcher: str = "local",
+    parallel: int = 1,
+    threads: int | None = None,
+    processes: int = 1,
+    slurm: Mapping[str, Any] | None = None,
+) -> None:
+    """Runs every point that is not done yet, then writes the tables and the plot of all that are.
+
+    Args:
+        text: the whole configuration, for `config.gin`.
+        base: the same without the sweep's own bindings, which is what the points bind over.
+        only: the name of the one point to run, in this process; nothing is gathered then.
+        grid: {binding: list of values}: every combination.
+        points: list of {binding: value}: values that go together; with a grid, every entry with every combination.
+        names: of the entries of `points`, by hand.
+        launcher: 'local': one process a point; 'torchrun': several; 'slurm': jobs by submitit; 'print': the commands
+            for another scheduler, and nothing is started.
+        parallel: so many points at once, locally.
+        threads: of each process, OMP_NUM_THREADS.
+        processes: of each point, with torchrun.
+        slurm: options of submitit, such as {'timeout_min': 600, 'gpus_per_node': 1, 'slurm_partition': 'gpu'}.
+
+    Raises:
+        ValueError: a sweep that cannot be, before anything starts; or points that failed, after the others.
+    """
+    run_dir = Path(run_dir)
+    check_launcher(launcher, parallel, threads, processes)
+    planned = plan(run_dir, base, grid=grid, points=points, names=names)
+    if only is not None:
+        run_point(run_dir, _chosen(planned, only))
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.gin").write_text(text)
+    write_plan(run_dir, planned)
+    left = [entry for entry in planned if read_result(entry.folder(run_dir)) is None]
+    models = len({entry.model for entry in planned})
+    log.info("%d points of %d models, %d points done", len(planned), models, len(planned) - len(left))
+    if launcher == "print":
+        launchers.printed([launchers.command(run_dir, entry) for entry in left], threads)
+    elif launcher == "slurm":
+        from redi.sweeps.slurm import submitted
+
+        submitted(run_dir, left, threads=threads, options=dict(slurm or {}))
+    else:
+        several = processes if launcher == "torchrun" else None
+        launchers.local(run_dir, left, parallel=parallel, threads=threads, processes=several)
+    results = gather_all(run_dir, planned)
+    if results.missing and launcher != "print":
+        listed = ", ".join(results.missing)
+        where = run_dir / "points"
+        raise ValueError(f"{len(results.missing)} of {len(planned)} points failed: {listed}; see error.txt in {where}")
+
+
+def gather_all(run_dir: Path, planned: Sequence[Planned]) -> Results:
+    """Writes the tables, the plot and the page of whatever is done."""
+    results = gather(run_dir, planned)
+    if len(results.missing) < len(planned):
+        write_tables(run_dir, results)
+        plot(run_dir / "results.png", results)
+        log.info("\n%s", table_markdown(results, run_dir.resolve().name))
+        log.info("report: %s", report(run_dir))
+    return results
+
+
+def check_launcher(launcher: str, parallel: int, threads: int | None, processes: int) -> None:
+    """Raises ValueError for settings that cannot work."""
+    if launcher not in LAUNCHERS:
+        nearest = did_you_mean(launcher, LAUNCHERS)
+        raise ValueError(f"sweep.launcher = {launcher!r}: it is one of {', '.join(LAUNCHERS)}{nearest}")
+    for name, number in (("parallel", parallel), ("threads", threads), ("processes", processes)):
+        if number is not None and not (isinstance(number, int) and number >= 1):
+            raise ValueError(f"sweep.{name} = {number!r}: a whole number of at least 1 is needed")
+
+
+def _chosen(planned: Sequence[Planned], name: str) -> Planned:
+    names = [entry.name for entry in planned]
+    if name not in names:
+        raise ValueError(f"the sweep has no point {name!r}{did_you_mean(name, names)} (it has {'; '.join(names)})")
+    return planned[names.index(name)]

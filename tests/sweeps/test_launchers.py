@@ -1,0 +1,157 @@
+"""Processes of a sweep: how many at once, in which order, stopped, killed; with commands of a moment's work."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from redi.core.checkpoint import checkpoint_dir
+from redi.sweeps import launchers, slurm
+from redi.sweeps.launchers import command, local, printed
+from redi.sweeps.plan import Planned
+from redi.sweeps.slurm import submitted
+from redi.sweeps.task import Task
+
+
+def point(name: str, model: str = "") -> Planned:
+    return Planned(name, name, {}, text="", model=model or name, num_steps=1)
+
+
+def script(monkeypatch, source: str) -> None:
+    """Has points run this Python source in place of redi; NAME is the point's, FOLDER its folder."""
+
+    def words(run_dir: Path, entry: Planned, *, processes=None) -> list[str]:
+        head = f"import os, pathlib, signal, sys, time; NAME = {entry.name!r}"
+        return [sys.executable, "-c", f"{head}; FOLDER = pathlib.Path({str(entry.folder(run_dir))!r})\n{source}"]
+
+    monkeypatch.setattr(launchers, "command", words)
+    monkeypatch.setattr(slurm, "command", words)
+
+
+RESULT = """
+def done():
+    (FOLDER / 'result.json').write_text('{"status": "done", "name": "%s", "metrics": []}' % NAME)
+"""
+SPAN = f"""{RESULT}
+start = time.time()
+time.sleep(0.3)
+(FOLDER / 'span').write_text(f'{{start}} {{time.time()}}')
+done()
+"""
+
+
+def spans(run_dir: Path, *names: str) -> list[tuple[float, ...]]:
+    return [tuple(map(float, (run_dir / "points" / name / "span").read_text().split())) for name in names]
+
+
+def test_points_run_one_after_the_other_in_order(tmp_path, monkeypatch):
+    script(monkeypatch, SPAN)
+    local(tmp_path, [point("a"), point("b")], parallel=1, threads=None)
+    (_, end), (start, _) = spans(tmp_path, "a", "b")
+    assert end <= start
+
+
+def test_points_run_at_once_unless_they_share_a_model_that_is_not_trained(tmp_path, monkeypatch):
+    script(monkeypatch, SPAN)
+    entries = [point("a", "shared"), point("b", "shared"), point("c", "shared"), point("d")]
+    local(tmp_path, entries, parallel=2, threads=None)
+    a, b, c, d = spans(tmp_path, *"abcd")
+    assert d[0] < a[1] and a[1] <= b[0] and b[1] <= c[0]
+
+
+def test_points_of_a_trained_model_run_at_once(tmp_path, monkeypatch):
+    script(monkeypatch, SPAN)
+    entries = [point("a", "shared"), point("b", "shared")]
+    checkpoint_dir(entries[0].trained_dir(tmp_path), 1).mkdir(parents=True)
+    local(tmp_path, entries, parallel=2, threads=None)
+    a, b = spans(tmp_path, "a", "b")
+    assert b[0] < a[1]
+
+
+def test_what_a_point_prints_is_kept_and_its_threads_are_limited(tmp_path, monkeypatch):
+    script(monkeypatch, f"{RESULT}\nprint('threads', os.environ['OMP_NUM_THREADS'])\ndone()")
+    local(tmp_path, [point("a")], parallel=1, threads=3)
+    assert (tmp_path / "points" / "a" / "output.txt").read_text() == "threads 3\n"
+
+
+def test_a_point_that_was_killed_has_an_error_and_the_others_go_on(tmp_path, monkeypatch, caplog):
+    script(monkeypatch, f"{RESULT}\nif NAME == 'a': os.kill(os.getpid(), signal.SIGKILL)\ndone()")
+    local(tmp_path, [point("a"), point("b")], parallel=1, threads=None)
+    error = (tmp_path / "points" / "a" / "error.txt").read_text()
+    assert error == "the process ended with status -9 and left no result; see output.txt\n"
+    assert {path.name for path in (tmp_path / "points" / "b").iterdir()} == {"output.txt", "result.json"}
+    assert "a: the process ended with status -9" in caplog.text
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_the_sweep_tells_its_processes_once_and_waits_for_them(tmp_path, monkeypatch, number):
+    heard = """
+def stop(number, frame):
+    with open(FOLDER / 'heard', 'a') as file: file.write(f'{number} ')
+    time.sleep(0.3)
+    sys.exit(128 + number)
+signal.signal(signal.SIGINT, stop)
+signal.signal(signal.SIGTERM, stop)
+(FOLDER / 'ready').touch()
+time.sleep(60)
+"""
+    script(monkeypatch, heard)
+    ready = [tmp_path / "points" / name / "ready" for name in ("a", "b")]
+    over = time.monotonic() + 30
+
+    def stop() -> None:
+        while not all(path.exists() for path in ready) and time.monotonic() < over:
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=stop, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt, match="the sweep was stopped; what was finished is kept") as stopped:
+        local(tmp_path, [point("a"), point("b"), point("c")], parallel=2, threads=None)
+    assert stopped.value.signal_number == number
+    assert [(path.parent / "heard").read_text() for path in ready] == [f"{int(number)} "] * 2
+    assert not (tmp_path / "points" / "c").exists() and not list(tmp_path.rglob("error.txt"))
+
+
+def test_the_command_of_a_point_can_be_pasted_into_a_shell(capsys):
+    words = command(Path("runs/my sweep"), point("rank=8,seed=0"))
+    printed([words], threads=2)
+    line = capsys.readouterr().out.strip()
+    expected = "-m redi.sweep '--run_dir=runs/my sweep' --point=rank=8,seed=0"
+    assert line == f"OMP_NUM_THREADS=2 {sys.executable} {expected}"
+
+
+def test_torchrun_starts_so_many_processes_of_the_same_command():
+    words = command(Path("runs/s"), point("a"), processes=4)
+    assert words[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4"]
+    assert words[5:] == command(Path("runs/s"), point("a"))[1:]
+
+
+# ---- Slurm, with submitit's executor for this machine
+
+
+def test_submitit_runs_every_point_and_failures_are_noted(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    script(monkeypatch, f"{RESULT}\nsys.exit(3) if NAME == 'a' else done()")
+    entries = [point("a"), point("b")]
+    submitted(tmp_path, entries, threads=1, options={"timeout_min": 1}, cluster="local", poll_seconds=0.1)
+    assert (tmp_path / "points" / "b" / "result.json").exists()
+    assert "left no result" in (tmp_path / "points" / "a" / "error.txt").read_text()
+    assert not (tmp_path / "points" / "b" / "error.txt").exists()
+
+
+def test_options_that_submitit_does_not_know_are_refused_before_anything_is_submitted(tmp_path):
+    pytest.importorskip("submitit")
+    with pytest.raises(ValueError, match="submitit refuses: (.|\n)*Unknown argument 'partitoin'(.|\n)*sweep.slurm"):
+        submitted(tmp_path, [point("a")], threads=None, options={"slurm_partitoin": "gpu"}, cluster="local")
+    assert not (tmp_path / "points").exists()
+
+
+def test_a_job_that_is_preempted_is_queued_again():
+    helpers = pytest.importorskip("submitit.helpers")
+    task = Task(["true"], threads=None)
+    again = task.checkpoint()
+    assert isinstance(again, helpers.DelayedSubmission) and again.function is task

@@ -1,0 +1,154 @@
+"""The tables and the plot of a sweep: numbers against NumPy, what is missing, and where groups are drawn."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from redi.sweeps.plan import Planned
+from redi.sweeps.plot import placed, plot
+from redi.sweeps.point import read_result
+from redi.sweeps.results import Results, Row, gather, table_csv, table_markdown
+
+VALUES = {"plain": [9.0, 9.4, 8.9], "rank=4": [4.125, 5.5, 4.0], "rank=8": [3.0]}
+
+
+def point(group: str, seed: int, **bindings: str) -> Planned:
+    bindings = {**bindings, "train.seed": str(seed)}
+    return Planned(f"{group},seed={seed}", group, bindings, text="", model=group, num_steps=1)
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """A sweep's folder and plan: three groups; of the last, one seed failed and one was never begun."""
+    planned = []
+    for group, values in VALUES.items():
+        bindings = {"JointCodec.representations": "[]"} if group == "plain" else {"PCA.rank": group[5:]}
+        for seed in range(3):
+            entry = point(group, seed, **bindings)
+            entry.folder(tmp_path).mkdir(parents=True)
+            planned.append(entry)
+            if seed < len(values):
+                write(tmp_path, entry, values[seed])
+    (planned[-2].folder(tmp_path) / "error.txt").write_text("out of\nmemory | really\n\nTraceback ...")
+    return tmp_path, planned
+
+
+def write(folder: Path, entry: Planned, value: float, **more) -> None:
+    metrics = [
+        {"metric": "fid_clean", "value": value, "better": "lower", "num_samples": 10} | more,
+        {"metric": "recall", "value": value / 10, "better": "higher", "num_samples": 10},
+    ]
+    result = {"name": entry.name, "status": "done", "metrics": metrics}
+    (entry.folder(folder) / "result.json").write_text(json.dumps(result))
+
+
+def test_the_csv_has_mean_and_sample_deviation_of_every_group(sweep):
+    rows = list(csv.DictReader(io.StringIO(table_csv(gather(*sweep)))))
+    assert [row["group"] for row in rows] == list(VALUES)
+    for row, values in zip(rows, VALUES.values(), strict=True):
+        assert int(row["num_points"]) == len(values)
+        assert float(row["fid_clean_mean"]) == pytest.approx(np.mean(values), rel=1e-12)
+        assert float(row["recall_mean"]) == pytest.approx(np.mean(values) / 10, rel=1e-12)
+        if len(values) > 1:
+            assert float(row["fid_clean_std"]) == pytest.approx(np.std(values, ddof=1), rel=1e-12)
+    assert rows[2]["fid_clean_std"] == ""
+    assert (rows[0]["PCA.rank"], rows[0]["JointCodec.representations"], rows[1]["PCA.rank"]) == ("", "[]", "4")
+
+
+def test_the_markdown_marks_direction_and_best_and_lists_what_is_missing(sweep):
+    lines = table_markdown(gather(*sweep), "ranks").splitlines()
+    assert lines[0] == "# ranks" and lines[2] == "| point | fid_clean ↓ | recall ↑ | seeds |"
+    assert lines[4] == f"| plain | 9.1 ± {np.std(VALUES['plain'], ddof=1):.2g} | **0.91 ± 0.026** | 3 |"
+    assert lines[5] == "| rank=4 | 4.542 ± 0.83 | 0.4542 ± 0.083 | 3 |"
+    assert lines[6] == "| rank=8 | **3** | 0.3 | 1 |"
+    assert lines[-2:] == ["- rank=8,seed=1: out of memory | really", "- rank=8,seed=2: not done"]
+
+
+def test_the_spread_of_one_point_s_own_sampling_is_marked(sweep):
+    folder, planned = sweep
+    write(folder, planned[6], 3.0, spread=0.25)
+    text = table_markdown(gather(folder, planned), "ranks")
+    assert "| rank=8 | **3 ± 0.25 †** |" in text and "† ± over the seeds of the sampling" in text
+
+
+def test_a_value_that_is_no_number_counts_as_none(sweep):
+    folder, planned = sweep
+    write(folder, planned[6], float("nan"))
+    results = gather(folder, planned)
+    assert results.rows[2].mean("fid_clean") is None
+    assert "| rank=8 | – | – | 1 |" in table_markdown(results, "ranks")
+    plot(folder / "plot.png", results)
+
+
+@pytest.mark.parametrize("damage", ["", '{"name": "plain,seed=0", "status": "do', "[]", '{"status": "done"}'])
+def test_a_damaged_result_counts_as_not_done_and_is_named(sweep, damage, caplog):
+    folder, planned = sweep
+    path = planned[0].folder(folder) / "result.json"
+    assert read_result(path.parent)["metrics"][0]["value"] == 9.0
+    path.write_text(damage)
+    results = gather(folder, planned)
+    assert results.missing["plain,seed=0"] == "not done" and results.rows[0].num_points == 2
+    assert f"{path} is cut short or was edited" in caplog.text
+
+
+def test_a_result_that_was_copied_from_another_point_does_not_count(sweep):
+    folder, planned = sweep
+    stolen = (planned[1].folder(folder) / "result.json").read_text()
+    (planned[0].folder(folder) / "result.json").write_text(stolen)
+    assert read_result(planned[0].folder(folder)) is None
+
+
+def picture(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def test_the_plot_has_a_panel_for_each_metric(sweep):
+    folder, planned = sweep
+    results = gather(folder, planned)
+    plot(folder / "two.png", results)
+    plot(folder / "one.png", Results(results.rows, {"fid_clean": "lower"}, {}))
+    two, one = (picture(folder / name) for name in ("two.png", "one.png"))
+    assert two.width == 2 * one.width and two.height == one.height
+    assert len(two.getcolors(1 << 20)) > 10
+
+
+def test_a_sweep_of_which_nothing_is_done_has_no_plot(tmp_path):
+    plot(tmp_path / "plot.png", Results([], {}, {}))
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- where groups are drawn
+
+
+def places(*bindings: dict[str, str]):
+    what, found = placed(Results([Row(str(i), own) for i, own in enumerate(bindings)], {}, {}))
+    return what, [(place.x, place.label) for place in found.values()]
+
+
+def test_the_swept_number_is_the_axis_and_a_group_without_it_a_level():
+    rows = [{"PCA.rank": "4"}, {"PCA.rank": "8"}, {"JointCodec.representations": "[]"}]
+    assert places(*rows) == ("PCA.rank", [(4.0, "rank"), (8.0, "rank"), (None, "2")])
+
+
+def test_of_two_numbers_the_one_with_more_values_is_the_axis():
+    rows = [{"A.scale": a, "B.scale": b} for a in ("1.0", "2.0") for b in ("1.0", "1.5", "3.0")]
+    what, found = places(*rows)
+    assert what == "B.scale" and found[4] == (1.5, "A.scale=2.0")
+
+
+def test_scales_of_several_rules_share_an_axis():
+    first = [{"generate.guidance": "[@A()]", "A.scale": scale} for scale in ("1.0", "2.0")]
+    second = [{"generate.guidance": "[@B()]", "B.scale": scale} for scale in ("1.5", "2.0")]
+    what, found = places(*first, *second, {"generate.guidance": "[@A(), @B()]", "A.scale": "2.0", "B.scale": "2.0"})
+    assert what == "scale"
+    assert found[1] == (2.0, "guidance=A") and found[2] == (1.5, "guidance=B") and found[4] == (None, "4")
+
+
+def test_without_numbers_groups_have_ticks():
+    assert places({"A.fusion": "@Merged"}, {"A.fusion": "@Separate"}) == ("", [])
