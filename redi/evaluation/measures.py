@@ -152,6 +152,8 @@ def _recognised(compared: Compared):
     network = compared.network
     if not (isinstance(network, DomainEncoder) and network.is_classifier):
         return None
+    if all(bool((labels >= network.head.out_features).all()) for labels in compared.labels):
+        return "samples of the null label have none"
     found = []
     for samples, labels in zip(compared.samples, compared.labels, strict=True):
         right = _answers(network, samples) == labels
