@@ -41,10 +41,12 @@ def main(run_dir: Path) -> None:
 def _folders(side: str, patterns: list[str]) -> list[Path]:
     if not patterns:
         raise ValueError(f"--{side} is missing: name the folders of trained runs")
-    found = [Path(path) for pattern in patterns for path in sorted(glob.glob(pattern))]
-    folders = [path for path in found if (path / "log.jsonl").exists()]
-    if not folders:
-        raise ValueError(f"--{side}={', '.join(patterns)} names no folder that holds a log.jsonl")
+    folders = []
+    for pattern in patterns:
+        found = [Path(path) for path in sorted(glob.glob(pattern)) if (Path(path) / "log.jsonl").exists()]
+        if not found:
+            raise ValueError(f"--{side}={pattern} names no folder that holds a log.jsonl")
+        folders += [path for path in found if path not in folders]
     return folders
 
 

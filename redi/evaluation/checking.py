@@ -67,11 +67,11 @@ def _check_images(dataset: Dataset, reference: Dataset) -> None:
         )
 
 
-def check_size(size: int, reference: Dataset | StoredStatistics | None) -> None:
+def check_size(size: int, reference: Dataset | StoredStatistics | None, binding: str = "evaluate.reference") -> None:
     """Raises ValueError for a reference of another resolution than the samples'."""
     for one in (reference, images_of(reference)):
         if one is not None and one.image_size not in (None, size):
             raise ValueError(
-                f"evaluate.reference holds images of {one.image_size} pixels, the samples have {size}: a distance "
+                f"{binding} holds images of {one.image_size} pixels, the samples have {size}: a distance "
                 "would measure the resolution. Give both the same Preprocessing.image_size (or the data set's own)"
             )

@@ -66,28 +66,40 @@ def convergence_factor(*, baseline: Sequence[Curve], method: Sequence[Curve]) ->
     when the seeds of both sides are drawn again with replacement (all combinations where there are few): it holds the
     spread over seeds, not the error that all monitor values share.
 
+    A first crossing of a noisy curve is compared with a last value, which favours whoever is asked for the crossing; so
+    `null` holds the factors of every baseline run against the targets of the other ones. A factor among these says
+    nothing.
+
     Returns:
-        "factor", "low", "high", "pairs" (one per baseline and method run), "not_reached": the number of pairs in which
-        the method never got there; these count with the method's last step, so that the factor is then an upper bound.
+        "factor", "low", "high", "pairs" (one per baseline and method run), "null" (with two baselines at least);
+        "not_reached": the number of pairs in which the method never got there; these count with the method's last step,
+        so that the factor is then an upper bound; "at_once": of those in which its first point was there already, a
+        lower bound.
     """
     if not baseline or not method:
         raise ValueError(f"a factor needs runs on both sides, got {len(baseline)} baselines and {len(method)} others")
-    steps, pairs = np.empty((len(baseline), len(method))), []
-    for i, one in enumerate(baseline):
-        total, target = one.last
-        for j, other in enumerate(method):
-            reached = other.first_step_at(target)
-            steps[i, j] = math.log(total / (reached if reached is not None else other.last[0]))
-            pair = {"baseline": one.name, "method": other.name, "target": target, "baseline_steps": total}
-            pairs.append(pair | {"steps": reached, "factor": math.exp(steps[i, j])})
-    low, high = np.percentile(_resampled(steps), [2.5, 97.5])
+    pairs = [_pair(one, other) for one in baseline for other in method]
+    logs = np.log([pair["factor"] for pair in pairs]).reshape(len(baseline), len(method))
+    low, high = np.percentile(_resampled(logs), [2.5, 97.5])
     return {
-        "factor": math.exp(steps.mean()),
+        "factor": math.exp(logs.mean()),
         "low": math.exp(low),
         "high": math.exp(high),
+        "null": [_pair(one, other)["factor"] for one in baseline for other in baseline if other is not one],
         "not_reached": sum(pair["steps"] is None for pair in pairs),
+        "at_once": sum(
+            pair["steps"] == other.steps[0] for pair, other in zip(pairs, [*method] * len(baseline), strict=True)
+        ),
         "pairs": pairs,
     }
+
+
+def _pair(baseline: Curve, method: Curve) -> dict:
+    total, target = baseline.last
+    reached = method.first_step_at(target)
+    factor = total / (method.last[0] if reached is None else reached)
+    names = {"baseline": baseline.name, "method": method.name}
+    return names | {"target": target, "baseline_steps": total, "steps": reached, "factor": factor}
 
 
 def _resampled(logs: np.ndarray, most: int = 10_000) -> np.ndarray:
@@ -112,6 +124,12 @@ def describe(result: dict) -> str:
         f"convergence factor: {bound}{result['factor']:.2f}  "
         f"(95 % over seeds: {result['low']:.2f} to {result['high']:.2f}; {len(result['pairs'])} pairs)"
     ]
+    if result["null"]:
+        null = f"{min(result['null']):.2f} to {max(result['null']):.2f}"
+        lines.append(f"  baselines against each other: {null}; a factor within that says nothing")
+    if result["at_once"]:
+        what = "the method's first point was below the target already: its factor there is at least what is said"
+        lines.append(f"  in {result['at_once']} of {len(result['pairs'])} pairs {what}")
     if result["not_reached"]:
         what = "the method did not reach the baseline's final distance"
         lines.append(f"  in {result['not_reached']} of {len(result['pairs'])} pairs {what}; its last step counts there")

@@ -128,8 +128,9 @@ def _compared(
     fits = isinstance(reference, StoredStatistics) and reference.fits(network)
     against = reference_features(images, network, max_images=max_images, **settings) if images else None
     training = None
-    if floors and reference is not None and (images is not None or fits):
-        # As many training images as samples: the distance of finite sets depends on their size.
+    if floors and reference is not None and images is not None and not fits:
+        # As many training images as samples: the distance of finite sets depends on their size. None for stored
+        # statistics, which are mostly of the training images themselves: that would be no floor of held-out images.
         training = reference_features(dataset, network, max_images=len(drawn[0]), **settings)
     reference_labels = None
     if reference is not None and images is not None and images.class_names == dataset.class_names:
@@ -137,7 +138,8 @@ def _compared(
     made_of = reference_record(reference if fits or images is None else images)
     common = conditions(samples.record, network_record(network, dataset), made_of)
     statistics = reference.gaussians if fits else {}
-    return Compared(network, drawn, labels, against, common, reference_labels, statistics, training)
+    beside = reference_record(images) if fits and images is not None else None
+    return Compared(network, drawn, labels, against, common, reference_labels, statistics, training, beside)
 
 
 def _of_representation(representation, trained, samples: Samples, dataset, reference, warnings) -> list[dict]:

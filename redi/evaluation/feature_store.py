@@ -13,6 +13,7 @@ import redi
 from redi.core.artefact import BrokenArtefact, read_record
 from redi.core.codec import without_versions
 from redi.core.progress import progress
+from redi.core.registry import identity
 from redi.data.division import complete
 from redi.evaluation.features import Features
 from redi.evaluation.parts import Parts, load_part, stamp
@@ -109,7 +110,10 @@ def features_of(network: Encoder, images: Tensor, first: int) -> dict[str, Tenso
 
 def feature_folder(run_dir: str | Path, network: Encoder) -> Path:
     """Where the features in a network lie."""
-    known = json.dumps(without_versions(network.provenance()), sort_keys=True)
+    known = without_versions(network.provenance())
+    if source := identity(network).get("source_sha256"):  # an edited plug-in makes other features
+        known |= {"source_sha256": source}
+    known = json.dumps(known, sort_keys=True)
     return Path(run_dir) / FOLDER / f"{network.name}-{hashlib.sha256(known.encode()).hexdigest()[:12]}"
 
 

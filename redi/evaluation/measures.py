@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 K, MOST = 3, 50_000  # of precision and recall: the neighbour, and images on each side at most (arXiv 1904.06991)
 SPLITS = 10  # of the Inception Score (ADM)
+SUBSETS, SUBSET_SIZE = 100, 1000  # of KID, at most (clean-fid)
 NO_IMAGES = "it needs the reference's images"
 
 
@@ -35,6 +36,7 @@ class Compared:
         statistics: {"pooled": ..., "spatial": ...} that were stored; they go before the reference's features.
         training: of as many training images as there are samples in a set, for the floor.
         conditions: see `records.conditions`.
+        images_record: of the reference's images, where the reference in `conditions` is the statistics.
         warnings: what holds for every metric.
         device: where distances between images are computed.
     """
@@ -47,6 +49,7 @@ class Compared:
     reference_labels: Tensor | None = None
     statistics: Mapping[str, Gaussian] = field(default_factory=dict)
     training: Features | None = None
+    images_record: Mapping | None = None
     warnings: Sequence[str] = ()
     device: torch.device | str = "cpu"
 
@@ -63,8 +66,8 @@ class Compared:
     @cached_property
     def neighbours(self) -> list[dict]:
         """Precision and recall of every set."""
-        reference, device = first(self.reference, MOST), self.device
-        sets = [first(samples, MOST) for samples in self.samples]
+        reference, device = some(self.reference, MOST), self.device
+        sets = [some(samples, MOST) for samples in self.samples]
         return [precision_recall(samples=samples, reference=reference, k=K, device=device) for samples in sets]
 
 
@@ -90,9 +93,12 @@ def _entry(metric: str, better: str, compared: Compared, found: list[dict], num_
     name = metric if metric == "recognised_as_label" else compared.network.metric_name(metric)
     for warning in warnings:
         log.warning("%s: %s", name, warning)
+    conditions, num_samples = dict(compared.conditions), found[0].get("num_samples", len(compared.samples[0]))
+    if num_reference is not None and compared.images_record is not None:
+        conditions["reference"] = compared.images_record  # images were looked at, not the statistics beside them
     made = entry(
-        name, found, better=better, num_samples=len(compared.samples[0]), num_reference=num_reference,
-        conditions=compared.conditions, warnings=[*compared.warnings, *warnings],
+        name, found, better=better, num_samples=num_samples, num_reference=num_reference, conditions=conditions,
+        warnings=[*compared.warnings, *warnings],
     )  # fmt: skip
     if name.startswith("fid_") and compared.conditions["samples"].get("labels") == "equal":
         made["note"] = (
@@ -126,8 +132,11 @@ def _frechet(compared: Compared, kind: str):
 def _kernel(compared: Compared):
     if compared.reference is None:
         return NO_IMAGES
-    found = [kernel_distance(samples=samples, reference=compared.reference) for samples in compared.samples]
-    return [{"value": one["kernel_distance"]} for one in found], len(compared.reference)
+    size = min(len(compared.samples[0]), len(compared.reference), SUBSET_SIZE)
+    settings = {"num_subsets": SUBSETS, "max_subset_size": size}
+    found = [kernel_distance(samples=one, reference=compared.reference, **settings) for one in compared.samples]
+    subsets = {"num_subsets": SUBSETS, "subset_size": size}
+    return [{"value": one["kernel_distance"]} | subsets for one in found], len(compared.reference)
 
 
 def _inception_score(compared: Compared):
@@ -144,7 +153,8 @@ def _neighbours(compared: Compared, which: str):
         return NO_IMAGES
     if min(len(compared.samples[0]), len(compared.reference)) <= K:
         return f"it takes more than {K} images on each side"
-    return [{"value": found[which], "k": K} for found in compared.neighbours], min(len(compared.reference), MOST)
+    settings = {"k": K, "num_samples": min(len(compared.samples[0]), MOST)}
+    return [{"value": one[which]} | settings for one in compared.neighbours], min(len(compared.reference), MOST)
 
 
 def _recognised(compared: Compared):
@@ -175,6 +185,14 @@ def first(features: Features | None, count: int | None) -> Features | None:
     if features is None or count is None or count >= len(features):
         return features
     return Features(features.role, {name: tensor[:count] for name, tensor in features.tensors.items()})
+
+
+def some(features: Features, count: int) -> Features:
+    """So many rows, drawn from a fixed seed, in their order: the first of a folder's images are of few classes."""
+    if count >= len(features):
+        return features
+    chosen = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:count].sort().values
+    return Features(features.role, {"pooled": features.tensors["pooled"][chosen]})
 
 
 # What can be asked for, which way is better, and what computes it: -> None where the network lacks what it needs, the

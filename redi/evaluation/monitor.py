@@ -12,6 +12,7 @@ from redi.core.generation import Generated, generate
 from redi.core.processes import Process
 from redi.core.registry import configurable
 from redi.data.datasets import Dataset, datasets
+from redi.evaluation.checking import check_size
 from redi.evaluation.evaluate import prepare_networks
 from redi.evaluation.frechet import Gaussian, frechet_distance
 from redi.evaluation.references import reference_features
@@ -60,9 +61,15 @@ class Monitor:
         self.against: list[Gaussian] = []  # the reference's, in every network
 
     def prepare(self, dataset: Dataset, reference: Dataset | StoredStatistics | None = None) -> None:
-        """Before training: fits and loads the networks, looks at the reference; `dataset` holds the training images."""
-        prepare_networks(self.networks, dataset, self.cache_dir)
+        """Before training: fits and loads the networks, looks at the reference; `dataset` holds the training images.
+
+        Raises:
+            ValueError: a reference of another resolution; weights that are nowhere.
+        """
+        binding = "evaluate.reference" if self.reference is None else "Monitor.reference"
         reference = self.reference or reference
+        check_size(dataset.image_size, reference, binding)
+        prepare_networks(self.networks, dataset, self.cache_dir)
         self.against = []
         for network in self.networks:
             if isinstance(reference, StoredStatistics) and reference.fits(network):

@@ -112,8 +112,9 @@ class _Nearest:
         count = self.distances.shape[1]
         values, columns = distances.topk(min(count, distances.shape[1]), dim=1, largest=False)
         values, order = torch.cat([self.distances, values], dim=1).topk(count, dim=1, largest=False)
-        self.positions = torch.cat([self.positions, columns + start], dim=1).gather(1, order)
-        self.distances = values
+        # In place: what outlives the blocks' distances is not to lie between them.
+        self.positions.copy_(torch.cat([self.positions, columns + start], dim=1).gather(1, order))
+        self.distances.copy_(values)
 
 
 def _covered(a: _Points, b: _Points, radii_a: Tensor, radii_b: Tensor) -> tuple[Tensor, Tensor]:

@@ -104,6 +104,11 @@ def _features(
 def _images(dataset: Dataset, positions: Sequence[int]) -> Tensor:
     """(n, 3, S, S) uint8, of the size of the data set's first image."""
     first, shape = dataset.names[0], dataset[0][0].shape
+    if shape[1] != shape[2]:
+        raise ValueError(
+            f"the reference's images are square, {first} has {shape[2]}x{shape[1]} pixels: bind "
+            "Preprocessing.image_size to the samples' size"
+        )
     with contextlib.suppress(RuntimeError):  # torch.stack, where sizes differ
         images = dataset.batch(positions)["images"]
         if images.shape[1:] == shape:

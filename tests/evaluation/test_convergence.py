@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from redi.convergence import _folders
 from redi.evaluation.convergence import Curve, convergence_factor, describe, plot, read_curve
 
 STEPS = np.arange(100, 1100, 100)
@@ -32,6 +33,21 @@ def test_the_factor_is_the_geometric_mean_over_all_pairs():
     assert [pair["factor"] for pair in result["pairs"]] == pytest.approx(expected)
     assert result["factor"] == pytest.approx(math.prod(expected) ** (1 / 4))
     assert 1.5 <= result["low"] < result["factor"] < result["high"] <= 4
+
+
+def test_baselines_against_each_other_show_what_noise_alone_gives():
+    low, high = decay(1e-3, "low"), decay(1e-3, "high", start=11.0)
+    result = convergence_factor(baseline=[low, high], method=[decay(2e-3)])
+    # low comes down to where high ends a little before its end; high never gets to where low ends.
+    assert result["null"] == pytest.approx([1.0, 1000 / (1000 - math.log(1.1) / 1e-3)])
+    assert "baselines against each other: 1.00 to 1.11" in describe(result)
+    assert convergence_factor(baseline=[low], method=[high])["null"] == []
+
+
+def test_a_target_that_is_met_at_once_gives_a_lower_bound():
+    result = convergence_factor(baseline=[decay(1e-3)], method=[decay(0.1)])
+    assert result["at_once"] == 1 and result["factor"] == pytest.approx(10)
+    assert "at least what is said" in describe(result)
 
 
 def test_equal_seeds_leave_no_interval():
@@ -97,3 +113,11 @@ def test_the_plot_shows_every_run(tmp_path):
     assert len(axes.lines) == 4  # three runs and the target
     assert axes.get_ylabel() == "fd of 5"
     figure.savefig(tmp_path / "plot.png")
+
+
+def test_a_pattern_without_runs_is_refused_and_a_run_named_twice_counts_once(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "log.jsonl").write_text("")
+    assert _folders("method", [str(tmp_path / "a"), str(tmp_path / "*")]) == [tmp_path / "a"]
+    with pytest.raises(ValueError, match="--method=.*nowhere names no folder"):
+        _folders("method", [str(tmp_path / "a"), str(tmp_path / "nowhere")])

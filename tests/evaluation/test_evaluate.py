@@ -13,8 +13,9 @@ from torch import Tensor
 from redi.core.artefact import save_artefact, tensors_sha256
 from redi.data.datasets.digits import Digits
 from redi.evaluation import evaluate as stage
+from redi.evaluation import measures
 from redi.evaluation.evaluate import ALL, evaluate, prepare_networks
-from redi.evaluation.feature_store import sample_features
+from redi.evaluation.feature_store import feature_folder, sample_features
 from redi.evaluation.features import Features
 from redi.evaluation.frechet import Gaussian, frechet_distance
 from redi.evaluation.kernel import kernel_distance
@@ -349,6 +350,33 @@ def test_images_beside_statistics_serve_what_statistics_cannot(measured, statist
     assert found["fid_other"] == images["fid_other"]
     assert found["fid_patches"]["num_reference"] is None and found["recall_patches"]["num_reference"] == len(held_out)
     assert found["recall_patches"]["value"] == images["recall_patches"]["value"]
+    assert found["fid_patches"]["reference"]["statistics"] == "statistics.npz"
+    for name in ("recall_patches", "kernel_distance_patches"):  # the images were looked at, not the statistics
+        assert found[name]["reference"] == images[name]["reference"]
+
+
+def test_of_a_reference_that_is_too_large_for_neighbours_all_classes_are_looked_at(monkeypatch):
+    by_class = torch.arange(100.0).repeat_interleave(10)[:, None]  # sorted, as a folder's images are
+    monkeypatch.setattr(measures, "MOST", 200)
+    compared = Compared(
+        Patches(), [Features("samples", {"pooled": by_class[::5]})], [], Features("reference", {"pooled": by_class}),
+        {"samples": {}},
+    )  # fmt: skip
+    precision, recall = measure(compared, ["precision", "recall"])
+    assert precision["num_reference"] == precision["num_samples"] == recall["num_samples"] == 200
+    assert precision["value"] > 0.5
+
+
+def test_the_record_of_kid_tells_the_subsets(measured):
+    found = measured(metrics=["kernel_distance"])["kernel_distance_patches"]
+    assert (found["num_subsets"], found["subset_size"]) == (100, 60)
+
+
+def test_an_edited_plug_in_finds_no_features_of_its_former_self(tmp_path, monkeypatch):
+    before = feature_folder(tmp_path, Patches())
+    assert feature_folder(tmp_path, Patches()) == before
+    monkeypatch.setattr("redi.evaluation.feature_store.identity", lambda network: {"source_sha256": "another"})
+    assert feature_folder(tmp_path, Patches()) != before
 
 
 # ---- classifiers, processes, networks of others

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from redi.core.objective import JointObjective
 from redi.core.processes.flow_matching import FlowMatching
 from redi.core.samplers.euler import Euler
 from redi.core.trainer import train
+from redi.data.datasets.adm_batch import AdmBatch
 from redi.data.datasets.digits import Digits
 from redi.evaluation.frechet import Gaussian, frechet_distance
 from redi.evaluation.monitor import Monitor
@@ -109,3 +111,10 @@ def test_it_must_be_prepared(model, codec):
     monitor = Monitor(networks=[DomainEncoder(width=8)], num_images=20)
     with pytest.raises(ValueError, match="prepare"):
         monitor(model, codec, FlowMatching())
+
+
+def test_a_reference_of_another_resolution_is_refused(images, monitor, tmp_path):
+    np.savez(tmp_path / "batch.npz", arr_0=np.zeros((3, 16, 16, 3), dtype=np.uint8))
+    enlarged = AdmBatch(path=str(tmp_path / "batch.npz"))
+    with pytest.raises(ValueError, match="Monitor.reference holds images of 16 pixels, the samples have 8"):
+        Monitor(networks=monitor.networks, reference=enlarged).prepare(images)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from redi.core.artefact import BrokenArtefact
 from redi.data.datasets import Dataset
+from redi.data.datasets.adm_batch import AdmBatch
 from redi.data.datasets.digits import Digits
 from redi.data.datasets.image_folder import ImageFolder
 from redi.data.preprocessing import Preprocessing
@@ -264,3 +265,9 @@ def test_a_pickle_is_refused_unread(tmp_path):
         StoredStatistics(path=tmp_path / "fid.pkl", network="clean")
     with pytest.raises(ValueError, match="StoredStatistics.path = 'nowhere.npz' is no file"):
         StoredStatistics(path="nowhere.npz", network="clean")
+
+
+def test_images_that_are_not_square_are_refused(tmp_path):
+    np.savez(tmp_path / "batch.npz", arr_0=np.zeros((3, 16, 8, 3), dtype=np.uint8))
+    with pytest.raises(ValueError, match="are square, image 000000 has 8x16 pixels"):
+        reference_features(AdmBatch(path=str(tmp_path / "batch.npz")), Means(), cache_dir=tmp_path)

@@ -84,6 +84,20 @@ def test_settings_that_are_no_numbers_are_places_of_their_own(sweep_dir):
     assert re.findall(r"<title>recall: \S+ .*?at (\w)</title>", read(sweep_dir)) == ["A", "B", "C"]
 
 
+def test_a_point_without_the_swept_number_is_a_level_across_the_panel(sweep_dir):
+    description = json.loads((sweep_dir / "sweep.json").read_text())
+    for point in description["points"]:
+        if point["group"] == "rank=1":
+            point["bindings"] = {"JointCodec.representations": "[]"}
+            point["group"] = "plain"
+    description["axes"] = ["JointCodec.representations", "PCA.rank"]
+    (sweep_dir / "sweep.json").write_text(json.dumps(description))
+    text = read(sweep_dir)
+    assert ">PCA.rank</text>" in text and "<title>plain: 100.5</title>" in text
+    values = re.findall(r"<title>rank: ([^<]*)</title>", text)
+    assert values[:2] == ["50.75 ± 0.7071 at 2", "10.55 ± 0.7071 at 10"]
+
+
 def test_a_second_key_gives_curves_of_their_own(sweep_dir):
     description = json.loads((sweep_dir / "sweep.json").read_text())
     for point in description["points"]:

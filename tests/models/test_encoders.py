@@ -79,6 +79,7 @@ def test_metric_features_are_a_float32_vector_an_image(encoder):
 def test_the_names_of_metrics_tell_the_network_and_only_inceptions_are_called_fid(encoder):
     name = encoder.metric_name("frechet_distance")
     expected = {"DomainEncoder": "frechet_distance_domain_network", "Inception": "fid_clean"}
+    expected["DINOv2"] = "frechet_distance_dinov2_tiny_registers"
     assert name == expected.get(type(encoder).__name__, f"frechet_distance_{encoder.name}")
 
 

@@ -427,3 +427,31 @@ def test_neither_importing_nor_constructing_encoders_imports_transformers_or_dif
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == ""
+
+
+def test_dinov2_without_registers_has_its_positions_resampled_as_by_its_authors(tmp_path, tiny_timm, tiny_encoder):
+    name = "vit_tiny_patch14_dinov2.lvd142m"
+    state = tiny_timm.random_state(name, img_size=518)
+    path = tiny_timm.save(state, tmp_path / "weights.pth")
+    encoder = tiny_encoder("DINOv2", registers=False, image_size=224, weights=str(path))
+    images = noise_images(2, 224)
+    positions = state["pos_embed"][:, 1:].unflatten(1, (37, 37)).permute(0, 3, 1, 2)
+    resampled = functional.interpolate(positions, scale_factor=16.1 / 37, mode="bicubic").flatten(2).mT  # (1, 256, D)
+    state["pos_embed"] = torch.cat([state["pos_embed"][:, :1], resampled], dim=1)
+    network = timm.create_model(name, img_size=224).eval()
+    network.load_state_dict(state)
+    with torch.no_grad():
+        tokens = network.forward_features(encoder.inputs(images))
+    torch.testing.assert_close(encoder.pooled(images), tokens[:, 0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(encoder(images).flatten(2).mT, tokens[:, 1:], rtol=1e-4, atol=1e-4)
+    assert encoder.provenance()["position_embedding"] == "released"
+    assert "position_embedding" not in tiny_encoder("DINOv2").provenance()
+
+
+def test_only_the_features_of_fd_dinov2_give_its_name():
+    standard = DINOv2(size="L", registers=False, image_size=224)
+    assert standard.metric_name("frechet_distance") == "frechet_distance_dinov2"
+    assert DINOv2().metric_name("frechet_distance") == "frechet_distance_dinov2_b_registers"
+    for changed in ({"image_size": 448}, {"layers": 3}, {"resize": "released"}):
+        other = DINOv2(**{"size": "L", "registers": False, "image_size": 224} | changed)
+        assert other.metric_name("recall") == "recall_dinov2_l"

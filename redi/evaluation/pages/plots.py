@@ -14,11 +14,15 @@ MOST_POINTS = 500  # of a curve: more than there are pixels
 
 @dataclass
 class Series:
-    """A curve: points in the order in which they are joined, and half the length of each one's error bar."""
+    """A curve: points in the order in which they are joined, and half the length of each one's error bar.
+
+    A level is drawn dashed and without dots.
+    """
 
     x: list[float]
     y: list[float]
     error: list[float] = field(default_factory=list)
+    level: bool = False
 
 
 def line_plot(
@@ -52,7 +56,7 @@ def line_plot(
     scales = [f"{place} axis logarithmic" for place, axis in (("horizontal", x_axis), ("vertical", y_axis)) if axis.log]
     picture = element("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=f"{title}: line plot")
     caption = element("figcaption", title, f" ({', '.join(scales)})" if scales else "")
-    return element("figure", caption, picture, _legend(list(series)) if len(series) > 1 else "")
+    return element("figure", caption, picture, _legend(series) if len(series) > 1 else "")
 
 
 class _Axis:
@@ -124,7 +128,7 @@ def _frame(x_axis: _Axis, y_axis: _Axis, x_label: str) -> list[Html]:
 
 
 def _curve(name: str, line: Series, index: int, x_axis: _Axis, y_axis: _Axis, marks: bool) -> list[Html]:
-    colour, dash = index % 8, DASHES[index // 8 % len(DASHES)]
+    colour, dash = index % 8, _dash(index, line)
     parts, path, pen_up = [], "", True
     for (y, bar), x in zip(_bars(line), line.x, strict=True):
         if not (is_number(x) and is_number(y)):
@@ -136,17 +140,22 @@ def _curve(name: str, line: Series, index: int, x_axis: _Axis, y_axis: _Axis, ma
         if bar:
             ends = {"y1": y_axis(y - bar), "y2": y_axis(y + bar)}
             parts.append(element("line", x1=left, x2=left, **ends, class_=f"series c{colour}"))
-        if marks:
+        if marks and not line.level:
             spread = f" ± {number(bar)}" if bar else ""
             label = element("title", f"{name}: {number(y)}{spread} at {x_axis.ticks.get(x, number(x))}")
             parts.append(element("circle", label, cx=left, cy=height, r=4, class_=f"f{colour}"))
-    return [element("path", d=path, stroke_dasharray=dash, class_=f"series c{colour}"), *parts]
+    label = element("title", f"{name}: {number(line.y[0])}") if line.level else ""
+    return [element("path", label, d=path, stroke_dasharray=dash, class_=f"series c{colour}"), *parts]
 
 
-def _legend(names: Sequence[str]) -> Html:
+def _dash(index: int, line: Series) -> str | None:
+    return "6 3" if line.level else DASHES[index // 8 % len(DASHES)]
+
+
+def _legend(series: Mapping[str, Series]) -> Html:
     entries = []
-    for index, name in enumerate(names):
-        line = element("line", x1=0, x2=26, y1=5, y2=5, stroke_dasharray=DASHES[index // 8 % len(DASHES)],
+    for index, (name, curve) in enumerate(series.items()):
+        line = element("line", x1=0, x2=26, y1=5, y2=5, stroke_dasharray=_dash(index, curve),
                        class_=f"series c{index % 8}")  # fmt: skip
         entries.append(element("li", element("svg", line, class_="key", aria_hidden="true"), name))
     return element("ul", join(entries), class_="legend")
@@ -163,4 +172,4 @@ def _thinned(line: Series) -> Series:
     if every < 2:
         return line
     kept = sorted({*range(0, len(line.x), every), len(line.x) - 1})
-    return Series(*([values[i] for i in kept] if values else [] for values in (line.x, line.y, line.error)))
+    return Series(*([values[i] for i in kept] if values else [] for values in (line.x, line.y, line.error)), line.level)

@@ -6,8 +6,8 @@ from redi.evaluation.pages.curves import model_panels
 from redi.evaluation.pages.files import Folder
 from redi.evaluation.pages.frame import cell, page, sortable
 from redi.evaluation.pages.markup import Html, details, element, is_number, join, number, scrolling, section, words
-from redi.evaluation.pages.plots import Series, line_plot
-from redi.evaluation.pages.sweep_results import Group, Point, SweepResults, gin_number, gin_words, short_keys
+from redi.evaluation.pages.sweep_plots import sweep_panels
+from redi.evaluation.pages.sweep_results import Group, Point, SweepResults, gin_number, gin_words
 from redi.evaluation.pages.sweep_samples import samples_section
 
 
@@ -19,7 +19,7 @@ def sweep_page(sweep_dir: Path, title: str) -> str:
     if failed:
         results.folder.notes.append(f"{len(failed)} of {len(results.points)} points failed; their errors are below.")
     sections = [
-        section("Results", _plots(results), _counts(results), _tables(results)),
+        section("Results", sweep_panels(results), _counts(results), _tables(results)),
         samples_section(results),
         section("Training", model_panels(_logs(results))),
         section("Convergence", results.folder.picture("convergence.png", "steps until a baseline's final distance")),
@@ -29,35 +29,6 @@ def sweep_page(sweep_dir: Path, title: str) -> str:
     keys = ", ".join(results.axes) or "nothing"
     lead = f"A sweep of redi over {keys}: {done} of {len(results.points)} points are done."
     return page(title, lead, results.folder.notes, sections)
-
-
-def _plots(results: SweepResults) -> Html:
-    """A panel per metric, against the first key; one curve for every setting of the others, error bars over seeds."""
-    measured = [metric for metric in results.metrics if any(group.values(metric) for group in results.groups)]
-    axes = [axis for axis in results.group_axes if len({g.bindings.get(axis) for g in results.groups}) > 1]
-    if not measured or len(results.groups) < 2:
-        return Html()
-    first = next((axis for axis in axes if _is_numeric(results, axis)), axes[0] if axes else None)
-    names = short_keys(results.axes)
-    texts = list(dict.fromkeys(_place(group, first) for group in results.groups))
-    ticks = None if first and _is_numeric(results, first) else dict(enumerate(texts))
-    panels = []
-    for metric in measured:
-        lines: dict[str, list[tuple[float, float, float | None]]] = {}
-        for group in results.groups:
-            if (mean := group.mean(metric)) is None:
-                continue
-            place = texts.index(_place(group, first)) if ticks else gin_number(group.bindings.get(first))
-            others = [f"{names[axis]} = {gin_words(group.bindings.get(axis))}" for axis in axes if axis != first]
-            lines.setdefault(", ".join(others) or words(metric), []).append((place, mean, group.spread(metric)))
-        curves = {
-            name: Series([x for x, _, _ in line], [y for _, y, _ in line], [bar or 0.0 for *_, bar in line])
-            for name, line in ((name, sorted(line, key=lambda p: p[0])) for name, line in lines.items())
-        }
-        better = results.better(metric)
-        title = words(metric) + (f" ({better} is better)" if better in ("lower", "higher") else "")
-        panels.append(line_plot(curves, title=title, x_label=first or "point", ticks=ticks, log_x=True, marks=True))
-    return element("div", *panels, class_="panels")
 
 
 def _counts(results: SweepResults) -> Html:
@@ -72,10 +43,6 @@ def _counts(results: SweepResults) -> Html:
             )
         lines += [f"{words(metric)}: of {' or '.join(map(number, counts))} samples"] if counts else []
     return element("p", "; ".join(lines) + ".", class_="soft") if lines else Html()
-
-
-def _place(group: Group, axis: str | None) -> str:
-    return gin_words(group.bindings.get(axis)) if axis else group.name
 
 
 def _is_numeric(results: SweepResults, axis: str) -> bool:

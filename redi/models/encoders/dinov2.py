@@ -1,7 +1,14 @@
 """DINOv2: the representation of the paper."""
 
+import math
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 from redi.models.encoders import register
 from redi.models.encoders.pretrained import PretrainedEncoder, of_size
@@ -18,8 +25,8 @@ class DINOv2(PretrainedEncoder):
 
     Args:
         size: 'S', 'B', 'L' or 'g'.
-        registers: the models with four register tokens. Those without had their position embedding resampled by
-            another rule in the authors' code: away from 518 pixels they differ from it by about 5 % rms.
+        registers: the models with four register tokens. Those without have their position embedding resampled by
+            another rule, that of the authors' code for them (see `positioned`).
         image_size, resize, layers, weights, weights_sha256, precision: see `PretrainedEncoder`. `weights` may be
             the authors' own file, such as dinov2_vitb14_reg4_pretrain.pth.
     """
@@ -41,3 +48,35 @@ class DINOv2(PretrainedEncoder):
             model=model, image_size=image_size, resize=resize, layers=layers,
             weights=weights, weights_sha256=weights_sha256, precision=precision,
         )  # fmt: skip
+        self.size, self.registers = size, registers
+
+    def metric_name(self, metric: str) -> str:
+        """'<metric>_dinov2' in the features of FD-DINOv2 (see `pooled`), '<metric>_dinov2_<size>' in all others."""
+        last, standard = len(self.architecture.widths) - 1, (self.size, self.registers) == ("L", False)
+        if standard and (self.image_size, self.resize, self.layers) == (224, "antialiased", (last,)):
+            return f"{metric}_dinov2"
+        return f"{metric}_dinov2_{self.size}{'_registers' if self.registers else ''}".lower()
+
+    def provenance(self) -> dict:
+        return super().provenance() | ({} if self.registers else {"position_embedding": "released"})
+
+    def _build(self, path: Path, tensors: dict[str, Tensor]) -> nn.Module:
+        network = super()._build(path, tensors)
+        if not self.registers:
+            network._pos_embed = partial(positioned, network)
+        return network
+
+
+def positioned(network: nn.Module, patches: Tensor) -> Tensor:
+    """(N, h, w, D) -> class and patch tokens (N, 1 + h w, D) with their positions, as the authors' code for the models
+    without registers: bicubic without antialiasing, by a scale that is a tenth of a patch too large. (timm resamples
+    to the size itself, antialiased, as the authors do for the models with registers.)"""
+    _, h, w, _ = patches.shape
+    of_class, of_patches = network.pos_embed[:, :1], network.pos_embed[:, 1:]
+    side = math.isqrt(of_patches.shape[1])
+    if (h, w) != (side, side):
+        grid = of_patches.unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, D, side, side)
+        scale = (h + 0.1) / side, (w + 0.1) / side
+        of_patches = functional.interpolate(grid, scale_factor=scale, mode="bicubic").flatten(2).mT
+    tokens = torch.cat([network.cls_token.expand(len(patches), -1, -1), patches.flatten(1, 2)], dim=1)
+    return tokens + torch.cat([of_class, of_patches], dim=1)
