@@ -8,6 +8,7 @@ its spread over seeds, and writes convergence.json and convergence.png to --run_
 
 import glob
 import logging
+import re
 import sys
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from redi import program
 
 FLAGS = flags.FLAGS
 log = logging.getLogger("redi")
+# Bindings that decide what a monitored value means.
+MEASURES = re.compile(r"Monitor\.|monitor/|evaluator/|held_out/|evaluate\.reference|Preprocessing\.|ImageFolder\.path")
 
 flags.DEFINE_multi_string("baseline", [], "Folder of a run, or a pattern of several; may be repeated.")
 flags.DEFINE_multi_string("method", [], "The same for the runs that are compared with the baseline.")
@@ -29,6 +32,7 @@ def main(run_dir: Path) -> None:
 
     folders = {side: _folders(side, getattr(FLAGS, side)) for side in ("baseline", "method")}
     metric = FLAGS.metric or _common_distance([*folders["baseline"], *folders["method"]])
+    _warn_of_different_measures([*folders["baseline"], *folders["method"]])
     curves = {side: [read_curve(folder, metric) for folder in found] for side, found in folders.items()}
     result = convergence_factor(**curves)
     print(f"{metric}\n{describe(result)}", flush=True)
@@ -48,6 +52,21 @@ def _folders(side: str, patterns: list[str]) -> list[Path]:
             raise ValueError(f"--{side}={pattern} names no folder that holds a log.jsonl")
         folders += [path for path in found if path not in folders]
     return folders
+
+
+def _warn_of_different_measures(folders: list[Path]) -> None:
+    """Where the runs' configurations say that the monitors' numbers do not compare."""
+    from redi.core import config
+
+    measured = {}
+    for folder in folders:
+        path = folder / "config.gin"
+        found = config.statements(path.read_text()) if path.exists() else {}
+        measured[folder] = {key: value for key, value in found.items() if MEASURES.match(key)}
+    first = measured[folders[0]]
+    for folder, other in measured.items():
+        if differing := sorted(key for key in first | other if first.get(key) != other.get(key)):
+            log.warning("%s was measured otherwise than %s: %s", folder, folders[0], ", ".join(differing))
 
 
 def _common_distance(folders: list[Path]) -> str:

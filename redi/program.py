@@ -63,6 +63,10 @@ def configure(run_dir: Path, *, trains: bool) -> None:
     config.parse(FLAGS.gin_file or known[:1], FLAGS.gin_bindings)
     if unused := config.without_effect(components.roots()):
         log.warning("bound without effect, for nothing in use refers to it: %s", ", ".join(unused))
+    if config.unevaluated("sweep.grid") or config.unevaluated("sweep.points"):
+        log.warning(
+            "this is a sweep file, of which only what all points share is used here: redi.sweep runs the points"
+        )
     saved = trained / "config.gin"
     if saved.exists() and list_checkpoints(trained):  # before the first, another configuration spoils nothing
         if differences := config.conflicts(saved.read_text(), components.training_roots()):
@@ -78,7 +82,7 @@ def configure(run_dir: Path, *, trains: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     if process_rank()[0] > 0:  # rank 0 writes for all
         return
-    if trains:
+    if trains and (trained == run_dir or not list_checkpoints(trained)):
         with only_process(trained):  # not under the feet of a training that is under way
             saved.write_text(config.full_text())
     if trained != run_dir:

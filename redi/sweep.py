@@ -2,6 +2,17 @@
 
 python -m redi.sweep --gin_file=sweeps/digits_rank.gin --gin_bindings='sweep.parallel = 2'
 python -m redi.sweep --run_dir=runs/digits_rank --point=rank=8,seed=0      one point, in this process
+
+WHAT IS SWEPT: keys are those of bindings, macros too; values are gin values, components too.
+    sweep.grid = {'PCA.rank': [4, 8], 'train.seed': [0, 1, 2]}    every combination; seeds are averaged over
+    sweep.points = [{'A.x': 1, 'B.y': 2}, {'A.x': 3}]    values that go together; each with the whole grid
+    sweep.names = ['one', 'other']    names of the entries of sweep.points
+
+HOW IT RUNS
+    sweep.launcher    'local', 'torchrun', 'slurm' (by submitit), or 'print': the commands for another scheduler
+    sweep.parallel    so many points at once, on this machine
+    sweep.threads    of each process; sweep.processes    of each point, by torchrun
+    sweep.slurm = {'timeout_min': 600, 'gpus_per_node': 1, 'slurm_partition': 'gpu'}    options of submitit
 """
 
 import sys

@@ -40,7 +40,7 @@ def call():
 @pytest.fixture(scope="module")
 def sweep_file(tiny_gin, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("file") / "three.gin"
-    settings = "sweep.threads = 1\nevaluate.representation = None\n"
+    settings = "sweep.threads = 1\nevaluate.representation = None\nevaluator/DomainEncoder.num_steps = 10\n"
     path.write_text(f"include '{tiny_gin}'\nsweep.points = [{POINTS}]\n{settings}")
     return path
 
@@ -132,7 +132,8 @@ def test_a_point_that_fails_keeps_its_error_and_the_status_is_1(folder, resumed)
     assert resumed["status"] == 1
     assert "error: 1 of 4 points failed: rank=900; see error.txt in" in resumed["errors"]
     error = (folder / "points" / "rank=900" / "error.txt").read_text()
-    assert error.startswith("PCA.rank = 900 exceeds the encoder width 16") and "Traceback" in error
+    message, _, trace = error.partition("\n\n")
+    assert message == "PCA.rank = 900 exceeds the encoder width 16 of DomainEncoder" and trace.startswith("Traceback")
     table = (folder / "results.md").read_text()
     assert "- rank=900: PCA.rank = 900 exceeds the encoder width 16" in table and f"| {RANK} | " in table
 
@@ -167,6 +168,7 @@ def test_printed_commands_start_nothing(call, sweep_file, tmp_path, capsys):
         (["sweep.points = [{'PCA.rnak': 2}]"], None, "did you mean 'rank'"),
         (["sweep.launcher = 'slrum'"], None, "it is one of local, torchrun, slurm, print; did you mean 'slurm'?"),
         (["sweep.parallel = 0"], None, "sweep.parallel = 0: a whole number of at least 1"),
+        (["sweep.processes = 2"], None, "sweep.processes = 2 without effect: bind sweep.launcher = 'torchrun'"),
         ([], "scale=2", "the sweep has no point 'scale=2'; did you mean 'scale=2.0'?"),
     ],
 )
@@ -197,6 +199,23 @@ def test_a_trained_model_is_sampled_into_another_folder(folder, call, tmp_path):
     record = json.loads((tmp_path / "more" / "samples" / "record.json").read_text())
     assert record["num_images"] == 5 and times(trained_dir, "**/*") == before
     assert config.statements((tmp_path / "more" / "config.gin").read_text())["sample.num_images"] == "5"
+
+
+def test_the_configuration_of_a_trained_model_stays_as_it_is(folder, call, tmp_path):
+    trained_dir = folder / "models" / RANK
+    before = (trained_dir / "config.gin").read_bytes()
+    with flagsaver.flagsaver(
+        gin_file=[], gin_bindings=["sample.num_images = 7"], run_dir=None, trained_dir=str(trained_dir)
+    ):
+        program.configure(tmp_path / "more", trains=True)  # as redi.run does
+    assert (trained_dir / "config.gin").read_bytes() == before
+    assert config.statements((tmp_path / "more" / "config.gin").read_text())["sample.num_images"] == "7"
+
+
+def test_a_sweep_file_without_redi_sweep_is_pointed_out(sweep_file, call, tmp_path, caplog):
+    with flagsaver.flagsaver(gin_file=[str(sweep_file)], gin_bindings=[], run_dir=None, trained_dir=None):
+        program.configure(tmp_path / "run", trains=True)
+    assert "this is a sweep file" in caplog.text
 
 
 def test_bindings_that_the_trained_model_does_not_have_are_refused(folder, call, tmp_path, capsys):

@@ -21,7 +21,7 @@ from redi.core.registry import did_you_mean
 HARMLESS = re.compile(
     r"train\.(num_steps|\w+_every|keep_checkpoints|preview\w*|monitor|device)$"
     r"|prepare\.(cache_dir|batch_size|rows_per_shard|verify)$"
-    r"|(\w+/)*(encoders\.|autoencoders\.)?\w+\.weights$"
+    r"|(?!sample\.)(\w+/)*(encoders\.|autoencoders\.)?\w+\.weights$"  # sample.weights are 'ema' or 'model'
     r"|(\w+/)*(reducers\.)?\w+\.store_rank$"
 )
 

@@ -14,11 +14,11 @@ SCHEMES = ("equal", "random", "dataset", "null")
 LABEL_SEED = 0x1ABE1  # any number that no sampling seed will be
 
 
-def choose_labels(scheme: str | Sequence[int], num_images: int, num_classes: int, folder: Path) -> Tensor:
+def choose_labels(scheme: str | Sequence[int], num_images: int, num_classes: int, folder: Path | None = None) -> Tensor:
     """(num_images,) int64; see `redi.evaluation.sampling.sample`.
 
     Args:
-        folder: of the trained run, whose audit.json tells the class frequencies.
+        folder: of the trained run, whose audit.json tells the class frequencies; needed for 'dataset' alone.
     """
     if scheme == "equal":
         return torch.arange(num_images) % num_classes

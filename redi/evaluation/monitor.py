@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from redi.data.datasets import Dataset, datasets
 from redi.evaluation.checking import check_size
 from redi.evaluation.evaluate import prepare_networks
 from redi.evaluation.frechet import Gaussian, frechet_distance
+from redi.evaluation.label_schemes import choose_labels
 from redi.evaluation.references import reference_features
 from redi.evaluation.stored_statistics import StoredStatistics, images_of
 from redi.models.encoders import Encoder
@@ -35,7 +37,8 @@ class Monitor:
     Args:
         networks: encoders to measure in, as in `evaluate`; those that learn from data learn from the training images.
         reference: images or stored statistics; default: what `prepare` is given (programs: evaluate.reference).
-        num_images: how many are drawn, with as many of each class as of any other.
+        num_images: how many are drawn.
+        labels: 'equal': as many of each class as of any other; 'random'; 'null': without a label.
         max_reference: at most so many reference images.
         generate: draws them; a short sampler serves.
     """
@@ -46,6 +49,7 @@ class Monitor:
         networks: Sequence[Encoder] = (),
         reference: Dataset | StoredStatistics | None = None,
         num_images: int = 500,
+        labels: Literal["equal", "random", "null"] = "equal",
         max_reference: int = 10_000,
         cache_dir: str | Path | None = None,
         generate: Callable[..., Generated] = generate,
@@ -54,9 +58,12 @@ class Monitor:
             raise ValueError("Monitor.networks is empty: bind, for example, [@evaluator/encoders.DomainEncoder()]")
         if not isinstance(num_images, int) or num_images < 2:
             raise ValueError(f"Monitor.num_images = {num_images!r}: a whole number of at least 2 is needed")
+        if labels not in ("equal", "random", "null"):
+            raise ValueError(f"Monitor.labels = {labels!r}: it is 'equal', 'random' or 'null'")
         if reference is not None and not isinstance(reference, StoredStatistics):
             datasets.check(reference, "Monitor.reference")
         self.networks, self.reference, self.num_images = list(networks), reference, num_images
+        self.labels = labels
         self.max_reference, self.cache_dir, self.generate = max_reference, cache_dir, generate
         self.against: list[Gaussian] = []  # the reference's, in every network
 
@@ -90,13 +97,13 @@ class Monitor:
         """-> {"<metric>_of_<num_images>": value} of the model with these weights."""
         if not self.against:
             raise ValueError("Monitor.prepare(dataset) has not been called: it looks at the reference images")
-        labels = torch.arange(self.num_images) % model.num_classes
+        labels = choose_labels(self.labels, self.num_images, model.num_classes)
         drawn = self.generate(model, codec, process, labels=labels, weights=weights)
         values = {}
         for network, against in zip(self.networks, self.against, strict=True):
             pooled = torch.cat([network.metric_features(part)["pooled"].cpu() for part in drawn.images.split(256)])
             values[network.metric_name("frechet_distance")] = frechet_distance(Gaussian.of(pooled), against)
-            if isinstance(network, DomainEncoder) and network.is_classifier:
+            if isinstance(network, DomainEncoder) and network.is_classifier and self.labels != "null":
                 answers = network.head(pooled.to(network.trained.device)).argmax(dim=1).cpu()
                 values["recognised_as_label"] = float((answers == labels).float().mean())
         return {f"{name}_of_{self.num_images}": value for name, value in values.items()}

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,13 @@ from redi import components
 from redi.core import config
 from redi.core.artefact import write_json
 from redi.core.checkpoint import checkpoint_dir, list_checkpoints
+from redi.evaluation.evaluate import evaluate
+from redi.evaluation.report import report
+from redi.evaluation.sampling import sample
 from redi.run import num_steps
 from redi.sweeps.points import Point, expand, shortened
 
-STEPS = "train.num_steps"  # a run may be prolonged, so it is no conflict there; for a sweep it is another model
+STEPS = "train.num_steps"
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,7 @@ def plan(run_dir: Path, base: str, *, grid: Any, points: Any, names: Any) -> lis
         for point, stored in zip(expanded, _stored_ranks(base, expanded), strict=True):
             _parse(base, point, stored)
             text = config.full_text()
-            statements = config.relevant(text, components.training_roots())
-            statements[STEPS] = config.statements(text).get(STEPS, "")
+            statements = _decide_training(text)
             key = json.dumps(statements, sort_keys=True)
             if key not in models:
                 models[key] = _model_name(point, statements, set(models.values()))
@@ -75,12 +77,40 @@ def _parse(base: str, point: Point, stored: dict[str, int]) -> None:
         config.parse([], [base, *bindings])
     except ValueError as error:
         raise ValueError(f"point {point.name} of the sweep: {error}") from None
-    unused = set(config.without_effect(components.roots()))
-    if idle := [key for key in point.bindings if config.canonical(key) in unused]:
+    canonical = {key: config.canonical(key) for key in point.bindings}
+    if twice := [key for key, own in canonical.items() if list(canonical.values()).count(own) > 1]:
+        raise ValueError(
+            f"point {point.name} of the sweep binds {' and '.join(twice)}, which are one and the same: leave it in once"
+        )
+    unused = {*config.without_effect(_roots()), *(key for key in canonical.values() if key.startswith("sweep."))}
+    if idle := [key for key, own in canonical.items() if own in unused]:
         raise ValueError(
             f"point {point.name} of the sweep binds {', '.join(idle)} without effect, for nothing in use refers to it: "
             "drop it, or bind the component that it belongs to as well"
         )
+
+
+def _roots() -> list[Callable]:
+    """What a point calls."""
+    return [*components.training_roots(), sample, evaluate, report]
+
+
+def _decide_training(text: str) -> dict[str, str]:
+    """The statements of a configuration that decide which model is trained.
+
+    A run may be prolonged and find its weights elsewhere; points that differ in either are trained apart.
+    """
+    statements, idle = config.statements(text), set(config.without_effect(components.training_roots()))
+    decisive = config.relevant(text, components.training_roots())
+    for key in [STEPS, *(key for key in statements if key.endswith(".weights") and key not in idle)]:
+        decisive |= _followed(statements, key)
+    return decisive
+
+
+def _followed(statements: dict[str, str], key: str) -> dict[str, str]:
+    """A statement, and those of the macros that its value is."""
+    value = statements.get(key, "(not bound)")
+    return {key: value} | (_followed(statements, value[1:]) if value.startswith("%") else {})
 
 
 def _stored_ranks(base: str, points: Sequence[Point]) -> list[dict[str, int]]:
@@ -119,7 +149,7 @@ def _refuse_mixed(run_dir: Path, entry: Planned) -> None:
     """Raises ValueError where the point's folders hold work of another configuration than the one parsed."""
     folder, trained_dir = entry.folder(run_dir), entry.trained_dir(run_dir)
     if any((folder / name).exists() for name in ("result.json", "samples", "metrics.json")):
-        _refuse(folder, components.roots(), f"delete {folder} to do the point anew")
+        _refuse(folder, _roots(), f"delete {folder} to do the point anew")
     if list_checkpoints(trained_dir):
         _refuse(trained_dir, components.training_roots(), f"delete {trained_dir} to train anew")
 
@@ -130,9 +160,9 @@ def _refuse(folder: Path, roots: Sequence, advice: str) -> None:
         raise ValueError(f"{folder} holds results without the config.gin that they were made with: {advice}")
     saved = path.read_text()
     differences = config.conflicts(saved, roots)
-    steps = [config.statements(text).get(STEPS, "(not bound)") for text in (saved, config.full_text())]
-    if steps[0] != steps[1]:
-        differences.append(f"{STEPS}: {steps[0]} -> {steps[1]}")
+    old, new = (_followed(config.statements(text), STEPS) for text in (saved, config.full_text()))
+    changed = [key for key in old | new if old.get(key) != new.get(key)]
+    differences += [f"{key}: {old.get(key, '(not bound)')} -> {new.get(key, '(not bound)')}" for key in changed]
     if differences:
         raise ValueError(
             f"{folder} holds another configuration:\n  "

@@ -1,22 +1,12 @@
 """The plot of a sweep: a panel for each main metric, over the swept number or with one tick a group."""
 
 import math
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
-from redi.sweeps.points import short_keys, short_value
-from redi.sweeps.results import ARROWS, Results, Row
+from redi.evaluation.pages.places import Place, placed
+from redi.sweeps.results import ARROWS, Results
 
 MOST_PANELS = 6
-
-
-@dataclass
-class Place:
-    """Where a group is drawn: at x on the line of its label, or without x as a level across the panel."""
-
-    x: float | None
-    label: str
 
 
 def plot(path: Path, results: Results) -> None:
@@ -31,7 +21,7 @@ def plot(path: Path, results: Results) -> None:
     names = names[:MOST_PANELS]
     if not names:
         return
-    what, places = placed(results)
+    what, places = placed({row.group: row.bindings for row in results.rows})
     columns = min(len(names), 3)
     lines = -(-len(names) // columns)
     width = 4.6 if what else max(4.6, 0.55 * len(results.rows) + 2)
@@ -40,7 +30,7 @@ def plot(path: Path, results: Results) -> None:
     for index, name in enumerate(names):
         panel = figure.add_subplot(lines, columns, index + 1)
         if what:
-            _over_numbers(panel, results, name, places)
+            _over_numbers(panel, results, name, places, unnamed=what.rsplit(".", 1)[-1])
             panel.set_xlabel(what)
         else:
             _over_groups(panel, results, name)
@@ -53,47 +43,7 @@ def plot(path: Path, results: Results) -> None:
     figure.savefig(path, dpi=150)
 
 
-def placed(results: Results) -> tuple[str, dict[str, Place]]:
-    """-> what the x axis is ('' where groups have ticks instead of numbers), and the place of every group.
-
-    The axis is the binding with the most different numbers, if every group with a swept number has that one. Else
-    bindings of one name, as the scales of several rules, share the axis, with a line each.
-    """
-    numbers = {axis: {row.group: _number(row, axis) for row in results.rows} for axis in results.axes}
-    numbers = {axis: {group: x for group, x in found.items() if x is not None} for axis, found in numbers.items()}
-    swept = {axis: found for axis, found in numbers.items() if len(set(found.values())) > 1}
-    if not swept:
-        return "", {}
-    anywhere = {group for found in swept.values() for group in found}
-    everywhere = [axis for axis, found in swept.items() if found.keys() == anywhere]
-    short = short_keys(results.axes)
-    if everywhere:
-        axis = max(everywhere, key=lambda axis: len(set(swept[axis].values())))
-        return axis, {row.group: _place(row, axis, short) for row in results.rows}
-    name = Counter(axis.rsplit(".", 1)[-1] for axis in swept).most_common(1)[0][0]
-    places = {}
-    for row in results.rows:
-        own = [axis for axis in results.axes if axis.rsplit(".", 1)[-1] == name and _number(row, axis) is not None]
-        places[row.group] = _place(row, own[0], short) if len(own) == 1 else Place(None, row.group)
-    return name, places
-
-
-def _place(row: Row, axis: str, short: dict[str, str]) -> Place:
-    if (x := _number(row, axis)) is None:
-        return Place(None, row.group)
-    others = {key: value for key, value in row.bindings.items() if key != axis}
-    return Place(x, ", ".join(f"{short[key]}={short_value(value)}" for key, value in others.items()) or short[axis])
-
-
-def _number(row: Row, axis: str) -> float | None:
-    """The value of a binding where it is a number."""
-    try:
-        return float(row.bindings[axis])
-    except (KeyError, ValueError):
-        return None
-
-
-def _over_numbers(panel, results: Results, name: str, places: dict[str, Place]) -> None:
+def _over_numbers(panel, results: Results, name: str, places: dict[str, Place], unnamed: str) -> None:
     lines: dict[str, list[tuple[float, float, float]]] = {}
     levels: dict[str, float] = {}
     for row in results.rows:
@@ -103,7 +53,7 @@ def _over_numbers(panel, results: Results, name: str, places: dict[str, Place]) 
         if place.x is None:
             levels[place.label] = mean
         else:
-            lines.setdefault(place.label, []).append((place.x, mean, row.spread(name) or 0.0))
+            lines.setdefault(place.label or unnamed, []).append((place.x, mean, row.spread(name) or 0.0))
     for label, found in lines.items():
         xs, means, spreads = zip(*sorted(found), strict=True)
         panel.errorbar(xs, means, yerr=spreads, marker="o", markersize=4, capsize=3, label=label)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import traceback
 from pathlib import Path
 
@@ -67,4 +68,6 @@ class _error_file:
 
     def __exit__(self, kind, error, trace) -> None:
         if error is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
-            self.path.write_text(f"{error}\n\n{''.join(traceback.format_exception(kind, error, trace))}")
+            # gin adds a line for every call that the error went through.
+            text = re.sub(r"\n\s*In call to configurable '\S+' \(<.*?>\)(?=\n|$)", "", str(error))
+            self.path.write_text(f"{text}\n\n{''.join(traceback.format_exception(kind, error, trace))}")

@@ -41,7 +41,7 @@ class Point:
 
 def is_seed(key: str) -> bool:
     """Whether points that differ in this binding are repetitions."""
-    return key.endswith((".seed", "seeds"))
+    return re.search(r"(^|[._])seeds?$", key, re.IGNORECASE) is not None
 
 
 def expand(grid: Any, points: Any, names: Any) -> list[Point]:
@@ -111,14 +111,14 @@ def short_keys(keys: Collection[str]) -> dict[str, str]:
 def _checked(grid: Any, points: Any, names: Any) -> tuple[dict, list[dict], list[str]]:
     grid, points = {} if grid is None else grid, [] if points is None else points
     if not isinstance(grid, Mapping):
-        raise ValueError(f"sweep.grid = {grid!r}: it is a dictionary {{'PCA.rank': [4, 8], ...}}")
+        raise ValueError(f"sweep.grid = {grid!r}: a dictionary is needed, as {{'PCA.rank': [4, 8], ...}}")
     if not (isinstance(points, list | tuple) and all(isinstance(entry, Mapping) for entry in points)):
-        raise ValueError(f"sweep.points = {points!r}: it is a list of dictionaries [{{'PCA.rank': 4, ...}}, ...]")
+        raise ValueError(f"sweep.points = {points!r}: a list of dictionaries is needed, as [{{'PCA.rank': 4}}, ...]")
     if not grid and not points:
         raise ValueError("an empty sweep: bind sweep.grid = {'PCA.rank': [4, 8], ...} or sweep.points = [{...}, ...]")
     for key, values in grid.items():
         if not (isinstance(values, list | tuple) and values):
-            raise ValueError(f"sweep.grid[{key!r}] = {values!r}: it is a list of at least one value")
+            raise ValueError(f"sweep.grid[{key!r}] = {values!r}: a list of at least one value is needed, and no macro")
     for key in [key for known in (grid, *points) for key in known]:
         if not isinstance(key, str):
             raise ValueError(f"the sweep binds {key!r}: keys are text, as 'PCA.rank'")

@@ -23,6 +23,7 @@ def submitted(
     entries: Sequence[Planned],
     *,
     threads: int | None,
+    processes: int | None = None,
     options: Mapping[str, Any],
     cluster: str = "slurm",
     poll_seconds: float = POLL_SECONDS,
@@ -52,8 +53,9 @@ def submitted(
     for entry in entries:
         job = _queued(submitit, folder, run_dir, entry) if cluster == "slurm" else None
         if job is None:
-            job = executor.submit(Task(command(run_dir.resolve(), entry), threads))
             entry.folder(run_dir).mkdir(parents=True, exist_ok=True)
+            (entry.folder(run_dir) / "error.txt").unlink(missing_ok=True)  # of an earlier try
+            job = executor.submit(Task(command(run_dir.resolve(), entry, processes=processes), threads))
             write_json(_record(run_dir, entry), {"job_id": job.job_id})
             log.info("%s: submitted as job %s", entry.name, job.job_id)
         jobs[entry.name] = entry, job

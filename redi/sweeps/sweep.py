@@ -47,7 +47,7 @@ def sweep(
             for another scheduler, and nothing is started.
         parallel: so many points at once, locally.
         threads: of each process, OMP_NUM_THREADS.
-        processes: of each point, with torchrun.
+        processes: of each point, by torchrun; not with 'local'.
         slurm: options of submitit, such as {'timeout_min': 600, 'gpus_per_node': 1, 'slurm_partition': 'gpu'}.
 
     Raises:
@@ -65,14 +65,14 @@ def sweep(
     left = [entry for entry in planned if read_result(entry.folder(run_dir)) is None]
     models = len({entry.model for entry in planned})
     log.info("%d points of %d models, %d points done", len(planned), models, len(planned) - len(left))
+    several = processes if launcher == "torchrun" or processes > 1 else None
     if launcher == "print":
-        launchers.printed([launchers.command(run_dir, entry) for entry in left], threads)
+        launchers.printed([launchers.command(run_dir, entry, processes=several) for entry in left], threads)
     elif launcher == "slurm":
         from redi.sweeps.slurm import submitted
 
-        submitted(run_dir, left, threads=threads, options=dict(slurm or {}))
+        submitted(run_dir, left, threads=threads, processes=several, options=dict(slurm or {}))
     else:
-        several = processes if launcher == "torchrun" else None
         launchers.local(run_dir, left, parallel=parallel, threads=threads, processes=several)
     results = gather_all(run_dir, planned)
     if results.missing and launcher != "print":
@@ -100,6 +100,8 @@ def check_launcher(launcher: str, parallel: int, threads: int | None, processes:
     for name, number in (("parallel", parallel), ("threads", threads), ("processes", processes)):
         if number is not None and not (isinstance(number, int) and number >= 1):
             raise ValueError(f"sweep.{name} = {number!r}: a whole number of at least 1 is needed")
+    if launcher == "local" and processes > 1:
+        raise ValueError(f"sweep.processes = {processes} without effect: bind sweep.launcher = 'torchrun' as well")
 
 
 def _chosen(planned: Sequence[Planned], name: str) -> Planned:

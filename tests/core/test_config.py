@@ -468,7 +468,9 @@ def test_how_many_channels_a_cache_keeps_is_no_other_configuration(key):
     assert config.HARMLESS.match(key)
 
 
-@pytest.mark.parametrize("key", ["StableVAE.weights_sha256", "JointObjective.representation_weight", "train.weights.x"])
+@pytest.mark.parametrize(
+    "key", ["StableVAE.weights_sha256", "JointObjective.representation_weight", "train.weights.x", "sample.weights"]
+)
 def test_what_decides_what_is_learned_is_another_configuration(key):
     assert not config.HARMLESS.match(key)
 

@@ -85,6 +85,14 @@ def test_training_logs_it_on_schedule_and_learns_the_same(monitor, codec, images
     assert losses[0] == losses[1]
 
 
+def test_null_labels_are_drawn_and_recognised_as_nothing(images, monitor, model, codec):
+    own = Monitor(networks=monitor.networks, num_images=20, labels="null", generate=DRAW)
+    own.prepare(images)
+    measured, labelled = own(model, codec, FlowMatching()), monitor(model, codec, FlowMatching())
+    [name] = measured  # no recognised_as_label
+    assert measured[name] != labelled[name]
+
+
 def test_a_reference_of_its_own_wins(images, monitor):
     own = Monitor(networks=monitor.networks, reference=images.without(range(30)), num_images=20, generate=DRAW)
     own.prepare(images, reference=images)
@@ -99,6 +107,7 @@ def test_a_reference_of_its_own_wins(images, monitor):
     [
         ({"networks": []}, "Monitor.networks is empty"),
         ({"networks": [DomainEncoder(width=8)], "num_images": 1}, "Monitor.num_images = 1"),
+        ({"networks": [DomainEncoder(width=8)], "labels": "none"}, "Monitor.labels = 'none'"),
         ({"networks": [DomainEncoder(width=8)], "reference": PCA()}, "Monitor.reference takes one of datasets"),
     ],
 )

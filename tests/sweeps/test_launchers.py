@@ -80,6 +80,8 @@ def test_what_a_point_prints_is_kept_and_its_threads_are_limited(tmp_path, monke
 
 def test_a_point_that_was_killed_has_an_error_and_the_others_go_on(tmp_path, monkeypatch, caplog):
     script(monkeypatch, f"{RESULT}\nif NAME == 'a': os.kill(os.getpid(), signal.SIGKILL)\ndone()")
+    (tmp_path / "points" / "a").mkdir(parents=True)
+    (tmp_path / "points" / "a" / "error.txt").write_text("of an earlier try")
     local(tmp_path, [point("a"), point("b")], parallel=1, threads=None)
     error = (tmp_path / "points" / "a" / "error.txt").read_text()
     assert error == "the process ended with status -9 and left no result; see output.txt\n"

@@ -37,7 +37,10 @@ def test_points_that_differ_in_seeds_alone_are_one_group():
     assert {point.group for point in expand({"train.seed": [0, 1]}, None, None)} == {"all"}
 
 
-@pytest.mark.parametrize(("key", "expected"), [("train.seed", True), ("sample.seeds", True), ("A.seedling", False)])
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [("train.seed", True), ("sample.seeds", True), ("SEED", True), ("A.seedling", False), ("reseed", False)],
+)
 def test_what_counts_as_a_seed(key, expected):
     assert is_seed(key) is expected
 
@@ -95,12 +98,12 @@ def test_a_long_name_is_cut_and_stays_unique():
     [
         ({}, "an empty sweep: bind sweep.grid"),
         ({"grid": {}, "points": []}, "an empty sweep"),
-        ({"grid": {"PCA.rank": []}}, r"sweep.grid\['PCA.rank'\] = \[\]: it is a list of at least one value"),
-        ({"grid": {"PCA.rank": 8}}, r"sweep.grid\['PCA.rank'\] = 8: it is a list"),
-        ({"grid": {"PCA.scale": "raw"}}, "it is a list"),
-        ({"grid": [1]}, "sweep.grid = .* it is a dictionary"),
-        ({"points": {"PCA.rank": 8}}, "sweep.points = .* it is a list of dictionaries"),
-        ({"points": [8]}, "it is a list of dictionaries"),
+        ({"grid": {"PCA.rank": []}}, r"sweep.grid\['PCA.rank'\] = \[\]: a list of at least one value is needed"),
+        ({"grid": {"PCA.rank": 8}}, r"sweep.grid\['PCA.rank'\] = 8: a list"),
+        ({"grid": {"PCA.scale": "raw"}}, "a list of at least one value is needed"),
+        ({"grid": [1]}, "sweep.grid = .* a dictionary is needed"),
+        ({"points": {"PCA.rank": 8}}, "sweep.points = .* a list of dictionaries is needed"),
+        ({"points": [8]}, "a list of dictionaries is needed"),
         ({"grid": {3: [1]}}, "the sweep binds 3: keys are text"),
         ({"grid": RANKS, "points": [{"PCA.rank": 1}]}, "PCA.rank is bound by sweep.grid and by sweep.points"),
         ({"grid": {"PCA.rank": [8, 8]}}, "2 points of the sweep are called 'rank=8'; they have the same bindings"),

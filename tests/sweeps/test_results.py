@@ -1,4 +1,4 @@
-"""The tables and the plot of a sweep: numbers against NumPy, what is missing, and where groups are drawn."""
+"""The tables and the plot of a sweep: numbers against NumPy, and what is missing."""
 
 import csv
 import io
@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from redi.sweeps.plan import Planned
-from redi.sweeps.plot import placed, plot
+from redi.sweeps.plot import plot
 from redi.sweeps.point import read_result
-from redi.sweeps.results import Results, Row, gather, table_csv, table_markdown
+from redi.sweeps.results import Results, gather, table_csv, table_markdown
 
 VALUES = {"plain": [9.0, 9.4, 8.9], "rank=4": [4.125, 5.5, 4.0], "rank=8": [3.0]}
 
@@ -121,34 +121,3 @@ def test_the_plot_has_a_panel_for_each_metric(sweep):
 def test_a_sweep_of_which_nothing_is_done_has_no_plot(tmp_path):
     plot(tmp_path / "plot.png", Results([], {}, {}))
     assert list(tmp_path.iterdir()) == []
-
-
-# ---- where groups are drawn
-
-
-def places(*bindings: dict[str, str]):
-    what, found = placed(Results([Row(str(i), own) for i, own in enumerate(bindings)], {}, {}))
-    return what, [(place.x, place.label) for place in found.values()]
-
-
-def test_the_swept_number_is_the_axis_and_a_group_without_it_a_level():
-    rows = [{"PCA.rank": "4"}, {"PCA.rank": "8"}, {"JointCodec.representations": "[]"}]
-    assert places(*rows) == ("PCA.rank", [(4.0, "rank"), (8.0, "rank"), (None, "2")])
-
-
-def test_of_two_numbers_the_one_with_more_values_is_the_axis():
-    rows = [{"A.scale": a, "B.scale": b} for a in ("1.0", "2.0") for b in ("1.0", "1.5", "3.0")]
-    what, found = places(*rows)
-    assert what == "B.scale" and found[4] == (1.5, "A.scale=2.0")
-
-
-def test_scales_of_several_rules_share_an_axis():
-    first = [{"generate.guidance": "[@A()]", "A.scale": scale} for scale in ("1.0", "2.0")]
-    second = [{"generate.guidance": "[@B()]", "B.scale": scale} for scale in ("1.5", "2.0")]
-    what, found = places(*first, *second, {"generate.guidance": "[@A(), @B()]", "A.scale": "2.0", "B.scale": "2.0"})
-    assert what == "scale"
-    assert found[1] == (2.0, "guidance=A") and found[2] == (1.5, "guidance=B") and found[4] == (None, "4")
-
-
-def test_without_numbers_groups_have_ticks():
-    assert places({"A.fusion": "@Merged"}, {"A.fusion": "@Separate"}) == ("", [])
