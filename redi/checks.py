@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import math
 from collections.abc import Callable
 
 import torch
@@ -57,6 +58,14 @@ def check_training(codec: JointCodec, dataset: Dataset, *, resumes: bool = False
     for rule in rules:
         if advice := rule.check_training(objective.label_dropout, objective.representation_dropout):
             log.warning("%s", advice)
+    numbers = codec.channels.total * math.prod(net.grid) // net.fusion.num_tokens
+    if numbers > (width := net.label_embedding.embedding_dim):
+        log.warning(
+            "a token holds %d numbers (channels x patch size squared, the features resized to the latent grid among "
+            "them), more than the model's width of %d: the noise in them does not fit through, and the image suffers "
+            "too. Lower the reducer's rank or the patch size, or raise DiffusionTransformer.width",
+            numbers, width,
+        )  # fmt: skip
     without_effect = [name for name in ALIGNMENT if config.bound(name) is not None]
     if codec.alignment is None and without_effect:
         log.warning("%s without effect: JointCodec.alignment is not bound (see repa.gin)", ", ".join(without_effect))

@@ -46,6 +46,16 @@ def test_settings_that_can_work_are_prepared(tiny_gin, tmp_path):
     assert codec.fitted and len(data) == 179
 
 
+@pytest.mark.parametrize(("rank", "numbers"), [(3, 0), (4, 20)])
+def test_tokens_of_more_numbers_than_the_model_is_wide_are_pointed_out(tiny_gin, tmp_path, caplog, rank, numbers):
+    size = ["DiffusionTransformer.size = 'S/2'", "DiffusionTransformer.width = 16", f"PCA.rank = {rank}"]
+    config.parse([tiny_gin], ["train.device = 'cpu'", *size])
+    prepared(tmp_path)
+    found = [record.getMessage() for record in caplog.records if "a token holds" in record.getMessage()]
+    assert len(found) == bool(numbers)  # one image channel and the rank, by patches of 2 x 2
+    assert not numbers or f"a token holds {numbers} numbers" in found[0] and "width of 16" in found[0]
+
+
 TRAINING = {
     "an unknown precision": ("train.precision = 'bf16'", "train.precision = 'bf16': it is 'auto', 'float32' or"),
     "steps in words": ("train.num_steps = 'many'", "train.num_steps = 'many': a whole number of at least 1"),

@@ -6,8 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from redi.convergence import _folders
-from redi.convergence import _warn_of_different_measures
+from redi.convergence import _folders, _warn_of_different_measures
 from redi.evaluation.convergence import Curve, convergence_factor, describe, plot, read_curve
 
 STEPS = np.arange(100, 1100, 100)
