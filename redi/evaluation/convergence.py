@@ -88,7 +88,7 @@ def convergence_factor(*, baseline: Sequence[Curve], method: Sequence[Curve]) ->
         "null": [_pair(one, other)["factor"] for one in baseline for other in baseline if other is not one],
         "not_reached": sum(pair["steps"] is None for pair in pairs),
         "at_once": sum(
-            pair["steps"] == other.steps[0] for pair, other in zip(pairs, [*method] * len(baseline), strict=True)
+            float(m.steps[0]) == pair["steps"] for pair, m in zip(pairs, [*method] * len(baseline), strict=True)
         ),
         "pairs": pairs,
     }
@@ -144,6 +144,7 @@ def describe(result: dict) -> str:
 def plot(*, baseline: Sequence[Curve], method: Sequence[Curve], metric: str, result: dict):
     """A matplotlib figure: every run, the baseline's mean final distance, and the factor."""
     from matplotlib.figure import Figure  # without pyplot: no global state, no display
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -153,9 +154,15 @@ def plot(*, baseline: Sequence[Curve], method: Sequence[Curve], metric: str, res
             axes.plot(curve.steps, curve.values, color=colour, linewidth=1.3, label=name if number == 0 else None)
     target = float(np.exp(np.mean([math.log(curve.last[1]) for curve in baseline])))
     axes.axhline(target, color="#777777", linestyle=":", linewidth=1.2, label="the baseline's final distance")
-    bound = "at most " if result["not_reached"] else ""
-    title = f"convergence factor {bound}{result['factor']:.2f} ({result['low']:.2f} to {result['high']:.2f})"
+    title = f"convergence factor {result['factor']:.2f} ({result['low']:.2f} to {result['high']:.2f})"
+    if result["not_reached"]:
+        title = f"convergence factor at most {result['factor']:.2f}"
     axes.set(xlabel="training step", ylabel=metric.removeprefix(PREFIX).replace("_", " "), yscale="log", title=title)
+    low, high = axes.get_ylim()
+    ticks = [t * 10.0**e for e in range(-6, 7) for t in (1, 1.5, 2, 3, 4, 5, 7) if low <= t * 10.0**e <= high]
+    axes.set_yticks(ticks)
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     return figure

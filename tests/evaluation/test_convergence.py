@@ -47,6 +47,7 @@ def test_baselines_against_each_other_show_what_noise_alone_gives():
 def test_a_target_that_is_met_at_once_gives_a_lower_bound():
     result = convergence_factor(baseline=[decay(1e-3)], method=[decay(0.1)])
     assert result["at_once"] == 1 and result["factor"] == pytest.approx(10)
+    assert json.loads(json.dumps(result)) == result
     assert "at least what is said" in describe(result)
 
 

@@ -1,0 +1,65 @@
+"""Where a joint model loses against a plain one: in drawing the features, or in drawing the image beside them?
+
+    python experiments/cifar10/given_features.py RUN_DIR [RUN_DIR ...]
+
+For every run with one representation: the Fréchet distance of images drawn jointly with their features, and of images drawn
+given the features that the encoder sees in real training images of the same labels; the share of residual noise in the
+drawn features (the part of them that no features resized from the encoder's grid could have, 0 for real ones); all with 25
+evaluations, 500 images and the network of the run's monitor.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+import redi
+from redi.core import config
+from redi.core.generation import generate
+from redi.core.grids import resized, restored
+from redi.core.samplers.euler_maruyama import EulerMaruyama
+from redi.evaluation.evaluate import prepare_networks
+from redi.evaluation.frechet import Gaussian, frechet_distance
+from redi.evaluation.references import reference_features
+
+COUNT, EVALUATIONS = 500, 25
+
+
+def measure(folder: Path) -> dict:
+    from redi import components
+
+    run = redi.load(folder, device="cpu")
+    [name] = run.codec.channels.representations
+    components.import_all()
+    with config.isolated():
+        config.parse([folder / "config.gin"])
+        dataset, reference = config.bound("train.dataset"), config.bound("evaluate.reference")
+        [network] = config.bound("evaluate.networks")
+    prepare_networks([network], dataset)
+    against = Gaussian.of(reference_features(reference, network).tensors["pooled"])
+    positions = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:COUNT].tolist()
+    batch = dataset.batch(positions)
+    z = run.codec.channels.split(run.codec.encode(batch["images"]))[name]
+
+    def drawn(**given):
+        return generate(
+            run.model, run.codec, run.process, labels=batch["labels"], sampler=EulerMaruyama(num_evaluations=EVALUATIONS),
+            weights=run.weights["ema"], **given,
+        )  # fmt: skip
+
+    joint, from_features = drawn(), drawn(given={name: z})
+    generated = run.codec.channels.split(joint.x)[name]
+    grid = run.codec.representations[name].encoder(batch["images"][:1]).shape[-2:]
+    rest = generated - resized(restored(generated, grid), generated.shape[-2:])
+    return {
+        "run": folder.name,
+        "joint": frechet_distance(Gaussian.of(network.pooled(joint.images)), against),
+        "given_real_features": frechet_distance(Gaussian.of(network.pooled(from_features.images)), against),
+        "residual_noise_in_features": float(rest.square().mean() / generated.square().mean()),
+    }
+
+
+if __name__ == "__main__":
+    for path in sys.argv[1:]:
+        print(json.dumps(measure(Path(path))), flush=True)
