@@ -2,10 +2,10 @@
 
     python experiments/cifar10/given_features.py RUN_DIR [RUN_DIR ...]
 
-For every run with one representation: the Fréchet distance of images drawn jointly with their features, and of images drawn
-given the features that the encoder sees in real training images of the same labels; the share of residual noise in the
-drawn features (the part of them that no features resized from the encoder's grid could have, 0 for real ones); all with 25
-evaluations, 500 images and the network of the run's monitor.
+For every run with one representation: the Fréchet distance of images drawn jointly with their features, and of images
+drawn given the features that the encoder sees in real training images of the same labels; the share of residual noise
+in the drawn features (the part that no features resized from the encoder's grid could have, 0 for real ones). All with
+25 evaluations, 500 images and the network of the run's evaluation.
 """
 
 import json
@@ -44,8 +44,8 @@ def measure(folder: Path) -> dict:
 
     def drawn(**given):
         return generate(
-            run.model, run.codec, run.process, labels=batch["labels"], sampler=EulerMaruyama(num_evaluations=EVALUATIONS),
-            weights=run.weights["ema"], **given,
+            run.model, run.codec, run.process, labels=batch["labels"], weights=run.weights["ema"],
+            sampler=EulerMaruyama(num_evaluations=EVALUATIONS), **given,
         )  # fmt: skip
 
     joint, from_features = drawn(), drawn(given={name: z})
