@@ -73,8 +73,10 @@ class Channels(Mapping[str, int]):
 
     def per_channel(self, values: Mapping[str, float], like: Tensor) -> Tensor:
         """{group: value} -> (1, C, 1, 1), each group's value repeated over its channels."""
-        per_channel = [values[name] for name, size in self._sizes.items() for _ in range(size)]
-        return like.new_tensor(per_channel)[None, :, None, None]
+        # Filled on the device: a list would have to be copied there, for which the host waits.
+        return torch.cat([like.new_full((size,), values[name]) for name, size in self._sizes.items()])[
+            None, :, None, None
+        ]
 
     def _check(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.total:

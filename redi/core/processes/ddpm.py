@@ -54,7 +54,9 @@ class DDPM(Process):
         self._channels: Channels | None = None
         betas = np.linspace(beta_min, beta_max, num_timesteps, dtype=np.float64)
         # Entry k + 1 is step k of the literature; entry 0 is the data.
-        self._alphas_cumprod = torch.from_numpy(np.concatenate([[1.0], np.cumprod(1 - betas)]))
+        table = np.concatenate([[1.0], np.cumprod(1 - betas)])
+        self._table = torch.from_numpy(table)  # for tensors, and on their device
+        self._alphas_cumprod = table.tolist()  # for floats, which no device has to be asked for
 
     def for_channels(self, channels: Channels, device: torch.device | str = "cpu") -> "DDPM":
         unknown = [name for name in self.learned_variance or () if name not in channels]
@@ -62,6 +64,7 @@ class DDPM(Process):
             raise ValueError(f"DDPM.learned_variance names {unknown}: the joint state has {', '.join(channels)}")
         bound = copy.copy(self)
         bound._channels = channels
+        bound._table = self._table.to(device)
         return bound
 
     @property
@@ -96,7 +99,7 @@ class DDPM(Process):
     def alpha_cumprod(self, t):
         """The share of the data in the variance of x_t, in float64: 1 - this is 1e-4 at the first step."""
         step = self.step(t)
-        return self._alphas_cumprod.to(t.device)[step] if isinstance(t, Tensor) else float(self._alphas_cumprod[step])
+        return self._table.to(t.device)[step] if isinstance(t, Tensor) else self._alphas_cumprod[step]
 
     def target(self, x: Tensor, noise: Tensor, t) -> Tensor:
         return noise
@@ -166,7 +169,7 @@ class DDPM(Process):
 
     def _smallest_variance(self) -> float:
         """The posterior variance of the second step, which stands in for the 0 of the first."""
-        first, second = float(self._alphas_cumprod[1]), float(self._alphas_cumprod[2])
+        first, second = self._alphas_cumprod[1:3]
         return (1 - second / first) * (1 - first) / (1 - second)
 
     def variational_bound(self, prediction: Tensor, x: Tensor, x_t: Tensor, t: Tensor) -> dict[str, Tensor]:

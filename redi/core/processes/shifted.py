@@ -71,7 +71,7 @@ class Shifted(Process):
         """(N,) -> (N, groups)."""
         if not self.shift:
             return self.process.network_time(t)
-        shift = t.new_tensor([self.shift.get(name, 1.0) for name in self._channels])
+        shift = torch.cat([t.new_full((1,), self.shift.get(name, 1.0)) for name in self._channels])
         times = t if t.ndim == 2 else t[:, None]
         return self.process.network_time(times / (times + shift * (1 - times)))
 
