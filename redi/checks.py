@@ -9,7 +9,7 @@ import torch
 
 from redi.core import config
 from redi.core.codec import JointCodec
-from redi.core.device import choose_device, choose_precision
+from redi.core.device import choose_compile, choose_device, choose_precision
 from redi.core.generation import check_generation, generate
 from redi.core.trainer import check_settings, train
 from redi.core.warm_start import warm_start
@@ -41,7 +41,9 @@ def check_training(codec: JointCodec, dataset: Dataset, *, resumes: bool = False
     with config.explained(types=True):
         check_settings(**{name: _setting(train, name) for name in inspect.signature(check_settings).parameters})
         device = choose_device(_setting(train, "device"))
-        dtype = choose_precision(_setting(train, "precision"), device)
+        dtype = choose_precision(_setting(train, "precision"), device).dtype
+        choose_compile(_setting(train, "compile"), device)
+        choose_compile(_setting(generate, "compile"), device, "generate.compile")
         objective = _setting(train, "objective")(channels=codec.channels, num_classes=dataset.num_classes)
         with torch.device("meta"):
             net = _setting(train, "model")(**objective.model_arguments(codec, dataset))

@@ -1,6 +1,26 @@
-"""Where tensors live and in which precision networks run."""
+"""Where tensors live, in which precision networks run, and whether they are compiled."""
+
+import contextlib
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
+
+PRECISIONS = ("float32", "tf32", "bfloat16")
+
+
+class Precision(NamedTuple):
+    """How a network computes: `name` as bound; `dtype` of the large products, by autocast where it is bfloat16."""
+
+    name: str
+    dtype: torch.dtype
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Context for the forward pass on `device`."""
+        return torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
 def choose_device(device: str) -> torch.device:
@@ -16,11 +36,46 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-def choose_precision(precision: str, device: torch.device, binding: str = "train.precision") -> torch.dtype:
-    """The dtype for autocast, float32 meaning none. 'auto' is bfloat16 on a GPU that has it, else float32."""
-    if precision not in ("auto", "float32", "bfloat16"):
-        raise ValueError(f"{binding} = {precision!r}: it is 'auto', 'float32' or 'bfloat16'")
+def choose_precision(precision: str, device: torch.device, binding: str = "train.precision") -> Precision:
+    """'auto' is bfloat16 on a GPU that has it, else float32. Raises ValueError for another name."""
+    if precision not in ("auto", *PRECISIONS):
+        raise ValueError(f"{binding} = {precision!r}: it is 'auto', 'float32', 'tf32' or 'bfloat16'")
     if precision == "auto":
         has_it = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if has_it else torch.float32
-    return getattr(torch, precision)
+        precision = "bfloat16" if has_it else "float32"
+    return Precision(precision, torch.bfloat16 if precision == "bfloat16" else torch.float32)
+
+
+@contextlib.contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Context in which float32 products and convolutions on a GPU are exact ('float32') or may round their inputs to
+    TF32's ten bits (every other precision: next to bfloat16's seven, what stays in float32 loses nothing by it)."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest" if precision == "float32" else "high")
+    torch.backends.cudnn.allow_tf32 = precision != "float32"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def choose_compile(compile: str | bool, device: torch.device, binding: str = "train.compile") -> bool:
+    """Whether to compile: 'auto' is on a GPU, where there is what compiling needs.
+
+    Raises:
+        ValueError: another value, or True where a compiler is missing.
+    """
+    if compile not in ("auto", True, False):
+        raise ValueError(f"{binding} = {compile!r}: it is 'auto', True or False")
+    if compile is False or (compile == "auto" and device.type != "cuda"):
+        return False
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        missing = "the package triton"
+    elif not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++", "c++")):
+        missing = "a C++ compiler (Debian: the package g++)"
+    else:
+        return True
+    if compile == "auto":
+        return False
+    raise ValueError(f"{binding} = True needs {missing}, which is not here: install it, or bind {binding} = False")

@@ -1,17 +1,17 @@
 """Drawing images and their features from a trained model."""
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch.func import functional_call
+from torch import Tensor, nn
 
 from redi.core.channels import Channels
 from redi.core.clamping import check_given, clamped, times_with_given
 from redi.core.codec import JointCodec
-from redi.core.device import choose_precision
+from redi.core.device import Precision, choose_compile, choose_precision, matmul_precision
 from redi.core.processes import Process, processes
 from redi.core.progress import progress
 from redi.core.registry import configurable
@@ -49,6 +49,7 @@ def generate(
     guidance: Sequence[Guidance] = (),
     batch_size: int = 250,
     precision: str = "auto",
+    compile: str | bool = "auto",
     seed: int = 0,
 ) -> Generated:
     """Draws one image per label.
@@ -65,6 +66,8 @@ def generate(
         sampler: default: as in the paper, 250 evaluations of EulerMaruyama, or Ancestral for a DDPM.
         guidance: rules, added up; none by default.
         precision: of the network, as in `train`; the sampler's own arithmetic is float32.
+        compile: the network by torch.compile, on a GPU with CUDA graphs; 'auto': on a GPU. The last, smaller batch is
+            filled up, so that there is one graph for every number of conditions.
 
     Raises:
         ValueError: a label outside the range, a rule that this model cannot follow, the wrong kind of object.
@@ -88,41 +91,38 @@ def generate(
         if advice := rule.check_training(*trained_with):
             log.warning("%s", advice)
     device = next(model.parameters()).device
-    dtype = choose_precision(precision, device, "generate.precision")
+    how = choose_precision(precision, device, "generate.precision")
+    compiled = choose_compile(compile, device, "generate.compile")
     process = process.for_channels(model.channels, device)
     if own_time and not model.has_group_times:
         raise ValueError("own_time = True needs a model that is told every group's t (group_timesteps = True)")
     network_time = times_with_given(process, model.channels, given or ()) if own_time else process.network_time
-    network = _Counted(model, weights, dtype)
-    training, attention = model.training, model.attention_for
-    images, states = [], []
-    try:
-        model.eval()
-        model.choose_attention(device, dtype)
-        with torch.no_grad(), progress(total=len(labels), desc="sampling", unit="img") as bar:
-            for start in range(0, len(labels), batch_size):
-                y = labels[start : start + batch_size].to(device)
-                indices = range(first_index + start, first_index + start + len(y))
-                draw = ImageNoise(seed, indices, (model.channels.total, *model.grid), device)
-                denoise = guided(network, guidance, model.channels, y, model.null_label, network_time)
-                known = {name: group[start : start + len(y)].to(device) for name, group in (given or {}).items()}
-                denoise, draw, finish = clamped(denoise, process, draw, model.channels, known, own_time=own_time)
-                x = finish(sampler(denoise, process, draw))
-                images.append(codec.decode(x).cpu())
-                states.append(x.cpu())
-                bar.update(len(y))
-    finally:
-        model.train(training)
-        if attention is not None:
-            model.choose_attention(*attention)
+    network = _Network(model, weights or {}, how, compiled)
+    batch_size = min(batch_size, len(labels))
+    images, states, drawn = [], [], 0
+    with torch.no_grad(), progress(total=len(labels), desc="sampling", unit="img") as bar:
+        for start in range(0, len(labels), batch_size):
+            count = min(batch_size, len(labels) - start)
+            # Compiled for one batch size: what fills up the last batch is thrown away.
+            rows = torch.arange(start, start + (batch_size if compiled else count)).clamp(max=len(labels) - 1)
+            y = labels[rows].to(device)
+            draw = ImageNoise(seed, (first_index + rows).tolist(), (model.channels.total, *model.grid), device)
+            denoise = guided(network, guidance, model.channels, y, model.null_label, network_time)
+            known = {name: group[rows].to(device) for name, group in (given or {}).items()}
+            denoise, draw, finish = clamped(denoise, process, draw, model.channels, known, own_time=own_time)
+            x = finish(sampler(denoise, process, draw))[:count]
+            images.append(codec.decode(x).cpu())
+            states.append(x.cpu())
+            bar.update(count)
+            drawn += len(rows)
     record = {
         "seed": seed,
         "sampler": sampler.provenance(),
         "guidance": [rule.provenance() for rule in guidance],
         "given": sorted(given or ()),
-        "precision": str(dtype).removeprefix("torch."),
+        "precision": how.name,
         "function_evaluations": network.calls // len(states),
-        "network_evaluations_per_image": network.evaluations / len(labels),
+        "network_evaluations_per_image": network.evaluations / drawn,
     }
     return Generated(torch.cat(images), torch.cat(states), labels, record)
 
@@ -147,18 +147,27 @@ def check_generation(
             raise ValueError(f"{settings}: one of these is of the wrong type ({error})") from error
 
 
-class _Counted:
-    """The network with other weights where given and in some precision, counting what it is asked."""
+class _Network:
+    """The model with other weights where given and in some precision, counting what it is asked.
 
-    def __init__(self, model: DiffusionTransformer, weights: Mapping[str, Tensor] | None, dtype: torch.dtype):
-        self.model, self.weights, self.dtype = model, weights, dtype
+    It is another module around the same tensors: the caller's is left in its mode and with its attention backend.
+    """
+
+    def __init__(self, model: DiffusionTransformer, weights: Mapping[str, Tensor], how: Precision, compiled: bool):
+        taken = {id(p): weights.get(name, p) for name, p in model.named_parameters()}
+        own = {key: nn.Parameter(tensor.detach(), requires_grad=False) for key, tensor in taken.items()}
+        self.model = copy.deepcopy(model, own).eval()  # what is in `own` is taken, not copied
+        device = next(self.model.parameters()).device
+        self.model.choose_attention(device, how.dtype)
+        self.how, self.graphs = how, compiled and device.type == "cuda"
+        mode = "reduce-overhead" if self.graphs else None
+        self.predict = torch.compile(self.model, fullgraph=True, dynamic=False, mode=mode) if compiled else self.model
         self.calls = 0  # one per batch and function evaluation
         self.evaluations = 0  # one per image, condition and function evaluation
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         self.calls += 1
         self.evaluations += len(x)
-        with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            if self.weights is None:
-                return self.model(x, t, y).float()
-            return functional_call(self.model, dict(self.weights), (x, t, y)).float()
+        with matmul_precision(self.how.name), self.how.autocast(x.device):
+            prediction = self.predict(x, t, y)
+        return prediction.to(torch.float32, copy=self.graphs)  # a copy, for the next replay writes to the same memory

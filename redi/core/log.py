@@ -4,8 +4,10 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -48,6 +50,35 @@ class RunLog:
         self.tensorboard.close()
 
 
+class Later:
+    """Numbers on their way from the device: one copy for all of them, which the host need not wait for at once."""
+
+    def __init__(self, values: Mapping[str, Tensor | float]):
+        self.names = list(values)
+        stacked = torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in values.values()])
+        self.copy, self.arrived = stacked, None
+        if stacked.is_cuda:
+            self.copy = torch.empty(stacked.shape, dtype=stacked.dtype, pin_memory=True)
+            self.copy.copy_(stacked, non_blocking=True)
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+
+    def get(self) -> dict[str, float]:
+        """Waits for them, where they have not arrived."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return dict(zip(self.names, self.copy.tolist(), strict=True))
+
+
+class Line(NamedTuple):
+    """A line of the log that is not written yet."""
+
+    step: int
+    means: Later
+    steps_per_second: float
+    learning_rate: float
+
+
 class Window:
     """What happened since the last line of the log: sums over steps, on their device, and a clock.
 
@@ -60,13 +91,10 @@ class Window:
         self.totals: dict[str, Tensor | float] = dict(stored["totals"]) if stored else {}
         self.restart_clock()
 
-    def add(self, values: Mapping[str, Tensor], weight: float = 1.0) -> None:
-        """Adds to the sums, without waiting for the device."""
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Adds what one step gave, without waiting for the device."""
         for name, value in values.items():
-            self.totals[name] = self.totals.get(name, 0.0) + weight * value.detach()
-
-    def end_step(self) -> None:
-        """Counts one step."""
+            self.totals[name] = self.totals.get(name, 0.0) + value
         self.steps += 1
         self.timed += 1
 
@@ -78,9 +106,9 @@ class Window:
         """Since the clock was restarted."""
         return self.timed / (time.perf_counter() - self.started)
 
-    def means(self) -> dict[str, float]:
+    def means(self) -> "Later":
         """Per step."""
-        return {name: float(total) / self.steps for name, total in self.totals.items()}
+        return Later({name: total / self.steps for name, total in self.totals.items()})
 
     def state(self) -> dict:
         """As JSON, for a checkpoint."""

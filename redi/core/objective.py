@@ -96,6 +96,10 @@ class JointObjective:
         gradient that matters; errors of representations are over the samples that kept theirs. Draws from
         torch's default generator.
         """
+        return self.losses(model, x, *self.draw(x, y), alignment)
+
+    def draw(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All that is random in a step, from torch's default generator: y, times, noise and dropped of `losses`."""
         n = len(x)
         times = self._draw_times(n, x.device)
         noise = torch.randn_like(x)
@@ -103,7 +107,7 @@ class JointObjective:
         y = torch.where(torch.rand(n, device=x.device) < self.label_dropout, self.null_label, y)
         if self.dropout_rule == "released":
             dropped = dropped[:1].expand(n)
-        return self.losses(model, x, y, times, noise, dropped, alignment)
+        return y, times, noise, dropped
 
     def losses(
         self,
@@ -115,7 +119,7 @@ class JointObjective:
         dropped: Tensor,
         alignment: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The same, for given draws.
+        """The same, for given draws: without randomness or branches on values, so that it compiles as one graph.
 
         Args:
             y: labels, some of them the null label.
@@ -156,6 +160,16 @@ class JointObjective:
             loss = loss + self.alignment_weight * losses["alignment"]
         return {"loss": loss, **losses}
 
+    def compile(self) -> None:
+        """From now on corruption, network and losses are one graph (torch.compile), forward and backward, for one batch
+        size. Random numbers are drawn outside of it, so they are the same either way."""
+        self.losses = torch.compile(self.losses, fullgraph=True, dynamic=False)
+
+    def to(self, device: torch.device) -> "JointObjective":
+        """Puts the process's tables where the data are, so that no step has to copy them."""
+        self.process = self.process.for_channels(self.channels, device)
+        return self
+
     def _draw_times(self, n: int, device: torch.device) -> Tensor:
         shape = (n, len(self.channels)) if self.independent_timesteps else (n,)
         return self.process.draw_times(shape, device)
@@ -164,8 +178,8 @@ class JointObjective:
         """(N,) -> (N, 1, 1, 1); (N, groups) -> (N, C, 1, 1)."""
         if times.ndim == 1:
             return per_sample(times)
-        sizes = torch.tensor(list(self.channels.values()), device=times.device)
-        return times.repeat_interleave(sizes, dim=1)[:, :, None, None]
+        sizes = enumerate(self.channels.values())
+        return torch.cat([times[:, i : i + 1].expand(-1, size) for i, size in sizes], dim=1)[:, :, None, None]
 
     def model_arguments(self, codec, dataset) -> dict:
         """What the model's constructor is told for such a codec and data set; what a plain model does not need is left

@@ -1,28 +1,28 @@
 """The one training loop."""
 
 import logging
+import math
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 from redi.core.artefact import optimizer_tensors, restore_optimizer
 from redi.core.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from redi.core.codec import JointCodec
-from redi.core.device import choose_device, choose_precision
+from redi.core.device import choose_compile, choose_device, choose_precision
 from redi.core.ema import EMA
 from redi.core.generation import generate
 from redi.core.interrupt import Stopped, StopRequest
 from redi.core.lock import only_process
-from redi.core.log import RunLog, Window
+from redi.core.log import Line, RunLog, Window
 from redi.core.noise_table import noise_table, spreads
 from redi.core.objective import JointObjective
 from redi.core.progress import progress
 from redi.core.registry import configurable, external
-from redi.core.seeds import mix_seeds
+from redi.core.step import TrainingStep
 from redi.core.warm_start import warm_start
 from redi.data.cache import Cache
 from redi.data.loader import batches
@@ -32,7 +32,7 @@ from redi.models.transformer import DiffusionTransformer
 log = logging.getLogger(__name__)
 
 # Paper, section 4.1: constant rate, no weight decay.
-ADAMW = partial(torch.optim.AdamW, lr=1e-4, weight_decay=0.0)
+ADAMW = partial(torch.optim.AdamW, lr=1e-4, weight_decay=0.0, fused=True)
 
 for _optimizer in (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD):
     external(_optimizer, module="torch.optim")
@@ -55,6 +55,7 @@ def train(
     max_grad_norm: float = 1.0,
     warmup_steps: int = 0,
     precision: str = "auto",
+    compile: str | bool = "auto",
     device: str = "auto",
     seed: int = 0,
     log_every: int = 100,
@@ -81,7 +82,10 @@ def train(
             see `warm_start`.
         max_grad_norm: gradients are scaled down to this norm; 0 leaves them.
         warmup_steps: the learning rate rises linearly over so many steps, then stays.
-        precision: 'float32', 'bfloat16' (autocast), or 'auto': bfloat16 on a GPU that has it.
+        precision: 'float32', 'tf32' (float32 whose products a GPU may round), 'bfloat16' (autocast), or 'auto':
+            bfloat16 on a GPU that has it.
+        compile: corruption, network and losses as one graph (torch.compile): a minute at the start, then faster steps;
+            'auto': on a GPU.
         preview: draws the periodic sample grids: `generate`, possibly with other settings than the final sampling.
         monitor: measures the EMA weights during training (`redi.evaluation.monitor.Monitor`, prepared); what it gives
             is logged as monitor/<name>.
@@ -104,7 +108,7 @@ def train(
     )  # fmt: skip
     _check_data(codec, dataset)
     device = choose_device(device)
-    dtype = choose_precision(precision, device)
+    how, compiled = choose_precision(precision, device), choose_compile(compile, device)
 
     torch.manual_seed(seed)
     loss_of = objective(channels=codec.channels, num_classes=dataset.num_classes)
@@ -115,10 +119,13 @@ def train(
         log.info("%s", warm_start(net, initial_weights))
     names = [name for name, _ in net.named_parameters()]
     optim = optimizer(net.parameters())
-    base_rates = [group["lr"] for group in optim.param_groups]
     average = ema(model=net)
     codec.to(device)
-    log.info("attention: %s", net.choose_attention(device, dtype))
+    log.info("attention: %s", net.choose_attention(device, how.dtype))
+    take_step = TrainingStep(
+        codec=codec, model=net, objective=loss_of, optimizer=optim, ema=average, precision=how, accumulate=accumulate,
+        max_grad_norm=max_grad_norm, warmup_steps=warmup_steps, seed=seed, compiled=compiled,
+    )  # fmt: skip
     num_parameters = sum(p.numel() for p in net.parameters())
     log.info("model: %.2f M parameters, %d tokens", num_parameters / 1e6, net.fusion.num_tokens)
 
@@ -154,42 +161,40 @@ def train(
         record = description | {"optimizer": optimizer_record, "window": window.state()}
         save_checkpoint(run_dir, step, state, record, keep_checkpoints)
 
+    def write_line(line: Line) -> None:
+        means = line.means.get()
+        _require_finite(means["gradient_norm"], line.step)
+        rate = line.steps_per_second * batch_size
+        run_log.scalars(line.step, **means, images_per_second=rate, learning_rate=line.learning_rate)
+        bar.set_postfix_str(f"loss {means['loss']:.4f}, {rate:.0f} img/s", refresh=False)
+
     data = batches(dataset, batch_size=batch_size, seed=seed, start=step, stop=num_steps)
     bar = progress(total=num_steps, initial=step, desc="training", unit="step", smoothing=0.1, leave=True)
     net.train()
+    line: Line | None = None  # of the log; its numbers are on their way from the device
+    if compiled and step < num_steps:
+        log.info("compiling at the first step: a minute or two")
     with (
         only_process(run_dir), closing(RunLog(run_dir, step)) as run_log, StopRequest() as stop, closing(data), bar
     ):  # fmt: skip
         for batch in data:
-            torch.manual_seed(mix_seeds(seed, step))
-            for group, rate in zip(optim.param_groups, base_rates, strict=True):
-                group["lr"] = rate * min(1.0, (step + 1) / max(warmup_steps, 1))
             batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-            for part in _parts(batch, accumulate):
-                stored = part if "image" in part else codec.precompute(part["images"])
-                x = codec.join(stored)  # (N, C, H, W)
-                aligned = {name: stored[name] for name in ("alignment",) if name in stored}
-                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    losses = loss_of(net, x, part["labels"], **aligned)
-                (losses["loss"] / accumulate).backward()
-                window.add(losses, weight=1 / accumulate)
-            norm = nn.utils.clip_grad_norm_(net.parameters(), max_grad_norm or float("inf"))
-            window.add({"gradient_norm": norm})
-            optim.step()
-            optim.zero_grad(set_to_none=True)
-            average.update(net, step)
+            taken = take_step(batch, step)
+            window.add(taken)
             step += 1
-            window.end_step()
             bar.update()
+            if line:  # of the step before, now that the device has this one to do
+                line = write_line(line)
 
-            if step % log_every == 0 or step == num_steps:
-                _require_finite(norm, step)
-                means, rate = window.means(), window.steps_per_second() * batch_size
-                run_log.scalars(step, **means, images_per_second=rate, learning_rate=optim.param_groups[0]["lr"])
-                bar.set_postfix_str(f"loss {means['loss']:.4f}, {rate:.0f} img/s", refresh=False)
+            draws, ends = step % preview_every == 0, step == num_steps
+            measures = monitor is not None and (step % monitor_every == 0 or ends)
+            if step % log_every == 0 or ends:
+                line = Line(step, window.means(), window.steps_per_second(), optim.param_groups[0]["lr"])
                 if step % log_every == 0:
                     window = Window()
-            if step % preview_every == 0:
+            if line and (draws or measures):
+                line = write_line(line)
+            if draws:
                 columns = min(10, dataset.num_classes)  # one class a column
                 labels = torch.arange(preview_images) % columns * dataset.num_classes // columns
                 drawn = preview(net, codec, loss_of.process, labels=labels, weights=average.parameters)
@@ -198,14 +203,15 @@ def train(
                 picture.save(run_dir / "previews" / f"step_{step:08d}.png")
                 run_log.picture(step, "samples", picture)
                 window.restart_clock()
-            if monitor is not None and (step % monitor_every == 0 or step == num_steps):
+            if measures:
                 measured = monitor(net, codec, loss_of.process, weights=average.parameters)
                 run_log.scalars(step, **{f"monitor/{name}": value for name, value in measured.items()})
                 log.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
                 window.restart_clock()
             stopping = stop.requested is not None
-            if step % checkpoint_every == 0 or step == num_steps or stopping:
-                _require_finite(norm, step)
+            if step % checkpoint_every == 0 or ends or stopping:
+                line = line and write_line(line)
+                _require_finite(float(taken["gradient_norm"]), step)
                 save()
                 window.restart_clock()
             if stopping:
@@ -213,18 +219,13 @@ def train(
     return list_checkpoints(run_dir)[-1]
 
 
-def _require_finite(gradient_norm: Tensor, step: int) -> None:
+def _require_finite(gradient_norm: float, step: int) -> None:
     """Before a log line or a checkpoint: after such a gradient the weights are not finite either."""
-    if not gradient_norm.isfinite():
+    if not math.isfinite(gradient_norm):
         raise ValueError(
-            f"the gradient is {float(gradient_norm)} at step {step}: lower the learning rate, or set "
+            f"the gradient is {gradient_norm} at step {step}: lower the learning rate, or set "
             "train.precision = 'float32'; the checkpoints before are good"
         )
-
-
-def _parts(batch: dict[str, Tensor], accumulate: int) -> list[dict[str, Tensor]]:
-    parts = zip(*(tensor.chunk(accumulate) for tensor in batch.values()), strict=True)
-    return [dict(zip(batch, part, strict=True)) for part in parts]
 
 
 def check_settings(

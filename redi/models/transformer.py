@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from redi.core.channels import Channels
 from redi.core.registry import configurable
@@ -29,7 +30,9 @@ class DiffusionTransformer(nn.Module):
         alignment_dim: E of the encoder that REPA aligns hidden tokens with; None: no projector.
         size: S, B, L or XL with a patch size, as in 'B/2'; the four arguments after it override its parts.
         fusion: the class of a fusion strategy.
-        attention: 'auto', 'xformers', 'sdpa' or 'math'; see `choose_attention`.
+        attention: a backend, or 'auto'; see `choose_attention`.
+        checkpointing: keep only the input of every block for the backward pass and compute the rest again, for GPUs
+            that cannot hold a batch otherwise; about a third more compute.
         timestep_scale: what the time is multiplied with before its sinusoidal embedding; the published models do not
             (SiT's process gives times in [0, 1], DiT's 0 ... 999).
         group_timesteps: an embedding of every representation's own time, for `JointObjective.independent_timesteps`.
@@ -56,6 +59,7 @@ class DiffusionTransformer(nn.Module):
         mlp_ratio: float = 4.0,
         fusion: type = Merged,
         attention: str = "auto",
+        checkpointing: bool = False,
         timestep_scale: float = 1.0,
         group_timesteps: bool = False,
         alignment_layer: int = 8,
@@ -74,6 +78,7 @@ class DiffusionTransformer(nn.Module):
         self.channels, self.grid, self.num_classes = channels, tuple(grid), num_classes
         self.null_label = num_classes
         self.attention = attention
+        self.checkpointing = checkpointing
         self.attention_for: tuple | None = None  # the device and dtype that the backend was chosen for
         self.trained_with: tuple[float, float] | None = None  # label and representation dropout, where that is known
         runtime = {"variance_groups": tuple(variance_groups)} if variance_groups else {}
@@ -135,12 +140,18 @@ class DiffusionTransformer(nn.Module):
         tokens = self.fusion.embed(x)  # (N, T, D)
         condition = self._embed_times(t) + self.label_embedding(y)  # (N, D)
         for number, block in enumerate(self.blocks, start=1):
-            tokens = block(tokens, condition)
+            tokens = self._run(block, tokens, condition)
             if align and number == self.alignment_layer:
                 aligned = self.projector(self.fusion.tokens_of(tokens)["image"])
-        shift, scale = self.final_modulation(condition).chunk(2, dim=-1)
+        shift, scale = in_full(self.final_modulation, condition).chunk(2, dim=-1)
         prediction = self.fusion.unembed(modulate(self.final_norm(tokens), shift, scale))
         return (prediction, aligned) if align else prediction
+
+    def _run(self, block: nn.Module, tokens: Tensor, condition: Tensor) -> Tensor:
+        if not (self.checkpointing and self.training and torch.is_grad_enabled()):
+            return block(tokens, condition)
+        # Nothing in a block is random, so no generator has to be put back for the second time.
+        return checkpoint(block, tokens, condition, use_reentrant=False, preserve_rng_state=False)
 
     @property
     def has_group_times(self) -> bool:
@@ -183,9 +194,11 @@ class Block(nn.Module):
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=-1)  # each (N, D)
-        qkv = self.qkv(modulate(self.norm1(tokens), shift1, scale1))
-        q, k, v = rearrange(qkv, "n t (s h d) -> s n t h d", s=3, h=self.num_heads).unbind(0)
+        modulation = in_full(self.modulation, condition)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)  # each (N, D)
+        qkv = self.qkv(modulate(self.norm1(tokens), shift1, scale1))  # (N, T, 3 D)
+        # Three views; taken as one view with a leading 3, the gradients would be copied once more.
+        q, k, v = (rearrange(part, "n t (h d) -> n t h d", h=self.num_heads) for part in qkv.chunk(3, dim=-1))
         attended = rearrange(self.attend(q, k, v), "n t h d -> n t (h d)")
         tokens = tokens + gate1[:, None] * self.projection(attended)
         return tokens + gate2[:, None] * self.mlp(modulate(self.norm2(tokens), shift2, scale2))
@@ -204,7 +217,19 @@ class TimestepEmbedding(nn.Module):
         exponents = torch.arange(self.num_frequencies, device=t.device) / self.num_frequencies
         angles = self.scale * t.float()[:, None] * torch.exp(-math.log(10000) * exponents)  # (N, 128)
         sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1)  # in float32, for t up to 999
-        return self.mlp(sinusoids.to(self.mlp[0].weight.dtype))
+        return in_full(self.mlp, sinusoids.to(self.mlp[0].weight.dtype))
+
+
+def in_full(layers: nn.Module, x: Tensor) -> Tensor:
+    """layers(x) in the precision of the weights, also under autocast.
+
+    For what acts on the condition (N, D): bfloat16 keeps 1 + scale to two digits and a half, in every block, and saves
+    nothing here, for there is one condition for hundreds of tokens. With it, the residual stream stays in float32.
+    """
+    if x.is_meta:  # knows no autocast
+        return layers(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return layers(x)
 
 
 def modulate(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

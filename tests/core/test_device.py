@@ -1,7 +1,9 @@
+import importlib.util
+
 import pytest
 import torch
 
-from redi.core.device import choose_device, choose_precision
+from redi.core.device import choose_compile, choose_device, choose_precision, matmul_precision
 
 CPU = torch.device("cpu")
 
@@ -24,15 +26,55 @@ def test_a_device_that_is_not_here_is_refused_with_its_binding(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)]
-)
-def test_precisions_on_the_cpu(name, dtype):
-    assert choose_precision(name, CPU) is dtype
+    ("name", "resolved", "dtype"),
+    [
+        ("auto", "float32", torch.float32), ("float32", "float32", torch.float32),
+        ("tf32", "tf32", torch.float32), ("bfloat16", "bfloat16", torch.bfloat16),
+    ],
+)  # fmt: skip
+def test_precisions_on_the_cpu(name, resolved, dtype):
+    chosen = choose_precision(name, CPU)
+    assert (chosen.name, chosen.dtype) == (resolved, dtype)
+    with chosen.autocast(CPU):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
 @pytest.mark.parametrize("name", ["float16", "bf16", "", None, torch.bfloat16])
 def test_an_unknown_precision_is_refused_with_its_binding(name):
-    with pytest.raises(ValueError, match="^train.precision = .*: it is 'auto', 'float32' or 'bfloat16'$"):
+    with pytest.raises(ValueError, match="^train.precision = .*: it is 'auto', 'float32', 'tf32' or 'bfloat16'$"):
         choose_precision(name, CPU)
     with pytest.raises(ValueError, match="^generate.precision = "):
         choose_precision(name, CPU, "generate.precision")
+
+
+@pytest.mark.parametrize(
+    ("name", "products", "convolutions"),
+    [("float32", "highest", False), ("tf32", "high", True), ("bfloat16", "high", True)],
+)
+def test_float32_products_are_rounded_where_the_precision_allows_it_and_nowhere_else(name, products, convolutions):
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    with pytest.raises(RuntimeError, match="whatever"), matmul_precision(name):
+        assert torch.get_float32_matmul_precision() == products
+        assert torch.backends.cudnn.allow_tf32 is convolutions
+        raise RuntimeError("whatever")
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+
+
+def test_auto_compiles_on_a_gpu_alone():
+    assert choose_compile("auto", CPU) is False
+    assert choose_compile(False, torch.device("cuda")) is False
+    assert choose_compile("auto", torch.device("cuda")) is (importlib.util.find_spec("triton") is not None)
+
+
+def test_compiling_without_a_compiler_is_refused_before_anything_runs(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ValueError, match="^generate.compile = True needs a C.. compiler .*: install it, or bind"):
+        choose_compile(True, CPU, "generate.compile")
+    assert choose_compile("auto", torch.device("cuda")) is False
+
+
+@pytest.mark.parametrize("value", ["yes", None, 2])
+def test_another_value_for_compile_is_refused(value):
+    with pytest.raises(ValueError, match="^train.compile = .*: it is 'auto', True or False$"):
+        choose_compile(value, CPU)

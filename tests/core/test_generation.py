@@ -227,3 +227,43 @@ def test_the_mode_is_that_of_before_where_no_attention_can_be_chosen(codec):
     with pytest.raises(ValueError, match="DiffusionTransformer.attention = 'nonsense'"):
         draw(model, codec)
     assert model.training
+
+
+def test_compiled_generation_draws_the_same_and_fills_up_the_last_batch(model, codec, monkeypatch):
+    torch._dynamo.reset()
+    sizes, compile = [], torch.compile
+
+    def traced(module, **settings):
+        fast = compile(module, backend="aot_eager", **settings)
+        return lambda x, t, y: sizes.append(len(x)) or fast(x, t, y)
+
+    settings = {"labels": [0, 1, 2, 0, 1], "batch_size": 3, "guidance": [ClassifierFree(scale=2.0)]}
+    expected = draw(model, codec, **settings)
+    monkeypatch.setattr(torch, "compile", traced)
+    drawn = draw(model, codec, compile=True, **settings)
+    torch.testing.assert_close(drawn.x, expected.x, rtol=1e-5, atol=1e-5)
+    assert drawn.record == expected.record and drawn.labels.tolist() == settings["labels"]
+    assert set(sizes) == {6}  # 3 images under 2 conditions, in the batch of 2 images too
+
+
+def test_a_second_call_compiles_nothing(model, codec):
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    compile, graphs = torch.compile, []
+    for weights in (None, {name: p.detach() * 0.9 for name, p in model.named_parameters()}):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "compile", lambda module, **settings: compile(module, backend="aot_eager", **settings))
+            counters.clear()
+            draw(model, codec, compile=True, weights=weights)
+            graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs == [1, 0]
+
+
+def test_a_model_keeps_its_mode_and_its_weights(model, codec):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.train()
+    draw(model, codec, weights={name: torch.zeros_like(p) for name, p in model.named_parameters()})
+    assert model.training and all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    model.eval()
