@@ -82,6 +82,7 @@ class Drawing:
             "weights_sha256": self.weights_sha256,
             "decoder": self.trained.codec.autoencoder.provenance(),
             "networks": sorted(path.name for path in self.networks),
+            "noise": "philox4x32-10",  # unfinished samples of the generators before it cannot be gone on with
             "redi": redi.__version__,
         }
 

@@ -3,12 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from redi.core.processes import Process
 from redi.core.registry import Registry, discover
-from redi.core.seeds import mix_seeds
+from redi.core.samplers.noise import ImageNoise as ImageNoise
 
 Denoise = Callable[[Tensor, float], Tensor]  # x_t (N, C, H, W), t -> the network's (guided) prediction
 Draw = Callable[[], Tensor]  # -> (N, C, H, W) standard normal
@@ -53,23 +52,6 @@ class ContinuousSampler(Sampler):
 def uniform_times(first: float, last: float, num_steps: int) -> list[float]:
     """num_steps + 1 times at equal distances, both ends included exactly."""
     return [first + (last - first) * k / num_steps for k in range(num_steps)] + [last]
-
-
-class ImageNoise:
-    """The one source of randomness in sampling: image i depends on (seed, i) alone.
-
-    Each image has a generator of its own on the CPU, so neither the batch it falls in, nor the number of
-    processes, nor the device changes it. Recorded draws can be replayed by any function of the same form.
-    """
-
-    def __init__(self, seed: int, indices, shape: tuple[int, int, int], device: torch.device | str = "cpu"):
-        self.generators = [torch.Generator().manual_seed(mix_seeds(seed, int(i))) for i in indices]
-        self.shape = shape
-        self.device = device
-
-    def __call__(self) -> Tensor:
-        """-> (N, C, H, W) float32 standard normal, different at every call."""
-        return torch.stack([torch.randn(self.shape, generator=g) for g in self.generators]).to(self.device)
 
 
 samplers = Registry("samplers", Sampler)
