@@ -5,12 +5,13 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from redi.core.artefact import BrokenArtefact, load_artefact, save_artefact
 from redi.core.progress import progress
@@ -74,25 +75,18 @@ def fit_reducer(
     starts = range(0, len(positions), BLOCK) if by_moments else ()
     blocks = {f"block-{i:05d}": positions[start : start + BLOCK] for i, start in enumerate(starts)}
 
-    def features(chosen: np.ndarray) -> Iterator[Tensor]:
-        for start in range(0, len(chosen), batch_size):
-            part = chosen[start : start + batch_size]
-            found = encoder(dataset.batch(part)["images"].to(device))
-            names = [dataset.names[position] for position in part]
-            check_encoded(found, f"the features of {type(encoder).__name__}", names)
-            yield found
-            bar.update(len(part))
-
     def add_up(block: str) -> None:
         moments = Moments()
-        for found in features(blocks[block]):
-            reducer.check_width(found.shape[1])
-            moments.add(found)
+        for part in features.parts(blocks[block]):
+            # The argument of a call and no variable: it is freed before the encoder makes the next one.
+            moments.add(features.of(part))
+        features.check()
         save_artefact(work / block, {"moments": moments.state()}, {"num_images": len(blocks[block])}, shared=True)
 
     def finish() -> None:
         if not by_moments:
-            reducer.fit(features(positions))
+            reducer.fit(map(features.of, features.parts(positions)))
+            features.check()
         elif (moments := _merged([work / block for block in blocks])) is None:
             return  # `complete` has the damaged blocks added up again
         else:
@@ -102,6 +96,7 @@ def fit_reducer(
 
     work = _work(path)
     with progress(total=len(positions), desc="features for the reducer", unit="img", disable=rank > 0) as bar:
+        features = _Features(encoder, reducer, dataset, batch_size, device, bar)
         if not path.exists():
             log.info("fitting %s", type(reducer).__name__)
             encoder.load()
@@ -110,6 +105,43 @@ def fit_reducer(
     tensors, record = _stored(path)
     reducer.to(device)
     reducer.take_over(tensors["state"], record["fitted_on"], str(path))
+
+
+class _Features:
+    """Batches of features, looked through for what is not finite: at once, or on a GPU every 1,024 images, for to look
+    is to wait for it, and meanwhile the next images can be read."""
+
+    def __init__(
+        self, encoder: Encoder, reducer: Reducer, dataset: Dataset, batch_size: int, device: torch.device, bar: tqdm
+    ):
+        self.encoder, self.reducer, self.dataset = encoder, reducer, dataset
+        self.batch_size, self.device, self.bar = batch_size, device, bar
+        self.largest: list[Tensor] = []  # (N, 1) of each batch not yet looked at: the largest magnitude in an image
+        self.names: list[str] = []
+
+    def parts(self, chosen: np.ndarray) -> list[np.ndarray]:
+        return [chosen[start : start + self.batch_size] for start in range(0, len(chosen), self.batch_size)]
+
+    def of(self, part: np.ndarray) -> Tensor:
+        """Positions (N,) -> features (N, E, h, w)."""
+        images = self.dataset.batch(part)["images"]
+        if self.device.type == "cuda":
+            images = images.pin_memory()
+        found = self.encoder(images.to(self.device, non_blocking=True))
+        self.reducer.check_width(found.shape[1])
+        self.largest.append(torch.linalg.vector_norm(found, torch.inf, dim=(1, 2, 3))[:, None])  # NaN where one is
+        self.names += [self.dataset.names[position] for position in part]
+        if not found.is_cuda or len(self.names) >= BLOCK:
+            self.check()
+        self.bar.update(len(part))
+        return found
+
+    def check(self) -> None:
+        """Raises ValueError naming the images whose features are not finite, of all since the last call."""
+        if self.names:
+            largest, names = torch.cat(self.largest), self.names
+            self.largest, self.names = [], []
+            check_encoded(largest, f"the features of {type(self.encoder).__name__}", names)
 
 
 def sample_positions(num_rows: int, num_images: int, seed: int) -> np.ndarray:

@@ -3,8 +3,10 @@ import pytest
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from redi.models.reducers.moments import CHUNK, Moments
+from redi.models.reducers import moments as moments_module
+from redi.models.reducers.moments import Moments
 from redi.models.reducers.pca import PCA
 
 WIDTH = 16
@@ -88,10 +90,27 @@ def test_moments_hold_two_tensors_however_many_features_they_saw():
     assert (moments.mean.shape, moments.scatter.shape) == ((WIDTH,), (WIDTH, WIDTH))
 
 
-def test_a_batch_of_more_vectors_than_one_chunk_has_the_moments_of_numpy():
+@pytest.mark.parametrize("chunk", [1, 4 * 60 * 80, 9 * 60 * 80])
+def test_a_batch_of_more_values_than_one_chunk_has_the_moments_of_numpy(chunk, monkeypatch):
+    monkeypatch.setattr(moments_module, "CHUNK", chunk)  # one image, one image, two and one
     data = torch.randn(3, 4, 60, 80, generator=torch.Generator().manual_seed(0))
-    assert 3 * 60 * 80 > CHUNK
     np.testing.assert_allclose(of(data).covariance, np.cov(as_rows(data).T), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("block", [1, 5, 8, 16, 100])
+def test_products_in_blocks_are_all_products(block, monkeypatch):
+    monkeypatch.setattr(moments_module, "BLOCK", block)
+    moments = of(*features().split(7))
+    np.testing.assert_allclose(moments.covariance, np.cov(as_rows(features()).T), rtol=1e-10, atol=1e-12)
+    assert torch.equal(moments.scatter, moments.scatter.T)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_features_of_any_precision_and_layout_are_taken_as_they_are(dtype):
+    data = features().to(dtype)
+    layouts = data, data.contiguous(memory_format=torch.channels_last), data.mT.contiguous().mT, data.flip(0).flip(0)
+    for laid_out in layouts:
+        np.testing.assert_allclose(of(laid_out).covariance, np.cov(as_rows(data).T), rtol=1e-10, atol=1e-12)
 
 
 # Shares of several processes
@@ -173,6 +192,35 @@ def test_a_value_that_is_not_finite_is_named_with_its_place(bad):
     broken[2, 3, 1, 4] = bad
     with pytest.raises(ValueError, match=rf"feature 3 is {bad} in batch 1, image 2 of it, at \(1, 4\) of its grid"):
         of(features(4), broken)
+
+
+def test_on_a_gpu_nothing_is_waited_for_until_the_moments_are_read():
+    """A value that the host needed would raise, for a fake tensor has none."""
+    with FakeTensorMode(), torch.device("cuda"):
+        moments = of(torch.empty(5, 300, 4, 4), torch.empty(2, 300, 4, 4))
+    assert (moments.count, moments.batches, moments.mean.device.type, moments.upper.dtype) == (
+        112,
+        2,
+        "cuda",
+        torch.float64,
+    )
+
+
+def test_what_a_gpu_let_pass_is_refused_when_the_moments_are_read():
+    moments = of(features(4))
+    moments.mean[3], moments.upper[3, :] = torch.nan, torch.nan
+    for read in (lambda: moments.covariance, moments.state, lambda: PCA(rank=2).solve(moments)):
+        with pytest.raises(ValueError, match="features hold NaN or infinite values"):
+            read()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_finds_the_moments_that_the_cpu_finds():
+    here, there = of(*features().split(7)), of(*features().cuda().split(7))
+    assert there.mean.is_cuda
+    assert_same(stored(there), here)
+    here.merge(there)
+    assert here.count == 2 * there.count and not here.mean.is_cuda
 
 
 def test_float32_features_are_added_up_in_float64():
