@@ -4,17 +4,20 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from redi.core.artefact import tensors_sha256
 from redi.core.channels import Channels
+from redi.core.device import PRECISIONS
 from redi.core.grids import resized
 from redi.core.registry import configurable
 from redi.models.autoencoders import Autoencoder, autoencoders
 from redi.models.autoencoders.pixels import Pixels
 from redi.models.encoders import Encoder, encoders
+from redi.models.pretrained_network import networks_in
 from redi.models.reducers import LIBRARIES, Reducer, reducers
 
 # What stands beside the groups' names in batches, in losses and in the log.
@@ -78,6 +81,14 @@ class JointCodec(nn.Module):
         representations: none is the plain model.
         alignment: the encoder whose features REPA aligns hidden tokens with (see `JointObjective`); they are
             precomputed, but are no part of the joint state.
+        precision: in which `precompute` runs all networks: 'float32' (each in its own), 'tf32' (float32 whose products
+            a GPU may round) or 'bfloat16' (autocast). Lower it to train without a cache on a GPU: the networks then run
+            in every step, and a GPU multiplies many times faster in bfloat16, with errors of about a hundredth of the
+            features. For a cache, made once, float32 is worth its time. Reducers are fitted and run in float32, and
+            what is stored is float16, in any case.
+
+    Raises:
+        ValueError: the wrong kind of object, two groups of one name, or no such precision.
     """
 
     def __init__(
@@ -86,8 +97,12 @@ class JointCodec(nn.Module):
         autoencoder: Autoencoder | None = None,
         representations: Sequence[Representation] = (),
         alignment: Encoder | None = None,
+        precision: Literal["float32", "tf32", "bfloat16"] = "float32",
     ):
         super().__init__()
+        if precision not in PRECISIONS:
+            raise ValueError(f"JointCodec.precision = {precision!r}: it is 'float32', 'tf32' or 'bfloat16'")
+        self.precision = precision
         self.autoencoder = Pixels() if autoencoder is None else autoencoder
         autoencoders.check(self.autoencoder, "JointCodec.autoencoder")
         for representation in representations:
@@ -123,13 +138,22 @@ class JointCodec(nn.Module):
     def precompute(self, images: Tensor) -> dict[str, Tensor]:
         """(N, 3, S, S) uint8 -> what a cache stores: image moments, (N, S, h, w) float16 per representation (S: see
         `Reducer`), and "alignment" (N, E, h, w) float16 where there is such an encoder."""
-        # Contiguous, as a cache gives them: what is drawn for them may follow the layout in memory.
-        stored = {"image": self.autoencoder.moments(images).contiguous()}
+        with networks_in(self.precision):
+            # Contiguous, as a cache gives them: what is drawn for them may follow the layout in memory.
+            stored = {"image": self.autoencoder.moments(images).contiguous()}
         for name, representation in self.representations.items():
-            stored[name] = representation.reducer.project(representation.encoder(images)).half()
+            stored[name] = representation.reducer.project(self._features(representation.encoder, images)).half()
         if self.alignment is not None:
-            stored["alignment"] = self.alignment(images).half()
+            stored["alignment"] = self._features(self.alignment, images).half()
         return stored
+
+    def _features(self, encoder: Encoder, images: Tensor) -> Tensor:
+        if self.precision != "bfloat16":
+            with networks_in(self.precision):
+                return encoder(images)
+        # Autocast for encoders that are no pretrained networks, whose features may then be bfloat16.
+        with networks_in(self.precision), torch.autocast(images.device.type, torch.bfloat16):
+            return encoder(images).float()
 
     @torch.no_grad()
     def join(self, stored: Mapping[str, Tensor]) -> Tensor:
@@ -151,7 +175,10 @@ class JointCodec(nn.Module):
         """
         height, width = self.grid(dataset.image_size)
         num_images = max(1, min(num_images, 2**26 // (self.channels.total * height * width)))
-        positions = torch.linspace(0, len(dataset) - 1, min(num_images, len(dataset))).long().tolist()
+        if hasattr(dataset, "sample_positions"):  # of a stream, which would fetch all shards for an even spread
+            positions = dataset.sample_positions(num_images).tolist()
+        else:
+            positions = torch.linspace(0, len(dataset) - 1, min(num_images, len(dataset))).long().tolist()
         parts = []
         for start in range(0, len(positions), 64):
             batch = {name: t.to(self.device) for name, t in dataset.batch(positions[start : start + 64]).items()}
@@ -236,7 +263,11 @@ class JointCodec(nn.Module):
             },
             "learned_sha256": tensors_sha256(self.learned_state()),
         }
-        return parts if self.alignment is None else parts | {"alignment": self.alignment.provenance()}
+        if self.alignment is not None:
+            parts["alignment"] = self.alignment.provenance()
+        if self.precision != "float32":
+            parts["precision"] = self.precision
+        return parts
 
 
 def without_versions(provenance: dict) -> dict:

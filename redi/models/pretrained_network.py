@@ -1,13 +1,34 @@
 """A frozen network whose weights can be had elsewhere: what the pretrained encoders and autoencoders share."""
 
+import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from redi.core.artefact import tensors_sha256
+from redi.core.device import matmul_precision
 from redi.core.pretrained_files import read_tensors
+
+_lowered: ContextVar[bool] = ContextVar("lowered", default=False)  # whether all of them run in bfloat16
+
+
+@contextlib.contextmanager
+def networks_in(precision: str) -> Iterator[None]:
+    """Context in which pretrained networks run in 'tf32' or 'bfloat16', though their own precision be float32.
+    'float32' changes nothing, not even how torch is set."""
+    if precision == "float32":
+        yield
+        return
+    before = _lowered.set(precision == "bfloat16")
+    try:
+        with matmul_precision(precision):
+            yield
+    finally:
+        _lowered.reset(before)
 
 
 class PretrainedNetwork(nn.Module, ABC):
@@ -54,8 +75,9 @@ class PretrainedNetwork(nn.Module, ABC):
         return self
 
     def _autocast(self) -> torch.autocast:
-        """The context that the network runs in, whatever autocast the caller is in."""
-        return torch.autocast(self.anchor.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        """The context that the network runs in, whatever autocast the caller is in (but see `networks_in`)."""
+        lowered = self.precision == "bfloat16" or _lowered.get()
+        return torch.autocast(self.anchor.device.type, torch.bfloat16, enabled=lowered)
 
     @abstractmethod
     def _weights_path(self) -> Path:

@@ -9,6 +9,7 @@ from torch.nn import functional
 from redi.core.codec import JointCodec, Representation
 from redi.data.datasets.digits import Digits
 from redi.models.autoencoders.pixels import Pixels
+from redi.models.autoencoders.tiny_vae import TinyVAE
 from redi.models.encoders import Encoder
 from redi.models.encoders.domain import DomainEncoder
 from redi.models.reducers.pca import PCA
@@ -251,6 +252,95 @@ def test_fingerprint_changes_with_one_learned_weight(part):
     state = getattr(changed.representations["domain"], part).state_dict()
     next(t for t in state.values() if t.ndim > 1).view(-1)[0] += 1e-3
     assert changed.fingerprint() != codec.fingerprint()
+
+
+# Precision of the networks
+
+
+class Smoothing(Encoder):
+    """A convolution, of which autocast makes one in bfloat16; notes under which settings it ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.dim = 8
+        self.convolution = torch.nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
+        generator = torch.Generator().manual_seed(0)
+        torch.nn.init.normal_(self.convolution.weight, std=0.2, generator=generator)
+        self.matmul = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.matmul = torch.get_float32_matmul_precision()
+        return self.convolution(images.float() / 255)
+
+    def provenance(self) -> dict:
+        return {"encoder": "Smoothing"}
+
+
+def smooth_codec(**settings) -> JointCodec:
+    made = Representation(encoder=Smoothing(), reducer=PCA(rank=4))
+    made.reducer.fit([made.encoder(images(32, seed=9))])
+    return JointCodec(representations=[made], alignment=Smoothing(), **settings)
+
+
+def test_in_float32_the_networks_run_as_they_are():
+    codec = smooth_codec()
+    own = codec.representations["smoothing"]
+    stored = codec.precompute(images())
+    assert torch.equal(stored["smoothing"], own.reducer.project(own.encoder(images())).half())
+    assert torch.equal(stored["alignment"], codec.alignment(images()).half())
+
+
+def test_bfloat16_gives_nearly_what_float32_gives():
+    exact, rough = smooth_codec().precompute(images()), smooth_codec(precision="bfloat16").precompute(images())
+    assert {name: (t.shape, t.dtype) for name, t in rough.items()} == {n: (t.shape, t.dtype) for n, t in exact.items()}
+    for name in ("smoothing", "alignment"):
+        a, b = exact[name].float(), rough[name].float()
+        assert 0 < (a - b).norm() < 2**-7 * a.norm()  # inputs, weights and outputs are rounded by at most 2^-9 each
+
+
+@pytest.mark.parametrize(("precision", "matmul"), [("float32", "highest"), ("tf32", "high"), ("bfloat16", "high")])
+def test_float32_products_may_be_rounded_in_the_networks_alone(precision, matmul):
+    codec = smooth_codec(precision=precision)
+    codec.precompute(images())
+    assert codec.representations["smoothing"].encoder.matmul == codec.alignment.matmul == matmul
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_reducers_run_in_float32_whatever_the_networks_do():
+    codec = smooth_codec(precision="bfloat16")
+    own = codec.representations["smoothing"]
+    with torch.autocast("cpu", torch.bfloat16):
+        features = own.encoder(images()).float()
+    assert torch.equal(codec.precompute(images())["smoothing"], own.reducer.project(features).half())
+
+
+def test_a_pretrained_autoencoder_follows_the_codec(tmp_path):
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(0)
+    sizes = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    sizes |= {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
+    AutoencoderTiny(**sizes).save_pretrained(tmp_path)
+    moments = {
+        precision: JointCodec(autoencoder=TinyVAE(weights=str(tmp_path)), precision=precision).precompute(images())
+        for precision in ("float32", "tf32", "bfloat16")
+    }
+    own = TinyVAE(weights=str(tmp_path), precision="bfloat16").moments(images())
+    assert torch.equal(moments["bfloat16"]["image"], own)
+    assert torch.equal(moments["float32"]["image"], TinyVAE(weights=str(tmp_path)).moments(images()))
+    assert not torch.equal(moments["float32"]["image"], own)
+
+
+def test_every_precision_has_caches_of_its_own_and_float32_those_that_there_were():
+    codecs = [smooth_codec(**{"precision": precision}) for precision in ("float32", "tf32", "bfloat16")]
+    assert len({codec.cache_fingerprint() for codec in codecs}) == len({codec.fingerprint() for codec in codecs}) == 3
+    assert "precision" not in codecs[0].provenance() and "precision" not in codecs[0].cache_provenance()
+    assert codecs[2].cache_provenance()["precision"] == "bfloat16"
+
+
+def test_another_precision_is_refused():
+    with pytest.raises(ValueError, match="JointCodec.precision = 'fp16': it is 'float32', 'tf32' or 'bfloat16'"):
+        JointCodec(precision="fp16")
 
 
 # Refusals
