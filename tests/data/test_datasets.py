@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from redi.data.datasets import UnreadableImage, datasets
+from redi.data.datasets import UnreadableImage, datasets, digits
 from redi.data.datasets.adm_batch import AdmBatch
 from redi.data.datasets.digits import Digits
 from redi.data.datasets.hugging_face import HuggingFace
@@ -166,6 +166,12 @@ def test_digits_are_scikit_learns_stretched_to_bytes():
     assert len(data) == 1797 and data.num_classes == 10 and np.array_equal(data.labels, load_digits().target)
     stretched = load_digits().images[7] / 16 * 255
     assert abs(data.load(7) - stretched[..., None]).max() <= 0.5 and data.load(0).max() == 239  # 15 of 16
+
+
+def test_digits_are_the_same_from_scikit_learns_file_and_from_its_function(monkeypatch):
+    quick = Digits(split="all")
+    monkeypatch.setattr(digits.importlib.util, "find_spec", lambda name: None)
+    assert Digits(split="all").fingerprint() == quick.fingerprint()
 
 
 # ImageFolder
