@@ -73,7 +73,7 @@ quickstart: install ## train, sample and evaluate a small model on handwritten d
 	$(VENV)/bin/python -m redi.run --gin_file=digits.gin --run_dir=runs/quickstart
 
 test: install ## run the tests; PYTEST_ARGS='-k fusion' passes arguments on
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 install: ## create or update .venv; EXTRAS=test,dev,gpu installs more; PYTHON=python3.11 chooses
 	@sh -c "$$INSTALL"

@@ -1,7 +1,13 @@
 """For every test: an empty gin configuration, and a cache folder that no other run shares."""
 
+import os
+
 import gin
 import pytest
+
+# Several test processes at once (make test): each, and the programs it starts, gets its share of the cores.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 
 @pytest.fixture(autouse=True)
