@@ -14,6 +14,7 @@ from redi.core.generation import check_generation, generate
 from redi.core.trainer import check_settings, train
 from redi.core.warm_start import warm_start
 from redi.data.datasets import Dataset
+from redi.data.loader import check_shuffle
 from redi.evaluation.checking import check_evaluation
 from redi.evaluation.evaluate import evaluate
 from redi.evaluation.sampling import check_sampling, sample
@@ -40,6 +41,7 @@ def check_training(codec: JointCodec, dataset: Dataset, *, resumes: bool = False
     """
     with config.explained(types=True):
         check_settings(**{name: _setting(train, name) for name in inspect.signature(check_settings).parameters})
+        check_shuffle(_setting(train, "shuffle"))
         device = choose_device(_setting(train, "device"))
         dtype = choose_precision(_setting(train, "precision"), device).dtype
         choose_compile(_setting(train, "compile"), device)

@@ -31,7 +31,9 @@ def prepared(run_dir: Path, *, evaluates: bool = False, monitor=None):
     if not isinstance(codec, JointCodec):
         raise ValueError(f"train.codec is {codec!r}: bind train.codec = @JointCodec(), as gin/base.gin does")
     codec.load()  # before the audit reads every image
-    dataset = audited(run_dir)
+    # Streamed from object storage, encoded images need no images here; they were audited where they were encoded.
+    alone = config.bound("train.dataset") is None and config.bound("prepare.cache_url") is not None
+    dataset = config.call(prepare, codec=codec, dataset=None) if alone else audited(run_dir)
     check_training(codec, dataset, resumes=bool(list_checkpoints(run_dir)))
     if evaluates:
         check_results(codec, dataset)
@@ -40,7 +42,7 @@ def prepared(run_dir: Path, *, evaluates: bool = False, monitor=None):
         monitor.prepare(dataset, config.bound("evaluate.reference"))
     if checkpoints := list_checkpoints(run_dir):  # a resumed run keeps what it was trained with
         codec.load_learned_state(load_checkpoint(checkpoints[-1])[0]["codec"])
-    return codec, config.call(prepare, codec=codec, dataset=dataset)
+    return codec, dataset if alone else config.call(prepare, codec=codec, dataset=dataset)
 
 
 def audited(run_dir: Path):

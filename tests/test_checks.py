@@ -57,7 +57,9 @@ def test_tokens_of_more_numbers_than_the_model_is_wide_are_pointed_out(tiny_gin,
 
 
 TRAINING = {
-    "an unknown precision": ("train.precision = 'bf16'", "train.precision = 'bf16': it is 'auto', 'float32', 'tf32' or"),
+    "an unknown precision": ("train.precision = 'bf16'", "train.precision = 'bf16': it is 'auto', 'float32', 'tf32'"),
+    "an unknown order": ("train.shuffle = 'some'", "train.shuffle = 'some': it is 'global' or 'shards'"),
+    "compiled by half": ("train.compile = 'half'", "train.compile = 'half': it is 'auto', True or False"),
     "steps in words": ("train.num_steps = 'many'", "train.num_steps = 'many': a whole number of at least 1"),
     "a part of a step": ("train.num_steps = 1.5", "train.num_steps = 1.5: a whole number of at least 1"),
     "weights that are nowhere": ("train.initial_weights = 'nowhere.pt'", "nowhere.pt"),

@@ -19,8 +19,9 @@ from redi.core.registry import did_you_mean
 # weights of a pretrained network lie is one; which they are, the fingerprints of checkpoints and caches compare. How
 # many channels a cache keeps beyond those in use is another.
 HARMLESS = re.compile(
-    r"train\.(num_steps|\w+_every|keep_checkpoints|preview\w*|monitor|device)$"
-    r"|prepare\.(cache_dir|batch_size|rows_per_shard|verify)$"
+    r"train\.(num_steps|\w+_every|keep_checkpoints|preview\w*|monitor|device|compile)$"
+    r"|DiffusionTransformer\.(attention|checkpointing)$"
+    r"|prepare\.(cache_dir|cache_url|local_gib|batch_size|rows_per_shard|verify)$"
     r"|(?!sample\.)(\w+/)*(encoders\.|autoencoders\.)?\w+\.weights$"  # sample.weights are 'ema' or 'model'
     r"|(\w+/)*(reducers\.)?\w+\.store_rank$"
 )

@@ -24,8 +24,8 @@ from redi.core.progress import progress
 from redi.core.registry import configurable, external
 from redi.core.step import TrainingStep
 from redi.core.warm_start import warm_start
-from redi.data.cache import Cache
-from redi.data.loader import batches
+from redi.data.cache import EncodedRows
+from redi.data.loader import batches, check_shuffle
 from redi.evaluation.pictures import ColourBasis, num_columns, sample_grid
 from redi.models.transformer import DiffusionTransformer
 
@@ -58,6 +58,7 @@ def train(
     compile: str | bool = "auto",
     device: str = "auto",
     seed: int = 0,
+    shuffle: str = "global",
     log_every: int = 100,
     checkpoint_every: int = 10_000,
     keep_checkpoints: int = 2,
@@ -86,6 +87,8 @@ def train(
             bfloat16 on a GPU that has it.
         compile: corruption, network and losses as one graph (torch.compile): a minute at the start, then faster steps;
             'auto': on a GPU.
+        shuffle: 'global', or 'shards', which reads rows that lie together one after the other: for a cache larger than
+            memory, or streamed (see `redi.data.loader.batches`).
         preview: draws the periodic sample grids: `generate`, possibly with other settings than the final sampling.
         monitor: measures the EMA weights during training (`redi.evaluation.monitor.Monitor`, prepared); what it gives
             is logged as monitor/<name>.
@@ -101,6 +104,7 @@ def train(
     """
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
+    check_shuffle(shuffle)
     check_settings(
         num_steps=num_steps, batch_size=batch_size, accumulate=accumulate, log_every=log_every,
         checkpoint_every=checkpoint_every, keep_checkpoints=keep_checkpoints, preview_every=preview_every,
@@ -168,7 +172,8 @@ def train(
         run_log.scalars(line.step, **means, images_per_second=rate, learning_rate=line.learning_rate)
         bar.set_postfix_str(f"loss {means['loss']:.4f}, {rate:.0f} img/s", refresh=False)
 
-    data = batches(dataset, batch_size=batch_size, seed=seed, start=step, stop=num_steps)
+    span = {"start": step, "stop": num_steps}
+    data = batches(dataset, batch_size=batch_size, seed=seed, **span, shuffle=shuffle, pin=device.type == "cuda")
     bar = progress(total=num_steps, initial=step, desc="training", unit="step", smoothing=0.1, leave=True)
     net.train()
     line: Line | None = None  # of the log; its numbers are on their way from the device
@@ -243,7 +248,7 @@ def check_settings(
 def _check_data(codec: JointCodec, dataset) -> None:
     if not codec.fitted:
         raise ValueError("the codec is not fitted: call prepare(codec=..., dataset=...) and train on what it returns")
-    if isinstance(dataset, Cache):
+    if isinstance(dataset, EncodedRows):
         dataset.check(codec)
 
 

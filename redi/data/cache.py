@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +17,11 @@ from redi.core.artefact import BrokenArtefact, sha256
 from redi.core.codec import JointCodec, without_versions
 from redi.core.progress import progress
 from redi.core.registry import identity
-from redi.data.shards import NAMES, map_shard, remedy
+from redi.data.order import Blocks
+from redi.data.shards import DTYPES, NAMES, map_shard, read_ahead, remedy
 
 MANIFEST = "manifest.json"
+LEARNED = "learned.safetensors"  # what the codec had learned from data, where it learns anything
 FORMAT = 2
 MIRRORED = "mirrored."  # what a tensor's name begins with that was computed from the mirrored images
 ENTRIES = {
@@ -27,15 +30,98 @@ ENTRIES = {
 }  # fmt: skip
 
 
-class Cache:
-    """What `JointCodec.precompute` gave for every image of a data set, in its order, plus labels and names.
+class EncodedRows(ABC):
+    """What `JointCodec.precompute` gave for every image of a data set, in its order, plus labels.
+
+    Args:
+        where: the folder or URL, for messages.
+        manifest: see docs/cache.md.
+
+    Attributes:
+        mirrored: whether it also holds what the mirrored images gave.
+        blocks: what the order 'shards' shuffles.
+    """
+
+    blocks: Blocks
+
+    def __init__(self, where: str, manifest: dict):
+        self.where = where
+        self.manifest = manifest
+        self.num_classes = manifest["num_classes"]
+        self.image_size = manifest["image_size"]
+        self.cache_fingerprint = manifest["cache_fingerprint"]
+        self.mirrored = manifest["mirrored"]
+        self._starts = np.cumsum([0] + [shard["rows"] for shard in manifest["shards"]])
+
+    @abstractmethod
+    def _shard(self, number: int) -> Mapping[str, np.ndarray]:
+        """The tensors of a shard, see `map_shard`."""
+
+    @abstractmethod
+    def expect(self, windows: Sequence[np.ndarray]) -> None:
+        """Says which `blocks` will be read from now on, window by window; see `redi.data.loader`."""
+
+    def fingerprint(self) -> str:
+        """Of the data set it was made from."""
+        return self.manifest["dataset_fingerprint"]
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def batch(self, positions: Sequence[int], mirror: np.ndarray | None = None) -> dict[str, Tensor]:
+        """Rows at these positions: {"image": ..., "<representation>": ..., "labels": (N,) int64}.
+
+        Args:
+            mirror: (N,) bool, which of them are taken from the mirrored images; default: none.
+
+        Raises:
+            IndexError: a position outside [0, len).
+            ValueError: `mirror` for a cache without the mirrored images.
+        """
+        positions = np.asarray(positions, dtype=np.int64)
+        if len(positions) and not 0 <= positions.min() <= positions.max() < len(self):
+            raise IndexError(f"positions {positions.min()} to {positions.max()} of a cache of {len(self)} rows")
+        if mirror is not None and not self.mirrored and np.any(mirror):
+            raise ValueError(f"{self.where} holds no mirrored images: bind prepare.mirror = True and prepare again")
+        flags = np.zeros(len(positions), bool) if mirror is None else np.asarray(mirror, bool)
+        shards = np.searchsorted(self._starts, positions, side="right") - 1
+        rows = positions - self._starts[shards]
+        stored = self.manifest["tensors"]
+        names = [name for name in stored if not name.startswith(MIRRORED)]
+        mirrored = [MIRRORED + name if MIRRORED + name in stored else name for name in names]
+        arrays = [np.empty((len(rows), *stored[name]["shape"]), DTYPES[stored[name]["dtype"]]) for name in names]
+        # Shard by shard, for only one may be at hand; one copy per row, for gathering a shard's would copy all twice.
+        order = np.argsort(shards, kind="stable")
+        places = zip(order.tolist(), shards[order].tolist(), rows[order].tolist(), flags[order].tolist(), strict=True)
+        current = -1
+        for i, shard, row, flipped in places:
+            if shard != current:
+                found, current = self._shard(shard), shard
+                versions = [list(zip(arrays, map(found.get, of), strict=True)) for of in (names, mirrored)]
+            for array, source in versions[flipped]:
+                array[i] = source[row]
+        return {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
+
+    def check(self, codec: JointCodec) -> None:
+        """Raises ValueError, naming what differs, unless this codec would compute what is stored here.
+
+        Library versions are not compared; `prepare` takes a cache of its own version only.
+        """
+        made = {"codec": without_versions(self.manifest["codec"]), "code": _unversioned(self.manifest["code"])}
+        wanted = {"codec": without_versions(codec.cache_provenance()), "code": _unversioned(code_of(codec))}
+        if found := list(_differences(made, wanted)):
+            raise ValueError(
+                f"the cache {self.where} was made with another codec (cache -> codec at hand):\n  "
+                + "\n  ".join(found)
+                + "\nRun prepare with this codec, or use the codec that the cache was made with"
+            )
+
+
+class Cache(EncodedRows):
+    """A cache on this machine, memory-mapped.
 
     Args:
         folder: as written by `redi.data.encoding.write_cache`.
-
-    Attributes:
-        labels: (rows,) int64.
-        mirrored: whether it also holds what the mirrored images gave.
 
     Raises:
         BrokenArtefact: the manifest or a shard is missing, cut short, altered or of another format; a label that is
@@ -44,29 +130,23 @@ class Cache:
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
-        self.manifest = _read_manifest(self.folder / MANIFEST)
-        self.num_classes = self.manifest["num_classes"]
-        self.image_size = self.manifest["image_size"]
-        self.cache_fingerprint = self.manifest["cache_fingerprint"]
-        self.mirrored = self.manifest["mirrored"]
-        self._tensors = self.manifest["tensors"]
-        shards = self.manifest["shards"]
-        self._shards = [map_shard(self.folder / shard["file"], shard, self._tensors) for shard in shards]
-        self._starts = np.cumsum([0] + [shard["rows"] for shard in shards])
-        self.labels = np.concatenate([shard["labels"] for shard in self._shards])
-        outside = (self.labels < 0) | (self.labels >= self.num_classes)
-        if outside.any():
-            raise BrokenArtefact(
-                f"{self.folder} holds labels outside [0, {self.num_classes}), first {self.labels[outside][0]} at row "
-                f"{int(np.flatnonzero(outside)[0])}: {remedy(self.folder / MANIFEST)}"
-            )
+        super().__init__(str(folder), _read_manifest(self.folder / MANIFEST))
+        shards, tensors = self.manifest["shards"], self.manifest["tensors"]
+        self._shards = [map_shard(self.folder / shard["file"], shard, tensors) for shard in shards]
+        self.labels = np.concatenate([shard["labels"] for shard in self._shards])  # (rows,) int64
+        check_labels(self.labels, self.num_classes, self.where, remedy(self.folder / MANIFEST))
+        self.blocks = Blocks.cut(self._starts)
 
-    def fingerprint(self) -> str:
-        """Of the data set it was made from."""
-        return self.manifest["dataset_fingerprint"]
+    def _shard(self, number: int) -> Mapping[str, np.ndarray]:
+        return self._shards[number]
 
-    def __len__(self) -> int:
-        return int(self._starts[-1])
+    def expect(self, windows: Sequence[np.ndarray]) -> None:
+        for block in (block for blocks in windows for block in blocks):
+            first, end = self.blocks.starts[block : block + 2]
+            number = int(np.searchsorted(self._starts, first, side="right")) - 1
+            start, stop = first - self._starts[number], end - self._starts[number]
+            for name in self.manifest["tensors"]:
+                read_ahead(self._shards[number][name][start:stop])
 
     @cached_property
     def names(self) -> list[str]:
@@ -83,38 +163,6 @@ class Cache:
             found += names
         return found
 
-    def batch(self, positions: Sequence[int], mirror: np.ndarray | None = None) -> dict[str, Tensor]:
-        """Rows at these positions: {"image": ..., "<representation>": ..., "labels": (N,) int64}.
-
-        Args:
-            mirror: (N,) bool, which of them are taken from the mirrored images; default: none.
-
-        Raises:
-            IndexError: a position outside [0, len).
-            ValueError: `mirror` for a cache without the mirrored images.
-        """
-        positions = np.asarray(positions, dtype=np.int64)
-        if len(positions) and not 0 <= positions.min() <= positions.max() < len(self):
-            raise IndexError(f"positions {positions.min()} to {positions.max()} of a cache of {len(self)} rows")
-        if mirror is not None and not self.mirrored and np.any(mirror):
-            raise ValueError(f"{self.folder} holds no mirrored images: bind prepare.mirror = True and prepare again")
-        flags = np.zeros(len(positions), bool) if mirror is None else np.asarray(mirror, bool)
-        shards = np.searchsorted(self._starts, positions, side="right") - 1
-        rows = (positions - self._starts[shards]).tolist()
-        places = list(zip(shards.tolist(), rows, flags.tolist(), strict=True))
-        batch = {"labels": torch.from_numpy(self.labels[positions])}
-        for name, array in self._shards[0].items():
-            if name.startswith(MIRRORED) or name in (NAMES, "labels"):
-                continue
-            # One copy per row: gathering shard by shard would copy everything twice.
-            stored = np.empty((len(positions), *array.shape[1:]), array.dtype)
-            other = MIRRORED + name if MIRRORED + name in self._shards[0] else name
-            versions = [shard[name] for shard in self._shards], [shard[other] for shard in self._shards]
-            for i, (shard, row, flipped) in enumerate(places):
-                stored[i] = versions[flipped][shard][row]
-            batch[name] = torch.from_numpy(stored)
-        return batch
-
     def verify(self) -> None:
         """Reads every shard and compares its SHA-256. Raises BrokenArtefact naming those that were altered."""
         records = {self.folder / record["file"]: record["sha256"] for record in self.manifest["shards"]}
@@ -122,19 +170,15 @@ class Cache:
             names = ", ".join(path.name for path in altered)
             raise BrokenArtefact(f"{names} were altered after they were written: {remedy(altered[0])}")
 
-    def check(self, codec: JointCodec) -> None:
-        """Raises ValueError, naming what differs, unless this codec would compute what is stored here.
 
-        Library versions are not compared; `prepare` takes a cache of its own version only.
-        """
-        made = {"codec": without_versions(self.manifest["codec"]), "code": _unversioned(self.manifest["code"])}
-        wanted = {"codec": without_versions(codec.cache_provenance()), "code": _unversioned(code_of(codec))}
-        if found := list(_differences(made, wanted)):
-            raise ValueError(
-                f"the cache {self.folder} was made with another codec (cache -> codec at hand):\n  "
-                + "\n  ".join(found)
-                + "\nRun prepare with this codec, or use the codec that the cache was made with"
-            )
+def check_labels(labels: np.ndarray, num_classes: int, where: str, remedy: str) -> None:
+    """Raises BrokenArtefact unless all lie in [0, num_classes)."""
+    outside = (labels < 0) | (labels >= num_classes)
+    if outside.any():
+        raise BrokenArtefact(
+            f"{where} holds labels outside [0, {num_classes}), first {labels[outside][0]} at row "
+            f"{int(np.flatnonzero(outside)[0])}: {remedy}"
+        )
 
 
 def code_of(codec: JointCodec) -> dict[str, dict]:
@@ -170,16 +214,25 @@ def manifest_sha256(manifest: dict) -> str:
 
 def _read_manifest(path: Path) -> dict:
     try:
-        manifest = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        text = path.read_bytes()
+    except OSError as error:
         raise BrokenArtefact(f"{path} cannot be read ({error}): {remedy(path)}") from None
+    return parse_manifest(text, str(path), remedy(path))
+
+
+def parse_manifest(text: bytes, where: str, remedy: str) -> dict:
+    """What a manifest says. Raises BrokenArtefact with the place and the remedy where it is none, or altered."""
+    try:
+        manifest = json.loads(text)
+    except ValueError as error:
+        raise BrokenArtefact(f"{where} cannot be read ({error}): {remedy}") from None
     written = manifest.get("format", 1) if isinstance(manifest, dict) else None
     if written != FORMAT:
-        raise BrokenArtefact(f"{path} has format {written}, this version of redi reads {FORMAT}: {remedy(path)}")
+        raise BrokenArtefact(f"{where} has format {written}, this version of redi reads {FORMAT}: {remedy}")
     if missing := ENTRIES - set(manifest):
-        raise BrokenArtefact(f"{path} lacks {', '.join(sorted(missing))}: {remedy(path)}")
+        raise BrokenArtefact(f"{where} lacks {', '.join(sorted(missing))}: {remedy}")
     if manifest["sha256"] != manifest_sha256(manifest):
-        raise BrokenArtefact(f"{path} was altered after it was written: {remedy(path)}")
+        raise BrokenArtefact(f"{where} was altered after it was written: {remedy}")
     return manifest
 
 

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -16,7 +17,7 @@ import redi
 from redi.core.artefact import write_json
 from redi.core.codec import JointCodec
 from redi.core.progress import progress
-from redi.data.cache import FORMAT, MANIFEST, MIRRORED, Cache, altered_files, code_of, manifest_sha256
+from redi.data.cache import FORMAT, LEARNED, MANIFEST, MIRRORED, Cache, altered_files, code_of, manifest_sha256
 from redi.data.datasets import Dataset
 from redi.data.division import complete
 from redi.data.shards import shard_tensors, write_shard
@@ -161,7 +162,11 @@ class _Writer:
         }
         shards, written = self.work / "shards", self.work / f"{uuid.uuid4().hex}.json"
         write_json(written, manifest | {"sha256": manifest_sha256(manifest)})
-        known = {MANIFEST, *(shard["file"] for shard in manifest["shards"])}  # it is there if another finishes too
+        if learned := self.codec.learned_state():  # so that a copy of the folder is all that a stream needs
+            temporary = written.with_suffix(".partial")
+            save_file({name: tensor.cpu().clone() for name, tensor in learned.items()}, temporary)
+            temporary.replace(shards / LEARNED)
+        known = {MANIFEST, LEARNED, *(shard["file"] for shard in manifest["shards"])}  # if another finishes too
         for path in shards.iterdir():
             if path.name not in known:  # of an interrupted call with another rows_per_shard
                 path.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """Batches in a seeded order that any step can be resumed from."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
@@ -9,19 +9,24 @@ import numpy as np
 from torch import Tensor
 
 from redi.core.seeds import mix_seeds
+from redi.data.order import Blocks
 
 MIRROR = 1  # keeps the coins apart from the permutations of the same seed and epoch
+SHUFFLES = ("global", "shards")
 
 
-def batch_positions(num_images: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+def batch_positions(num_images: int, batch_size: int, seed: int, step: int, blocks: Blocks | None = None) -> np.ndarray:
     """The data-set positions of one step's batch.
 
     The steps walk through an endless row of epochs, each a permutation of its own; a batch may span two.
     A function of its arguments alone, so a resumed run needs no stored state.
+
+    Args:
+        blocks: shuffle these, a window at a time, instead of all images at once.
     """
     positions = np.empty(batch_size, dtype=np.int64)
     for epoch, here, offsets in _epochs(num_images, batch_size, step):
-        positions[here] = _order(num_images, seed, epoch)[offsets]
+        positions[here] = _order(num_images, seed, epoch, blocks)[offsets]
     return positions
 
 
@@ -45,7 +50,9 @@ def _epochs(num_images: int, batch_size: int, step: int) -> Iterator[tuple[int, 
 
 
 @lru_cache(maxsize=2)  # a permutation of ImageNet takes 20 ms, and the next step mostly wants the same one
-def _order(num_images: int, seed: int, epoch: int) -> np.ndarray:
+def _order(num_images: int, seed: int, epoch: int, blocks: Blocks | None) -> np.ndarray:
+    if blocks is not None:
+        return blocks.order(seed, epoch)
     return np.random.Generator(np.random.PCG64(mix_seeds(seed, epoch))).permutation(num_images)
 
 
@@ -54,25 +61,95 @@ def _coins(num_images: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.Generator(np.random.PCG64(mix_seeds(seed, epoch, MIRROR))).random(num_images) < 0.5
 
 
+def check_shuffle(shuffle: str) -> None:
+    """Raises ValueError unless it is the name of an order."""
+    if shuffle not in SHUFFLES:
+        raise ValueError(f"train.shuffle = {shuffle!r}: it is 'global' or 'shards'")
+
+
 def batches(
-    source, *, batch_size: int, seed: int, start: int, stop: int, prefetch: int = 4
+    source,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int,
+    stop: int,
+    prefetch: int = 4,
+    shuffle: str = "global",
+    pin: bool = False,
 ) -> Iterator[dict[str, Tensor]]:
     """The batches of steps start ... stop - 1, read ahead by one thread.
 
     Args:
-        source: has `__len__` and `batch(positions)`: a `Dataset` or a `Cache`. Where its attribute `mirrored` is true,
-            `batch` is given as `mirror` which samples to mirror (see `batch_mirror`).
+        source: has `__len__` and `batch(positions)`: a `Dataset`, a `Cache` or a `CacheStream`. Where its attribute
+            `mirrored` is true, `batch` is given as `mirror` which samples to mirror (see `batch_mirror`).
+        shuffle: 'global': every epoch is one permutation of all images; 'shards': rows that lie together are read
+            together, some blocks from all over the data set at a time (see `Blocks`).
+        pin: into page-locked memory, from which a GPU copies while the program goes on.
+
+    Raises:
+        ValueError: `shuffle` is no order, or one that the source cannot be read in.
     """
+    check_shuffle(shuffle)
+    if shuffle == "global" and getattr(source, "streamed", False):
+        raise ValueError(
+            "train.shuffle = 'global' would fetch a shard for every image of a streamed cache: bind "
+            "train.shuffle = 'shards'"
+        )
+    blocks = None
+    if shuffle == "shards":
+        blocks = getattr(source, "blocks", None) or Blocks.cut(np.array([0, len(source)]))
+    announce = _announcer(source, blocks, batch_size, seed, start, stop)
 
     def read(step: int) -> dict[str, Tensor]:
-        positions = batch_positions(len(source), batch_size, seed, step)
+        announce(step)
+        positions, coins = batch_positions(len(source), batch_size, seed, step, blocks), {}
         if getattr(source, "mirrored", False):
-            return source.batch(positions, mirror=batch_mirror(len(source), batch_size, seed, step))
-        return source.batch(positions)
+            coins = {"mirror": batch_mirror(len(source), batch_size, seed, step)}
+        batch = source.batch(positions, **coins)
+        return {name: tensor.pin_memory() for name, tensor in batch.items()} if pin else batch
 
-    with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
-        pending = deque(thread.submit(read, step) for step in range(start, min(start + prefetch, stop)))
-        for step in range(start, stop):
-            if step + prefetch < stop:
+    return _read_ahead(read, range(start, stop), prefetch, end=announce)
+
+
+def _read_ahead(read: Callable, steps: range, prefetch: int, end: Callable) -> Iterator[dict[str, Tensor]]:
+    thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
+    try:
+        pending = deque(thread.submit(read, step) for step in steps[:prefetch])
+        for step in steps:
+            if step + prefetch in steps:
                 pending.append(thread.submit(read, step + prefetch))
             yield pending.popleft().result()
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)
+        end(None)  # now, so that a read under way does not wait for what nobody needs
+        thread.shutdown()
+        end(None)  # that read may have asked for more
+
+
+def _announcer(source, blocks: Blocks | None, batch_size: int, seed: int, start: int, stop: int) -> Callable:
+    """-> a function that tells the source, before a step is read, in which windows it and the next steps lie.
+
+    `source.expect` is given the blocks of each of these windows, and of the one after them, in order, whenever a
+    window begins or ends; nothing at the end (step None).
+    """
+    if blocks is None or not hasattr(source, "expect"):
+        return lambda step: None
+    coming = blocks.windows_from(seed, start * batch_size)
+    near: deque[tuple[int, np.ndarray]] = deque()
+
+    def announce(step: int | None) -> None:
+        if step is None:
+            source.expect([])
+            return
+        known = [end for end, _ in near]
+        while near and near[0][0] <= step * batch_size:
+            near.popleft()
+        while len(near) < 2 or near[-2][0] < (step + 1) * batch_size:
+            if near and near[-1][0] >= stop * batch_size:  # the run ends before the next window
+                break
+            near.append(next(coming))
+        if [end for end, _ in near] != known:
+            source.expect([blocks for _, blocks in near])
+
+    return announce

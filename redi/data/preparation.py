@@ -14,6 +14,7 @@ from redi.data.datasets import Dataset
 from redi.data.division import process_rank
 from redi.data.encoding import write_cache
 from redi.data.fitting import fit_or_restore, fit_reducer
+from redi.data.stream import WINDOW, CacheStream
 
 log = logging.getLogger(__name__)
 
@@ -22,9 +23,12 @@ log = logging.getLogger(__name__)
 def prepare(
     *,
     codec: JointCodec,
-    dataset: Dataset,
+    dataset: Dataset | None,
     cache_dir: str | Path | None = None,
     cache: bool = True,
+    cache_url: str | None = None,
+    local_gib: float = 32.0,
+    window_images: int = WINDOW,
     mirror: bool = False,
     num_fit_images: int = 76_800,
     seed: int = 0,
@@ -33,7 +37,7 @@ def prepare(
     verify: bool = False,
     rank: int | None = None,
     world_size: int | None = None,
-) -> Dataset | Cache:
+) -> Dataset | Cache | CacheStream:
     """Makes the codec ready for this data set, and the data set ready for the trainer.
 
     Encoders and reducers that learn from data are fitted in place, or restored where the same fit was made
@@ -46,6 +50,10 @@ def prepare(
     Args:
         cache_dir: default: $REDI_CACHE, or ~/.cache/redi.
         cache: False trains from images, running the encoders in every step.
+        cache_url: take the cache from object storage, where a copy of its folder lies (docs/cache.md); nothing is
+            encoded or fitted, and `dataset` may be None.
+        local_gib: at most so much of it lies in `cache_dir` at a time.
+        window_images: so many of its images are mixed with one another at a time; another number is another order.
         mirror: train on each image or its mirror image, by chance; the networks see the mirrored image itself.
         num_fit_images: at most so many images, drawn from `seed`, to fit reducers on (paper, section 3.4: 76,800).
         batch_size: images per pass through the encoders.
@@ -58,13 +66,20 @@ def prepare(
         What `train` takes as `dataset`; its attribute `mirrored` is `mirror`.
 
     Raises:
-        ValueError: NaN or infinite values in what the networks give, a reducer of another encoder, damaged files.
+        ValueError: NaN or infinite values in what the networks give, a reducer of another encoder, damaged files, a
+            cache at `cache_url` that is not of this codec and data set.
     """
     counts = {"num_fit_images": num_fit_images, "batch_size": batch_size, "rows_per_shard": rows_per_shard}
+    counts |= {"window_images": window_images}
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"prepare.{name} = {count}: at least 1 is needed")
     cache_dir, place = cache_folder(cache_dir), process_rank(rank, world_size)
+    if cache_url is not None:
+        room = {"max_bytes": int(local_gib * 2**30), "window": window_images}
+        return _streamed(CacheStream(cache_url, folder=cache_dir / "streamed", **room), codec, dataset, mirror)
+    if dataset is None:
+        raise ValueError("no data set: bind train.dataset, or prepare.cache_url")
     ranks = dict(zip(("rank", "world_size"), place, strict=True))
     data = dataset.fingerprint()
     encoders = [representation.encoder for representation in codec.representations.values()]
@@ -94,6 +109,22 @@ def prepare(
     if verify and there:
         encoded.verify()
     return encoded
+
+
+def _streamed(stream: CacheStream, codec: JointCodec, dataset: Dataset | None, mirror: bool) -> CacheStream:
+    """The stream, once it is known to be of this codec, which is completed by what it had learned, and data set."""
+    if mirror != stream.mirrored:
+        raise ValueError(f"{stream.where} was made with prepare.mirror = {stream.mirrored}: bind that, not {mirror}")
+    if dataset is not None and dataset.fingerprint() != stream.fingerprint():
+        raise ValueError(
+            f"{stream.where} was not made from the images of train.dataset: leave train.dataset unbound to train "
+            "without images, or unbind prepare.cache_url to encode these"
+        )
+    if not codec.fitted:
+        codec.load_learned_state(stream.learned_state())
+    stream.check(codec)
+    log.info("streaming the cache %s: %d images in %d shards", stream.where, len(stream), len(stream.blocks.starts) - 1)
+    return stream
 
 
 def cache_folder(cache_dir: str | Path | None) -> Path:

@@ -1,9 +1,12 @@
 """A shard: one safetensors file that holds some rows of every tensor, written atomically, read by memory map."""
 
+import ctypes
 import json
+import mmap
 import os
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +74,21 @@ def map_shard(path: Path, record: Mapping, tensors: Mapping[str, Mapping]) -> di
     except ValueError as error:
         raise BrokenArtefact(f"{path} is damaged: {error}; {remedy(path)}") from None
     return arrays
+
+
+def read_ahead(rows: np.ndarray) -> None:
+    """Asks the system to bring consecutive rows of a mapped tensor into memory, and does not wait for it."""
+    if (advice := getattr(mmap, "MADV_WILLNEED", None)) is None or not rows.nbytes:  # Windows
+        return
+    # By address, since the mapping is torch's. Advice only: what the system answers changes nothing.
+    start = rows.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
+    length = rows.ctypes.data + rows.nbytes - start
+    _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def shard_tensors(rows: Mapping[str, Tensor]) -> dict[str, dict]:

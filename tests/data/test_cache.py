@@ -66,7 +66,7 @@ def assert_rows_are_encoded_images(cache, codec, images, positions):
 def test_rows_are_what_the_codec_gives_for_the_images(tmp_path, codec, images, rows_per_shard, batch_size):
     cache = write_cache(tmp_path / "cache", codec, images, batch_size=batch_size, rows_per_shard=rows_per_shard)
     assert len(cache) == COUNT
-    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == -(-COUNT // rows_per_shard)
+    assert len(list((tmp_path / "cache").glob("shard-*.safetensors"))) == -(-COUNT // rows_per_shard)
     assert_rows_are_encoded_images(cache, codec, images, range(COUNT))
 
 

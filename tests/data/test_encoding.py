@@ -243,7 +243,7 @@ def test_what_others_left_in_the_work_folder_is_no_part_of_the_cache(interrupted
     (folder.with_name(".cache.work") / "shards" / stray).write_bytes(b"left over")
     cache = write(folder, codec, dataset_of(dataset))
     assert {path.name for path in folder.iterdir()} == {
-        "manifest.json", *(shard["file"] for shard in cache.manifest["shards"]),
+        "manifest.json", "learned.safetensors", *(shard["file"] for shard in cache.manifest["shards"]),
     }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from redi.data.loader import batch_mirror, batch_positions, batches
+from redi.data.order import Blocks
 
 
 class Numbers:
@@ -137,3 +138,71 @@ def test_mirroring_leaves_the_order_as_it_is():
 def test_the_order_is_that_of_earlier_versions():
     """So that a run begun with one goes on with this one; printed by the loader that knew no mirrors."""
     assert batch_positions(10, 12, 3, 1).tolist() == [9, 6, 0, 8, 5, 1, 7, 2, 3, 2, 5, 4]
+
+
+class InBlocks(Numbers):
+    """Also keeps what it was told about the windows ahead, with how often it had been read by then."""
+
+    blocks = Blocks.cut(np.array([0, 30, 60, 97]), rows_per_block=4, window=24)
+
+    def __init__(self):
+        super().__init__(97)
+        self.told = []
+
+    def expect(self, windows):
+        self.told.append((self.reads, [blocks.tolist() for blocks in windows]))
+
+
+def test_shuffling_shards_reads_in_the_order_of_the_blocks():
+    source = InBlocks()
+    found = [b["position"] for b in batches(source, batch_size=10, seed=4, start=3, stop=25, shuffle="shards")]
+    expected = [batch_positions(97, 10, 4, step, InBlocks.blocks) for step in range(3, 25)]
+    assert np.array_equal(torch.cat(found).numpy(), np.concatenate(expected))
+
+
+def test_a_source_without_blocks_is_cut_into_some():
+    found = list(batches(Numbers(300), batch_size=300, seed=0, start=0, stop=1, shuffle="shards"))[0]["position"]
+    assert sorted(found.tolist()) == list(range(300))
+
+
+@pytest.mark.parametrize(("batch_size", "start"), [(10, 0), (10, 13), (60, 1), (250, 0)])
+def test_the_source_knows_the_windows_of_a_batch_and_the_next_one_before_it_is_read(batch_size, start):
+    source, steps = InBlocks(), range(start, start + 12)
+    list(batches(source, batch_size=batch_size, seed=4, start=start, stop=steps.stop, shuffle="shards"))
+    assert source.told[-1][1] == []  # nothing more is needed at the end
+    for i, step in enumerate(steps):
+        known = [windows for reads, windows in source.told if reads <= i and windows][-1]
+        rows = batch_positions(97, batch_size, 4, step, source.blocks)
+        touched = set((np.searchsorted(source.blocks.starts, rows, side="right") - 1).tolist())
+        holding = [set(window) & touched for window in known]
+        assert touched <= set().union(*holding)
+        if step < steps.stop - 10:  # near the end there may be no next window
+            assert not holding[-1] or touched <= set().union(*holding[:-1])
+
+
+def test_no_window_after_the_last_step_is_announced():
+    source = InBlocks()
+    list(batches(source, batch_size=1, seed=4, start=0, stop=3, shuffle="shards"))
+    assert [len(windows) for _, windows in source.told] == [1, 0, 0]
+
+
+def test_leaving_early_says_that_nothing_more_is_needed():
+    source = InBlocks()
+    reader = batches(source, batch_size=1, seed=0, start=0, stop=90, shuffle="shards")
+    next(reader)
+    reader.close()
+    assert source.told[-1][1] == []
+
+
+@pytest.mark.parametrize("shuffle", ["local", "Shards", "", None])
+def test_an_unknown_order_is_refused_before_anything_is_read(shuffle):
+    with pytest.raises(ValueError, match=r"train.shuffle = .*: it is 'global' or 'shards'"):
+        batches(Numbers(4), batch_size=2, seed=0, start=0, stop=2, shuffle=shuffle)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a GPU")
+def test_pinned_batches_are_the_same_numbers():
+    plain = [b["position"] for b in batches(Numbers(10), batch_size=4, seed=1, start=0, stop=9)]
+    pinned = [b["position"] for b in batches(Numbers(10), batch_size=4, seed=1, start=0, stop=9, pin=True)]
+    assert all(tensor.is_pinned() for tensor in pinned)
+    assert torch.equal(torch.cat(plain), torch.cat(pinned))
