@@ -165,18 +165,20 @@ def train(
         record = description | {"optimizer": optimizer_record, "window": window.state()}
         save_checkpoint(run_dir, step, state, record, keep_checkpoints)
 
-    def write_line(line: Line) -> None:
-        means = line.means.get()
-        _require_finite(means["gradient_norm"], line.step)
-        rate = line.steps_per_second * batch_size
-        run_log.scalars(line.step, **means, images_per_second=rate, learning_rate=line.learning_rate)
-        bar.set_postfix_str(f"loss {means['loss']:.4f}, {rate:.0f} img/s", refresh=False)
+    pending: list[Line] = []  # of the log: their numbers are on the way from the device
+
+    def write_lines() -> None:
+        while pending:
+            line = pending.pop(0)
+            means, rate = line.means.get(), line.steps_per_second * batch_size
+            _require_finite(means["gradient_norm"], line.step)
+            run_log.scalars(line.step, **means, images_per_second=rate, learning_rate=line.learning_rate)
+            bar.set_postfix_str(f"loss {means['loss']:.4f}, {rate:.0f} img/s", refresh=False)
 
     span = {"start": step, "stop": num_steps}
     data = batches(dataset, batch_size=batch_size, seed=seed, **span, shuffle=shuffle, pin=device.type == "cuda")
     bar = progress(total=num_steps, initial=step, desc="training", unit="step", smoothing=0.1, leave=True)
     net.train()
-    line: Line | None = None  # of the log; its numbers are on their way from the device
     if compiled and step < num_steps:
         log.info("compiling at the first step: a minute or two")
     with (
@@ -188,17 +190,17 @@ def train(
             window.add(taken)
             step += 1
             bar.update()
-            if line:  # of the step before, now that the device has this one to do
-                line = write_line(line)
+            write_lines()  # of the step before, now that the device has this one to do
 
             draws, ends = step % preview_every == 0, step == num_steps
             measures = monitor is not None and (step % monitor_every == 0 or ends)
             if step % log_every == 0 or ends:
-                line = Line(step, window.means(), window.steps_per_second(), optim.param_groups[0]["lr"])
+                rate = optim.param_groups[0]["lr"]
+                pending.append(Line(step, window.means(), window.steps_per_second(), rate))
                 if step % log_every == 0:
                     window = Window()
-            if line and (draws or measures):
-                line = write_line(line)
+            if draws or measures:
+                write_lines()
             if draws:
                 columns = min(10, dataset.num_classes)  # one class a column
                 labels = torch.arange(preview_images) % columns * dataset.num_classes // columns
@@ -215,7 +217,7 @@ def train(
                 window.restart_clock()
             stopping = stop.requested is not None
             if step % checkpoint_every == 0 or ends or stopping:
-                line = line and write_line(line)
+                write_lines()
                 _require_finite(float(taken["gradient_norm"]), step)
                 save()
                 window.restart_clock()
