@@ -134,8 +134,10 @@ class DDPM(Process):
         log_variance = low if self.variance == "small" else high
         if learned := self._learned_channels(prediction, x_t):
             share = (prediction[:, x_t.shape[1] :] + 1) / 2
-            log_variance = log_variance.clone()
-            log_variance[:, learned] = share * high[:, learned] + (1 - share) * low[:, learned]
+            # A list as an index would be copied to the device, and waited for.
+            index = torch.cat([torch.arange(first, first + 1, device=x_t.device) for first in learned])
+            chosen = share * high.index_select(1, index) + (1 - share) * low.index_select(1, index)
+            log_variance = log_variance.index_copy(1, index, chosen)
         return mean, log_variance
 
     def _learned_channels(self, prediction: Tensor, x_t: Tensor) -> list[int]:
