@@ -24,7 +24,7 @@ KINDS = (
 
 def import_all() -> None:
     """Imports every kind of component and every function that gin can configure."""
-    for module in (*KINDS, "redi.core.trainer", "redi.data.audit", "redi.data.preparation"):
+    for module in (*KINDS, "redi.core.trainer", "redi.core.profiling", "redi.data.audit", "redi.data.preparation"):
         importlib.import_module(module)
     for module in ("sampling", "evaluate", "monitor", "queries", "report"):
         importlib.import_module(f"redi.evaluation.{module}")
@@ -42,13 +42,14 @@ def training_roots() -> list[Callable]:
 
 def roots() -> list[Callable]:
     """All configurable functions that programs call."""
+    from redi.core.profiling import profile
     from redi.evaluation.evaluate import evaluate
     from redi.evaluation.queries import query
     from redi.evaluation.report import report
     from redi.evaluation.sampling import sample
     from redi.sweeps.sweep import sweep
 
-    return [*training_roots(), sample, evaluate, query, report, sweep]
+    return [*training_roots(), sample, evaluate, query, report, sweep, profile]
 
 
 def table() -> str:

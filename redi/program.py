@@ -37,26 +37,17 @@ def run(main: Callable[[Path | None], None], doc: str, *, in_run_dir: bool = Tru
     app.run(lambda argv: sys.exit(_guarded(main, argv, in_run_dir)))
 
 
-def configure(run_dir: Path, *, trains: bool) -> None:
-    """Parses the configuration of `--gin_file` (default: the run's own) and `--gin_bindings`, and claims the folder.
-
-    With --trained_dir it is that folder's checkpoints which must fit the configuration, and `run_dir` takes results.
-
-    Args:
-        trains: whether the caller may start a run; others need one that exists.
+def parse(run_dir: Path) -> None:
+    """Parses the configuration of `--gin_file` (default: the run's own) and `--gin_bindings`; writes nothing.
 
     Raises:
-        ValueError: mistakes in the configuration, or a folder that holds a run with another one.
+        ValueError: mistakes in the configuration, or neither a file nor a run.
     """
     from redi import components  # imports torch and all components
     from redi.core import config
-    from redi.core.checkpoint import list_checkpoints
-    from redi.core.lock import only_process
-    from redi.data.division import process_rank
 
     components.import_all()
-    trained = trained_dir(run_dir)
-    known = [folder / "config.gin" for folder in (run_dir, trained) if (folder / "config.gin").exists()]
+    known = [path for folder in (run_dir, trained_dir(run_dir)) if (path := folder / "config.gin").exists()]
     if not FLAGS.gin_file and not known:
         what = "name a gin file with --gin_file, or the folder of an earlier run with --run_dir"
         raise ValueError(f"{run_dir} holds no run: {what}")
@@ -67,6 +58,27 @@ def configure(run_dir: Path, *, trains: bool) -> None:
         log.warning(
             "this is a sweep file, of which only what all points share is used here: redi.sweep runs the points"
         )
+
+
+def configure(run_dir: Path, *, trains: bool) -> None:
+    """Parses the configuration as `parse`, and claims the folder.
+
+    With --trained_dir it is that folder's checkpoints which must fit the configuration, and `run_dir` takes results.
+
+    Args:
+        trains: whether the caller may start a run; others need one that exists.
+
+    Raises:
+        ValueError: mistakes in the configuration, or a folder that holds a run with another one.
+    """
+    parse(run_dir)
+    from redi import components
+    from redi.core import config
+    from redi.core.checkpoint import list_checkpoints
+    from redi.core.lock import only_process
+    from redi.data.division import process_rank
+
+    trained = trained_dir(run_dir)
     saved = trained / "config.gin"
     if saved.exists() and list_checkpoints(trained):  # before the first, another configuration spoils nothing
         if differences := config.conflicts(saved.read_text(), components.training_roots()):

@@ -1,0 +1,68 @@
+"""Writes the table of GPU-hours in docs/performance.md: the paper's trainings at two utilisations and as measured.
+
+python benchmarks/paper_cost.py            # after benchmarks/train_step.py --device cuda
+
+Measured is the fastest variant of results/train_step.cuda.json for the model and tokens; without that file the column
+says so. Nothing is timed here.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from markdown_table import table
+from memory import built
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent / "docs" / "performance.md"
+MARKED = re.compile(r"(<!-- paper_cost -->\n).*?(<!-- end of paper_cost -->)", re.DOTALL)
+RATE, BATCH = 790e12, 256
+TRAININGS = [  # model, tokens, iterations in thousands
+    ("B/2", "merged", 400), ("B/2", "separate", 400), ("L/2", "merged", 400), ("XL/2", "merged", 400),
+    ("XL/2", "merged", 700), ("XL/2", "merged", 1000), ("XL/2", "merged", 3000), ("XL/2", "merged", 4000),
+    ("XL/2", "merged", 7000),
+]  # fmt: skip
+
+
+def main() -> None:
+    text = PAGE.read_text()
+    PAGE.write_text(MARKED.sub(lambda match: f"{match[1]}\n{generated()}\n\n{match[2]}", text))
+    print(generated())
+
+
+def generated() -> str:
+    """The table, in GPU-hours."""
+    rows = []
+    for size, tokens, thousands in TRAININGS:
+        gmac = forward_gmac(size, tokens)
+        images = thousands * 1000 * BATCH
+        at = {f"{use:.0%} of 790 TFLOP/s": images * 6 * gmac * 1e9 / (use * RATE) / 3600 for use in (0.4, 0.6)}
+        rate = measured_rate(size, tokens)
+        row = {"model": size, "tokens": tokens, "iterations": f"{thousands:,}K", "GMAC forward": f"{gmac:.1f}"}
+        row |= {name: f"{hours:,.1f}" for name, hours in at.items()}
+        rows.append(row | {"measured": f"{images / rate / 3600:,.1f}" if rate else "not yet"})
+    return table(rows)
+
+
+def forward_gmac(size: str, tokens: str) -> float:
+    """Of one image of 256 pixels with 8 channels of a representation."""
+    import torch
+
+    from redi.core.cost import forward_flops
+
+    with torch.device("meta"):
+        model, _ = built(size, tokens, "eager", None)
+    return forward_flops(model) / 2e9
+
+
+def measured_rate(size: str, tokens: str, results: Path = HERE / "results") -> float | None:
+    """Images per second of a training step on a GPU, where that was measured."""
+    path = results / "train_step.cuda.json"
+    found = json.loads(path.read_text())["rows"] if path.exists() else []
+    title = f"{size}, {tokens} tokens, batch"
+    own = [row for row in found if row.get("measurement", "").startswith(title) and row.get("images_per_second")]
+    return max((row["images_per_second"] for row in own), default=None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""A training step and a step of sampling on a GPU never wait for it, shown without one.
+
+The tensors here pretend to lie on a GPU. Reading the value of one (`.item()`, `float()`, `if`, a boolean index) needs
+what they do not have; a copy to the host or from it is refused by `NoCopies`.
+"""
+
+import contextlib
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from redi.core.channels import Channels
+from redi.core.cost import without_memory
+from redi.core.device import Precision
+from redi.core.ema import EMA
+from redi.core.memory import Joined
+from redi.core.objective import JointObjective
+from redi.core.processes.ddpm import DDPM
+from redi.core.processes.flow_matching import FlowMatching
+from redi.core.processes.shifted import Shifted
+from redi.core.samplers import ImageNoise
+from redi.core.samplers.ancestral import Ancestral
+from redi.core.samplers.ddim import DDIM
+from redi.core.samplers.euler_maruyama import EulerMaruyama
+from redi.core.samplers.heun import Heun
+from redi.core.step import TrainingStep
+from redi.fusion.separate import Separate
+from redi.guidance import guided
+from redi.guidance.classifier_free import ClassifierFree
+from redi.guidance.representation import RepresentationGuidance
+from redi.models.transformer import DiffusionTransformer
+
+CHANNELS = Channels(image=4, dinov2=8)
+READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal")
+
+
+class NoCopies(TorchDispatchMode):
+    """Refuses what waits for the device: values read by the host, and tensors that go from one to the other."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function).split(".")[1]
+        assert name not in READS, f"{function} waits for the device"
+        result = function(*args, **(kwargs or {}))
+        if name in ("_to_copy", "copy_", "to", "_pin_memory"):
+            places = {leaf.device.type for leaf in tree_leaves((args, result)) if isinstance(leaf, torch.Tensor)}
+            assert len(places) == 1, f"{function} copies between {' and '.join(sorted(places))}"
+        return result
+
+
+@contextlib.contextmanager
+def pretended_gpu():
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+def built(process=None, device="cuda", *, independent=False, **model):
+    objective = JointObjective(
+        channels=CHANNELS, num_classes=10, process=process, representation_dropout=0.2,
+        independent_timesteps=independent,
+    )  # fmt: skip
+    settings = {"width": 32, "depth": 2, "num_heads": 4, "patch_size": 2, "group_timesteps": independent} | model
+    variances = objective.process.variance_groups
+    with torch.device("meta"):
+        net = DiffusionTransformer(
+            channels=CHANNELS, grid=(8, 8), num_classes=10, variance_groups=variances, **settings
+        )
+    return without_memory(net, device).train(), objective
+
+
+def leave_gradients(model, loss):
+    """In place of the backward pass, whose engine asks for a real GPU."""
+    assert loss.requires_grad
+    for parameter in model.parameters():
+        parameter.grad = torch.empty_like(parameter)
+
+
+PROCESSES = {
+    "flow matching": {"process": FlowMatching()},
+    "DDPM, learned variance": {"process": DDPM(learned_variance=("image",))},
+    "shifted": {"process": Shifted(process=FlowMatching(), shift={"dinov2": 3.0})},
+    "independent times": {"independent": True},
+    "separate tokens": {"fusion": Separate},
+}
+
+
+@pytest.mark.parametrize("settings", PROCESSES.values(), ids=PROCESSES)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_training_step_waits_for_nothing(settings, accumulate, monkeypatch):
+    with pretended_gpu():
+        model, objective = built(**settings)
+        monkeypatch.setattr(torch.Tensor, "backward", lambda loss: leave_gradients(model, loss))
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        step = TrainingStep(
+            codec=Joined(), model=model, objective=objective, optimizer=optimizer, ema=EMA(model=model),
+            accumulate=accumulate, warmup_steps=3, precision=Precision("tf32", torch.float32),
+        )  # fmt: skip
+        x = torch.empty(8, CHANNELS.total, 8, 8, device="cuda")
+        batch = {"image": x, "labels": torch.empty(8, dtype=torch.int64, device="cuda")}
+        step(batch, 0)  # makes the optimizer's state
+        with NoCopies():
+            means = step(batch, 1)
+    assert all(value.device.type == "cuda" for value in means.values())
+
+
+@pytest.mark.parametrize("settings", PROCESSES.values(), ids=PROCESSES)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_backward_pass_reads_no_values(settings, checkpointing):
+    with pretended_gpu():  # on the CPU: reading still fails, copies are not seen
+        model, objective = built(**settings, device="cpu", checkpointing=checkpointing)
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        step = TrainingStep(
+            codec=Joined(), model=model, objective=objective, optimizer=optimizer, ema=EMA(model=model),
+            precision=Precision("bfloat16", torch.bfloat16),
+        )  # fmt: skip
+        batch = {"image": torch.empty(8, CHANNELS.total, 8, 8), "labels": torch.zeros(8, dtype=torch.int64)}
+        for number in range(2):
+            with NoCopies():
+                step(batch, number)
+
+
+RULES = {
+    "none": [],
+    "image": [ClassifierFree(scale=1.5, groups=("image",))],
+    "both rules": [ClassifierFree(scale=1.5), RepresentationGuidance(scale=1.2)],
+}
+
+
+@pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
+@pytest.mark.parametrize(
+    ("sampler", "process"),
+    [
+        (EulerMaruyama(num_evaluations=6), FlowMatching()),
+        (Heun(num_evaluations=6), FlowMatching()),
+        (Ancestral(num_evaluations=5), DDPM(learned_variance=("image",))),
+        (DDIM(num_evaluations=5), DDPM()),
+    ],
+    ids=["EulerMaruyama", "Heun", "Ancestral", "DDIM"],
+)
+def test_guided_sampling_waits_for_nothing_between_its_first_and_its_last_step(sampler, process, rules):
+    with pretended_gpu(), torch.no_grad():
+        model, _ = built(process)
+        model.eval()
+        process = process.for_channels(CHANNELS, "cuda")
+        draw = ImageNoise(0, range(4), (CHANNELS.total, 8, 8), "cuda")
+        y = torch.empty(4, dtype=torch.int64, device="cuda")
+        denoise = guided(model, rules, CHANNELS, y, model.null_label, process.network_time)
+        with NoCopies():
+            x = sampler(denoise, process, draw)
+    assert x.device.type == "cuda" and x.shape == (4, CHANNELS.total, 8, 8)
+
+
+def test_what_waits_is_found():
+    with pretended_gpu():
+        x = torch.empty(4, device="cuda")
+        with pytest.raises(AssertionError, match="waits for the device"), NoCopies():
+            x.sum().item()
+        with pytest.raises(AssertionError, match="copies between cpu and cuda"), NoCopies():
+            x.cpu()
+        with pytest.raises(AssertionError, match="copies between cpu and cuda"), NoCopies():
+            torch.zeros(4).to(x.device)
