@@ -19,7 +19,9 @@ from redi import program
 FLAGS = flags.FLAGS
 log = logging.getLogger("redi")
 # Bindings that decide what a monitored value means.
-MEASURES = re.compile(r"Monitor\.|monitor/|evaluator/|held_out/|evaluate\.reference|Preprocessing\.|ImageFolder\.path")
+MEASURES = re.compile(
+    r"Monitor\.|monitor/|evaluator/|held_out/|evaluate\.reference|Preprocessing\.|ImageFolder\.path|WebDataset\.shards"
+)
 
 flags.DEFINE_multi_string("baseline", [], "Folder of a run, or a pattern of several; may be repeated.")
 flags.DEFINE_multi_string("method", [], "The same for the runs that are compared with the baseline.")

@@ -58,7 +58,8 @@ def test_a_component_has_a_docstring_of_its_own_that_begins_with_a_sentence(kind
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)
 def test_the_settings_of_a_component_are_keywords_with_defaults_or_supplied(kind, name):
-    needed = {"ImageFolder": {"path"}, "HuggingFace": {"path"}, "AdmBatch": {"path"}}.get(name, set())
+    paths = {name: {"path"} for name in ("ImageFolder", "HuggingFace", "AdmBatch")}
+    needed = (paths | {"WebDataset": {"shards"}}).get(name, set())
     for argument, parameter in inspect.signature(registries[kind][name]).parameters.items():
         assert parameter.kind is parameter.KEYWORD_ONLY, argument
         if argument not in registries[kind].runtime:

@@ -3,6 +3,7 @@ import json
 import os
 import pickle
 import shutil
+import tarfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ from redi.data.datasets.adm_batch import AdmBatch
 from redi.data.datasets.digits import Digits
 from redi.data.datasets.hugging_face import HuggingFace
 from redi.data.datasets.image_folder import ImageFolder
+from redi.data.datasets.web_dataset import WebDataset
 from redi.data.preprocessing import Preprocessing
 
 PHOTOS = Path(os.environ.get("REDI_DATA", Path(__file__).parents[2] / "../shared/data")) / "photos"
@@ -75,6 +77,18 @@ def batch(path: Path) -> Path:
     return path
 
 
+def tar_shards(folder: Path) -> str:
+    """Two shards of six images each, in two classes."""
+    for seed in range(12):
+        write(folder / str(seed % 2) / f"{seed:02d}.png", seed)
+        (folder / str(seed % 2) / f"{seed:02d}.cls").write_text(str(seed % 2))
+    for label in range(2):
+        with tarfile.open(folder / f"{label}.tar", "w") as archive:
+            for file in sorted((folder / str(label)).iterdir()):
+                archive.add(file, file.name)
+    return str(folder / "{0..1}.tar")
+
+
 def refused(match: str, **settings) -> None:
     with pytest.raises(ValueError, match=match):
         ImageFolder(**{key: str(value) if key == "path" else value for key, value in settings.items()})
@@ -93,6 +107,9 @@ def make(request, tmp_path):
     if component is AdmBatch:
         path = batch(tmp_path / "batch.npz")
         return lambda **settings: AdmBatch(path=str(path), **settings)
+    if component is WebDataset:
+        shards = tar_shards(tmp_path / "shards")
+        return lambda **settings: WebDataset(shards=shards, **settings)
     return component
 
 
