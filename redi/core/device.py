@@ -4,7 +4,9 @@ import contextlib
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator
+import sysconfig
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -41,7 +43,8 @@ def choose_precision(precision: str, device: torch.device, binding: str = "train
     if precision not in ("auto", *PRECISIONS):
         raise ValueError(f"{binding} = {precision!r}: it is 'auto', 'float32', 'tf32' or 'bfloat16'")
     if precision == "auto":
-        has_it = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        # Emulated, as on GPUs before Ampere, it would be slower than float32.
+        has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bfloat16" if has_it else "float32"
     return Precision(precision, torch.bfloat16 if precision == "bfloat16" else torch.float32)
 
@@ -74,8 +77,21 @@ def choose_compile(compile: str | bool, device: torch.device, binding: str = "tr
         missing = "the package triton"
     elif not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++", "c++")):
         missing = "a C++ compiler (Debian: the package g++)"
+    elif not (Path(sysconfig.get_path("include")) / "Python.h").exists():  # what is compiled is called from Python
+        missing = "Python.h (Debian: the package python3-dev)"
     else:
         return True
     if compile == "auto":
         return False
     raise ValueError(f"{binding} = True needs {missing}, which is not here: install it, or bind {binding} = False")
+
+
+def compiled_whole(function: Callable, mode: str | None = None) -> Callable:
+    """`function` by torch.compile, as one graph for every set of shapes, without a limit to their number.
+
+    From its ninth graph of one function on (other batch sizes, numbers of conditions, models, precisions), torch would
+    refuse, over all calls in the process.
+    """
+    dynamo = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, dynamo.accumulated_recompile_limit)
+    return torch.compile(function, fullgraph=True, dynamic=False, mode=mode)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from redi.core.channels import Channels
 from redi.core.clamping import check_given, clamped, times_with_given
 from redi.core.codec import JointCodec
-from redi.core.device import Precision, choose_compile, choose_precision, matmul_precision
+from redi.core.device import Precision, choose_compile, choose_precision, compiled_whole, matmul_precision
 from redi.core.processes import Process, processes
 from redi.core.progress import progress
 from redi.core.registry import configurable
@@ -161,7 +161,7 @@ class _Network:
         self.model.choose_attention(device, how.dtype)
         self.how, self.graphs = how, compiled and device.type == "cuda"
         mode = "reduce-overhead" if self.graphs else None
-        self.predict = torch.compile(self.model, fullgraph=True, dynamic=False, mode=mode) if compiled else self.model
+        self.predict = compiled_whole(self.model, mode) if compiled else self.model
         self.calls = 0  # one per batch and function evaluation
         self.evaluations = 0  # one per image, condition and function evaluation
 

@@ -55,13 +55,13 @@ class Later:
 
     def __init__(self, values: Mapping[str, Tensor | float]):
         self.names = list(values)
-        stacked = torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in values.values()])
+        stacked = torch.stack([torch.as_tensor(value, dtype=torch.float32) for value in values.values()])
         self.copy, self.arrived = stacked, None
         if stacked.is_cuda:
             self.copy = torch.empty(stacked.shape, dtype=stacked.dtype, pin_memory=True)
             self.copy.copy_(stacked, non_blocking=True)
             self.arrived = torch.cuda.Event()
-            self.arrived.record()
+            self.arrived.record(torch.cuda.current_stream(stacked.device))  # whose device need not be the current one
 
     def get(self) -> dict[str, float]:
         """Waits for them, where they have not arrived."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from redi.core.alignment import alignment_loss
 from redi.core.channels import Channels
+from redi.core.device import compiled_whole
 from redi.core.processes import Process, per_sample, processes
 from redi.core.processes.flow_matching import FlowMatching
 from redi.core.registry import configurable
@@ -163,7 +164,7 @@ class JointObjective:
     def compile(self) -> None:
         """From now on corruption, network and losses are one graph (torch.compile), forward and backward, for one batch
         size. Random numbers are drawn outside of it, so they are the same either way."""
-        self.losses = torch.compile(self.losses, fullgraph=True, dynamic=False)
+        self.losses = compiled_whole(self.losses)
 
     def to(self, device: torch.device) -> "JointObjective":
         """Puts the process's tables where the data are, so that no step has to copy them."""

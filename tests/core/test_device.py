@@ -1,9 +1,10 @@
 import importlib.util
+import sysconfig
 
 import pytest
 import torch
 
-from redi.core.device import choose_compile, choose_device, choose_precision, matmul_precision
+from redi.core.device import choose_compile, choose_device, choose_precision, compiled_whole, matmul_precision
 
 CPU = torch.device("cpu")
 
@@ -72,6 +73,29 @@ def test_compiling_without_a_compiler_is_refused_before_anything_runs(monkeypatc
     with pytest.raises(ValueError, match="^generate.compile = True needs a C.. compiler .*: install it, or bind"):
         choose_compile(True, CPU, "generate.compile")
     assert choose_compile("auto", torch.device("cuda")) is False
+
+
+def test_compiling_without_the_headers_of_python_is_refused_before_anything_runs(monkeypatch, tmp_path):
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(ValueError, match="^train.compile = True needs Python.h "):
+        choose_compile(True, CPU)
+    assert choose_compile("auto", torch.device("cuda")) is False
+
+
+def test_bfloat16_that_a_gpu_only_emulates_is_not_taken_by_itself(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert choose_precision("auto", torch.device("cuda")).name == "float32"
+
+
+def test_one_function_is_compiled_for_any_number_of_shapes(monkeypatch):
+    """torch's own limit is 8, and beyond it an error where the graph has to be whole."""
+    compile, graphs = torch.compile, []
+    backend = lambda graph, inputs: graphs.append(graph) or graph.forward  # noqa: E731
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: compile(function, backend=backend, **settings))
+    double = compiled_whole(lambda x: 2 * x)
+    for size in range(1, 13):
+        assert double(torch.ones(size)).sum() == 2 * size
+    assert len(graphs) > 8
 
 
 @pytest.mark.parametrize("value", ["yes", None, 2])
