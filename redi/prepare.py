@@ -33,6 +33,12 @@ def prepared(run_dir: Path, *, evaluates: bool = False, monitor=None):
     codec.load()  # before the audit reads every image
     # Streamed from object storage, encoded images need no images here; they were audited where they were encoded.
     alone = config.bound("train.dataset") is None and config.bound("prepare.cache_url") is not None
+    if alone and (evaluates or monitor is not None):
+        what = "evaluating" if evaluates else "train.monitor"
+        raise ValueError(
+            f"{what} compares with images, and a cache streamed from prepare.cache_url holds none: bind train.dataset "
+            "too, or call redi.train and redi.sample, without train.monitor"
+        )
     dataset = config.call(prepare, codec=codec, dataset=None) if alone else audited(run_dir)
     check_training(codec, dataset, resumes=bool(list_checkpoints(run_dir)))
     if evaluates:
@@ -90,12 +96,16 @@ def audited(run_dir: Path):
 
 
 def own_gpu(device):
-    """The GPU of this process, where several on a machine share the work, as torchrun or Slurm number them."""
+    """The GPU of this process, where several on a machine share the work, as torchrun or Slurm number them; from now on
+    the current one, on which pinned memory and whatever names no device end up."""
     import torch
 
     local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", int(local) % torch.cuda.device_count())
+    if device.type != "cuda":
+        return device
+    if device.index is None:
+        device = torch.device("cuda", int(local) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
     return device
 
 

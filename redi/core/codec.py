@@ -81,8 +81,9 @@ class JointCodec(nn.Module):
         representations: none is the plain model.
         alignment: the encoder whose features REPA aligns hidden tokens with (see `JointObjective`); they are
             precomputed, but are no part of the joint state.
-        precision: in which `precompute` runs all networks: 'float32' (each in its own), 'tf32' (float32 whose products
-            a GPU may round) or 'bfloat16' (autocast). Lower it to train without a cache on a GPU: the networks then run
+        precision: in which `precompute` runs encoders and pretrained autoencoders: 'float32' (each in its own; torch's
+            setting decides whether a GPU rounds convolutions to TF32, and by default it does), 'tf32' (products too) or
+            'bfloat16' (autocast). Lower it to train without a cache on a GPU: the networks then run
             in every step, and a GPU multiplies many times faster in bfloat16, with errors of about a hundredth of the
             features. For a cache, made once, float32 is worth its time. Reducers are fitted and run in float32, and
             what is stored is float16, in any case.

@@ -20,7 +20,7 @@ from redi.core.registry import did_you_mean
 # many channels a cache keeps beyond those in use is another.
 HARMLESS = re.compile(
     r"train\.(num_steps|\w+_every|keep_checkpoints|preview\w*|monitor|device|compile)$"
-    r"|DiffusionTransformer\.(attention|checkpointing)$"
+    r"|DiffusionTransformer\.(attention|checkpointing)$|(\w+\.)*AdamW\.fused$"
     r"|prepare\.(cache_dir|cache_url|local_gib|batch_size|rows_per_shard|verify)$"
     r"|(?!sample\.)(\w+/)*(encoders\.|autoencoders\.)?\w+\.weights$"  # sample.weights are 'ema' or 'model'
     r"|(\w+/)*(reducers\.)?\w+\.store_rank$"

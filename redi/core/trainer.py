@@ -112,6 +112,8 @@ def train(
     )  # fmt: skip
     _check_data(codec, dataset)
     device = choose_device(device)
+    if device.type == "cuda" and device.index is not None:  # pinned memory goes to the current one
+        torch.cuda.set_device(device)
     how, compiled = choose_precision(precision, device), choose_compile(compile, device)
 
     torch.manual_seed(seed)
@@ -175,8 +177,9 @@ def train(
             run_log.scalars(line.step, **means, images_per_second=rate, learning_rate=line.learning_rate)
             bar.set_postfix_str(f"loss {means['loss']:.4f}, {rate:.0f} img/s", refresh=False)
 
-    span = {"start": step, "stop": num_steps}
-    data = batches(dataset, batch_size=batch_size, seed=seed, **span, shuffle=shuffle, pin=device.type == "cuda")
+    first, pin = step, device.type == "cuda"
+    reading = {"batch_size": batch_size, "seed": seed, "shuffle": shuffle, "pin": pin}
+    data = batches(dataset, start=step, stop=num_steps, **reading)
     bar = progress(total=num_steps, initial=step, desc="training", unit="step", smoothing=0.1, leave=True)
     net.train()
     if compiled and step < num_steps:
@@ -187,6 +190,8 @@ def train(
         for batch in data:
             batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
             taken = take_step(batch, step)
+            if compiled and step == first:
+                window.restart_clock()  # the first step compiled
             window.add(taken)
             step += 1
             bar.update()

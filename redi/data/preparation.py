@@ -74,6 +74,8 @@ def prepare(
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"prepare.{name} = {count}: at least 1 is needed")
+    if not isinstance(local_gib, int | float) or not local_gib > 0:
+        raise ValueError(f"prepare.local_gib = {local_gib!r}: a number greater than 0 is needed")
     cache_dir, place = cache_folder(cache_dir), process_rank(rank, world_size)
     if cache_url is not None:
         room = {"max_bytes": int(local_gib * 2**30), "window": window_images}

@@ -354,3 +354,9 @@ def test_a_stream_of_other_images_or_without_the_mirrored_ones_is_refused(folder
 def test_without_images_and_without_a_stream_there_is_nothing_to_prepare(codec, tmp_path):
     with pytest.raises(ValueError, match="bind train.dataset, or prepare.cache_url"):
         prepare(codec=codec, dataset=None, cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, "64"])
+def test_room_that_is_no_positive_number_is_refused(folder, codec, tmp_path, value):
+    with pytest.raises(ValueError, match="^prepare.local_gib = .*: a number greater than 0 is needed$"):
+        prepare(codec=codec, dataset=None, cache_dir=tmp_path, cache_url=str(folder), local_gib=value)
