@@ -6,6 +6,7 @@ Measured is the fastest variant of results/train_step.cuda.json for the model an
 says so. Nothing is timed here.
 """
 
+import argparse
 import json
 import re
 from pathlib import Path
@@ -25,6 +26,7 @@ TRAININGS = [  # model, tokens, iterations in thousands
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     text = PAGE.read_text()
     PAGE.write_text(MARKED.sub(lambda match: f"{match[1]}\n{generated()}\n\n{match[2]}", text))
     print(generated())

@@ -1,0 +1,172 @@
+"""Sampling: the library against the plain loop, guidance on and off, and the share of drawing noise.
+
+    python benchmarks/sampling.py                    # 3 minutes on two cores
+    python benchmarks/sampling.py --device cuda      # XL/2, batch 128
+
+Euler-Maruyama with classifier-free guidance on the image, as in the paper, in fewer evaluations than its 250 where
+those would take too long (the tables say how many): the cost is that of an evaluation times their number. No image is
+decoded: the latents are the result. The weights are random, and no output layer is zero.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from ledger import arguments, device_of, in_process, report, side_by_side
+
+CFG = ["ClassifierFree", {"scale": 2.4}]
+RULES = {
+    "guidance at scale 1": [["ClassifierFree", {"scale": 1.0}]],
+    "guidance from t = 0.5 on": [["Late", {"scale": 2.4}]],
+    "representation guidance": [["RepresentationGuidance", {"scale": 1.5}]],
+    "both kinds of guidance": [CFG, ["RepresentationGuidance", {"scale": 1.5}]],
+}
+NOISE = "noise alone"
+# model, images, evaluations, rounds
+SETTINGS = {
+    "cpu": [("quickstart", 32, 25, 5), ("B/2", 1, 5, 2)],
+    "cuda": [("B/2", 128, 50, 5), ("XL/2", 128, 25, 5), ("XL/2", 128, 250, 1)],
+}
+
+
+def variants_of(device: str, setup: str, evaluations: int) -> dict[str, dict]:
+    """{name: arguments of `make_call`}"""
+    precision, compiled = ("bfloat16", True) if device == "cuda" else ("float32", False)
+    fast = {"precision": precision, "compile": compiled}
+    eager = {f"library, {precision}": {"precision": precision}}
+    on_both = {"plain loop": {"loop": "plain"}, "library, float32": {}, **eager}
+    if device == "cuda" or setup == "quickstart":
+        on_both[f"library, {precision}, compiled"] = {"precision": precision, "compile": True}
+    if evaluations == 250:
+        return {"library, bfloat16, compiled": fast}
+    others = {f"library, {name}": {**fast, "rules": rules} for name, rules in RULES.items()}
+    return on_both | others | {NOISE: {"loop": "noise"}}
+
+
+def measure(
+    *, setup: str, images: int, evaluations: int, variants: Mapping[str, Mapping], rounds: int, device: str, cache: str
+) -> dict:
+    """All variants on one model, which they share; {"rows": [...]}."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+    import torch
+    from setups import SETUPS, make_codec, make_model
+
+    from redi.core.cost import forward_flops, matmul_rate, nominal_rate
+
+    codec = make_codec(SETUPS[setup]).to(device)
+    model, objective = make_model(SETUPS[setup], codec, device=device)
+    make = partial(make_call, codec, model, objective.process, images, evaluations, device)
+    calls = {name: make(**options) for name, options in variants.items()}
+    asked, first, memory = {}, {}, {}
+    for name, call in calls.items():
+        start = time.perf_counter()
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        asked[name] = call()  # compilation and the choice of kernels
+        if device == "cuda":
+            torch.cuda.synchronize()
+            memory[name] = torch.cuda.max_memory_allocated() / 2**30
+        first[name] = time.perf_counter() - start
+    timings = side_by_side(calls, rounds=rounds, warmup=0, device=device)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    measured = matmul_rate(device, dtype)
+    nominal = nominal_rate(torch.cuda.get_device_name(), dtype) if device == "cuda" else None
+    flops, rows = forward_flops(model), []
+    for name, timing in timings.items():
+        row = {"variant": name, "evaluations_per_image": asked[name], "seconds_per_image": timing.median / images}
+        row |= {"low": timing.low / images, "high": timing.high / images}
+        if name == NOISE:
+            rows.append(row)
+            continue
+        work = flops * asked[name] * images / timing.median
+        row |= {"mfu": work / nominal} if nominal else {}
+        row["share_of_matmul_rate"] = work / measured
+        if "plain loop" in timings:
+            row["ratio_to_plain"] = timing.faster_than(timings["plain loop"])
+        if variants[name].get("compile"):
+            row["compile_seconds"] = max(0.0, first[name] - timing.median)
+        rows.append(row | ({"peak_memory_gib": memory[name]} if memory else {}))
+    return {"rows": rows}
+
+
+def make_call(
+    codec, model, process, images: int, evaluations: int, device: str, *,
+    loop: str = "library", rules=(CFG,), precision: str = "float32", compile: bool = False,
+) -> Callable[[], float]:  # fmt: skip
+    """A call that samples and returns the evaluations of the network per image that the samples need.
+
+    Args:
+        loop: 'library', 'plain' (whose calls of the network beyond the library's number are not counted), or 'noise',
+            which draws the noise of all steps and does nothing with it.
+    """
+    import torch
+    from plain_loop import plain_sample
+
+    import redi
+    from redi.core.samplers import ImageNoise
+
+    labels = torch.arange(images) % model.num_classes
+    noise = partial(ImageNoise, 0, range(images), (model.channels.total, *model.grid), device)
+
+    def plain() -> float:
+        plain_sample(model, noise(), labels.to(device), scale=2.4, num_evaluations=evaluations)
+        return 2 * evaluations
+
+    def noise_alone() -> float:
+        draw = noise()
+        for _ in range(evaluations):
+            draw()
+        return 0
+
+    def library() -> float:
+        guidance = [make_rule(name, settings) for name, settings in rules]
+        sampler = redi.samplers.EulerMaruyama(num_evaluations=evaluations)
+        return redi.generate(
+            model, codec, process, labels=labels, sampler=sampler, guidance=guidance, batch_size=images,
+            precision=precision, compile=compile,
+        ).record["network_evaluations_per_image"]  # fmt: skip
+
+    return {"plain": plain, "noise": noise_alone, "library": library}[loop]
+
+
+def make_rule(name: str, settings: Mapping):
+    """A rule of the library, or one that is switched off in an interval, as a rule of one's own would do it."""
+    import redi
+    from redi.guidance.classifier_free import ClassifierFree
+
+    class Late(ClassifierFree):
+        def deviations(self, channels, t):
+            return super().deviations(channels, t) if t >= 0.5 else {}
+
+    return Late(**settings) if name == "Late" else getattr(redi.guidance, name)(**settings)
+
+
+def main() -> None:
+    given = arguments(__doc__).parse_args()
+    device, rows = device_of(given), []
+    for setup, images, evaluations, rounds in [("quickstart", 4, 4, 1)] if given.quick else SETTINGS[device]:
+        variants = variants_of(device, setup, evaluations)
+        if given.quick:
+            variants = {name: options for name, options in variants.items() if not options.get("compile")}
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory() as cache:
+            settings = {"setup": setup, "images": images, "evaluations": evaluations, "rounds": rounds}
+            own = in_process(measure, **settings, variants=variants, device=device, cache=cache)["rows"]
+        what = f"{setup}, {images} images, {evaluations} evaluations"
+        rows += [{"measurement": what, **row} for row in own]
+        print(f"{what}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    report(
+        "sampling", device=device, rows=rows, arguments=given,
+        settings={"sampler": "EulerMaruyama", "guidance": "image, scale 2.4", "tokens": "merged"},
+        notes=[
+            "Evaluations per image are those of the network, with and without label, that the samples need; the "
+            "utilisation counts these. The plain loop makes twice as many.",
+        ],
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
