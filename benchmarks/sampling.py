@@ -20,7 +20,7 @@ from ledger import arguments, device_of, in_process, report, side_by_side
 CFG = ["ClassifierFree", {"scale": 2.4}]
 RULES = {
     "guidance at scale 1": [["ClassifierFree", {"scale": 1.0}]],
-    "guidance from t = 0.5 on": [["Late", {"scale": 2.4}]],
+    "guidance from t = 0.5 on": [["ClassifierFree", {"scale": 2.4, "interval": (0.5, 1.0)}]],
     "representation guidance": [["RepresentationGuidance", {"scale": 1.5}]],
     "both kinds of guidance": [CFG, ["RepresentationGuidance", {"scale": 1.5}]],
 }
@@ -122,7 +122,7 @@ def make_call(
         return 0
 
     def library() -> float:
-        guidance = [make_rule(name, settings) for name, settings in rules]
+        guidance = [getattr(redi.guidance, name)(**settings) for name, settings in rules]
         sampler = redi.samplers.EulerMaruyama(num_evaluations=evaluations)
         return redi.generate(
             model, codec, process, labels=labels, sampler=sampler, guidance=guidance, batch_size=images,
@@ -130,18 +130,6 @@ def make_call(
         ).record["network_evaluations_per_image"]  # fmt: skip
 
     return {"plain": plain, "noise": noise_alone, "library": library}[loop]
-
-
-def make_rule(name: str, settings: Mapping):
-    """A rule of the library, or one that is switched off in an interval, as a rule of one's own would do it."""
-    import redi
-    from redi.guidance.classifier_free import ClassifierFree
-
-    class Late(ClassifierFree):
-        def deviations(self, channels, t):
-            return super().deviations(channels, t) if t >= 0.5 else {}
-
-    return Late(**settings) if name == "Late" else getattr(redi.guidance, name)(**settings)
 
 
 def main() -> None:

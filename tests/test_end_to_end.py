@@ -119,7 +119,9 @@ def test_every_metric_says_how_its_samples_were_drawn(run_dir):
         settings |= {"last_step": "mean", "last_step_size": 0.04}
         assert samples["sampler"] == {"name": "EulerMaruyama", **settings}
         assert samples["function_evaluations"] == 4
-        assert samples["guidance"] == [{"name": "ClassifierFree", "scale": 1.5, "groups": ["image"]}]
+        assert samples["guidance"] == [
+            {"name": "ClassifierFree", "scale": 1.5, "groups": ["image"], "interval": [0.0, 1.0]}
+        ]
         assert samples["weights"] == "ema" and len(samples["weights_sha256"]) == 64
         assert samples["checkpoint_step"] == 20
         assert samples["decoder"]["autoencoder"] == "Pixels" and samples["image_size"] == 8

@@ -54,6 +54,19 @@ class Guidance(ABC):
         return {"name": type(self).__name__, **vars(self)}
 
 
+def checked_interval(rule: str, interval: Sequence[float]) -> tuple[float, float]:
+    """The argument `interval` of a rule. Raises ValueError unless it is two times, 0 <= first <= last <= 1."""
+    try:
+        first, last = map(float, interval)
+    except (TypeError, ValueError):
+        first, last = 1.0, 0.0
+    if not 0 <= first <= last <= 1:
+        raise ValueError(
+            f"{rule}.interval = {interval!r}: two times are needed, 0 (noise) <= first <= last <= 1 (data)"
+        )
+    return first, last
+
+
 def total_weights(rules: Sequence[Guidance], channels: Channels, t: float) -> Weights:
     """The weights of all rules together; conditions without any weight are left out."""
     total: Weights = {EVERYTHING: dict.fromkeys(channels, 1.0)}

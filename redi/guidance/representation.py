@@ -1,7 +1,7 @@
 """Representation Guidance: the generated features steer the image."""
 
 from redi.core.channels import Channels
-from redi.guidance import EVERYTHING, Condition, Guidance, Weights, register
+from redi.guidance import EVERYTHING, Condition, Guidance, Weights, checked_interval, register
 
 
 @register
@@ -15,12 +15,19 @@ class RepresentationGuidance(Guidance):
         scale: w_r; 1 is no guidance and costs nothing. The paper takes 1.5 for B models and 1.1 for XL.
         without: the representations to leave out; default: all.
         groups: channel groups to guide; the gradient of Eq. 13 is with respect to the image.
+        interval: the times t (0 noise, 1 data) between which it guides; outside, it costs nothing.
     """
 
     def __init__(
-        self, *, scale: float = 1.5, without: tuple[str, ...] | None = None, groups: tuple[str, ...] = ("image",)
+        self,
+        *,
+        scale: float = 1.5,
+        without: tuple[str, ...] | None = None,
+        groups: tuple[str, ...] = ("image",),
+        interval: tuple[float, float] = (0.0, 1.0),
     ):
         self.scale = scale
+        self.interval = checked_interval("RepresentationGuidance", interval)
         without = (without,) if isinstance(without, str) else without
         self.without = None if without is None else tuple(without)
         self.groups = (groups,) if isinstance(groups, str) else tuple(groups)
@@ -48,6 +55,8 @@ class RepresentationGuidance(Guidance):
         )
 
     def deviations(self, channels: Channels, t: float) -> Weights:
+        if not self.interval[0] <= t <= self.interval[1]:
+            return {}
         without = frozenset(channels.representations if self.without is None else self.without)
         return {
             EVERYTHING: {group: self.scale - 1 for group in self.groups},

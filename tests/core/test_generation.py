@@ -125,7 +125,7 @@ def test_the_record_says_how_the_images_were_drawn(model, codec):
     assert json.loads(json.dumps(record)) == {
         "seed": 9,
         "sampler": {"name": "Euler", "num_evaluations": 4},
-        "guidance": [{"name": "ClassifierFree", "scale": 2.0, "groups": ["image"]}],
+        "guidance": [{"name": "ClassifierFree", "scale": 2.0, "groups": ["image"], "interval": [0.0, 1.0]}],
         "given": [],
         "precision": "float32",
         "function_evaluations": 4,

@@ -250,3 +250,26 @@ def test_the_network_is_told_the_time_of_the_process(state):
 
     guided(record, [ClassifierFree(scale=2.0)], CHANNELS, y, NUM_CLASSES, network_time=lambda t: 1000 * (1 - t))(x, T)
     torch.testing.assert_close(asked[0], torch.full((10,), 700.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("rule", [ClassifierFree, RepresentationGuidance])
+def test_outside_its_interval_a_rule_is_the_model_and_costs_one_evaluation(rule, model, state):
+    x, y = state
+    asked = []
+
+    def counted(*inputs):
+        asked.append(len(inputs[0]))
+        return model(*inputs)
+
+    rules = [rule(scale=3.0, interval=(0.25, 0.5))]
+    denoise = redi.guidance.guided(counted, rules, model.channels, y, model.null_label, lambda t: t)
+    for t, inside in ((0.0, False), (0.25, True), (0.4, True), (0.5, True), (0.51, False), (1.0, False)):
+        prediction, plain = denoise(x, t), model(x, torch.full((len(x),), t), y)
+        assert asked.pop() == len(x) * (2 if inside else 1)
+        assert torch.equal(prediction, plain) is not inside
+
+
+@pytest.mark.parametrize("interval", [(0.5, 0.2), (-0.1, 1.0), (0.0, 1.5), 0.5, (0.1,), "ab", None])
+def test_an_interval_that_is_none_is_refused(interval):
+    with pytest.raises(ValueError, match="^RepresentationGuidance.interval = .*: two times are needed"):
+        RepresentationGuidance(interval=interval)
