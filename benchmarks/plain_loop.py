@@ -10,28 +10,16 @@ Only what the comparison needs: flow matching of a velocity, AdamW, classifier-f
 of Euler-Maruyama along the drift. Weights are those of a `DiffusionTransformer`, read layer by layer.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from redi.core.codec import JointCodec
+from redi.core.device import matmul_precision
 from redi.core.seeds import mix_seeds
 from redi.models.transformer import Block, DiffusionTransformer
-
-
-@contextlib.contextmanager
-def tf32_allowed() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def plain_block(block: Block, tokens: Tensor, condition: Tensor) -> Tensor:
@@ -91,7 +79,7 @@ class PlainLoop:
     def step(self, batch: dict[str, Tensor], number: int) -> float:
         """A batch of images (or of what a cache holds) and labels, on the model's device."""
         torch.manual_seed(mix_seeds(self.seed, number))
-        with tf32_allowed():
+        with matmul_precision("tf32"):
             x = self.codec.join(batch if "image" in batch else self.codec.precompute(batch["images"]))
             loss = self.loss(x, batch["labels"])
             loss.backward()
@@ -155,7 +143,7 @@ def plain_sample(
         return (t * velocity(x, t) - x) / (1 - t)
 
     times = [0.96 * k / (num_evaluations - 1) for k in range(num_evaluations)]
-    with tf32_allowed():
+    with matmul_precision("tf32"):
         states = [draw()]
         for t, ahead in zip(times, times[1:], strict=False):
             x, dt = states[-1], ahead - t

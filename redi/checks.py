@@ -40,24 +40,24 @@ def check_training(codec: JointCodec, dataset: Dataset, *, resumes: bool = False
         ValueError: as `train` and its previews would.
     """
     with config.explained(types=True):
-        check_settings(**{name: _setting(train, name) for name in inspect.signature(check_settings).parameters})
-        check_shuffle(_setting(train, "shuffle"))
-        device = choose_device(_setting(train, "device"))
-        dtype = choose_precision(_setting(train, "precision"), device).dtype
-        choose_compile(_setting(train, "compile"), device)
-        choose_compile(_setting(generate, "compile"), device, "generate.compile")
-        objective = _setting(train, "objective")(channels=codec.channels, num_classes=dataset.num_classes)
+        check_settings(**{name: setting(train, name) for name in inspect.signature(check_settings).parameters})
+        check_shuffle(setting(train, "shuffle"))
+        device = choose_device(setting(train, "device"))
+        dtype = choose_precision(setting(train, "precision"), device).dtype
+        choose_compile(setting(train, "compile"), device)
+        choose_compile(setting(generate, "compile"), device, "generate.compile")
+        objective = setting(train, "objective")(channels=codec.channels, num_classes=dataset.num_classes)
         with torch.device("meta"):
-            net = _setting(train, "model")(**objective.model_arguments(codec, dataset))
-            _setting(train, "optimizer")(net.parameters())
-            _setting(train, "ema")(model=net)
+            net = setting(train, "model")(**objective.model_arguments(codec, dataset))
+            setting(train, "optimizer")(net.parameters())
+            setting(train, "ema")(model=net)
         objective.check_model(net)
-        if not resumes and (initial := _setting(train, "initial_weights")) is not None:
+        if not resumes and (initial := setting(train, "initial_weights")) is not None:
             warm_start(net, initial)
         net.choose_attention(device, dtype)
-        rules = _setting(generate, "guidance")
-        choose_precision(_setting(generate, "precision"), device, "generate.precision")
-        sampler = _setting(generate, "sampler")
+        rules = setting(generate, "guidance")
+        choose_precision(setting(generate, "precision"), device, "generate.precision")
+        sampler = setting(generate, "sampler")
         check_generation(sampler, objective.process, rules, codec.channels, dataset.num_classes)
     for rule in rules:
         if advice := rule.check_training(objective.label_dropout, objective.representation_dropout):
@@ -79,11 +79,11 @@ def check_results(codec: JointCodec, dataset: Dataset) -> None:
     """The same for the stages after training. Raises ValueError as `sample` and `evaluate` would."""
     with config.explained(types=True):
         names = set(inspect.signature(check_sampling).parameters) - {"num_classes"}
-        settings = {name: _setting(sample, name) for name in names}
+        settings = {name: setting(sample, name) for name in names}
         check_sampling(**settings, num_classes=dataset.num_classes)
-        networks = _setting(evaluate, "networks")
-        rest = {name: _setting(evaluate, name) for name in ("metrics", "max_images")}
-        check_evaluation(dataset, _setting(evaluate, "reference"), networks, **rest)
+        networks = setting(evaluate, "networks")
+        rest = {name: setting(evaluate, name) for name in ("metrics", "max_images")}
+        check_evaluation(dataset, setting(evaluate, "reference"), networks, **rest)
     for network in networks or ():
         for representation in codec.representations.values():
             check_independent(network, representation.encoder)
@@ -109,6 +109,6 @@ def check_independent(network: Encoder, encoder: Encoder) -> None:
         )
 
 
-def _setting(function: Callable, name: str):
+def setting(function: Callable, name: str):
     """What an argument of a configurable function will be: its binding, or its default."""
     return config.bound(f"{function.__name__}.{name}", inspect.signature(function).parameters[name].default)

@@ -136,11 +136,10 @@ def _sampling(codec, model, objective, device):
 
 def _settings(function: Callable) -> dict[str, Any]:
     """Every argument of a configurable function that has a default: its binding, or the default."""
-    from redi.core import config
+    from redi.checks import setting
 
     parameters = inspect.signature(function).parameters.values()
-    given = {p.name: p.default for p in parameters if p.default is not p.empty}
-    return {name: config.bound(f"{function.__name__}.{name}", default) for name, default in given.items()}
+    return {p.name: setting(function, p.name) for p in parameters if p.default is not p.empty}
 
 
 def main(run_dir: Path) -> None:

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from redi.core.channels import Channels
 from redi.core.device import Precision
 from redi.core.ema import EMA
+from redi.core.memory import Joined
 from redi.core.objective import JointObjective
 from redi.core.processes.ddpm import DDPM
 from redi.core.processes.shifted import Shifted
@@ -20,15 +21,6 @@ from redi.models.transformer import DiffusionTransformer
 
 CHANNELS = Channels(image=2, z=3)
 BFLOAT16 = Precision("bfloat16", torch.bfloat16)
-
-
-class Joined:
-    """A codec whose stored tensors are the joint state."""
-
-    channels = CHANNELS
-
-    def join(self, stored):
-        return stored["image"]
 
 
 def step_of(*, objective=None, model=None, depth=2, seed=0, **settings):
