@@ -3,22 +3,32 @@
 import signal
 import threading
 
+# Ctrl-C; what schedulers and torchrun end a job with; what Slurm and submitit warn with before they take it away.
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+]  # fmt: skip
+
 
 class StopRequest:
-    """Context in which Ctrl-C and SIGTERM set `requested`; a second Ctrl-C interrupts at once."""
+    """Context in which the first of SIGNALS sets `requested`, its number; a Ctrl-C after it interrupts at once.
+
+    All others that follow are ignored. Schedulers signal every process of a job, and who started it passes the signal
+    on, so a warning may come twice; the second must not break the checkpoint that the first asked for.
+    """
 
     def __enter__(self) -> "StopRequest":
         self.requested: int | None = None
         self._before = {}
         if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in SIGNALS:
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
     def _handle(self, number: int, _frame) -> None:
-        if self.requested is not None:
+        if self.requested is None:
+            self.requested = number
+        elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = number
 
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
@@ -29,7 +39,8 @@ class Stopped(KeyboardInterrupt):
     """Training was asked to stop and has written its checkpoint.
 
     Args:
-        signal_number: of the signal; a program exits with 128 + it.
+        signal_number: of the signal; a program exits with 128 + it, as a shell says of a process that a signal killed:
+            130 Ctrl-C, 138 SIGUSR1, 140 SIGUSR2, 143 SIGTERM. A batch script queues its job again after 138 and 140.
         step: of the checkpoint.
     """
 
