@@ -1,6 +1,10 @@
 """The run's log: one JSON line per entry, and TensorBoard beside it."""
 
+import errno
 import json
+import logging
+import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,44 +14,103 @@ import numpy as np
 import torch
 from torch import Tensor
 
+log = logging.getLogger(__name__)
+
 
 class RunLog:
     """Writes scalars and pictures to `log.jsonl` and `tensorboard/`.
 
+    A line is there whole or not at all, whatever ends the process: it goes to the system in one call, and what a full
+    disk took of it is cut off again.
+
     Args:
         run_dir: the run's folder.
         step: where the run stands; entries after it, of an earlier attempt, are dropped.
+
+    Raises:
+        OSError: `log.jsonl` cannot be written.
     """
 
     def __init__(self, run_dir: Path, step: int):
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
         self.path = Path(run_dir) / "log.jsonl"
-        kept = [line for line in read_log(run_dir) if line["step"] <= step]
-        temporary = self.path.with_name(".log.jsonl.partial")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(self.path)
-        self.file = open(self.path, "a", buffering=1)  # noqa: SIM115 - closed by close(); written line by line
+        _replace(self.path, b"".join(_line(entry) for entry in read_log(run_dir) if entry["step"] <= step))
         self.tensorboard = SummaryWriter(str(Path(run_dir) / "tensorboard"), purge_step=step + 1)
+        self.file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
 
-    def scalars(self, step: int, **values: float) -> None:
-        """One line {"step": ..., name: value, ...}. Raises OSError where it cannot be written."""
+    def scalars(self, step: int, **values: float | None) -> None:
+        """One line {"step": ..., name: value, ...}, null for what is not finite. Raises OSError."""
         try:
-            self.file.write(json.dumps({"step": step, **values}) + "\n")
+            _append(self.file, _line({"step": step, **values}))
+            for name, value in values.items():
+                if value is not None:
+                    self.tensorboard.add_scalar(name, value, step)
         except OSError as error:
-            advice = "free some space and run the same command again to go on from the last checkpoint"
-            raise OSError(f"could not write {self.path} at step {step}: {error}; {advice}") from None
-        for name, value in values.items():
-            self.tensorboard.add_scalar(name, value, step)
+            raise _not_written(self.path, error, f" at step {step}") from None
 
     def picture(self, step: int, name: str, image) -> None:
-        """A PIL image, to TensorBoard."""
-        self.tensorboard.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        """A PIL image, to TensorBoard. Raises OSError."""
+        try:
+            self.tensorboard.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        except OSError as error:
+            raise _not_written(self.tensorboard.log_dir, error, f" at step {step}") from None
 
     def close(self) -> None:
-        """Flushes both."""
-        self.file.close()
-        self.tensorboard.close()
+        """Closes both; what TensorBoard cannot write any more is said, and no error: the lines are in log.jsonl."""
+        os.close(self.file)
+        try:
+            self.tensorboard.close()
+        except OSError as error:
+            log.warning("TensorBoard's files in %s are not complete: %s", self.tensorboard.log_dir, error)
+
+
+def read_log(run_dir: Path) -> list[dict]:
+    """The entries of `log.jsonl`; lines that are none, as a crash of the machine may leave them, are left out."""
+    path = Path(run_dir) / "log.jsonl"
+    entries = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+            continue
+        if isinstance(entry, dict) and type(entry.get("step")) is int:
+            entries.append(entry)
+    return entries
+
+
+def _line(entry: Mapping) -> bytes:
+    """JSON knows neither NaN nor infinity: null."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in entry.items()
+    }
+    return json.dumps(finite, allow_nan=False).encode() + b"\n"
+
+
+def _append(file: int, line: bytes) -> None:
+    """Raises OSError where the line does not fit, and leaves the file as it was."""
+    before = os.fstat(file).st_size
+    if os.write(file, line) != len(line):
+        os.ftruncate(file, before)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _not_written(path, error) from None
+
+
+def _not_written(path: Path | str, error: OSError, when: str = "") -> OSError:
+    advice = "free some space and run the same command again to go on from the last checkpoint"
+    return OSError(f"could not write {path}{when}: {error}; {advice}")
 
 
 class Later:
@@ -62,6 +125,11 @@ class Later:
             self.copy.copy_(stacked, non_blocking=True)
             self.arrived = torch.cuda.Event()
             self.arrived.record(torch.cuda.current_stream(stacked.device))  # whose device need not be the current one
+
+    @property
+    def ready(self) -> bool:
+        """Whether `get` would not wait."""
+        return self.arrived is None or self.arrived.query()
 
     def get(self) -> dict[str, float]:
         """Waits for them, where they have not arrived."""
@@ -82,6 +150,10 @@ class Line(NamedTuple):
 class Window:
     """What happened since the last line of the log: sums over steps, on their device, and a clock.
 
+    Attributes:
+        steps: how many, skipped ones included.
+        totals: {name: sum over the steps that were not skipped}; "skipped" is how many were.
+
     Args:
         stored: what `state` gave, when a run is resumed between two lines.
     """
@@ -92,7 +164,12 @@ class Window:
         self.restart_clock()
 
     def add(self, values: Mapping[str, Tensor]) -> None:
-        """Adds what one step gave, without waiting for the device."""
+        """Adds what one step gave, without waiting for the device; of a step with "skipped" 1 only that."""
+        values = dict(values)
+        if (skipped := values.pop("skipped", None)) is not None:
+            # Not by a product: a skipped step's numbers are no numbers.
+            values = {name: torch.where(skipped > 0, 0.0, value) for name, value in values.items()}
+            values["skipped"] = skipped
         for name, value in values.items():
             self.totals[name] = self.totals.get(name, 0.0) + value
         self.steps += 1
@@ -106,22 +183,20 @@ class Window:
         """Since the clock was restarted."""
         return self.timed / (time.perf_counter() - self.started)
 
-    def means(self) -> "Later":
-        """Per step."""
-        return Later({name: total / self.steps for name, total in self.totals.items()})
+    def means(self, totals: Mapping[str, Tensor | float] | None = None) -> Later:
+        """Per step that was not skipped, and "skipped_steps"; NaN where all were.
+
+        Args:
+            totals: instead of this process's, their means over processes.
+        """
+        totals = dict(self.totals if totals is None else totals)
+        skipped = totals.pop("skipped", None)
+        if skipped is None:
+            return Later({name: total / self.steps for name, total in totals.items()})
+        skipped = torch.as_tensor(skipped)
+        means = {name: total / (self.steps - skipped) for name, total in totals.items()}
+        return Later(means | {"skipped_steps": skipped})
 
     def state(self) -> dict:
         """As JSON, for a checkpoint."""
         return {"steps": self.steps, "totals": {name: float(total) for name, total in self.totals.items()}}
-
-
-def read_log(run_dir: Path) -> list[dict]:
-    """The entries of `log.jsonl`; a last line cut off by a crash is left out."""
-    path = Path(run_dir) / "log.jsonl"
-    entries = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return entries
