@@ -1,0 +1,72 @@
+"""The weights that power-function averages give to the steps of a training, and how such averages combine.
+
+After t steps the average with exponent gamma gives step tau the weight p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1),
+tau <= t (EDM2: Karras et al., arXiv 2312.02696, section 3.1). Its length is told by the deviation of this density as a
+part of the training, sigma_rel, which unlike a decay means the same for a short training and a long one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# Of equal weights for all steps, gamma = 0; longer averages would weigh early steps more than late ones.
+LONGEST = 12**-0.5
+
+
+def exponent(sigma_rel: float) -> float:
+    """gamma of a relative deviation in (0, 12^-1/2], which is (gamma + 1)^1/2 (gamma + 2)^-1 (gamma + 3)^-1/2."""
+    inverse = sigma_rel**-2.0  # (gamma + 2)^2 (gamma + 3) = inverse (gamma + 1), as a polynomial:
+    return float(max(np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse]).real.max(), 0.0))
+
+
+def check_sigma_rel(value: object, where: str) -> float:
+    """The value as a float. Raises ValueError, with `where` it was given, unless it is a number in (0, 12^-1/2]."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LONGEST:
+        raise ValueError(
+            f"{where}: {value!r} is no length of an average, which is a part of the training: greater than 0 and at "
+            f"most {LONGEST:.4f} (all steps alike)"
+        )
+    return float(value)
+
+
+@dataclass(frozen=True)
+class Combination:
+    """How one average is made of others."""
+
+    weights: np.ndarray  # of the others, (n,); their sum is 1
+    error: float  # of its density, relative to the one that was wanted: root of the integral of the squares
+
+    @property
+    def noise(self) -> float:
+        """How many times larger than the rounding errors of the others, which are independent, that of the sum is."""
+        return float(np.linalg.norm(self.weights))
+
+
+def combine(stored: Sequence[tuple[float, int]], wanted: tuple[float, int]) -> Combination:
+    """The sum of stored averages whose density comes closest to the one wanted, by least squares (section 3.2 and
+    appendix C). Averages are given by (sigma_rel, step).
+
+    Beyond the paper the weights are held to sum up to 1, so that what training does not change, the sum leaves as it
+    is: the fit is as close, and without it a short list of snapshots shrinks all weights by up to some per cent.
+    """
+    sigmas, steps = np.array(stored, dtype=np.float64).T
+    gammas = np.array([exponent(sigma) for sigma in sigmas])
+    goal = exponent(wanted[0]), float(wanted[1])
+    products = _product(gammas[:, None], steps[:, None], gammas, steps)  # (n, n)
+    towards = _product(gammas, steps, *goal)  # (n,)
+    # Scaled to densities of length 1, which range over orders of magnitude; the last row is the sum.
+    scale = np.diag(products) ** -0.5
+    system = np.block([[products * scale[:, None] * scale, scale[:, None]], [scale, np.zeros(1)]])
+    solution = np.linalg.solve(system, np.append(towards * scale, 1.0))
+    weights = solution[:-1] * scale
+    length = _product(*goal, *goal)
+    square = (length - 2 * weights @ towards + weights @ products @ weights) / length
+    return Combination(weights, float(max(square, 0.0) ** 0.5))
+
+
+def _product(gamma_a, step_a, gamma_b, step_b):
+    """The integral of the product of two densities, over the steps that both have."""
+    until = np.minimum(step_a, step_b)
+    common = (until / step_a) ** (gamma_a + 1) * (until / step_b) ** (gamma_b + 1) / until  # no large power of a step
+    return (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1) * common
