@@ -42,7 +42,7 @@ def average(run_dir: str | Path, sigma_rel: float, *, at_step: int | None = None
         OSError: the disk is full or not writable; what was there before is untouched.
     """
     from redi.core.artefact import read_record
-    from redi.core.checkpoint import list_checkpoints, save_checkpoint
+    from redi.core.checkpoint import Retention, list_checkpoints, save_checkpoint
     from redi.core.posthoc import reconstruct_average
 
     run_dir = Path(run_dir)
@@ -53,7 +53,7 @@ def average(run_dir: str | Path, sigma_rel: float, *, at_step: int | None = None
     groups, record = found.checkpoint
     tensors = {name: groups[name] for name in ("codec", "colours") if name in groups} | {"ema": found.parameters}
     record = {key: record[key] for key in TAKEN} | {"average": found.provenance()}
-    save_checkpoint(to, found.step, tensors, record, keep=1)
+    save_checkpoint(to, found.step, tensors, record, keep=Retention(1))
     if (run_dir / "config.gin").exists():
         shutil.copyfile(run_dir / "config.gin", to / "config.gin")
     combination = found.combination

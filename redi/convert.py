@@ -60,7 +60,7 @@ def import_checkpoint(
         ValueError: a file that is refused or not understood, a configuration that does not fit it, a run in `run_dir`.
     """
     from redi.core import config
-    from redi.core.checkpoint import list_checkpoints, save_checkpoint
+    from redi.core.checkpoint import Retention, list_checkpoints, save_checkpoint
     from redi.core.codec import JointCodec
     from redi.models.published_file import read_published
 
@@ -75,7 +75,7 @@ def import_checkpoint(
         both = _take_weights(file, codec)
         text = config.full_text()
     record = _record(file, both, codec, framework, evidence)
-    folder = save_checkpoint(run_dir, file.step, _tensors(both, codec), record, keep=1)
+    folder = save_checkpoint(run_dir, file.step, _tensors(both, codec), record, keep=Retention(1))
     (run_dir / "config.gin").write_text(text)
     return folder
 
@@ -158,7 +158,7 @@ def export(run_dir: str | Path, path: str | Path, *, weights: str = "ema") -> No
     import torch
     from safetensors.torch import save_file
 
-    from redi.core.checkpoint import list_checkpoints, load_checkpoint
+    from redi.core.checkpoint import newest_good
     from redi.models.published import to_published
     from redi.runs import load
 
@@ -166,7 +166,7 @@ def export(run_dir: str | Path, path: str | Path, *, weights: str = "ema") -> No
     if path.suffix not in (".pt", ".pth", ".safetensors"):
         raise ValueError(f"--export={path}: the name ends in .pt, .pth or .safetensors")
     run = load(run_dir, device="cpu")
-    tensors, record = load_checkpoint(list_checkpoints(Path(run_dir))[-1])
+    _, tensors, record = newest_good(Path(run_dir), set_aside=False)
     leftovers = {
         name.removeprefix(f"{weights}/"): tensor
         for name, tensor in tensors.get("leftovers", {}).items()

@@ -8,7 +8,7 @@ import inspect
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,8 +32,8 @@ def job(run_dir: Path, trained_dir: Path, *, shared: bool = False) -> dict[str, 
         The seconds of each stage that was done here.
     """
     from redi.core import config
-    from redi.core.artefact import write_json
-    from redi.data.division import process_rank
+    from redi.core.artefact import sha256, write_json
+    from redi.core.distributed import process_rank
 
     seconds: dict[str, float] = {}
     log.info("--- train")
@@ -44,8 +44,8 @@ def job(run_dir: Path, trained_dir: Path, *, shared: bool = False) -> dict[str, 
             train.stage(trained_dir, evaluates=True)
     done, key = run_dir / "stages.json", _key(trained_dir)
     pictures = ["samples.png"] if "images" in config.bound("sample.keep", ("images",)) else []
-    results = [run_dir / name for name in ("samples/record.json", *pictures, "metrics.json", "operative.gin")]
-    if all(path.exists() for path in (done, *results)) and json.loads(done.read_text()) == key:
+    results = ("samples/record.json", *pictures, "metrics.json", "operative.gin")
+    if _holds(done, key, results):
         log.info("--- samples and metrics are of this checkpoint and configuration")
     else:
         log.info("--- sample")
@@ -57,11 +57,32 @@ def job(run_dir: Path, trained_dir: Path, *, shared: bool = False) -> dict[str, 
         if process_rank()[0] > 0:
             return seconds
         (run_dir / "operative.gin").write_text(config.operative_text())
-        write_json(done, key)
+        write_json(done, key | {"files": {name: sha256(run_dir / name) for name in results}})
     if process_rank()[0] == 0:
         log.info("--- report")
         report.stage(run_dir)
     return seconds
+
+
+def _holds(done: Path, key: dict, results: Sequence[str]) -> bool:
+    """Whether `stages.json` says that the results are of this checkpoint and configuration, and nothing was damaged."""
+    from redi.core.artefact import BrokenArtefact, sha256
+    from redi.evaluation.samples import Samples
+
+    try:
+        stored = json.loads(done.read_text())
+        hashes = stored.pop("files", {})
+        if stored != key:
+            return False
+        Samples(done.parent / "samples").verify()
+        damaged = [name for name in results if sha256(done.parent / name) != hashes.get(name)]
+    except FileNotFoundError:
+        return False
+    except (BrokenArtefact, ValueError, AttributeError) as error:
+        damaged = [str(error)]
+    if damaged:
+        log.warning("sampled and evaluated again, for it is not as it was written: %s", ", ".join(damaged))
+    return not damaged
 
 
 def _train_with_others(trained_dir: Path, seconds: dict[str, float]) -> None:
@@ -78,17 +99,17 @@ def _train_with_others(trained_dir: Path, seconds: dict[str, float]) -> None:
 
 
 def is_trained(trained_dir: Path) -> bool:
-    """Whether the folder holds the last checkpoint that the parsed configuration asks for.
+    """Whether the folder holds the last checkpoint that the parsed configuration asks for, as it was written.
 
     Raises:
         ValueError: it holds a later one.
     """
-    from redi.core.checkpoint import checkpoint_dir, list_checkpoints
+    from redi.core.checkpoint import checkpoint_dir, is_good, list_checkpoints
 
     last, found = checkpoint_dir(trained_dir, num_steps()), list_checkpoints(trained_dir)
     if found and found[-1].name > last.name:
         raise ValueError(f"{found[-1]} is beyond train.num_steps = {num_steps()}: raise it or delete {trained_dir}")
-    return last in found
+    return last in found and is_good(last)
 
 
 def num_steps() -> int:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from redi import components
-from redi.core import config
+from redi.core import config, consent
 from redi.core.channels import Channels
-from redi.core.checkpoint import checkpoint_dir, list_checkpoints, load_checkpoint
+from redi.core.checkpoint import checkpoint_dir, list_checkpoints, load_checkpoint, newest_good
 from redi.core.codec import JointCodec
 from redi.core.device import choose_device
 from redi.core.objective import JointObjective
@@ -46,6 +46,7 @@ def load(
     step: int | None = None,
     device: str = "auto",
     gin_bindings: Sequence[str] = (),
+    plugins: Sequence[str] = (),
     codec: JointCodec | None = None,
     model=None,
     process: Process | None = None,
@@ -53,25 +54,30 @@ def load(
     """Opens a run: the model with its EMA weights, the fitted codec, the process.
 
     Only safetensors and JSON are read: no code in a checkpoint is ever run. The classes come from the run's
-    `config.gin` (which may import the modules of plug-ins); gin's configuration at hand stays as it was.
+    `config.gin`, which may import what was named (`plugins`) or imported before; gin's configuration at hand stays as
+    it was.
 
     Args:
-        step: of the checkpoint; default: the newest.
+        step: of the checkpoint; default: the newest that is as it was written, with a warning where others are not.
         gin_bindings: win over the run's configuration, as "StableVAE.weights = '/where/they/are/here'".
+        plugins: packages or modules that the run's configuration may import, as 'my_lab': their code runs.
         codec, model, process: for a run that was trained without gin: an unfitted codec, the function that builds
             the model (as given to `train`), and the process if it is not FlowMatching.
 
     Raises:
         ValueError: no run or no such checkpoint there, or one that is damaged or foreign;
-            or bindings for a run that is built without gin.
+            or bindings for a run that is built without gin; or a configuration that imports what was not named.
     """
+    consent.name(*plugins)
     run_dir, device = Path(run_dir), choose_device(device)
     if not (found := list_checkpoints(run_dir)):
         raise ValueError(f"{run_dir} holds no checkpoints: it is not the folder of a run, or training never saved one")
-    folder = found[-1] if step is None else checkpoint_dir(run_dir, step)
-    if folder not in found:
+    if step is None:
+        folder, tensors, record = newest_good(run_dir, set_aside=False)
+    elif (folder := checkpoint_dir(run_dir, step)) in found:
+        tensors, record = load_checkpoint(folder)
+    else:
         raise ValueError(f"no checkpoint of step {step} in {run_dir}: there are {', '.join(p.name for p in found)}")
-    tensors, record = load_checkpoint(folder)
     return open_run(
         run_dir, folder, tensors, record, device=device, gin_bindings=gin_bindings,
         codec=codec, model=model, process=process,
@@ -129,7 +135,7 @@ def _build(run_dir: Path, channels: Channels, num_classes: int, gin_bindings: Se
         raise ValueError(f"{path} is missing: for a run trained without gin, hand its codec= and model= to redi.load")
     with config.isolated():
         components.import_all()
-        config.parse([path], gin_bindings)
+        config.parse([], gin_bindings, found=[path])
         if gin_bindings and (unused := config.without_effect(components.roots())):
             log.warning("bound without effect, for nothing in use refers to it: %s", ", ".join(unused))
         codec = config.bound("train.codec") or JointCodec()
@@ -139,7 +145,7 @@ def _build(run_dir: Path, channels: Channels, num_classes: int, gin_bindings: Se
 
         def model(**runtime) -> DiffusionTransformer:
             with config.isolated():
-                config.parse([path], gin_bindings)
+                config.parse([], gin_bindings, found=[path])
                 return model_class(**runtime)
 
         return codec, model, objective

@@ -1,25 +1,22 @@
-"""Files that are either whole or not there: tensors as safetensors, everything else as JSON, hashed."""
+"""Folders that are either whole or not there: tensors as safetensors, everything else as JSON, hashed."""
 
-import contextlib
 import hashlib
 import json
 import os
-import shutil
-import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
+
+from redi.core.atomic import atomic_folder, save_tensors, shared_folder, write_json
+from redi.core.sealing import BrokenArtefact, sealed, unsealed
 
 RECORD = "record.json"
 TENSORS = ".safetensors"
-
-
-class BrokenArtefact(ValueError):
-    """A folder that is not what it should be: truncated, altered, or made by something else."""
 
 
 def save_artefact(
@@ -28,15 +25,17 @@ def save_artefact(
     record: Mapping,
     *,
     extra: Mapping[str, str | bytes] | None = None,
+    ready: Mapping[str, Path] | None = None,
     shared: bool = False,
 ) -> None:
     """Writes `<folder>/<name>.safetensors` for every group and `<folder>/record.json`, atomically.
 
     The files are written beside the final place, synced and renamed together, so that a crash or a full disk
-    leaves either the whole artefact or none. The record lists every file with its size and SHA-256.
+    leaves either the whole artefact or none. The record lists every file with its size and SHA-256, and its own.
 
     Args:
         extra: {file name: content} of further files; text is written as UTF-8.
+        ready: {group: safetensors file} of further groups that lie on the same file system; they are moved.
         shared: several processes may write the same one at once.
 
     Raises:
@@ -47,13 +46,15 @@ def save_artefact(
     needed = sum(t.nbytes for group in tensors.values() for t in group.values()) + sum(map(len, extra.values()))
     with (shared_folder if shared else atomic_folder)(folder, needed_bytes=needed) as temporary:
         for name, group in tensors.items():
-            path = temporary / f"{name}{TENSORS}"
-            save_file({key: t.detach().cpu().contiguous() for key, t in group.items()}, path)
+            save_tensors(temporary / f"{name}{TENSORS}", group)
         for name, content in extra.items():
             (temporary / name).write_bytes(content)
-        written = [temporary / name for name in (*(f"{name}{TENSORS}" for name in tensors), *extra)]
-        files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in written}
-        write_json(temporary / RECORD, {**record, "files": files})
+        for name, path in (ready or {}).items():
+            path.replace(temporary / f"{name}{TENSORS}")
+        written = [temporary / name for name in (*(f"{name}{TENSORS}" for name in (*tensors, *(ready or {}))), *extra)]
+        hashes = hashes_of(written)
+        files = {path.name: {"bytes": path.stat().st_size, "sha256": hashes[path]} for path in written}
+        write_record(temporary, {**record, "files": files})
 
 
 def load_artefact(folder: Path, *, editable: Collection[str] = ()) -> tuple[dict[str, dict[str, Tensor]], dict]:
@@ -65,25 +66,40 @@ def load_artefact(folder: Path, *, editable: Collection[str] = ()) -> tuple[dict
     Raises:
         BrokenArtefact: naming the file and the cause.
     """
-    record = read_record(folder)
+    record = verify_artefact(folder, editable=editable)
     tensors = {}
-    for file, expected in record["files"].items():
-        if file in editable:
-            continue
+    for file in record["files"]:
         path = Path(folder) / file
-        if not path.exists():
-            raise BrokenArtefact(f"{path} is missing")
-        if path.stat().st_size != expected["bytes"]:
-            raise BrokenArtefact(f"{path} has {path.stat().st_size} bytes instead of {expected['bytes']}: truncated?")
-        if sha256(path) != expected["sha256"]:
-            raise BrokenArtefact(f"{path} was altered after it was written: its SHA-256 differs from {RECORD}")
-        if path.suffix != TENSORS:
+        if file in editable or path.suffix != TENSORS:
             continue
         try:
             tensors[path.stem] = load_file(path)
         except SafetensorError as error:
             raise BrokenArtefact(f"{path} is not a safetensors file: {error}") from None
     return tensors, record
+
+
+def verify_artefact(folder: Path, *, editable: Collection[str] = ()) -> dict:
+    """The record, once all files that it lists were read and are as they were written. Raises BrokenArtefact."""
+    record = read_record(folder)
+    files = {Path(folder) / file: entry for file, entry in record["files"].items() if file not in editable}
+    for path, entry in files.items():
+        check_size(path, entry)
+    hashes = hashes_of(list(files))
+    for path, entry in files.items():
+        if hashes[path] != entry["sha256"]:
+            raise BrokenArtefact(f"{path} was altered after it was written: its SHA-256 differs from {RECORD}")
+    return record
+
+
+def check_size(path: Path, expected: Mapping) -> None:
+    """Raises BrokenArtefact unless a file is there in the length that its record expects."""
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise BrokenArtefact(f"{path} is missing") from None
+    if size != expected["bytes"]:
+        raise BrokenArtefact(f"{path} has {size} bytes instead of {expected['bytes']}: truncated?")
 
 
 def read_record(folder: Path) -> dict:
@@ -93,89 +109,33 @@ def read_record(folder: Path) -> dict:
         record = json.loads(path.read_text())
     except FileNotFoundError:
         raise BrokenArtefact(f"{path} is missing: this folder was not written by redi, or not completely") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BrokenArtefact(f"{path} is not JSON: {error}") from None
     files = record.get("files") if isinstance(record, dict) else None
     if not isinstance(files, dict) or not all(
         isinstance(f, dict) and {"bytes", "sha256"} <= set(f) for f in files.values()
     ):
         raise BrokenArtefact(f"{path} was not written by redi: it lists no files")
-    return record
+    if outside := [name for name in files if Path(name).name != name]:
+        raise BrokenArtefact(f"{path} was not written by redi: {outside[0][:200]!r} in it is no name of a file")
+    return unsealed(record, path)
 
 
-@contextlib.contextmanager
-def atomic_folder(folder: Path, needed_bytes: int = 0) -> Iterator[Path]:
-    """A temporary folder that becomes `folder` when the block ends well, and vanishes when it does not.
-
-    A folder that is there already is replaced; readers may miss it for a moment. What is named by a hash of its
-    contents, and so may be written by several processes at once, goes through `shared_folder`.
-    """
-    with _temporary_folder(Path(folder), needed_bytes) as temporary:
-        yield temporary
-        _sync(temporary)
-        before = temporary.with_suffix(".replaced")
-        if folder.exists():
-            folder.rename(before)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if before.exists():
-                before.rename(folder)
-            raise
-        shutil.rmtree(before, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def shared_folder(folder: Path, needed_bytes: int = 0) -> Iterator[Path]:
-    """As `atomic_folder`, but where another process was first, its folder stays and this one's is dropped."""
-    with _temporary_folder(Path(folder), needed_bytes) as temporary:
-        yield temporary
-        _sync(temporary)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not folder.exists():
-                raise
-
-
-@contextlib.contextmanager
-def _temporary_folder(folder: Path, needed_bytes: int) -> Iterator[Path]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder.parent).free
-    if free < needed_bytes * 1.01:
-        raise OSError(f"no space for {folder}: {needed_bytes / 2**20:.1f} MiB needed, {free / 2**20:.1f} MiB free")
-    # Unique over machines too: several may write to one file system.
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.partial")
-    temporary.mkdir()
-    try:
-        yield temporary
-    except SafetensorError as error:  # safetensors wraps the operating system's error
-        raise OSError(f"could not write {folder}: {error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    """Forces the files of a folder to the disk."""
-    for path in folder.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-
-
-def write_json(path: Path, value) -> None:
-    """Writes JSON atomically, readable by people; several processes may write one file at once."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
-    try:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def write_record(folder: Path, record: Mapping) -> None:
+    """Writes what `read_record` reads: the record, which lists `files`, and its own hash."""
+    write_json(Path(folder) / RECORD, sealed(record))
 
 
 def sha256(path: Path) -> str:
     """Hex digest of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hashes_of(paths: Sequence[Path]) -> dict[Path, str]:
+    """Hex digests of files, read by several threads."""
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        return dict(zip(paths, pool.map(sha256, paths), strict=True))
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:

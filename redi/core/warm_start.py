@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from redi.core.channels import Channels
-from redi.core.checkpoint import list_checkpoints, load_checkpoint
+from redi.core.checkpoint import newest_good
 from redi.fusion.merged import Merged
 from redi.models.published import from_published
 from redi.models.published_file import read_published
@@ -64,10 +64,10 @@ def warm_start(model: DiffusionTransformer, path: str | Path) -> str:
 
 
 def _of_run(path: Path) -> tuple[Mapping[str, Tensor], Channels]:
-    if not (checkpoints := list_checkpoints(path)):
+    if (found := newest_good(path, set_aside=False)) is None:
         raise _refusal(path, "the folder holds no checkpoints of a run")
-    tensors, record = load_checkpoint(checkpoints[-1])
-    return tensors["model"] | tensors["ema"], Channels(**record["model_arguments"]["channels"])
+    _, tensors, record = found
+    return tensors.get("model", {}) | tensors["ema"], Channels(**record["model_arguments"]["channels"])
 
 
 def _of_file(path: Path, model: DiffusionTransformer) -> tuple[Mapping[str, Tensor], Channels]:

@@ -18,7 +18,7 @@ from redi.core.codec import JointCodec, without_versions
 from redi.core.progress import progress
 from redi.core.registry import identity
 from redi.data.order import Blocks
-from redi.data.shards import DTYPES, NAMES, map_shard, read_ahead, remedy
+from redi.data.shards import DTYPES, NAMES, check_labels, describes_shards, map_shard, read_ahead, remedy
 
 MANIFEST = "manifest.json"
 LEARNED = "learned.safetensors"  # what the codec had learned from data, where it learns anything
@@ -125,12 +125,13 @@ class Cache(EncodedRows):
 
     Raises:
         BrokenArtefact: the manifest or a shard is missing, cut short, altered or of another format; a label that is
-            no class. That every byte is as it was written is checked by `verify` alone.
+            no class. That every byte is as it was written is checked by `verify`, and by `prepare`. A shard that is cut
+            short later, while it is mapped, ends the process with SIGBUS (docs/reliability.md).
     """
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
-        super().__init__(str(folder), _read_manifest(self.folder / MANIFEST))
+        super().__init__(str(folder), read_manifest(self.folder / MANIFEST))
         shards, tensors = self.manifest["shards"], self.manifest["tensors"]
         self._shards = [map_shard(self.folder / shard["file"], shard, tensors) for shard in shards]
         self.labels = np.concatenate([shard["labels"] for shard in self._shards])  # (rows,) int64
@@ -171,16 +172,6 @@ class Cache(EncodedRows):
             raise BrokenArtefact(f"{names} were altered after they were written: {remedy(altered[0])}")
 
 
-def check_labels(labels: np.ndarray, num_classes: int, where: str, remedy: str) -> None:
-    """Raises BrokenArtefact unless all lie in [0, num_classes)."""
-    outside = (labels < 0) | (labels >= num_classes)
-    if outside.any():
-        raise BrokenArtefact(
-            f"{where} holds labels outside [0, {num_classes}), first {labels[outside][0]} at row "
-            f"{int(np.flatnonzero(outside)[0])}: {remedy}"
-        )
-
-
 def code_of(codec: JointCodec) -> dict[str, dict]:
     """Which code the parts of a codec are, by their place in it; see `redi.core.registry.identity`."""
     parts = {"autoencoder": codec.autoencoder}
@@ -212,7 +203,8 @@ def manifest_sha256(manifest: dict) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def _read_manifest(path: Path) -> dict:
+def read_manifest(path: Path) -> dict:
+    """What a manifest on this machine says. Raises BrokenArtefact."""
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -224,7 +216,7 @@ def parse_manifest(text: bytes, where: str, remedy: str) -> dict:
     """What a manifest says. Raises BrokenArtefact with the place and the remedy where it is none, or altered."""
     try:
         manifest = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BrokenArtefact(f"{where} cannot be read ({error}): {remedy}") from None
     written = manifest.get("format", 1) if isinstance(manifest, dict) else None
     if written != FORMAT:
@@ -233,6 +225,8 @@ def parse_manifest(text: bytes, where: str, remedy: str) -> dict:
         raise BrokenArtefact(f"{where} lacks {', '.join(sorted(missing))}: {remedy}")
     if manifest["sha256"] != manifest_sha256(manifest):
         raise BrokenArtefact(f"{where} was altered after it was written: {remedy}")
+    if not describes_shards(manifest):
+        raise BrokenArtefact(f"{where} makes no sense, as if somebody had made it up: {remedy}")
     return manifest
 
 

@@ -9,14 +9,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 import redi
-from redi.core.artefact import write_json
+from redi.core.artefact import sha256
+from redi.core.atomic import rename, save_tensors, write_json
 from redi.core.codec import JointCodec
 from redi.core.progress import progress
+from redi.core.sealing import sealed, unsealed
 from redi.data.cache import FORMAT, LEARNED, MANIFEST, MIRRORED, Cache, altered_files, code_of, manifest_sha256
 from redi.data.datasets import Dataset
 from redi.data.division import complete
@@ -110,7 +111,8 @@ class _Writer:
         self._shard(part).parent.mkdir(exist_ok=True)
         # Not beside the other shards: if their folder becomes the cache meanwhile, nothing half-written goes along.
         record = write_shard(self._shard(part), rows, names, scratch=self.work)
-        write_json(self._record(part), {"first": positions[0], "shard": record, "tensors": shard_tensors(rows)})
+        found = {"first": positions[0], "shard": record, "tensors": shard_tensors(rows)}
+        write_json(self._record(part), sealed(found))
         self.written.add(part)
 
     def _batch(self, positions: Sequence[int]) -> dict[str, Tensor]:
@@ -161,23 +163,25 @@ class _Writer:
             },
         }
         shards, written = self.work / "shards", self.work / f"{uuid.uuid4().hex}.json"
-        write_json(written, manifest | {"sha256": manifest_sha256(manifest)})
         if learned := self.codec.learned_state():  # so that a copy of the folder is all that a stream needs
             temporary = written.with_suffix(".partial")
-            save_file({name: tensor.cpu().clone() for name, tensor in learned.items()}, temporary)
-            temporary.replace(shards / LEARNED)
+            save_tensors(temporary, {name: tensor.clone() for name, tensor in learned.items()})
+            manifest["learned"] = {"bytes": temporary.stat().st_size, "sha256": sha256(temporary)}
+            rename(temporary, shards / LEARNED)
+        write_json(written, manifest | {"sha256": manifest_sha256(manifest)})
         known = {MANIFEST, LEARNED, *(shard["file"] for shard in manifest["shards"])}  # if another finishes too
         for path in shards.iterdir():
             if path.name not in known:  # of an interrupted call with another rows_per_shard
                 path.unlink(missing_ok=True)
-        written.replace(shards / MANIFEST)
-        shards.rename(self.folder)
+        rename(written, shards / MANIFEST)
+        rename(shards, self.folder)
 
     def _read(self, part: str) -> dict | None:
         try:
-            record, rows = json.loads(self._record(part).read_text()), self.parts[part]
+            path, rows = self._record(part), self.parts[part]
+            record = unsealed(json.loads(path.read_text()), path)
             return record if (record["first"], record["shard"]["rows"]) == (rows[0], len(rows)) else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # also BrokenArtefact
             return None
 
     def _redo(self, parts: Sequence[str]) -> None:

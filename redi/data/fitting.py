@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from redi.core.artefact import BrokenArtefact, load_artefact, save_artefact
+from redi.core.atomic import stamp
 from redi.core.progress import progress
 from redi.core.registry import identity
 from redi.data.datasets import Dataset
@@ -30,20 +31,22 @@ BLOCK = 1024  # images whose moments are summed together: the unit that is divid
 
 
 def fit_or_restore(folder: Path, module: nn.Module, key: dict, fit: Callable[[], object]) -> None:
-    """Loads the module's state from `folder` where the same fit was made before, else fits and stores it.
+    """Loads the module's state from `folder` where the same fit was made before, else fits and stores it; again, where
+    what is stored is damaged.
 
     Of several processes that ask for the same fit, one makes it and the others wait.
     """
     path = _place(folder, module, key)
 
-    def finish() -> None:
+    def make() -> None:
         log.info("fitting %s", type(module).__name__)
         fit()
         record = {"key": key | {"code": identity(module)}, "provenance": module.provenance()}
         save_artefact(path, {"state": module.state_dict()}, record, shared=True)
 
-    _once(path, finish)
-    module.load_state_dict(_stored(path)[0]["state"])
+    before = stamp(path)
+    tensors, _ = _stored(path) or _made(path, before, make)
+    module.load_state_dict(tensors["state"])
 
 
 def fit_reducer(
@@ -94,15 +97,15 @@ def fit_reducer(
         reducer.record_fit(**made_on)
         reducer.save(path)
 
-    work = _work(path)
-    with progress(total=len(positions), desc="features for the reducer", unit="img", disable=rank > 0) as bar:
-        features = _Features(encoder, reducer, dataset, batch_size, device, bar)
-        if not path.exists():
-            log.info("fitting %s", type(reducer).__name__)
-            encoder.load()
-        division = {"is_done": lambda block: (work / block).exists(), "rank": rank, "world_size": world_size}
-        _once(path, finish, parts=list(blocks), do=add_up, **division)
-    tensors, record = _stored(path)
+    work, before = _work(path), stamp(path)
+    if (stored := _stored(path)) is None:
+        log.info("fitting %s", type(reducer).__name__)
+        encoder.load()
+        with progress(total=len(positions), desc="features for the reducer", unit="img", disable=rank > 0) as bar:
+            features = _Features(encoder, reducer, dataset, batch_size, device, bar)
+            division = {"is_done": lambda block: (work / block).exists(), "rank": rank, "world_size": world_size}
+            stored = _made(path, before, finish, parts=list(blocks), do=add_up, **division)
+    tensors, record = stored
     reducer.to(device)
     reducer.take_over(tensors["state"], record["fitted_on"], str(path))
 
@@ -159,18 +162,31 @@ def _work(path: Path) -> Path:
     return path.with_name(f".{path.name}.work")
 
 
-def _once(path: Path, finish: Callable[[], None], parts: Sequence[str] = (), **division) -> None:
-    if path.exists():
-        log.info("%s restored from %s", path.name.split("-")[0], path)
-    else:
-        complete(_work(path), parts, finished=path.exists, finish=finish, **division)
-
-
-def _stored(path: Path) -> tuple[dict, dict]:
+def _stored(path: Path) -> tuple[dict, dict] | None:
+    """A fit that was made before, and its record; None where there is none, or a damaged one, which is then said."""
+    if not path.exists():
+        return None
     try:
-        return load_artefact(path)
+        found = load_artefact(path)
     except BrokenArtefact as error:
-        raise BrokenArtefact(f"{error}; delete {path} to fit it again") from None
+        log.warning("fitted again, for what was stored is damaged: %s", error)
+        return None
+    log.info("%s restored from %s", path.name.split("-")[0], path)
+    return found
+
+
+def _made(
+    path: Path, refused: tuple | None, make: Callable[[], None], parts: Sequence[str] = (), **division
+) -> tuple[dict, dict]:
+    """The same, made by one of all processes that ask for it; `refused`: the stamp of a damaged one to be replaced."""
+
+    def finish() -> None:
+        if refused is not None and stamp(path) == refused:
+            shutil.rmtree(path)
+        make()
+
+    complete(_work(path), parts, finished=lambda: stamp(path) not in (None, refused), finish=finish, **division)
+    return load_artefact(path)
 
 
 def _merged(folders: Sequence[Path]) -> Moments | None:

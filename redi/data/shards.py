@@ -3,7 +3,6 @@
 import ctypes
 import json
 import mmap
-import os
 import uuid
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -11,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from redi.core.artefact import BrokenArtefact, sha256
+from redi.core.atomic import rename, save_tensors
 
 DTYPES = {"U8": np.uint8, "F16": np.float16, "F32": np.float32, "I64": np.int64}
 NAMES = "names.json"  # a tensor of bytes, for safetensors has no strings; the dot keeps it from any channel group
@@ -36,14 +34,10 @@ def write_shard(path: Path, rows: Mapping[str, Tensor], names: Sequence[str], *,
     text = np.frombuffer(json.dumps(list(names)).encode(), dtype=np.uint8)
     temporary = scratch / f".{path.name}.{uuid.uuid4().hex[:12]}.partial"
     try:
-        save_file(dict(rows) | {NAMES: torch.from_numpy(text.copy())}, temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        save_tensors(temporary, dict(rows) | {NAMES: torch.from_numpy(text.copy())})
         record = {"file": path.name, "rows": len(names), "bytes": temporary.stat().st_size}
         record["sha256"] = sha256(temporary)
-        temporary.replace(path)
-    except SafetensorError as error:  # safetensors wraps the operating system's error
-        raise OSError(f"could not write {path}: {error}") from None
+        rename(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return record
@@ -102,6 +96,36 @@ def shard_tensors(rows: Mapping[str, Tensor]) -> dict[str, dict]:
     return found
 
 
+def describes_shards(manifest: Mapping) -> bool:
+    """Whether the entries of a cache's manifest by which tensors are found are what they should be; its hash may be
+    right and tell nothing, for anybody can write one."""
+    try:
+        numbers = [manifest["num_classes"], manifest["image_size"], manifest["rows"]]
+        numbers += [shard[name] for shard in manifest["shards"] for name in ("rows", "bytes")]
+        numbers += [side for tensor in manifest["tensors"].values() for side in tensor["shape"]]
+        files = [shard["file"] for shard in manifest["shards"]]
+        return (
+            all(type(number) is int and number >= 0 for number in numbers)
+            and manifest["rows"] == sum(shard["rows"] for shard in manifest["shards"])
+            and all(Path(name).name == name for name in files)
+            and all(isinstance(shard["sha256"], str) for shard in manifest["shards"])
+            and all(tensor["dtype"] in DTYPES for tensor in manifest["tensors"].values())
+            and manifest["tensors"]["labels"] == {"dtype": "I64", "shape": []}
+        )
+    except (TypeError, KeyError, AttributeError):
+        return False
+
+
+def check_labels(labels: np.ndarray, num_classes: int, where: str, remedy: str) -> None:
+    """Raises BrokenArtefact unless all lie in [0, num_classes)."""
+    outside = (labels < 0) | (labels >= num_classes)
+    if outside.any():
+        raise BrokenArtefact(
+            f"{where} holds labels outside [0, {num_classes}), first {labels[outside][0]} at row "
+            f"{int(np.flatnonzero(outside)[0])}: {remedy}"
+        )
+
+
 def remedy(path: Path) -> str:
     return f"delete {path.parent} and run prepare again"
 
@@ -113,7 +137,7 @@ def _header(pages: np.ndarray) -> tuple[dict, int]:
         raise ValueError(f"its header claims {length} bytes of a file of {len(pages)}")
     try:
         header = json.loads(pages[8 : 8 + length].tobytes())
-    except ValueError:  # no JSON, or no text
+    except (ValueError, RecursionError):  # no JSON, no text, or nested beyond all measure
         raise ValueError("its header is not JSON") from None
     if not isinstance(header, dict):
         raise ValueError("its header lists no tensors")
@@ -123,9 +147,9 @@ def _header(pages: np.ndarray) -> tuple[dict, int]:
 def _array(data: np.ndarray, name: str, entry: dict) -> np.ndarray:
     try:
         code, shape, (start, stop) = entry["dtype"], tuple(map(int, entry["shape"])), entry["data_offsets"]
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"its header describes {name!r} by {entry!r}") from None
-    if code not in DTYPES:
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise ValueError(f"its header describes {name[:100]!r} by {str(entry)[:200]}") from None
+    if not isinstance(code, str) or code not in DTYPES:
         raise ValueError(f"{name!r} has the dtype {code!r}, which is none of {', '.join(DTYPES)}")
     if not (isinstance(start, int) and isinstance(stop, int) and 0 <= start <= stop <= len(data)):
         raise ValueError(f"{name!r} lies at {start} to {stop} of {len(data)} bytes")

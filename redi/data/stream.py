@@ -1,6 +1,7 @@
 """A cache in object storage, fetched shard by shard ahead of the loader: for data sets larger than a disk."""
 
 import contextlib
+import hashlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -10,10 +11,10 @@ import numpy as np
 from torch import Tensor
 
 from redi.core.artefact import BrokenArtefact
-from redi.data.cache import LEARNED, MANIFEST, EncodedRows, check_labels, parse_manifest
+from redi.data.cache import LEARNED, MANIFEST, EncodedRows, parse_manifest
 from redi.data.order import Blocks
 from redi.data.remote import RemoteFolder, remove_stale
-from redi.data.shards import map_shard
+from redi.data.shards import check_labels, map_shard
 
 NUM_THREADS = 4  # shards that are fetched at a time
 WINDOW = 131_072  # rows that are mixed with one another; 3 GB of SD latents and eight reduced channels
@@ -48,9 +49,6 @@ class CacheStream(EncodedRows):
         self.remote = RemoteFolder(url, attempts=attempts)
         where = f"{self.remote.url}/{MANIFEST}"
         super().__init__(self.remote.url, parse_manifest(self.remote.read(MANIFEST), where, self.remote.remedy))
-        for shard in self.manifest["shards"]:
-            if Path(shard["file"]).name != shard["file"]:
-                raise BrokenArtefact(f"{where} names a shard {shard['file']!r}: that is no file beside it")
         self.blocks = Blocks(self._starts, window)
         self.folder, self.max_bytes = Path(folder), max_bytes
         self._sizes = [shard["bytes"] for shard in self.manifest["shards"]]
@@ -91,8 +89,11 @@ class CacheStream(EncodedRows):
         from safetensors import SafetensorError
         from safetensors.torch import load
 
+        content, expected = self.remote.read(LEARNED), self.manifest.get("learned")
+        if expected is not None and hashlib.sha256(content).hexdigest() != expected["sha256"]:
+            raise BrokenArtefact(f"{self.where}/{LEARNED} was altered after it was written: {self.remote.remedy}")
         try:
-            return load(self.remote.read(LEARNED))
+            return load(content)
         except SafetensorError as error:
             where = f"{self.where}/{LEARNED}"
             raise BrokenArtefact(f"{where} is damaged ({error}): {self.remote.remedy}") from None

@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 import redi
 from redi.core.artefact import BrokenArtefact, read_record, tensors_sha256
+from redi.core.atomic import stamp
 from redi.core.generation import Generated
 from redi.core.progress import part_of
 from redi.evaluation.feature_store import feature_folder, feature_record, features_of, is_stored
-from redi.evaluation.parts import Parts, stamp
+from redi.evaluation.parts import Parts
 from redi.evaluation.samples import Samples
 from redi.models.encoders import Encoder
 
@@ -91,14 +92,15 @@ class Drawing:
         if not self.plan.key and alone:
             self.refused = stamp(self.folder)
             shutil.rmtree(self.work, ignore_errors=True)
-        if self.finished():
+        if self.folder.exists():
             try:
-                Samples(self.folder).verify()
+                read_record(self.folder)
+                if self.finished():
+                    Samples(self.folder).verify()
+                    log.info("samples of these settings are there already: %s", self.folder)
             except BrokenArtefact as error:
                 log.warning("drawn anew, for it was damaged: %s", error)
                 self.refused = stamp(self.folder)
-            else:
-                log.info("samples of these settings are there already: %s", self.folder)
         for other in self.folder.parent.glob(f".{self.folder.name}.*.work"):
             if other != self.work:
                 log.info("%s holds unfinished samples of other settings; delete it if nobody draws them", other)

@@ -9,9 +9,10 @@ import torch
 from redi.core.artefact import write_json
 from redi.core.checkpoint import list_checkpoints
 from redi.core.device import choose_device
+from redi.core.distributed import process_rank
 from redi.core.registry import configurable
+from redi.core.sealing import sealed
 from redi.data.datasets import Dataset
-from redi.data.division import process_rank
 from redi.data.preparation import cache_folder, fit_or_restore
 from redi.evaluation.checking import check_evaluation, check_size
 from redi.evaluation.feature_store import sample_features
@@ -93,6 +94,7 @@ def evaluate(
         return []
     if representation is not None and trained is not None:
         entries += _of_representation(representation, trained, samples, dataset, reference, warnings)
+    entries = [sealed(entry) for entry in entries]
     write_json(Path(run_dir) / "metrics.json", entries)
     return entries
 

@@ -11,12 +11,13 @@ from torch import Tensor
 
 import redi
 from redi.core.artefact import BrokenArtefact, read_record
+from redi.core.atomic import stamp
 from redi.core.codec import without_versions
 from redi.core.progress import progress
 from redi.core.registry import identity
 from redi.data.division import complete
 from redi.evaluation.features import Features
-from redi.evaluation.parts import Parts, load_part, stamp
+from redi.evaluation.parts import Parts, load_part
 from redi.evaluation.samples import Samples
 from redi.models.encoders import Encoder
 
@@ -42,6 +43,11 @@ def sample_features(
         ValueError: neither features nor images are there; features that are not finite, naming the sample.
     """
     folder, refused = feature_folder(run_dir, network), None
+    if folder.exists():
+        try:
+            read_record(folder)
+        except BrokenArtefact as error:
+            log.warning("computed anew, for they were damaged: %s", error)
     if is_stored(folder, samples.sha256):
         try:
             return _load(folder, samples)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from redi.core.sealing import unsealed
 from redi.core.seeds import mix_seeds
 
 SCHEMES = ("equal", "random", "dataset", "null")
@@ -48,7 +49,7 @@ def class_counts(folder: Path, num_classes: int) -> list[int]:
         return [1]
     path, otherwise = Path(folder) / "audit.json", "bind sample.labels = 'equal', or a list of labels"
     try:
-        record = json.loads(path.read_text())
+        record = unsealed(json.loads(path.read_text()), path)
         found, counts = record["num_classes"], list(record["images_per_class"].values())  # in the order of the labels
     except FileNotFoundError:
         what = f"needs {path}, which redi.train writes for runs that have a configuration"

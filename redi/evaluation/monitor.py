@@ -67,6 +67,20 @@ class Monitor:
         self.max_reference, self.cache_dir, self.generate = max_reference, cache_dir, generate
         self.against: list[Gaussian] = []  # the reference's, in every network
 
+    @property
+    def names(self) -> list[str]:
+        """What it measures: the keys of what it gives, for `train.keep_best`."""
+        found = []
+        for network in self.networks:
+            found.append(network.metric_name("frechet_distance"))
+            may_be = isinstance(network, DomainEncoder) and not network.fitted and self.labels != "null"
+            if may_be or self._recognises(network):  # before `prepare`: what it may measure
+                found.append("recognised_as_label")
+        return [f"{name}_of_{self.num_images}" for name in found]
+
+    def _recognises(self, network: Encoder) -> bool:
+        return isinstance(network, DomainEncoder) and network.is_classifier and self.labels != "null"
+
     def prepare(self, dataset: Dataset, reference: Dataset | StoredStatistics | None = None) -> None:
         """Before training: fits and loads the networks, looks at the reference; `dataset` holds the training images.
 
@@ -103,7 +117,7 @@ class Monitor:
         for network, against in zip(self.networks, self.against, strict=True):
             pooled = torch.cat([network.metric_features(part)["pooled"].cpu() for part in drawn.images.split(256)])
             values[network.metric_name("frechet_distance")] = frechet_distance(Gaussian.of(pooled), against)
-            if isinstance(network, DomainEncoder) and network.is_classifier and self.labels != "null":
+            if self._recognises(network):
                 answers = network.head(pooled.to(network.trained.device)).argmax(dim=1).cpu()
                 values["recognised_as_label"] = float((answers == labels).float().mean())
         return {f"{name}_of_{self.num_images}": value for name, value in values.items()}

@@ -3,17 +3,18 @@
 import contextlib
 import json
 import logging
-import os
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from redi.core.artefact import RECORD, TENSORS, BrokenArtefact, sha256, write_json
+from redi.core.artefact import RECORD, TENSORS, check_size, sha256, write_record
+from redi.core.atomic import rename, save_tensors, write_json
+from redi.core.sealing import BrokenArtefact, sealed, unsealed
 from redi.data.cache import altered_files
 
 log = logging.getLogger(__name__)
@@ -42,16 +43,12 @@ class Parts:
             path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.work / f".{self.folder.name}.{name}.{uuid.uuid4().hex[:12]}.partial"
         try:
-            save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, temporary)
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
+            save_tensors(temporary, tensors)
             facts = {"bytes": temporary.stat().st_size, "sha256": sha256(temporary)}
-            temporary.replace(self._file(name))
-        except SafetensorError as error:  # it wraps the operating system's error
-            raise OSError(f"could not write {self._file(name)}: {error}") from None
+            rename(temporary, self._file(name))
         finally:
             temporary.unlink(missing_ok=True)
-        write_json(self._record(name), {"file": facts, **record})
+        write_json(self._record(name), sealed({"file": facts, **record}))
         self.written.add(name)
 
     def _require_space(self, tensors: Mapping[str, Tensor]) -> None:
@@ -80,13 +77,13 @@ class Parts:
         """Puts the folder in its place with this record; what is there is replaced. `records`: of `checked`."""
         files = {f"{name}{TENSORS}": part["file"] for name, part in records.items()}
         stored = self._file("").parent
-        write_json(stored / RECORD, {**record, "files": files})
+        write_record(stored, {**record, "files": files})
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         before = self.folder.with_name(f".{self.folder.name}.{uuid.uuid4().hex[:12]}.replaced")
         with contextlib.suppress(FileNotFoundError):
             self.folder.rename(before)
         try:
-            stored.rename(self.folder)
+            rename(stored, self.folder)
         except OSError:
             if before.exists() and not self.folder.exists():
                 before.rename(self.folder)
@@ -96,9 +93,10 @@ class Parts:
 
     def _read(self, name: str) -> dict | None:
         try:
-            record = json.loads(self._record(name).read_text())
+            path = self._record(name)
+            record = unsealed(json.loads(path.read_text()), path)
             return record if {"bytes", "sha256"} <= set(record["file"]) else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # also BrokenArtefact
             return None
 
     def _file(self, name: str) -> Path:
@@ -110,29 +108,11 @@ class Parts:
 
 def load_part(folder: Path, file: str, expected: Mapping) -> dict[str, Tensor]:
     """The tensors of one file of a folder, as its record expects them. Raises BrokenArtefact."""
-    check_size(folder, file, expected)
     path = folder / file
+    check_size(path, expected)
     if sha256(path) != expected["sha256"]:
         raise BrokenArtefact(f"{path} was altered after it was written: its SHA-256 differs from {RECORD}")
     try:
         return load_file(path)
     except SafetensorError as error:
         raise BrokenArtefact(f"{path} is not a safetensors file: {error}") from None
-
-
-def check_size(folder: Path, file: str, expected: Mapping) -> None:
-    """Raises BrokenArtefact unless the file is there in its length."""
-    path = folder / file
-    if not path.exists():
-        raise BrokenArtefact(f"{path} is missing")
-    if (size := path.stat().st_size) != expected["bytes"]:
-        raise BrokenArtefact(f"{path} has {size} bytes instead of {expected['bytes']}: truncated?")
-
-
-def stamp(folder: Path) -> tuple[int, int] | None:
-    """What tells a folder from one that replaced it; None where there is none."""
-    try:
-        status = (folder / RECORD).stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ino

@@ -1,13 +1,16 @@
 """The metrics record: a number never stands without what decided it."""
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
 import redi
 from redi.core.artefact import tensors_sha256
+from redi.core.sealing import BrokenArtefact, unsealed
 from redi.data.datasets import Dataset
 from redi.models.encoders import Encoder
 
@@ -51,6 +54,19 @@ def entry(
         made["times_floor"] = made["value"] / made["floor"]
     made |= {"num_samples": num_samples, "num_reference": num_reference, **conditions}
     return made | ({"warnings": list(warnings)} if warnings else {})
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """What `evaluate` wrote to metrics.json. Raises BrokenArtefact where it is cut short, altered or something else."""
+    try:
+        entries = json.loads(path.read_text())
+    except ValueError as error:
+        raise BrokenArtefact(f"{path} cannot be read ({error}): run redi.evaluate again") from None
+    if not isinstance(entries, list) or not all(isinstance(one, dict) and "metric" in one for one in entries):
+        raise BrokenArtefact(f"{path} cannot be read: it is no list of metrics")
+    for one in entries:
+        unsealed(one, path)
+    return entries
 
 
 def conditions(samples: Mapping, network: Mapping | None, reference: Mapping) -> dict:

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from redi.core.artefact import BrokenArtefact, load_artefact
+from redi.core.atomic import stamp
 from redi.core.codec import without_versions
 from redi.core.progress import progress
 from redi.core.registry import identity
@@ -49,7 +50,7 @@ def reference_features(
         rank, world_size: see `redi.data.division.complete`.
 
     Raises:
-        ValueError: images of different sizes, NaN or infinite features (both named), no images, damaged files.
+        ValueError: images of different sizes, NaN or infinite features (both named), no images.
     """
     positions = reference_positions(dataset, max_images)
     if not positions:
@@ -58,7 +59,8 @@ def reference_features(
     key = [images, without_versions(made_by), identity(network).get("source_sha256"), len(positions)]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     folder = cache_folder(cache_dir) / "references" / f"{type(dataset).__name__}-{digest[:16]}"
-    if not folder.exists():
+    refused = stamp(folder)
+    if (found := _read(folder)) is None:
         network.load()
         starts = range(0, len(positions), BLOCK)
         blocks = {f"part-{i:05d}": positions[start : start + BLOCK] for i, start in enumerate(starts)}
@@ -75,10 +77,11 @@ def reference_features(
 
         with progress(total=len(positions), desc="reference features", unit="img", disable=rank > 0) as bar:
             complete(
-                parts.work, parts.names, is_done=parts.__contains__, do=compute, finished=folder.exists, finish=finish,
-                rank=rank, world_size=world_size,
+                parts.work, parts.names, is_done=parts.__contains__, do=compute, finish=finish, rank=rank,
+                finished=lambda: stamp(folder) not in (None, refused), world_size=world_size,
             )  # fmt: skip
-    return _read(folder)
+        found = _joined(load_artefact(folder)[0])
+    return found
 
 
 def reference_positions(dataset: Dataset, max_images: int | None) -> list[int]:
@@ -122,11 +125,19 @@ def _images(dataset: Dataset, positions: Sequence[int]) -> Tensor:
     return dataset.batch(positions)["images"]
 
 
-def _read(folder: Path) -> Features:
+def _read(folder: Path) -> Features | None:
+    """What was stored; None where there is nothing, or it is damaged, which is then said."""
+    if not folder.exists():
+        return None
     try:
         parts, record = load_artefact(folder)
     except BrokenArtefact as error:
-        raise BrokenArtefact(f"{error}; delete {folder} to compute the reference's features again") from None
+        log.warning("the reference's features are computed again, for they were damaged: %s", error)
+        return None
     log.info("reference features of %d images from %s", record["rows"], folder)
+    return _joined(parts)
+
+
+def _joined(parts: Mapping[str, Mapping[str, Tensor]]) -> Features:
     ordered = [parts[name] for name in sorted(parts)]
     return Features("reference", {name: torch.cat([part[name] for part in ordered]) for name in ordered[0]})

@@ -8,9 +8,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from redi.core.artefact import BrokenArtefact, read_record, tensors_sha256
+from redi.core.artefact import RECORD, BrokenArtefact, check_size, read_record, tensors_sha256
 from redi.core.generation import Generated
-from redi.evaluation.parts import check_size, load_part
+from redi.evaluation.parts import load_part
 
 FOLDER = "samples"
 
@@ -33,8 +33,10 @@ class Samples:
         self.record = read_record(self.folder)
         if not {"parts", "seeds", "num_images", "kept", "samples_sha256"} <= set(self.record):
             raise BrokenArtefact(f"{self.folder} was written by another version of redi: run redi.sample again")
+        if not _is_sound(self.record):
+            raise BrokenArtefact(f"{self.folder / RECORD} was altered, for it makes no sense: run redi.sample again")
         for file, expected in self.record["files"].items():
-            check_size(self.folder, file, expected)
+            check_size(self.folder / file, expected)
         each, seeds = self.record["num_images"], self.record["seeds"]
         self.sets = [{"seed": seed, "start": i * each, "stop": (i + 1) * each} for i, seed in enumerate(seeds)]
 
@@ -120,6 +122,16 @@ class Samples:
         """Reads every file. Raises BrokenArtefact naming the first that is not as it was written."""
         for _ in self.parts():
             pass
+
+
+def _is_sound(record: dict) -> bool:
+    """Whether the entries that are counted with are numbers, and every part is one of the files."""
+    try:
+        places = [(part["start"], part["stop"], part["file"] in record["files"]) for part in record["parts"]]
+        numbers = [record["num_images"], *record["seeds"], *(number for *place, _ in places for number in place)]
+        return all(type(number) is int for number in numbers) and all(listed for *_, listed in places)
+    except (TypeError, KeyError):
+        return False
 
 
 def load_samples(run_dir: str | Path) -> Samples:

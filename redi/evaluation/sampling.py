@@ -4,10 +4,11 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
+from redi.core.distributed import process_rank
 from redi.core.generation import Generated, generate
 from redi.core.progress import progress
 from redi.core.registry import configurable
-from redi.data.division import complete, process_rank
+from redi.data.division import complete
 from redi.evaluation.drawing import Drawing, Plan
 from redi.evaluation.exports import FORMATS, write_exports
 from redi.evaluation.feature_store import sample_features

@@ -1,5 +1,7 @@
 """Means and covariances that others computed: a reference for distances without its images."""
 
+import struct
+import tokenize
 import uuid
 import zipfile
 import zlib
@@ -19,6 +21,9 @@ from redi.evaluation.frechet import Gaussian
 from redi.models.encoders import Encoder
 
 KEYS = {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+# What zipfile, zlib and NumPy raise on damaged files; NotImplementedError and RecursionError are RuntimeErrors.
+UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError, ValueError, RuntimeError, OverflowError)
+UNREADABLE += (MemoryError, struct.error, TypeError, SyntaxError, tokenize.TokenError)
 MAX_WIDTH = 2**14  # a header that claims more is not believed: the array would take 2 GiB
 
 
@@ -49,7 +54,9 @@ class StoredStatistics:
         if not self.path.is_file():
             raise ValueError(f"StoredStatistics.path = {str(path)!r} is no file")
         with _explained(self.path), zipfile.ZipFile(self.path) as archive:
-            names = [name for name in archive.namelist() if name.endswith(".npy")]
+            names = archive.namelist()
+            if len(set(names)) < len(names) or not all(name.endswith(".npy") for name in names):
+                raise ValueError(f"not each of its members is an array of its own: {names[:8]}")
             self.shapes = {name.removesuffix(".npy"): _shape(archive, name) for name in names}
         if missing := {"mu", "sigma"} - set(self.shapes):
             held = ", ".join(self.shapes) or "nothing"
@@ -127,8 +134,8 @@ def _explained(path: Path) -> Iterator[None]:
     """Turns what NumPy and zipfile raise on a damaged file into a ValueError that names it."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError, ValueError, NotImplementedError) as error:
-        raise ValueError(f"{path} is no intact .npz file of plain arrays: {error}") from None
+    except UNREADABLE as error:
+        raise ValueError(f"{path} is no intact .npz file of plain arrays: {str(error)[:300]}") from None
 
 
 def _shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:

@@ -9,7 +9,8 @@ from pathlib import Path
 import redi
 from redi.core import config
 from redi.core.artefact import write_json
-from redi.data.division import process_rank
+from redi.core.distributed import process_rank
+from redi.core.sealing import sealed, unsealed
 from redi.sweeps.plan import Planned
 
 log = logging.getLogger("redi")
@@ -35,23 +36,25 @@ def run_point(run_dir: Path, entry: Planned) -> None:
 
 def write_result(folder: Path, entry: Planned, seconds: dict[str, float]) -> None:
     """Writes `result.json`, by which the point counts as done."""
-    metrics = json.loads((folder / "metrics.json").read_text())
+    from redi.evaluation.records import read_metrics
+
+    metrics = read_metrics(folder / "metrics.json")
     result = {"name": entry.name, "group": entry.group, "bindings": entry.bindings, "model": entry.model}
     result |= {"status": "done", "metrics": [{key: m[key] for key in KEPT if key in m} for m in metrics]}
     result |= {"seconds": {stage: seconds.get(stage) for stage in ("train", "sample", "evaluate")}}
-    write_json(folder / "result.json", result | {"versions": {"redi": redi.__version__}})
+    write_json(folder / "result.json", sealed(result | {"versions": {"redi": redi.__version__}}))
 
 
 def read_result(folder: Path) -> dict | None:
     """What `write_result` wrote, or None where the point is not done or the file is damaged."""
     path = folder / "result.json"
     try:
-        result = json.loads(path.read_text())
+        result = unsealed(json.loads(path.read_text()), path)
         if result["status"] == "done" and result["name"] == folder.name and isinstance(result["metrics"], list):
             return result
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):  # also BrokenArtefact
         pass
     log.warning("%s is cut short or was edited: the point is done again", path)
     return None

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from redi.core.artefact import save_artefact
-from redi.core.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from redi.core.checkpoint import Retention, list_checkpoints, load_checkpoint, save_checkpoint
 
 
 def write(run_dir, step, keep=2, size=3):
-    return save_checkpoint(run_dir, step, {"model": {"w": torch.full((size,), float(step))}}, {"seed": 0}, keep)
+    tensors = {"model": {"w": torch.full((size,), float(step))}}
+    return save_checkpoint(run_dir, step, tensors, {"seed": 0}, Retention(keep))
 
 
 def steps(run_dir):
@@ -75,13 +76,13 @@ def test_an_artefact_that_is_no_checkpoint_is_refused(tmp_path):
 
 WRITE_TWO = """
     import resource, sys, torch
-    from redi.core.checkpoint import save_checkpoint
+    from redi.core.checkpoint import Retention, save_checkpoint
 
-    save_checkpoint(sys.argv[1], 1, {"model": {"w": torch.zeros(10)}}, {}, keep=1)
+    save_checkpoint(sys.argv[1], 1, {"model": {"w": torch.zeros(10)}}, {}, keep=Retention(1))
     if len(sys.argv) > 2:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
     try:
-        save_checkpoint(sys.argv[1], 2, {"model": {"w": torch.zeros(1_000_000)}}, {}, keep=1)
+        save_checkpoint(sys.argv[1], 2, {"model": {"w": torch.zeros(1_000_000)}}, {}, keep=Retention(1))
     except OSError as error:
         print(error)
 """
@@ -128,7 +129,7 @@ def test_a_disk_that_fills_up_while_writing_leaves_the_checkpoint_before_it(smal
     size = int(free / 1.011) // 4 // 64
     tensors = {f"group{i}": {"w": torch.zeros(size)} for i in range(64)}
     with pytest.raises(OSError) as caught:
-        save_checkpoint(small_disk, 2, tensors, {}, keep=1)
+        save_checkpoint(small_disk, 2, tensors, {}, keep=Retention(1))
     assert "checkpoint at step 2 not written" in str(caught.value)
     assert "MiB needed" not in str(caught.value)
     assert steps(small_disk) == [1]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from redi.core.channels import Channels
-from redi.core.checkpoint import save_checkpoint
+from redi.core.checkpoint import Retention, save_checkpoint
 from redi.core.warm_start import warm_start
 from redi.fusion import Separate
 from redi.models.published import to_published
@@ -34,7 +34,7 @@ def as_run(model, folder):
     state = model.state_dict()
     raw = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     record = {"model_arguments": {"channels": dict(model.channels), "grid": [8, 8], "num_classes": 5}}
-    save_checkpoint(folder, 3, {"model": raw, "ema": state}, record, keep=1)
+    save_checkpoint(folder, 3, {"model": raw, "ema": state}, record, keep=Retention(1))
     return folder
 
 

@@ -258,7 +258,7 @@ MOMENTS = {
     "writing a record": (encoding, "shard_tensors"),
     "comparing checksums": (encoding, "altered_files"),
     "writing the manifest": (encoding, "manifest_sha256"),
-    "renaming": (Path, "rename"),
+    "renaming": (Path, "replace"),
 }
 
 

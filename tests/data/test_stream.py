@@ -287,8 +287,17 @@ def test_a_manifest_that_names_files_elsewhere_is_refused(copied, tmp_path):
     manifest = json.loads((copied / "manifest.json").read_text())
     manifest["shards"][0]["file"] = "../../secret"
     (copied / "manifest.json").write_text(json.dumps(manifest | {"sha256": manifest_sha256(manifest)}))
-    with pytest.raises(BrokenArtefact, match="names a shard '../../secret'"):
+    with pytest.raises(BrokenArtefact, match="manifest.json makes no sense"):
         open_stream(str(copied), tmp_path)
+
+
+def test_a_learned_state_that_was_altered_is_refused(copied, tmp_path):
+    path = copied / "learned.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BrokenArtefact, match="learned.safetensors was altered after it was written: copy the cache"):
+        open_stream(str(copied), tmp_path).learned_state()
 
 
 def test_too_little_room_is_refused_before_anything_is_fetched(folder, tmp_path):

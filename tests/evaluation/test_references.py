@@ -6,7 +6,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from redi.core.artefact import BrokenArtefact
 from redi.data.datasets import Dataset
 from redi.data.datasets.adm_batch import AdmBatch
 from redi.data.datasets.digits import Digits
@@ -119,13 +118,23 @@ def test_two_processes_make_the_same_features_and_share_the_work(digits, tmp_pat
     assert sum(network.seen for network in networks) == len(digits)
 
 
-def test_damaged_features_are_named_with_what_to_do(digits, tmp_path):
-    reference_features(digits, Means(), cache_dir=tmp_path)
+@pytest.mark.parametrize("file", ["part-00001.safetensors", "record.json"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_damaged_features_are_said_and_computed_again(digits, tmp_path, monkeypatch, caplog, file, damage):
+    monkeypatch.setattr(references, "BLOCK", 16)
+    before = reference_features(digits, Means(), cache_dir=tmp_path).tensors["pooled"]
     (folder,) = (tmp_path / "references").iterdir()
-    file = next(folder.glob("*.safetensors"))
-    file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(BrokenArtefact, match=f"truncated.*delete {folder} to compute"):
-        reference_features(digits, Means(), cache_dir=tmp_path)
+    path = folder / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content if damage == "flipped" else content[:-8])
+    if damage == "gone":
+        path.unlink()
+    assert torch.equal(reference_features(digits, Means(), cache_dir=tmp_path).tensors["pooled"], before)
+    assert "computed again, for they were damaged" in caplog.text and file in caplog.text
+    caplog.clear()
+    assert torch.equal(reference_features(digits, network := Means(), cache_dir=tmp_path).tensors["pooled"], before)
+    assert network.seen == 0 and "damaged" not in caplog.text
 
 
 @pytest.mark.parametrize("same_batch", [True, False])

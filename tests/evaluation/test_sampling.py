@@ -347,6 +347,19 @@ def test_a_record_that_is_cut_short_is_refused(tmp_path, trained):
         load_samples(tmp_path)
 
 
+@pytest.mark.parametrize("cut", [False, True])
+def test_samples_with_a_damaged_record_are_said_and_drawn_anew(tmp_path, trained, caplog, cut):
+    whole = draw(tmp_path, trained)
+    sha256, path = whole.sha256, whole.folder / "record.json"
+    content = path.read_text()
+    path.write_text(content[:50] if cut else content.replace('"checkpoint_step": 7', '"checkpoint_step": 6'))
+    with pytest.raises(BrokenArtefact, match="record.json (was altered after|is not JSON)"):
+        load_samples(tmp_path)
+    assert draw(tmp_path, trained).sha256 == sha256
+    assert "drawn anew, for it was damaged" in caplog.text
+    assert path.read_text() == content
+
+
 def test_a_folder_without_samples_says_what_to_do(tmp_path):
     with pytest.raises(ValueError, match="holds no samples: run redi.sample --run_dir="):
         load_samples(tmp_path)

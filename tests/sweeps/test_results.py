@@ -11,7 +11,7 @@ from PIL import Image
 
 from redi.sweeps.plan import Planned
 from redi.sweeps.plot import plot
-from redi.sweeps.point import read_result
+from redi.sweeps.point import read_result, write_result
 from redi.sweeps.results import Results, gather, table_csv, table_markdown
 
 VALUES = {"plain": [9.0, 9.4, 8.9], "rank=4": [4.125, 5.5, 4.0], "rank=8": [3.0]}
@@ -94,6 +94,21 @@ def test_a_damaged_result_counts_as_not_done_and_is_named(sweep, damage, caplog)
     results = gather(folder, planned)
     assert results.missing["plain,seed=0"] == "not done" and results.rows[0].num_points == 2
     assert f"{path} is cut short or was edited" in caplog.text
+
+
+def test_every_bit_of_a_result_counts(sweep):
+    folder, planned = sweep
+    (planned[0].folder(folder) / "metrics.json").write_text(json.dumps([{"metric": "fid_clean", "value": 9.25}]))
+    write_result(planned[0].folder(folder), planned[0], {})
+    path = planned[0].folder(folder) / "result.json"
+    whole, content = read_result(path.parent), path.read_bytes()
+    assert whole["metrics"] == [{"metric": "fid_clean", "value": 9.25}]
+    for position in range(len(content)):
+        path.write_bytes(
+            content[:position] + bytes([content[position] ^ (1 << position % 8)]) + content[position + 1 :]
+        )
+        found = read_result(path.parent)
+        assert found is None or {key: found[key] for key in whole} == whole, position
 
 
 def test_a_result_that_was_copied_from_another_point_does_not_count(sweep):

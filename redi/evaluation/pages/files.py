@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from redi.core.log import read_log
+from redi.core.sealing import unsealed
 from redi.evaluation.pages.markup import Html, details, element, is_number
 
 
@@ -22,9 +23,13 @@ class Folder:
         """The contents of a JSON file, or None where it is missing, cut short or of another kind."""
         try:
             content = json.loads((self.path / name).read_text(encoding="utf-8"))
+            if isinstance(content, list):
+                content = [unsealed(one, name) if isinstance(one, dict) else one for one in content]
+            elif isinstance(content, dict):
+                content = unsealed(content, name)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        except (ValueError, RecursionError) as error:  # also BrokenArtefact, and those of JSON and Unicode
             self.notes.append(f"{name} cannot be read; it was cut short or altered ({error}).")
             return None
         if not isinstance(content, kind):
@@ -49,7 +54,7 @@ class Folder:
             return Html()
         content = path.read_bytes()
         try:
-            with Image.open(io.BytesIO(content)) as picture:
+            with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
                 picture.load()
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
             self.notes.append(f"{name} cannot be shown: {error}.")

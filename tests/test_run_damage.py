@@ -1,0 +1,90 @@
+"""What `redi.run` and a sweep take for done, when files of it were damaged since."""
+
+import json
+
+import pytest
+import torch
+
+from redi.core.artefact import save_artefact, sha256, tensors_sha256, write_json
+from redi.core.checkpoint import Retention, checkpoint_dir, save_checkpoint
+from redi.core.sealing import sealed
+from redi.evaluation.pages.files import Folder
+from redi.evaluation.records import read_metrics
+from redi.run import _holds, is_trained
+
+KEY = {"checkpoint": "step_00000002", "configuration_sha256": "ab" * 32}
+RESULTS = ("samples/record.json", "samples.png", "metrics.json", "operative.gin")
+
+
+@pytest.fixture
+def done(tmp_path):
+    """A run's folder with results, as far as `redi.run` looks at them."""
+    labels = torch.arange(4)
+    parts = [{"file": "part-00000.safetensors", "start": 0, "stop": 4, "labels_sha256": tensors_sha256({"": labels})}]
+    record = {"parts": parts, "seeds": [0], "num_images": 4, "kept": [], "samples_sha256": "00"}
+    save_artefact(tmp_path / "samples", {"part-00000": {"labels": labels}}, record)
+    (tmp_path / "samples.png").write_bytes(bytes(range(200)))
+    write_json(tmp_path / "metrics.json", [sealed({"metric": "fid_clean", "value": 9.25})])
+    (tmp_path / "operative.gin").write_text("train.seed = 0\n")
+    write_json(tmp_path / "stages.json", KEY | {"files": {name: sha256(tmp_path / name) for name in RESULTS}})
+    return tmp_path
+
+
+def flip(path, position=None):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 if position is None else position] ^= 1
+    path.write_bytes(content)
+
+
+def test_whole_results_of_the_same_configuration_hold(done):
+    assert _holds(done / "stages.json", KEY, RESULTS)
+    assert not _holds(done / "stages.json", KEY | {"checkpoint": "step_00000003"}, RESULTS)
+    assert not _holds(done / "no such file", KEY, RESULTS)
+
+
+@pytest.mark.parametrize("name", [*RESULTS, "samples/part-00000.safetensors", "stages.json"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "gone"])
+def test_damaged_results_do_not_hold_and_the_file_is_named(done, caplog, name, damage):
+    path = done / name
+    content = path.read_bytes()
+    if damage == "flipped":
+        flip(path)
+    elif damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content[: {"cut": len(content) // 2, "empty": 0}[damage]])
+    assert not _holds(done / "stages.json", KEY, RESULTS)
+    if damage != "gone" and name != "stages.json":
+        assert "sampled and evaluated again" in caplog.text and path.name in caplog.text
+
+
+def test_every_bit_of_the_metrics_counts_wherever_they_are_read(done):
+    path = done / "metrics.json"
+    whole, content = json.loads(path.read_text()), path.read_bytes()
+    shown = Folder(done).json("metrics.json", list)
+    assert read_metrics(path) == whole and shown == [{"metric": "fid_clean", "value": 9.25}]
+    for position in range(len(content)):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        folder = Folder(done)
+        if (read := folder.json("metrics.json", list)) is None:
+            assert "metrics.json cannot be read" in folder.notes[0]
+        else:
+            assert {key: read[0][key] for key in ("metric", "value")} == shown[0], position
+        try:
+            found = read_metrics(path)
+        except ValueError:  # BrokenArtefact
+            continue
+        assert {key: found[0][key] for key in ("metric", "value")} == shown[0], position
+
+
+def test_a_model_whose_last_checkpoint_is_damaged_is_trained_again_from_the_one_before(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("redi.run.num_steps", lambda: 2)
+    for step in (1, 2):
+        assert not is_trained(tmp_path)
+        save_checkpoint(tmp_path, step, {"model": {"w": torch.zeros(3)}}, {}, Retention(2))
+    assert is_trained(tmp_path)
+    flip(checkpoint_dir(tmp_path, 2) / "model.safetensors", -1)
+    assert not is_trained(tmp_path)
+    assert "model.safetensors was altered" in caplog.text
