@@ -147,7 +147,7 @@ def measure(
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     model.choose_attention(torch.device(device), dtype)
     step = TrainingStep(
-        codec=Joined(), model=model, objective=objective, optimizer=torch.optim.AdamW(model.parameters()),
+        codec=Joined(), model=model, objective=objective, optimizer=torch.optim.AdamW(model.parameters(), fused=True),
         ema=EMA(model=model), precision=Precision(precision, dtype), compiled=way == "compiled",
     )  # fmt: skip
     x = torch.randn(batch_size, 12, 32, 32, device=device)

@@ -8,10 +8,13 @@ from collections.abc import Callable
 import torch
 
 from redi.core import config
+from redi.core.checkpoint import check_best
 from redi.core.codec import JointCodec
 from redi.core.device import choose_compile, choose_device, choose_precision
+from redi.core.distributed import Processes, process_rank
 from redi.core.generation import check_generation, generate
-from redi.core.trainer import check_settings, train
+from redi.core.trainer import train
+from redi.core.training_settings import check_settings
 from redi.core.warm_start import warm_start
 from redi.data.datasets import Dataset
 from redi.data.loader import check_shuffle
@@ -42,6 +45,9 @@ def check_training(codec: JointCodec, dataset: Dataset, *, resumes: bool = False
     with config.explained(types=True):
         check_settings(**{name: setting(train, name) for name in inspect.signature(check_settings).parameters})
         check_shuffle(setting(train, "shuffle"))
+        Processes(*process_rank()).check(setting(train, "batch_size"), setting(train, "accumulate"))
+        if (best := setting(train, "keep_best")) is not None:
+            check_best(best, setting(train, "monitor"))
         device = choose_device(setting(train, "device"))
         dtype = choose_precision(setting(train, "precision"), device).dtype
         choose_compile(setting(train, "compile"), device)

@@ -19,6 +19,8 @@ KINDS = (
     "redi.guidance",
     "redi.core.processes",
     "redi.core.samplers",
+    "redi.core.ema",
+    "redi.core.parallel",
 )
 
 

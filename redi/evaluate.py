@@ -31,7 +31,7 @@ import logging
 from pathlib import Path
 
 from redi import program
-from redi.prepare import audited, own_gpu
+from redi.prepare import audited
 
 log = logging.getLogger("redi")
 
@@ -40,8 +40,8 @@ def stage(run_dir: Path, trained_dir: Path | None = None) -> None:
     """Evaluates the samples in `run_dir` under the parsed configuration; `trained_dir` holds the checkpoints."""
     from redi.core import config
     from redi.core.artefact import write_json
-    from redi.core.device import choose_device
-    from redi.data.division import process_rank
+    from redi.core.device import choose_device, own_gpu
+    from redi.core.distributed import process_rank
     from redi.evaluation.evaluate import evaluate
     from redi.evaluation.records import describe
 

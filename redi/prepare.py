@@ -6,7 +6,6 @@ torchrun --nproc_per_node=8 -m redi.prepare --gin_file=imagenet.gin      shared 
 
 import json
 import logging
-import os
 from pathlib import Path
 
 from redi import program
@@ -22,9 +21,9 @@ def prepared(run_dir: Path, *, evaluates: bool = False, monitor=None):
     """
     from redi.checks import check_results, check_training
     from redi.core import config
-    from redi.core.checkpoint import list_checkpoints, load_checkpoint
+    from redi.core.checkpoint import list_checkpoints, newest_good
     from redi.core.codec import JointCodec
-    from redi.core.device import choose_device
+    from redi.core.device import choose_device, own_gpu
     from redi.data.preparation import prepare
 
     codec = config.bound("train.codec")
@@ -46,8 +45,9 @@ def prepared(run_dir: Path, *, evaluates: bool = False, monitor=None):
     codec.to(own_gpu(choose_device(config.bound("train.device", "auto"))))
     if monitor is not None:
         monitor.prepare(dataset, config.bound("evaluate.reference"))
-    if checkpoints := list_checkpoints(run_dir):  # a resumed run keeps what it was trained with
-        codec.load_learned_state(load_checkpoint(checkpoints[-1])[0]["codec"])
+    if (newest := newest_good(run_dir, set_aside=False)) is not None:  # a resumed run keeps what it was trained with
+        codec.load_learned_state(newest[1]["codec"])
+        del newest  # a copy of model, average and optimizer
     return codec, dataset if alone else config.call(prepare, codec=codec, dataset=dataset)
 
 
@@ -55,6 +55,7 @@ def audited(run_dir: Path):
     """The training data less unreadable images; audited once per run folder and data set."""
     from redi.core import config
     from redi.core.artefact import write_json
+    from redi.core.sealing import sealed, unsealed
     from redi.data.audit import AuditError, audit, describe
     from redi.data.datasets import datasets
     from redi.data.division import complete
@@ -75,7 +76,14 @@ def audited(run_dir: Path):
 
     def stored() -> dict | None:
         """What the audit found; a refusal counts for those who waited for it, and a new start looks again."""
-        record = json.loads(path.read_text()) if path.exists() else {}
+        try:
+            record = unsealed(json.loads(path.read_text()), path)
+        except FileNotFoundError:
+            return None
+        except (ValueError, AttributeError) as error:  # also BrokenArtefact
+            log.warning("the images are audited again, for %s is damaged: %s", path, error)
+            path.unlink(missing_ok=True)
+            return None
         refused = record.get("refused_for") == asked and written() != at_start
         return record if record.get("passed") == asked or refused else None
 
@@ -84,7 +92,7 @@ def audited(run_dir: Path):
             record = config.call(audit, dataset=dataset, batch_size=batch_size)[1] | {"passed": asked}
         except AuditError as error:
             record = error.record | {"refused_for": asked}
-        write_json(path, record)
+        write_json(path, sealed(record))
         print(describe(record), flush=True)
 
     complete(run_dir / ".audit", (), finished=lambda: stored() is not None, finish=look)  # by one of all processes
@@ -93,20 +101,6 @@ def audited(run_dir: Path):
         raise AuditError(record["refused"], record)
     unreadable = record["unreadable"]
     return dataset.without([i for i, name in enumerate(dataset.names) if name in unreadable])
-
-
-def own_gpu(device):
-    """The GPU of this process, where several on a machine share the work, as torchrun or Slurm number them; from now on
-    the current one, on which pinned memory and whatever names no device end up."""
-    import torch
-
-    local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
-    if device.type != "cuda":
-        return device
-    if device.index is None:
-        device = torch.device("cuda", int(local) % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
 
 
 def main(run_dir: Path) -> None:

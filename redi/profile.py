@@ -49,10 +49,10 @@ def _subject(run_dir: Path) -> Iterator:
     """What --stage names, with everything built as `train` builds it; the loader ends with the context."""
     import torch
 
-    from redi.core.device import choose_compile, choose_device, choose_precision
+    from redi.core.device import choose_compile, choose_device, choose_precision, own_gpu
     from redi.core.profiling import FOLDER
     from redi.core.trainer import train
-    from redi.prepare import own_gpu, prepared
+    from redi.prepare import prepared
 
     folder = run_dir / FOLDER
     folder.mkdir(parents=True, exist_ok=True)

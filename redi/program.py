@@ -1,5 +1,6 @@
 """What all command-line programs share: flags, start-up, and how errors reach the user."""
 
+import faulthandler
 import logging
 import os
 import re
@@ -18,17 +19,23 @@ flags.DEFINE_multi_string(
 flags.DEFINE_multi_string("gin_bindings", [], "One binding, as in 'PCA.rank = 4'; may be repeated; wins over files.")
 flags.DEFINE_string("run_dir", None, "The run's folder; default: runs/<name of the first gin file>.")
 flags.DEFINE_string("trained_dir", None, "The folder whose checkpoints are used, where it is not the run's own.")
+flags.DEFINE_multi_string(
+    "plugin", [], "Python package, or module, that the config.gin of a run's folder may import; may be repeated."
+)
 flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
-OWN_FLAGS = ("gin_file", "gin_bindings", "run_dir", "trained_dir", "traceback")
+OWN_FLAGS = ("gin_file", "gin_bindings", "run_dir", "trained_dir", "plugin", "traceback")
+# But tab and line feed: what steers a terminal must not come out of a file's name.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def run(main: Callable[[Path | None], None], doc: str, *, in_run_dir: bool = True) -> None:
     """Runs `main(run_dir)` as an absl program; ends the process. Without `in_run_dir`, run_dir is None.
 
-    Exit status: 0 done, 1 an error that is explained on stderr, 130 Ctrl-C, 143 SIGTERM.
+    Exit status: 0 done, 1 an error that stderr explains, 128 + a signal (130 Ctrl-C, 143 SIGTERM; see `Stopped`).
     """
-    if os.getcwd() not in sys.path:  # as `python -m` does: plug-ins in the current folder are found by scripts too
-        sys.path.insert(0, os.getcwd())
+    faulthandler.enable()  # a file that is cut short under a memory map ends a process without an exception
+    if os.getcwd() not in sys.path:  # plug-ins in the current folder are found; last, so that they replace no package
+        sys.path.append(os.getcwd())
     sys.modules["__main__"].__doc__ = doc  # absl prints it for --help, also for a console script
     for name in OWN_FLAGS:
         FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
@@ -47,11 +54,13 @@ def parse(run_dir: Path) -> None:
     from redi.core import config
 
     components.import_all()
+    name_plugins()
     known = [path for folder in (run_dir, trained_dir(run_dir)) if (path := folder / "config.gin").exists()]
     if not FLAGS.gin_file and not known:
         what = "name a gin file with --gin_file, or the folder of an earlier run with --run_dir"
         raise ValueError(f"{run_dir} holds no run: {what}")
-    config.parse(FLAGS.gin_file or known[:1], FLAGS.gin_bindings)
+    # A file that was named may import what it says; one that lies in the folder, what was named besides.
+    config.parse(FLAGS.gin_file, FLAGS.gin_bindings, found=[] if FLAGS.gin_file else known[:1])
     if unused := config.without_effect(components.roots()):
         log.warning("bound without effect, for nothing in use refers to it: %s", ", ".join(unused))
     if config.unevaluated("sweep.grid") or config.unevaluated("sweep.points"):
@@ -74,9 +83,10 @@ def configure(run_dir: Path, *, trains: bool) -> None:
     parse(run_dir)
     from redi import components
     from redi.core import config
+    from redi.core.atomic import write_text
     from redi.core.checkpoint import list_checkpoints
+    from redi.core.distributed import process_rank
     from redi.core.lock import only_process
-    from redi.data.division import process_rank
 
     trained = trained_dir(run_dir)
     saved = trained / "config.gin"
@@ -96,9 +106,16 @@ def configure(run_dir: Path, *, trains: bool) -> None:
         return
     if trains and (trained == run_dir or not list_checkpoints(trained)):
         with only_process(trained):  # not under the feet of a training that is under way
-            saved.write_text(config.full_text())
+            write_text(saved, config.full_text())  # other ranks may be reading it
     if trained != run_dir:
-        (run_dir / "config.gin").write_text(config.full_text())
+        write_text(run_dir / "config.gin", config.full_text())
+
+
+def name_plugins() -> None:
+    """Lets saved configurations import what --plugin names. Raises ValueError: no name of a module."""
+    from redi.core import consent
+
+    consent.name(*FLAGS.plugin)
 
 
 def trained_dir(run_dir: Path) -> Path:
@@ -124,7 +141,8 @@ def _guarded(main: Callable[[Path | None], None], argv: list[str], in_run_dir: b
             raise
         # gin adds a line for every call that the error went through; those in a scope tell which of two objects.
         text = re.sub(r"\n\s*In call to configurable '\S+' \(<.*?>\)(?=\n|$)", "", str(error))
-        print(f"error: {text}\n(--traceback shows where this arose)", file=sys.stderr)
+        text = CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+        print(f"{_rank()}error: {text}\n(--traceback shows where this arose)", file=sys.stderr)
         return 1
 
 
@@ -145,11 +163,17 @@ class _AboveBars(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
+def _rank() -> str:
+    """'rank 3: ' before what a further process of several says; of the first, and of one alone, nothing."""
+    rank = os.environ.get("RANK") or ("SLURM_STEP_NUM_TASKS" in os.environ and os.environ.get("SLURM_PROCID"))
+    return f"rank {rank}: " if rank and rank != "0" else ""
+
+
 def _log_to_stderr() -> None:
     handler = _AboveBars()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname).1s {_rank()}%(message)s", "%H:%M:%S"))
     log.handlers[:] = [handler]
     log.propagate = False
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.WARNING if _rank() else logging.INFO)  # the first tells what all do
     for chatty in ("matplotlib", "PIL", "timm"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

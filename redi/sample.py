@@ -10,7 +10,7 @@ import logging
 from pathlib import Path
 
 from redi import program
-from redi.prepare import audited, own_gpu
+from redi.prepare import audited
 
 log = logging.getLogger("redi")
 
@@ -22,8 +22,8 @@ def stage(run_dir: Path, trained_dir: Path | None = None) -> None:
         trained_dir: the run whose checkpoint is used; default: `run_dir`.
     """
     from redi.core import config
-    from redi.core.device import choose_device
-    from redi.data.division import process_rank
+    from redi.core.device import choose_device, own_gpu
+    from redi.core.distributed import process_rank
     from redi.evaluation.sampling import sample
     from redi.runs import load
 

@@ -13,8 +13,10 @@ import redi
 from redi import convert, evaluate, sample
 from redi.core import config
 from redi.core.artefact import sha256
-from redi.core.checkpoint import list_checkpoints, load_checkpoint
-from redi.core.trainer import _restore
+from redi.core.checkpoint import Retention, list_checkpoints, load_checkpoint
+from redi.core.distributed import Processes
+from redi.core.parallel.ddp import DDP
+from redi.core.training_state import TrainingState
 from redi.fusion import sincos_positions
 from redi.models.published import from_published
 from redi.models.published_layout import Layout, published_shapes
@@ -144,9 +146,10 @@ def test_export_gives_every_bit_of_the_checkpoint_back(redi_run, tmp_path, weigh
 
 
 def test_an_imported_run_is_not_trained_on_but_begun_from(redi_run):
-    tensors, record = load_checkpoint(folder := list_checkpoints(redi_run[0])[-1])
+    module = torch.nn.Linear(1, 1)
+    state = TrainingState(redi_run[0], None, module, None, None, Processes(), DDP(), Retention())
     with pytest.raises(ValueError, match=r"imported, not trained here.*train\.initial_weights = '.*run'"):
-        _restore(folder, tensors, record, None, None, None, None, None)
+        state.resume(seed=0, dataset=None)
 
 
 PLAIN = {

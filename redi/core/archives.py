@@ -2,8 +2,11 @@
 
 import io
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from redi.core.pickles import read_pickle
 
@@ -33,6 +36,35 @@ def read_torch_archive(path: str | Path, *, records: Collection[str] = ()) -> ob
         raise ValueError(f"{path} cannot be read: {error}") from None
 
 
+def check_unpacked_size(path: Path) -> None:
+    """Raises ValueError where a zip archive would unpack to more than it has: torch.save compresses nothing.
+
+    Of archives of any size, of which only the directory is read; other files pass.
+    """
+    try:
+        if not zipfile.is_zipfile(path):  # which on some damage raises
+            return
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except Exception as error:  # zipfile raises a dozen kinds on damaged input
+        raise ValueError(f"no intact zip archive ({type(error).__name__}: {str(error)[:200]})") from None
+    if unpacked > path.stat().st_size:
+        raise ValueError(f"its entries are larger than the archive: {unpacked:,} bytes")
+
+
+def check_tensors(tensors: Iterable[Tensor], num_bytes: int) -> None:
+    """Raises ValueError where a tensor of a file of `num_bytes` is none that takes so many bytes or fewer.
+
+    Strides of 0 make a tensor of any size of one number, and sparse ones say their size alone: whoever copies them to
+    plain memory runs out of it.
+    """
+    for tensor in tensors:
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise ValueError(f"a tensor that is {tensor.layout} on {tensor.device}, and no plain one")
+        if tensor.numel() * tensor.element_size() > num_bytes:
+            raise ValueError(f"a tensor of shape {tuple(tensor.shape)}, which is larger than the file")
+
+
 def _entries(data: bytes) -> dict[str, bytes]:
     """The files of a zip archive that are what its directory says, none of them compressed."""
     if data.count(b"PK\x01\x02") > MAX_ENTRIES:  # before zipfile makes an object of each
@@ -54,4 +86,4 @@ def _entries(data: bytes) -> dict[str, bytes]:
     except ValueError:
         raise
     except Exception as error:  # zipfile raises a dozen kinds on damaged input
-        raise ValueError(f"no intact zip archive ({type(error).__name__}: {error})") from None
+        raise ValueError(f"no intact zip archive ({type(error).__name__}: {str(error)[:200]})") from None

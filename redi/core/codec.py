@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Literal
 
@@ -157,9 +157,9 @@ class JointCodec(nn.Module):
             return encoder(images).float()
 
     @torch.no_grad()
-    def join(self, stored: Mapping[str, Tensor]) -> Tensor:
-        """What `precompute` gave -> x (N, C, H, W) float32. May draw from torch's default generator."""
-        latents = self.autoencoder.latents(stored["image"])
+    def join(self, stored: Mapping[str, Tensor], randn: Callable[..., Tensor] = torch.randn) -> Tensor:
+        """What `precompute` gave -> x (N, C, H, W) float32; `randn` as for `Autoencoder.latents`."""
+        latents = self.autoencoder.latents(stored["image"], randn)
         groups = {"image": latents}
         for name, representation in self.representations.items():
             groups[name] = resized(representation.reducer.finish(stored[name]), latents.shape[-2:])

@@ -13,17 +13,20 @@ from typing import Any
 import gin
 from gin.config import iterate_references
 
+from redi.core import consent
 from redi.core.registry import did_you_mean
 
 # Differences under which a run may go on: they decide how long, how often and where, not what is learned. Where the
 # weights of a pretrained network lie is one; which they are, the fingerprints of checkpoints and caches compare. How
 # many channels a cache keeps beyond those in use is another.
 HARMLESS = re.compile(
-    r"train\.(num_steps|\w+_every|keep_checkpoints|preview\w*|monitor|device|compile)$"
+    r"train\.(num_steps|\w+_every|keep_\w+|preview\w*|monitor|device|compile|parallel|accumulate)$"
+    r"|train\.(max_skipped_steps|stalled_seconds)$"
     r"|DiffusionTransformer\.(attention|checkpointing)$|(\w+\.)*AdamW\.fused$"
     r"|prepare\.(cache_dir|cache_url|local_gib|batch_size|rows_per_shard|verify)$"
     r"|(?!sample\.)(\w+/)*(encoders\.|autoencoders\.)?\w+\.weights$"  # sample.weights are 'ema' or 'model'
     r"|(\w+/)*(reducers\.)?\w+\.store_rank$"
+    r"|(\w+/)*(ema\.)?PowerFunctionEMA\.snapshot_\w+$"
 )
 
 
@@ -34,13 +37,21 @@ def config_dir() -> Path:
     return installed if (installed / "base.gin").exists() else package.parent / "gin"
 
 
-def parse(gin_files: Sequence[str | Path] = (), gin_bindings: Sequence[str] = ()) -> None:
+def parse(
+    gin_files: Sequence[str | Path] = (), gin_bindings: Sequence[str] = (), *, found: Sequence[Path] = ()
+) -> None:
     """Replaces gin's configuration by these files (found in the current folder, then among the shipped ones) and
-    then these bindings.
+    then these bindings. What they import, saved configurations may import from now on.
+
+    Args:
+        found: files that the user has not named, but which lie in a folder that was; read first. They may import only
+            what `redi.core.consent` lets in, and include nothing.
 
     Raises:
-        ValueError: unknown file, configurable, parameter or macro, with the place and the nearest valid name.
+        ValueError: unknown file, configurable, parameter or macro, with the place and the nearest valid name; a found
+            file that would import what nobody has named.
     """
+    texts = [consent.read(path) for path in found]
     gin.clear_config()
     if str(config_dir()) not in gin.config._LOCATION_PREFIXES:
         gin.add_config_file_search_path(str(config_dir()))
@@ -48,13 +59,19 @@ def parse(gin_files: Sequence[str | Path] = (), gin_bindings: Sequence[str] = ()
     logging.disable(logging.ERROR)  # gin logs an error for every place where it looks for a file in vain
     source = "the bindings"
     try:
+        for text in texts:
+            source = text.name
+            gin.parse_config(text)
         for source in gin_files:  # noqa: B007 - for the message below
             gin.parse_config_file(str(source))
         source = "the bindings"
         gin.parse_config(list(gin_bindings))
         gin.finalize()
-    except tokenize.TokenError:
+        consent.named.update(statement.module for statement in gin.config._IMPORTS)
+    except (tokenize.TokenError, StopIteration):
         raise ValueError(f"a bracket or a string in {source} is never closed") from None
+    except RecursionError:
+        raise ValueError(f"{source} is no configuration: its brackets are nested too deeply") from None
     except (ValueError, OSError, SyntaxError, ImportError) as error:
         raise ValueError(_explain(error)) from None
     finally:

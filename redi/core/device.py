@@ -38,6 +38,18 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
+def own_gpu(device: torch.device) -> torch.device:
+    """The GPU of this process, where several on a machine share the work, as torchrun or Slurm number them; from now on
+    the current one, on which pinned memory and whatever names no device end up. Another device as it is."""
+    if device.type != "cuda":
+        return device
+    if device.index is None:
+        local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
+        device = torch.device("cuda", int(local) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
 def choose_precision(precision: str, device: torch.device, binding: str = "train.precision") -> Precision:
     """'auto' is bfloat16 on a GPU that has it, else float32. Raises ValueError for another name."""
     if precision not in ("auto", *PRECISIONS):

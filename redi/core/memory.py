@@ -16,6 +16,8 @@ from redi.core.ema import EMA
 from redi.core.objective import JointObjective
 from redi.core.step import TrainingStep
 
+ADAMW = partial(torch.optim.AdamW, fused=True)  # others read the gradient's norm, and nothing has a value here
+
 
 class MemoryCount(TorchDispatchMode):
     """Context that counts the bytes of all tensors made in it: alive `now`, and at most so far (`peak`).
@@ -53,7 +55,7 @@ def training_memory(
     *,
     batch_size: int,
     precision: Precision,
-    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
+    optimizer: Callable[..., torch.optim.Optimizer] = ADAMW,
     compiled: bool = False,
 ) -> int:
     """Peak bytes of a training step on cached data: weights, EMA, optimizer, gradients, what the backward pass needs.
@@ -64,6 +66,7 @@ def training_memory(
 
     Args:
         model: also one on the meta device.
+        optimizer: a fused one, for others read the gradient's norm.
         compiled: with the split of forward and backward that torch.compile makes, which computes again what is cheap.
             Its fused kernels are counted operation by operation, so this is a bound from above.
     """
@@ -93,7 +96,7 @@ def training_memory(
 class Joined:
     """In place of a codec: what is stored is the joint state."""
 
-    def join(self, stored: dict[str, Tensor]) -> Tensor:
+    def join(self, stored: dict[str, Tensor], randn: Callable[..., Tensor] = torch.randn) -> Tensor:
         return stored["image"]
 
 
@@ -107,6 +110,7 @@ def partitioned(losses: Callable[..., dict[str, Tensor]], model: nn.Module) -> C
 
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     names: list[str] = []
+    keywords: list[str] = []
 
     def flat(given: list[Tensor], *arguments: Tensor) -> list[Tensor]:
         substituted = dict(zip(tensors, given, strict=True))
@@ -114,7 +118,7 @@ def partitioned(losses: Callable[..., dict[str, Tensor]], model: nn.Module) -> C
         def network(*inputs, **settings):
             return torch.func.functional_call(model, substituted, inputs, settings)
 
-        found = losses(network, *arguments)
+        found = losses(network, **dict(zip(keywords, arguments, strict=True)))
         names[:] = found
         return list(found.values())
 
@@ -126,8 +130,9 @@ def partitioned(losses: Callable[..., dict[str, Tensor]], model: nn.Module) -> C
         decompositions=select_decomp_table(),
     )
 
-    def call(_model: nn.Module, *arguments: Tensor | None) -> dict[str, Tensor]:
-        values = graphs(list(tensors.values()), *(a for a in arguments if a is not None))
+    def call(_model: nn.Module, **arguments: Tensor) -> dict[str, Tensor]:
+        keywords[:] = arguments
+        values = graphs(list(tensors.values()), *arguments.values())
         return dict(zip(names, values, strict=True))
 
     return call

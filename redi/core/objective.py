@@ -12,6 +12,7 @@ from redi.core.device import compiled_whole
 from redi.core.processes import Process, per_sample, processes
 from redi.core.processes.flow_matching import FlowMatching
 from redi.core.registry import configurable
+from redi.core.rows import Rows
 
 
 @configurable(runtime=("channels", "num_classes"))
@@ -97,18 +98,24 @@ class JointObjective:
         gradient that matters; errors of representations are over the samples that kept theirs. Draws from
         torch's default generator.
         """
-        return self.losses(model, x, *self.draw(x, y), alignment)
+        return self.losses(model, x, *self.draw(x, y), alignment=alignment)
 
-    def draw(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All that is random in a step, from torch's default generator: y, times, noise and dropped of `losses`."""
-        n = len(x)
-        times = self._draw_times(n, x.device)
-        noise = torch.randn_like(x)
-        dropped = torch.rand(n, device=x.device) < self.representation_dropout
-        y = torch.where(torch.rand(n, device=x.device) < self.label_dropout, self.null_label, y)
+    def draw(self, x: Tensor, y: Tensor, rows: Rows | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """All that is random in a step, from torch's default generator: y, times, noise, dropped, num_kept of `losses`.
+
+        Args:
+            rows: which rows of a larger batch x and y are; everything is drawn for all of it, and cut.
+        """
+        rows = rows or Rows.whole(len(x))
+        times = self._draw_times(rows.total, x.device)
+        noise = torch.randn((rows.total, *x.shape[1:]), dtype=x.dtype, device=x.device)
+        dropped = torch.rand(rows.total, device=x.device) < self.representation_dropout
+        unlabelled = torch.rand(rows.total, device=x.device) < self.label_dropout
         if self.dropout_rule == "released":
-            dropped = dropped[:1].expand(n)
-        return y, times, noise, dropped
+            dropped = dropped[:1].expand(rows.total)
+        num_kept = (~dropped).sum() * (rows.count / rows.total)
+        y = torch.where(rows.of(unlabelled), self.null_label, y)
+        return y, rows.of(times), rows.of(noise), rows.of(dropped), num_kept
 
     def losses(
         self,
@@ -118,6 +125,7 @@ class JointObjective:
         times: Tensor,
         noise: Tensor,
         dropped: Tensor,
+        num_kept: Tensor | None = None,
         alignment: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The same, for given draws: without randomness or branches on values, so that it compiles as one graph.
@@ -127,6 +135,9 @@ class JointObjective:
             times: t, (N,), or (N, groups).
             noise: (N, C, H, W).
             dropped: (N,) bool, the samples without their representations.
+            num_kept: (), by how many the errors of representations are divided; default: the samples that keep theirs.
+                For a part of a batch its share of that number in the batch, so that the mean over equal parts is the
+                batch's error.
         """
         if self.dropout_rule == "released":
             x = self.channels.mask(x, dropped)
@@ -143,17 +154,20 @@ class JointObjective:
         bounds = self.process.variational_bound(prediction, x, x_t, t)
 
         kept = (~dropped).float()
+        num_kept = (kept.sum() if num_kept is None else num_kept).clamp(min=1e-6)  # where none is kept, the error is 0
         losses = {"image": errors["image"].mean()}
         loss = losses["image"]
         for name, weight in self.weights.items():
             loss = loss + weight * (errors[name] * kept).mean()
-            losses[name] = _mean_over(kept, errors[name])
+            losses[name] = (errors[name] * kept).sum() / num_kept
         if bounds:
             weighed = [
                 bound.mean() if name == "image" else self.weights[name] * (bound * kept).mean()
                 for name, bound in bounds.items()
             ]
-            shown = [bound.mean() if name == "image" else _mean_over(kept, bound) for name, bound in bounds.items()]
+            shown = [
+                bound.mean() if name == "image" else (bound * kept).sum() / num_kept for name, bound in bounds.items()
+            ]
             losses["vlb"] = torch.stack(shown).mean()
             loss = loss + self.variance_weight * sum(weighed)
         if aligned is not None:
@@ -201,7 +215,3 @@ class JointObjective:
                 "DiffusionTransformer.group_timesteps = True (and have at least one representation)"
             )
 
-
-def _mean_over(kept: Tensor, values: Tensor) -> Tensor:
-    """The mean of values (N,) over the samples with kept (N,) = 1; 0 without any."""
-    return (values * kept).sum() / kept.sum().clamp(min=1)

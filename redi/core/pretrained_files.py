@@ -9,6 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from redi.core.archives import check_tensors, check_unpacked_size
+
 # Where training programs keep the weights in their checkpoints; the averaged ones are meant for use.
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 WRAPPERS = re.compile(r"^(_orig_mod\.)?(module\.)?(_orig_mod\.)?")  # of torch.compile and DistributedDataParallel
@@ -81,7 +83,7 @@ def read_tensors(path: Path, *, binding: str) -> dict[str, Tensor]:
     wrappers. Nothing in the file is executed: beside tensors and plain values only an argparse.Namespace is let in.
 
     Raises:
-        ValueError: truncated, or something else than named tensors.
+        ValueError: truncated, something else than named tensors, or tensors that are larger than the file.
     """
     import torch
     from safetensors.torch import load_file
@@ -90,6 +92,7 @@ def read_tensors(path: Path, *, binding: str) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content = load_file(path)
         else:
+            check_unpacked_size(path)
             with torch.serialization.safe_globals([argparse.Namespace]):
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a malformed file can raise anything
@@ -108,6 +111,10 @@ def read_tensors(path: Path, *, binding: str) -> dict[str, Tensor]:
     if not tensors:
         names = ", ".join(map(str, state))[:200] or "nothing"
         raise ValueError(f"{binding}: {path} holds no tensors by name, but {names}")
+    try:
+        check_tensors(tensors.values(), path.stat().st_size)
+    except ValueError as error:
+        raise ValueError(f"{binding}: {path} holds {error}") from None
     return tensors
 
 

@@ -20,30 +20,6 @@ POLL_SECONDS = 2.0  # waiting processes look again after at most so long
 FINISH = "finish"
 
 
-def process_rank(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
-    """-> rank and world size: as given, else torchrun's RANK and WORLD_SIZE, else Slurm's, else 0 of 1.
-
-    Raises:
-        ValueError: a rank outside [0, world size), or only one of the two.
-    """
-    if (rank is None) != (world_size is None):
-        raise ValueError(f"rank = {rank} and world_size = {world_size}: give both, or neither")
-    where = "rank, world_size"
-    if rank is None:
-        rank, world_size = 0, 1
-        for where in ("RANK, WORLD_SIZE", "SLURM_PROCID, SLURM_NTASKS"):
-            found = [os.environ.get(name, "") for name in where.split(", ")]
-            if all(found):
-                try:
-                    rank, world_size = map(int, found)
-                except ValueError:
-                    raise ValueError(f"the environment has {where} = {', '.join(found)}: whole numbers") from None
-                break
-    if not 0 <= rank < world_size:
-        raise ValueError(f"{where} = {rank}, {world_size}: the rank lies outside [0, {world_size})")
-    return rank, world_size
-
-
 def complete(
     work: Path,
     parts: Sequence[str],

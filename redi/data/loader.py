@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 from torch import Tensor
 
+from redi.core.rows import Rows
 from redi.core.seeds import mix_seeds
 from redi.data.order import Blocks
 
@@ -77,6 +78,7 @@ def batches(
     prefetch: int = 4,
     shuffle: str = "global",
     pin: bool = False,
+    rows: Rows | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """The batches of steps start ... stop - 1, read ahead by one thread.
 
@@ -86,6 +88,7 @@ def batches(
         shuffle: 'global': every epoch is one permutation of all images; 'shards': rows that lie together are read
             together, some blocks from all over the data set at a time (see `Blocks`).
         pin: into page-locked memory, from which a GPU copies while the program goes on.
+        rows: read these rows of each batch alone, where several processes share it.
 
     Raises:
         ValueError: `shuffle` is no order, or one that the source cannot be read in.
@@ -96,20 +99,32 @@ def batches(
             "train.shuffle = 'global' would fetch a shard for every image of a streamed cache: bind "
             "train.shuffle = 'shards'"
         )
-    blocks = None
-    if shuffle == "shards":
-        blocks = getattr(source, "blocks", None) or Blocks.cut(np.array([0, len(source)]))
+    blocks = _blocks(source, shuffle)
     announce = _announcer(source, blocks, batch_size, seed, start, stop)
+
+    rows = rows or Rows.whole(batch_size)
 
     def read(step: int) -> dict[str, Tensor]:
         announce(step)
-        positions, coins = batch_positions(len(source), batch_size, seed, step, blocks), {}
+        positions, coins = rows.of(batch_positions(len(source), batch_size, seed, step, blocks)), {}
         if getattr(source, "mirrored", False):
-            coins = {"mirror": batch_mirror(len(source), batch_size, seed, step)}
+            coins = {"mirror": rows.of(batch_mirror(len(source), batch_size, seed, step))}
         batch = source.batch(positions, **coins)
         return {name: tensor.pin_memory() for name, tensor in batch.items()} if pin else batch
 
     return _read_ahead(read, range(start, stop), prefetch, end=announce)
+
+
+def positions_of(source, *, batch_size: int, seed: int, step: int, shuffle: str, rows: Rows | None = None) -> list[int]:
+    """Where in `source` the rows of a step's batch lie, as `batches` reads them."""
+    positions = batch_positions(len(source), batch_size, seed, step, _blocks(source, shuffle))
+    return (rows or Rows.whole(batch_size)).of(positions).tolist()
+
+
+def _blocks(source, shuffle: str) -> Blocks | None:
+    if shuffle != "shards":
+        return None
+    return getattr(source, "blocks", None) or Blocks.cut(np.array([0, len(source)]))
 
 
 def _read_ahead(read: Callable, steps: range, prefetch: int, end: Callable) -> Iterator[dict[str, Tensor]]:

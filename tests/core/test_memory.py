@@ -11,7 +11,7 @@ import torch
 
 from redi.core.channels import Channels
 from redi.core.device import Precision
-from redi.core.memory import MemoryCount, training_memory
+from redi.core.memory import ADAMW, MemoryCount, training_memory
 from redi.core.objective import JointObjective
 from redi.models.transformer import Block, DiffusionTransformer
 
@@ -20,7 +20,7 @@ CHANNELS = Channels(image=4, dinov2=8)
 FLOAT32, BFLOAT16 = Precision("float32", torch.float32), Precision("bfloat16", torch.bfloat16)
 
 
-def predicted(batch_size=16, *, precision=FLOAT32, compiled=False, optimizer=torch.optim.AdamW, **model) -> int:
+def predicted(batch_size=16, *, precision=FLOAT32, compiled=False, optimizer=ADAMW, **model) -> int:
     settings = {"width": 64, "depth": 3, "num_heads": 4, "patch_size": 2} | model
     with torch.device("meta"):
         net = DiffusionTransformer(channels=CHANNELS, grid=(16, 16), num_classes=10, **settings)
@@ -52,7 +52,7 @@ def test_adam_s_two_moments_are_counted():
             channels=CHANNELS, grid=(16, 16), num_classes=10, width=64, depth=3, num_heads=4, patch_size=2
         )
     parameters = sum(p.nbytes for p in net.parameters())
-    plain = partial(torch.optim.SGD, lr=0.1)
+    plain = partial(torch.optim.SGD, lr=0.1, fused=True)
     assert predicted() - predicted(optimizer=plain) == pytest.approx(2 * parameters, rel=1e-3)
 
 

@@ -170,7 +170,7 @@ def test_what_a_step_gives_is_detached_and_of_the_whole_batch():
     torch.manual_seed(0)
     step = step_of(accumulate=3)
     given = step(batch(), 0)
-    assert set(given) == {"loss", "image", "z", "gradient_norm"}
+    assert set(given) == {"loss", "image", "z", "gradient_norm", "skipped"}
     assert not any(value.requires_grad for value in given.values())
     assert all(p.grad is None for p in step.model.parameters())
 

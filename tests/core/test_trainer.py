@@ -1,5 +1,6 @@
 """The training loop on a tiny model: what it learns, and that stopping and resuming changes nothing."""
 
+import itertools
 import json
 import os
 import re
@@ -178,7 +179,8 @@ def test_the_log_has_one_line_per_log_every_steps_and_no_duplicates_after_resumi
 
 
 def test_the_log_names_all_losses(start):
-    names = {"step", "loss", "image", "domain", "gradient_norm", "images_per_second", "learning_rate"}
+    names = {"step", "loss", "image", "domain", "gradient_norm", "skipped_steps"}
+    names |= {"images_per_second", "learning_rate"}
     assert all(set(entry) == names for entry in read_log(start("run")))
 
 
@@ -303,11 +305,38 @@ def test_a_damaged_checkpoint_is_refused(start):
         start("run")
 
 
-def test_training_that_diverges_ends_without_a_checkpoint_of_it(start, tmp_path):
-    with pytest.raises(ValueError, match="the gradient is (nan|inf) at step .*: lower the learning rate"):
-        start("run", optimizer=partial(torch.optim.SGD, lr=1e30), max_grad_norm=0, log_every=100, checkpoint_every=1)
+def test_training_that_diverges_stops_and_its_checkpoints_are_good(start, tmp_path):
+    diverging = {"optimizer": partial(torch.optim.SGD, lr=1e30), "max_grad_norm": 0, "max_skipped_steps": 3}
+    with pytest.raises(ValueError, match="more than train.max_skipped_steps = 3.* Lower the learning rate"):
+        start("run", **diverging, num_steps=40, log_every=100, checkpoint_every=1)
+    (found,) = (tmp_path / "run").glob("nonfinite_step_*.json")
+    assert json.loads(found.read_text())["phase"] in ("forward", "loss", "backward", "gradient", "norm")
+    assert list_checkpoints(tmp_path / "run")
     for folder in list_checkpoints(tmp_path / "run"):
         assert all(tensor.isfinite().all() for tensor in load_checkpoint(folder)[0]["model"].values())
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_without_a_finite_gradient_changes_nothing_and_is_counted(start, fused, monkeypatch):
+    """Weights, averages' source and the optimizer's moments stay; the others' mean is what the log has."""
+    plain = start("plain", num_steps=2, optimizer=partial(torch.optim.AdamW, lr=1e-3, fused=fused))
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def spoiled(parameters, *arguments):
+        parameters = list(parameters)
+        if next(calls) == 2:
+            parameters[0].grad.fill_(float("nan"))
+        return clip(parameters, *arguments)
+
+    calls = itertools.count()
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spoiled)
+    run = start("run", num_steps=3, log_every=3, optimizer=partial(torch.optim.AdamW, lr=1e-3, fused=fused))
+    expected, found = (load_checkpoint(list_checkpoints(folder)[-1])[0] for folder in (plain, run))
+    for group in ("model", "optimizer"):
+        assert all(torch.equal(found[group][name], tensor) for name, tensor in expected[group].items())
+    (line,) = read_log(run)
+    assert line["skipped_steps"] == 1
+    assert line["loss"] == pytest.approx(read_log(plain)[0]["loss"])
 
 
 TINY = """

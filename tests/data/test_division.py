@@ -10,8 +10,9 @@ import time
 
 import pytest
 
+from redi.core.distributed import process_rank
 from redi.data import division
-from redi.data.division import complete, process_rank
+from redi.data.division import complete
 
 
 class Job:
@@ -250,7 +251,7 @@ def test_a_lease_that_cannot_be_written_is_an_error_and_not_waited_for(job, monk
 
 @pytest.fixture
 def bare_environment(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
 
@@ -260,8 +261,8 @@ def bare_environment(monkeypatch):
     [
         ({}, (), (0, 1)),
         ({"RANK": "2", "WORLD_SIZE": "4"}, (), (2, 4)),
-        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "8"}, (), (3, 8)),
-        ({"RANK": "2", "WORLD_SIZE": "4", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, (), (2, 4)),
+        ({"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8"}, (), (3, 8)),
+        ({"RANK": "2", "WORLD_SIZE": "4", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, (), (2, 4)),
         ({"RANK": "2", "WORLD_SIZE": "4"}, (1, 3), (1, 3)),
         ({"RANK": "2"}, (), (0, 1)),
     ],

@@ -1,7 +1,9 @@
 """Autoencoders: images to latents and back, and the registry of them."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from redi.core.registry import Registry, discover
@@ -28,8 +30,12 @@ class Autoencoder(nn.Module, ABC):
         """Images (N, 3, S, S) uint8 -> what to store, (N, ?, H, W), in its storage dtype."""
 
     @abstractmethod
-    def latents(self, moments: Tensor) -> Tensor:
-        """Stored moments -> scaled latents (N, channels, H, W) float32; draws from torch's default generator."""
+    def latents(self, moments: Tensor, randn: Callable[..., Tensor] = torch.randn) -> Tensor:
+        """Stored moments -> scaled latents (N, channels, H, W) float32.
+
+        Args:
+            randn: all that is random comes from this function; training on several processes gives another one.
+        """
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:

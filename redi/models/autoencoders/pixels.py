@@ -1,5 +1,7 @@
 """The identity: pixels are the latents."""
 
+from collections.abc import Callable
+
 import torch
 from einops import repeat
 from torch import Tensor
@@ -31,7 +33,7 @@ class Pixels(Autoencoder):
         weights = images.new_tensor(LUMA, dtype=torch.float32)
         return torch.einsum("nchw,c->nhw", images.float(), weights).round().to(torch.uint8)[:, None]
 
-    def latents(self, moments: Tensor) -> Tensor:
+    def latents(self, moments: Tensor, randn: Callable[..., Tensor] = torch.randn) -> Tensor:
         return moments.float() / 127.5 - 1
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The variational autoencoder of latent diffusion (Rombach et al., arXiv 2112.10752), as published by diffusers."""
 
 import hashlib
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -93,7 +94,7 @@ class StableVAE(PretrainedAutoencoder):
         moments[:, self.channels :].clamp_(-30, 20)  # of the log-variance, as diffusers does before use
         return moments
 
-    def latents(self, moments: Tensor) -> Tensor:
+    def latents(self, moments: Tensor, randn: Callable[..., Tensor] = torch.randn) -> Tensor:
         stored = self.channels if self.posterior == "frozen" else 2 * self.channels
         if moments.shape[1] != stored:
             raise ValueError(
@@ -105,7 +106,7 @@ class StableVAE(PretrainedAutoencoder):
         z, std = _mean_and_std(moments.float())
         if self.posterior == "sample":
             # Not randn_like, whose numbers follow the memory layout: that of a cache is another.
-            z = z + std * torch.randn(z.shape, dtype=z.dtype, device=z.device)
+            z = z + std * randn(z.shape, dtype=z.dtype, device=z.device)
         return (z - self.shift) * self.scale
 
     def provenance(self) -> dict:

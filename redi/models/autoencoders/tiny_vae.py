@@ -1,7 +1,9 @@
 """A small distilled autoencoder (TAESD), for previews and experiments where the large one is too slow."""
 
+from collections.abc import Callable
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from redi.models.autoencoders import register
@@ -62,7 +64,7 @@ class TinyVAE(PretrainedAutoencoder):
     def moments(self, images: Tensor) -> Tensor:
         return self._encode(images, lambda part: self.network.encode(part).latents.half())
 
-    def latents(self, moments: Tensor) -> Tensor:
+    def latents(self, moments: Tensor, randn: Callable[..., Tensor] = torch.randn) -> Tensor:
         return (moments.float() - self.shift) * self.scale
 
     def _architecture(self) -> dict:

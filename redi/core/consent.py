@@ -1,0 +1,126 @@
+"""Which Python modules a configuration may import that nobody has named: one that merely lies in a folder.
+
+gin files can import modules, and a module runs when it is imported. A file that the user names may import what it says,
+for naming it is saying so. Of the config.gin of a run, or of a model from the hub, only its folder was named: it may
+import modules of redi, and what the user has named in this process (`named`).
+"""
+
+import io
+import os
+import sys
+import tokenize
+
+from redi.core.registry import registries
+
+MAX_BYTES = 2**24  # of a saved configuration; those of the largest sweeps have some 2**16
+WORDS = ("import", "from", "include")  # how statements begin that load something
+
+named: set[str] = {name for name in os.environ.get("REDI_PLUGINS", "").split(",") if name}  # packages or modules
+
+
+def name(*modules: str) -> None:
+    """Lets configurations import these modules, and what lies in them, from now on.
+
+    Raises:
+        ValueError: no name of a module.
+    """
+    for module in modules:
+        if not all(part.isidentifier() for part in module.split(".")) or module.startswith("__gin__"):
+            raise ValueError(f"{module!r} is no name of a Python module, as 'my_lab' or 'my_lab.reducing'")
+    named.update(modules)
+
+
+def read(path: str | os.PathLike) -> io.StringIO:
+    """A configuration that was found in a folder, as a file for gin: exactly the text that was looked through.
+
+    Raises:
+        ValueError: it would import or include what nobody has named. Nothing has been imported.
+    """
+    text, lines = _looked_through(path)
+    if refused := [line for line in lines if not _allowed(line)]:
+        raise ValueError(_message(path, refused))
+    found = io.StringIO(text)
+    found.name = str(path)
+    return found
+
+
+def imported(path: str | os.PathLike) -> list[str]:
+    """The modules that a configuration imports, as far as `name` takes them."""
+    _, lines = _looked_through(path)
+    modules = [_module(line) for line in lines]
+    return [module for module in modules if module and not module.startswith("__gin__")]
+
+
+def _looked_through(path: str | os.PathLike) -> tuple[str, list[list[str]]]:
+    """The text of a configuration, and its `loading_lines`. Raises ValueError: it is none."""
+    with open(path, "rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"{path} has more than {MAX_BYTES} bytes: that is no saved configuration")
+    try:
+        text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8").read()  # line ends as open() gives them to gin
+        return text, loading_lines(text)
+    except (UnicodeDecodeError, tokenize.TokenError, SyntaxError) as error:
+        raise ValueError(f"{path} is no gin file: {error}") from None
+
+
+def loading_lines(text: str) -> list[list[str]]:
+    """The tokens of every logical line with `import`, `from` or `include` in it.
+
+    gin knows these words as Python tokens, from this very tokenizer, and a statement ends with a logical line: no
+    spelling escapes. Raises tokenize.TokenError and SyntaxError.
+    """
+    lines, line = [], []
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type in (tokenize.NEWLINE, tokenize.ENDMARKER):
+            lines.append(line)
+            line = []
+        elif token.type not in (tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT):
+            line.append(token)
+    return [[token.string for token in line] for line in lines if any(_loads(token) for token in line)]
+
+
+def _loads(token: tokenize.TokenInfo) -> bool:
+    return token.type == tokenize.NAME and token.string in WORDS
+
+
+def _module(line: list[str]) -> str | None:
+    """The module of `import a.b`, `import a.b as c` or `from a import b`; None for whatever else."""
+    if line[-2:-1] == ["as"]:
+        line = line[:-2]
+    if line[0] == "from" and line[-2:-1] == ["import"]:
+        line = [*line[:-2], ".", line[-1]]
+    module = "".join(line[1:])
+    whole = line[0] in ("import", "from") and all(part.isidentifier() for part in module.split("."))
+    return module if whole and not set(line[1:]) & set(WORDS) else None
+
+
+def _allowed(line: list[str]) -> bool:
+    module = _module(line)
+    if module is None:
+        return False
+    if any(module == known or module.startswith(f"{known}.") for known in ("redi", *named)):
+        return True
+    # Imported before, by whoever uses this library, who has registered components with it: importing it runs nothing.
+    origins = {component.__module__ for registry in registries.values() for component in registry.values()}
+    return module in sys.modules and any(origin == module or origin.startswith(f"{module}.") for origin in origins)
+
+
+def _message(path: str | os.PathLike, refused: list[list[str]]) -> str:
+    said = ", ".join(repr(_text(line)) for line in refused[:5]) + (", ..." if len(refused) > 5 else "")
+    modules = [_module(line) for line in refused]
+    if None in modules or "__gin__.dynamic_registration" in modules:
+        advice = f"Read it, and if you trust it, name it: --gin_file={path}"
+    else:
+        packages = list(dict.fromkeys(module.split(".")[0] for module in modules))
+        flags = " ".join(f"--plugin={package}" for package in packages)
+        advice = (
+            f"Read it, and if you trust what it imports, say so: {flags}, or in Python plugins={packages}, or for all "
+            f"that you run, REDI_PLUGINS={','.join(packages)} in the environment"
+        )
+    return f"{path} says {said}: that would run code of whoever wrote it, and you have not named it. {advice}"
+
+
+def _text(line: list[str]) -> str:
+    """Tokens as a line again, as far as a message shows them."""
+    return " ".join(line).replace(" . ", ".")[:100]

@@ -1,0 +1,34 @@
+"""Real processes: torchrun starts 2 or 4 of them, which meet over gloo."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+
+
+@pytest.fixture(scope="session")
+def started():
+    """Runs a script of this folder in so many processes -> what they printed; they must succeed."""
+
+    def started(processes: int, script: str, *arguments: str) -> str:
+        words = [*LAUNCH, f"--nproc_per_node={processes}", str(HERE / script), *arguments]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    return started
+
+
+@pytest.fixture(scope="session")
+def trained_by(started):
+    """Trains as `trainings.py` does, {name: settings}, with so many processes."""
+
+    def trained_by(processes: int, folder: Path, **trainings: dict) -> str:
+        return started(processes, "trainings.py", str(folder), json.dumps(trainings))
+
+    return trained_by

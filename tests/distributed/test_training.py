@@ -1,0 +1,112 @@
+"""One, two and four processes train the same model: real ones, over gloo."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from redi.core.checkpoint import list_checkpoints, load_checkpoint
+from redi.core.distributed import Processes
+from redi.core.ema.snapshots import list_snapshots, load_snapshot
+from redi.core.log import read_log
+from tests.distributed.trainings import trained
+
+# The sums of a step are taken in another order: some units in the last place of float32.
+LOSS, WEIGHTS = {"rtol": 2e-6, "atol": 1e-6}, {"rtol": 1e-4, "atol": 1e-6}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, trained_by):
+    """One process by itself; then two and four, in all ways; and runs that went from one number to another."""
+    folder = tmp_path_factory.mktemp("runs")
+    online = {"cached": False}
+    averaged = {"ema": "PowerFunctionEMA"}
+    for name, settings in {"1": {}, "1 online": online, "1 averaged": averaged, "1 to 2": {"num_steps": 4}}.items():
+        trained(folder / name, **settings)
+    fsdp = {"parallel": "FSDP"}
+    trained_by(
+        2, folder,
+        **{
+            "2": {}, "2 accumulate": {"accumulate": 2}, "2 FSDP": fsdp, "2 FSDP accumulate": fsdp | {"accumulate": 4},
+            "2 online": online, "2 averaged": fsdp | averaged, "1 to 2": {}, "2 to 1": {"num_steps": 4},
+            "2 FSDP to 4": fsdp | {"num_steps": 4},
+        },
+    )  # fmt: skip
+    trained_by(4, folder, **{"4": {}, "4 FSDP": fsdp, "2 FSDP to 4": {}})
+    trained(folder / "2 to 1")
+    return folder
+
+
+def end(run_dir) -> dict[str, dict[str, torch.Tensor]]:
+    return load_checkpoint(list_checkpoints(run_dir)[-1])[0]
+
+
+ALIKE = {
+    "1": ["2", "2 accumulate", "2 FSDP", "2 FSDP accumulate", "4", "4 FSDP", "1 to 2", "2 to 1", "2 FSDP to 4"],
+    "1 online": ["2 online"],
+    "1 averaged": ["2 averaged"],
+}
+PAIRS = [(one, other) for one, others in ALIKE.items() for other in others]
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS)
+def test_the_curve_of_all_losses_is_the_same(folder, one, other):
+    curve, expected = read_log(folder / other), read_log(folder / one)
+    assert [line["step"] for line in curve] == list(range(1, 9))
+    for line, by_one in zip(curve, expected, strict=True):
+        assert line.keys() == by_one.keys()
+        for name in {"loss", "image", "domain", "gradient_norm", "learning_rate"}:
+            torch.testing.assert_close(line[name], by_one[name], **LOSS)
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS)
+def test_weights_averages_and_optimizer_end_alike(folder, one, other):
+    found, expected = end(folder / other), end(folder / one)
+    assert found.keys() == expected.keys()
+    for group in expected:
+        torch.testing.assert_close(found[group], expected[group], **WEIGHTS)
+    for name, tensor in found["optimizer"].items():
+        if name.endswith("/step"):
+            assert tensor == 8, name
+
+
+def test_other_batches_would_be_noticed(folder):
+    """Within the tolerance above there is no room for another order or other noise: steps differ by far more."""
+    values = [line["loss"] for line in read_log(folder / "1")]
+    assert min(abs(a - b) for a, b in pairwise(values)) > 100 * LOSS["rtol"] * max(values)
+
+
+def test_a_checkpoint_of_fsdp_has_the_files_of_any_other(folder):
+    one, other = (list_checkpoints(folder / name)[-1] for name in ("1", "2 FSDP"))
+    assert {path.name for path in other.iterdir()} == {path.name for path in one.iterdir()}
+    assert not list((folder / "2 FSDP" / "checkpoints").glob(".*"))
+
+
+def test_snapshots_of_averages_are_those_of_one_process(folder):
+    one, other = (list_snapshots(folder / name) for name in ("1 averaged", "2 averaged"))
+    assert one.keys() == other.keys() == {4, 8}
+    for step in one:
+        expected, found = load_snapshot(one[step]), load_snapshot(other[step])
+        assert found.keys() == expected.keys()
+        for group in expected:
+            torch.testing.assert_close(found[group], expected[group], rtol=2e-3, atol=1e-5)  # of float16
+
+
+def test_previews_are_those_of_one_process(folder):
+    for name in ("2", "2 FSDP"):
+        for picture in (folder / "1" / "previews").iterdir():
+            assert (folder / name / "previews" / picture.name).exists()
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="train.batch_size = 8.* does not divide by 3 processes"):
+        Processes(0, 3).check(8, 1)
+    with pytest.raises(ValueError, match="4 processes x train.accumulate = 4"):
+        Processes(0, 4).check(8, 4)
+    Processes(0, 4).check(8, 2)
+
+
+def test_the_number_of_processes_is_recorded_and_its_change_logged(folder, trained_by):
+    assert load_checkpoint(list_checkpoints(folder / "4")[-1])[1]["processes"] == 4
+    said = trained_by(2, folder, **{"4": {"num_steps": 9}})
+    assert "it was written by 4 processes, and goes on with 2" in said

@@ -1,0 +1,56 @@
+"""Trains several times, as one of torchrun's processes: trainings.py FOLDER '{"name": {settings}, ...}'."""
+
+import json
+import logging
+import sys
+from functools import partial
+from pathlib import Path
+
+from redi.core.codec import JointCodec, Representation
+from redi.core.ema.exponential import EMA
+from redi.core.ema.power_function import PowerFunctionEMA
+from redi.core.generation import generate
+from redi.core.objective import JointObjective
+from redi.core.parallel.fsdp import FSDP
+from redi.core.samplers.euler import Euler
+from redi.core.trainer import train
+from redi.data.datasets.digits import Digits
+from redi.data.preparation import prepare
+from redi.models.autoencoders.pixels import Pixels
+from redi.models.encoders.domain import DomainEncoder
+from redi.models.reducers.pca import PCA
+from redi.models.transformer import DiffusionTransformer
+
+NAMED = {"FSDP": FSDP, "PowerFunctionEMA": lambda: partial(PowerFunctionEMA, snapshot_every=4)}
+
+
+class Noisy(Pixels):
+    """Latents that are drawn, as those of a VAE are."""
+
+    def latents(self, moments, randn):
+        latents = super().latents(moments)
+        return latents + 0.1 * randn(latents.shape, device=latents.device)
+
+
+def trained(run_dir: Path, cached: bool = True, **settings) -> None:
+    """A tiny run of 8 steps of 8 digits, half of which lose their representation."""
+    encoder = DomainEncoder(width=8, depth=1, image_size=8, num_steps=2, batch_size=16)
+    representations = [Representation(encoder=encoder, reducer=PCA(rank=2))]
+    codec = JointCodec(autoencoder=Noisy(channels=1), representations=representations)
+    dataset = Digits().without(range(50, 1438))
+    data = prepare(codec=codec, dataset=dataset, cache_dir=run_dir.parent / "cache", cache=cached, mirror=cached)
+    given = {name: NAMED[value]() if value in NAMED else value for name, value in settings.items()}
+    model = partial(DiffusionTransformer, width=16, depth=2, num_heads=2, patch_size=4)
+    defaults = {
+        "model": model, "ema": partial(EMA, decay=0.9), "preview": partial(generate, sampler=Euler(num_evaluations=1)),
+        "objective": partial(JointObjective, representation_dropout=0.5),
+        "num_steps": 8, "batch_size": 8, "log_every": 1, "checkpoint_every": 4, "preview_images": 2, "device": "cpu",
+        "preview_every": 4, "warmup_steps": 2,
+    }  # fmt: skip
+    train(run_dir, codec=codec, dataset=data, **(defaults | given))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    for name, settings in json.loads(sys.argv[2]).items():
+        trained(Path(sys.argv[1]) / name, **settings)
