@@ -37,7 +37,13 @@ def main(run_dir: Path) -> None:
     saved = run_dir / "config.gin"
     if not FLAGS.gin_file and not saved.exists():
         raise ValueError(f"{run_dir} holds no sweep: name a sweep file with --gin_file")
-    config.parse(FLAGS.gin_file or [saved], FLAGS.gin_bindings)
+    program.name_plugins()
+    config.parse(FLAGS.gin_file, FLAGS.gin_bindings, found=[] if FLAGS.gin_file else [saved])
+    if not FLAGS.gin_file and FLAGS.point is None and config.unevaluated("sweep.slurm"):
+        raise ValueError(
+            f"{saved} binds sweep.slurm, and options of Slurm can be shell commands: read it, and if you trust it, "
+            f"name it: --gin_file={saved}"
+        )
     # As they stand in the file: the components among them are built point by point.
     asked = {name: config.unevaluated(f"sweep.{name}") for name in ("grid", "points", "names")}
     texts = {"text": config.full_text(), "base": config.text_without(sweep)}

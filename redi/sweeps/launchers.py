@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from redi.core import consent
 from redi.core.interrupt import StopRequest
 from redi.sweeps.plan import Planned
 from redi.sweeps.point import read_result
@@ -22,9 +23,12 @@ def command(run_dir: Path, entry: Planned, *, processes: int | None = None) -> l
     """What does one point; under torchrun, by so many processes."""
     launcher = [sys.executable]
     if processes is not None:
-        # Sweeps run several at once: each finds a free port.
+        # Sweeps run several at once: each finds a free port. By itself torchrun dies of a scheduler's warning (SIGUSR1,
+        # SIGUSR2) and leaves its processes behind.
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return [*launcher, "-m", "redi.sweep", f"--run_dir={run_dir}", f"--point={entry.name}"]
+        launcher += ["--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"]
+    plugins = [f"--plugin={name}" for name in sorted(consent.named)]  # what the sweep file imports, which was named
+    return [*launcher, "-m", "redi.sweep", f"--run_dir={run_dir}", f"--point={entry.name}", *plugins]
 
 
 def printed(commands: Sequence[list[str]], threads: int | None) -> None:
@@ -41,7 +45,7 @@ def local(
     A point is not started while another trains its model: it would only wait.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the processes have stopped, with their work saved.
+        KeyboardInterrupt: after a signal of `StopRequest`, once the processes have stopped, with their work saved.
     """
     waiting, running = list(entries), {}
     try:

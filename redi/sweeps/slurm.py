@@ -16,6 +16,8 @@ from redi.sweeps.task import Task
 log = logging.getLogger("redi")
 
 POLL_SECONDS = 5.0
+MAX_REQUEUES = 1000  # a long training runs out of time again and again; submitit by itself gives up after three times
+WARNING_SECONDS = 90  # submitit's default time between the signal and the end of a job
 
 
 def submitted(
@@ -45,17 +47,19 @@ def submitted(
 
     folder = run_dir.resolve() / "slurm"
     try:
-        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+        executor = submitit.AutoExecutor(folder=folder, cluster=cluster, slurm_max_num_timeout=MAX_REQUEUES)
         executor.update_parameters(name=f"redi-{run_dir.resolve().name}", **options)
     except (RuntimeError, TypeError, NameError) as error:
         raise ValueError(f"submitit refuses: {error}; the options are sweep.slurm") from None
+    patience = 2 / 3 * options.get("slurm_signal_delay_s", WARNING_SECONDS)
     jobs = {}
     for entry in entries:
         job = _queued(submitit, folder, run_dir, entry) if cluster == "slurm" else None
         if job is None:
             entry.folder(run_dir).mkdir(parents=True, exist_ok=True)
             (entry.folder(run_dir) / "error.txt").unlink(missing_ok=True)  # of an earlier try
-            job = executor.submit(Task(command(run_dir.resolve(), entry, processes=processes), threads))
+            words = command(run_dir.resolve(), entry, processes=processes)
+            job = executor.submit(Task(words, threads, patience))
             write_json(_record(run_dir, entry), {"job_id": job.job_id})
             log.info("%s: submitted as job %s", entry.name, job.job_id)
         jobs[entry.name] = entry, job

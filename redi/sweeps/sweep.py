@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from redi.core.atomic import write_text
 from redi.core.registry import configurable, did_you_mean
 from redi.evaluation.report import report
 from redi.sweeps import launchers
@@ -60,7 +61,7 @@ def sweep(
         run_point(run_dir, _chosen(planned, only))
         return
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.gin").write_text(text)
+    write_text(run_dir / "config.gin", text)  # points that are under way read it
     write_plan(run_dir, planned)
     left = [entry for entry in planned if read_result(entry.folder(run_dir)) is None]
     models = len({entry.model for entry in planned})

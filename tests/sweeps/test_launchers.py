@@ -1,6 +1,8 @@
 """Processes of a sweep: how many at once, in which order, stopped, killed; with commands of a moment's work."""
 
 import os
+import pickle
+import re
 import signal
 import sys
 import threading
@@ -38,10 +40,19 @@ def done():
 """
 SPAN = f"""{RESULT}
 start = time.time()
-time.sleep(0.3)
+(FOLDER / 'started').touch()
+while NAME in MEETING and time.time() < start + 60 and not all(
+    (FOLDER.parent / name / 'started').exists() for name in MEETING
+):
+    time.sleep(0.02)
 (FOLDER / 'span').write_text(f'{{start}} {{time.time()}}')
 done()
 """
+
+
+def meeting(*names: str) -> str:
+    """The source of points of which these wait for one another: they end only where they run at once."""
+    return f"MEETING = {names!r}\n{SPAN}"
 
 
 def spans(run_dir: Path, *names: str) -> list[tuple[float, ...]]:
@@ -49,14 +60,14 @@ def spans(run_dir: Path, *names: str) -> list[tuple[float, ...]]:
 
 
 def test_points_run_one_after_the_other_in_order(tmp_path, monkeypatch):
-    script(monkeypatch, SPAN)
+    script(monkeypatch, meeting())
     local(tmp_path, [point("a"), point("b")], parallel=1, threads=None)
     (_, end), (start, _) = spans(tmp_path, "a", "b")
     assert end <= start
 
 
 def test_points_run_at_once_unless_they_share_a_model_that_is_not_trained(tmp_path, monkeypatch):
-    script(monkeypatch, SPAN)
+    script(monkeypatch, meeting("a", "d"))
     entries = [point("a", "shared"), point("b", "shared"), point("c", "shared"), point("d")]
     local(tmp_path, entries, parallel=2, threads=None)
     a, b, c, d = spans(tmp_path, *"abcd")
@@ -64,7 +75,7 @@ def test_points_run_at_once_unless_they_share_a_model_that_is_not_trained(tmp_pa
 
 
 def test_points_of_a_trained_model_run_at_once(tmp_path, monkeypatch):
-    script(monkeypatch, SPAN)
+    script(monkeypatch, meeting("a", "b"))
     entries = [point("a", "shared"), point("b", "shared")]
     checkpoint_dir(entries[0].trained_dir(tmp_path), 1).mkdir(parents=True)
     local(tmp_path, entries, parallel=2, threads=None)
@@ -129,7 +140,10 @@ def test_the_command_of_a_point_can_be_pasted_into_a_shell(capsys):
 def test_torchrun_starts_so_many_processes_of_the_same_command():
     words = command(Path("runs/s"), point("a"), processes=4)
     assert words[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4"]
-    assert words[5:] == command(Path("runs/s"), point("a"))[1:]
+    assert words[5].startswith("--signals-to-handle=") and {"SIGTERM", "SIGUSR1", "SIGUSR2"} < {
+        *re.split("[=,]", words[5])
+    }
+    assert words[6:] == command(Path("runs/s"), point("a"))[1:]
 
 
 # ---- Slurm, with submitit's executor for this machine
@@ -152,8 +166,85 @@ def test_options_that_submitit_does_not_know_are_refused_before_anything_is_subm
     assert not (tmp_path / "points").exists()
 
 
-def test_a_job_that_is_preempted_is_queued_again():
+WARNED = """
+def stop(number, frame):
+    time.sleep(0.3)
+    (FOLDER / 'saved').write_text(str(number))
+    sys.exit(128 + number)
+if (FOLDER / 'saved').exists():
+    done()
+    sys.exit()
+signal.signal(signal.SIGUSR2, stop)
+(FOLDER / 'job').write_text(str(os.getppid()))
+time.sleep(60)
+"""
+
+
+def test_a_job_that_is_warned_has_its_point_save_and_is_queued_again(tmp_path, monkeypatch):
+    """submitit's executor for this machine starts a job again as Slurm does; the warning reaches the job alone."""
+    pytest.importorskip("submitit")
+    script(monkeypatch, RESULT + WARNED)
+    folder = point("a").folder(tmp_path)
+    over = time.monotonic() + 60
+
+    def warn() -> None:
+        while not (folder / "job").exists() and time.monotonic() < over:
+            time.sleep(0.02)
+        time.sleep(0.1)  # written as well
+        os.kill(int((folder / "job").read_text()), signal.SIGUSR2)
+
+    threading.Thread(target=warn, daemon=True).start()
+    submitted(tmp_path, [point("a")], threads=None, options={"timeout_min": 2}, cluster="local", poll_seconds=0.1)
+    assert (folder / "saved").read_text() == str(int(signal.SIGUSR2))
+    assert (folder / "result.json").exists() and not (folder / "error.txt").exists()
+
+
+def test_what_is_queued_again_is_the_same_command_and_pickles():
+    pytest.importorskip("submitit")
+    task = Task(["sleep", "60"], threads=3, patience_seconds=5)
+    threading.Timer(0.3, lambda: again.append(task.checkpoint())).start()
+    again = []
+    assert task() == -signal.SIGUSR2  # ended by the signal
+    over = time.monotonic() + 10
+    while not again and time.monotonic() < over:
+        time.sleep(0.02)
+    copy = pickle.loads(pickle.dumps(again[0].function))
+    assert (copy.words, copy.threads, copy.patience_seconds) == (["sleep", "60"], 3, 5)
+
+
+def test_a_command_that_does_not_stop_in_time_is_queued_again_without_it():
+    pytest.importorskip("submitit")
+    task = Task(["sh", "-c", "trap '' USR2; sleep 2"], threads=None, patience_seconds=0.3)
+    again = []
+    threading.Timer(0.5, lambda: again.append((task.checkpoint(), time.monotonic()))).start()
+    task()
+    assert again[0][1] < time.monotonic() - 0.5  # while the command still ran
+
+
+def test_a_job_that_is_preempted_before_it_begins_is_queued_again():
     helpers = pytest.importorskip("submitit.helpers")
-    task = Task(["true"], threads=None)
-    again = task.checkpoint()
-    assert isinstance(again, helpers.DelayedSubmission) and again.function is task
+    again = Task(["true"], threads=None).checkpoint()
+    assert isinstance(again, helpers.DelayedSubmission) and again.function.words == ["true"]
+
+
+@pytest.mark.parametrize(("when", "requeued"), [("2026-11-26T01:05:25", True), ("None", False)])
+def test_a_job_that_slurm_preempts_is_queued_again_and_leaves_no_result(tmp_path, monkeypatch, when, requeued):
+    """A stand-in for scontrol, with the lines that Slurm 22.05 prints."""
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(
+        f'#!/bin/sh\necho "$*" >> {tmp_path}/asked\n'
+        f'echo "   PreemptEligibleTime=2026-11-26T01:04:00 PreemptTime={when}"\n'
+    )
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    stopped = Task(["sh", "-c", "exit 143"], threads=None)
+    if requeued:
+        with pytest.raises(SystemExit):
+            stopped()
+    else:
+        assert stopped() == 143
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked == ["show job 17"] + ["requeue 17"] * requeued
+    assert Task(["true"], threads=None)() == 0
+    assert (tmp_path / "asked").read_text().splitlines() == asked  # what is finished is not asked about
