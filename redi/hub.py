@@ -8,13 +8,11 @@ import json
 import logging
 import re
 import tempfile
-import tokenize
 from collections.abc import Mapping, Sequence
-from io import StringIO
 from pathlib import Path
 
 from redi import components
-from redi.core import config
+from redi.core import config, consent
 from redi.core.artefact import RECORD, BrokenArtefact, load_artefact, read_record, save_artefact
 from redi.core.device import choose_device
 from redi.runs import Run, load, open_run
@@ -26,6 +24,7 @@ CONFIG = "config.gin"
 CARD = "README.md"  # to be completed by whoever publishes the model, and so the one file that may change
 BESIDE = ("metrics.json", "samples.png")  # taken along from a run's folder where they are there
 FILES = (RECORD, CONFIG, CARD, "*.safetensors", *BESIDE)
+MAX_SIZE = 10**6  # of classes, channels, or pixels along a side
 # The start of a text with an absolute path, in a value of a gin file: /..., ~/..., C:\...
 ABSOLUTE = re.compile(r"""['"](?:~?/|[A-Za-z]:[\\/])""")
 
@@ -70,6 +69,7 @@ def from_pretrained(
     *,
     revision: str | None = None,
     gin_bindings: Sequence[str] = (),
+    plugins: Sequence[str] = (),
     trust_code: bool = False,
     device: str = "auto",
 ) -> Run:
@@ -77,12 +77,13 @@ def from_pretrained(
     downloaded into the hub's cache.
 
     Weights are safetensors and cannot run code. The configuration could: gin imports the Python modules that it names.
-    Only the components of this library are let in, unless you trust the source.
+    Only those of this library are let in, and what you name, unless you trust the source.
 
     Args:
         revision: branch, tag or commit of the repository.
         gin_bindings: win over its config.gin, as "StableVAE.weights = 'where/they/are/here'".
-        trust_code: let config.gin import modules (of plug-ins) and include files.
+        plugins: packages or modules that config.gin may import, as 'my_lab': their code runs.
+        trust_code: let config.gin import whatever it says.
 
     Raises:
         ValueError: no such model, an altered one (but for the model card), or a configuration that imports modules.
@@ -98,11 +99,15 @@ def from_pretrained(
         raise ValueError(f"{folder} was not written by save_pretrained; for the folder of a run: redi.load")
     if CONFIG not in record["files"]:
         raise ValueError(f"{folder / RECORD} lists no {CONFIG}, which says how to build the model: save it again")
-    if not trust_code and (statements := _statements_that_load((folder / CONFIG).read_text())):
-        raise ValueError(
-            f"{folder / CONFIG} says {', '.join(map(repr, statements))}: that would run code of whoever wrote it. "
-            "Read it, and if you trust it, call from_pretrained(..., trust_code=True)"
-        )
+    _check_claims(folder, tensors, record)
+    consent.name(*plugins)
+    if trust_code:
+        consent.name(*consent.imported(folder / CONFIG))
+    try:
+        consent.read(folder / CONFIG)
+    except ValueError as error:
+        advice = "" if trust_code else "; or, for whatever it imports, from_pretrained(..., trust_code=True)"
+        raise ValueError(f"{error}{advice}") from None
     groups = {"ema": tensors["model"], "codec": tensors.get("codec", {}), "colours": tensors.get("colours", {})}
     return open_run(folder, folder, groups, record, device=choose_device(device), gin_bindings=gin_bindings)
 
@@ -220,7 +225,7 @@ def _portable(run: Run) -> str:
     elsewhere = ("audit", "prepare", "evaluate")
     with config.isolated():
         components.import_all()
-        config.parse([run.folder / CONFIG], run.gin_bindings)
+        config.parse([], run.gin_bindings, found=[run.folder / CONFIG])
         text = config.text_for([root for root in components.roots() if root.__name__ not in elsewhere], local)
     if paths := [name for name, value in config.statements(text).items() if ABSOLUTE.search(value)]:
         log.warning(
@@ -231,15 +236,16 @@ def _portable(run: Run) -> str:
     return text
 
 
-def _statements_that_load(text: str) -> list[str]:
-    """Lines of a gin file with `import`, `from` or `include`: gin knows these words as Python tokens, so no spelling
-    of them escapes Python's tokenizer. Raises ValueError where it is no text that gin could read."""
+def _check_claims(folder: Path, tensors: Mapping, record: Mapping) -> None:
+    """Raises ValueError where the record of somebody else lacks what a model is built of, or claims absurd sizes."""
     try:
-        tokens = list(tokenize.generate_tokens(StringIO(text).readline))
-    except (tokenize.TokenError, SyntaxError) as error:
-        raise ValueError(f"{CONFIG} is no gin file: {error}") from None
-    loading = ("import", "from", "include")
-    return [token.line.strip() for token in tokens if token.type == tokenize.NAME and token.string in loading]
+        arguments = record["model_arguments"]
+        sizes = [*arguments["channels"].values(), *arguments["grid"], arguments["num_classes"], record["image_size"]]
+        sound = all(type(size) is int and 0 < size <= MAX_SIZE for size in sizes) and type(record["step"]) is int
+    except (KeyError, TypeError, AttributeError):
+        sound = False
+    if not sound or "model" not in tensors:
+        raise ValueError(f"{folder / RECORD} does not describe a model that redi has saved: save it again")
 
 
 def _download(repo_id: str, revision: str | None) -> Path:

@@ -5,6 +5,8 @@ import os
 import gin
 import pytest
 
+from redi.core import consent
+
 # Several test processes at once (make test): each, and the programs it starts, gets its share of the cores.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
@@ -13,6 +15,7 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
 @pytest.fixture(autouse=True)
 def empty_gin_configuration():
     gin.clear_config()
+    consent.named.clear()
     yield
     gin.clear_config()
 

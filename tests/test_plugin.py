@@ -132,12 +132,23 @@ def test_the_saved_configuration_parses_back_to_itself(run):
 
 def test_a_run_with_components_of_another_package_opens_again(run):
     code = (
-        f"import redi; run = redi.load({str(run)!r}, device='cpu');"
+        f"import redi; run = redi.load({str(run)!r}, device='cpu', plugins=['my_lab']);"
         "print(type(run.model.fusion).__name__, run.model.fusion.factor);"
         "print(*(type(r.reducer).__name__ for r in run.codec.representations.values()))"
     )
     done = python("-c", code, cwd=run.parent, path=run.parent / "path")
     assert done.stdout.splitlines() == ["Scaled 0.5", "FirstChannels"]
+
+
+def test_what_nobody_has_named_is_not_imported_and_the_refusal_says_how_to_name_it(run):
+    arguments = ["-m", "redi.sample", "--run_dir=run", "--gin_bindings=sample.num_images = 4"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(run.parent / "path"), str(ROOT)])}
+    done = subprocess.run([sys.executable, *arguments], cwd=run.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and not (run / "samples").exists()
+    assert "run/config.gin says 'import my_lab.fusing', " in done.stderr
+    (flag,) = set(re.findall(r"--plugin=\S+?(?=,)", done.stderr))
+    python(*arguments, flag, cwd=run.parent, path=run.parent / "path")
+    assert (run / "samples" / "record.json").exists()
 
 
 def test_the_registry_and_the_table_list_them(run):

@@ -1,5 +1,7 @@
 """From a stored image to the RGB array a model sees."""
 
+import io
+
 import numpy as np
 from PIL import Image
 
@@ -7,6 +9,13 @@ from redi.core.registry import configurable
 
 EIGHT_BIT_MODES = frozenset("1 L P RGB RGBA CMYK YCbCr HSV LA La PA RGBX RGBa".split())
 SIXTEEN_BIT_MODES = frozenset("I I;16 I;16L I;16B I;16N".split())  # older Pillows open a 16-bit PNG as "I"
+
+# Formats that Pillow decodes by itself. Of the others some start other programs (EPS runs Ghostscript), and some are
+# read by code that hardly anybody uses.
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
+MAX_PIXELS = 89_478_485  # of an image, stored or resized: where Pillow begins to warn; 0.25 GiB of RGB
+MAX_BYTES = 2**28  # of a stored image, and of what lists their labels; those of ImageNet have at most 2**24
+MAX_SCANS = 100  # of a progressive JPEG, which has about 10; every one costs a pass over all pixels
 
 UPRIGHT = {  # EXIF tag 0x0112 -> what undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -53,6 +62,14 @@ class Preprocessing:
         orientation = exif_orientation(image) if self.exif_orientation else 1
         return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
 
+    def check(self, image: Image.Image) -> None:
+        """Raises ValueError where an opened image must not be decoded, for what that, or resizing, would take."""
+        check_pixels(*image.size)
+        if self.image_size is not None:
+            scale = self.image_size / min(image.size)
+            if scale > 1:  # the shorter side becomes image_size, and of a line of pixels the longer one huge
+                check_pixels(*(round(side * scale) for side in image.size), ", resized,")
+
     def output_size(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) of the result for an upright image of that size."""
         return (width, height) if self.image_size is None else (self.image_size, self.image_size)
@@ -65,6 +82,29 @@ class Preprocessing:
             "image_size": self.image_size,
             "exif_orientation": self.exif_orientation,
         }
+
+
+def open_image(data: bytes) -> Image.Image:
+    """The header of an encoded image; pixels are decoded by `load`.
+
+    Raises:
+        ValueError: more pixels or passes than any image needs that trains.
+        UnidentifiedImageError, and whatever else Pillow raises on damage.
+    """
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"an image of more than {MAX_BYTES:,} bytes")
+    if data[:2] == b"\xff\xd8" and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+        raise ValueError(f"a JPEG of {scans:,} scans, which would take very long; at most {MAX_SCANS} are decoded")
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    check_pixels(*image.size)
+    return image
+
+
+def check_pixels(width: int, height: int, how: str = "") -> None:
+    """Raises ValueError where an image has more than MAX_PIXELS."""
+    if width * height > MAX_PIXELS:
+        many = f"{width:,} x {height:,} pixels{how} are {width * height:,}"
+        raise ValueError(f"{many}; at most {MAX_PIXELS:,} are decoded")
 
 
 def centre_square(image: Image.Image, image_size: int) -> Image.Image:

@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from redi.core.archives import check_tensors, check_unpacked_size
+
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 
 
@@ -58,6 +60,10 @@ def read_published(path: str | Path) -> PublishedFile:
     args = content.get("args") if weights else None
     steps = [content[name] for name in ("steps", "step", "train_steps") if weights and type(content.get(name)) is int]
     weights = {name: _unwrapped(path, state) for name, state in (weights or {"ema": content}).items()}
+    try:
+        check_tensors((tensor for state in weights.values() for tensor in state.values()), path.stat().st_size)
+    except ValueError as error:
+        raise ValueError(f"{path} holds {error}") from None
     args = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, Mapping) else {}
     try:
         plain = json.loads(json.dumps({str(key): value for key, value in args.items()}, default=str))
@@ -74,8 +80,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickled(path: Path):
-    in_zip = zipfile.is_zipfile(path)  # PyTorch's format since 1.6, which can be mapped instead of read
+    in_zip = False
     try:
+        check_unpacked_size(path)
+        in_zip = zipfile.is_zipfile(path)  # PyTorch's format since 1.6, which can be mapped instead of read
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of unusual pickles, which are refused below
             return torch.load(path, map_location="cpu", weights_only=True, mmap=in_zip)

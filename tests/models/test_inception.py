@@ -5,6 +5,7 @@ import os
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -204,13 +205,15 @@ class Scripted(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def script(tmp_path_factory) -> Path:
+def script(tmp_path_factory) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("script") / TORCHSCRIPT
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(0)
         warnings.simplefilter("ignore")  # torch.jit's, about itself
         torch.jit.script(Scripted()).save(str(path))
-    return path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fid_inception, "TORCHSCRIPT_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+        yield path
 
 
 @pytest.mark.parametrize("mode", ["clean", "legacy_tensorflow"])
@@ -245,6 +248,13 @@ def test_a_torchscript_file_is_hashed_whole(script):
         Inception(weights=str(script), weights_sha256="00").load()
 
 
+def test_another_program_under_that_name_is_not_run(script):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="only NVIDIA's is run"):
+        patch.setattr(fid_inception, "TORCHSCRIPT_SHA256", "f58cb9b6")
+        patch.setattr(fid_inception, "build_torchscript", lambda *_, **__: pytest.fail("it was run"))
+        Inception(weights=str(script)).load()
+
+
 @pytest.mark.filterwarnings("ignore:.*TorchScript archive")
 def test_executable_files_of_other_names_are_not_run(script, tmp_path):
     for name in ("weights.pt", "weights.pth"):
@@ -265,7 +275,7 @@ def test_wrong_weights_are_refused(tmp_path, weights, tiny_timm):
         with pytest.raises(ValueError, match=f"Inception.weights: {path} holds other weights than those of FID"):
             Inception(weights=str(path)).load()
     (tmp_path / TORCHSCRIPT).write_text("<html>")
-    with pytest.raises(ValueError, match=f"{TORCHSCRIPT} is no TorchScript file of FID's Inception"):
+    with pytest.raises(ValueError, match=f"{TORCHSCRIPT} has the SHA-256 .*only NVIDIA's is run"):
         Inception(weights=str(tmp_path / TORCHSCRIPT)).load()
 
 

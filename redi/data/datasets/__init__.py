@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from redi.core.registry import Registry, discover
-from redi.data.preprocessing import Preprocessing, check_convertible
+from redi.data.preprocessing import FORMATS, MAX_BYTES, Preprocessing, check_convertible, open_image
 
 Split = Literal["all", "train", "held_out"]
 
@@ -102,6 +102,9 @@ class Dataset(ABC):
             mirror: (N,) bool, which of them are flipped left to right; default: none.
         """
         images, labels = zip(*_readers().map(self.__getitem__, positions), strict=True)
+        if odd := next((i for i, image in enumerate(images) if image.shape != images[0].shape), None):
+            sizes = [f"{self.names[positions[i]]} has {tuple(images[i].shape)}" for i in (0, odd)]
+            raise ValueError(f"images of different sizes after preprocessing: {', '.join(sizes)}; was one replaced?")
         images = torch.stack(images)
         if mirror is not None:
             flipped = torch.as_tensor(mirror, dtype=torch.bool)
@@ -159,14 +162,17 @@ class EncodedImages(Dataset):
 
     def _decode(self, index: int) -> Image.Image:
         try:
-            with self.read(index) as file, Image.open(file) as image:
-                image.load()  # Image.open reads the header alone: a truncated file shows only here
+            with self.read(index) as file:
+                data = file.read(MAX_BYTES + 1)
+            with open_image(data) as image:
+                self.preprocessing.check(image)
+                image.load()  # until here only the header was read: a truncated file shows only now
                 check_convertible(image)
                 return image
         except Exception as cause:  # decoders raise OSError, SyntaxError, struct.error, DecompressionBombError, ...
             what = f"{type(cause).__name__}: {cause}"
             if isinstance(cause, UnidentifiedImageError):  # its own text is the address of a Python object
-                what = "no image in a format that Pillow knows"
+                what = f"no image in a format that Pillow knows, or in none of {', '.join(FORMATS)}"
             raise UnreadableImage(f"{self.source_names[index]}: {what}") from cause
 
 

@@ -3,6 +3,7 @@
 import math
 import struct
 import threading
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -11,7 +12,13 @@ import numpy as np
 from PIL import Image
 
 from redi.data.datasets import Dataset, Split, numbered_classes, register
-from redi.data.preprocessing import Preprocessing
+from redi.data.preprocessing import Preprocessing, check_pixels
+
+# What zipfile, zlib and NumPy raise on damaged files; NotImplementedError and RecursionError are RuntimeErrors.
+UNREADABLE = (ValueError, OSError, RuntimeError, EOFError, OverflowError, MemoryError, struct.error, zipfile.BadZipFile)
+UNREADABLE += (zlib.error, TypeError, SyntaxError, tokenize.TokenError)
+MAX_UNPACKED = 2**28  # bytes of an array, from where on it must look like images
+MAX_RATIO = 100  # deflate comes to 1,000 at most, and to some 10 for images of a few colours
 
 
 @register
@@ -49,6 +56,7 @@ class AdmBatch(Dataset):
         if self.images.dtype != np.uint8 or len(self.images.shape) != 4 or self.images.shape[3] != 3:
             got = f"{self.images.dtype} {self.images.shape}"
             raise ValueError(f"{where}: arr_0 holds {got}; images are uint8 (N, H, W, 3)")
+        check_pixels(*self.images.shape[1:3])
         self.sums = {name: [info.CRC, info.file_size] for name, info in members.items() if name in ("arr_0", "arr_1")}
         labels, class_names = self._labels(members, where)
         super().__init__(
@@ -96,8 +104,8 @@ def _members(path: Path, where: str) -> dict[str, zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{where} is no whole .npz file ({error}): cut short, or of another kind") from None
+    except UNREADABLE as error:
+        raise ValueError(f"{where} is no whole .npz file ({str(error)[:300]}): cut short, or of another kind") from None
     if "arr_0" not in members:
         held = ", ".join(sorted(members)) or "nothing"
         hint = "; stored statistics are no images" if {"mu", "sigma"} <= set(members) else ""
@@ -127,12 +135,17 @@ class _Array:
                 read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
                 self.shape, self.fortran, self.dtype = read(member)
                 header = member.tell()
-        except (ValueError, OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"{where}: {self.name} cannot be read: {error}") from None
+        except UNREADABLE as error:
+            raise ValueError(f"{where}: {self.name} cannot be read: {str(error)[:300]}") from None
         if self.dtype.hasobject:
             raise ValueError(f"{where}: {self.name} holds Python objects, whose pickles could run code: not loaded")
         self.offset = _start(path, info) + header
         expected = math.prod(self.shape) * self.dtype.itemsize
+        if min(self.shape, default=0) < 0:
+            raise ValueError(f"{where}: {self.name} is damaged: it claims the shape {self.shape}")
+        if expected > MAX_UNPACKED and not self.mapped and expected > MAX_RATIO * info.compress_size:
+            what = f"{expected:,} bytes of {info.compress_size:,} compressed ones"
+            raise ValueError(f"{where}: {self.name} would unpack {what}, as no images do: refused")
         if info.file_size - header != expected or self.mapped and self.offset + expected > path.stat().st_size:
             what = f"{info.file_size - header:,} bytes instead of the {expected:,} of {self.shape}"
             raise ValueError(f"{where}: {self.name} is cut short or damaged: {what}")
@@ -153,8 +166,8 @@ class _Array:
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(self.name) as member:
                 return np.lib.format.read_array(member, allow_pickle=False)
-        except (ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"{self.where}: {self.name} cannot be read: {error}") from None
+        except UNREADABLE as error:
+            raise ValueError(f"{self.where}: {self.name} cannot be read: {str(error)[:300]}") from None
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_values": None}

@@ -52,7 +52,7 @@ class HuggingFace(EncodedImages):
         }
         # decode=False: encoded bytes come out, so that damage is reported by name, as for files
         self.table = table.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
-        self.image_column = image_column
+        self.image_column, self.folder = image_column, Path(path).expanduser().resolve()
         super().__init__(
             names=[f"{split_name}[{row}]" for row in range(len(table))],
             labels=labels,
@@ -68,7 +68,15 @@ class HuggingFace(EncodedImages):
         image = self.table[index][self.image_column]
         if image is None:
             raise ValueError("the row has no image")
-        return open(image["path"], "rb") if image["bytes"] is None else io.BytesIO(image["bytes"])
+        if image["bytes"] is not None:
+            return io.BytesIO(image["bytes"])
+        path = (self.folder / str(image["path"])).resolve()
+        if not path.is_relative_to(self.folder) or not path.is_file():
+            what = "save the data set with its images in it, as save_to_disk does by itself"
+            raise ValueError(
+                f"the row has no image, but names a file outside of the data set, {str(path)[:200]}: {what}"
+            )
+        return open(path, "rb")
 
     def provenance(self) -> dict:
         return {**self.provenance_, "preprocessing": self.preprocessing.provenance()}
@@ -89,6 +97,8 @@ def _load(path: str, split_name: str):
             f"{where} was not written by save_to_disk of the package datasets. Load the data set there and save it: "
             f"datasets.load_dataset(...).save_to_disk(folder); for a folder of image files bind ImageFolder.path"
         ) from cause
+    except Exception as cause:  # on damage the package raises whatever that leads to
+        raise ValueError(f"{where} cannot be read ({type(cause).__name__}: {str(cause)[:300]})") from cause
     if isinstance(found, datasets.DatasetDict):
         if split_name not in found:
             splits = ", ".join(sorted(found))

@@ -1,23 +1,15 @@
 """Image files in a folder or a zip file."""
 
 import hashlib
-import io
 import json
-import os
-import struct
-import zipfile
-import zlib
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 import numpy as np
-from PIL import Image
 
 from redi.data.datasets import EncodedImages, Split, numbered_classes, register
-from redi.data.preprocessing import Preprocessing
-
-# Pillow recognises these but decodes them with other programs, or not at all.
-NOT_IMAGES = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+from redi.data.datasets.image_sources import is_image, open_source
+from redi.data.preprocessing import MAX_BYTES, Preprocessing
 
 
 @register
@@ -48,12 +40,16 @@ class ImageFolder(EncodedImages):
         split_seed: int = 0,
     ):
         where = f"ImageFolder.path = {str(path)!r}"
-        self.source = _open_source(Path(path).expanduser(), where)
-        names = sorted(name for name in self.source.files if _is_image(name))
+        self.source = open_source(Path(path).expanduser(), where)
+        names = sorted(name for name in self.source.files if is_image(name))
         if not names:
             raise ValueError(f"{where} holds no images; names must end as image files do (.jpg, .png, .webp, ...)")
         if "dataset.json" in self.source.files:
-            labels, class_names = _labels_of_index(self.source.open("dataset.json"), names, where)
+            try:
+                index = self.source.open("dataset.json")
+            except ValueError as error:  # of a zip file, which does not name it
+                raise ValueError(f"{where}: dataset.json: {error}") from None
+            labels, class_names = _labels_of_index(index, names, where)
         else:
             labels, class_names = _labels_of_folders(names, self.source.folders, where)
         super().__init__(
@@ -83,94 +79,6 @@ class ImageFolder(EncodedImages):
         }
 
 
-class _Folder:
-    """Files of a folder by relative name, with what identifies each: size and time of change."""
-
-    def __init__(self, root: Path, where: str):
-        self.root = root.resolve()
-        self.files: dict[str, tuple[int, ...]] = {}
-        self.folders: set[str] = set()  # at the top level
-        for folder, below, files in os.walk(self.root, onerror=_raise):
-            here = Path(folder)
-            below[:] = [name for name in below if not _is_hidden(name)]
-            for name in below:
-                if (here / name).is_symlink():
-                    what = f"{self._name(here / name)} is a symbolic link to the folder {(here / name).resolve()}"
-                    raise ValueError(f"{where}: {what}; such links are not followed: put the files themselves there")
-            if here == self.root:
-                self.folders.update(below)
-            for name in files:
-                if _is_image(name) or (name == "dataset.json" and here == self.root):
-                    self.files[self._name(here / name)] = self._identity(here / name, where)
-
-    def _name(self, file: Path) -> str:
-        return file.relative_to(self.root).as_posix()
-
-    def _identity(self, file: Path, where: str) -> tuple[int, ...]:
-        if file.is_symlink():
-            target, what = file.resolve(), f"{where}: {self._name(file)} is a symbolic link"
-            if not target.is_relative_to(self.root):
-                raise ValueError(f"{what} out of the folder, to {target}: put a copy of the file there instead")
-            if not target.is_file():
-                raise ValueError(f"{what} to {target}, which is not there")
-        status = file.stat()
-        return status.st_size, status.st_mtime_ns
-
-    def open(self, name: str) -> IO[bytes]:
-        return open(self.root / name, "rb")
-
-
-class _Zip:
-    """Files of a zip by name, with what identifies each: size and CRC.
-
-    Each read opens the archive anew and goes straight to its member, so threads, forked workers and pickling
-    share nothing. A ZipFile per thread would read the whole directory again in each: for ImageNet's 1.3 million
-    files, several seconds and hundreds of megabytes per thread.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path.resolve()
-        self.files: dict[str, tuple[int, ...]] = {}
-        self.folders: set[str] = set()
-        self._places: dict[str, tuple[int, int, int, int]] = {}  # offset, stored size, method, flags
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                parts = member.filename.split("/")
-                if any(_is_hidden(part) for part in parts):
-                    continue
-                if len(parts) > 1:
-                    self.folders.add(parts[0])
-                if _is_image(parts[-1]) or member.filename == "dataset.json":
-                    self.files[member.filename] = member.file_size, member.CRC
-                    place = member.header_offset, member.compress_size, member.compress_type, member.flag_bits
-                    self._places[member.filename] = place
-
-    def open(self, name: str) -> IO[bytes]:
-        offset, stored_size, method, flags = self._places[name]
-        if flags & 1 or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError("encrypted, or compressed with a method other than deflate: pack the zip anew")
-        with open(self.path, "rb") as file:
-            file.seek(offset)
-            header = file.read(30)  # the local header; its last two fields are the lengths of what follows it
-            file.seek(sum(struct.unpack("<HH", header[26:])), os.SEEK_CUR)
-            data = file.read(stored_size)
-        if method == zipfile.ZIP_DEFLATED:  # no further than the size announced: a zip bomb stops there
-            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, self.files[name][0] + 1)
-        if (len(data), zlib.crc32(data)) != self.files[name]:
-            raise ValueError("the zip is damaged, or was replaced, here: size or CRC differ from its directory")
-        return io.BytesIO(data)
-
-
-def _open_source(path: Path, where: str) -> _Folder | _Zip:
-    if not path.exists():
-        raise ValueError(f"{where} does not exist (looked for {path.absolute()})")
-    if path.is_dir():
-        return _Folder(path, where)
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{where} is neither a folder nor a whole zip file; other archives must be unpacked first")
-    return _Zip(path)
-
-
 def _labels_of_folders(names: list[str], folders: set[str], where: str) -> tuple[np.ndarray, list[str]]:
     """One class per top-level folder; or one class in all, for images at the root."""
     at_root = [name for name in names if "/" not in name]
@@ -191,10 +99,15 @@ def _labels_of_index(file: IO[bytes], names: list[str], where: str) -> tuple[np.
     where = f"{where}: dataset.json"
     try:
         with file:
-            pairs = json.load(file)["labels"]
+            text = file.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
+            raise ValueError(f"has more than {MAX_BYTES:,} bytes")
+        pairs = json.loads(text)["labels"]
         label_of = None if pairs is None else {name.replace("\\", "/"): label for name, label in pairs}
-    except (ValueError, KeyError, TypeError, AttributeError) as cause:
-        raise ValueError(f'{where} must be {{"labels": [["file name", label], ...]}} or {{"labels": null}}') from cause
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
+        reason = f"{type(cause).__name__}: {str(cause)[:200]}"
+        expected = '{"labels": [["file name", label], ...]} or {"labels": null}'
+        raise ValueError(f"{where} must be {expected} ({reason})") from cause
     if label_of is None:
         return np.zeros(len(names), dtype=np.int64), ["unlabelled"]
     if len(label_of) < len(pairs):
@@ -207,24 +120,10 @@ def _labels_of_index(file: IO[bytes], names: list[str], where: str) -> tuple[np.
         raise ValueError(f"{where} gives no label for {len(unlisted)} images: {_few(unlisted)}")
     for name, label in label_of.items():
         if type(label) is not int or not 0 <= label < 2**63:
-            raise ValueError(f"{where} gives {name} the label {label!r}; labels are single integers from 0 on")
+            raise ValueError(f"{where} gives {name} the label {str(label)[:40]}; labels are single integers from 0 on")
     labels = np.array([label_of[name] for name in names], dtype=np.int64)
     return labels, numbered_classes(labels, where)
 
 
-def _is_image(name: str) -> bool:
-    """By extension; `Image.registered_extensions` holds those of all formats that Pillow knows."""
-    kind = Image.registered_extensions().get(PurePosixPath(name).suffix.lower())
-    return kind in Image.OPEN and kind not in NOT_IMAGES and not _is_hidden(PurePosixPath(name).name)
-
-
-def _is_hidden(part: str) -> bool:
-    return part.startswith(".") or part == "__MACOSX"
-
-
 def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _raise(error: OSError) -> None:
-    raise error

@@ -140,6 +140,8 @@ def _members(tar: Window, where: str) -> Iterator[tarfile.TarInfo]:
         if member.offset_data + member.size > tar.size:
             what = f"{member.name} ends at byte {member.offset_data + member.size:,} of {tar.size:,}"
             raise ValueError(f"{where} is cut short: {what}")
+        if member.name.startswith("/") or ".." in member.name.split("/"):  # nothing is unpacked; but it is no data set
+            raise ValueError(f"{where} holds the name {member.name[:200]!r}, which leads out of the shard: refused")
         if member.isdir():
             continue
         if not member.isreg() or member.sparse is not None:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 STATE_DICT = "pt_inception-2015-12-05-6726825d.pth"  # the eight digits begin the SHA-256 of the file
 TORCHSCRIPT = "inception-2015-12-05.pt"
+# Of NVIDIA's file, which many projects check: it is a program, and none but this one is run.
+TORCHSCRIPT_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 SIDE = 299
 
 
@@ -73,7 +75,7 @@ def build(path: Path, tensors: dict[str, Tensor], binding: str) -> nn.Module:
 
 
 def build_torchscript(path: Path, binding: str, resize_inside: bool) -> nn.Module:
-    """clean-fid's wrapper of the TorchScript file, whose code runs. Raises ValueError: it is none."""
+    """clean-fid's wrapper of the TorchScript file, whose code runs (NVIDIA's alone). Raises ValueError: it is none."""
     from cleanfid.inception_torchscript import InceptionV3W
 
     try:

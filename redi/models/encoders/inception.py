@@ -32,7 +32,7 @@ class Inception(PretrainedNetwork, Encoder):
         weights: pt_inception-2015-12-05-6726825d.pth (the release of pytorch-fid), or a folder with it; default:
             clean-fid's download of it. Only its tensors are read. Or inception-2015-12-05.pt, the TorchScript file that
             clean-fid uses for the first two modes and reads under this name: it is code as well as weights, and that
-            code is run, so name none that you would not run. It gives the pooled features alone.
+            code is run, so it must have the SHA-256 of NVIDIA's file. It gives the pooled features alone.
         weights_sha256: of the tensors (of the TorchScript file), as in the provenance; other weights are refused.
 
     Raises:
@@ -133,6 +133,9 @@ class Inception(PretrainedNetwork, Encoder):
         if self.weights_sha256 not in (None, digest):
             expected = f"{binding}_sha256 = {self.weights_sha256}"
             raise ValueError(f"{binding}: {path} has the SHA-256 {digest}, not {expected}")
+        if digest != fid.TORCHSCRIPT_SHA256:
+            what = f"TorchScript is a program, and of this name only NVIDIA's is run, SHA-256 {fid.TORCHSCRIPT_SHA256}"
+            raise ValueError(f"{binding}: {path} has the SHA-256 {digest}: {what}. {fid.STATE_DICT} holds no code")
         self.weights_sha256 = digest
         return path, {}
 

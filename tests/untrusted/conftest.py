@@ -1,0 +1,46 @@
+"""What a reader may take: memory and time are watched."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent))  # the files' makers are shared, and no package
+
+
+def peak_mib() -> float:
+    """The most memory that this process has had since `reset`."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+@pytest.fixture
+def bounded() -> Callable:
+    """Context that takes at most so much memory beyond what there was, and so much time of the processor."""
+
+    @contextlib.contextmanager
+    def within(mib: float, seconds: float) -> Iterator[None]:
+        if not Path("/proc/self/clear_refs").exists():
+            pytest.skip("peak memory is told by Linux alone")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what there is now
+        before, start = peak_mib(), time.process_time()
+        yield
+        assert peak_mib() - before < mib and time.process_time() - start < seconds
+
+    return within
+
+
+@pytest.fixture
+def refused(tmp_path, bounded) -> Callable:
+    """Checks that a reader refuses a file with a message that matches, and neither runs code of it nor floods."""
+
+    def check(read: Callable[[Path], object], message: str) -> None:
+        with bounded(mib=700, seconds=20), pytest.raises(ValueError, match=message) as refusal:
+            read(tmp_path)
+        assert not (tmp_path / "ran").exists()  # what code in the files would have made
+        assert len(str(refusal.value)) < 2_000
+
+    return check

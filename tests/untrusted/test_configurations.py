@@ -1,0 +1,168 @@
+"""A config.gin that lies in a folder imports what is redi's and what was named, and nothing else."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import gin.config_parser
+import pytest
+from absl import flags
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from redi import components, program, sweep
+from redi.core import config, consent
+
+components.import_all()
+
+
+@pytest.fixture
+def dangerous(tmp_path, monkeypatch) -> Path:
+    """A file that appears when the module `dangerous` (or what lies in it) is imported."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "dangerous").mkdir()
+    (tmp_path / "dangerous" / "__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    (tmp_path / "dangerous" / "part.py").touch()
+    (tmp_path / "other.gin").write_text("import dangerous\n")
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path / "ran"
+    for name in ("dangerous", "dangerous.part"):
+        sys.modules.pop(name, None)
+
+
+def found(folder: Path, text: str) -> Path:
+    (folder / "run").mkdir(exist_ok=True)
+    (folder / "run" / "config.gin").write_bytes(text.encode())
+    return folder / "run" / "config.gin"
+
+
+STATEMENTS = {
+    "import dangerous": "'import dangerous'.*--plugin=dangerous",
+    "import dangerous.part": "'import dangerous.part'.*--plugin=dangerous",
+    "import dangerous as redi": "'import dangerous as redi'",
+    "from dangerous import part": "'from dangerous import part'.*--plugin=dangerous",
+    "import os": "'import os'.*--plugin=os",
+    "import redi_evil": "'import redi_evil'",
+    "import redidangerous.part": "'import redidangerous.part'",
+    "  import dangerous": "'import dangerous'",
+    "import \\\n  dangerous": "'import dangerous'",
+    "\\\nimport dangerous": "'import dangerous'",
+    "import dangerous # of ours": "'import dangerous'",
+    "A = 1\r\nimport dangerous\r\n": "'import dangerous'",
+    "A = 1\rimport dangerous": "'import dangerous'",
+    "A = (1,\n 2)\nimport dangerous": "'import dangerous'",
+    "\x0cimport dangerous": "'import dangerous'",
+    "include 'other.gin'": "include 'other.gin'.*--gin_file=.*config.gin",
+    "include '/etc/passwd'": "include '/etc/passwd'",
+    "include 'oth' 'er.gin'": "include 'oth' 'er.gin'",
+    "from __gin__ import dynamic_registration\nimport redi.hub\nA = @redi.hub.tempfile.mkdtemp()": "__gin__.*name it",
+    "from __gin__ import dynamic_registration": "dynamic_registration'.*--gin_file=",
+    "import": "says 'import'",
+    "A = import": "says",
+    "'\"": "is no gin file|Unexpected token",
+    "A = (1,": "no gin file",
+    "\x00": "is no gin file|Unexpected token",  # as the version of Python's tokenizer has it
+}
+
+
+@pytest.mark.parametrize("text", STATEMENTS)
+def test_what_nobody_has_named_is_refused_and_does_not_run(text, dangerous, tmp_path):
+    with pytest.raises(ValueError, match=STATEMENTS[text]):
+        config.parse([], found=[found(tmp_path, text)])
+    assert not dangerous.exists()
+
+
+def test_the_same_file_may_import_it_once_it_is_named(dangerous, tmp_path):
+    path = found(tmp_path, "import dangerous.part\n")
+    consent.name("dangerous")
+    config.parse([], found=[path])
+    assert dangerous.exists()
+
+
+def test_naming_a_file_is_naming_what_it_imports(dangerous, tmp_path):
+    config.parse([found(tmp_path, "import dangerous.part\n")])
+    assert dangerous.exists()
+    config.parse([], found=[found(tmp_path, "import dangerous.part\n")])  # what was saved of it
+    with pytest.raises(ValueError, match="import dangerous.other"):
+        config.parse([], found=[found(tmp_path, "import dangerous.other\n")])
+
+
+def test_bindings_are_the_users(dangerous):
+    config.parse([], ["import dangerous"])
+    assert dangerous.exists()
+
+
+def test_modules_of_redi_may_be_imported(tmp_path):
+    config.parse([], found=[found(tmp_path, "import redi.data.audit\nfrom redi.core import grids\nA = 'import os'\n")])
+
+
+@pytest.mark.parametrize("name", ["", "my lab", "my_lab.", "os; import x", "__gin__", "../x"])
+def test_what_is_no_module_cannot_be_named(name):
+    with pytest.raises(ValueError, match="is no name of a Python module"):
+        consent.name(name)
+
+
+def test_the_environment_names_plugins():
+    code = "from redi.core import consent; print(sorted(consent.named))"
+    done = subprocess.run([sys.executable, "-c", code], env={"REDI_PLUGINS": "a,b.c"}, capture_output=True, text=True)
+    assert done.stdout == "['a', 'b.c']\n"
+
+
+def test_a_sweep_that_lies_in_a_folder_submits_nothing(tmp_path):
+    text = "sweep.grid = {'PCA.rank': [1]}\nsweep.launcher = 'slurm'\nsweep.slurm = {'slurm_setup': ['touch ran']}\n"
+    path = found(tmp_path, text)
+    flags.FLAGS(["redi.sweep"])
+    with pytest.raises(ValueError, match="options of Slurm can be shell commands: read it.*--gin_file=.*config.gin"):
+        sweep.main(path.parent)
+
+
+def test_names_of_files_do_not_steer_the_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(program, "_log_to_stderr", lambda: None)  # other tests look at the log
+
+    def main(_):
+        raise ValueError("no file \x1b[2J\x1b]0;owned\x07.png\n  in this folder")
+
+    flags.FLAGS(["redi"])
+    assert program._guarded(main, ["redi"], in_run_dir=False) == 1
+    assert "no file \ufffd[2J\ufffd]0;owned\ufffd.png\n  in this folder" in capsys.readouterr().err
+
+
+# ---- against gin's own parser: what it would import of a text that is let in
+
+
+class Nothing:
+    """References and macros, as nothing."""
+
+    def configurable_reference(self, name, evaluate):
+        return None
+
+    def macro(self, name):
+        return None
+
+
+PIECES = st.sampled_from(
+    "import from include as redi os dangerous . .. / = : ( ) [ ] { } , ; @ % ' \" ''' # \\ \\\n \n \n \r \t \x0c A b 1 "
+    "-1 'x.gin' __gin__ dynamic_registration redi.hub é \ufeff \u2028 \x85 \xa0 ｉｍｐｏｒｔ".split(" ")
+    + [" ", "  ", "\n  ", "import ", "from ", "\nimport ", "\ninclude 'x'", " import ", "\nA = ", "\nA:\n  b = 1\n"]
+)
+
+
+@settings(max_examples=600, deadline=None)
+@given(st.lists(PIECES, max_size=14).map("".join))
+def test_gin_finds_no_import_that_was_overlooked(text):
+    path = io.BytesIO(text.encode())
+    decoded = io.TextIOWrapper(path, encoding="utf-8").read()
+    try:
+        refused = [line for line in consent.loading_lines(decoded) if not consent._allowed(line)]
+    except (consent.tokenize.TokenError, SyntaxError):
+        return  # refused as no gin file
+    if refused:
+        return
+    try:
+        for statement in gin.config_parser.ConfigParser(io.StringIO(decoded), Nothing()):
+            assert not isinstance(statement, gin.config_parser.IncludeStatement)
+            if isinstance(statement, gin.config_parser.ImportStatement):
+                assert statement.module == "redi" or statement.module.startswith("redi.")
+    except (SyntaxError, ValueError, StopIteration, consent.tokenize.TokenError):
+        pass  # gin stops there, and so imports nothing further
