@@ -109,9 +109,12 @@ def open_run(
         codec, built_model, objective = _build(run_dir, channels, num_classes, gin_bindings)
         model, process = model or built_model, process or objective.process
     codec.load_learned_state(tensors["codec"])
-    net = (model or DiffusionTransformer)(**arguments | {"channels": channels})
+    build, stored = model or DiffusionTransformer, dict(tensors.get("model", {})) | dict(tensors["ema"])
     try:
-        net.load_state_dict(dict(tensors.get("model", {})) | dict(tensors["ema"]))
+        with torch.device("meta"):  # without memory, of which a configuration of somebody else may ask for any amount
+            build(**arguments | {"channels": channels}).load_state_dict(stored, assign=True)
+        net = build(**arguments | {"channels": channels})
+        net.load_state_dict(stored)
     except RuntimeError as error:
         raise ValueError(f"{folder} holds another model than model= builds: {error}") from None
     net.to(device).eval().requires_grad_(False)

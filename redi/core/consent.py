@@ -88,10 +88,10 @@ def _module(line: list[str]) -> str | None:
     """The module of `import a.b`, `import a.b as c` or `from a import b`; None for whatever else."""
     if line[-2:-1] == ["as"]:
         line = line[:-2]
-    if line[0] == "from" and line[-2:-1] == ["import"]:
+    if line[:1] == ["from"] and line[-2:-1] == ["import"]:
         line = [*line[:-2], ".", line[-1]]
     module = "".join(line[1:])
-    whole = line[0] in ("import", "from") and all(part.isidentifier() for part in module.split("."))
+    whole = line[:1] in (["import"], ["from"]) and all(part.isidentifier() for part in module.split("."))
     return module if whole and not set(line[1:]) & set(WORDS) else None
 
 

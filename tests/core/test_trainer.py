@@ -10,6 +10,7 @@ import sys
 import time
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -25,7 +26,10 @@ from redi.core.objective import JointObjective
 from redi.core.samplers.euler import Euler
 from redi.core.trainer import ADAMW, train
 from redi.data.datasets.digits import Digits
+from redi.data.datasets.image_folder import ImageFolder
 from redi.data.encoding import write_cache
+from redi.data.loader import batch_positions
+from redi.data.preprocessing import Preprocessing
 from redi.models.autoencoders.pixels import Pixels
 from redi.models.encoders.domain import DomainEncoder
 from redi.models.reducers.pca import PCA
@@ -314,6 +318,31 @@ def test_training_that_diverges_stops_and_its_checkpoints_are_good(start, tmp_pa
     assert list_checkpoints(tmp_path / "run")
     for folder in list_checkpoints(tmp_path / "run"):
         assert all(tensor.isfinite().all() for tensor in load_checkpoint(folder)[0]["model"].values())
+
+
+def test_an_image_that_vanishes_costs_no_step(start, tmp_path, caplog):
+    """The steps before it are saved; once it is back, the training ends as if nothing had happened."""
+    for number in range(40):
+        folder = tmp_path / "images" / f"class {number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+    images = ImageFolder(path=str(tmp_path / "images"), preprocessing=Preprocessing(image_size=8))
+    settings = {"dataset": images, "num_steps": 10, "batch_size": 4}  # one epoch
+    plain = start("plain", **settings)
+    lost = tmp_path / "images" / images.names[batch_positions(len(images), 4, 0, 8)[0]]  # of the ninth step
+    content = lost.read_bytes()
+
+    def vanish(*arguments, **keywords):
+        lost.unlink(missing_ok=True)
+        return generate(*arguments, **keywords, sampler=Euler(num_evaluations=1))
+
+    with pytest.raises((ValueError, OSError), match=lost.name):
+        start("run", **settings, preview=vanish, preview_every=2)
+    assert list_checkpoints(tmp_path / "run")[-1].name == "step_00000008"
+    assert "the data of step 9 cannot be read; all steps before it are saved" in caplog.text
+    lost.write_bytes(content)
+    assert_same_training(start("run", **settings), plain)
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -60,6 +60,7 @@ STATEMENTS = {
     "from __gin__ import dynamic_registration": "dynamic_registration'.*--gin_file=",
     "import": "says 'import'",
     "A = import": "says",
+    "as import": "says 'as import'",
     "'\"": "is no gin file|Unexpected token",
     "A = (1,": "no gin file",
     "\x00": "is no gin file|Unexpected token",  # as the version of Python's tokenizer has it
