@@ -214,4 +214,3 @@ class JointObjective:
                 "JointObjective.independent_timesteps = True needs a model that is told every group's t: bind "
                 "DiffusionTransformer.group_timesteps = True (and have at least one representation)"
             )
-

@@ -246,7 +246,7 @@ def train(
             skipped.arrived(wait=True)  # up to the step before too, and so alike on all processes
             skipped.add(step - 1, taken["skipped"])
             if skipped.exceeded:
-                raise ValueError(diagnosed(run_dir, skipped,  take_step, dataset, reading))
+                raise ValueError(diagnosed(run_dir, skipped, take_step, dataset, reading))
 
             draws, ends = step % preview_every == 0, step == num_steps
             measures = monitor is not None and (step % monitor_every == 0 or ends)

@@ -16,7 +16,7 @@ from redi.core.atomic import stamp
 from redi.core.codec import without_versions
 from redi.core.progress import progress
 from redi.core.registry import identity
-from redi.data.datasets import Dataset
+from redi.data.datasets import Dataset, MixedSizes
 from redi.data.division import complete
 from redi.data.encoding import check_encoded
 from redi.data.preparation import cache_folder
@@ -112,7 +112,7 @@ def _images(dataset: Dataset, positions: Sequence[int]) -> Tensor:
             f"the reference's images are square, {first} has {shape[2]}x{shape[1]} pixels: bind "
             "Preprocessing.image_size to the samples' size"
         )
-    with contextlib.suppress(RuntimeError):  # torch.stack, where sizes differ
+    with contextlib.suppress(MixedSizes):  # which of them differ from the first image is said below
         images = dataset.batch(positions)["images"]
         if images.shape[1:] == shape:
             return images

@@ -24,6 +24,10 @@ class UnreadableImage(ValueError):
     """An image that cannot be decoded; the message names the file and the cause."""
 
 
+class MixedSizes(ValueError):
+    """The images of one batch differ in size."""
+
+
 class Dataset(ABC):
     """Images of one size with integer labels, in an order that never changes.
 
@@ -104,7 +108,7 @@ class Dataset(ABC):
         images, labels = zip(*_readers().map(self.__getitem__, positions), strict=True)
         if odd := next((i for i, image in enumerate(images) if image.shape != images[0].shape), None):
             sizes = [f"{self.names[positions[i]]} has {tuple(images[i].shape)}" for i in (0, odd)]
-            raise ValueError(f"images of different sizes after preprocessing: {', '.join(sizes)}; was one replaced?")
+            raise MixedSizes(f"images of different sizes after preprocessing: {', '.join(sizes)}; was one replaced?")
         images = torch.stack(images)
         if mirror is not None:
             flipped = torch.as_tensor(mirror, dtype=torch.bool)
