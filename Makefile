@@ -67,13 +67,16 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := install
 .NOTPARALLEL:
-.PHONY: quickstart test install lint clean-venv help
+.PHONY: quickstart test chaos install lint clean-venv help
 
 quickstart: install ## train, sample and evaluate a small model on handwritten digits; a CPU is enough
 	$(VENV)/bin/python -m redi.run --gin_file=digits.gin --run_dir=runs/quickstart
 
 test: install ## run the tests; PYTEST_ARGS='-k fusion' passes arguments on
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+
+chaos: install ## the long rounds of faults and of hostile files, about 20 minutes; the report lies in runs/chaos/
+	REDI_CHAOS_REPORT=$${REDI_CHAOS_REPORT:-$(CURDIR)/runs/chaos} $(VENV)/bin/python -m pytest -m chaos $(PYTEST_ARGS)
 
 install: ## create or update .venv; EXTRAS=test,dev,gpu installs more; PYTHON=python3.11 chooses
 	@sh -c "$$INSTALL"

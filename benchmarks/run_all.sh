@@ -12,7 +12,7 @@ esac
 [ $# -eq 0 ] || shift
 python=${PYTHON:-.venv/bin/python}
 [ -x "$python" ] || python=python
-names=${*:-startup memory attention data_loading pca train_step sampling quality}
+names=${*:-startup memory attention data_loading pca train_step sampling quality long_run}
 failed=""
 started=$(date +%s)
 for name in $names; do
