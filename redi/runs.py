@@ -111,7 +111,8 @@ def open_run(
     codec.load_learned_state(tensors["codec"])
     build, stored = model or DiffusionTransformer, dict(tensors.get("model", {})) | dict(tensors["ema"])
     try:
-        with torch.device("meta"):  # without memory, of which a configuration of somebody else may ask for any amount
+        # First without memory, of which a configuration of somebody else may ask for any amount.
+        with torch.device("meta"):
             build(**arguments | {"channels": channels}).load_state_dict(stored, assign=True)
         net = build(**arguments | {"channels": channels})
         net.load_state_dict(stored)

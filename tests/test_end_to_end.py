@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -240,6 +241,8 @@ def test_no_pickle_is_read(run_dir, environment):
         def refuse(*args, **kwargs):
             raise AssertionError("a pickle was read")
 
+        with torch.device("meta"):
+            torch.arange(2.0)  # imports modules of torch that derive classes from what is replaced below
         torch.load = torch.serialization.load = pickle.load = pickle.loads = pickle.Unpickler = refuse
         run = redi.load(sys.argv[1], device="cpu")
         sampler = redi.samplers.Euler(num_evaluations=2)
@@ -249,6 +252,14 @@ def test_no_pickle_is_read(run_dir, environment):
     command = [sys.executable, "-c", textwrap.dedent(program), str(run_dir)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "(2, 3, 8, 8)", done.stderr
+
+
+def test_a_configuration_that_asks_for_endless_memory_is_refused_before_it_is_taken(run_dir, tmp_path):
+    shutil.copytree(run_dir, tmp_path / "run")
+    with open(tmp_path / "run" / "config.gin", "a") as file:
+        file.write("\nDiffusionTransformer.width = 40_000_000\nDiffusionTransformer.num_heads = 4\n")  # 20 PB
+    with pytest.raises(ValueError, match="step_.* holds another model"):
+        redi.load(tmp_path / "run", device="cpu")
 
 
 def test_no_file_of_a_run_is_a_pickle(run_dir):

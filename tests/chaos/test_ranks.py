@@ -15,7 +15,6 @@ TORCHRUN = (
     sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--max-restarts=100",
     "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0",
 )  # fmt: skip
-KILLS = 10
 
 
 def ranks(process: subprocess.Popen) -> dict[int, int]:
@@ -32,16 +31,16 @@ def ranks(process: subprocess.Popen) -> dict[int, int]:
     return found
 
 
-@pytest.mark.chaos
 @pytest.mark.timeout(1800)
-def test_two_processes_survive_the_death_of_either(make_training, report):
-    lines = "train.num_steps = 1000", "train.checkpoint_every = 25"
+@pytest.mark.parametrize(("num_kills", "num_steps"), [(1, 100), pytest.param(10, 1000, marks=pytest.mark.chaos)])
+def test_two_processes_survive_the_death_of_either(num_kills, num_steps, make_training, report):
+    lines = f"train.num_steps = {num_steps}", "train.checkpoint_every = 25"
     unbroken = make_training(*lines, launcher=TORCHRUN)
     assert unbroken.finish() == 0, unbroken.said()[-3000:]
 
     broken = make_training(*lines, launcher=TORCHRUN)
     generator = random.Random(2)
-    steps = sorted(generator.sample(range(1, 900), KILLS))
+    steps = sorted(generator.sample(range(1, num_steps * 9 // 10), num_kills))
     lost = []
 
     def kill_ranks(run: Training, process: subprocess.Popen) -> str:
