@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from redi.core.interrupt import Stopped
 from redi.core.rows import Rows
 
 Result = TypeVar("Result")
@@ -185,13 +186,21 @@ def process_group(device: torch.device) -> Iterator[Processes]:
             backend, store=dist.PrefixStore("group", store), rank=rank, world_size=size, timeout=PATIENCE,
             device_id=device if device.type == "cuda" else None,
         )  # fmt: skip
+    together = False
     try:
         yield Processes(rank, size, dist.PrefixStore("watchdog", store))
+        together = True
+    except Stopped:  # all have agreed on it
+        together = True
+        raise
     finally:
         # gloo's threads let go of the last tensors, for which they may need the GIL; the group's destructor would wait
         # for these threads with the GIL in its hands.
         time.sleep(0.5)
-        dist.destroy_process_group()
+        # Where this process alone has failed, the others wait for it in a step, and to take NCCL down would wait for
+        # them, for ever (pytorch/torchtitan#1342). What tells them is that it ends.
+        if together or device.type != "cuda":
+            dist.destroy_process_group()
 
 
 @contextlib.contextmanager

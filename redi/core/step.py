@@ -101,7 +101,7 @@ class TrainingStep:
 
             def losses(part=part) -> dict[str, Tensor]:
                 with matmul_precision(self.precision.name), self.precision.autocast(part["x"].device):
-                    return JointObjective.losses(self.objective, self.model, **part)
+                    return type(self.objective).losses(self.objective, self.model, **part)
 
             yield first, part["x"], losses
             first += len(part["x"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from redi.core.checkpoint import Retention, check_best, list_checkpoints
+from redi.core.checkpoint import Retention, check_best, checkpoint_dir, list_checkpoints
 from redi.core.codec import JointCodec
 from redi.core.device import choose_compile, choose_device, choose_precision, own_gpu
 from redi.core.diagnosis import diagnosed
@@ -200,7 +200,8 @@ def train(
         )
         options = {"desc": "training", "unit": "step", "smoothing": 0.1, "leave": True, "disable": not first}
         bar = exits.enter_context(progress(total=num_steps, initial=step, **options))
-        exits.enter_context(as_lost_process(network_only=True))
+        if processes.size > 1:
+            exits.enter_context(as_lost_process(network_only=True))
 
         pending: list[Line] = []  # of the log: their numbers are on the way from the device
 
@@ -283,4 +284,4 @@ def train(
             if signalled:
                 raise Stopped(signalled, step)
         vote.result()
-    return list_checkpoints(run_dir)[-1]
+    return checkpoint_dir(run_dir, step)

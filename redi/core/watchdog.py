@@ -146,7 +146,9 @@ class Watchdog:
 
     def end_window(self) -> None:
         """On rank 0, at a line of the log: warns, ever more rarely, where a process mostly waited for data."""
-        spent = {rank: report.spent for rank, report in self.latest.items()}
+        if not self.stalled_seconds:
+            return
+        spent = {rank: report.spent for rank, report in dict(self.latest).items()}  # to which the thread adds
         passed = {rank: _difference(now, self.before.get(rank, {})) for rank, now in spent.items()}
         if sum(passed.get(0, {}).values()) < 4 * self.interval:  # what the others say is up to an interval old
             return

@@ -289,6 +289,13 @@ def test_a_window_is_judged_by_itself_and_said_ever_more_rarely(caplog, said):
     assert len(caplog.records) == 3
 
 
+def test_a_watchdog_that_is_switched_off_says_nothing(said, caplog):
+    with Watchdog(stalled_seconds=0) as watchdog:
+        watchdog.at(1, WAITING)
+        watchdog.end_window()
+    assert not caplog.records
+
+
 def test_saying_where_the_loop_is_costs_next_to_nothing():
     with Watchdog() as watchdog:
         began = time.perf_counter()

@@ -1,10 +1,16 @@
-"""What two processes tell each other; the second one ends early."""
+"""What two processes tell each other; the second one ends early. communication.py FOLDER"""
 
 import os
+import sys
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
+from torch.distributed import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from redi.core.distributed import LostProcess, Vote, process_group
+from redi.core.parallel.fsdp import FSDP
 
 with process_group(torch.device("cpu")) as processes:
     rank = processes.rank
@@ -28,6 +34,22 @@ with process_group(torch.device("cpu")) as processes:
         assert str(error) == ("the disk is full" if rank == 0 else "rank 0: the disk is full")
     else:
         raise AssertionError("rank 0 failed, and nobody was told")
+
+    folder = Path(sys.argv[1]) / "parts"
+    whole = torch.arange(6.0)
+    divided = {"model": {"weight": distribute_tensor(whole, init_device_mesh("cpu", (2,)), [Shard(0)])}}
+    processes.on_first(lambda: (folder.mkdir(), (folder / "model").write_text("no folder")) and None)
+    try:
+        FSDP().write(divided, folder, processes)
+    except OSError as error:
+        assert "parts/model not written: on rank" in str(error) and not isinstance(error, LostProcess)
+    else:
+        raise AssertionError("FSDP's parts were written into a file")
+    processes.gathered(None)  # rank 0 has removed the rest
+    assert not folder.exists()
+    processes.gathered(None)  # rank 0 makes it again
+    written = FSDP().write(divided, folder, processes)
+    assert torch.equal(load_file(written["model"])["weight"], whole)
 
     vote = Vote(processes)
     assert [vote.cast(number) for number in ((0, 0, 15, 0), (0, 10, 0, 0))[rank]] == [0, 0, 10, 15]

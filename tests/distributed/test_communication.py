@@ -1,13 +1,16 @@
 """What processes tell each other, between two real ones and alone."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from redi.core.distributed import LostProcess, Processes, Vote, as_lost_process, process_group
+from redi.core.interrupt import Stopped
 
 
-def test_two_processes_agree_and_learn_of_each_other_s_end(started):
-    assert "told: another process of this training is gone" in started(2, "communication.py")
+def test_two_processes_agree_and_learn_of_each_other_s_end(started, tmp_path):
+    assert "told: another process of this training is gone" in started(2, "communication.py", str(tmp_path))
 
 
 def test_alone_nothing_is_communicated(monkeypatch):
@@ -27,6 +30,24 @@ def test_a_place_where_to_meet_is_asked_for(monkeypatch):
     monkeypatch.delenv("MASTER_PORT", raising=False)
     with pytest.raises(ValueError, match="process 1 of 2, and the environment lacks MASTER_PORT.*torchrun"):
         process_group(torch.device("cpu")).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "destroyed"),
+    [("cuda", None, True), ("cuda", Stopped(15, 1), True), ("cuda", OSError("full"), False), ("cpu", OSError(), True)],
+)
+def test_nccl_is_taken_down_only_where_all_leave_together(monkeypatch, kind, error, destroyed):
+    """By NCCL it would wait for the others, and they for this process. (Without a GPU: what torch is told.)"""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    calls, dist = [], torch.distributed
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(dist.HashStore(), 0, 2)]))
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: calls.append(1))
+    with pytest.raises(type(error)) if error else nullcontext(), process_group(torch.device(kind, 0)):
+        if error:
+            raise error
+    assert bool(calls) == destroyed
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 6])

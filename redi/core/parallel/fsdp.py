@@ -68,6 +68,7 @@ class FSDP(Parallel):
 
     def write(self, groups: Mapping[str, Mapping[str, Tensor]], folder: Path, processes: Processes) -> dict[str, Path]:
         from torch.distributed import checkpoint
+        from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
         written = {}
@@ -75,19 +76,32 @@ class FSDP(Parallel):
             if not any(hasattr(tensor, "device_mesh") for tensor in tensors.values()):
                 continue
             place = folder / name
-            with as_lost_process():
-                # Every process writes its parts, and rank 0 puts them together; safetensors throughout, no pickle.
-                checkpoint.save(
-                    {key: tensor.detach() for key, tensor in tensors.items()},
-                    storage_writer=HuggingFaceStorageWriter(
-                        path=str(place), save_distributed=True, enable_consolidation=True
-                    ),
-                )
-            if processes.is_first:
-                (written[name],) = place.glob("*.safetensors")
-                _write_scalars(written[name], tensors)
+            # Every process writes its parts, and rank 0 puts them together; safetensors throughout, no pickle.
+            writer = HuggingFaceStorageWriter(path=str(place), save_distributed=True, enable_consolidation=True)
+            try:
+                with as_lost_process():
+                    checkpoint.save({key: tensor.detach() for key, tensor in tensors.items()}, storage_writer=writer)
+            except CheckpointException as error:  # no Exception; all processes get it, whichever could not write
+                if processes.is_first:
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise _not_written(place, error.failures) from error
+
+            def finish(place=place, tensors=tensors) -> str:
+                (path,) = place.glob("*.safetensors")
+                _write_scalars(path, tensors)
                 shutil.rmtree(place / "sharded")
+                return path.name
+
+            written[name] = place / processes.on_first(finish)
         return written
+
+
+def _not_written(place: Path, failures: Mapping[int, tuple[BaseException, object]]) -> OSError:
+    rank, (cause, _) = min(failures.items())
+    return OSError(
+        f"{place} not written: on rank {rank}, {type(cause).__name__}: {cause}; the checkpoints before it are "
+        "untouched. Free some space and run the same command again to go on from the last"
+    )
 
 
 def _write_scalars(path: Path, tensors: Mapping[str, Tensor]) -> None:
