@@ -4,7 +4,7 @@ from contextlib import closing
 from pathlib import Path
 
 from redi.core.checkpoint import list_checkpoints
-from redi.core.nonfinite import SkipGuard, explain, stop_message, write_finding
+from redi.core.nonfinite import PHASES, Finding, SkipGuard, explain, stop_message, write_finding
 from redi.core.step import TrainingStep
 from redi.data.loader import batches, positions_of
 
@@ -25,12 +25,17 @@ def diagnosed(run_dir: Path, skipped: SkipGuard, take_step: TrainingStep, datase
         explain(take_step.model, losses, x, first_row=first_row)
         for first_row, x, losses in take_step.repeated(batch, step)
     ]
-    finding = next((finding for finding in findings if finding.found), findings[-1])
+    finding = min(findings, key=_order)
     positions, names = positions_of(dataset, step=step, **reading), getattr(dataset, "names", None)
     named = None if names is None else [names[position] for position in positions]
     path = write_finding(run_dir, step, processes.rank, finding, positions, named)
     keys = [(named or positions)[row] for row in finding.rows]
     message = stop_message(step, skipped, finding, keys, path, next(iter(list_checkpoints(run_dir)[::-1]), None))
-    said = processes.gathered((finding.found, message))
-    rank = next((rank for rank, (found, _) in enumerate(said) if found), 0)  # whose rows are to blame
+    said = processes.gathered((_order(finding), message))
+    # Whose rows are to blame: by FSDP's exchange the others have gradients that are not finite too.
+    rank = min(range(len(said)), key=lambda rank: said[rank][0])
     return (f"rank {rank}: " if processes.size > 1 else "") + said[rank][1]
+
+
+def _order(finding: Finding) -> int:
+    return PHASES.index(finding.phase)

@@ -17,6 +17,8 @@ from redi.core.log import Later
 
 log = logging.getLogger(__name__)
 
+PHASES = ("input", "weights", "forward", "loss", "backward", "gradient", "norm", "none")  # in the order of a step
+
 
 class SkipGuard:
     """Counts the steps that changed nothing because their gradient was not finite, without waiting for the device.
