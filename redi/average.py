@@ -9,7 +9,6 @@ weights, and the one average is written to --run_dir.
 
 import logging
 import shutil
-import sys
 from pathlib import Path
 
 from absl import flags
@@ -79,9 +78,7 @@ def main(run_dir: Path) -> None:
 
 
 def console() -> None:
-    for name in OWN_FLAGS:  # shown by --help, for the console script too
-        FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
-    program.run(main, __doc__)
+    program.run(main, __doc__, own_flags=OWN_FLAGS)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ its spread over seeds, and writes convergence.json and convergence.png to --run_
 import glob
 import logging
 import re
-import sys
 from pathlib import Path
 
 from absl import flags
@@ -84,9 +83,7 @@ def _common_distance(folders: list[Path]) -> str:
 
 
 def console() -> None:
-    for name in ("baseline", "method", "metric"):  # so that --help shows them for a console script too
-        FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
-    program.run(main, __doc__)
+    program.run(main, __doc__, own_flags=("baseline", "method", "metric"))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ python -m redi.convert --run_dir=runs/redi_xl --export=again.pt
 """
 
 import logging
-import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -239,9 +238,7 @@ def main(run_dir: Path) -> None:
 
 
 def console() -> None:
-    for name in OWN_FLAGS:  # shown by --help, for the console script too
-        FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
-    program.run(main, __doc__)
+    program.run(main, __doc__, own_flags=OWN_FLAGS)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import inspect
 import logging
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -148,8 +147,7 @@ def main(run_dir: Path) -> None:
 
 
 def console() -> None:
-    FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS["stage"])  # so that --help shows it for a console script too
-    program.run(main, __doc__)
+    program.run(main, __doc__, own_flags=("stage",))
 
 
 if __name__ == "__main__":

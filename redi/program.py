@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import app, flags
@@ -23,13 +23,18 @@ flags.DEFINE_multi_string(
     "plugin", [], "Python package, or module, that the config.gin of a run's folder may import; may be repeated."
 )
 flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
-OWN_FLAGS = ("gin_file", "gin_bindings", "run_dir", "trained_dir", "plugin", "traceback")
+SHARED_FLAGS = ("gin_file", "gin_bindings", "run_dir", "trained_dir", "plugin", "traceback")
 # But tab and line feed: what steers a terminal must not come out of a file's name.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def run(main: Callable[[Path | None], None], doc: str, *, in_run_dir: bool = True) -> None:
+def run(
+    main: Callable[[Path | None], None], doc: str, *, own_flags: Sequence[str] = (), in_run_dir: bool = True
+) -> None:
     """Runs `main(run_dir)` as an absl program; ends the process. Without `in_run_dir`, run_dir is None.
+
+    Args:
+        own_flags: those of this program alone, which --help shows beside the ones that all have.
 
     Exit status: 0 done, 1 an error that stderr explains, 128 + a signal (130 Ctrl-C, 143 SIGTERM; see `Stopped`).
     """
@@ -37,7 +42,7 @@ def run(main: Callable[[Path | None], None], doc: str, *, in_run_dir: bool = Tru
     if os.getcwd() not in sys.path:  # plug-ins in the current folder are found; last, so that they replace no package
         sys.path.append(os.getcwd())
     sys.modules["__main__"].__doc__ = doc  # absl prints it for --help, also for a console script
-    for name in OWN_FLAGS:
+    for name in (*SHARED_FLAGS, *own_flags):  # by argv[0], so that a console script shows them too
         FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
     if "--help" in sys.argv[1:]:
         app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)  # absl by itself ends with status 1

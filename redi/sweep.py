@@ -15,7 +15,6 @@ HOW IT RUNS
     sweep.slurm = {'timeout_min': 600, 'gpus_per_node': 1, 'slurm_partition': 'gpu'}    options of submitit
 """
 
-import sys
 from pathlib import Path
 
 from absl import flags
@@ -51,8 +50,7 @@ def main(run_dir: Path) -> None:
 
 
 def console() -> None:
-    FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS["point"])
-    program.run(main, __doc__)
+    program.run(main, __doc__, own_flags=("point",))
 
 
 if __name__ == "__main__":
