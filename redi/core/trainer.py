@@ -264,7 +264,9 @@ def train(
                 write_lines()
                 # Collected by all, used by rank 0, for which the others wait at the next step.
                 weights = parallel.gathered(average.parameters)
-                whole = net if processes.size == 1 or parallel.keeps_whole else model(**model_arguments).to(device)
+                whole = net
+                if first and processes.size > 1 and not parallel.keeps_whole:
+                    whole = model(**model_arguments).to(device)
             if draws and first:
                 watchdog.at(step, "drawing a preview")
                 run_log.picture(step, "samples", previews(whole, weights, step))

@@ -2,7 +2,6 @@
 
 from contextlib import AbstractContextManager, nullcontext
 
-import torch
 from torch import nn
 
 from redi.core.distributed import Processes
@@ -36,4 +35,4 @@ class DDP(Parallel):
         )
 
     def sharing(self, wrapped: nn.Module, model: nn.Module, last: bool) -> AbstractContextManager:
-        return nullcontext() if last or not torch.is_grad_enabled() else wrapped.no_sync()
+        return nullcontext() if last else wrapped.no_sync()
