@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from redi.core.atomic import write_text
+
 log = logging.getLogger(__name__)
 
 
@@ -35,7 +37,11 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
         self.path = Path(run_dir) / "log.jsonl"
-        _replace(self.path, b"".join(_line(entry) for entry in read_log(run_dir) if entry["step"] <= step))
+        kept = [_line(entry) for entry in read_log(run_dir) if entry["step"] <= step]
+        try:
+            write_text(self.path, b"".join(kept).decode())
+        except OSError as error:
+            raise _not_written(self.path, error) from None
         self.tensorboard = SummaryWriter(str(Path(run_dir) / "tensorboard"), purge_step=step + 1)
         self.file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
 
@@ -93,19 +99,6 @@ def _append(file: int, line: bytes) -> None:
     if os.write(file, line) != len(line):
         os.ftruncate(file, before)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _not_written(path, error) from None
 
 
 def _not_written(path: Path | str, error: OSError, when: str = "") -> OSError:
