@@ -88,10 +88,11 @@ def _holds(done: Path, key: dict, results: Sequence[str]) -> bool:
 def _train_with_others(trained_dir: Path, seconds: dict[str, float]) -> None:
     """Has one of all processes that ask for this model train it."""
     from redi.core import config
+    from redi.core.atomic import write_text
     from redi.data.division import complete
 
     def train_it() -> None:
-        (trained_dir / "config.gin").write_text(config.full_text())
+        write_text(trained_dir / "config.gin", config.full_text())  # others may be reading it
         with _timed(seconds, "train"):
             train.stage(trained_dir, evaluates=True)
 

@@ -72,11 +72,16 @@ def load_artefact(folder: Path, *, editable: Collection[str] = ()) -> tuple[dict
         path = Path(folder) / file
         if file in editable or path.suffix != TENSORS:
             continue
-        try:
-            tensors[path.stem] = load_file(path)
-        except SafetensorError as error:
-            raise BrokenArtefact(f"{path} is not a safetensors file: {error}") from None
+        tensors[path.stem] = load_tensors(path)
     return tensors, record
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises BrokenArtefact where it is none."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise BrokenArtefact(f"{path} is not a safetensors file: {error}") from None
 
 
 def verify_artefact(folder: Path, *, editable: Collection[str] = ()) -> dict:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from redi.core.artefact import optimizer_tensors, restore_optimizer
-from redi.core.checkpoint import Retention, checkpoint_dir, load_checkpoint, newest_good, save_checkpoint
+from redi.core.checkpoint import Retention, checkpoint_dir, load_checkpoint, newest_good, save_checkpoint, step_of
 from redi.core.codec import JointCodec
 from redi.core.distributed import Processes
 from redi.core.ema import AveragedWeights
@@ -53,16 +53,14 @@ class TrainingState:
         """
         found: list = []
 
-        def newest() -> str | None:
+        def newest() -> int | None:
             found[:] = newest_good(self.run_dir) or ()
-            return found[0].name if found else None
+            return step_of(found[0]) if found else None
 
-        if (name := self.processes.on_first(newest)) is None:  # one looks, and sets broken ones aside
+        if (step := self.processes.on_first(newest)) is None:  # one looks, and sets broken ones aside
             return None
-        folder, tensors, record = found or (
-            folder := checkpoint_dir(self.run_dir, int(name.removeprefix("step_"))),
-            *load_checkpoint(folder),
-        )
+        folder = checkpoint_dir(self.run_dir, step)
+        tensors, record = found[1:] or load_checkpoint(folder)
         self._restore(folder, tensors, record)
         if record["seed"] != seed:
             raise ValueError(f"{folder} was trained with train.seed = {record['seed']}, not {seed}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from redi.core.artefact import write_json
-from redi.core.checkpoint import list_checkpoints
+from redi.core.checkpoint import list_checkpoints, step_of
 from redi.core.device import choose_device
 from redi.core.distributed import process_rank
 from redi.core.registry import configurable
@@ -164,7 +164,7 @@ def _of_representation(representation, trained, samples: Samples, dataset, refer
 def _outdated(run_dir, samples: Samples, trained) -> list[str]:
     newest = trained.step if trained is not None else None
     if newest is None and (found := list_checkpoints(Path(run_dir))):
-        newest = int(found[-1].name.removeprefix("step_"))
+        newest = step_of(found[-1])
     drawn_at = samples.record.get("checkpoint_step")
     if None in (newest, drawn_at) or drawn_at >= newest:
         return []

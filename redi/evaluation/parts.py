@@ -8,11 +8,9 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from redi.core.artefact import RECORD, TENSORS, check_size, sha256, write_record
+from redi.core.artefact import RECORD, TENSORS, check_size, load_tensors, sha256, write_record
 from redi.core.atomic import rename, save_tensors, write_json
 from redi.core.sealing import BrokenArtefact, sealed, unsealed
 from redi.data.cache import altered_files
@@ -112,7 +110,4 @@ def load_part(folder: Path, file: str, expected: Mapping) -> dict[str, Tensor]:
     check_size(path, expected)
     if sha256(path) != expected["sha256"]:
         raise BrokenArtefact(f"{path} was altered after it was written: its SHA-256 differs from {RECORD}")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise BrokenArtefact(f"{path} is not a safetensors file: {error}") from None
+    return load_tensors(path)
