@@ -1,6 +1,8 @@
 """For every test: an empty gin configuration, and a cache folder that no other run shares."""
 
 import os
+import subprocess
+from pathlib import Path
 
 import gin
 import pytest
@@ -25,6 +27,24 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REDI_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """Mounts a file system of this size ('2m') -> its folder; the test is skipped where none may be mounted."""
+    folder = tmp_path / "disk"
+
+    def mounted(size: str) -> Path:
+        folder.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+            folder.rmdir()
+            pytest.skip("mounting a small file system needs privileges")
+        return folder
+
+    yield mounted
+    if folder.is_dir():
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 TINY = """

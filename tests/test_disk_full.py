@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 from functools import partial
 from types import SimpleNamespace
 
@@ -26,15 +25,9 @@ PAGE = 4096
 
 
 @pytest.fixture
-def disk(tmp_path):
+def disk(mounted):
     """A file system of 2 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small file system needs privileges")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    return mounted("2m")
 
 
 def fill(disk, but_for=0):

@@ -1,11 +1,8 @@
 """What happens to files: bits flip, ends are missing, contents are gone, disks are full."""
 
-import contextlib
 import os
 import random
 import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 KINDS = ("bit flip", "truncation", "emptied file", "missing file")
@@ -26,21 +23,6 @@ def damage(path: Path, kind: str, generator: random.Random) -> None:
     else:
         raise ValueError(f"{kind!r} is none of {KINDS}")
     path.write_bytes(content)
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path, mebibytes: int) -> Iterator[Path]:
-    """A file system of its own at `folder`. Raises PermissionError where this process may not mount one."""
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)], capture_output=True, text=True
-    )
-    if done.returncode:
-        raise PermissionError(f"mount: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def fill(folder: Path, free_bytes: int) -> Path:

@@ -105,14 +105,8 @@ def test_a_write_that_fails_half_way_leaves_the_checkpoint_before_it(tmp_path):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small file system needs privileges")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+def small_disk(mounted):
+    return mounted("1m")
 
 
 def test_a_disk_too_small_leaves_the_checkpoint_before_it(small_disk):

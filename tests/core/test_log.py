@@ -3,7 +3,6 @@ import os
 import random
 import resource
 import signal
-import subprocess
 import time
 from contextlib import closing
 
@@ -90,13 +89,9 @@ def test_a_write_cut_short_is_taken_back(tmp_path):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def small_disk(mounted):
     """A file system of 256 KiB."""
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", tmp_path], capture_output=True)
-    if done.returncode:
-        pytest.skip("mounting needs root")
-    yield tmp_path
-    subprocess.run(["umount", "-l", tmp_path], check=True)
+    return mounted("256k")
 
 
 def test_a_full_disk_leaves_whole_lines_and_the_log_goes_on_when_there_is_space(small_disk):
