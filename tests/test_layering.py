@@ -16,6 +16,7 @@ LAYERS = [
         "core.registry",
         "core.channels",
         "core.config",
+        "core.config_text",
         "core.consent",
         "core.archives",
         "core.artefact",
