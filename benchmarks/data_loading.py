@@ -27,13 +27,13 @@ import numpy as np
 import torch
 from ledger import Timing, arguments, device_of, report
 
-from redi.core.codec import JointCodec
-from redi.data.cache import Cache
+from redi.data.cache.cache import Cache
+from redi.data.cache.stream import CacheStream
+from redi.data.cache.write import write_cache
 from redi.data.datasets import Dataset
-from redi.data.encoding import write_cache
 from redi.data.loader import batches
-from redi.data.stream import CacheStream
 from redi.models.autoencoders import Autoencoder
+from redi.models.codec import JointCodec
 from redi.models.encoders import Encoder
 
 BATCH, GOAL = 256, 20_000  # the goal: samples a second, on two cores

@@ -2,8 +2,8 @@
 
 python benchmarks/memory.py
 
-The step is run on tensors without memory (redi.core.memory), in bfloat16 autocast, with AdamW and EMA, on cached data.
-On the CPU the method is checked against the resident memory of real steps of a small model; on a GPU against the
+The step is run on tensors without memory (redi.training.memory), in bfloat16 autocast, with AdamW and EMA, on cached
+data. On the CPU the method is checked against the resident memory of real steps of a small model; on a GPU against the
 allocator.
 """
 
@@ -65,8 +65,8 @@ def predict(
     """GiB."""
     import torch
 
-    from redi.core.device import Precision
-    from redi.core.memory import training_memory
+    from redi.runtime.device import Precision
+    from redi.training.memory import training_memory
 
     with torch.device("meta"):
         model, objective = built(size, tokens, way, depth)
@@ -136,10 +136,10 @@ def measure(
     import torch
     from machine import peak_memory_gib
 
-    from redi.core.device import Precision
     from redi.core.ema import EMA
-    from redi.core.memory import Joined
-    from redi.core.step import TrainingStep
+    from redi.runtime.device import Precision
+    from redi.training.memory import Joined
+    from redi.training.step import TrainingStep
 
     before = resident_gib() if device == "cpu" else 0.0
     model, objective = built(size, tokens, way, depth)

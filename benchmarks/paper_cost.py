@@ -50,7 +50,7 @@ def forward_gmac(size: str, tokens: str) -> float:
     """Of one image of 256 pixels with 8 channels of a representation."""
     import torch
 
-    from redi.core.cost import forward_flops
+    from redi.models.cost import forward_flops
 
     with torch.device("meta"):
         model, _ = built(size, tokens, "eager", None)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from redi.core.codec import JointCodec
-from redi.core.device import matmul_precision
-from redi.core.seeds import mix_seeds
+from redi.models.codec import JointCodec
 from redi.models.transformer import Block, DiffusionTransformer
+from redi.runtime.device import matmul_precision
+from redi.runtime.randomness import mix_seeds
 
 
 def plain_block(block: Block, tokens: Tensor, condition: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def peak_mib() -> float:
 def features(role: str, num_images: int, spread: float):
     import torch
 
-    from redi.evaluation.features import Features
+    from redi.evaluation.metrics.features import Features
 
     generator = torch.Generator().manual_seed(SEED + (role == "samples"))
     mixing = torch.randn(LATENT, WIDTH, generator=torch.Generator().manual_seed(SEED)) / LATENT**0.5
@@ -41,19 +41,19 @@ def features(role: str, num_images: int, spread: float):
 
 
 def precision_and_recall(samples, reference) -> dict:
-    from redi.evaluation.precision_recall import precision_recall
+    from redi.evaluation.metrics.precision_recall import precision_recall
 
     return precision_recall(samples=samples, reference=reference)
 
 
 def distance(samples, reference) -> dict:
-    from redi.evaluation.frechet import frechet_distance
+    from redi.evaluation.metrics.frechet import frechet_distance
 
     return {"frechet_distance": frechet_distance(samples, reference)}
 
 
 def distance_and_error(samples, reference) -> dict:
-    from redi.evaluation.frechet import Gaussian, finite_sample_error, frechet_distance
+    from redi.evaluation.metrics.frechet import Gaussian, finite_sample_error, frechet_distance
 
     against = Gaussian.of(reference.tensors["pooled"])
     return {"frechet_distance": frechet_distance(samples, against), **finite_sample_error(samples, against)}

@@ -66,7 +66,7 @@ def sampling_ways(device: str) -> dict[str, dict]:
 def prepared(folder: str, device: str, *, quick: bool):
     """The quickstart's fitted codec and cache of the digits."""
     import redi
-    from redi.data.preparation import prepare
+    from redi.data.cache.prepare import prepare
 
     encoder = redi.encoders.DomainEncoder(image_size=16, **({"num_steps": 5} if quick else {}))
     representation = redi.Representation(encoder=encoder, reducer=redi.reducers.PCA(rank=8))
@@ -84,10 +84,10 @@ def trained(
     from plain_loop import PlainLoop, parameters_of
     from setups import SETUPS, make_model
 
-    from redi.core.device import choose_precision
     from redi.core.ema import EMA
-    from redi.core.step import TrainingStep
     from redi.data.loader import batches
+    from redi.runtime.device import choose_precision
+    from redi.training.step import TrainingStep
 
     options = {"device": device, "trained": False, "checkpointing": checkpointing}
     model, objective = make_model(SETUPS["quickstart"], codec, **options)

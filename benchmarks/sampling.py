@@ -54,7 +54,7 @@ def measure(
     import torch
     from setups import SETUPS, make_codec, make_model
 
-    from redi.core.cost import forward_flops, matmul_rate, nominal_rate
+    from redi.models.cost import forward_flops, matmul_rate, nominal_rate
 
     codec = make_codec(SETUPS[setup]).to(device)
     model, objective = make_model(SETUPS[setup], codec, device=device)

@@ -51,7 +51,7 @@ def model() -> tuple[int, float]:
     import torch
     from memory import built
 
-    from redi.core.cost import training_flops
+    from redi.models.cost import training_flops
 
     with torch.device("meta"):
         net, _ = built("XL/2", "merged", "eager", None)

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from redi.core.codec import JointCodec, Representation
 from redi.core.objective import JointObjective
 from redi.fusion.merged import Merged
 from redi.fusion.separate import Separate
 from redi.models.autoencoders.pixels import Pixels
 from redi.models.autoencoders.stable_vae import SD_VAE, StableVAE
+from redi.models.codec import JointCodec, Representation
 from redi.models.encoders.dinov2 import DINOv2
 from redi.models.encoders.domain import DomainEncoder
 from redi.models.reducers.pca import PCA

@@ -30,7 +30,7 @@ def measure(
 
     import torch
 
-    from redi.core.cost import matmul_rate, nominal_rate
+    from redi.models.cost import matmul_rate, nominal_rate
 
     steps, flops, first = {}, {}, {}
     for name, options in variants.items():
@@ -81,10 +81,10 @@ def make_step(
     from plain_loop import PlainLoop
     from setups import SETUPS, make_batch, make_codec, make_model
 
-    from redi.core.cost import training_flops
     from redi.core.ema import EMA
-    from redi.core.step import TrainingStep
-    from redi.core.trainer import ADAMW
+    from redi.models.cost import training_flops
+    from redi.training.step import TrainingStep
+    from redi.training.trainer import ADAMW
 
     of = SETUPS[setup]
     encoders = weights if images else None
@@ -100,7 +100,7 @@ def make_step(
         return lambda: plain.step(batch, next(numbers)), training_flops(model)
     import torch
 
-    from redi.core.device import choose_precision
+    from redi.runtime.device import choose_precision
 
     chosen = choose_precision(precision, torch.device(device))
     model.choose_attention(torch.device(device), chosen.dtype)

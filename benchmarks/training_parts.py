@@ -10,7 +10,7 @@ def breakdown(*, setup: str, batch_size: int, rounds: int, device: str) -> dict:
     import torch
     from setups import SETUPS, make_batch, make_codec, make_model
 
-    from redi.core.device import choose_precision
+    from redi.runtime.device import choose_precision
 
     of = SETUPS[setup]
     codec = make_codec(of).to(device)

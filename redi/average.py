@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from redi import program
+from redi import command_line
 
 log = logging.getLogger("redi")
 
@@ -30,7 +30,7 @@ def average(run_dir: str | Path, sigma_rel: float, *, at_step: int | None = None
 
     Args:
         run_dir: trained with `ema.PowerFunctionEMA`.
-        sigma_rel, at_step: see `redi.core.posthoc.reconstruct_average`.
+        sigma_rel, at_step: see `redi.training.posthoc.reconstruct_average`.
         to: the folder; default: averages/sigma_rel_<..>_step_<..> in `run_dir`. An average there is replaced.
 
     Returns:
@@ -40,9 +40,9 @@ def average(run_dir: str | Path, sigma_rel: float, *, at_step: int | None = None
         ValueError: as `reconstruct_average`; or another run in `to`.
         OSError: the disk is full or not writable; what was there before is untouched.
     """
-    from redi.core.artefact import read_record
-    from redi.core.checkpoint import Retention, list_checkpoints, save_checkpoint
-    from redi.core.posthoc import reconstruct_average
+    from redi.runtime.artefact import read_record
+    from redi.runtime.checkpoint import Retention, list_checkpoints, save_checkpoint
+    from redi.training.posthoc import reconstruct_average
 
     run_dir = Path(run_dir)
     if to is not None and any("average" not in read_record(folder) for folder in list_checkpoints(Path(to))):
@@ -70,7 +70,7 @@ def main(run_dir: Path) -> None:
         lengths = [float(text) for text in FLAGS.sigma_rel]
     except ValueError:
         raise ValueError(f"--sigma_rel={','.join(FLAGS.sigma_rel)}: numbers with commas between them") from None
-    trained = program.trained_dir(run_dir)
+    trained = command_line.trained_dir(run_dir)
     if trained != run_dir and len(lengths) > 1:
         raise ValueError("--trained_dir with several lengths, and --run_dir is one folder: leave --trained_dir away")
     for sigma_rel in lengths:
@@ -78,7 +78,7 @@ def main(run_dir: Path) -> None:
 
 
 def console() -> None:
-    program.run(main, __doc__, own_flags=OWN_FLAGS)
+    command_line.run(main, __doc__, own_flags=OWN_FLAGS)
 
 
 if __name__ == "__main__":

@@ -4,60 +4,17 @@ python -m redi.components                             those of the library
 python -m redi.components --gin_file=my_lab.gin       and those of the modules that the file imports
 """
 
-import importlib
 import inspect
-from collections.abc import Callable
 
-from redi import program
-
-KINDS = (
-    "redi.data.datasets",
-    "redi.models.autoencoders",
-    "redi.models.encoders",
-    "redi.models.reducers",
-    "redi.fusion",
-    "redi.guidance",
-    "redi.core.processes",
-    "redi.core.samplers",
-    "redi.core.ema",
-    "redi.core.parallel",
-)
-
-
-def import_all() -> None:
-    """Imports every kind of component and every function that gin can configure."""
-    for module in (*KINDS, "redi.core.trainer", "redi.core.profiling", "redi.data.audit", "redi.data.preparation"):
-        importlib.import_module(module)
-    for module in ("sampling", "evaluate", "monitor", "queries", "report"):
-        importlib.import_module(f"redi.evaluation.{module}")
-    importlib.import_module("redi.sweeps.sweep")
-
-
-def training_roots() -> list[Callable]:
-    """The configurable functions whose bindings decide what is learned."""
-    from redi.core.trainer import train
-    from redi.data.audit import audit
-    from redi.data.preparation import prepare
-
-    return [train, audit, prepare]
-
-
-def roots() -> list[Callable]:
-    """All configurable functions that programs call."""
-    from redi.core.profiling import profile
-    from redi.evaluation.evaluate import evaluate
-    from redi.evaluation.queries import query
-    from redi.evaluation.report import report
-    from redi.evaluation.sampling import sample
-    from redi.sweeps.sweep import sweep
-
-    return [*training_roots(), sample, evaluate, query, report, sweep, profile]
+from redi import command_line
 
 
 def table() -> str:
     """The text that the program prints."""
-    import_all()
+    from redi.core.configurables import import_all
     from redi.core.registry import registries
+
+    import_all()
 
     parts = []
     for kind, registry in sorted(registries.items()):
@@ -83,14 +40,15 @@ def _argument(parameter: inspect.Parameter) -> str:
 
 def main(_run_dir) -> None:
     from redi.core import config
+    from redi.core.configurables import import_all
 
     import_all()
-    config.parse(program.FLAGS.gin_file, program.FLAGS.gin_bindings)
+    config.parse(command_line.FLAGS.gin_file, command_line.FLAGS.gin_bindings)
     print(table())
 
 
 def console() -> None:
-    program.run(main, __doc__, in_run_dir=False)
+    command_line.run(main, __doc__, in_run_dir=False)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from redi import program
+from redi import command_line
 
 FLAGS = flags.FLAGS
 log = logging.getLogger("redi")
@@ -28,8 +28,8 @@ flags.DEFINE_string("metric", None, "Name of a monitored distance; default: the 
 
 
 def main(run_dir: Path) -> None:
-    from redi.core.artefact import write_json
     from redi.evaluation.convergence import convergence_factor, describe, plot, read_curve
+    from redi.runtime.artefact import write_json
 
     folders = {side: _folders(side, getattr(FLAGS, side)) for side in ("baseline", "method")}
     metric = FLAGS.metric or _common_distance([*folders["baseline"], *folders["method"]])
@@ -71,8 +71,8 @@ def _warn_of_different_measures(folders: list[Path]) -> None:
 
 
 def _common_distance(folders: list[Path]) -> str:
-    from redi.core.log import read_log
     from redi.evaluation.convergence import PREFIX
+    from redi.runtime.log import read_log
 
     names = [dict.fromkeys(key for entry in read_log(folder) for key in entry) for folder in folders]
     common = [name for name in names[0] if name.startswith(PREFIX) and all(name in other for other in names)]
@@ -83,7 +83,7 @@ def _common_distance(folders: list[Path]) -> str:
 
 
 def console() -> None:
-    program.run(main, __doc__, own_flags=("baseline", "method", "metric"))
+    command_line.run(main, __doc__, own_flags=("baseline", "method", "metric"))
 
 
 if __name__ == "__main__":

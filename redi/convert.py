@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
-from redi import program
+from redi import command_line
 
 log = logging.getLogger("redi")
 
@@ -59,9 +59,9 @@ def import_checkpoint(
         ValueError: a file that is refused or not understood, a configuration that does not fit it, a run in `run_dir`.
     """
     from redi.core import config
-    from redi.core.checkpoint import Retention, list_checkpoints, save_checkpoint
-    from redi.core.codec import JointCodec
-    from redi.models.published_file import read_published
+    from redi.models.codec import JointCodec
+    from redi.models.published.file import read_published
+    from redi.runtime.checkpoint import Retention, list_checkpoints, save_checkpoint
 
     run_dir = Path(run_dir)
     if list_checkpoints(run_dir) or (run_dir / "config.gin").exists():
@@ -82,15 +82,15 @@ def import_checkpoint(
 def _configure(file, framework: str | None, gin_files: Sequence[str], gin_bindings: Sequence[str]):
     """Parses the configuration that fits a file -> its framework and the evidence for that. Two passes: what the
     framework is shows in the weights, and to take them apart needs the codec's channels."""
-    from redi import components
     from redi.core import config
-    from redi.core.codec import JointCodec
-    from redi.models.framework import decide_framework
-    from redi.models.published import from_published
-    from redi.models.published_bindings import layout_bindings, model_bindings, process_bindings
-    from redi.models.published_layout import describe
+    from redi.core.configurables import import_all
+    from redi.models.codec import JointCodec
+    from redi.models.published.bindings import layout_bindings, model_bindings, process_bindings
+    from redi.models.published.framework import decide_framework
+    from redi.models.published.layout import describe
+    from redi.models.published.weights import from_published
 
-    components.import_all()
+    import_all()
     layout = describe(file.state())
     plain = layout.in_channels == 4
     files = list(gin_files) or (["imagenet_plain.gin"] if plain else ["imagenet.gin", "published.gin"])
@@ -111,8 +111,8 @@ def _configure(file, framework: str | None, gin_files: Sequence[str], gin_bindin
 def _take_weights(file, codec) -> dict:
     """{"ema", "model": `Imported`} for the parsed configuration, whose model they are tried on."""
     from redi.core import config
-    from redi.models.published import from_published
-    from redi.models.published_layout import describe
+    from redi.models.published.layout import describe
+    from redi.models.published.weights import from_published
 
     num_classes = describe(file.state()).num_classes
     objective = config.bound("train.objective")(channels=codec.channels, num_classes=num_classes)
@@ -135,7 +135,7 @@ def _tensors(both: dict, codec) -> dict:
 
 def _record(file, both: dict, codec, framework: str, evidence: list[str]) -> dict:
     """What a checkpoint of training says that `redi.load` needs; and where the weights are from."""
-    from redi.core.artefact import sha256
+    from redi.runtime.checksums import sha256
 
     published = {
         "file": file.path.name, "sha256": sha256(file.path), "args": file.args, "framework": framework,
@@ -157,9 +157,9 @@ def export(run_dir: str | Path, path: str | Path, *, weights: str = "ema") -> No
     import torch
     from safetensors.torch import save_file
 
-    from redi.core.checkpoint import newest_good
-    from redi.models.published import to_published
-    from redi.runs import load
+    from redi.models.published.weights import to_published
+    from redi.runs.load import load
+    from redi.runtime.checkpoint import newest_good
 
     path = Path(path)
     if path.suffix not in (".pt", ".pth", ".safetensors"):
@@ -238,7 +238,7 @@ def main(run_dir: Path) -> None:
 
 
 def console() -> None:
-    program.run(main, __doc__, own_flags=OWN_FLAGS)
+    command_line.run(main, __doc__, own_flags=OWN_FLAGS)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ With sample.seeds = (0, 1, 2) a value is the mean over seeds, with its spread. R
 import logging
 from pathlib import Path
 
-from redi import program
+from redi import command_line
 from redi.prepare import audited
 
 log = logging.getLogger("redi")
@@ -39,11 +39,11 @@ log = logging.getLogger("redi")
 def stage(run_dir: Path, trained_dir: Path | None = None) -> None:
     """Evaluates the samples in `run_dir` under the parsed configuration; `trained_dir` holds the checkpoints."""
     from redi.core import config
-    from redi.core.artefact import write_json
-    from redi.core.device import choose_device, own_gpu
-    from redi.core.distributed import process_rank
     from redi.evaluation.evaluate import evaluate
     from redi.evaluation.records import describe
+    from redi.runtime.artefact import write_json
+    from redi.runtime.device import choose_device, own_gpu
+    from redi.runtime.distributed import process_rank
 
     trained_dir, (rank, world_size) = trained_dir or run_dir, process_rank()
     if rank == 0:
@@ -65,7 +65,7 @@ def stage(run_dir: Path, trained_dir: Path | None = None) -> None:
 def _trained(trained_dir: Path, rank: int):
     """The run, where the representation that it generates is to be measured, by one process."""
     from redi.core import config
-    from redi.runs import load
+    from redi.runs.load import load
 
     codec = config.bound("train.codec")
     wanted = config.bound("evaluate.representation", True) is not None
@@ -75,12 +75,12 @@ def _trained(trained_dir: Path, rank: int):
 
 
 def main(run_dir: Path) -> None:
-    program.configure(run_dir, trains=False)
-    stage(run_dir, program.trained_dir(run_dir))
+    command_line.configure(run_dir, trains=False)
+    stage(run_dir, command_line.trained_dir(run_dir))
 
 
 def console() -> None:
-    program.run(main, __doc__)
+    command_line.run(main, __doc__)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import json
 import logging
 from pathlib import Path
 
-from redi import program
+from redi import command_line
 
 log = logging.getLogger("redi")
 
@@ -19,12 +19,12 @@ def prepared(run_dir: Path, *, evaluates: bool = False, monitor=None):
     `evaluates` says that the samples will be evaluated too, so that the settings for that are checked now; `monitor`
     is made ready to measure during training.
     """
-    from redi.checks import check_results, check_training
     from redi.core import config
-    from redi.core.checkpoint import list_checkpoints, newest_good
-    from redi.core.codec import JointCodec
-    from redi.core.device import choose_device, own_gpu
-    from redi.data.preparation import prepare
+    from redi.data.cache.prepare import prepare
+    from redi.models.codec import JointCodec
+    from redi.runs.checks import check_results, check_training
+    from redi.runtime.checkpoint import list_checkpoints, newest_good
+    from redi.runtime.device import choose_device, own_gpu
 
     codec = config.bound("train.codec")
     if not isinstance(codec, JointCodec):
@@ -54,11 +54,11 @@ def prepared(run_dir: Path, *, evaluates: bool = False, monitor=None):
 def audited(run_dir: Path):
     """The training data less unreadable images; audited once per run folder and data set."""
     from redi.core import config
-    from redi.core.artefact import write_json
-    from redi.core.sealing import sealed, unsealed
     from redi.data.audit import AuditError, audit, describe
     from redi.data.datasets import datasets
-    from redi.data.division import complete
+    from redi.runtime.artefact import write_json
+    from redi.runtime.checksums import sealed, unsealed
+    from redi.runtime.shared_work import complete
 
     dataset = config.bound("train.dataset")
     if dataset is None:
@@ -104,14 +104,14 @@ def audited(run_dir: Path):
 
 
 def main(run_dir: Path) -> None:
-    run_dir = program.trained_dir(run_dir)
-    program.configure(run_dir, trains=True)
+    run_dir = command_line.trained_dir(run_dir)
+    command_line.configure(run_dir, trains=True)
     prepared(run_dir)
     log.info("prepared; train with the same flags: python -m redi.train ...")
 
 
 def console() -> None:
-    program.run(main, __doc__)
+    command_line.run(main, __doc__)
 
 
 if __name__ == "__main__":

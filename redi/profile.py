@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import flags
 
-from redi import program
+from redi import command_line
 
 FLAGS = flags.FLAGS
 log = logging.getLogger("redi")
@@ -33,7 +33,7 @@ flags.DEFINE_enum("stage", "training", ["training", "sampling"], "What is profil
 def stage(run_dir: Path) -> None:
     """Profiles under the parsed configuration; prints and writes the report."""
     from redi.core import config
-    from redi.core.profiling import FOLDER, describe, profile
+    from redi.runs.profiling import FOLDER, describe, profile
 
     with _subject(run_dir) as subject:
         result = config.call(profile, run_dir=run_dir, subject=subject)
@@ -48,10 +48,10 @@ def _subject(run_dir: Path) -> Iterator:
     """What --stage names, with everything built as `train` builds it; the loader ends with the context."""
     import torch
 
-    from redi.core.device import choose_compile, choose_device, choose_precision, own_gpu
-    from redi.core.profiling import FOLDER
-    from redi.core.trainer import train
     from redi.prepare import prepared
+    from redi.runs.profiling import FOLDER
+    from redi.runtime.device import choose_compile, choose_device, choose_precision, own_gpu
+    from redi.training.trainer import train
 
     folder = run_dir / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,10 +77,10 @@ def _subject(run_dir: Path) -> Iterator:
 def _training(settings: dict[str, Any], codec, dataset, model, objective, precision, compiled: bool) -> Iterator:
     from torch.profiler import record_function
 
-    from redi.core.cost import forward_flops
-    from redi.core.profiling import Subject
-    from redi.core.step import TrainingStep
     from redi.data.loader import batches
+    from redi.models.cost import forward_flops
+    from redi.runs.profiling import Subject
+    from redi.training.step import TrainingStep
 
     device = next(model.parameters()).device
     shared = {name: settings[name] for name in ("accumulate", "max_grad_norm", "warmup_steps", "seed")}
@@ -112,10 +112,10 @@ def _sampling(codec, model, objective, device):
     from torch.profiler import record_function
 
     from redi.core import config
-    from redi.core.cost import forward_flops
-    from redi.core.device import choose_compile, choose_precision
-    from redi.core.generation import generate
-    from redi.core.profiling import Subject
+    from redi.models.cost import forward_flops
+    from redi.runs.profiling import Subject
+    from redi.runtime.device import choose_compile, choose_precision
+    from redi.sampling.generate import generate
 
     settings = _settings(generate)
     images = settings["batch_size"]
@@ -135,19 +135,19 @@ def _sampling(codec, model, objective, device):
 
 def _settings(function: Callable) -> dict[str, Any]:
     """Every argument of a configurable function that has a default: its binding, or the default."""
-    from redi.checks import setting
+    from redi.runs.checks import setting
 
     parameters = inspect.signature(function).parameters.values()
     return {p.name: setting(function, p.name) for p in parameters if p.default is not p.empty}
 
 
 def main(run_dir: Path) -> None:
-    program.parse(run_dir)
+    command_line.parse(run_dir)
     stage(run_dir)
 
 
 def console() -> None:
-    program.run(main, __doc__, own_flags=("stage",))
+    command_line.run(main, __doc__, own_flags=("stage",))
 
 
 if __name__ == "__main__":

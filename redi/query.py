@@ -5,7 +5,7 @@ python -m redi.query --run_dir=runs/digits
 
 from pathlib import Path
 
-from redi import program
+from redi import command_line
 
 
 def stage(run_dir: Path) -> None:
@@ -14,7 +14,7 @@ def stage(run_dir: Path) -> None:
     from redi.evaluation.queries import query
     from redi.evaluation.stored_statistics import images_of
     from redi.prepare import audited
-    from redi.runs import load
+    from redi.runs.load import load
 
     run = load(run_dir, device=config.bound("train.device", "auto"))
     held_out = images_of(config.bound("evaluate.reference"))
@@ -26,12 +26,12 @@ def stage(run_dir: Path) -> None:
 
 
 def main(run_dir: Path) -> None:
-    program.configure(run_dir, trains=False)
+    command_line.configure(run_dir, trains=False)
     stage(run_dir)
 
 
 def console() -> None:
-    program.run(main, __doc__)
+    command_line.run(main, __doc__)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ python -m redi.report sweeps/pca_rank
 import logging
 from pathlib import Path
 
-from redi import program
+from redi import command_line
 
 log = logging.getLogger("redi")
 
@@ -15,19 +15,19 @@ log = logging.getLogger("redi")
 def stage(run_dir: Path) -> None:
     """Reports on a run under the parsed configuration."""
     from redi.core import config
-    from redi.evaluation.report import report
+    from redi.pages.report import report
 
-    trained_dir = program.FLAGS.trained_dir or None
+    trained_dir = command_line.FLAGS.trained_dir or None
     log.info("report: %s", config.call(report, run_dir=run_dir, trained_dir=trained_dir))
 
 
 def main(run_dir: Path) -> None:
-    from redi.evaluation.report import is_point, is_sweep, report
+    from redi.pages.report import is_point, is_sweep, report
 
     if is_sweep(run_dir) or is_point(run_dir):  # a point has no checkpoints of its own, and a sweep no configuration
         log.info("report: %s", report(run_dir))
         return
-    program.configure(run_dir, trains=False)
+    command_line.configure(run_dir, trains=False)
     stage(run_dir)
 
 
@@ -35,7 +35,7 @@ main.takes_folder = True  # `redi.report FOLDER` is short for --run_dir=FOLDER
 
 
 def console() -> None:
-    program.run(main, __doc__)
+    command_line.run(main, __doc__)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from redi import evaluate, program, report, sample, train
+from redi import command_line, evaluate, report, sample, train
 
 log = logging.getLogger("redi")
 
 
 def main(run_dir: Path) -> None:
-    program.configure(run_dir, trains=True)
-    job(run_dir, program.trained_dir(run_dir))
+    command_line.configure(run_dir, trains=True)
+    job(run_dir, command_line.trained_dir(run_dir))
 
 
 def job(run_dir: Path, trained_dir: Path, *, shared: bool = False) -> dict[str, float]:
@@ -32,8 +32,9 @@ def job(run_dir: Path, trained_dir: Path, *, shared: bool = False) -> dict[str, 
         The seconds of each stage that was done here.
     """
     from redi.core import config
-    from redi.core.artefact import sha256, write_json
-    from redi.core.distributed import process_rank
+    from redi.runtime.artefact import write_json
+    from redi.runtime.checksums import sha256
+    from redi.runtime.distributed import process_rank
 
     seconds: dict[str, float] = {}
     log.info("--- train")
@@ -66,8 +67,8 @@ def job(run_dir: Path, trained_dir: Path, *, shared: bool = False) -> dict[str, 
 
 def _holds(done: Path, key: dict, results: Sequence[str]) -> bool:
     """Whether `stages.json` says that the results are of this checkpoint and configuration, and nothing was damaged."""
-    from redi.core.artefact import BrokenArtefact, sha256
-    from redi.evaluation.samples import Samples
+    from redi.evaluation.samples.stored import Samples
+    from redi.runtime.checksums import BrokenArtefact, sha256
 
     try:
         stored = json.loads(done.read_text())
@@ -88,8 +89,8 @@ def _holds(done: Path, key: dict, results: Sequence[str]) -> bool:
 def _train_with_others(trained_dir: Path, seconds: dict[str, float]) -> None:
     """Has one of all processes that ask for this model train it."""
     from redi.core import config
-    from redi.core.atomic import write_text
-    from redi.data.division import complete
+    from redi.runtime.atomic import write_text
+    from redi.runtime.shared_work import complete
 
     def train_it() -> None:
         write_text(trained_dir / "config.gin", config.full_text())  # others may be reading it
@@ -105,7 +106,7 @@ def is_trained(trained_dir: Path) -> bool:
     Raises:
         ValueError: it holds a later one.
     """
-    from redi.core.checkpoint import checkpoint_dir, is_good, list_checkpoints
+    from redi.runtime.checkpoint import checkpoint_dir, is_good, list_checkpoints
 
     last, found = checkpoint_dir(trained_dir, num_steps()), list_checkpoints(trained_dir)
     if found and found[-1].name > last.name:
@@ -116,7 +117,7 @@ def is_trained(trained_dir: Path) -> bool:
 def num_steps() -> int:
     """How long the parsed configuration trains."""
     from redi.core import config
-    from redi.core.trainer import train as function
+    from redi.training.trainer import train as function
 
     return config.bound("train.num_steps", inspect.signature(function).parameters["num_steps"].default)
 
@@ -130,17 +131,17 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 def _key(trained_dir: Path) -> dict:
     """What samples and metrics depend on: the checkpoint, and all bindings that are in use."""
-    from redi.components import roots
     from redi.core import config
-    from redi.core.checkpoint import list_checkpoints
+    from redi.core.registry import entry_points
+    from redi.runtime.checkpoint import list_checkpoints
 
-    text = json.dumps(config.relevant(config.full_text(), roots()), sort_keys=True)
+    text = json.dumps(config.relevant(config.full_text(), entry_points), sort_keys=True)
     checkpoint = list_checkpoints(trained_dir)[-1].name
     return {"checkpoint": checkpoint, "configuration_sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def console() -> None:
-    program.run(main, __doc__)
+    command_line.run(main, __doc__)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import json
 import logging
 from pathlib import Path
 
-from redi import program
+from redi import command_line
 from redi.prepare import audited
 
 log = logging.getLogger("redi")
@@ -22,10 +22,10 @@ def stage(run_dir: Path, trained_dir: Path | None = None) -> None:
         trained_dir: the run whose checkpoint is used; default: `run_dir`.
     """
     from redi.core import config
-    from redi.core.device import choose_device, own_gpu
-    from redi.core.distributed import process_rank
-    from redi.evaluation.sampling import sample
-    from redi.runs import load
+    from redi.evaluation.samples.sample import sample
+    from redi.runs.load import load
+    from redi.runtime.device import choose_device, own_gpu
+    from redi.runtime.distributed import process_rank
 
     trained_dir = trained_dir or run_dir
     rank, world_size = process_rank()
@@ -43,7 +43,7 @@ def stage(run_dir: Path, trained_dir: Path | None = None) -> None:
 def _key() -> str:
     """A hash of the bindings that decide the images."""
     from redi.core import config
-    from redi.core.generation import generate
+    from redi.sampling.generate import generate
 
     text = json.dumps(config.relevant(config.full_text(), [generate]), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -53,7 +53,7 @@ def _networks(trained_dir: Path, device) -> dict:
     """The argument `networks` of `sample`, where it is bound: ready for use."""
     from redi.core import config
     from redi.evaluation.evaluate import prepare_networks
-    from redi.evaluation.sampling import check_networks
+    from redi.evaluation.samples.sample import check_networks
 
     if not (networks := config.bound("sample.networks")):
         return {}
@@ -68,9 +68,9 @@ def _picture(run_dir: Path, run, samples, rows: int = 4) -> None:
     import torch
 
     from redi.core import config
-    from redi.core.generation import Generated
-    from redi.evaluation.pictures import class_ordered, num_columns, sample_grid, stack
     from redi.evaluation.stored_statistics import images_of
+    from redi.sampling.generate import Generated
+    from redi.sampling.pictures import class_ordered, num_columns, sample_grid, stack
 
     if not samples.has_images:
         (run_dir / "samples.png").unlink(missing_ok=True)  # of earlier ones
@@ -94,12 +94,12 @@ def _picture(run_dir: Path, run, samples, rows: int = 4) -> None:
 
 
 def main(run_dir: Path) -> None:
-    program.configure(run_dir, trains=False)
-    stage(run_dir, program.trained_dir(run_dir))
+    command_line.configure(run_dir, trains=False)
+    stage(run_dir, command_line.trained_dir(run_dir))
 
 
 def console() -> None:
-    program.run(main, __doc__)
+    command_line.run(main, __doc__)
 
 
 if __name__ == "__main__":

@@ -19,24 +19,24 @@ from pathlib import Path
 
 from absl import flags
 
-from redi import program
+from redi import command_line
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("point", None, "Run this point alone, in this process.")
 
 
 def main(run_dir: Path) -> None:
-    from redi import components
     from redi.core import config
+    from redi.core.configurables import import_all
     from redi.sweeps.sweep import sweep
 
     if FLAGS.trained_dir:
         raise ValueError("--trained_dir is not for sweeps: they keep what they train in models/ of --run_dir")
-    components.import_all()
+    import_all()
     saved = run_dir / "config.gin"
     if not FLAGS.gin_file and not saved.exists():
         raise ValueError(f"{run_dir} holds no sweep: name a sweep file with --gin_file")
-    program.name_plugins()
+    command_line.name_plugins()
     config.parse(FLAGS.gin_file, FLAGS.gin_bindings, found=[] if FLAGS.gin_file else [saved])
     if not FLAGS.gin_file and FLAGS.point is None and config.unevaluated("sweep.slurm"):
         raise ValueError(
@@ -50,7 +50,7 @@ def main(run_dir: Path) -> None:
 
 
 def console() -> None:
-    program.run(main, __doc__, own_flags=("point",))
+    command_line.run(main, __doc__, own_flags=("point",))
 
 
 if __name__ == "__main__":

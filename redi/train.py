@@ -5,14 +5,14 @@ python -m redi.train --gin_file=digits.gin --gin_bindings='PCA.rank = 4' --run_d
 
 from pathlib import Path
 
-from redi import program
+from redi import command_line
 from redi.prepare import prepared
 
 
 def stage(run_dir: Path, *, evaluates: bool = False) -> None:
     """Prepares and trains under the parsed configuration; see `prepared`."""
     from redi.core import config
-    from redi.core.trainer import train
+    from redi.training.trainer import train
 
     monitor = config.bound("train.monitor")
     codec, dataset = prepared(run_dir, evaluates=evaluates, monitor=monitor)
@@ -20,8 +20,8 @@ def stage(run_dir: Path, *, evaluates: bool = False) -> None:
 
 
 def main(run_dir: Path) -> None:
-    run_dir = program.trained_dir(run_dir)
-    program.configure(run_dir, trains=True)
+    run_dir = command_line.trained_dir(run_dir)
+    command_line.configure(run_dir, trains=True)
     stage(run_dir)
     from redi.core import config
 
@@ -29,7 +29,7 @@ def main(run_dir: Path) -> None:
 
 
 def console() -> None:
-    program.run(main, __doc__)
+    command_line.run(main, __doc__)
 
 
 if __name__ == "__main__":

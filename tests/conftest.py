@@ -7,7 +7,7 @@ from pathlib import Path
 import gin
 import pytest
 
-from redi.core import consent
+from redi.core import trusted_imports
 
 # Several test processes at once (make test): each, and the programs it starts, gets its share of the cores.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
@@ -17,7 +17,7 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
 @pytest.fixture(autouse=True)
 def empty_gin_configuration():
     gin.clear_config()
-    consent.named.clear()
+    trusted_imports.named.clear()
     yield
     gin.clear_config()
 

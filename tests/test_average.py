@@ -8,8 +8,8 @@ import torch
 from absl.testing import flagsaver
 
 import redi
-from redi import average, program, sample, train
-from redi.core.checkpoint import list_checkpoints, load_checkpoint
+from redi import average, command_line, sample, train
+from redi.runtime.checkpoint import list_checkpoints, load_checkpoint
 
 BINDINGS = ("train.ema = @ema.PowerFunctionEMA", "PowerFunctionEMA.snapshot_every = 2", "train.num_steps = 6")
 
@@ -19,12 +19,12 @@ def call(tmp_path_factory):
     """Runs a program inside this process -> exit status."""
     log = logging.getLogger("redi")
     before = log.handlers[:], log.propagate, log.level
-    program.FLAGS.mark_as_parsed()
+    command_line.FLAGS.mark_as_parsed()
 
     def call(module, *bindings: str, **flags) -> int:
         flags = {name: value if isinstance(value, list | int) else str(value) for name, value in flags.items()}
         with flagsaver.flagsaver(gin_bindings=list(bindings), **flags):
-            return program._guarded(module.main, ["program"])
+            return command_line._guarded(module.main, ["program"])
 
     yield call
     log.handlers[:], log.propagate = before[:2]

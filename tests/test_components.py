@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from redi import components
+from redi.components import table as table_text
 from redi.core import config
+from redi.core.configurables import KINDS, import_all
 from redi.core.registry import registries
 
-components.import_all()
+import_all()
 ROOT = Path(__file__).resolve().parents[1]
 EVERY = [(kind, name) for kind in sorted(registries) for name in registries[kind]]
 SHIPPED = sorted(str(file.relative_to(config.config_dir())) for file in config.config_dir().rglob("*.gin"))
@@ -18,11 +19,11 @@ SHIPPED = sorted(str(file.relative_to(config.config_dir())) for file in config.c
 
 @pytest.fixture(scope="module")
 def table() -> list[str]:
-    return components.table().splitlines()
+    return table_text().splitlines()
 
 
 def test_every_kind_of_component_is_registered():
-    assert {registry.interface.__module__ for registry in registries.values()} == set(components.KINDS)
+    assert {registry.interface.__module__ for registry in registries.values()} == set(KINDS)
     assert all(registries.values())
 
 

@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 import redi
 from redi import convert, evaluate, sample
 from redi.core import config
-from redi.core.artefact import sha256
-from redi.core.checkpoint import Retention, list_checkpoints, load_checkpoint
-from redi.core.distributed import Processes
-from redi.core.parallel.ddp import DDP
-from redi.core.training_state import TrainingState
 from redi.fusion import sincos_positions
-from redi.models.published import from_published
-from redi.models.published_layout import Layout, published_shapes
+from redi.models.published.layout import Layout, published_shapes
+from redi.models.published.weights import from_published
+from redi.runtime.checkpoint import Retention, list_checkpoints, load_checkpoint
+from redi.runtime.checksums import sha256
+from redi.runtime.distributed import Processes
+from redi.training.parallel.ddp import DDP
+from redi.training.state import TrainingState
 
 PUBLISHED_PCA = Path(os.environ.get("REDI_DATA", Path(__file__).parents[2] / "shared" / "data")) / "published-pca"
 

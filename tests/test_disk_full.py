@@ -8,18 +8,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from redi.core.codec import JointCodec, Representation
-from redi.core.generation import generate
 from redi.core.processes.flow_matching import FlowMatching
 from redi.core.samplers.euler import Euler
+from redi.data.cache.prepare import prepare
 from redi.data.datasets.digits import Digits
-from redi.data.preparation import prepare
 from redi.evaluation.references import reference_features
-from redi.evaluation.sampling import sample
+from redi.evaluation.samples.sample import sample
 from redi.models.autoencoders.pixels import Pixels
+from redi.models.codec import JointCodec, Representation
 from redi.models.encoders.domain import DomainEncoder
 from redi.models.reducers.pca import PCA
 from redi.models.transformer import DiffusionTransformer
+from redi.sampling.generate import generate
 
 PAGE = 4096
 

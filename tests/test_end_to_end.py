@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 
 import redi
-from redi import components
 from redi.core import config
-from redi.core.checkpoint import list_checkpoints
-from redi.core.generation import generate
-from redi.core.log import read_log
+from redi.core.configurables import import_all
 from redi.core.samplers.euler_maruyama import EulerMaruyama
-from redi.evaluation.samples import load_samples
+from redi.evaluation.samples.stored import load_samples
 from redi.guidance.classifier_free import ClassifierFree
+from redi.runtime.checkpoint import list_checkpoints
+from redi.runtime.log import read_log
+from redi.sampling.generate import generate
 
 TINY = """
 include 'digits.gin'
@@ -142,7 +142,7 @@ def test_the_log_goes_to_the_last_step(run_dir):
 
 
 def test_the_saved_configuration_parses_back_to_itself(run_dir):
-    components.import_all()
+    import_all()
     config.parse([run_dir / "config.gin"])
     assert gin.query_parameter("train.num_steps") == 20
     assert gin.query_parameter("Pixels.channels") == 1  # from an included file
@@ -214,7 +214,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 
 
 def test_loading_leaves_the_caller_s_configuration_as_it_was(run_dir):
-    components.import_all()
+    import_all()
     config.parse([], ["PCA.rank = 3", "my_macro = 7", "scoped/EMA.decay = %my_macro"])
     before, locked = config.full_text(), gin.config_is_locked()
     redi.load(run_dir, device="cpu")
@@ -223,7 +223,7 @@ def test_loading_leaves_the_caller_s_configuration_as_it_was(run_dir):
 
 
 def test_loading_leaves_what_the_caller_has_used_as_it_was(run_dir):
-    components.import_all()
+    import_all()
     config.parse([], ["PCA.rank = 3"])
     config.call(redi.reducers.PCA)
     before = config.operative_text()

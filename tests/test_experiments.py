@@ -13,12 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from redi import components
-from redi.checks import check_results, check_training
 from redi.core import config
+from redi.core.configurables import import_all
+from redi.core.registry import entry_points, training_entry_points
 from redi.guidance import total_weights
+from redi.runs.checks import check_results, check_training
 
-components.import_all()
+import_all()
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT / "experiments" / "paper"
 FILES = sorted(str(path.relative_to(ROOT)) for top in ("gin", "experiments") for path in (ROOT / top).rglob("*.gin"))
@@ -154,7 +155,7 @@ def test_the_table_here_and_the_files_are_the_same_rows():
 def test_everything_in_an_experiment_has_an_effect(file, monkeypatch):
     monkeypatch.chdir(ROOT)  # where its command is to be run
     config.parse([file])
-    assert config.without_effect(components.roots()) == []
+    assert config.without_effect(entry_points) == []
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS)
@@ -312,7 +313,7 @@ def test_rows_with_one_run_folder_have_one_training(folder, names):
     for name in names:
         config.parse([path(name)])
         if saved is not None:
-            assert config.conflicts(saved, components.training_roots()) == []
+            assert config.conflicts(saved, training_entry_points) == []
         saved = config.full_text()
 
 
@@ -321,7 +322,7 @@ def test_rows_of_different_folders_are_different_trainings():
     for name in sorted(ROWS):
         config.parse([path(name)])
         (folder,) = flags(name)["run_dir"]
-        trainings[folder] = json.dumps(config.relevant(config.full_text(), components.training_roots()))
+        trainings[folder] = json.dumps(config.relevant(config.full_text(), training_entry_points))
     assert len(set(trainings.values())) == len(trainings)
 
 
@@ -352,7 +353,7 @@ def test_parts_go_together(parts, framework, images, warnings):
     config.parse(["imagenet.gin", framework, *parts], [images])
     codec, dataset, _, _ = build()
     check_training(codec, dataset)
-    assert warnings() == [] and config.without_effect(components.roots()) == []
+    assert warnings() == [] and config.without_effect(entry_points) == []
 
 
 def test_each_of_two_representations_has_its_own_reducer_scale_and_weight(images):

@@ -4,112 +4,26 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# A package stands for everything in it that is not listed by itself.
-LAYERS = [
-    {
-        "core.registry",
-        "core.channels",
-        "core.config",
-        "core.config_text",
-        "core.consent",
-        "core.archives",
-        "core.artefact",
-        "core.atomic",
-        "core.interrupt",
-        "core.device",
-        "core.distributed",
-        "core.finiteness",
-        "core.grids",
-        "core.lock",
-        "core.log",
-        "core.nonfinite",
-        "core.pickles",
-        "core.pretrained_files",
-        "core.progress",
-        "core.rows",
-        "core.sealing",
-        "core.seeds",
-        "core.trace",
-        "core.watchdog",
-        "data.preprocessing",
-        "models.attention_backends",
-        "models.pretrained_network",
-        "models.published_file",
-    },
-    {
-        "models.encoders",
-        "models.reducers",
-        "models.attention",
-        "models.autoencoders",
-        "fusion",
-        "guidance",
-        "core.alignment",
-        "core.parallel",
-        "core.processes",
-        "data.datasets",
-    },
-    {
-        "core.codec",
-        "core.ema",
-        "core.noise_table",
-        "core.objective",
-        "core.samplers",
-        "models.transformer",
-    },
-    {
-        "core.trainer",
-        "core.checkpoint",
-        "core.clamping",
-        "core.generation",
-        "core.likelihood",
-        "core.cost",
-        "core.memory",
-        "core.posthoc",
-        "core.profiling",
-        "core.step",
-        "core.diagnosis",
-        "core.previews",
-        "core.training_settings",
-        "core.training_state",
-        "core.warm_start",
-        "models.framework",
-        "models.published",
-        "models.published_bindings",
-        "models.published_layout",
-        "data",
-        "evaluation",
-    },
-    {
-        "train",
-        "sample",
-        "evaluate",
-        "prepare",
-        "run",
-        "report",
-        "query",
-        "average",
-        "convert",
-        "hub",
-        "checks",
-        "components",
-        "sweeps",
-        "sweep",
-        "convergence",
-        "profile",
-        "program",
-        "runs",
-    },
+# From the ground up. What shares a floor does not import one another; programs, at the very top, import any floor.
+FLOORS = [
+    "runtime",
+    "core",
+    "fusion guidance",
+    "models",
+    "data sampling",
+    "training evaluation",
+    "pages",
+    "runs",
+    "sweeps",
 ]
-# Within these levels modules may import each other; elsewhere only what lies below.
-SOCIABLE = {0, 3, 4}
-# Folders only: their __init__ holds no code.
-BARE = {"", "core", "models"}
+FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders.split()}
 GIN_FILES = {"core.registry", "core.config"}
 HEAVY = {"torch", "diffusers", "transformers", "xformers", "timm"}
 
@@ -119,28 +33,19 @@ FILES = {
 }
 
 
-def place(module: str) -> tuple[int, str] | None:
-    """The level and the entry of the table that a module (named without `redi.`) belongs to."""
-    parts = module.split(".")
-    for length in range(len(parts), 0, -1):
-        entry = ".".join(parts[:length])
-        for level, entries in enumerate(LAYERS):
-            if entry in entries:
-                return level, entry
-    return None
+def folder_of(module: str) -> str:
+    """The top folder of a module (named without `redi.`); of a program, which lies in none, its own name."""
+    return module.split(".")[0]
+
+
+def floor(module: str) -> int:
+    return FLOOR.get(folder_of(module), len(FLOORS))
 
 
 def allowed(importer: str, imported: str) -> bool:
-    if imported in BARE:  # `from redi import __version__`
+    if imported == "" or folder_of(importer) == folder_of(imported):  # `from redi import __version__`
         return True
-    if importer in BARE:
-        return False
-    if not (place(importer) and place(imported)):  # reported by the test below
-        return True
-    (level, entry), (below, other) = place(importer), place(imported)
-    if other == "core.config" and entry != other:
-        return level == 4
-    return below < level or entry == other or (below == level in SOCIABLE)
+    return floor(imported) < floor(importer) or (floor(importer) == len(FLOORS) and imported == "command_line")
 
 
 def imports(module: str) -> Iterator[str]:
@@ -159,15 +64,44 @@ def imports(module: str) -> Iterator[str]:
                 yield inner if inner.removeprefix("redi.") in FILES else base
 
 
-@pytest.mark.parametrize("module", [name for name in FILES if name not in BARE])
-def test_a_module_has_its_place_in_the_table(module):
-    assert place(module), f"redi.{module}: enter it in LAYERS, on the lowest level that it can live on"
+def own_imports(module: str) -> set[str]:
+    """The modules of the library that a module imports, named without `redi.`."""
+    return {name.removeprefix("redi").removeprefix(".") for name in imports(module) if name.split(".")[0] == "redi"}
+
+
+def test_every_folder_has_its_floor():
+    assert {folder_of(name) for name, file in FILES.items() if file.parent != ROOT / "redi"} == set(FLOOR)
 
 
 @pytest.mark.parametrize("module", FILES)
 def test_imports_point_downwards(module):
-    own = {name.removeprefix("redi").removeprefix(".") for name in imports(module) if name.split(".")[0] == "redi"}
-    assert [f"redi.{name}" for name in sorted(own) if not allowed(module, name)] == []
+    assert [f"redi.{name}" for name in sorted(own_imports(module)) if not allowed(module, name)] == []
+
+
+def test_no_files_import_one_another_in_a_circle():
+    graph = {module: own_imports(module) - {"", module} for module in FILES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' <- '.join(error.args[1])}")
+
+
+def test_no_folders_import_one_another_in_a_circle():
+    folders = {module: module.rpartition(".")[0] if FILES[module].name != "__init__.py" else module for module in FILES}
+    graph: dict[str, set[str]] = {}
+    for module in FILES:
+        inner = {folders[name] for name in own_imports(module) if name}
+        # A folder may use what is above it in the tree (its parent's interface), and a parent what lies in it.
+        near = {
+            name
+            for name in inner
+            if f"{name}.".startswith(f"{folders[module]}.") or f"{folders[module]}.".startswith(f"{name}.")
+        }
+        graph.setdefault(folders[module], set()).update(inner - near)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle of folders: {' <- '.join(error.args[1])}")
 
 
 def test_gin_is_imported_in_two_files_only():
@@ -176,20 +110,28 @@ def test_gin_is_imported_in_two_files_only():
 
 
 @pytest.mark.parametrize(
+    "floor_name", ["runtime", "core", "fusion", "guidance", "models", "data", "sampling", "training"]
+)
+def test_the_library_works_without_a_configuration(floor_name):
+    users = {m for m in FILES if folder_of(m) == floor_name and {"core.config", "core.configurables"} & own_imports(m)}
+    assert users - {"core.config"} == set()
+
+
+@pytest.mark.parametrize(
     ("importer", "imported", "expected"),
     [
-        ("core.trainer", "models.transformer", True),
+        ("training.trainer", "models.transformer", True),
         ("models.transformer", "fusion.merged", True),
         ("models.reducers.pca", "models.reducers.linear", True),
-        ("core.checkpoint", "data.cache", True),
         ("train", "core.config", True),
-        ("core.trainer", "core.config", False),
+        ("train", "command_line", True),
+        ("train", "run", False),
         ("fusion.merged", "guidance", False),
-        ("models.encoders.dinov2", "models.reducers", False),
-        ("core.codec", "core.objective", False),
-        ("data.datasets.digits", "data.cache", False),
-        ("core.channels", "fusion", False),
-        ("", "core.trainer", False),
+        ("data.loader", "sampling.generate", False),
+        ("core.objective", "models.codec", False),
+        ("runtime.checkpoint", "core.channels", False),
+        ("runs.load", "sweeps.plan", False),
+        ("", "training.trainer", True),
     ],
 )
 def test_the_table_says_what_it_should(importer, imported, expected):

@@ -123,8 +123,8 @@ def test_the_saved_configuration_imports_the_package_by_itself(run):
 
 def test_the_saved_configuration_parses_back_to_itself(run):
     code = (
-        "from redi import components; from redi.core import config; from pathlib import Path;"
-        "components.import_all(); config.parse(['run/config.gin']);"
+        "from redi.core.configurables import import_all; from redi.core import config; from pathlib import Path;"
+        "import_all(); config.parse(['run/config.gin']);"
         "print(config.full_text() == Path('run/config.gin').read_text())"
     )
     assert python("-c", code, cwd=run.parent, path=run.parent / "path").stdout == "True\n"

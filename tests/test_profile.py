@@ -13,8 +13,8 @@ import pytest
 import torch
 from absl.testing import flagsaver
 
-from redi import profile, program
-from redi.core.trace import costs
+from redi import command_line, profile
+from redi.runs.trace import costs
 
 SETTINGS = [
     "AdamW.lr = 1e-3",
@@ -36,14 +36,14 @@ def shell(*command, cwd):
 def call(capsys, tmp_path, monkeypatch):
     """Runs the program inside this process -> exit status, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
-    program.FLAGS.mark_as_parsed()
+    command_line.FLAGS.mark_as_parsed()
     log = logging.getLogger("redi")
     before = log.handlers[:], log.propagate, log.level
 
     def call(*bindings, gin_file=(), run_dir=None, stage="training"):
         files = [gin_file] if isinstance(gin_file, str) else list(gin_file)
         with flagsaver.flagsaver(gin_file=files, gin_bindings=list(bindings), run_dir=str(run_dir), stage=stage):
-            status = program._guarded(profile.main, ["program"])
+            status = command_line._guarded(profile.main, ["program"])
         return status, *capsys.readouterr()
 
     yield call

@@ -13,8 +13,8 @@ import pytest
 from absl.testing import flagsaver
 from PIL import Image
 
-from redi import evaluate, prepare, program, report, run, sample, train
-from redi.core.checkpoint import list_checkpoints
+from redi import command_line, evaluate, prepare, report, run, sample, train
+from redi.runtime.checkpoint import list_checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = ["prepare", "train", "sample", "evaluate", "run", "report"]
@@ -41,13 +41,13 @@ def redi_log():
 def call(capsys, tmp_path, monkeypatch, redi_log):
     """Runs a program inside this process, in an empty folder -> exit status, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
-    program.FLAGS.mark_as_parsed()
+    command_line.FLAGS.mark_as_parsed()
 
     def call(module, *bindings: str, gin_file=(), run_dir=None, arguments=(), traceback=False) -> tuple[int, str, str]:
         files = [gin_file] if isinstance(gin_file, str) else list(gin_file)
         run_dir = run_dir and str(run_dir)
         with flagsaver.flagsaver(gin_file=files, gin_bindings=list(bindings), run_dir=run_dir, traceback=traceback):
-            status = program._guarded(module.main, ["program", *arguments])
+            status = command_line._guarded(module.main, ["program", *arguments])
         return status, *capsys.readouterr()
 
     return call

@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
-from redi.core.artefact import save_artefact, sha256, tensors_sha256, write_json
-from redi.core.checkpoint import Retention, checkpoint_dir, save_checkpoint
-from redi.core.sealing import sealed
-from redi.evaluation.pages.files import Folder
 from redi.evaluation.records import read_metrics
+from redi.pages.files import Folder
 from redi.run import _holds, is_trained
+from redi.runtime.artefact import save_artefact, write_json
+from redi.runtime.checkpoint import Retention, checkpoint_dir, save_checkpoint
+from redi.runtime.checksums import sealed, sha256, tensors_sha256
 
 KEY = {"checkpoint": "step_00000002", "configuration_sha256": "ab" * 32}
 RESULTS = ("samples/record.json", "samples.png", "metrics.json", "operative.gin")

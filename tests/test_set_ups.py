@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import redi
-from redi import components, query, sample, train
+from redi import query, sample, train
 from redi.core import config
-from redi.core.checkpoint import list_checkpoints, load_checkpoint
-from redi.core.log import read_log
-from redi.evaluation.samples import load_samples
+from redi.core.configurables import import_all
+from redi.evaluation.samples.stored import load_samples
+from redi.runtime.checkpoint import list_checkpoints, load_checkpoint
+from redi.runtime.log import read_log
 
 DDPM = ["JointObjective.process = @processes.DDPM()", "generate.sampler = @samplers.Ancestral()"]
 DDPM += ["Ancestral.num_evaluations = 3"]
@@ -53,7 +54,7 @@ every_set_up = pytest.mark.parametrize("name", SET_UPS)
 @pytest.fixture
 def job(tiny_gin, tmp_path):
     def job(name: str, folder: str, num_steps: int):
-        components.import_all()
+        import_all()
         config.parse([tiny_gin], [*SET_UPS[name], f"train.num_steps = {num_steps}", "train.log_every = 1"])
         run_dir = tmp_path / folder
         run_dir.mkdir(exist_ok=True)

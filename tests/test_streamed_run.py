@@ -7,21 +7,21 @@ import pytest
 import torch
 from absl.testing import flagsaver
 
-from redi import prepare, program, run, train
-from redi.core.checkpoint import list_checkpoints, load_checkpoint
+from redi import command_line, prepare, run, train
+from redi.runtime.checkpoint import list_checkpoints, load_checkpoint
 
 
 @pytest.fixture
 def call(monkeypatch, tmp_path, tiny_gin, capsys):
     """Runs a program in this process, with a cache folder of its own -> its exit status and what it said."""
     monkeypatch.chdir(tmp_path)
-    program.FLAGS.mark_as_parsed()
+    command_line.FLAGS.mark_as_parsed()
 
     def call(main, folder, cache, *bindings):
         monkeypatch.setenv("REDI_CACHE", str(tmp_path / cache))
         flags = {"gin_file": [tiny_gin], "gin_bindings": list(bindings), "run_dir": str(tmp_path / folder)}
         with flagsaver.flagsaver(**flags):
-            status = program._guarded(main, ["program"])
+            status = command_line._guarded(main, ["program"])
         return SimpleNamespace(status=status, errors=capsys.readouterr().err)
 
     return call

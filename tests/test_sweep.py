@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from absl.testing import flagsaver
 
-from redi import program, sample, sweep
+from redi import command_line, sample, sweep
 from redi.core import config
-from redi.core.checkpoint import list_checkpoints
+from redi.runtime.checkpoint import list_checkpoints
 
 GUIDANCE, RANK = "scale=2.0", "rank=3"
 POINTS = "{'ClassifierFree.scale': 1.0}, {'ClassifierFree.scale': 2.0}, {'PCA.rank': 3}"
@@ -23,14 +23,14 @@ FAILING = f"sweep.points = [{{'PCA.rank': 900}}, {POINTS}]"
 @pytest.fixture(scope="module")
 def call():
     """Runs the program in this process, as the shell would -> exit status."""
-    program.FLAGS.mark_as_parsed()
+    command_line.FLAGS.mark_as_parsed()
     log = logging.getLogger("redi")
     before = log.handlers[:], log.propagate, log.level
 
     def call(run_dir: Path, *bindings: str, gin_file: str | None = None, point: str | None = None) -> int:
         files = [str(gin_file)] if gin_file else []
         with flagsaver.flagsaver(gin_file=files, gin_bindings=list(bindings), run_dir=str(run_dir), point=point):
-            return program._guarded(sweep.main, ["program"])
+            return command_line._guarded(sweep.main, ["program"])
 
     yield call
     log.handlers[:], log.propagate = before[:2]
@@ -190,7 +190,7 @@ def test_a_folder_without_a_sweep_needs_a_file(call, tmp_path, capsys):
 def sampled(run_dir: Path, trained_dir: Path, *bindings: str, module=sample) -> int:
     flags = {"gin_file": [], "gin_bindings": list(bindings), "run_dir": str(run_dir), "trained_dir": str(trained_dir)}
     with flagsaver.flagsaver(**flags):
-        return program._guarded(module.main, ["program"])
+        return command_line._guarded(module.main, ["program"])
 
 
 def test_a_trained_model_is_sampled_into_another_folder(folder, call, tmp_path):
@@ -208,14 +208,14 @@ def test_the_configuration_of_a_trained_model_stays_as_it_is(folder, call, tmp_p
     with flagsaver.flagsaver(
         gin_file=[], gin_bindings=["sample.num_images = 7"], run_dir=None, trained_dir=str(trained_dir)
     ):
-        program.configure(tmp_path / "more", trains=True)  # as redi.run does
+        command_line.configure(tmp_path / "more", trains=True)  # as redi.run does
     assert (trained_dir / "config.gin").read_bytes() == before
     assert config.statements((tmp_path / "more" / "config.gin").read_text())["sample.num_images"] == "7"
 
 
 def test_a_sweep_file_without_redi_sweep_is_pointed_out(sweep_file, call, tmp_path, caplog):
     with flagsaver.flagsaver(gin_file=[str(sweep_file)], gin_bindings=[], run_dir=None, trained_dir=None):
-        program.configure(tmp_path / "run", trains=True)
+        command_line.configure(tmp_path / "run", trains=True)
     assert "this is a sweep file" in caplog.text
 
 

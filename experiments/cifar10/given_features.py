@@ -16,22 +16,22 @@ import torch
 
 import redi
 from redi.core import config
-from redi.core.generation import generate
-from redi.core.grids import resized, restored
+from redi.core.resize import resized, restored
 from redi.core.samplers.euler_maruyama import EulerMaruyama
 from redi.evaluation.evaluate import prepare_networks
-from redi.evaluation.frechet import Gaussian, frechet_distance
+from redi.evaluation.metrics.frechet import Gaussian, frechet_distance
 from redi.evaluation.references import reference_features
+from redi.sampling.generate import generate
 
 COUNT, EVALUATIONS = 500, 25
 
 
 def measure(folder: Path) -> dict:
-    from redi import components
+    from redi.core.configurables import import_all
 
     run = redi.load(folder, device="cpu")
     [name] = run.codec.channels.representations
-    components.import_all()
+    import_all()
     with config.isolated():
         config.parse([folder / "config.gin"])
         dataset, reference = config.bound("train.dataset"), config.bound("evaluate.reference")

@@ -13,9 +13,9 @@ from typing import Any
 import gin
 from gin.config import iterate_references
 
-from redi.core import consent
+from redi.core import trusted_imports
 from redi.core.config_text import HARMLESS, statements
-from redi.core.registry import did_you_mean
+from redi.runtime.spelling import did_you_mean
 
 
 def config_dir() -> Path:
@@ -33,13 +33,13 @@ def parse(
 
     Args:
         found: files that the user has not named, but which lie in a folder that was; read first. They may import only
-            what `redi.core.consent` lets in, and include nothing.
+            what `redi.core.trusted_imports` lets in, and include nothing.
 
     Raises:
         ValueError: unknown file, configurable, parameter or macro, with the place and the nearest valid name; a found
             file that would import what nobody has named.
     """
-    texts = [consent.read(path) for path in found]
+    texts = [trusted_imports.read(path) for path in found]
     gin.clear_config()
     if str(config_dir()) not in gin.config._LOCATION_PREFIXES:
         gin.add_config_file_search_path(str(config_dir()))
@@ -55,7 +55,7 @@ def parse(
         source = "the bindings"
         gin.parse_config(list(gin_bindings))
         gin.finalize()
-        consent.named.update(statement.module for statement in gin.config._IMPORTS)
+        trusted_imports.named.update(statement.module for statement in gin.config._IMPORTS)
     except (tokenize.TokenError, StopIteration):
         raise ValueError(f"a bracket or a string in {source} is never closed") from None
     except RecursionError:

@@ -9,7 +9,7 @@ from torch import Tensor
 from redi.core.processes import Process
 from redi.core.samplers import Denoise
 from redi.core.samplers.ode import ADAPTIVE, EVALUATIONS_PER_STEP, integrate
-from redi.core.seeds import mix_seeds
+from redi.runtime.randomness import mix_seeds
 
 
 @dataclass

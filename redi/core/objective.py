@@ -1,18 +1,21 @@
 """The joint objective: one corrupted state, one prediction, one error per channel group."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor
+from torch.nn import functional
 
-from redi.core.alignment import alignment_loss
 from redi.core.channels import Channels
-from redi.core.device import compiled_whole
 from redi.core.processes import Process, per_sample, processes
 from redi.core.processes.flow_matching import FlowMatching
 from redi.core.registry import configurable
-from redi.core.rows import Rows
+from redi.core.resize import resized
+from redi.runtime.device import compiled_whole
+from redi.runtime.randomness import Rows
 
 
 @configurable(runtime=("channels", "num_classes"))
@@ -214,3 +217,17 @@ class JointObjective:
                 "JointObjective.independent_timesteps = True needs a model that is told every group's t: bind "
                 "DiffusionTransformer.group_timesteps = True (and have at least one representation)"
             )
+
+
+def alignment_loss(projected: Tensor, features: Tensor) -> Tensor:
+    """The negative mean cosine between projected tokens (N, P, E) and features (N, E, h, w) (Yu et al., arXiv
+    2410.06940, Eq. 6).
+
+    Where the encoder's grid is not the tokens' square grid, features are resized to it bilinearly.
+    """
+    side = math.isqrt(projected.shape[1])
+    if side * side != projected.shape[1]:
+        raise ValueError(f"alignment needs a square grid of tokens, got {projected.shape[1]}")
+    if features.shape[-2:] != (side, side):
+        features = resized(features, (side, side))
+    return -functional.cosine_similarity(projected, rearrange(features, "n e h w -> n (h w) e"), dim=-1).mean()

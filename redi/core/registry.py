@@ -5,18 +5,18 @@ and one `Registry`. A component joins by one decorator, which lists it and makes
 `<kind>.<ClassName>`; the class itself stays untouched, so it works the same without gin.
 """
 
-import difflib
 import hashlib
 import importlib
 import inspect
 import pkgutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import gin
 
 import redi
+from redi.runtime.spelling import did_you_mean
 
 if not hasattr(gin, "register"):
     # A folder called gin/ on sys.path imports as an empty namespace package where gin-config is missing.
@@ -102,15 +102,26 @@ class Registry(Mapping[str, type]):
         return len(self._components)
 
 
-def configurable(target=None, *, runtime: tuple[str, ...] = ()):
+entry_points: list[Callable] = []  # the configurable functions that programs call
+training_entry_points: list[Callable] = []  # those whose bindings decide what is learned
+
+
+def configurable(target=None, *, runtime: tuple[str, ...] = (), entry: bool = False, trains: bool = False):
     """Decorator: makes a function or class known to gin under its own name and returns it unchanged.
 
-    `runtime` names the arguments that the library supplies; gin refuses bindings to them.
+    Args:
+        runtime: arguments that the library supplies; gin refuses bindings to them.
+        entry: programs call this function; what it refers to is in use (see `entry_points`).
+        trains: its bindings decide what is learned (see `training_entry_points`); implies `entry`.
     """
     if target is None:
-        return partial(configurable, runtime=runtime)
+        return partial(configurable, runtime=runtime, entry=entry, trains=trains)
     with gin.unlock_config():
         gin.register(module="redi", denylist=list(runtime) or None)(target)
+    if entry or trains:
+        entry_points.append(target)
+    if trains:
+        training_entry_points.append(target)
     return target
 
 
@@ -146,8 +157,3 @@ def discover(package: str, registry: Registry) -> None:
         setattr(namespace, name, component)
 
 
-def did_you_mean(name: str, names) -> str:
-    """'; did you mean X?' for the nearest of `names`, or nothing."""
-    by_lower = {known.lower(): known for known in names}
-    nearest = difflib.get_close_matches(name[:100].lower(), by_lower, n=1)  # whose time grows with the square
-    return f"; did you mean {by_lower[nearest[0]]!r}?" if nearest else ""

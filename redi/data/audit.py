@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from redi.core.progress import progress
 from redi.core.registry import configurable
 from redi.data.datasets import Dataset, UnreadableImage
+from redi.runtime.progress import progress
 
 
 class AuditError(ValueError):
@@ -21,7 +21,7 @@ class AuditError(ValueError):
         super().__init__("\n".join([f"{what}:", *(f"- {problem}" for problem in problems)]))
 
 
-@configurable
+@configurable(trains=True)
 def audit(
     dataset: Dataset, *, batch_size: int, skip_unreadable: bool = False, allow_missing_classes: bool = False
 ) -> tuple[Dataset, dict]:

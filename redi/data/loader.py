@@ -8,9 +8,8 @@ from functools import lru_cache
 import numpy as np
 from torch import Tensor
 
-from redi.core.rows import Rows
-from redi.core.seeds import mix_seeds
 from redi.data.order import Blocks
+from redi.runtime.randomness import Rows, mix_seeds
 
 MIRROR = 1  # keeps the coins apart from the permutations of the same seed and epoch
 SHUFFLES = ("global", "shards")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from redi.core.seeds import mix_seeds
+from redi.runtime.randomness import mix_seeds
 
 ROWS_PER_BLOCK = 128  # 2 MiB of SD latents in one piece: disks and network file systems read it at full speed
 WINDOW = 16_384  # 128 blocks from all over the data set; 400 MB of SD latents and eight reduced channels

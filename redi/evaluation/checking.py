@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from redi.core.registry import did_you_mean
 from redi.data.datasets import Dataset, datasets
 from redi.evaluation.measures import METRICS
 from redi.evaluation.stored_statistics import StoredStatistics, ending, images_of
 from redi.models.encoders import Encoder, encoders
+from redi.runtime.spelling import did_you_mean
 
 
 def check_evaluation(

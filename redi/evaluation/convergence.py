@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from redi.core.log import read_log
+from redi.runtime.log import read_log
 
 PREFIX = "monitor/"
 

@@ -6,33 +6,33 @@ from pathlib import Path
 
 import torch
 
-from redi.core.artefact import write_json
-from redi.core.checkpoint import list_checkpoints, step_of
-from redi.core.device import choose_device
-from redi.core.distributed import process_rank
 from redi.core.registry import configurable
-from redi.core.sealing import sealed
+from redi.data.cache.prepare import cache_folder, fit_or_restore
 from redi.data.datasets import Dataset
-from redi.data.preparation import cache_folder, fit_or_restore
 from redi.evaluation.checking import check_evaluation, check_size
-from redi.evaluation.feature_store import sample_features
 from redi.evaluation.measures import FLOORED, METRICS, Compared, first, measure
+from redi.evaluation.metrics.self_test import check_direction
 from redi.evaluation.records import conditions, network_record, reference_record
 from redi.evaluation.references import reference_features, reference_positions
-from redi.evaluation.representation import representation_metrics
-from redi.evaluation.representation_picture import representation_picture
-from redi.evaluation.samples import Samples, load_samples
-from redi.evaluation.self_test import check_direction
+from redi.evaluation.representation.agreement import representation_metrics
+from redi.evaluation.representation.picture import representation_picture
+from redi.evaluation.samples.feature_store import sample_features
+from redi.evaluation.samples.stored import Samples, load_samples
 from redi.evaluation.stored_statistics import StoredStatistics, images_of
 from redi.models.encoders import Encoder
 from redi.models.encoders.domain import DomainEncoder
+from redi.runtime.artefact import write_json
+from redi.runtime.checkpoint import list_checkpoints, step_of
+from redi.runtime.checksums import sealed
+from redi.runtime.device import choose_device
+from redi.runtime.distributed import process_rank
 
 log = logging.getLogger(__name__)
 
 ALL = tuple(METRICS)
 
 
-@configurable(runtime=("run_dir", "dataset", "trained", "device", "rank", "world_size"))
+@configurable(runtime=("run_dir", "dataset", "trained", "device", "rank", "world_size"), entry=True)
 def evaluate(
     run_dir: str | Path,
     *,

@@ -8,11 +8,11 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from redi.evaluation.features import Features, rows
-from redi.evaluation.frechet import Gaussian, finite_sample_error, frechet_distance
-from redi.evaluation.inception_score import inception_score
-from redi.evaluation.kernel import kernel_distance
-from redi.evaluation.precision_recall import precision_recall
+from redi.evaluation.metrics.features import Features, rows
+from redi.evaluation.metrics.frechet import Gaussian, finite_sample_error, frechet_distance
+from redi.evaluation.metrics.inception_score import inception_score
+from redi.evaluation.metrics.kernel import kernel_distance
+from redi.evaluation.metrics.precision_recall import precision_recall
 from redi.evaluation.records import entry
 from redi.models.encoders import Encoder
 from redi.models.encoders.domain import DomainEncoder

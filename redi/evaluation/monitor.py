@@ -8,20 +8,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from redi.core.codec import JointCodec
-from redi.core.generation import Generated, generate
 from redi.core.processes import Process
 from redi.core.registry import configurable
 from redi.data.datasets import Dataset, datasets
 from redi.evaluation.checking import check_size
 from redi.evaluation.evaluate import prepare_networks
-from redi.evaluation.frechet import Gaussian, frechet_distance
-from redi.evaluation.label_schemes import choose_labels
+from redi.evaluation.metrics.frechet import Gaussian, frechet_distance
 from redi.evaluation.references import reference_features
+from redi.evaluation.samples.label_schemes import choose_labels
 from redi.evaluation.stored_statistics import StoredStatistics, images_of
+from redi.models.codec import JointCodec
 from redi.models.encoders import Encoder
 from redi.models.encoders.domain import DomainEncoder
 from redi.models.transformer import DiffusionTransformer
+from redi.sampling.generate import Generated, generate
 
 log = logging.getLogger(__name__)
 

@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from redi.core.artefact import write_json
-from redi.core.generation import Generated, generate
 from redi.core.registry import configurable
 from redi.core.samplers import Sampler
 from redi.core.samplers.ancestral import Ancestral
 from redi.core.samplers.euler_maruyama import EulerMaruyama
 from redi.data.datasets import Dataset
-from redi.evaluation.pictures import thumbnails, tile
+from redi.runtime.artefact import write_json
+from redi.sampling.generate import Generated, generate
+from redi.sampling.pictures import thumbnails, tile
 
 log = logging.getLogger(__name__)
 
 
-@configurable(runtime=("run_dir", "trained", "dataset"))
+@configurable(runtime=("run_dir", "trained", "dataset"), entry=True)
 def query(
     run_dir: str | Path,
     *,
@@ -44,7 +44,7 @@ def query(
         dataset: images to ask about, spread evenly over it; best ones that were not trained on.
         num_variations: images drawn for each representation.
         labels: 'null' asks without a label, so that what is given is all that is known; 'own' gives the image's label.
-        sampler: see `redi.core.clamping`; default: EulerMaruyama(diffusion_norm=10), or Ancestral for a DDPM.
+        sampler: see `redi.sampling.conditional`; default: EulerMaruyama(diffusion_norm=10), or Ancestral for a DDPM.
 
     Returns:
         {"features_given_image": ..., "image_given_features": ..., each with "agreement" and "floor", and the record}.

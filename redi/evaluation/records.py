@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 
 import redi
-from redi.core.artefact import tensors_sha256
-from redi.core.sealing import BrokenArtefact, unsealed
 from redi.data.datasets import Dataset
 from redi.models.encoders import Encoder
+from redi.runtime.checksums import BrokenArtefact, tensors_sha256, unsealed
 
 # What an entry never lacks.
 REQUIRED = (

@@ -1,8 +1,6 @@
 """Features of reference images: computed once for every set of images and network, and kept with their record."""
 
 import contextlib
-import hashlib
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,18 +9,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from redi.core.artefact import BrokenArtefact, load_artefact
-from redi.core.atomic import stamp
-from redi.core.codec import without_versions
-from redi.core.progress import progress
 from redi.core.registry import identity
+from redi.data.cache.prepare import cache_folder
+from redi.data.cache.write import check_encoded
 from redi.data.datasets import Dataset, MixedSizes
-from redi.data.division import complete
-from redi.data.encoding import check_encoded
-from redi.data.preparation import cache_folder
-from redi.evaluation.features import Features
-from redi.evaluation.parts import Parts
+from redi.evaluation.metrics.features import Features
+from redi.evaluation.samples.parts import Parts
 from redi.models.encoders import Encoder
+from redi.runtime.artefact import load_artefact
+from redi.runtime.atomic import stamp
+from redi.runtime.checksums import BrokenArtefact, json_sha256, without_versions
+from redi.runtime.progress import progress
+from redi.runtime.shared_work import complete
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +45,7 @@ def reference_features(
 
     Args:
         max_images: at most so many, drawn from a fixed seed; default: all.
-        rank, world_size: see `redi.data.division.complete`.
+        rank, world_size: see `redi.runtime.shared_work.complete`.
 
     Raises:
         ValueError: images of different sizes, NaN or infinite features (both named), no images.
@@ -57,7 +55,7 @@ def reference_features(
         raise ValueError(f"{type(dataset).__name__} holds no images to compare with")
     images, made_by = dataset.fingerprint(), network.provenance()
     key = [images, without_versions(made_by), identity(network).get("source_sha256"), len(positions)]
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    digest = json_sha256(key)
     folder = cache_folder(cache_dir) / "references" / f"{type(dataset).__name__}-{digest[:16]}"
     refused = stamp(folder)
     if (found := _read(folder)) is None:

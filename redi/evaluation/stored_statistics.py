@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from redi.core.artefact import sha256
 from redi.core.registry import configurable
 from redi.data.datasets import Dataset, datasets
-from redi.evaluation.features import Features
-from redi.evaluation.frechet import Gaussian
+from redi.evaluation.metrics.features import Features
+from redi.evaluation.metrics.frechet import Gaussian
 from redi.models.encoders import Encoder
+from redi.runtime.checksums import sha256
 
 KEYS = {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 # What zipfile, zlib and NumPy raise on damaged files; NotImplementedError and RecursionError are RuntimeErrors.

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from redi.core.artefact import tensors_sha256
-from redi.core.device import matmul_precision
-from redi.core.pretrained_files import read_tensors
+from redi.runtime.checksums import tensors_sha256
+from redi.runtime.device import matmul_precision
+from redi.runtime.hub_files import read_tensors
 
 _lowered: ContextVar[bool] = ContextVar("lowered", default=False)  # whether all of them run in bfloat16
 

@@ -9,8 +9,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from redi.core import consent
-from redi.core.interrupt import StopRequest
+from redi.core import trusted_imports
+from redi.runtime.interrupt import StopRequest
 from redi.sweeps.plan import Planned
 from redi.sweeps.point import read_result
 
@@ -27,7 +27,8 @@ def command(run_dir: Path, entry: Planned, *, processes: int | None = None) -> l
         # SIGUSR2) and leaves its processes behind.
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         launcher += ["--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"]
-    plugins = [f"--plugin={name}" for name in sorted(consent.named)]  # what the sweep file imports, which was named
+    # What the sweep file imports, which was named.
+    plugins = [f"--plugin={name}" for name in sorted(trusted_imports.named)]
     return [*launcher, "-m", "redi.sweep", f"--run_dir={run_dir}", f"--point={entry.name}", *plugins]
 
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redi import components
 from redi.core import config
-from redi.core.artefact import write_json
-from redi.core.checkpoint import checkpoint_dir, list_checkpoints
+from redi.core.registry import training_entry_points
 from redi.evaluation.evaluate import evaluate
-from redi.evaluation.report import report
-from redi.evaluation.sampling import sample
+from redi.evaluation.samples.sample import sample
+from redi.pages.report import report
 from redi.run import num_steps
+from redi.runtime.artefact import write_json
+from redi.runtime.checkpoint import checkpoint_dir, list_checkpoints
 from redi.sweeps.points import Point, expand, shortened
 
 STEPS = "train.num_steps"
@@ -92,7 +92,7 @@ def _parse(base: str, point: Point, stored: dict[str, int]) -> None:
 
 def _roots() -> list[Callable]:
     """What a point calls."""
-    return [*components.training_roots(), sample, evaluate, report]
+    return [*training_entry_points, sample, evaluate, report]
 
 
 def _decide_training(text: str) -> dict[str, str]:
@@ -100,8 +100,8 @@ def _decide_training(text: str) -> dict[str, str]:
 
     A run may be prolonged and find its weights elsewhere; points that differ in either are trained apart.
     """
-    statements, idle = config.statements(text), set(config.without_effect(components.training_roots()))
-    decisive = config.relevant(text, components.training_roots())
+    statements, idle = config.statements(text), set(config.without_effect(training_entry_points))
+    decisive = config.relevant(text, training_entry_points)
     for key in [STEPS, *(key for key in statements if key.endswith(".weights") and key not in idle)]:
         decisive |= _followed(statements, key)
     return decisive
@@ -151,7 +151,7 @@ def _refuse_mixed(run_dir: Path, entry: Planned) -> None:
     if any((folder / name).exists() for name in ("result.json", "samples", "metrics.json")):
         _refuse(folder, _roots(), f"delete {folder} to do the point anew")
     if list_checkpoints(trained_dir):
-        _refuse(trained_dir, components.training_roots(), f"delete {trained_dir} to train anew")
+        _refuse(trained_dir, training_entry_points, f"delete {trained_dir} to train anew")
 
 
 def _refuse(folder: Path, roots: Sequence, advice: str) -> None:

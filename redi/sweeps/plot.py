@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from redi.evaluation.pages.places import Place, placed
+from redi.pages.places import Place, placed
 from redi.sweeps.results import ARROWS, Results
 
 MOST_PANELS = 6

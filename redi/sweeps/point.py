@@ -8,9 +8,9 @@ from pathlib import Path
 
 import redi
 from redi.core import config
-from redi.core.artefact import write_json
-from redi.core.distributed import process_rank
-from redi.core.sealing import sealed, unsealed
+from redi.runtime.artefact import write_json
+from redi.runtime.checksums import sealed, unsealed
+from redi.runtime.distributed import process_rank
 from redi.sweeps.plan import Planned
 
 log = logging.getLogger("redi")

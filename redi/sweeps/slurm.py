@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from redi.core.artefact import write_json
-from redi.core.interrupt import StopRequest
+from redi.runtime.artefact import write_json
+from redi.runtime.interrupt import StopRequest
 from redi.sweeps.launchers import command, note_end
 from redi.sweeps.plan import Planned
 from redi.sweeps.task import Task

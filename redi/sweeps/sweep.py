@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from redi.core.atomic import write_text
-from redi.core.registry import configurable, did_you_mean
-from redi.evaluation.report import report
+from redi.core.registry import configurable
+from redi.pages.report import report
+from redi.runtime.atomic import write_text
+from redi.runtime.spelling import did_you_mean
 from redi.sweeps import launchers
 from redi.sweeps.plan import Planned, plan, write_plan
 from redi.sweeps.plot import plot
@@ -19,7 +20,7 @@ log = logging.getLogger("redi")
 LAUNCHERS = ("local", "torchrun", "slurm", "print")
 
 
-@configurable(runtime=("run_dir", "text", "base", "only"))
+@configurable(runtime=("run_dir", "text", "base", "only"), entry=True)
 def sweep(
     run_dir: str | Path,
     *,

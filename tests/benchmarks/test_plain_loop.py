@@ -18,7 +18,7 @@ def after_library_steps(setup, codec, batch, fusion, num_steps, **options):
     from setups import make_model
 
     from redi.core.ema import EMA
-    from redi.core.step import TrainingStep
+    from redi.training.step import TrainingStep
 
     model, objective = make_model(setup, codec, fusion=fusion)
     objective.representation_dropout = 0.2

@@ -40,8 +40,8 @@ def test_a_row_has_the_bytes_that_a_cache_stores():
 def test_a_checkpoint_has_four_numbers_a_parameter(monkeypatch):
     import scale_plan
 
-    from redi.core.artefact import optimizer_tensors
     from redi.core.ema import EMA
+    from redi.runtime.artefact import optimizer_tensors
 
     model = torch.nn.Linear(30, 50)
     optimizer = torch.optim.AdamW(model.parameters())

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from redi.core.checkpoint import list_checkpoints, load_checkpoint
+from redi.runtime.checkpoint import list_checkpoints, load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.0005

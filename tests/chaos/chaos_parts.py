@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from redi.core.registry import configurable
-from redi.core.seeds import mix_seeds
 from redi.data.datasets import register
 from redi.data.datasets.digits import Digits
 from redi.models.transformer import DiffusionTransformer
+from redi.runtime.randomness import mix_seeds
 
 
 @configurable(runtime=("channels", "grid", "num_classes", "variance_groups", "alignment_dim"))

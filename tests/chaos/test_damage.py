@@ -11,7 +11,7 @@ from chaos_damage import KINDS, damage, fill
 from chaos_driver import Training, compared, send
 from PIL import Image
 
-from redi.core.checkpoint import list_checkpoints
+from redi.runtime.checkpoint import list_checkpoints
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 

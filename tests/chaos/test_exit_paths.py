@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from redi.core.codec import JointCodec
 from redi.core.ema import EMA
-from redi.core.generation import generate
-from redi.core.interrupt import Stopped
 from redi.core.samplers.euler import Euler
-from redi.core.trainer import train
 from redi.data.datasets.digits import Digits
-from redi.evaluation.sampling import sample
+from redi.evaluation.samples.sample import sample
 from redi.models.autoencoders.pixels import Pixels
+from redi.models.codec import JointCodec
 from redi.models.transformer import DiffusionTransformer
-from redi.runs import load
+from redi.runs.load import load
+from redi.runtime.interrupt import Stopped
+from redi.sampling.generate import generate
+from redi.training.trainer import train
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts what /proc shows")
 MODEL = partial(DiffusionTransformer, width=16, depth=1, num_heads=2, patch_size=4)

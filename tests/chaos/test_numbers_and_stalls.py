@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from redi.core.checkpoint import list_checkpoints, load_checkpoint
+from redi.runtime.checkpoint import list_checkpoints, load_checkpoint
 
 # Steps counted from 0. A NaN at 5, an infinite gradient at 9, then nothing but faults from 32 on.
 LINES = """

@@ -9,7 +9,7 @@ import pytest
 from chaos_damage import KINDS, damage, fill
 from chaos_driver import Training
 
-from redi.evaluation.samples import load_samples
+from redi.evaluation.samples.stored import load_samples
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 LINES = (

@@ -5,18 +5,18 @@ from pathlib import Path
 import gin
 import pytest
 
-from redi import components
 from redi.core import config
 from redi.core.channels import Channels
-from redi.core.codec import JointCodec, Representation
-from redi.core.registry import configurable
-from redi.core.trainer import train
+from redi.core.configurables import import_all
+from redi.core.registry import configurable, entry_points, training_entry_points
 from redi.data.datasets import datasets
 from redi.data.datasets.digits import Digits
 from redi.evaluation.evaluate import evaluate
+from redi.models.codec import JointCodec, Representation
 from redi.models.reducers.pca import PCA
+from redi.training.trainer import train
 
-components.import_all()
+import_all()
 SHIPPED = sorted(str(file.relative_to(config.config_dir())) for file in config.config_dir().rglob("*.gin"))
 
 
@@ -313,7 +313,7 @@ def conflicts(*bindings: str, before: tuple[str, ...] = ()) -> list[str]:
     config.parse(["digits.gin"], fixed + before)
     saved = config.full_text()
     config.parse(["digits.gin"], fixed + bindings)
-    return config.conflicts(saved, components.training_roots())
+    return config.conflicts(saved, training_entry_points)
 
 
 @pytest.mark.parametrize(
@@ -396,7 +396,7 @@ def test_comments_and_layout_of_the_saved_file_do_not_matter():
     config.parse(["digits.gin"])
     lines = config.full_text().splitlines()
     edited = "# my run\n" + "\n\n".join(line for line in reversed(lines) if not line.startswith("#"))
-    assert config.conflicts(edited, components.training_roots()) == []
+    assert config.conflicts(edited, training_entry_points) == []
 
 
 # ---- bindings without effect
@@ -404,7 +404,7 @@ def test_comments_and_layout_of_the_saved_file_do_not_matter():
 
 def idle(*bindings: str) -> list[str]:
     config.parse(["digits.gin"], bindings)
-    return config.without_effect(components.roots())
+    return config.without_effect(entry_points)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -412,7 +412,7 @@ def test_everything_in_a_shipped_file_has_an_effect(name):
     config.parse([name])
     if "train.codec" not in config.statements(config.full_text()):  # it is added to a file that has the rest
         config.parse(["cifar10_experiment.gin" if name.startswith("cifar10") else "imagenet.gin", name])
-    assert config.without_effect(components.roots()) == []
+    assert config.without_effect(entry_points) == []
 
 
 def test_a_mistyped_scope_has_no_effect():
@@ -458,7 +458,7 @@ def test_the_shipped_files_are_found_beside_the_package():
 def test_the_root_functions_take_what_they_need_from_the_configuration():
     config.parse(["digits.gin"])
     datasets.check(config.bound("evaluate.reference"), "evaluate.reference")
-    assert isinstance(config.bound("train.dataset"), Digits) and evaluate in components.roots()
+    assert isinstance(config.bound("train.dataset"), Digits) and evaluate in entry_points
 
 
 @pytest.mark.parametrize("key", ["StableVAE.weights", "alignment/DINOv2.weights", "autoencoders.TinyVAE.weights"])

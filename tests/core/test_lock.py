@@ -6,12 +6,12 @@ import textwrap
 
 import pytest
 
-from redi.core.lock import only_process
+from redi.runtime.atomic import only_process
 
 HOLDER = """
     import sys
     from pathlib import Path
-    from redi.core.lock import only_process
+    from redi.runtime.atomic import only_process
     with only_process(Path(sys.argv[1])):
         print("held", flush=True)
         sys.stdin.read()

@@ -8,7 +8,7 @@ from scipy import stats
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from redi.core.samplers.noise import ImageNoise, philox, standard_normal
-from redi.core.seeds import mix_seeds
+from redi.runtime.randomness import mix_seeds
 
 SHAPE = (4, 16, 16)
 

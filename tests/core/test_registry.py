@@ -6,8 +6,9 @@ import pytest
 
 import redi
 from redi.core import registry as module
-from redi.core.registry import Registry, configurable, did_you_mean, identity
+from redi.core.registry import Registry, configurable, identity
 from redi.models.reducers.pca import PCA
+from redi.runtime.spelling import did_you_mean
 
 
 class Shape:

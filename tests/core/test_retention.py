@@ -5,8 +5,8 @@ import logging
 import pytest
 import torch
 
-from redi.core.checkpoint import Retention, check_best, is_good, list_checkpoints, newest_good, save_checkpoint
 from redi.evaluation.monitor import Monitor
+from redi.runtime.checkpoint import Retention, check_best, is_good, list_checkpoints, newest_good, save_checkpoint
 
 FRECHET = "frechet_distance_domain_network_of_500"
 

@@ -18,7 +18,7 @@ from redi.core.samplers import ImageNoise, Sampler, samplers
 from redi.core.samplers.euler import Euler
 from redi.core.samplers.euler_maruyama import EulerMaruyama
 from redi.core.samplers.heun import Heun
-from redi.core.seeds import mix_seeds
+from redi.runtime.randomness import mix_seeds
 
 SHAPE = (2, 3, 3)
 MEAN, STD = 0.7, 0.5

@@ -13,10 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from redi.core.channels import Channels
-from redi.core.cost import without_memory
-from redi.core.device import Precision
 from redi.core.ema import EMA
-from redi.core.memory import Joined
 from redi.core.objective import JointObjective
 from redi.core.processes.ddpm import DDPM
 from redi.core.processes.flow_matching import FlowMatching
@@ -26,12 +23,15 @@ from redi.core.samplers.ancestral import Ancestral
 from redi.core.samplers.ddim import DDIM
 from redi.core.samplers.euler_maruyama import EulerMaruyama
 from redi.core.samplers.heun import Heun
-from redi.core.step import TrainingStep
 from redi.fusion.separate import Separate
 from redi.guidance import guided
 from redi.guidance.classifier_free import ClassifierFree
 from redi.guidance.representation import RepresentationGuidance
+from redi.models.cost import without_memory
 from redi.models.transformer import DiffusionTransformer
+from redi.runtime.device import Precision
+from redi.training.memory import Joined
+from redi.training.step import TrainingStep
 
 CHANNELS = Channels(image=4, dinov2=8)
 READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal")

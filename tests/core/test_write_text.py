@@ -2,7 +2,7 @@
 
 import threading
 
-from redi.core.atomic import write_text
+from redi.runtime.atomic import write_text
 
 
 def test_readers_see_the_old_or_the_new_text_and_nothing_is_left_over(tmp_path):

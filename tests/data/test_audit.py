@@ -10,12 +10,12 @@ from PIL import Image
 
 from redi import prepare
 from redi.core import config
-from redi.data import division
 from redi.data.audit import AuditError, audit, describe
 from redi.data.datasets import Dataset
 from redi.data.datasets.digits import Digits
 from redi.data.datasets.image_folder import ImageFolder
 from redi.data.preprocessing import Preprocessing
+from redi.runtime import shared_work
 
 PHOTOS = Path(os.environ.get("REDI_DATA", Path(__file__).parents[2] / "../shared/data")) / "photos"
 
@@ -262,7 +262,7 @@ def test_of_several_processes_one_audits_and_all_are_told_of_a_refusal(gated, tm
         gated.gate.wait(10)
         threading.Event().wait(0.01)
 
-    monkeypatch.setattr(division.time, "sleep", sleep)
+    monkeypatch.setattr(shared_work.time, "sleep", sleep)
     with ThreadPoolExecutor(3) as pool:
         told = [pool.submit(refusal, tmp_path) for _ in range(3)]
         waiting.wait()

@@ -11,12 +11,12 @@ import threading
 import pytest
 import torch
 
-from redi.core.codec import JointCodec, Representation
-from redi.data import verification
-from redi.data.cache import Cache
+from redi.data.cache import verify
+from redi.data.cache.cache import Cache
+from redi.data.cache.prepare import prepare
 from redi.data.datasets.digits import Digits
-from redi.data.preparation import prepare
 from redi.models.autoencoders.pixels import Pixels
+from redi.models.codec import JointCodec, Representation
 from redi.models.encoders.domain import DomainEncoder
 from redi.models.reducers.pca import PCA
 
@@ -138,7 +138,7 @@ def test_every_bit_of_a_manifest_counts(whole):
             content[:position] + bytes([content[position] ^ (1 << position % 8)]) + content[position + 1 :]
         )
         try:
-            found = verification.read_manifest(path)
+            found = verify.read_manifest(path)
         except ValueError:  # BrokenArtefact
             continue
         assert {key: found.get(key) for key in manifest} == manifest, position
@@ -146,18 +146,18 @@ def test_every_bit_of_a_manifest_counts(whole):
 
 def counted_hashes(monkeypatch):
     read = []
-    monkeypatch.setattr(verification, "sha256", lambda path: read.append(path.name) or hashed(path))
+    monkeypatch.setattr(verify, "sha256", lambda path: read.append(path.name) or hashed(path))
     return read
 
 
-hashed = verification.sha256
+hashed = verify.sha256
 
 
 def test_the_shards_are_divided_over_the_processes_and_read_once_at_a_start(whole, images, monkeypatch):
     folder, _ = whole
     read = counted_hashes(monkeypatch)
     (cache,) = (folder / "encoded").iterdir()
-    ranks = [threading.Thread(target=verification.verify_cache, args=(cache,), kwargs={"rank": i, "world_size": 3})
+    ranks = [threading.Thread(target=verify.verify_cache, args=(cache,), kwargs={"rank": i, "world_size": 3})
              for i in range(3)]  # fmt: skip
     for rank in ranks:
         rank.start()
@@ -184,7 +184,7 @@ def test_a_later_start_reads_them_again(whole, images, monkeypatch):
     folder, _ = whole
     read = counted_hashes(monkeypatch)
     prepared(folder, images)
-    monkeypatch.setattr(verification, "FRESH_SECONDS", -1.0)  # also what clocks that differ look like
+    monkeypatch.setattr(verify, "FRESH_SECONDS", -1.0)  # also what clocks that differ look like
     prepared(folder, images)
     assert len(read) == 10
 
@@ -207,7 +207,7 @@ def test_an_interrupted_repair_goes_on(whole, images, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("redi.data.encoding.write_shard", interrupted)
+        patch.setattr("redi.data.cache.write.write_shard", interrupted)
         prepared(folder, images)
     prepared(folder, images)
     assert contents(folder) == before
@@ -226,7 +226,7 @@ def test_a_shard_that_vanishes_while_it_is_read_stops_nothing_and_is_encoded_at_
 
 READ_ON = """
     import faulthandler, os, sys
-    from redi.data.cache import Cache
+    from redi.data.cache.cache import Cache
     faulthandler.enable()
     cache = Cache(sys.argv[1])
     os.truncate(cache.folder / "shard-00001.safetensors", 0)

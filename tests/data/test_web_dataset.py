@@ -21,11 +21,12 @@ from PIL import Image
 
 from redi.core import config
 from redi.data.audit import AuditError, audit
-from redi.data.datasets import UnreadableImage, byte_ranges, tar_shards
-from redi.data.datasets.byte_ranges import PIECE_BYTES, RangeReader, Unreachable, _pieces
+from redi.data.datasets import UnreadableImage
 from redi.data.datasets.image_folder import ImageFolder
 from redi.data.datasets.web_dataset import WebDataset
 from redi.data.preprocessing import Preprocessing
+from redi.data.storage import byte_ranges, tar_shards
+from redi.data.storage.byte_ranges import PIECE_BYTES, RangeReader, Unreachable, _pieces
 
 FORMATS = ("png", "jpg", "webp", "jpeg")
 

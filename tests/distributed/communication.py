@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch.distributed import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from redi.core.distributed import LostProcess, Vote, process_group
-from redi.core.parallel.fsdp import FSDP
+from redi.runtime.distributed import LostProcess, Vote, process_group
+from redi.training.parallel.fsdp import FSDP
 
 with process_group(torch.device("cpu")) as processes:
     rank = processes.rank

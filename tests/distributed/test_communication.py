@@ -5,8 +5,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from redi.core.distributed import LostProcess, Processes, Vote, as_lost_process, process_group
-from redi.core.interrupt import Stopped
+from redi.runtime.distributed import LostProcess, Processes, Vote, as_lost_process, process_group
+from redi.runtime.interrupt import Stopped
 
 
 def test_two_processes_agree_and_learn_of_each_other_s_end(started, tmp_path):

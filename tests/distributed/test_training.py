@@ -5,10 +5,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from redi.core.checkpoint import list_checkpoints, load_checkpoint
-from redi.core.distributed import Processes
-from redi.core.ema.snapshots import list_snapshots, load_snapshot
-from redi.core.log import read_log
+from redi.runtime.checkpoint import list_checkpoints, load_checkpoint
+from redi.runtime.distributed import Processes
+from redi.runtime.log import read_log
+from redi.training.snapshots import list_snapshots, load_snapshot
 from tests.distributed.trainings import trained
 
 # The sums of a step are taken in another order: some units in the last place of float32.

@@ -6,20 +6,20 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from redi.core.codec import JointCodec, Representation
 from redi.core.ema.exponential import EMA
 from redi.core.ema.power_function import PowerFunctionEMA
-from redi.core.generation import generate
 from redi.core.objective import JointObjective
-from redi.core.parallel.fsdp import FSDP
 from redi.core.samplers.euler import Euler
-from redi.core.trainer import train
+from redi.data.cache.prepare import prepare
 from redi.data.datasets.digits import Digits
-from redi.data.preparation import prepare
 from redi.models.autoencoders.pixels import Pixels
+from redi.models.codec import JointCodec, Representation
 from redi.models.encoders.domain import DomainEncoder
 from redi.models.reducers.pca import PCA
 from redi.models.transformer import DiffusionTransformer
+from redi.sampling.generate import generate
+from redi.training.parallel.fsdp import FSDP
+from redi.training.trainer import train
 
 NAMED = {"FSDP": FSDP, "PowerFunctionEMA": lambda: partial(PowerFunctionEMA, snapshot_every=4)}
 

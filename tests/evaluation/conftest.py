@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from redi.core.artefact import save_artefact, tensors_sha256
 from redi.core.channels import Channels
-from redi.evaluation.pictures import ColourBasis
+from redi.runtime.artefact import save_artefact
+from redi.runtime.checksums import tensors_sha256
+from redi.sampling.pictures import ColourBasis
 
 SAMPLES = {
     "seeds": [42],

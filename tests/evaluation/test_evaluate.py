@@ -10,24 +10,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from redi.core.artefact import save_artefact, tensors_sha256
 from redi.data.datasets.digits import Digits
 from redi.evaluation import evaluate as stage
 from redi.evaluation import measures
 from redi.evaluation.evaluate import ALL, evaluate, prepare_networks
-from redi.evaluation.feature_store import feature_folder, sample_features
-from redi.evaluation.features import Features
-from redi.evaluation.frechet import Gaussian, frechet_distance
-from redi.evaluation.kernel import kernel_distance
 from redi.evaluation.measures import Compared, measure
-from redi.evaluation.precision_recall import precision_recall
+from redi.evaluation.metrics.features import Features
+from redi.evaluation.metrics.frechet import Gaussian, frechet_distance
+from redi.evaluation.metrics.kernel import kernel_distance
+from redi.evaluation.metrics.precision_recall import precision_recall
 from redi.evaluation.records import REQUIRED
 from redi.evaluation.references import reference_features
-from redi.evaluation.samples import load_samples
+from redi.evaluation.samples.feature_store import feature_folder, sample_features
+from redi.evaluation.samples.stored import load_samples
 from redi.evaluation.stored_statistics import StoredStatistics, save_statistics
 from redi.models.encoders import Encoder
 from redi.models.encoders.domain import DomainEncoder
 from redi.models.encoders.inception import Inception
+from redi.runtime.artefact import save_artefact
+from redi.runtime.checksums import tensors_sha256
 
 DRAWN = {"sampler", "guidance", "seeds", "decoder", "uint8_rule", "labels", "weights_sha256", "samples_sha256"}
 DIGITS = {"held_out_fraction": 0.05, "split_seed": 1}
@@ -375,7 +376,7 @@ def test_the_record_of_kid_tells_the_subsets(measured):
 def test_an_edited_plug_in_finds_no_features_of_its_former_self(tmp_path, monkeypatch):
     before = feature_folder(tmp_path, Patches())
     assert feature_folder(tmp_path, Patches()) == before
-    monkeypatch.setattr("redi.evaluation.feature_store.identity", lambda network: {"source_sha256": "another"})
+    monkeypatch.setattr("redi.evaluation.samples.feature_store.identity", lambda network: {"source_sha256": "another"})
     assert feature_folder(tmp_path, Patches()) != before
 
 

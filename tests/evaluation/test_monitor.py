@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from redi.core.codec import JointCodec
-from redi.core.generation import generate
-from redi.core.log import read_log
 from redi.core.objective import JointObjective
 from redi.core.processes.flow_matching import FlowMatching
 from redi.core.samplers.euler import Euler
-from redi.core.trainer import train
 from redi.data.datasets.adm_batch import AdmBatch
 from redi.data.datasets.digits import Digits
-from redi.evaluation.frechet import Gaussian, frechet_distance
+from redi.evaluation.metrics.frechet import Gaussian, frechet_distance
 from redi.evaluation.monitor import Monitor
 from redi.models.autoencoders.pixels import Pixels
+from redi.models.codec import JointCodec
 from redi.models.encoders.domain import DomainEncoder
 from redi.models.reducers.pca import PCA
 from redi.models.transformer import DiffusionTransformer
+from redi.runtime.log import read_log
+from redi.sampling.generate import generate
+from redi.training.trainer import train
 
 MODEL = partial(DiffusionTransformer, width=16, depth=1, num_heads=2, patch_size=4)
 DRAW = partial(generate, sampler=Euler(num_evaluations=2))

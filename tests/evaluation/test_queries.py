@@ -7,18 +7,18 @@ import torch
 from PIL import Image
 from torch import nn
 
-from redi.core.codec import JointCodec, Representation
 from redi.core.processes.flow_matching import FlowMatching
 from redi.core.samplers.euler import Euler
+from redi.data.cache.prepare import prepare
 from redi.data.datasets.digits import Digits
-from redi.data.preparation import prepare
-from redi.evaluation.pictures import ColourBasis
 from redi.evaluation.queries import query
 from redi.models.autoencoders.pixels import Pixels
+from redi.models.codec import JointCodec, Representation
 from redi.models.encoders.domain import DomainEncoder
 from redi.models.reducers.pca import PCA
 from redi.models.transformer import DiffusionTransformer
-from redi.runs import Run
+from redi.runs.load import Run
+from redi.sampling.pictures import ColourBasis
 
 SAMPLER = Euler(num_evaluations=3)
 

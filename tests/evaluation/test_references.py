@@ -12,8 +12,8 @@ from redi.data.datasets.digits import Digits
 from redi.data.datasets.image_folder import ImageFolder
 from redi.data.preprocessing import Preprocessing
 from redi.evaluation import references
-from redi.evaluation.features import Features
-from redi.evaluation.frechet import Gaussian
+from redi.evaluation.metrics.features import Features
+from redi.evaluation.metrics.frechet import Gaussian
 from redi.evaluation.references import reference_features, reference_positions
 from redi.evaluation.stored_statistics import StoredStatistics, ending, images_of, save_statistics
 from redi.models.encoders import Encoder

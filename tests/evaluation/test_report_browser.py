@@ -47,7 +47,7 @@ def browser(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory, make):
     """The addresses of a page of each kind."""
-    from redi.evaluation.report import report
+    from redi.pages.report import report
 
     folder = tmp_path_factory.mktemp("pages")
     make.run(folder / RUN)

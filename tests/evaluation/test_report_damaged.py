@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from redi.evaluation.report import report
+from redi.pages.report import report
 
 
 def read(folder) -> str:

@@ -1,6 +1,6 @@
 """Where the groups of a sweep are drawn, in its picture and on its page."""
 
-from redi.evaluation.pages.places import placed
+from redi.pages.places import placed
 
 
 def places(*bindings: dict[str, str]):

@@ -5,20 +5,20 @@ import logging
 import pytest
 from absl.testing import flagsaver
 
-from redi import program, report, train
+from redi import command_line, report, train
 
 
 @pytest.fixture
 def call(capsys, tmp_path, monkeypatch):
     """Runs a program inside this process, in an empty folder -> exit status, stderr."""
     monkeypatch.chdir(tmp_path)
-    program.FLAGS.mark_as_parsed()
+    command_line.FLAGS.mark_as_parsed()
     log = logging.getLogger("redi")
     before = log.handlers[:], log.propagate, log.level
 
     def call(module, *arguments, run_dir=None) -> tuple[int, str]:
         with flagsaver.flagsaver(gin_file=[], gin_bindings=[], run_dir=run_dir, trained_dir=None, traceback=False):
-            status = program._guarded(module.main, ["program", *map(str, arguments)])
+            status = command_line._guarded(module.main, ["program", *map(str, arguments)])
         return status, capsys.readouterr().err
 
     yield call

@@ -7,8 +7,8 @@ import shutil
 import pytest
 import torch
 
-from redi.evaluation.pages.sweep_results import SweepResults, gin_number, gin_words
-from redi.evaluation.report import report
+from redi.pages.report import report
+from redi.pages.sweep_results import SweepResults, gin_number, gin_words
 
 EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>"
 
@@ -231,7 +231,7 @@ def test_gin_texts_are_read_as_numbers_and_words(text, number, words):
 
 
 def test_the_fixture_s_samples_are_what_the_library_reads(sweep_dir):
-    from redi.evaluation.samples import load_samples
+    from redi.evaluation.samples.stored import load_samples
 
     samples = load_samples(sweep_dir / "points" / "rank=2,seed=0")
     samples.verify()

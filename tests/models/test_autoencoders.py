@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from redi.core.codec import JointCodec
 from redi.core.registry import registries
 from redi.models.autoencoders import Autoencoder
 from redi.models.autoencoders.pixels import Pixels
+from redi.models.codec import JointCodec
 
 AUTOENCODERS = registries["autoencoders"]
 

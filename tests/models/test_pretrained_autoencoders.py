@@ -11,9 +11,9 @@ from scipy import stats
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from redi.core.codec import JointCodec
 from redi.models.autoencoders.stable_vae import SD_VAE, StableVAE
 from redi.models.autoencoders.tiny_vae import TAESD, TinyVAE
+from redi.models.codec import JointCodec
 
 HALF = 2**-11  # the relative rounding error of float16
 FILE = "diffusion_pytorch_model.safetensors"

@@ -10,9 +10,9 @@ import pytest
 import torch
 from sklearn import decomposition
 
-from redi.core.archives import read_torch_archive
 from redi.models.reducers.pca import PCA
 from redi.models.reducers.published import PUBLISHED_ENCODER, SKLEARN_PCA, import_published_pca, read_published_pca
+from redi.runtime.archives import read_torch_archive
 
 PUBLISHED = (
     Path(os.environ.get("REDI_DATA", Path(__file__).parents[2] / "../shared/data"))

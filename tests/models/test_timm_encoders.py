@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from redi.core.codec import JointCodec, Representation
+from redi.models.codec import JointCodec, Representation
 from redi.models.encoders import CLIP, DINOv2, DINOv3, SigLIP2, Timm, clip, dinov2, dinov3, siglip2
 from redi.models.encoders.architecture import describe
 from redi.models.reducers import PCA

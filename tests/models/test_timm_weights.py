@@ -7,8 +7,8 @@ import timm
 import torch
 from torch import Tensor
 
-from redi.core.artefact import tensors_sha256
 from redi.models.encoders import DINOv2, Timm
+from redi.runtime.checksums import tensors_sha256
 
 REG4 = "vit_tiny_patch14_reg4_dinov2.lvd142m"
 

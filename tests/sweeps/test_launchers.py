@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from redi.core.checkpoint import checkpoint_dir
+from redi.runtime.checkpoint import checkpoint_dir
 from redi.sweeps import launchers, slurm
 from redi.sweeps.launchers import command, local, printed
 from redi.sweeps.plan import Planned

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from redi import components
 from redi.core import config
-from redi.core.checkpoint import checkpoint_dir
+from redi.core.configurables import import_all
+from redi.runtime.checkpoint import checkpoint_dir
 from redi.sweeps.plan import plan, write_plan
 from redi.sweeps.sweep import sweep
 
-components.import_all()
+import_all()
 SHIPPED = sorted(f"sweeps/{file.name}" for file in (config.config_dir() / "sweeps").glob("*.gin"))
 EULER = "EulerMaruyama.num_evaluations"
 

@@ -16,23 +16,23 @@ from hostile_files import archive, npz, picture, tar
 from mutations import altered, damaged
 from safetensors.torch import save
 
-from redi import components
 from redi.core import config
-from redi.core.archives import read_torch_archive
-from redi.core.artefact import load_artefact
-from redi.core.log import read_log
-from redi.core.pickles import read_pickle
-from redi.core.pretrained_files import read_tensors
-from redi.data.cache import Cache, manifest_sha256
+from redi.core.configurables import import_all
+from redi.data.cache.cache import Cache, manifest_sha256
+from redi.data.cache.shards import map_shard, shard_tensors, write_shard
 from redi.data.datasets import AdmBatch, ImageFolder, WebDataset
 from redi.data.datasets.image_folder import _labels_of_index
 from redi.data.preprocessing import Preprocessing, open_image
-from redi.data.shards import map_shard, shard_tensors, write_shard
-from redi.evaluation.samples import Samples
+from redi.evaluation.samples.stored import Samples
 from redi.evaluation.stored_statistics import StoredStatistics
-from redi.models.published_file import read_published
+from redi.models.published.file import read_published
+from redi.runtime.archives import read_torch_archive
+from redi.runtime.artefact import load_artefact
+from redi.runtime.hub_files import read_tensors
+from redi.runtime.log import read_log
+from redi.runtime.pickles import read_pickle
 
-components.import_all()  # what configurations may refer to
+import_all()  # what configurations may refer to
 
 Damage = Callable[[bytes, Sequence[bytes], random.Random], bytes]
 

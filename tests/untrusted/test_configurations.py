@@ -11,10 +11,11 @@ from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from redi import components, program, sweep
-from redi.core import config, consent
+from redi import command_line, sweep
+from redi.core import config, trusted_imports
+from redi.core.configurables import import_all
 
-components.import_all()
+import_all()
 
 
 @pytest.fixture
@@ -56,7 +57,9 @@ STATEMENTS = {
     "include 'other.gin'": "include 'other.gin'.*--gin_file=.*config.gin",
     "include '/etc/passwd'": "include '/etc/passwd'",
     "include 'oth' 'er.gin'": "include 'oth' 'er.gin'",
-    "from __gin__ import dynamic_registration\nimport redi.hub\nA = @redi.hub.tempfile.mkdtemp()": "__gin__.*name it",
+    "from __gin__ import dynamic_registration\nimport redi.runs.hub\nA = @redi.runs.hub.tempfile.mkdtemp()": (
+        "__gin__.*name it"
+    ),
     "from __gin__ import dynamic_registration": "dynamic_registration'.*--gin_file=",
     "import": "says 'import'",
     "A = import": "says",
@@ -76,7 +79,7 @@ def test_what_nobody_has_named_is_refused_and_does_not_run(text, dangerous, tmp_
 
 def test_the_same_file_may_import_it_once_it_is_named(dangerous, tmp_path):
     path = found(tmp_path, "import dangerous.part\n")
-    consent.name("dangerous")
+    trusted_imports.name("dangerous")
     config.parse([], found=[path])
     assert dangerous.exists()
 
@@ -101,11 +104,11 @@ def test_modules_of_redi_may_be_imported(tmp_path):
 @pytest.mark.parametrize("name", ["", "my lab", "my_lab.", "os; import x", "__gin__", "../x"])
 def test_what_is_no_module_cannot_be_named(name):
     with pytest.raises(ValueError, match="is no name of a Python module"):
-        consent.name(name)
+        trusted_imports.name(name)
 
 
 def test_the_environment_names_plugins():
-    code = "from redi.core import consent; print(sorted(consent.named))"
+    code = "from redi.core import consent; print(sorted(trusted_imports.named))"
     done = subprocess.run([sys.executable, "-c", code], env={"REDI_PLUGINS": "a,b.c"}, capture_output=True, text=True)
     assert done.stdout == "['a', 'b.c']\n"
 
@@ -119,13 +122,13 @@ def test_a_sweep_that_lies_in_a_folder_submits_nothing(tmp_path):
 
 
 def test_names_of_files_do_not_steer_the_terminal(capsys, monkeypatch):
-    monkeypatch.setattr(program, "_log_to_stderr", lambda: None)  # other tests look at the log
+    monkeypatch.setattr(command_line, "_log_to_stderr", lambda: None)  # other tests look at the log
 
     def main(_):
         raise ValueError("no file \x1b[2J\x1b]0;owned\x07.png\n  in this folder")
 
     flags.FLAGS(["redi"])
-    assert program._guarded(main, ["redi"], in_run_dir=False) == 1
+    assert command_line._guarded(main, ["redi"], in_run_dir=False) == 1
     assert "no file \ufffd[2J\ufffd]0;owned\ufffd.png\n  in this folder" in capsys.readouterr().err
 
 
@@ -144,7 +147,7 @@ class Nothing:
 
 PIECES = st.sampled_from(
     "import from include as redi os dangerous . .. / = : ( ) [ ] { } , ; @ % ' \" ''' # \\ \\\n \n \n \r \t \x0c A b 1 "
-    "-1 'x.gin' __gin__ dynamic_registration redi.hub é \ufeff \u2028 \x85 \xa0 ｉｍｐｏｒｔ".split(" ")
+    "-1 'x.gin' __gin__ dynamic_registration redi.runs.hub é \ufeff \u2028 \x85 \xa0 ｉｍｐｏｒｔ".split(" ")
     + [" ", "  ", "\n  ", "import ", "from ", "\nimport ", "\ninclude 'x'", " import ", "\nA = ", "\nA:\n  b = 1\n"]
 )
 
@@ -155,8 +158,8 @@ def test_gin_finds_no_import_that_was_overlooked(text):
     path = io.BytesIO(text.encode())
     decoded = io.TextIOWrapper(path, encoding="utf-8").read()
     try:
-        refused = [line for line in consent.loading_lines(decoded) if not consent._allowed(line)]
-    except (consent.tokenize.TokenError, SyntaxError):
+        refused = [line for line in trusted_imports.loading_lines(decoded) if not trusted_imports._allowed(line)]
+    except (trusted_imports.tokenize.TokenError, SyntaxError):
         return  # refused as no gin file
     if refused:
         return
@@ -165,5 +168,5 @@ def test_gin_finds_no_import_that_was_overlooked(text):
             assert not isinstance(statement, gin.config_parser.IncludeStatement)
             if isinstance(statement, gin.config_parser.ImportStatement):
                 assert statement.module == "redi" or statement.module.startswith("redi.")
-    except (SyntaxError, ValueError, StopIteration, consent.tokenize.TokenError):
+    except (SyntaxError, ValueError, StopIteration, trusted_imports.tokenize.TokenError):
         pass  # gin stops there, and so imports nothing further

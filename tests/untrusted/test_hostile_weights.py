@@ -10,11 +10,12 @@ import pytest
 import torch
 from hostile_files import Code, entry, repacked, safetensors, torch_file, write
 
-from redi.core.archives import read_torch_archive
-from redi.core.artefact import load_artefact, sha256
-from redi.core.pretrained_files import read_tensors
-from redi.data.shards import map_shard
-from redi.models.published_file import read_published
+from redi.data.cache.shards import map_shard
+from redi.models.published.file import read_published
+from redi.runtime.archives import read_torch_archive
+from redi.runtime.artefact import load_artefact
+from redi.runtime.checksums import sha256
+from redi.runtime.hub_files import read_tensors
 
 DEEP = b"[" * 100_000
 

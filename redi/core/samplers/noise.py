@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from redi.core.seeds import mix_seeds
+from redi.runtime.randomness import mix_seeds
 
 WORD = 2**32 - 1
 

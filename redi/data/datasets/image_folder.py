@@ -8,8 +8,8 @@ from typing import IO
 import numpy as np
 
 from redi.data.datasets import EncodedImages, Split, numbered_classes, register
-from redi.data.datasets.image_sources import is_image, open_source
 from redi.data.preprocessing import MAX_BYTES, Preprocessing
+from redi.data.storage.image_sources import is_image, open_source
 
 
 @register

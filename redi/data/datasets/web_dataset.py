@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from redi.data.datasets import EncodedImages, Split, UnreadableImage, numbered_classes, register
-from redi.data.datasets.byte_ranges import Unreachable
-from redi.data.datasets.tar_shards import find_shards, index_shards
 from redi.data.preprocessing import Preprocessing
+from redi.data.storage.byte_ranges import Unreachable
+from redi.data.storage.tar_shards import find_shards, index_shards
 
 
 @register

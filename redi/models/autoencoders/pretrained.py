@@ -11,9 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from redi.core.pretrained_files import cached_hub_file, find_hub_file
 from redi.models.autoencoders import Autoencoder
 from redi.models.pretrained_network import PretrainedNetwork
+from redi.runtime.hub_files import cached_hub_file, find_hub_file
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from functools import cache
 
 import torch
 
-from redi.core.registry import did_you_mean
+from redi.runtime.spelling import did_you_mean
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from redi.core.artefact import tensors_sha256
-from redi.core.progress import progress
 from redi.models.encoders import Encoder, register
+from redi.runtime.checksums import tensors_sha256
+from redi.runtime.progress import progress
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from redi.core.artefact import sha256
 from redi.models.encoders import Encoder, register
 from redi.models.encoders import fid_inception as fid
 from redi.models.pretrained_network import PretrainedNetwork
+from redi.runtime.checksums import sha256
 
 MODES = ("clean", "legacy_tensorflow", "legacy_pytorch")
 NAMES = {"frechet_distance": "fid", "kernel_distance": "kid", "spatial_frechet_distance": "sfid"}

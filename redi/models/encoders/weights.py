@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from redi.core.pretrained_files import find_hub_file
 from redi.models.encoders.architecture import Architecture
+from redi.runtime.hub_files import find_hub_file
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import redi
-from redi.core.artefact import BrokenArtefact, load_artefact, save_artefact, tensors_sha256
 from redi.core.registry import Registry, discover
 from redi.core.registry import identity as code_of  # `identity` is a module of this package
+from redi.runtime.artefact import load_artefact, save_artefact
+from redi.runtime.checksums import LIBRARIES, BrokenArtefact, tensors_sha256
 
 FORMAT = "redi reducer 1"
-LIBRARIES = {"timm", "diffusers"}  # entries of an encoder's provenance that are versions
 
 
 class Reducer(nn.Module, ABC):

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from redi.core.progress import progress
 from redi.models.reducers import Reducer, register
 from redi.models.reducers.moments import Moments, require_finite
 from redi.models.reducers.pca import PCA
+from redi.runtime.progress import progress
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from redi.core.archives import read_torch_archive
-from redi.core.artefact import sha256
 from redi.models.reducers.pca import PCA
+from redi.runtime.archives import read_torch_archive
+from redi.runtime.checksums import sha256
 
 SKLEARN_PCA = "sklearn.decomposition._pca.PCA"
 PUBLISHED_SHA256 = "60edf20f780c27cdb528af77a15ab41a82f32eadeb1cd97cc322f528e7edc13d"

@@ -1,0 +1,184 @@
+"""What all command-line programs share: flags, start-up, and how errors reach the user."""
+
+import faulthandler
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+log = logging.getLogger("redi")
+
+flags.DEFINE_multi_string(
+    "gin_file", [], "gin file, looked up in the current folder and then among the shipped ones; may be repeated."
+)
+flags.DEFINE_multi_string("gin_bindings", [], "One binding, as in 'PCA.rank = 4'; may be repeated; wins over files.")
+flags.DEFINE_string("run_dir", None, "The run's folder; default: runs/<name of the first gin file>.")
+flags.DEFINE_string("trained_dir", None, "The folder whose checkpoints are used, where it is not the run's own.")
+flags.DEFINE_multi_string(
+    "plugin", [], "Python package, or module, that the config.gin of a run's folder may import; may be repeated."
+)
+flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
+SHARED_FLAGS = ("gin_file", "gin_bindings", "run_dir", "trained_dir", "plugin", "traceback")
+# But tab and line feed: what steers a terminal must not come out of a file's name.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def run(
+    main: Callable[[Path | None], None], doc: str, *, own_flags: Sequence[str] = (), in_run_dir: bool = True
+) -> None:
+    """Runs `main(run_dir)` as an absl program; ends the process. Without `in_run_dir`, run_dir is None.
+
+    Args:
+        own_flags: those of this program alone, which --help shows beside the ones that all have.
+
+    Exit status: 0 done, 1 an error that stderr explains, 128 + a signal (130 Ctrl-C, 143 SIGTERM; see `Stopped`).
+    """
+    faulthandler.enable()  # a file that is cut short under a memory map ends a process without an exception
+    if os.getcwd() not in sys.path:  # plug-ins in the current folder are found; last, so that they replace no package
+        sys.path.append(os.getcwd())
+    sys.modules["__main__"].__doc__ = doc  # absl prints it for --help, also for a console script
+    for name in (*SHARED_FLAGS, *own_flags):  # by argv[0], so that a console script shows them too
+        FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
+    if "--help" in sys.argv[1:]:
+        app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)  # absl by itself ends with status 1
+    app.run(lambda argv: sys.exit(_guarded(main, argv, in_run_dir)))
+
+
+def parse(run_dir: Path) -> None:
+    """Parses the configuration of `--gin_file` (default: the run's own) and `--gin_bindings`; writes nothing.
+
+    Raises:
+        ValueError: mistakes in the configuration, or neither a file nor a run.
+    """
+    from redi.core import config
+    from redi.core.configurables import import_all
+    from redi.core.registry import entry_points
+
+    import_all()
+    name_plugins()
+    known = [path for folder in (run_dir, trained_dir(run_dir)) if (path := folder / "config.gin").exists()]
+    if not FLAGS.gin_file and not known:
+        what = "name a gin file with --gin_file, or the folder of an earlier run with --run_dir"
+        raise ValueError(f"{run_dir} holds no run: {what}")
+    # A file that was named may import what it says; one that lies in the folder, what was named besides.
+    config.parse(FLAGS.gin_file, FLAGS.gin_bindings, found=[] if FLAGS.gin_file else known[:1])
+    if unused := config.without_effect(entry_points):
+        log.warning("bound without effect, for nothing in use refers to it: %s", ", ".join(unused))
+    if config.unevaluated("sweep.grid") or config.unevaluated("sweep.points"):
+        log.warning(
+            "this is a sweep file, of which only what all points share is used here: redi.sweep runs the points"
+        )
+
+
+def configure(run_dir: Path, *, trains: bool) -> None:
+    """Parses the configuration as `parse`, and claims the folder.
+
+    With --trained_dir it is that folder's checkpoints which must fit the configuration, and `run_dir` takes results.
+
+    Args:
+        trains: whether the caller may start a run; others need one that exists.
+
+    Raises:
+        ValueError: mistakes in the configuration, or a folder that holds a run with another one.
+    """
+    parse(run_dir)
+    from redi.core import config
+    from redi.core.registry import training_entry_points
+    from redi.runtime.atomic import only_process, write_text
+    from redi.runtime.checkpoint import list_checkpoints
+    from redi.runtime.distributed import process_rank
+
+    trained = trained_dir(run_dir)
+    saved = trained / "config.gin"
+    if saved.exists() and list_checkpoints(trained):  # before the first, another configuration spoils nothing
+        if differences := config.conflicts(saved.read_text(), training_entry_points):
+            where = "--run_dir" if trained == run_dir else "--trained_dir"
+            raise ValueError(
+                f"{trained} holds a run with another configuration:\n  "
+                + "\n  ".join(differences)
+                + f"\nChoose another {where}, or give the bindings that the run was started with"
+            )
+    elif not trains:
+        raise ValueError(f"{trained} holds no trained model: train one with redi.train --run_dir={trained}")
+    for folder in {trained, run_dir} if trains else {run_dir}:
+        folder.mkdir(parents=True, exist_ok=True)
+    if process_rank()[0] > 0:  # rank 0 writes for all
+        return
+    if trains and (trained == run_dir or not list_checkpoints(trained)):
+        with only_process(trained):  # not under the feet of a training that is under way
+            write_text(saved, config.full_text())  # other ranks may be reading it
+    if trained != run_dir:
+        write_text(run_dir / "config.gin", config.full_text())
+
+
+def name_plugins() -> None:
+    """Lets saved configurations import what --plugin names. Raises ValueError: no name of a module."""
+    from redi.core import trusted_imports
+
+    trusted_imports.name(*FLAGS.plugin)
+
+
+def trained_dir(run_dir: Path) -> Path:
+    """The folder whose checkpoints are used: --trained_dir, or the run's own."""
+    return Path(FLAGS.trained_dir) if FLAGS.trained_dir else run_dir
+
+
+def _guarded(main: Callable[[Path | None], None], argv: list[str], in_run_dir: bool = True) -> int:
+    _log_to_stderr()
+    try:
+        if len(argv) == 2 and getattr(main, "takes_folder", False) and not FLAGS.run_dir:
+            FLAGS.run_dir = argv.pop()
+        if len(argv) > 1:
+            raise ValueError(f"unexpected argument {argv[1]!r}: everything is a flag, see --help")
+        main(_run_dir() if in_run_dir else None)
+        return 0
+    except KeyboardInterrupt as stop:  # also trainer.Stopped
+        message = str(stop) or "interrupted; what was finished is kept"
+        print(f"{message}; the same command goes on from there", file=sys.stderr)
+        return 128 + getattr(stop, "signal_number", 2)
+    except (ValueError, OSError, ImportError) as error:
+        if FLAGS.traceback:
+            raise
+        # gin adds a line for every call that the error went through; those in a scope tell which of two objects.
+        text = re.sub(r"\n\s*In call to configurable '\S+' \(<.*?>\)(?=\n|$)", "", str(error))
+        text = CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+        print(f"{_rank()}error: {text}\n(--traceback shows where this arose)", file=sys.stderr)
+        return 1
+
+
+def _run_dir() -> Path:
+    if FLAGS.run_dir:
+        return Path(FLAGS.run_dir)
+    if FLAGS.gin_file:
+        return Path("runs") / Path(FLAGS.gin_file[0]).stem
+    raise ValueError("name a gin file with --gin_file, or the folder of an earlier run with --run_dir")
+
+
+class _AboveBars(logging.Handler):
+    """Writes to stderr above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def _rank() -> str:
+    """'rank 3: ' before what a further process of several says; of the first, and of one alone, nothing."""
+    rank = os.environ.get("RANK") or ("SLURM_STEP_NUM_TASKS" in os.environ and os.environ.get("SLURM_PROCID"))
+    return f"rank {rank}: " if rank and rank != "0" else ""
+
+
+def _log_to_stderr() -> None:
+    handler = _AboveBars()
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname).1s {_rank()}%(message)s", "%H:%M:%S"))
+    log.handlers[:] = [handler]
+    log.propagate = False
+    log.setLevel(logging.WARNING if _rank() else logging.INFO)  # the first tells what all do
+    for chatty in ("matplotlib", "PIL", "timm"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -1,0 +1,133 @@
+"""Before training: fit what learns from data, and cache what the networks compute."""
+
+import copy
+import logging
+import os
+from pathlib import Path
+
+from redi.core.registry import configurable
+from redi.data.cache.cache import FORMAT, Cache, code_of
+from redi.data.cache.fits import fit_or_restore, fit_reducer
+from redi.data.cache.stream import WINDOW, CacheStream
+from redi.data.cache.verify import verify_cache
+from redi.data.cache.write import write_cache
+from redi.data.datasets import Dataset
+from redi.models.codec import JointCodec
+from redi.runtime.checksums import json_sha256
+from redi.runtime.distributed import process_rank
+
+log = logging.getLogger(__name__)
+
+
+@configurable(runtime=("codec", "dataset", "rank", "world_size"), trains=True)
+def prepare(
+    *,
+    codec: JointCodec,
+    dataset: Dataset | None,
+    cache_dir: str | Path | None = None,
+    cache: bool = True,
+    cache_url: str | None = None,
+    local_gib: float = 32.0,
+    window_images: int = WINDOW,
+    mirror: bool = False,
+    num_fit_images: int = 76_800,
+    seed: int = 0,
+    batch_size: int = 256,
+    rows_per_shard: int = 4096,
+    verify: bool = True,
+    rank: int | None = None,
+    world_size: int | None = None,
+) -> Dataset | Cache | CacheStream:
+    """Makes the codec ready for this data set, and the data set ready for the trainer.
+
+    Encoders and reducers that learn from data are fitted in place, or restored where the same fit was made
+    before; then every image is encoded once into a cache. Nothing is done twice: all results lie in
+    `cache_dir` under a hash of what they depend on. What was interrupted goes on where it was.
+
+    Several processes, on one machine or many, share the work when they call this with the same arguments and one
+    `cache_dir` on a file system that all of them see (docs/cache.md); each returns when all is there.
+
+    Args:
+        cache_dir: default: $REDI_CACHE, or ~/.cache/redi.
+        cache: False trains from images, running the encoders in every step.
+        cache_url: take the cache from object storage, where a copy of its folder lies (docs/cache.md); nothing is
+            encoded or fitted, and `dataset` may be None.
+        local_gib: at most so much of it lies in `cache_dir` at a time.
+        window_images: so many of its images are mixed with one another at a time; another number is another order.
+        mirror: train on each image or its mirror image, by chance; the networks see the mirrored image itself.
+        num_fit_images: at most so many images, drawn from `seed`, to fit reducers on (paper, section 3.4: 76,800).
+        batch_size: images per pass through the encoders.
+        rows_per_shard: images in one file of the cache: the unit that is divided over processes, and lost at most when
+            one is killed.
+        verify: compare the SHA-256 of every shard of a cache that was there already, and encode damaged ones again:
+            all processes together read all of it, at 1.2 GiB a second and core at most.
+        rank, world_size: this process's place; default: torchrun's or Slurm's environment, else 0 of 1.
+
+    Returns:
+        What `train` takes as `dataset`; its attribute `mirrored` is `mirror`.
+
+    Raises:
+        ValueError: NaN or infinite values in what the networks give, a reducer of another encoder, damaged files, a
+            cache at `cache_url` that is not of this codec and data set.
+    """
+    counts = {"num_fit_images": num_fit_images, "batch_size": batch_size, "rows_per_shard": rows_per_shard}
+    counts |= {"window_images": window_images}
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"prepare.{name} = {count}: at least 1 is needed")
+    if not isinstance(local_gib, int | float) or not local_gib > 0:
+        raise ValueError(f"prepare.local_gib = {local_gib!r}: a number greater than 0 is needed")
+    cache_dir, place = cache_folder(cache_dir), process_rank(rank, world_size)
+    if cache_url is not None:
+        room = {"max_bytes": int(local_gib * 2**30), "window": window_images}
+        return _streamed(CacheStream(cache_url, folder=cache_dir / "streamed", **room), codec, dataset, mirror)
+    if dataset is None:
+        raise ValueError("no data set: bind train.dataset, or prepare.cache_url")
+    ranks = dict(zip(("rank", "world_size"), place, strict=True))
+    data = dataset.fingerprint()
+    encoders = [representation.encoder for representation in codec.representations.values()]
+    for encoder in (*encoders, codec.alignment):
+        if encoder is not None and not encoder.fitted:
+            key = {"fit": encoder.fit_settings(), "dataset": data}
+            fit_or_restore(cache_dir / "encoders", encoder, key, lambda e=encoder: e.fit(dataset))
+    for representation in codec.representations.values():
+        encoder, reducer = representation.encoder, representation.reducer
+        if not reducer.fitted:
+            sample = {"num_images": num_fit_images, "seed": seed, "batch_size": batch_size}
+            fit_reducer(cache_dir / "reducers", reducer, encoder, dataset, device=codec.device, **sample, **ranks)
+        reducer.check_encoder(encoder.provenance())
+    if not cache:
+        if mirror != dataset.mirrored:
+            dataset = copy.copy(dataset)
+            dataset.mirrored = mirror
+        return dataset
+    key = [FORMAT, codec.cache_fingerprint(), code_of(codec)]
+    digest = json_sha256(key)
+    name = f"{type(dataset).__name__}-{data[:12]}-{digest[:12]}" + ("-mirrored" if mirror else "")
+    folder = cache_dir / "encoded" / name
+    if verify and folder.exists():
+        verify_cache(folder, **ranks)
+    log.info("using the cache %s" if folder.exists() else "encoding into %s", folder)
+    sizes = {"batch_size": batch_size, "rows_per_shard": rows_per_shard}
+    return write_cache(folder, codec, dataset, mirror=mirror, **sizes, **ranks)
+
+
+def _streamed(stream: CacheStream, codec: JointCodec, dataset: Dataset | None, mirror: bool) -> CacheStream:
+    """The stream, once it is known to be of this codec, which is completed by what it had learned, and data set."""
+    if mirror != stream.mirrored:
+        raise ValueError(f"{stream.where} was made with prepare.mirror = {stream.mirrored}: bind that, not {mirror}")
+    if dataset is not None and dataset.fingerprint() != stream.fingerprint():
+        raise ValueError(
+            f"{stream.where} was not made from the images of train.dataset: leave train.dataset unbound to train "
+            "without images, or unbind prepare.cache_url to encode these"
+        )
+    if not codec.fitted:
+        codec.load_learned_state(stream.learned_state())
+    stream.check(codec)
+    log.info("streaming the cache %s: %d images in %d shards", stream.where, len(stream), len(stream.blocks.starts) - 1)
+    return stream
+
+
+def cache_folder(cache_dir: str | Path | None) -> Path:
+    """Where fits and encoded images lie: as given, else $REDI_CACHE, else ~/.cache/redi."""
+    return Path(cache_dir or os.environ.get("REDI_CACHE") or "~/.cache/redi").expanduser()

@@ -1,0 +1,168 @@
+"""A shard: one safetensors file that holds some rows of every tensor, written atomically, read by memory map."""
+
+import ctypes
+import json
+import mmap
+import uuid
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from redi.runtime.atomic import rename, save_tensors
+from redi.runtime.checksums import BrokenArtefact, sha256
+
+DTYPES = {"U8": np.uint8, "F16": np.float16, "F32": np.float32, "I64": np.int64}
+NAMES = "names.json"  # a tensor of bytes, for safetensors has no strings; the dot keeps it from any channel group
+
+
+def write_shard(path: Path, rows: Mapping[str, Tensor], names: Sequence[str], *, scratch: Path) -> dict:
+    """Writes tensors (rows, ...) and the images' names; the file appears only when it is whole.
+
+    Args:
+        scratch: a folder on the same file system, in which the file lies until then.
+
+    Returns:
+        What identifies it: file, rows, bytes, sha256.
+
+    Raises:
+        OSError: the disk is full or not writable; nothing is left behind.
+    """
+    text = np.frombuffer(json.dumps(list(names)).encode(), dtype=np.uint8)
+    temporary = scratch / f".{path.name}.{uuid.uuid4().hex[:12]}.partial"
+    try:
+        save_tensors(temporary, dict(rows) | {NAMES: torch.from_numpy(text.copy())})
+        record = {"file": path.name, "rows": len(names), "bytes": temporary.stat().st_size}
+        record["sha256"] = sha256(temporary)
+        rename(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return record
+
+
+def map_shard(path: Path, record: Mapping, tensors: Mapping[str, Mapping]) -> dict[str, np.ndarray]:
+    """The tensors of a shard as read-only arrays on the disk's pages; "names.json" as bytes.
+
+    Args:
+        record: what `write_shard` returned.
+        tensors: name -> {"dtype": as safetensors writes it, "shape": of one row}, for every tensor.
+
+    Raises:
+        BrokenArtefact: the file is missing or cut short, or its header is not that of such a shard.
+    """
+    if not path.exists():
+        raise BrokenArtefact(f"{path} is missing: {remedy(path)}")
+    size = path.stat().st_size
+    if size != record["bytes"]:
+        raise BrokenArtefact(f"{path} has {size} bytes instead of {record['bytes']}: cut short? {remedy(path)}")
+    # np.memmap would hold a file descriptor for every shard, and a process may be limited to 1,024 of them.
+    pages = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
+    pages.flags.writeable = False
+    try:
+        header, start = _header(pages)
+        arrays = {name: _array(pages[start:], name, entry) for name, entry in header.items() if name != "__metadata__"}
+        _check_rows(arrays, record["rows"], tensors)
+    except ValueError as error:
+        raise BrokenArtefact(f"{path} is damaged: {error}; {remedy(path)}") from None
+    return arrays
+
+
+def read_ahead(rows: np.ndarray) -> None:
+    """Asks the system to bring consecutive rows of a mapped tensor into memory, and does not wait for it."""
+    if (advice := getattr(mmap, "MADV_WILLNEED", None)) is None or not rows.nbytes:  # Windows
+        return
+    # By address, since the mapping is torch's. Advice only: what the system answers changes nothing.
+    start = rows.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
+    length = rows.ctypes.data + rows.nbytes - start
+    _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
+def shard_tensors(rows: Mapping[str, Tensor]) -> dict[str, dict]:
+    """The `tensors` argument of `map_shard`, of what is about to be written."""
+    code = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+    found = {}
+    for name, tensor in rows.items():
+        if (dtype := tensor.numpy().dtype) not in code:
+            raise ValueError(f"{name!r} has dtype {dtype}; a cache stores {', '.join(str(d) for d in code)}")
+        found[name] = {"dtype": code[dtype], "shape": list(tensor.shape[1:])}
+    return found
+
+
+def describes_shards(manifest: Mapping) -> bool:
+    """Whether the entries of a cache's manifest by which tensors are found are what they should be; its hash may be
+    right and tell nothing, for anybody can write one."""
+    try:
+        numbers = [manifest["num_classes"], manifest["image_size"], manifest["rows"]]
+        numbers += [shard[name] for shard in manifest["shards"] for name in ("rows", "bytes")]
+        numbers += [side for tensor in manifest["tensors"].values() for side in tensor["shape"]]
+        files = [shard["file"] for shard in manifest["shards"]]
+        return (
+            all(type(number) is int and number >= 0 for number in numbers)
+            and manifest["rows"] == sum(shard["rows"] for shard in manifest["shards"])
+            and all(Path(name).name == name for name in files)
+            and all(isinstance(shard["sha256"], str) for shard in manifest["shards"])
+            and all(tensor["dtype"] in DTYPES for tensor in manifest["tensors"].values())
+            and manifest["tensors"]["labels"] == {"dtype": "I64", "shape": []}
+        )
+    except (TypeError, KeyError, AttributeError):
+        return False
+
+
+def check_labels(labels: np.ndarray, num_classes: int, where: str, remedy: str) -> None:
+    """Raises BrokenArtefact unless all lie in [0, num_classes)."""
+    outside = (labels < 0) | (labels >= num_classes)
+    if outside.any():
+        raise BrokenArtefact(
+            f"{where} holds labels outside [0, {num_classes}), first {labels[outside][0]} at row "
+            f"{int(np.flatnonzero(outside)[0])}: {remedy}"
+        )
+
+
+def remedy(path: Path) -> str:
+    return f"delete {path.parent} and run prepare again"
+
+
+def _header(pages: np.ndarray) -> tuple[dict, int]:
+    """The JSON header, and where the data begin (safetensors: 8-byte length, JSON, data)."""
+    length = int.from_bytes(pages[:8].tobytes(), "little")
+    if len(pages) < 8 or length > len(pages) - 8:
+        raise ValueError(f"its header claims {length} bytes of a file of {len(pages)}")
+    try:
+        header = json.loads(pages[8 : 8 + length].tobytes())
+    except (ValueError, RecursionError):  # no JSON, no text, or nested beyond all measure
+        raise ValueError("its header is not JSON") from None
+    if not isinstance(header, dict):
+        raise ValueError("its header lists no tensors")
+    return header, 8 + length
+
+
+def _array(data: np.ndarray, name: str, entry: dict) -> np.ndarray:
+    try:
+        code, shape, (start, stop) = entry["dtype"], tuple(map(int, entry["shape"])), entry["data_offsets"]
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise ValueError(f"its header describes {name[:100]!r} by {str(entry)[:200]}") from None
+    if not isinstance(code, str) or code not in DTYPES:
+        raise ValueError(f"{name!r} has the dtype {code!r}, which is none of {', '.join(DTYPES)}")
+    if not (isinstance(start, int) and isinstance(stop, int) and 0 <= start <= stop <= len(data)):
+        raise ValueError(f"{name!r} lies at {start} to {stop} of {len(data)} bytes")
+    dtype = np.dtype(DTYPES[code])
+    if min(shape, default=1) < 0 or int(np.prod(shape, dtype=object)) * dtype.itemsize != stop - start:
+        raise ValueError(f"{name!r} of shape {shape} and dtype {code} does not fill {stop - start} bytes")
+    return data[start:stop].view(dtype).reshape(shape)
+
+
+def _check_rows(arrays: Mapping[str, np.ndarray], num_rows: int, tensors: Mapping[str, Mapping]) -> None:
+    if missing := {*tensors, NAMES} - set(arrays):
+        raise ValueError(f"it holds no {', '.join(sorted(missing))}")
+    for name, expected in tensors.items():
+        array, shape = arrays[name], (num_rows, *expected["shape"])
+        if array.shape != shape or array.dtype != DTYPES[expected["dtype"]]:
+            raise ValueError(f"{name!r} is {array.dtype} {array.shape}; the manifest says {expected['dtype']} {shape}")

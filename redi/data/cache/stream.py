@@ -1,0 +1,154 @@
+"""A cache in object storage, fetched shard by shard ahead of the loader: for data sets larger than a disk."""
+
+import contextlib
+import hashlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from redi.data.cache.cache import LEARNED, MANIFEST, EncodedRows, parse_manifest
+from redi.data.cache.shards import check_labels, map_shard
+from redi.data.order import Blocks
+from redi.data.storage.remote import RemoteFolder, remove_stale
+from redi.runtime.checksums import BrokenArtefact
+
+NUM_THREADS = 4  # shards that are fetched at a time
+WINDOW = 131_072  # rows that are mixed with one another; 3 GB of SD latents and eight reduced channels
+SAMPLE_BYTES = 2**30  # how much may be fetched for statistics before training
+
+
+class CacheStream(EncodedRows):
+    """A cache at a URL, of which a bounded part lies on this machine's disk.
+
+    Its rows are those of the same cache on disk. It is read in the order 'shards', with whole shards as blocks: each
+    is fetched once per epoch, or once in all where the whole cache fits.
+
+    A fetched file is unlinked as soon as it is mapped, so that its space is free again when it is let go, and also
+    when the process is killed. Labels and names of all images, and `verify`, are not to be had without fetching all.
+
+    Args:
+        url: the folder of the cache, as fsspec takes it: s3://, gs://, hf://, https://, a path, ...
+        folder: where fetched shards lie.
+        max_bytes: the most disk space that they may take.
+        window: rows that are mixed with one another.
+        attempts: how often a shard that is missing or damaged is fetched.
+
+    Raises:
+        ValueError: `max_bytes` holds fewer than two windows; no such kind of URL.
+        OSError: the manifest cannot be fetched.
+        BrokenArtefact: it is altered or of another format.
+    """
+
+    streamed = True
+
+    def __init__(self, url: str, *, folder: Path, max_bytes: int, window: int = WINDOW, attempts: int = 4):
+        self.remote = RemoteFolder(url, attempts=attempts)
+        where = f"{self.remote.url}/{MANIFEST}"
+        super().__init__(self.remote.url, parse_manifest(self.remote.read(MANIFEST), where, self.remote.remedy))
+        self.blocks = Blocks(self._starts, window)
+        self.folder, self.max_bytes = Path(folder), max_bytes
+        self._sizes = [shard["bytes"] for shard in self.manifest["shards"]]
+        self._check_room()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_stale(self.folder)
+        self._local: dict[int, Future] = {}  # shard -> its tensors, in the order in which they were asked for
+        self._taken = 0  # bytes of these
+        self._wanted: dict[int, None] = {}  # as a set that keeps its order: soonest first
+        self._lock = threading.RLock()
+        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="fetch")
+
+    def _check_room(self) -> None:
+        per_window = self.blocks.window * sum(self._sizes) / len(self) + max(self._sizes)
+        if self.max_bytes < (needed := min(sum(self._sizes), 2 * per_window)):
+            raise ValueError(
+                f"prepare.local_gib = {self.max_bytes / 2**30:.2f} is too little for {self.where}: this window and the "
+                f"next take {needed / 2**30:.2f} GiB. Raise it, or lower prepare.window_images = {self.blocks.window}, "
+                "which mixes fewer images with one another"
+            )
+
+    def expect(self, windows: Sequence[np.ndarray]) -> None:
+        """Fetches these shards, soonest first, as far as there is room for them."""
+        with self._lock:
+            self._wanted = dict.fromkeys(int(shard) for shards in windows for shard in shards)
+            spare = [n for n in self._local if n not in self._wanted]
+            for number in [n for n in spare if not self._local[n].done()]:
+                self._let_go(number)
+            removable = iter([n for n in spare if n in self._local])
+            for number in self._wanted:
+                if number not in self._local:
+                    if not self._make_room(number, removable):
+                        break
+                    self._begin(number)
+
+    def learned_state(self) -> dict[str, Tensor]:
+        """What the codec had learned from data; see `JointCodec.learned_state`. Raises OSError, BrokenArtefact."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        content, expected = self.remote.read(LEARNED), self.manifest.get("learned")
+        if expected is not None and hashlib.sha256(content).hexdigest() != expected["sha256"]:
+            raise BrokenArtefact(f"{self.where}/{LEARNED} was altered after it was written: {self.remote.remedy}")
+        try:
+            return load(content)
+        except SafetensorError as error:
+            where = f"{self.where}/{LEARNED}"
+            raise BrokenArtefact(f"{where} is damaged ({error}): {self.remote.remedy}") from None
+
+    def sample_positions(self, num_images: int) -> np.ndarray:
+        """So many positions for statistics, evenly from a few shards that are themselves evenly spread: about 1 GiB."""
+        num_images = min(num_images, len(self))
+        num_shards = max(1, min(SAMPLE_BYTES // max(self._sizes), len(self._sizes), num_images))
+        shards = np.linspace(0, len(self._sizes) - 1, num_shards).round().astype(int)
+        rows = np.concatenate([np.arange(self._starts[shard], self._starts[shard + 1]) for shard in shards])
+        return rows[np.linspace(0, len(rows) - 1, min(num_images, len(rows))).round().astype(int)]
+
+    def _shard(self, number: int) -> Mapping[str, np.ndarray]:
+        while True:
+            with self._lock:
+                future = self._local.get(number)
+                if future and future.done() and future.exception():
+                    self._let_go(number)  # fetching ahead failed; by now it may be there
+                    future = None
+                if future is None:
+                    unwanted = [n for n in self._local if n not in self._wanted]
+                    latest_first = [n for n in reversed(self._wanted) if n in self._local]
+                    if self._make_room(number, iter(unwanted + latest_first)):
+                        future = self._begin(number)
+                running = [other for other in self._local.values() if not other.done()]
+            if future is not None:
+                return future.result()
+            wait(running, return_when=FIRST_COMPLETED)
+
+    def _make_room(self, number: int, removable: Iterator[int]) -> bool:
+        """Lets go of what is removable, in this order, until this shard fits; False where it does not."""
+        while self._taken + self._sizes[number] > self.max_bytes:
+            if (other := next(removable, None)) is None:
+                return False
+            self._let_go(other)
+        return True
+
+    def _let_go(self, number: int) -> None:
+        """Unless it is being fetched right now: then its space is taken until it is there."""
+        if self._local[number].cancel() or self._local[number].done():
+            del self._local[number]
+            self._taken -= self._sizes[number]
+
+    def _begin(self, number: int) -> Future:
+        self._taken += self._sizes[number]
+        future = self._local[number] = self._threads.submit(self._fetch, number)
+        return future
+
+    def _fetch(self, number: int) -> dict[str, np.ndarray]:
+        record = self.manifest["shards"][number]
+        path = self.remote.fetch(record, self.folder)
+        try:
+            arrays = map_shard(path, record, self.manifest["tensors"])
+        finally:
+            with contextlib.suppress(OSError):  # Windows does not unlink what is mapped
+                path.unlink()
+        check_labels(arrays["labels"], self.num_classes, f"{self.where}/{record['file']}", self.remote.remedy)
+        return arrays

@@ -1,0 +1,155 @@
+"""Which tar files a pattern stands for, and the index of each: made once, and kept."""
+
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from redi.data.storage.byte_ranges import RangeReader, Window, open_store
+from redi.data.storage.tar_index import scan
+from redi.runtime.artefact import load_artefact, save_artefact
+from redi.runtime.checksums import BrokenArtefact, json_sha256
+from redi.runtime.progress import progress
+
+INDEX_VERSION = 1
+NUM_THREADS = 16  # shards that are indexed at a time: waiting for a store, not computing
+MAX_SHARDS = 1_000_000
+# Under which names file systems tell what changes with a file's content, the best first.
+MARKS = ("ETag", "etag", "blob_id", "md5Hash", "mtime", "Last-Modified", "LastModified", "created")
+
+Index = tuple[list[str], dict[str, Tensor]]  # keys; offsets, sizes, times and labels (N,)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tar file in a store; `mark` changes with its content, and is None where the store tells nothing of the kind."""
+
+    path: str
+    size: int
+    mark: str | None
+
+    @property
+    def name(self) -> str:
+        return self.path.split("?")[0].rpartition("/")[2]
+
+
+def find_shards(shards: str | Sequence[str]) -> tuple[RangeReader, list[Shard]]:
+    """The shards that `WebDataset.shards` names, in order. Raises ValueError and Unreachable."""
+    patterns, where = [shards] if isinstance(shards, str) else shards, f"WebDataset.shards = {shards!r}"
+    if (
+        not isinstance(patterns, Sequence)
+        or not patterns
+        or not all(isinstance(pattern, str) and pattern for pattern in patterns)
+    ):
+        raise ValueError(f"{where}: it is a path, a URL, or a list of them")
+    urls = [url for pattern in patterns for url in _expanded(os.path.expanduser(pattern), where)]
+    try:
+        opened = [open_store(url) for url in urls]
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    reader = RangeReader(opened[0][0])
+    if any(files != reader.files for files, _ in opened):
+        raise ValueError(f"{where}: all shards must lie in one kind of store")
+
+    def look(path: str) -> list[tuple[str, dict]]:
+        if "*" not in path:
+            return [(path, reader.retried(path, lambda: reader.files.info(path)))]
+        found = sorted(reader.retried(path, lambda: reader.files.glob(path, detail=True)).items())
+        if not found:
+            raise ValueError(f"{where}: no shard is there that fits {path}")
+        return found
+
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        found = [shard for group in pool.map(look, [path for _, path in opened]) for shard in group]
+    paths = [path for path, _ in found]
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise ValueError(f"{where} names {twice} more than once")
+    return reader, [_shard(path, info, where) for path, info in found]
+
+
+def _shard(path: str, info: dict, where: str) -> Shard:
+    if info.get("type") == "directory":
+        raise ValueError(f"{where}: {path} is a folder; for the shards in it, write {path}/*.tar")
+    if info.get("partial") is False or info.get("size") is None:
+        raise ValueError(f"{where}: the server of {path} tells no size, or gives no parts of a file (range requests)")
+    marks = [f"{name} {info[name]}" for name in MARKS if info.get(name)]
+    return Shard(path, info["size"], marks[0] if marks else None)
+
+
+def _expanded(pattern: str, where: str) -> Iterator[str]:
+    """What braces stand for: {000..146} and {a,b}, each with all of the others."""
+    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    if not match:
+        yield pattern
+        return
+    first, last, choices = match.groups()
+    if choices is None and not 0 <= int(last) - int(first) < MAX_SHARDS:
+        raise ValueError(f"{where}: {match[0]} must run upwards, and stand for at most {MAX_SHARDS:,} shards")
+    for text in choices.split(",") if choices else (f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)):
+        yield from _expanded(pattern[: match.start()] + text + pattern[match.end() :], where)
+
+
+def index_shards(reader: RangeReader, shards: list[Shard], folder: Path, settings: dict) -> list[Index]:
+    """What lies where in each shard: kept, or found and kept. Raises ValueError and Unreachable."""
+    indices: list[Index | None] = [_kept(folder, shard, settings) for shard in shards]
+    missing = [number for number, index in enumerate(indices) if index is None]
+    random.Random(os.getpid()).shuffle(missing)  # so that of several processes each finds what others have indexed
+    pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="index")
+    try:
+        found = pool.map(lambda number: _made(reader, shards[number], folder, settings), missing)
+        for number, index in zip(missing, progress(found, total=len(missing), desc="indexing shards"), strict=True):
+            indices[number] = index
+    finally:
+        pool.shutdown(cancel_futures=True)
+    _refuse_duplicates(shards, indices)
+    return indices
+
+
+def _place(folder: Path, shard: Shard, settings: dict) -> Path:
+    key = [INDEX_VERSION, shard.path, shard.size, shard.mark, settings]
+    return folder / f"{json_sha256(key)[:24]}"
+
+
+def _kept(folder: Path, shard: Shard, settings: dict) -> Index | None:
+    place = _place(folder, shard, settings)
+    if shard.mark is None or not place.exists():
+        return None
+    try:
+        tensors, _ = load_artefact(place)
+        return json.loads((place / "keys.json").read_text()), tensors["index"]
+    except (BrokenArtefact, OSError, ValueError, KeyError):
+        shutil.rmtree(place, ignore_errors=True)
+        return None
+
+
+def _made(reader: RangeReader, shard: Shard, folder: Path, settings: dict) -> Index:
+    if (index := _kept(folder, shard, settings)) is not None:
+        return index
+    with Window(reader, shard.path, shard.size) as tar:
+        keys, offsets, sizes, times, labels = zip(*scan(tar, shard.path, **settings), strict=True)
+    numbers = {"offsets": offsets, "sizes": sizes, "labels": labels}
+    tensors = {name: torch.tensor(values, dtype=torch.int64) for name, values in numbers.items()}
+    tensors["times"] = torch.tensor(times, dtype=torch.float64)
+    if shard.mark is not None:
+        record = {"shard": shard.path, "bytes": shard.size, "mark": shard.mark, **settings}
+        content = {"keys.json": json.dumps(keys)}
+        save_artefact(_place(folder, shard, settings), {"index": tensors}, record, extra=content, shared=True)
+    return list(keys), tensors
+
+
+def _refuse_duplicates(shards: list[Shard], indices: list[Index]) -> None:
+    home: dict[str, Shard] = {}
+    for shard, (keys, _) in zip(shards, indices, strict=True):
+        for key in keys:
+            if (other := home.setdefault(key, shard)) is not shard:
+                what = "keys must differ: are the same images given twice?"
+                raise ValueError(f"the key {key!r} is in {other.path} and in {shard.path}; {what}")

@@ -1,0 +1,177 @@
+"""The Fréchet distance between two sets of features, and how far a finite number of samples puts it off."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from redi.evaluation.metrics.features import CHUNK, Features, mean_of, rows
+
+
+@dataclass
+class Gaussian:
+    """Mean (P,) and covariance (P, P) in float64; `count` is of the features they were taken of, where known."""
+
+    mean: Tensor
+    covariance: Tensor
+    count: int | None = None
+
+    @classmethod
+    def of(cls, features: Tensor) -> "Gaussian":
+        """Of features (N, P); at least two of them. Raises ValueError for fewer, and for NaN or infinite ones."""
+        if features.ndim != 2 or len(features) < 2:
+            raise ValueError(f"a Gaussian needs features (N >= 2, E), got {tuple(features.shape)}")
+        mean = mean_of(features)
+        if not mean.isfinite().all():
+            raise ValueError("a Gaussian of features that hold NaN or infinite values is not defined")
+        return _Sums.of(features, mean).gaussian(mean)
+
+
+def frechet_distance(samples: Features | Gaussian, reference: Features | Gaussian, *, name: str = "pooled") -> float:
+    """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^1/2) (Dowson & Landau 1982; Heusel et al., arXiv 1706.08500).
+
+    tr (A B)^1/2 is the nuclear norm of A^1/2 B^1/2, which needs no square root of an unsymmetric matrix (that of SciPy
+    turns complex where A B is nearly singular) and is exact for singular covariances, those of fewer images than
+    features among them.
+
+    Args:
+        name: which features of the sets: "pooled", or "spatial" for sFID.
+
+    Raises:
+        ValueError: swapped roles, different widths, fewer than two images, values that are not finite.
+    """
+    a, b = _gaussian(samples, "samples", name), _gaussian(reference, "reference", name)
+    _check_width(len(a.mean), len(b.mean))
+    cross = torch.linalg.matrix_norm(_root(a.covariance) @ _root(b.covariance), ord="nuc")
+    distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
+    return float(distance.clamp(min=0))
+
+
+def finite_sample_error(
+    samples: Features | Tensor,
+    reference: Features | Gaussian,
+    *,
+    name: str = "pooled",
+    num_groups: int = 10,
+    seed: int = 0,
+) -> dict:
+    """How much the distance of these samples owes to their number, the reference being what it is.
+
+    -> {"standard_error": of the distance, over other draws of as many samples: delete-a-group jackknife,
+    "value_at_infinity": what the distance would be with ever more samples (Chong & Forsyth, arXiv 1911.07023),
+    "bias": the distance less that, "warnings": [texts], where there is something to say}. Fewer than 2 * num_groups
+    samples give warnings alone.
+
+    The value at infinity is the intercept of a line in 1/N through the mean distances of all samples, of nine tenths of
+    them and of halves. Smaller parts, as in the paper, bend the line where the features are many: with N = 10 P they
+    doubled its bias in tests with normal distributions. It may be a little below 0.
+
+    Groups are drawn at random; their sums are merged and subtracted, and the root of the reference's covariance is
+    taken once, so that the whole takes 13 sets of eigenvalues.
+
+    Raises:
+        ValueError: as `frechet_distance`; fewer than two groups, or an odd number.
+    """
+    if num_groups < 2 or num_groups % 2:
+        raise ValueError(f"finite_sample_error: num_groups = {num_groups}: halves are made of it, so it is even")
+    if isinstance(samples, Tensor):
+        samples = Features("samples", {name: samples})
+    features, against = rows(samples, "samples", name), _gaussian(reference, "reference", name)
+    _check_width(features.shape[1], len(against.mean))
+    warnings = _warnings(features, against)
+    found = {"warnings": warnings} if warnings else {}
+    if len(features) < 2 * num_groups:
+        return found
+    centre = mean_of(features)
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
+    groups = [_Sums.of(features, centre, part) for part in order.tensor_split(num_groups)]
+    total, half = _Sums.merged(groups), num_groups // 2
+    halves = [_Sums.merged(groups[:half]), _Sums.merged(groups[half:])]
+    measure = _DistanceTo(against, centre)
+
+    whole = measure(total)
+    deleted = [measure(total.less(group)) for group in groups]
+    variance = (num_groups - 1) / num_groups * np.square(np.subtract(deleted, np.mean(deleted))).sum()
+    # The groups differ by a sample at most, and the halves by a few.
+    sizes = 1 / total.count, 1 / (total.count * (1 - 1 / num_groups)), 2 / total.count
+    means = whole, np.mean(deleted), np.mean([measure(part) for part in halves])
+    intercept = np.polyfit(sizes, means, 1)[1]
+    return {
+        "standard_error": float(np.sqrt(variance)),
+        "value_at_infinity": float(intercept),
+        "bias": float(whole - intercept),
+    } | found
+
+
+@dataclass
+class _Sums:
+    """Count, sum (P,) and sum of outer products (P, P) of features less a fixed centre, near which nothing cancels."""
+
+    count: int
+    total: Tensor
+    outer: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor, centre: Tensor, positions: Tensor | None = None) -> "_Sums":
+        width = features.shape[1]
+        total, outer = centre.new_zeros(width), centre.new_zeros(width, width)
+        positions = torch.arange(len(features)) if positions is None else positions
+        for part in positions.split(CHUNK):
+            centred = features[part].double() - centre
+            total += centred.sum(dim=0)
+            outer.addmm_(centred.T, centred)
+        return cls(len(positions), total, outer)
+
+    @classmethod
+    def merged(cls, parts: Sequence["_Sums"]) -> "_Sums":
+        return cls(sum(p.count for p in parts), sum(p.total for p in parts), sum(p.outer for p in parts))
+
+    def less(self, part: "_Sums") -> "_Sums":
+        return _Sums(self.count - part.count, self.total - part.total, self.outer - part.outer)
+
+    def gaussian(self, centre: Tensor) -> Gaussian:
+        mean = self.total / self.count
+        covariance = (self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
+        return Gaussian(centre + mean, covariance, self.count)
+
+
+class _DistanceTo:
+    """The distance to one Gaussian, over and over: by eigenvalues of B^1/2 A B^1/2, which take a fraction of the time
+    of `frechet_distance` and whose error (about 1e-7 of the traces, where A is singular) is none in an error."""
+
+    def __init__(self, reference: Gaussian, centre: Tensor):
+        self.reference, self.centre, self.root = reference, centre, _root(reference.covariance)
+
+    def __call__(self, sums: _Sums) -> float:
+        a, b = sums.gaussian(self.centre), self.reference
+        product = self.root @ a.covariance @ self.root
+        cross = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
+        distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
+        return float(distance)
+
+
+def _gaussian(given: Features | Gaussian, role: str, name: str) -> Gaussian:
+    return given if isinstance(given, Gaussian) else Gaussian.of(rows(given, role, name))
+
+
+def _check_width(samples: int, reference: int) -> None:
+    if samples != reference:
+        raise ValueError(f"samples of {samples} features against a reference of {reference}: other networks?")
+
+
+def _warnings(features: Tensor, reference: Gaussian) -> list[str]:
+    counts = {"samples": len(features), "reference images": reference.count}
+    width = features.shape[1]
+    return [
+        f"{count} {what} are fewer than the {width} features, so their covariance has at most rank {count - 1}: the "
+        "distance is biased upward, the extrapolation is rough, and neither compares with those of more"
+        for what, count in counts.items()
+        if count is not None and count <= width
+    ]
+
+
+def _root(covariance: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors * values.clamp(min=0).sqrt() @ vectors.T

@@ -1,0 +1,50 @@
+"""The Inception Score of a set of samples."""
+
+import math
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from redi.evaluation.metrics.features import Features, rows
+
+
+class InceptionScore(NamedTuple):
+    """Mean and population standard deviation over the splits."""
+
+    mean: float
+    std: float
+
+
+def inception_score(logits: Features | Tensor, num_splits: int = 10, seed: int | None = 0) -> InceptionScore:
+    """exp(E KL(p(y|x) || p(y))) (Salimans et al., arXiv 1606.03498), the mean over equal parts of the samples.
+
+    ADM's evaluation takes logits without their bias ("logits" of `encoders.Inception`) and parts of 5,000: 10 splits
+    of 50,000 samples. It takes the samples as they come, in random order; here they are shuffled first, since samples
+    stored class by class would make every part look less diverse than all of them.
+
+    Args:
+        logits: (N, K), or the features of samples with "logits" among them; those of a reference are refused.
+        seed: of the shuffle; None: as they come.
+
+    Raises:
+        ValueError: a reference's features, no logits, values that are not finite, fewer samples than splits.
+    """
+    if isinstance(logits, Tensor):
+        logits = Features("samples", {"logits": logits})
+    logits = rows(logits, "samples", "logits", least=1)
+    if not 1 <= num_splits <= len(logits):
+        raise ValueError(f"inception_score: {len(logits)} samples do not divide into num_splits = {num_splits}")
+    if seed is not None:
+        logits = logits[torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed))]
+    bounds = [i * len(logits) // num_splits for i in range(num_splits + 1)]
+    parts = (logits[start:stop] for start, stop in pairwise(bounds))
+    scores = torch.tensor([_score(part) for part in parts], dtype=torch.float64)
+    return InceptionScore(float(scores.mean()), float(scores.std(correction=0)))
+
+
+def _score(logits: Tensor) -> float:
+    given = logits.double().log_softmax(dim=1)  # log p(y|x)
+    marginal = given.logsumexp(dim=0) - math.log(len(logits))  # log p(y)
+    return float((given.exp() * (given - marginal)).sum(dim=1).mean().exp())

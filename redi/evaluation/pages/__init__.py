@@ -1,1 +1,0 @@
-"""The parts of the HTML pages that `redi.evaluation.report` writes."""

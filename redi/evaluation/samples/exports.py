@@ -1,0 +1,124 @@
+"""Samples in forms that other programs read: PNG files, and the batches of ADM's evaluation."""
+
+import json
+import logging
+import os
+import shutil
+import uuid
+import zipfile
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from redi.evaluation.samples.stored import Samples
+from redi.runtime.artefact import atomic_folder, write_json
+from redi.runtime.shared_work import complete
+
+log = logging.getLogger(__name__)
+
+FORMATS = ("png", "adm")
+
+
+def write_exports(run_dir: Path, samples: Samples, formats: Collection[str]) -> list[Path]:
+    """Writes every set of samples in these forms, where that is not done yet; of several processes, one does it.
+
+    'png': a folder `samples_png` of 000000.png, ... and a record.json with the labels. 'adm': a file
+    `samples_adm.npz`, see `write_adm`. Where there are several sets, their names go on with `_seed<seed>`.
+
+    Raises:
+        BrokenArtefact: a file of the samples is not as it was written.
+        OSError: the disk is full or not writable; what is half-written is removed.
+    """
+    written = []
+    for name in FORMATS:
+        for one in samples.sets:
+            suffix = f"_seed{one['seed']}" if len(samples.sets) > 1 else ""
+            path = run_dir / (f"samples_png{suffix}" if name == "png" else f"samples_adm{suffix}.npz")
+            stored, write = (_stored_png, write_png) if name == "png" else (_stored_adm, write_adm)
+            if name in formats:
+                complete(
+                    path.with_name(f".{path.name}.work"), (),
+                    finished=lambda path=path, stored=stored: stored(path) == samples.sha256,
+                    finish=lambda path=path, one=one, write=write: write(path, samples, one),
+                )  # fmt: skip
+                log.info("exported: %s", path)
+                written.append(path)
+            elif path.exists() and stored(path) != samples.sha256:
+                log.warning("%s is of earlier samples: delete it, or add %r to sample.export", path, name)
+    return written
+
+
+def write_adm(path: Path, samples: Samples, one: dict) -> None:
+    """Writes the set `one` of `samples.sets` as ADM's sampling scripts do, part by part.
+
+    An uncompressed .npz with arr_0 (N, H, W, 3) uint8 and arr_1 (N,) int64, the labels. The archive's comment names
+    the samples that it was made of.
+    """
+    count = one["stop"] - one["start"]
+    size = samples.record["image_size"]
+    labels = samples.labels[one["start"] : one["stop"]].numpy()
+    needed = count * size * size * 3
+    if (free := shutil.disk_usage(path.parent).free) < needed:
+        what = f"{needed / 2**30:.2f} GiB needed, {free / 2**30:.2f} GiB free"
+        raise OSError(f"no space for {path}: {what}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
+    try:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            archive.comment = samples.sha256.encode()
+            with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+                _write_header(member, np.dtype(np.uint8), (count, size, size, 3))
+                for images in _images(samples, one):
+                    member.write(images.permute(0, 2, 3, 1).contiguous().numpy().data)
+            with archive.open("arr_1.npy", "w", force_zip64=True) as member:
+                _write_header(member, labels.dtype, labels.shape)
+                member.write(labels.data)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_header(member, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    """Version 1.0 of the format, which ADM's reader takes."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(member, header)
+
+
+def write_png(path: Path, samples: Samples, one: dict) -> None:
+    """Writes the set `one` of `samples.sets` as a folder of PNG files, named by their number."""
+    labels = samples.labels[one["start"] : one["stop"]].tolist()
+    with atomic_folder(path) as folder, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        number = 0
+        for images in _images(samples, one):
+            arrays = images.permute(0, 2, 3, 1).contiguous().numpy()
+            names = [folder / f"{number + i:06d}.png" for i in range(len(arrays))]
+            list(pool.map(lambda array, name: Image.fromarray(array).save(name), arrays, names))
+            number += len(arrays)
+        write_json(folder / "record.json", {"samples_sha256": samples.sha256, "seed": one["seed"], "labels": labels})
+
+
+def _images(samples: Samples, one: dict) -> Iterator[Tensor]:
+    for index, part in enumerate(samples.record["parts"]):
+        if part["seed"] == one["seed"]:
+            yield samples.part(index)["images"]
+
+
+def _stored_png(path: Path) -> str | None:
+    """The hash of the samples that a folder was made of."""
+    try:
+        return json.loads((path / "record.json").read_text())["samples_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _stored_adm(path: Path) -> str | None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.comment.decode(errors="replace")
+    except (OSError, zipfile.BadZipFile):
+        return None

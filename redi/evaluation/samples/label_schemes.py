@@ -1,0 +1,62 @@
+"""Which labels samples are drawn with."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from redi.runtime.checksums import unsealed
+from redi.runtime.randomness import mix_seeds
+
+SCHEMES = ("equal", "random", "dataset", "null")
+LABEL_SEED = 0x1ABE1  # any number that no sampling seed will be
+
+
+def choose_labels(scheme: str | Sequence[int], num_images: int, num_classes: int, folder: Path | None = None) -> Tensor:
+    """(num_images,) int64; see `redi.evaluation.samples.sample.sample`.
+
+    Args:
+        folder: of the trained run, whose audit.json tells the class frequencies; needed for 'dataset' alone.
+    """
+    if scheme == "equal":
+        return torch.arange(num_images) % num_classes
+    if scheme == "random":
+        return torch.tensor([mix_seeds(LABEL_SEED, index) % num_classes for index in range(num_images)])
+    if scheme == "null":
+        return torch.full((num_images,), num_classes)
+    if scheme == "dataset":
+        return in_proportion(class_counts(folder, num_classes), num_images)
+    return torch.tensor(scheme).repeat(-(-num_images // len(scheme)))[:num_images]
+
+
+def in_proportion(counts: Sequence[int], num_images: int) -> Tensor:
+    """(num_images,) labels whose numbers stand to each other as `counts`, by largest remainders; spread evenly, so
+    that any first ones of them are nearly in proportion too."""
+    counts = np.asarray(counts, dtype=np.int64)
+    whole, rest = np.divmod(counts * num_images, counts.sum())
+    whole[np.argsort(-rest, kind="stable")[: num_images - whole.sum()]] += 1
+    labels = np.repeat(np.arange(len(counts)), whole)
+    places = np.concatenate([(np.arange(count) + 0.5) / count for count in whole if count])
+    return torch.from_numpy(labels[np.argsort(places, kind="stable")])
+
+
+def class_counts(folder: Path, num_classes: int) -> list[int]:
+    """Training images of every class, from the audit of a run. Raises ValueError where it does not tell them."""
+    if num_classes == 1:
+        return [1]
+    path, otherwise = Path(folder) / "audit.json", "bind sample.labels = 'equal', or a list of labels"
+    try:
+        record = unsealed(json.loads(path.read_text()), path)
+        found, counts = record["num_classes"], list(record["images_per_class"].values())  # in the order of the labels
+    except FileNotFoundError:
+        what = f"needs {path}, which redi.train writes for runs that have a configuration"
+        raise ValueError(f"sample.labels = 'dataset' {what}: {otherwise}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"sample.labels = 'dataset': {path} holds no audit: {otherwise}") from None
+    if found != num_classes or len(counts) != num_classes:
+        what = f"{path} has images of {len(counts)} among {found} classes, and the model has {num_classes}"
+        raise ValueError(f"sample.labels = 'dataset': {what}: {otherwise}")
+    return counts

@@ -1,0 +1,144 @@
+"""The sample stage: many images from a run, on disk, with the record of how they were drawn."""
+
+import logging
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+from redi.core.registry import configurable
+from redi.evaluation.samples.drawing import Drawing, Plan
+from redi.evaluation.samples.exports import FORMATS, write_exports
+from redi.evaluation.samples.feature_store import sample_features
+from redi.evaluation.samples.label_schemes import SCHEMES, choose_labels
+from redi.evaluation.samples.stored import FOLDER, Samples
+from redi.models.encoders import Encoder, encoders
+from redi.runtime.distributed import process_rank
+from redi.runtime.progress import progress
+from redi.runtime.shared_work import complete
+from redi.sampling.generate import Generated, generate
+
+log = logging.getLogger(__name__)
+
+KEPT = ("images", "x")
+
+
+@configurable(runtime=("run_dir", "trained", "rank", "world_size", "key"), entry=True)
+def sample(
+    run_dir: str | Path,
+    *,
+    trained,
+    num_images: int = 1000,
+    seeds: Sequence[int] | None = None,
+    labels: str | Sequence[int] = "equal",
+    weights: str = "ema",
+    keep: Collection[str] = ("images", "x"),
+    networks: Sequence[Encoder] = (),
+    export: Collection[str] = (),
+    images_per_part: int = 250,
+    generate: Callable[..., Generated] = generate,
+    rank: int | None = None,
+    world_size: int | None = None,
+    key: str = "",
+) -> Samples:
+    """Draws images and writes them, with their latents, features and record, to `run_dir/samples`.
+
+    The work is cut into parts of fixed images, which any number of processes share (see
+    `redi.runtime.shared_work.complete`): the images are the same for all. A call that is interrupted leaves its
+    finished parts beside the folder, for the next call with the same settings. What `run_dir/samples` held is replaced.
+
+    Args:
+        run_dir: for the results; not necessarily that of the trained run.
+        trained: an opened run (`redi.load`).
+        num_images: for each seed.
+        seeds: a set of samples for every seed, in this order; default: one, of the seed that `generate` has. All
+            have the same labels, so that they differ in noise alone.
+        labels: 'equal' gives every class the same number of images (the first classes one more where it does not
+            divide); 'random' draws them uniformly, that of image i from i alone; 'dataset' has the class frequencies
+            of the training images, as the run's audit.json tells them; 'null' is the null label, for unconditional
+            samples of a model that knows classes; or a list that is repeated to `num_images`.
+        weights: 'ema' or 'model'.
+        keep: what is stored: 'images', and 'x', the joint states (latents and generated features).
+        networks: their features are computed too, to be measured by `redi.evaluate`; where the images are not kept,
+            while these are drawn. Networks that learn from data must be fitted.
+        export: further forms, of every set: 'png' (`samples_png/`), 'adm' (`samples_adm.npz`, for the TensorFlow
+            suite of ADM).
+        images_per_part: decides files and what an interruption costs; best a multiple of generate.batch_size.
+        generate: draws them; its sampler, guidance and seed are bindings of `generate`.
+        rank, world_size: default: those of torchrun or Slurm, else one process.
+        key: tells apart the settings of `generate` that decide the images. Without it nothing is known of them, and
+            a single process draws all anew.
+
+    Raises:
+        ValueError: settings that cannot be; joint states or features that are not finite, naming the image.
+        OSError: too little space on the disk.
+    """
+    run_dir = Path(run_dir)
+    rank, world_size = process_rank(rank, world_size)
+    check_sampling(
+        num_images, labels, weights, trained.num_classes,
+        seeds=seeds, keep=keep, networks=networks, export=export, images_per_part=images_per_part,
+    )  # fmt: skip
+    for network in networks:
+        if not network.fitted:
+            raise ValueError(f"sample.networks: {type(network).__name__} is not fitted: fit it, or run redi.sample")
+        network.to(trained.codec.device)
+    chosen = choose_labels(labels, num_images, trained.num_classes, trained.folder or run_dir)
+    scheme = labels if isinstance(labels, str) else list(labels)
+    plan = Plan(chosen, scheme, weights, seeds and tuple(seeds), tuple(sorted(keep)), images_per_part, key)
+    streamed = () if "images" in keep else networks
+    with progress(total=len(plan), desc="sampling", unit="img", disable=rank > 0) as bar:
+        drawing = Drawing(run_dir / FOLDER, trained, plan, generate, streamed, bar)
+        drawing.resume(alone=world_size == 1)
+        complete(
+            drawing.work, list(drawing.parts), is_done=drawing.is_done, do=drawing.draw, finished=drawing.finished,
+            finish=drawing.finish, rank=rank, world_size=world_size,
+        )  # fmt: skip
+    samples = Samples(run_dir / FOLDER)
+    for network in networks if samples.has_images else ():
+        sample_features(run_dir, samples, network, rank, world_size)
+    write_exports(run_dir, samples, export)
+    return samples
+
+
+def check_sampling(
+    num_images: int,
+    labels: str | Sequence[int],
+    weights: str,
+    num_classes: int,
+    *,
+    seeds: Sequence[int] | None = None,
+    keep: Collection[str] = KEPT,
+    networks: Sequence[Encoder] = (),
+    export: Collection[str] = (),
+    images_per_part: int = 250,
+) -> None:
+    """Raises ValueError for settings that `sample` cannot work with."""
+    for name, value in (("num_images", num_images), ("images_per_part", images_per_part)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"sample.{name} = {value!r}: a whole number of at least 1 is needed")
+    if weights not in ("ema", "model"):
+        raise ValueError(f"sample.weights = {weights!r}: it is 'ema' or 'model'")
+    if seeds is not None and not (_is_list(seeds, int) and len(set(seeds)) == len(seeds) > 0):
+        raise ValueError(f"sample.seeds = {seeds!r}: a list of different whole numbers, such as (0, 1, 2), or None")
+    for name, value, known in (("keep", keep, KEPT), ("export", export, FORMATS)):
+        if not _is_list(value, str) or not set(value) <= set(known):
+            raise ValueError(f"sample.{name} = {value!r}: a list of some of {', '.join(known)}, or an empty one")
+    if export and "images" not in keep:
+        raise ValueError(f"sample.export = {export!r} takes the stored images: add 'images' to sample.keep")
+    check_networks(networks)
+    if isinstance(labels, str) and labels in SCHEMES:
+        return
+    if not _is_list(labels, int) or not labels or not all(0 <= label < num_classes for label in labels):
+        what = f"it is 'equal', 'random', 'dataset', 'null' or a list of labels in 0 ... {num_classes - 1}"
+        raise ValueError(f"sample.labels = {labels!r}: {what}")
+
+
+def check_networks(networks: Sequence[Encoder]) -> None:
+    """Raises ValueError unless it is a list of encoders."""
+    if not isinstance(networks, Sequence):
+        raise ValueError("sample.networks takes a list: bind, for example, [@encoders.DINOv2()]")
+    for network in networks:
+        encoders.check(network, "sample.networks")
+
+
+def _is_list(value: object, kind: type) -> bool:
+    return isinstance(value, Collection) and not isinstance(value, str) and all(isinstance(v, kind) for v in value)

@@ -1,0 +1,143 @@
+"""Samples on disk, as `redi.evaluation.samples.sample.sample` wrote them: read part by part, every file checked."""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from redi.evaluation.samples.parts import load_part
+from redi.runtime.artefact import RECORD, check_size, read_record
+from redi.runtime.checksums import BrokenArtefact, tensors_sha256
+from redi.sampling.generate import Generated
+
+FOLDER = "samples"
+
+
+class Samples:
+    """The samples of a run: one set of `num_images` for every seed, one after the other.
+
+    Attributes:
+        folder: where they lie.
+        record: how they were drawn, and the parts that hold them.
+        sets: of every seed {"seed", "start", "stop"}, positions in [0, len).
+
+    Raises:
+        BrokenArtefact: files are missing, cut short or of another version. That their bytes are as they were written
+            is checked when they are read.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.record = read_record(self.folder)
+        if not {"parts", "seeds", "num_images", "kept", "samples_sha256"} <= set(self.record):
+            raise BrokenArtefact(f"{self.folder} was written by another version of redi: run redi.sample again")
+        if not _is_sound(self.record):
+            raise BrokenArtefact(f"{self.folder / RECORD} was altered, for it makes no sense: run redi.sample again")
+        for file, expected in self.record["files"].items():
+            check_size(self.folder / file, expected)
+        each, seeds = self.record["num_images"], self.record["seeds"]
+        self.sets = [{"seed": seed, "start": i * each, "stop": (i + 1) * each} for i, seed in enumerate(seeds)]
+
+    def __len__(self) -> int:
+        return self.record["num_images"] * len(self.sets)
+
+    @property
+    def sha256(self) -> str:
+        """One hash of all that was drawn, whether it was kept or not."""
+        return self.record["samples_sha256"]
+
+    @property
+    def has_images(self) -> bool:
+        """Whether images were kept (`sample.keep`)."""
+        return "images" in self.record["kept"]
+
+    @property
+    def has_x(self) -> bool:
+        """Whether the joint states were kept."""
+        return "x" in self.record["kept"]
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """(N,) int64."""
+        return torch.cat([self._labels(part) for part in self.record["parts"]])
+
+    def _labels(self, part: dict) -> Tensor:
+        path = self.folder / part["file"]
+        try:
+            with safe_open(path, framework="pt") as file:
+                labels = file.get_tensor("labels")
+        except SafetensorError as error:
+            raise BrokenArtefact(f"{path} is not a safetensors file with labels: {error}") from None
+        if tensors_sha256({"labels": labels}) != part["labels_sha256"]:
+            raise BrokenArtefact(f"{path} was altered after it was written: its labels are others")
+        return labels
+
+    def part(self, index: int) -> dict[str, Tensor]:
+        """Part `index`: labels (n,) and what was kept of images (n, 3, S, S) uint8 and x (n, C, H, W) float32.
+
+        Raises BrokenArtefact.
+        """
+        file = self.record["parts"][index]["file"]
+        expected = self.record["files"][file]
+        return load_part(self.folder, file, expected)
+
+    def parts(self) -> Iterator[dict[str, Tensor]]:
+        """All parts in order, one in memory at a time."""
+        return (self.part(index) for index in range(len(self.record["parts"])))
+
+    def take(self, positions: Sequence[int] | Tensor) -> Generated:
+        """Some of them, in the order of `positions`; what was not kept is None.
+
+        Raises:
+            IndexError: a position outside [0, len).
+            BrokenArtefact: a file is not as it was written.
+        """
+        wanted = torch.as_tensor(positions, dtype=torch.int64)
+        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(self):
+            raise IndexError(f"positions {wanted.min()} to {wanted.max()} of {len(self)} samples")
+        lengths = torch.tensor([part["stop"] - part["start"] for part in self.record["parts"]])
+        ends = lengths.cumsum(0)
+        owners = torch.searchsorted(ends, wanted, right=True)
+        rows, places = [], []
+        for owner in owners.unique().tolist():
+            here = (owners == owner).nonzero().flatten()
+            inside = wanted[here] - (ends[owner] - lengths[owner])
+            rows.append({name: tensor[inside] for name, tensor in self.part(owner).items()})
+            places.append(here)
+        return self._joined(rows, torch.cat(places).argsort() if places else None)
+
+    def read(self) -> Generated:
+        """All of them in memory; what was not kept is None. Raises BrokenArtefact."""
+        return self._joined(list(self.parts()))
+
+    def _joined(self, rows: list[dict[str, Tensor]], order: Tensor | None = None) -> Generated:
+        found = {name: torch.cat([row[name] for row in rows]) for name in rows[0]} if rows else {}
+        found = {name: tensor if order is None else tensor[order] for name, tensor in found.items()}
+        labels = found.get("labels", torch.empty(0, dtype=torch.int64))
+        return Generated(found.get("images"), found.get("x"), labels, self.record)
+
+    def verify(self) -> None:
+        """Reads every file. Raises BrokenArtefact naming the first that is not as it was written."""
+        for _ in self.parts():
+            pass
+
+
+def _is_sound(record: dict) -> bool:
+    """Whether the entries that are counted with are numbers, and every part is one of the files."""
+    try:
+        places = [(part["start"], part["stop"], part["file"] in record["files"]) for part in record["parts"]]
+        numbers = [record["num_images"], *record["seeds"], *(number for *place, _ in places for number in place)]
+        return all(type(number) is int for number in numbers) and all(listed for *_, listed in places)
+    except (TypeError, KeyError):
+        return False
+
+
+def load_samples(run_dir: str | Path) -> Samples:
+    """Opens what `sample` wrote. Raises ValueError where nothing was sampled yet or the files are damaged."""
+    folder = Path(run_dir) / FOLDER
+    if not folder.exists():
+        raise ValueError(f"{run_dir} holds no samples: run redi.sample --run_dir={run_dir} first")
+    return Samples(folder)

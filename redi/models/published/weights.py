@@ -1,0 +1,207 @@
+"""The state dicts that DiT, SiT, REPA and ReDi publish: what they tell of the model, and the exact way in and out."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from redi.core.channels import Channels
+from redi.fusion import sincos_positions
+from redi.fusion.merged import Merged
+from redi.models.published.layout import Layout, describe, projector_prefixes, published_shapes
+from redi.models.transformer import DiffusionTransformer
+
+# Published stems and ours, of what is taken over as it is.
+ELSEWHERE = {
+    "t_embedder.mlp.0": "timestep_embedding.mlp.0",
+    "t_embedder.mlp.2": "timestep_embedding.mlp.2",
+    "y_embedder.embedding_table": "label_embedding",
+    "final_layer.adaLN_modulation.1": "final_modulation.1",
+}
+IN_BLOCKS = {
+    "attn.qkv": "qkv",
+    "attn.proj": "projection",
+    "mlp.fc1": "mlp.0",
+    "mlp.fc2": "mlp.2",
+    "adaLN_modulation.1": "modulation.1",
+}
+PATCHES, HEAD = "x_embedder.proj", "final_layer.linear"
+STORED = ("float32", "float16", "bfloat16")
+# By how much a table may differ that was computed with other rounding, and stored as it is; another table does by 1.
+TABLE_TOLERANCE = {"float32": 1e-4, "float16": 4e-3, "bfloat16": 3e-2}
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A published state dict as this library's model takes it.
+
+    Attributes:
+        runtime: arguments of `DiffusionTransformer` that the loop supplies (channels, grid, number of classes, ...).
+        settings: its other arguments (size, ...).
+        state: its state dict, float32.
+        leftovers: by published name, what it has no place for: the rows of a dead sigma, further projectors, a position
+            table that differs in the last digits.
+        dtypes: {published name: dtype as stored}, in the file's order; `to_published` needs it to be exact.
+    """
+
+    layout: Layout
+    runtime: dict
+    settings: dict
+    state: dict[str, Tensor]
+    leftovers: dict[str, Tensor]
+    dtypes: dict[str, str]
+
+
+def from_published(
+    state: Mapping[str, Tensor],
+    *,
+    channels: Mapping[str, int] | None = None,
+    learned_variance: bool = False,
+    num_heads: int | None = None,
+) -> Imported:
+    """Takes a published state dict apart. Nothing is lost: `to_published` gives every bit of it back.
+
+    The one patch embedding is cut by channels into one per group, and its bias goes to the image's (what counts is the
+    sum of the groups' biases); the head is cut by its rows (i p + j) O + c.
+
+    Args:
+        channels: the groups along C. Default: 4 are the image's latents; of more (up to 68) the others are DINOv2's.
+        learned_variance: whether the rows c >= C are variances (DiT) or dead (SiT and its relatives), which no shape
+            tells; see `redi.models.published.framework`.
+        num_heads: default: of the published sizes; for another width, heads of 64.
+
+    Raises:
+        ValueError: another architecture, channels that do not add up, learned variances that are not there, NaN.
+    """
+    layout = describe(state)
+    channels = layout.channels() if channels is None else Channels(**channels)
+    total = layout.in_channels
+    if channels.total != total:
+        raise ValueError(f"the checkpoint has {total} input channels, but {channels} makes {channels.total}")
+    if learned_variance and not layout.learn_sigma:
+        raise ValueError(f"the checkpoint's head gives {total} outputs per pixel: there is no learned variance in it")
+    runtime = {"channels": channels, "grid": layout.grid, "num_classes": layout.num_classes}
+    if learned_variance:
+        runtime["variance_groups"] = tuple(channels)
+    dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in state.items()}
+    if odd := [f"{name}: {dtype}" for name, dtype in dtypes.items() if dtype not in STORED]:
+        raise ValueError(f"the checkpoint holds other types than {', '.join(STORED)}: {', '.join(odd[:3])}")
+    if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+        raise ValueError(f"the checkpoint holds NaN or infinite values in {', '.join(broken[:3])}")
+    full = {name: tensor.float() for name, tensor in state.items()}
+    ours = {ours: full[name] for name in published_shapes(layout) if (ours := our_name(name))}
+    leftovers = _leftover_positions(state["pos_embed"], layout)
+    for name in channels:
+        ours[f"fusion.embeddings.{name}.weight"] = full[f"{PATCHES}.weight"][:, channels.slice(name)].clone()
+        bias = full[f"{PATCHES}.bias"]
+        ours[f"fusion.embeddings.{name}.bias"] = bias if name == "image" else torch.zeros_like(bias)
+    for part in ("weight", "bias"):
+        rows = full[f"{HEAD}.{part}"].unflatten(0, (layout.patch_size**2, -1))  # (p p, O, D) or (p p, O)
+        for name in channels:
+            where = channels.slice(name)
+            ours[f"fusion.heads.{name}.{part}"] = rows[:, where].flatten(0, 1)
+            if learned_variance:
+                second = rows[:, total + where.start : total + where.stop]
+                ours[f"fusion.variance_heads.{name}.{part}"] = second.flatten(0, 1)
+        if layout.learn_sigma and not learned_variance:
+            leftovers[f"{HEAD}.{part}"] = rows[:, total:].flatten(0, 1)
+    settings = layout.model_settings(num_heads)
+    for index, prefix in enumerate(layout.projectors):
+        projector = {name.removeprefix(prefix): full[name] for name in state if name.startswith(prefix)}
+        if index == 0:
+            ours |= {f"projector.{name}": tensor for name, tensor in projector.items()}
+            runtime["alignment_dim"] = len(projector["4.weight"])
+            settings |= {"alignment_width": len(projector["0.weight"]), "alignment_layer": min(8, layout.depth)}
+        else:
+            leftovers |= {name: state[name] for name in state if name.startswith(prefix)}
+    return Imported(layout, runtime, settings, ours, leftovers, dtypes)
+
+
+def to_published(
+    model: DiffusionTransformer,
+    weights: Mapping[str, Tensor] | None = None,
+    *,
+    leftovers: Mapping[str, Tensor] | None = None,
+    dtypes: Mapping[str, str] | None = None,
+) -> dict[str, Tensor]:
+    """The published layout of a model: the inverse of `from_published`, bit for bit with its leftovers and dtypes.
+
+    Args:
+        weights: to use in place of the model's own, by its names (an EMA).
+        leftovers, dtypes: of the import. Without: no dead sigma, all as it is, in the order of the published code.
+
+    Raises:
+        ValueError: a model that this layout has no place for.
+    """
+    _check_exportable(model)
+    ours = {name: tensor.cpu() for name, tensor in (model.state_dict() | dict(weights or {})).items()}
+    channels, p = model.channels, model.fusion.patch_size
+    leftovers, found = leftovers or {}, {}
+    found["pos_embed"] = leftovers.get("pos_embed", model.fusion.positions.cpu()[None])  # (1, T, D)
+    found[f"{PATCHES}.weight"] = torch.cat([ours[f"fusion.embeddings.{name}.weight"] for name in channels], dim=1)
+    found[f"{PATCHES}.bias"] = _summed([ours[f"fusion.embeddings.{name}.bias"] for name in channels])
+    names = [
+        *(f"heads.{name}" for name in channels),
+        *(f"variance_heads.{name}" for name in model.fusion.variance_heads),
+    ]
+    for part in ("weight", "bias"):
+        heads = [ours[f"fusion.{name}.{part}"] for name in names]
+        heads += [leftovers[f"{HEAD}.{part}"]] if f"{HEAD}.{part}" in leftovers else []
+        rows = [head.unflatten(0, (p * p, -1)) for head in heads]  # each (p p, channels, ...)
+        found[f"{HEAD}.{part}"] = torch.cat(rows, dim=1).flatten(0, 1)
+    layout = Layout(
+        width=len(found[f"{PATCHES}.bias"]), depth=len(model.blocks), patch_size=p, in_channels=channels.total,
+        out_channels=len(found[f"{HEAD}.bias"]) // p**2, patch_grid=model.fusion.patch_grid,
+        num_classes=model.num_classes, mlp_hidden=len(ours["blocks.0.mlp.0.bias"]),
+    )  # fmt: skip
+    found = {name: found[name] if name in found else ours[our_name(name)] for name in published_shapes(layout)}
+    prefix = (projector_prefixes(dtypes or ()) or ("projector.",))[0]
+    for name in (name for name in ours if name.startswith("projector.")):
+        found[prefix + name.removeprefix("projector.")] = ours[name]
+    found |= {name: tensor for name, tensor in leftovers.items() if name not in found}
+    if dtypes is None:
+        return {name: tensor.contiguous() for name, tensor in found.items()}
+    if differing := sorted(set(dtypes) ^ set(found)):
+        raise ValueError(f"what was imported is not what this model has: {', '.join(differing[:3])}")
+    return {name: found[name].to(getattr(torch, dtype)).contiguous() for name, dtype in dtypes.items()}
+
+
+def our_name(published: str) -> str | None:
+    """What a tensor that is taken over as it is is called here; None for those that are taken apart."""
+    stem, _, part = published.rpartition(".")
+    if match := re.fullmatch(r"(blocks\.\d+)\.(.+)", stem):
+        return f"{match[1]}.{IN_BLOCKS[match[2]]}.{part}"
+    return f"{ELSEWHERE[stem]}.{part}" if stem in ELSEWHERE else None
+
+
+def _leftover_positions(stored: Tensor, layout: Layout) -> dict[str, Tensor]:
+    ours = sincos_positions(layout.patch_grid, layout.width)[None]
+    difference = float((stored.float() - ours).abs().max())
+    if not difference <= TABLE_TOLERANCE[str(stored.dtype).removeprefix("torch.")]:
+        raise ValueError(
+            f"the checkpoint's pos_embed differs by up to {difference:.2g} from the fixed 2-D sin-cos table of DiT: "
+            "learned, or in another order; this model has no place for it"
+        )
+    return {} if torch.equal(stored, ours.to(stored.dtype)) else {"pos_embed": stored}
+
+
+def _summed(biases: list[Tensor]) -> Tensor:
+    """The sum of the groups' biases; the image's untouched where the others are 0, for -0.0 + 0.0 is 0.0."""
+    first, *others = biases
+    return sum((bias for bias in others if bias.any()), first)
+
+
+def _check_exportable(model: DiffusionTransformer) -> None:
+    if len(model.channels) > 1 and not isinstance(model.fusion, Merged):
+        what = (
+            f"{type(model.fusion).__name__} tokens: the published layout has one patch embedding and one head, merged"
+        )
+    elif len(model.group_embeddings):
+        what = "an embedding of every group's own time"
+    elif len(model.fusion.variance_heads) not in (0, len(model.channels)):
+        what = "a learned variance for some of its groups only"
+    else:
+        return
+    raise ValueError(f"this model has {what}, for which the published layout has no place")

@@ -1,0 +1,1 @@
+"""The parts of the HTML pages that `redi.pages.report` writes."""

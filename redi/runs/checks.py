@@ -1,0 +1,120 @@
+"""Refuses what could not be trained, sampled or evaluated: before hours of encoding, not after them."""
+
+import inspect
+import logging
+import math
+from collections.abc import Callable
+
+import torch
+
+from redi.core import config
+from redi.data.datasets import Dataset
+from redi.data.loader import check_shuffle
+from redi.evaluation.checking import check_evaluation
+from redi.evaluation.evaluate import evaluate
+from redi.evaluation.samples.sample import check_sampling, sample
+from redi.models.codec import JointCodec
+from redi.models.encoders import Encoder
+from redi.runtime.checkpoint import check_best
+from redi.runtime.device import choose_compile, choose_device, choose_precision
+from redi.runtime.distributed import Processes, process_rank
+from redi.sampling.generate import check_generation, generate
+from redi.training.settings import check_settings
+from redi.training.trainer import train
+from redi.training.warm_start import warm_start
+
+log = logging.getLogger("redi")
+
+# What only matters where hidden tokens are aligned with an encoder's features.
+ALIGNMENT = (
+    "JointObjective.alignment_weight",
+    "DiffusionTransformer.alignment_layer",
+    "DiffusionTransformer.alignment_width",
+)
+
+
+def check_training(codec: JointCodec, dataset: Dataset, *, resumes: bool = False) -> None:
+    """Builds all that `train` will build, on the meta device: shapes alone, no memory, no random numbers.
+
+    Args:
+        resumes: there is a checkpoint to go on from, so that `train.initial_weights` will not be read.
+
+    Raises:
+        ValueError: as `train` and its previews would.
+    """
+    with config.explained(types=True):
+        check_settings(**{name: setting(train, name) for name in inspect.signature(check_settings).parameters})
+        check_shuffle(setting(train, "shuffle"))
+        Processes(*process_rank()).check(setting(train, "batch_size"), setting(train, "accumulate"))
+        if (best := setting(train, "keep_best")) is not None:
+            check_best(best, setting(train, "monitor"))
+        device = choose_device(setting(train, "device"))
+        dtype = choose_precision(setting(train, "precision"), device).dtype
+        choose_compile(setting(train, "compile"), device)
+        choose_compile(setting(generate, "compile"), device, "generate.compile")
+        objective = setting(train, "objective")(channels=codec.channels, num_classes=dataset.num_classes)
+        with torch.device("meta"):
+            net = setting(train, "model")(**objective.model_arguments(codec, dataset))
+            setting(train, "optimizer")(net.parameters())
+            setting(train, "ema")(model=net)
+        objective.check_model(net)
+        if not resumes and (initial := setting(train, "initial_weights")) is not None:
+            warm_start(net, initial)
+        net.choose_attention(device, dtype)
+        rules = setting(generate, "guidance")
+        choose_precision(setting(generate, "precision"), device, "generate.precision")
+        sampler = setting(generate, "sampler")
+        check_generation(sampler, objective.process, rules, codec.channels, dataset.num_classes)
+    for rule in rules:
+        if advice := rule.check_training(objective.label_dropout, objective.representation_dropout):
+            log.warning("%s", advice)
+    numbers = codec.channels.total * math.prod(net.grid) // net.fusion.num_tokens
+    if numbers > (width := net.label_embedding.embedding_dim):
+        log.warning(
+            "a token holds %d numbers (channels x patch size squared, the features resized to the latent grid among "
+            "them), more than the model's width of %d: the noise in them does not fit through, and the image suffers "
+            "too. Lower the reducer's rank or the patch size, or raise DiffusionTransformer.width",
+            numbers, width,
+        )  # fmt: skip
+    without_effect = [name for name in ALIGNMENT if config.bound(name) is not None]
+    if codec.alignment is None and without_effect:
+        log.warning("%s without effect: JointCodec.alignment is not bound (see repa.gin)", ", ".join(without_effect))
+
+
+def check_results(codec: JointCodec, dataset: Dataset) -> None:
+    """The same for the stages after training. Raises ValueError as `sample` and `evaluate` would."""
+    with config.explained(types=True):
+        names = set(inspect.signature(check_sampling).parameters) - {"num_classes"}
+        settings = {name: setting(sample, name) for name in names}
+        check_sampling(**settings, num_classes=dataset.num_classes)
+        networks = setting(evaluate, "networks")
+        rest = {name: setting(evaluate, name) for name in ("metrics", "max_images")}
+        check_evaluation(dataset, setting(evaluate, "reference"), networks, **rest)
+    for network in networks or ():
+        for representation in codec.representations.values():
+            check_independent(network, representation.encoder)
+    for network in (*(networks or ()), *settings["networks"]):
+        if not network.learns_from_data:
+            network.load()  # weights that are nowhere, before hours of training
+
+
+def check_independent(network: Encoder, encoder: Encoder) -> None:
+    """Raises ValueError for a metric's network that is the encoder whose features are generated."""
+    if type(network) is not type(encoder):
+        return
+    if network.learns_from_data:
+        same = network.fit_settings() == encoder.fit_settings()
+        remedy = "bind its width, depth or seed in a scope of its own, as gin/evaluator.gin does"
+    else:
+        same = network.provenance() == encoder.provenance()
+        remedy = "bind another model in a scope of its own: a generator can please the network that it was trained with"
+    if same:
+        raise ValueError(
+            f"one of evaluate.networks has the settings, and so the weights, of the {type(encoder).__name__} whose "
+            f"features are generated: {remedy}"
+        )
+
+
+def setting(function: Callable, name: str):
+    """What an argument of a configurable function will be: its binding, or its default."""
+    return config.bound(f"{function.__name__}.{name}", inspect.signature(function).parameters[name].default)

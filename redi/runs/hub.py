@@ -1,0 +1,259 @@
+"""Trained models as folders to share: safetensors, JSON, the configuration and a model card; and the hub of them.
+
+redi.save_pretrained("runs/mine", "shared/mine")
+run = redi.from_pretrained("someone/their-model")
+"""
+
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from redi.core import config, trusted_imports
+from redi.core.configurables import import_all
+from redi.core.registry import entry_points
+from redi.runs.load import Run, load, open_run
+from redi.runtime.artefact import RECORD, load_artefact, read_record, save_artefact
+from redi.runtime.checksums import BrokenArtefact
+from redi.runtime.device import choose_device
+
+log = logging.getLogger(__name__)
+
+FORMAT = "redi pretrained 1"
+CONFIG = "config.gin"
+CARD = "README.md"  # to be completed by whoever publishes the model, and so the one file that may change
+BESIDE = ("metrics.json", "samples.png")  # taken along from a run's folder where they are there
+FILES = (RECORD, CONFIG, CARD, "*.safetensors", *BESIDE)
+MAX_SIZE = 10**6  # of classes, channels, or pixels along a side
+# The start of a text with an absolute path, in a value of a gin file: /..., ~/..., C:\...
+ABSOLUTE = re.compile(r"""['"](?:~?/|[A-Za-z]:[\\/])""")
+
+
+def save_pretrained(run: Run | str | Path, folder: str | Path) -> Path:
+    """Writes what sampling needs: EMA weights, fitted reducers and encoders, colours, config.gin, a model card.
+
+    Weights of pretrained autoencoders and encoders are not in it: they have pages of their own. Nor is what only the
+    data set, `prepare` and `evaluate` take from the configuration. Absolute paths that remain in it are warned of.
+
+    Args:
+        run: an opened run, or its folder.
+        folder: written as a whole or not at all; replaced if it holds nothing but what this function wrote before.
+
+    Raises:
+        ValueError: a run without config.gin, or a `folder` that holds something else.
+        OSError: the disk is full or not writable; nothing is left behind, and `folder` is as it was.
+    """
+    run = run if isinstance(run, Run) else load(run, device="cpu")
+    folder = Path(folder)
+    if run.folder is None or not (run.folder / CONFIG).is_file():
+        raise ValueError("this run has no config.gin, which is what says how to build it: train it with the programs")
+    if others := _not_saved_here(folder):
+        raise ValueError(f"{folder} holds other things than a saved model ({', '.join(others)}): choose another folder")
+    tensors = {"model": run.weights["ema"], "codec": run.codec.learned_state(), "colours": run.colours.tensors}
+    kept = ("model_arguments", "image_size", "seed", "codec", "dataset", "published")
+    record = {"format": FORMAT, "step": run.step} | {key: run.record[key] for key in kept if key in run.record}
+    if published := record.get("published"):  # whose settings may name folders of whoever trained it
+        args = {name: value for name, value in published["args"].items() if not ABSOLUTE.search(repr(value))}
+        record["published"] = published | {"args": args}
+    metrics = _metrics(run)
+    extra = {CONFIG: _portable(run), CARD: model_card(run, metrics)}
+    for name in BESIDE:
+        if (run.folder / name).is_file() and (name != "metrics.json" or metrics):
+            extra[name] = (run.folder / name).read_bytes()
+    save_artefact(folder, {name: group for name, group in tensors.items() if group}, record, extra=extra)
+    return folder
+
+
+def from_pretrained(
+    name_or_folder: str | Path,
+    *,
+    revision: str | None = None,
+    gin_bindings: Sequence[str] = (),
+    plugins: Sequence[str] = (),
+    trust_code: bool = False,
+    device: str = "auto",
+) -> Run:
+    """Opens what `save_pretrained` wrote: a folder, or a repository of the Hugging Face hub, which is
+    downloaded into the hub's cache.
+
+    Weights are safetensors and cannot run code. The configuration could: gin imports the Python modules that it names.
+    Only those of this library are let in, and what you name, unless you trust the source.
+
+    Args:
+        revision: branch, tag or commit of the repository.
+        gin_bindings: win over its config.gin, as "StableVAE.weights = 'where/they/are/here'".
+        plugins: packages or modules that config.gin may import, as 'my_lab': their code runs.
+        trust_code: let config.gin import whatever it says.
+
+    Raises:
+        ValueError: no such model, an altered one (but for the model card), or a configuration that imports modules.
+    """
+    folder = Path(name_or_folder).expanduser()
+    if not folder.is_dir():
+        folder = _download(str(name_or_folder), revision)
+    try:
+        tensors, record = load_artefact(folder, editable=(CARD,))
+    except BrokenArtefact as error:
+        raise ValueError(f"cannot open {name_or_folder}: {error}") from None
+    if record.get("format") != FORMAT:
+        raise ValueError(f"{folder} was not written by save_pretrained; for the folder of a run: redi.load")
+    if CONFIG not in record["files"]:
+        raise ValueError(f"{folder / RECORD} lists no {CONFIG}, which says how to build the model: save it again")
+    _check_claims(folder, tensors, record)
+    trusted_imports.name(*plugins)
+    if trust_code:
+        trusted_imports.name(*trusted_imports.imported(folder / CONFIG))
+    try:
+        trusted_imports.read(folder / CONFIG)
+    except ValueError as error:
+        advice = "" if trust_code else "; or, for whatever it imports, from_pretrained(..., trust_code=True)"
+        raise ValueError(f"{error}{advice}") from None
+    groups = {"ema": tensors["model"], "codec": tensors.get("codec", {}), "colours": tensors.get("colours", {})}
+    return open_run(folder, folder, groups, record, device=choose_device(device), gin_bindings=gin_bindings)
+
+
+def push_to_hub(
+    run: Run | str | Path,
+    repo_id: str,
+    *,
+    private: bool = True,
+    revision: str | None = None,
+    token: str | None = None,
+    commit_message: str = "Upload a redi model",
+    api=None,
+) -> str:
+    """Uploads what `save_pretrained` writes; -> the address of the commit.
+
+    Args:
+        repo_id: 'name/repository' on the Hugging Face hub; made if it is not there.
+        private: of a repository that is made.
+        api: a `huggingface_hub.HfApi`, or whatever has its `create_repo` and `upload_folder`; default: a new one.
+    """
+    if api is None:
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = save_pretrained(run, Path(temporary) / "model")
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            revision=revision,
+            commit_message=commit_message,
+            allow_patterns=list(FILES),
+        )
+    return str(getattr(done, "commit_url", done))
+
+
+def model_card(run: Run, metrics: list[dict]) -> str:
+    """README.md of the model's page. The licence is left to whoever publishes it."""
+    groups = ", ".join(f"{name} ({size} channels)" for name, size in run.codec.channels.items())
+    size = sum(tensor.numel() for tensor in run.weights["ema"].values())
+    rows = [f"| {m['metric']} | {m['value']:.4g} | {m.get('num_samples', '')} | {_drawn(m)} |" for m in metrics]
+    header = "| metric | value | samples | drawn with |\n|---|---|---|---|\n"
+    results = header + "\n".join(rows) if rows else "Not measured. Numbers come from `redi.evaluate`."
+    source = ""
+    if published := (run.record or {}).get("published"):
+        name, digest = published["file"], published["sha256"]
+        source = f"\nImported from `{name}` (SHA-256 {digest}), {published['framework']}.\n"
+    return f"""---
+library_name: redi
+license: other
+license_name: choose-one
+tags:
+- image-generation
+- diffusion
+---
+
+# A joint image-feature diffusion model
+
+Trained with [redi](https://arxiv.org/abs/2504.16064): {groups}; {run.image_size}x{run.image_size} pixels,
+{run.num_classes} classes, {size / 1e6:.1f} M parameters, step {run.step}, EMA weights.
+{source}
+Licence: **to be chosen** by whoever publishes this model; the data and the pretrained networks that it was trained with
+have licences of their own.
+
+## Use
+
+```python
+import redi
+
+run = redi.from_pretrained("this/repository")
+drawn = redi.generate(run.model, run.codec, run.process, labels=[0, 1, 2, 3])
+```
+
+## Results
+
+{results}
+
+All settings are in `config.gin`.
+"""
+
+
+def _drawn(metric: Mapping) -> str:
+    drawn = metric.get("samples") or {}
+    name = dict(drawn.get("sampler") or {}).get("name", "")
+    rules = ", ".join(f"{rule.get('name')} {rule.get('scale', '')}".strip() for rule in drawn.get("guidance") or [])
+    evaluations, seeds = drawn.get("function_evaluations", ""), drawn.get("seeds") or []
+    named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    return f"{name}, {evaluations} evaluations, guidance: {rules or 'none'}, {named}"
+
+
+def _metrics(run: Run) -> list[dict]:
+    """Of this checkpoint: metrics.json of another step's samples is left out."""
+    path = run.folder / "metrics.json"
+    found = json.loads(path.read_text()) if path.is_file() else []
+    return [metric for metric in found if metric.get("samples", {}).get("checkpoint_step", run.step) == run.step]
+
+
+def _not_saved_here(folder: Path) -> list[str]:
+    """What of a folder `save_pretrained` did not write, by name."""
+    try:
+        record = read_record(folder)
+    except BrokenArtefact:
+        record = {}
+    written = {RECORD, *record["files"]} if record.get("format") == FORMAT else set()
+    return sorted({path.name for path in folder.iterdir()} - written) if folder.exists() else []
+
+
+def _portable(run: Run) -> str:
+    """The configuration that builds the model and draws from it, without the paths of data sets, caches and fits (whose
+    state is in the folder); with the bindings that the run was opened with. Warns of other absolute paths."""
+    reducers = "|".join({type(r.reducer).__name__ for r in run.codec.representations.values()}) or "-"
+    local = re.compile(rf"(?:\w+\.)*(?:train\.dataset|(?:{reducers})\.path)$")
+    elsewhere = ("audit", "prepare", "evaluate")
+    with config.isolated():
+        import_all()
+        config.parse([], run.gin_bindings, found=[run.folder / CONFIG])
+        text = config.text_for([root for root in entry_points if root.__name__ not in elsewhere], local)
+    if paths := [name for name, value in config.statements(text).items() if ABSOLUTE.search(value)]:
+        log.warning(
+            "the saved configuration names absolute paths: %s. To save other values, give this function "
+            "redi.load(run_dir, gin_bindings=[...]); to open it elsewhere, from_pretrained(..., gin_bindings=[...])",
+            ", ".join(paths),
+        )
+    return text
+
+
+def _check_claims(folder: Path, tensors: Mapping, record: Mapping) -> None:
+    """Raises ValueError where the record of somebody else lacks what a model is built of, or claims absurd sizes."""
+    try:
+        arguments = record["model_arguments"]
+        sizes = [*arguments["channels"].values(), *arguments["grid"], arguments["num_classes"], record["image_size"]]
+        sound = all(type(size) is int and 0 < size <= MAX_SIZE for size in sizes) and type(record["step"]) is int
+    except (KeyError, TypeError, AttributeError):
+        sound = False
+    if not sound or "model" not in tensors:
+        raise ValueError(f"{folder / RECORD} does not describe a model that redi has saved: save it again")
+
+
+def _download(repo_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(FILES)))
+    except Exception as error:  # whatever the HTTP library of the installed hub client raises
+        raise ValueError(f"{repo_id}: no such folder here, and not to be had from the hub: {error}") from None

@@ -1,0 +1,156 @@
+"""Run folders: opening a trained one again."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from redi.core import config, trusted_imports
+from redi.core.channels import Channels
+from redi.core.configurables import import_all
+from redi.core.objective import JointObjective
+from redi.core.processes import Process
+from redi.core.registry import entry_points
+from redi.models.codec import JointCodec
+from redi.models.transformer import DiffusionTransformer
+from redi.runtime.checkpoint import checkpoint_dir, list_checkpoints, load_checkpoint, newest_good
+from redi.runtime.device import choose_device
+from redi.sampling.pictures import ColourBasis
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """A trained model with all that belongs to it."""
+
+    model: DiffusionTransformer  # with the EMA weights, in eval mode
+    codec: JointCodec
+    process: Process
+    objective: JointObjective | None  # what it was trained with, where the run's configuration says so
+    weights: Mapping[str, Mapping[str, Tensor]]  # "ema" and "model": parameters by name
+    colours: ColourBasis
+    step: int
+    num_classes: int
+    image_size: int
+    folder: Path | None = None  # where its config.gin lies
+    record: Mapping | None = None  # of the checkpoint
+    gin_bindings: Sequence[str] = ()  # that won over its config.gin
+
+
+def load(
+    run_dir: str | Path,
+    *,
+    step: int | None = None,
+    device: str = "auto",
+    gin_bindings: Sequence[str] = (),
+    plugins: Sequence[str] = (),
+    codec: JointCodec | None = None,
+    model=None,
+    process: Process | None = None,
+) -> Run:
+    """Opens a run: the model with its EMA weights, the fitted codec, the process.
+
+    Only safetensors and JSON are read: no code in a checkpoint is ever run. The classes come from the run's
+    `config.gin`, which may import what was named (`plugins`) or imported before; gin's configuration at hand stays as
+    it was.
+
+    Args:
+        step: of the checkpoint; default: the newest that is as it was written, with a warning where others are not.
+        gin_bindings: win over the run's configuration, as "StableVAE.weights = '/where/they/are/here'".
+        plugins: packages or modules that the run's configuration may import, as 'my_lab': their code runs.
+        codec, model, process: for a run that was trained without gin: an unfitted codec, the function that builds
+            the model (as given to `train`), and the process if it is not FlowMatching.
+
+    Raises:
+        ValueError: no run or no such checkpoint there, or one that is damaged or foreign;
+            or bindings for a run that is built without gin; or a configuration that imports what was not named.
+    """
+    trusted_imports.name(*plugins)
+    run_dir, device = Path(run_dir), choose_device(device)
+    if not (found := list_checkpoints(run_dir)):
+        raise ValueError(f"{run_dir} holds no checkpoints: it is not the folder of a run, or training never saved one")
+    if step is None:
+        folder, tensors, record = newest_good(run_dir, set_aside=False)
+    elif (folder := checkpoint_dir(run_dir, step)) in found:
+        tensors, record = load_checkpoint(folder)
+    else:
+        raise ValueError(f"no checkpoint of step {step} in {run_dir}: there are {', '.join(p.name for p in found)}")
+    return open_run(
+        run_dir, folder, tensors, record, device=device, gin_bindings=gin_bindings,
+        codec=codec, model=model, process=process,
+    )  # fmt: skip
+
+
+def open_run(
+    run_dir: Path,
+    folder: Path,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    record: Mapping,
+    *,
+    device: torch.device,
+    gin_bindings: Sequence[str] = (),
+    codec: JointCodec | None = None,
+    model=None,
+    process: Process | None = None,
+) -> Run:
+    """What `load` gives, of the tensors and the record that were read from `folder`; `run_dir` holds the config.gin.
+
+    Without raw weights ("model") those named so are the EMA's.
+    """
+    arguments = record["model_arguments"]
+    channels, num_classes = Channels(**arguments["channels"]), arguments["num_classes"]
+    objective = None
+    if codec is not None and gin_bindings:
+        raise ValueError(f"gin_bindings = {list(gin_bindings)} have no effect on the codec= that is given: drop one")
+    if codec is None:
+        codec, built_model, objective = _build(run_dir, channels, num_classes, gin_bindings)
+        model, process = model or built_model, process or objective.process
+    codec.load_learned_state(tensors["codec"])
+    build, stored = model or DiffusionTransformer, dict(tensors.get("model", {})) | dict(tensors["ema"])
+    try:
+        # First without memory, of which a configuration of somebody else may ask for any amount.
+        with torch.device("meta"):
+            build(**arguments | {"channels": channels}).load_state_dict(stored, assign=True)
+        net = build(**arguments | {"channels": channels})
+        net.load_state_dict(stored)
+    except RuntimeError as error:
+        raise ValueError(f"{folder} holds another model than model= builds: {error}") from None
+    net.to(device).eval().requires_grad_(False)
+    if objective is not None:
+        net.trained_with = (objective.label_dropout, objective.representation_dropout)
+    weights = {
+        name: {key: t.to(device) for key, t in tensors.get(name, tensors["ema"]).items() if key in tensors["ema"]}
+        for name in ("ema", "model")
+    }
+    process = process or JointObjective(channels=channels, num_classes=num_classes).process
+    return Run(
+        net, codec.to(device), process, objective, weights, ColourBasis(tensors.get("colours", {})),
+        record["step"], num_classes, record["image_size"], run_dir, record, gin_bindings,
+    )  # fmt: skip
+
+
+def _build(run_dir: Path, channels: Channels, num_classes: int, gin_bindings: Sequence[str]):
+    """Codec, model class and objective as the run's configuration says."""
+    path = run_dir / "config.gin"
+    if not path.exists():
+        raise ValueError(f"{path} is missing: for a run trained without gin, hand its codec= and model= to redi.load")
+    with config.isolated():
+        import_all()
+        config.parse([], gin_bindings, found=[path])
+        if gin_bindings and (unused := config.without_effect(entry_points)):
+            log.warning("bound without effect, for nothing in use refers to it: %s", ", ".join(unused))
+        codec = config.bound("train.codec") or JointCodec()
+        # Called inside the context: a bound class takes its arguments from the configuration when it is called.
+        objective = config.bound("train.objective", JointObjective)(channels=channels, num_classes=num_classes)
+        model_class = config.bound("train.model", DiffusionTransformer)
+
+        def model(**runtime) -> DiffusionTransformer:
+            with config.isolated():
+                config.parse([], gin_bindings, found=[path])
+                return model_class(**runtime)
+
+        return codec, model, objective

@@ -1,0 +1,148 @@
+"""Folders that are either whole or not there: tensors as safetensors, everything else as JSON, hashed."""
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from redi.runtime.atomic import atomic_folder, save_tensors, shared_folder, write_json
+from redi.runtime.checksums import BrokenArtefact, hashes_of, sealed, unsealed
+
+RECORD = "record.json"
+TENSORS = ".safetensors"
+
+
+def save_artefact(
+    folder: Path,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    record: Mapping,
+    *,
+    extra: Mapping[str, str | bytes] | None = None,
+    ready: Mapping[str, Path] | None = None,
+    shared: bool = False,
+) -> None:
+    """Writes `<folder>/<name>.safetensors` for every group and `<folder>/record.json`, atomically.
+
+    The files are written beside the final place, synced and renamed together, so that a crash or a full disk
+    leaves either the whole artefact or none. The record lists every file with its size and SHA-256, and its own.
+
+    Args:
+        extra: {file name: content} of further files; text is written as UTF-8.
+        ready: {group: safetensors file} of further groups that lie on the same file system; they are moved.
+        shared: several processes may write the same one at once.
+
+    Raises:
+        OSError: the disk is full or not writable; nothing is left behind.
+    """
+    folder = Path(folder)
+    extra = {name: content.encode() if isinstance(content, str) else content for name, content in (extra or {}).items()}
+    needed = sum(t.nbytes for group in tensors.values() for t in group.values()) + sum(map(len, extra.values()))
+    with (shared_folder if shared else atomic_folder)(folder, needed_bytes=needed) as temporary:
+        for name, group in tensors.items():
+            save_tensors(temporary / f"{name}{TENSORS}", group)
+        for name, content in extra.items():
+            (temporary / name).write_bytes(content)
+        for name, path in (ready or {}).items():
+            path.replace(temporary / f"{name}{TENSORS}")
+        written = [temporary / name for name in (*(f"{name}{TENSORS}" for name in (*tensors, *(ready or {}))), *extra)]
+        hashes = hashes_of(written)
+        files = {path.name: {"bytes": path.stat().st_size, "sha256": hashes[path]} for path in written}
+        write_record(temporary, {**record, "files": files})
+
+
+def load_artefact(folder: Path, *, editable: Collection[str] = ()) -> tuple[dict[str, dict[str, Tensor]], dict]:
+    """-> {group: {name: tensor}} of the .safetensors files and the record; all files that it lists are verified.
+
+    Args:
+        editable: files that may have been changed or removed since, and are not looked at.
+
+    Raises:
+        BrokenArtefact: naming the file and the cause.
+    """
+    record = verify_artefact(folder, editable=editable)
+    tensors = {}
+    for file in record["files"]:
+        path = Path(folder) / file
+        if file in editable or path.suffix != TENSORS:
+            continue
+        tensors[path.stem] = load_tensors(path)
+    return tensors, record
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises BrokenArtefact where it is none."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise BrokenArtefact(f"{path} is not a safetensors file: {error}") from None
+
+
+def verify_artefact(folder: Path, *, editable: Collection[str] = ()) -> dict:
+    """The record, once all files that it lists were read and are as they were written. Raises BrokenArtefact."""
+    record = read_record(folder)
+    files = {Path(folder) / file: entry for file, entry in record["files"].items() if file not in editable}
+    for path, entry in files.items():
+        check_size(path, entry)
+    hashes = hashes_of(list(files))
+    for path, entry in files.items():
+        if hashes[path] != entry["sha256"]:
+            raise BrokenArtefact(f"{path} was altered after it was written: its SHA-256 differs from {RECORD}")
+    return record
+
+
+def check_size(path: Path, expected: Mapping) -> None:
+    """Raises BrokenArtefact unless a file is there in the length that its record expects."""
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise BrokenArtefact(f"{path} is missing") from None
+    if size != expected["bytes"]:
+        raise BrokenArtefact(f"{path} has {size} bytes instead of {expected['bytes']}: truncated?")
+
+
+def read_record(folder: Path) -> dict:
+    """The record of an artefact, without its tensors. Raises BrokenArtefact."""
+    path = Path(folder) / RECORD
+    try:
+        record = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise BrokenArtefact(f"{path} is missing: this folder was not written by redi, or not completely") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BrokenArtefact(f"{path} is not JSON: {error}") from None
+    files = record.get("files") if isinstance(record, dict) else None
+    if not isinstance(files, dict) or not all(
+        isinstance(f, dict) and {"bytes", "sha256"} <= set(f) for f in files.values()
+    ):
+        raise BrokenArtefact(f"{path} was not written by redi: it lists no files")
+    if outside := [name for name in files if Path(name).name != name]:
+        raise BrokenArtefact(f"{path} was not written by redi: {outside[0][:200]!r} in it is no name of a file")
+    return unsealed(record, path)
+
+
+def write_record(folder: Path, record: Mapping) -> None:
+    """Writes what `read_record` reads: the record, which lists `files`, and its own hash."""
+    write_json(Path(folder) / RECORD, sealed(record))
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> tuple[dict[str, Tensor], dict]:
+    """An optimizer's state as tensors named '<parameter>/<entry>' and JSON; `names` in the optimizer's order."""
+    state = optimizer.state_dict()
+    tensors, others = {}, {}
+    for index, entries in state["state"].items():
+        for key, value in entries.items():
+            (tensors if isinstance(value, Tensor) else others)[f"{names[index]}/{key}"] = value
+    return tensors, {"param_groups": state["param_groups"], "others": others}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping, record: Mapping) -> None:
+    """The inverse of `optimizer_tensors`."""
+    index = {name: i for i, name in enumerate(names)}
+    state: dict[int, dict] = {}
+    for key, value in {**tensors, **record["others"]}.items():
+        name, entry = key.rsplit("/", 1)
+        state.setdefault(index[name], {})[entry] = value
+    optimizer.load_state_dict({"state": state, "param_groups": record["param_groups"]})

@@ -1,0 +1,151 @@
+"""Files and folders that appear whole or not at all, and outlast a power cut."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path, needed_bytes: int = 0) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` when the block ends well, and vanishes when it does not.
+
+    A folder that is there already is replaced; readers may miss it for a moment. What is named by a hash of its
+    contents, and so may be written by several processes at once, goes through `shared_folder`.
+    """
+    with _temporary_folder(Path(folder), needed_bytes) as temporary:
+        yield temporary
+        _sync(temporary)
+        before = temporary.with_suffix(".replaced")
+        if folder.exists():
+            folder.rename(before)
+        try:
+            rename(temporary, folder)
+        except OSError:
+            if before.exists():
+                before.rename(folder)
+            raise
+        shutil.rmtree(before, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def shared_folder(folder: Path, needed_bytes: int = 0) -> Iterator[Path]:
+    """As `atomic_folder`, but where another process was first, its folder stays and this one's is dropped."""
+    with _temporary_folder(Path(folder), needed_bytes) as temporary:
+        yield temporary
+        _sync(temporary)
+        try:
+            rename(temporary, folder)
+        except OSError:
+            if not folder.exists():
+                raise
+
+
+@contextlib.contextmanager
+def _temporary_folder(folder: Path, needed_bytes: int) -> Iterator[Path]:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder.parent).free
+    if free < needed_bytes * 1.01:
+        raise OSError(f"no space for {folder}: {needed_bytes / 2**20:.1f} MiB needed, {free / 2**20:.1f} MiB free")
+    # Unique over machines too: several may write to one file system.
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.partial")
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a safetensors file and forces it to the disk; it may be cut short where that fails. Raises OSError."""
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:  # it wraps the operating system's error
+        raise OSError(f"could not write {path}: {error}") from None
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Forces the files of a folder, and what it says of them, to the disk."""
+    for path in folder.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    _sync_entries(folder)
+
+
+def _sync_entries(folder: Path) -> None:
+    if os.name == "posix":  # Windows opens no folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # network file systems that cannot
+                raise
+        finally:
+            os.close(descriptor)
+
+
+def rename(old: Path, new: Path) -> None:
+    """Puts a file or folder in its place, replacing a file, and forces that to the disk: it outlasts a power cut."""
+    old.replace(new)
+    _sync_entries(new.parent)
+
+
+def write_json(path: Path, value) -> None:
+    """Writes JSON atomically, readable by people; several processes may write one file at once. Raises OSError."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file atomically: other processes read the old or the new one. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        rename(temporary, path)
+    except OSError as error:
+        if error.filename is None:  # a full disk shows when a file is written, and then without its name
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def stamp(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from one that replaced it; None where there is none."""
+    try:
+        status = Path(folder).stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino
+
+
+@contextlib.contextmanager
+def only_process(run_dir: Path) -> Iterator[None]:
+    """Holds `run_dir/.lock`; the system releases it when the process ends, however it ends.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: no protection rather than no training
+        yield
+        return
+    with open(run_dir / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is training in {run_dir}: choose another --run_dir") from None
+        yield

@@ -1,0 +1,125 @@
+"""Pretrained weights from the Hugging Face hub: found, downloaded, or missed at once with a message that helps."""
+
+import argparse
+import errno
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from redi.runtime.archives import check_tensors, check_unpacked_size
+
+# Where training programs keep the weights in their checkpoints; the averaged ones are meant for use.
+CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+WRAPPERS = re.compile(r"^(_orig_mod\.)?(module\.)?(_orig_mod\.)?")  # of torch.compile and DistributedDataParallel
+
+
+def find_hub_file(
+    repo_id: str, filename: str, *, binding: str, folder: Sequence[str] = (), revision: str | None = None
+) -> Path:
+    """The local path of a file of a hub repository: from the hub cache, else downloaded into it.
+
+    The hub client alone retries for about a minute where there is no network, and its message names neither page nor
+    file. This asks the server once, with its proxies and certificates, and downloads only when it answers.
+
+    Args:
+        repo_id: as 'timm/vit_base_patch14_reg4_dinov2.lvd142m'.
+        filename: inside of the repository.
+        binding: what a user may set instead, as 'StableVAE.weights'.
+        folder: where `binding` takes a folder: all files that must lie in it. Default: it takes the path of the file.
+        revision: branch, tag or commit; default: main.
+
+    Raises:
+        ValueError: not in the cache, and offline, unreachable, refused, or not in the repository. The message names
+            the file, its page, where to put it and the binding.
+    """
+    cached = cached_hub_file(repo_id, filename, binding=binding, revision=revision)
+    if cached is not None:
+        return cached
+
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
+
+    advice = _how_to_get(repo_id, filename, binding, folder)
+    missing = f"{filename} of {repo_id} is not in the local hub cache ({constants.HF_HUB_CACHE})"
+    if folder:
+        missing = f"{binding}: there is no folder {repo_id!r} here, and {missing}"
+    if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise ValueError(f"{missing}, and HF_HUB_OFFLINE is set. {advice}")
+    try:
+        get_hf_file_metadata(hf_hub_url(repo_id, filename, revision=revision), timeout=5)
+    except GatedRepoError:
+        cause = "its licence has to be accepted on its page first; then log in with `hf auth login`"
+        raise ValueError(f"{missing}, and {cause}. {advice}") from None
+    except EntryNotFoundError:
+        raise ValueError(f"{binding}: {repo_id} on the hub has no {filename}: another kind of model?") from None
+    except RepositoryNotFoundError:
+        raise ValueError(f"{binding}: there is no public model {repo_id} on the hub. {advice}") from None
+    except Exception as error:  # whatever the HTTP library of the installed hub client raises
+        cause = f"{constants.ENDPOINT} does not answer ({type(error).__name__}: {error})"
+        raise ValueError(f"{missing}, and {cause}. {advice}") from None
+    return Path(hf_hub_download(repo_id, filename, revision=revision))
+
+
+def cached_hub_file(repo_id: str, filename: str, *, binding: str, revision: str | None = None) -> Path | None:
+    """The file in the local hub cache, or None. Never asks the network. Raises ValueError: no possible repo_id."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        raise ValueError(f"{binding} = {repo_id!r}: there is no such file or folder, nor can a hub id be so") from None
+    found = try_to_load_from_cache(repo_id, filename, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def read_tensors(path: Path, *, binding: str) -> dict[str, Tensor]:
+    """The tensors of a weights file by their names: .safetensors, or PyTorch's format (.bin, .pt, .pth).
+
+    Of a training checkpoint they are those of its model, averaged where it has them so, without the prefixes of
+    wrappers. Nothing in the file is executed: beside tensors and plain values only an argparse.Namespace is let in.
+
+    Raises:
+        ValueError: truncated, something else than named tensors, or tensors that are larger than the file.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            check_unpacked_size(path)
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a malformed file can raise anything
+        # Of a truncated zip file torch's reader says "invalid argument"; other errors of the system are not the file's.
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)):
+            raise
+        # Without torch's advice to switch the check off.
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition(" Please use")[0]
+        reason = reason.splitlines()[0] if reason else type(error).__name__
+        cause = f"is truncated, or holds something else than tensors ({reason})"
+        raise ValueError(f"{binding}: {path} {cause}: download it again") from None
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{binding}: {path} holds no tensors by name, but a {type(content).__name__}")
+    state = next((content[name] for name in CONTAINERS if isinstance(content.get(name), Mapping)), content)
+    tensors = {WRAPPERS.sub("", str(name)): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    if not tensors:
+        names = ", ".join(map(str, state))[:200] or "nothing"
+        raise ValueError(f"{binding}: {path} holds no tensors by name, but {names}")
+    try:
+        check_tensors(tensors.values(), path.stat().st_size)
+    except ValueError as error:
+        raise ValueError(f"{binding}: {path} holds {error}") from None
+    return tensors
+
+
+def _how_to_get(repo_id: str, filename: str, binding: str, folder: Sequence[str]) -> str:
+    page = f"https://huggingface.co/{repo_id}"
+    if folder:
+        return f"Download {' and '.join(folder)} from {page} into a folder, and bind {binding} = 'that folder'"
+    return f"Download {filename} from {page}, and bind {binding} = 'the path of that file'"

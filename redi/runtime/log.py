@@ -1,0 +1,195 @@
+"""The run's log: one JSON line per entry, and TensorBoard beside it."""
+
+import errno
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from redi.runtime.atomic import write_text
+
+log = logging.getLogger(__name__)
+
+
+class RunLog:
+    """Writes scalars and pictures to `log.jsonl` and `tensorboard/`.
+
+    A line is there whole or not at all, whatever ends the process: it goes to the system in one call, and what a full
+    disk took of it is cut off again.
+
+    Args:
+        run_dir: the run's folder.
+        step: where the run stands; entries after it, of an earlier attempt, are dropped.
+
+    Raises:
+        OSError: `log.jsonl` cannot be written.
+    """
+
+    def __init__(self, run_dir: Path, step: int):
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+        self.path = Path(run_dir) / "log.jsonl"
+        kept = [_line(entry) for entry in read_log(run_dir) if entry["step"] <= step]
+        try:
+            write_text(self.path, b"".join(kept).decode())
+        except OSError as error:
+            raise _not_written(self.path, error) from None
+        self.tensorboard = SummaryWriter(str(Path(run_dir) / "tensorboard"), purge_step=step + 1)
+        self.file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+
+    def scalars(self, step: int, **values: float | None) -> None:
+        """One line {"step": ..., name: value, ...}, null for what is not finite. Raises OSError."""
+        try:
+            _append(self.file, _line({"step": step, **values}))
+            for name, value in values.items():
+                if value is not None:
+                    self.tensorboard.add_scalar(name, value, step)
+        except OSError as error:
+            raise _not_written(self.path, error, f" at step {step}") from None
+
+    def picture(self, step: int, name: str, image) -> None:
+        """A PIL image, to TensorBoard. Raises OSError."""
+        try:
+            self.tensorboard.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        except OSError as error:
+            raise _not_written(self.tensorboard.log_dir, error, f" at step {step}") from None
+
+    def close(self) -> None:
+        """Closes both; what TensorBoard cannot write any more is said, and no error: the lines are in log.jsonl."""
+        os.close(self.file)
+        try:
+            self.tensorboard.close()
+        except OSError as error:
+            log.warning("TensorBoard's files in %s are not complete: %s", self.tensorboard.log_dir, error)
+
+
+def read_log(run_dir: Path) -> list[dict]:
+    """The entries of `log.jsonl`; lines that are none, as a crash of the machine may leave them, are left out."""
+    path = Path(run_dir) / "log.jsonl"
+    entries = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+            continue
+        if isinstance(entry, dict) and type(entry.get("step")) is int:
+            entries.append(entry)
+    return entries
+
+
+def _line(entry: Mapping) -> bytes:
+    """JSON knows neither NaN nor infinity: null."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in entry.items()
+    }
+    return json.dumps(finite, allow_nan=False).encode() + b"\n"
+
+
+def _append(file: int, line: bytes) -> None:
+    """Raises OSError where the line does not fit, and leaves the file as it was."""
+    before = os.fstat(file).st_size
+    if os.write(file, line) != len(line):
+        os.ftruncate(file, before)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _not_written(path: Path | str, error: OSError, when: str = "") -> OSError:
+    advice = "free some space and run the same command again to go on from the last checkpoint"
+    return OSError(f"could not write {path}{when}: {error}; {advice}")
+
+
+class Later:
+    """Numbers on their way from the device: one copy for all of them, which the host need not wait for at once."""
+
+    def __init__(self, values: Mapping[str, Tensor | float]):
+        self.names = list(values)
+        stacked = torch.stack([torch.as_tensor(value, dtype=torch.float32) for value in values.values()])
+        self.copy, self.arrived = stacked, None
+        if stacked.is_cuda:
+            self.copy = torch.empty(stacked.shape, dtype=stacked.dtype, pin_memory=True)
+            self.copy.copy_(stacked, non_blocking=True)
+            self.arrived = torch.cuda.Event()
+            self.arrived.record(torch.cuda.current_stream(stacked.device))  # whose device need not be the current one
+
+    @property
+    def ready(self) -> bool:
+        """Whether `get` would not wait."""
+        return self.arrived is None or self.arrived.query()
+
+    def get(self) -> dict[str, float]:
+        """Waits for them, where they have not arrived."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return dict(zip(self.names, self.copy.tolist(), strict=True))
+
+
+class Line(NamedTuple):
+    """A line of the log that is not written yet."""
+
+    step: int
+    means: Later
+    steps_per_second: float
+    learning_rate: float
+
+
+class Window:
+    """What happened since the last line of the log: sums over steps, on their device, and a clock.
+
+    Attributes:
+        steps: how many, skipped ones included.
+        totals: {name: sum over the steps that were not skipped}; "skipped" is how many were.
+
+    Args:
+        stored: what `state` gave, when a run is resumed between two lines.
+    """
+
+    def __init__(self, stored: Mapping | None = None):
+        self.steps: int = stored["steps"] if stored else 0
+        self.totals: dict[str, Tensor | float] = dict(stored["totals"]) if stored else {}
+        self.restart_clock()
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Adds what one step gave, without waiting for the device; of a step with "skipped" 1 only that."""
+        values = dict(values)
+        if (skipped := values.pop("skipped", None)) is not None:
+            # Not by a product: a skipped step's numbers are no numbers.
+            values = {name: torch.where(skipped > 0, 0.0, value) for name, value in values.items()}
+            values["skipped"] = skipped
+        for name, value in values.items():
+            self.totals[name] = self.totals.get(name, 0.0) + value
+        self.steps += 1
+        self.timed += 1
+
+    def restart_clock(self) -> None:
+        """Leaves out of the speed what happened since the last step: a preview, a checkpoint."""
+        self.timed, self.started = 0, time.perf_counter()
+
+    def steps_per_second(self) -> float:
+        """Since the clock was restarted."""
+        return self.timed / (time.perf_counter() - self.started)
+
+    def means(self, totals: Mapping[str, Tensor | float] | None = None) -> Later:
+        """Per step that was not skipped, and "skipped_steps"; NaN where all were.
+
+        Args:
+            totals: instead of this process's, their means over processes.
+        """
+        totals = dict(self.totals if totals is None else totals)
+        skipped = totals.pop("skipped", None)
+        if skipped is None:
+            return Later({name: total / self.steps for name, total in totals.items()})
+        skipped = torch.as_tensor(skipped)
+        means = {name: total / (self.steps - skipped) for name, total in totals.items()}
+        return Later(means | {"skipped_steps": skipped})
+
+    def state(self) -> dict:
+        """As JSON, for a checkpoint."""
+        return {"steps": self.steps, "totals": {name: float(total) for name, total in self.totals.items()}}

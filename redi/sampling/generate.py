@@ -1,0 +1,174 @@
+"""Drawing images and their features from a trained model."""
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from redi.core.channels import Channels
+from redi.core.processes import Process, processes
+from redi.core.registry import configurable
+from redi.core.samplers import ImageNoise, Sampler, samplers
+from redi.core.samplers.ancestral import Ancestral
+from redi.core.samplers.euler_maruyama import EulerMaruyama
+from redi.guidance import Guidance, guidance_rules, guided, total_weights
+from redi.models.codec import JointCodec
+from redi.models.transformer import DiffusionTransformer
+from redi.runtime.device import Precision, choose_compile, choose_precision, compiled_whole, matmul_precision
+from redi.runtime.progress import progress
+from redi.sampling.conditional import check_given, clamped, times_with_given
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Generated:
+    """What `generate` drew, in the order of `labels`, on the CPU."""
+
+    images: Tensor  # (N, 3, S, S) uint8
+    x: Tensor  # (N, C, H, W) float32, the joint state: latents and generated features
+    labels: Tensor  # (N,) int64
+    record: dict  # seed, sampler, guidance, number of function evaluations (per image), network evaluations
+
+
+@configurable(runtime=("model", "codec", "process", "labels", "weights", "first_index", "given", "own_time"))
+def generate(
+    model: DiffusionTransformer,
+    codec: JointCodec,
+    process: Process,
+    *,
+    labels: Sequence[int] | Tensor,
+    weights: Mapping[str, Tensor] | None = None,
+    first_index: int = 0,
+    given: Mapping[str, Tensor] | None = None,
+    own_time: bool = False,
+    sampler: Sampler | None = None,
+    guidance: Sequence[Guidance] = (),
+    batch_size: int = 250,
+    precision: str = "auto",
+    compile: str | bool = "auto",
+    seed: int = 0,
+) -> Generated:
+    """Draws one image per label.
+
+    Image i depends on (seed, first_index + i), its label and the weights alone: not on the batch size, the
+    number of images or the device's random generator.
+
+    Args:
+        labels: (N,) in [0, num_classes].
+        weights: parameters to use in place of the model's own (an EMA).
+        given: {group: (N, C_m, H, W)}, parts of the joint state that are known: the others are drawn given these, by
+            clamping (see `redi.sampling.conditional`). An image's own, say, as
+            `codec.channels.split(codec.encode(images))`.
+        own_time: show what is given clean, at a t of its own: for models trained with independent timesteps.
+        sampler: default: as in the paper, 250 evaluations of EulerMaruyama, or Ancestral for a DDPM.
+        guidance: rules, added up; none by default.
+        precision: of the network, as in `train`; the sampler's own arithmetic is float32.
+        compile: the network by torch.compile, on a GPU with CUDA graphs; 'auto': on a GPU. The last, smaller batch is
+            filled up, so that there is one graph for every number of conditions.
+
+    Raises:
+        ValueError: a label outside the range, a rule that this model cannot follow, the wrong kind of object.
+    """
+    if sampler is None:
+        sampler = Ancestral() if process.num_timesteps else EulerMaruyama()
+    processes.check(process, "JointObjective.process")
+    check_generation(sampler, process, guidance, model.channels, model.num_classes)
+    labels = torch.as_tensor(labels, dtype=torch.int64)
+    if batch_size < 1 or not len(labels):
+        raise ValueError(f"generate takes at least one label and batch_size >= 1, got {len(labels)} and {batch_size}")
+    if not 0 <= labels.min() <= labels.max() <= model.null_label:
+        raise ValueError(
+            f"labels run from {labels.min()} to {labels.max()}; this model has classes 0 ... {model.num_classes - 1} "
+            f"(and {model.null_label}, the null label)"
+        )
+    if given:
+        check_given(given, model.channels, (len(labels), *model.grid))
+    trained_with = getattr(model, "trained_with", None)
+    for rule in guidance if trained_with else ():
+        if advice := rule.check_training(*trained_with):
+            log.warning("%s", advice)
+    device = next(model.parameters()).device
+    how = choose_precision(precision, device, "generate.precision")
+    compiled = choose_compile(compile, device, "generate.compile")
+    process = process.for_channels(model.channels, device)
+    if own_time and not model.has_group_times:
+        raise ValueError("own_time = True needs a model that is told every group's t (group_timesteps = True)")
+    network_time = times_with_given(process, model.channels, given or ()) if own_time else process.network_time
+    network = _Network(model, weights or {}, how, compiled)
+    batch_size = min(batch_size, len(labels))
+    images, states, drawn = [], [], 0
+    with torch.no_grad(), progress(total=len(labels), desc="sampling", unit="img") as bar:
+        for start in range(0, len(labels), batch_size):
+            count = min(batch_size, len(labels) - start)
+            # Compiled for one batch size: what fills up the last batch is thrown away.
+            rows = torch.arange(start, start + (batch_size if compiled else count)).clamp(max=len(labels) - 1)
+            y = labels[rows].to(device)
+            draw = ImageNoise(seed, (first_index + rows).tolist(), (model.channels.total, *model.grid), device)
+            denoise = guided(network, guidance, model.channels, y, model.null_label, network_time)
+            known = {name: group[rows].to(device) for name, group in (given or {}).items()}
+            denoise, draw, finish = clamped(denoise, process, draw, model.channels, known, own_time=own_time)
+            x = finish(sampler(denoise, process, draw))[:count]
+            images.append(codec.decode(x).cpu())
+            states.append(x.cpu())
+            bar.update(count)
+            drawn += len(rows)
+    record = {
+        "seed": seed,
+        "sampler": sampler.provenance(),
+        "guidance": [rule.provenance() for rule in guidance],
+        "given": sorted(given or ()),
+        "precision": how.name,
+        "function_evaluations": network.calls // len(states),
+        "network_evaluations_per_image": network.evaluations / drawn,
+    }
+    return Generated(torch.cat(images), torch.cat(states), labels, record)
+
+
+def check_generation(
+    sampler: Sampler | None, process: Process, guidance: Sequence[Guidance], channels: Channels, num_classes: int
+) -> None:
+    """Raises ValueError for the wrong kind of object, a sampler that cannot follow the process, or a rule that a model
+    of such channels cannot follow."""
+    if sampler is not None:
+        samplers.check(sampler, "generate.sampler")
+        sampler.check(process)
+    if not isinstance(guidance, Sequence):
+        raise ValueError("generate.guidance takes a list of rules: bind, for example, [@guidance.ClassifierFree()]")
+    for rule in guidance:
+        guidance_rules.check(rule, "generate.guidance")
+        rule.check(channels, num_classes)
+        try:
+            total_weights([rule], channels, t=0.5)  # a scale that is no number shows now
+        except TypeError as error:
+            settings = ", ".join(f"{type(rule).__name__}.{name} = {value!r}" for name, value in vars(rule).items())
+            raise ValueError(f"{settings}: one of these is of the wrong type ({error})") from error
+
+
+class _Network:
+    """The model with other weights where given and in some precision, counting what it is asked.
+
+    It is another module around the same tensors: the caller's is left in its mode and with its attention backend.
+    """
+
+    def __init__(self, model: DiffusionTransformer, weights: Mapping[str, Tensor], how: Precision, compiled: bool):
+        taken = {id(p): weights.get(name, p) for name, p in model.named_parameters()}
+        own = {key: nn.Parameter(tensor.detach(), requires_grad=False) for key, tensor in taken.items()}
+        self.model = copy.deepcopy(model, own).eval()  # what is in `own` is taken, not copied
+        device = next(self.model.parameters()).device
+        self.model.choose_attention(device, how.dtype)
+        self.how, self.graphs = how, compiled and device.type == "cuda"
+        mode = "reduce-overhead" if self.graphs else None
+        self.predict = compiled_whole(self.model, mode) if compiled else self.model
+        self.calls = 0  # one per batch and function evaluation
+        self.evaluations = 0  # one per image, condition and function evaluation
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        self.calls += 1
+        self.evaluations += len(x)
+        with matmul_precision(self.how.name), self.how.autocast(x.device):
+            prediction = self.predict(x, t, y)
+        return prediction.to(torch.float32, copy=self.graphs)  # a copy, for the next replay writes to the same memory

@@ -1,0 +1,116 @@
+"""Pictures: grids of images above their features, all in one colour basis."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from redi.core.channels import Channels
+from redi.models.codec import JointCodec
+from redi.models.reducers.pca import PCA
+
+WHITE, GREY = (255, 255, 255), (90, 90, 90)
+
+
+class ColourBasis:
+    """A fixed map from each representation's channels to RGB, so that equal features have equal colours everywhere.
+
+    The first three principal components of the *training* features (fewer where there are fewer channels),
+    stretched from their 1st to their 99th percentile.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor]):
+        self.tensors = tensors  # "<name>/mean" (R,), "<name>/rows" (3, R), "<name>/low" and "<name>/high" (3,)
+
+    @classmethod
+    def fit(cls, channels: Channels, x: Tensor) -> "ColourBasis":
+        """From a sample of joint states (N, C, H, W), as `JointCodec.encode_sample` gives."""
+        tensors = {}
+        for name in channels.representations:
+            rows = rearrange(channels.split(x)[name], "n r h w -> (n h w) r").double()
+            mean = rows.mean(dim=0)
+            vectors = PCA().rows((rows - mean).T @ (rows - mean))[:3]
+            colours = (rows - mean) @ vectors.T
+            edges = torch.tensor([0.01, 0.99], dtype=torch.float64)
+            some = colours[:: len(colours) // 200_000 + 1]  # quantile refuses more than 16 million values
+            low, high = some.quantile(edges, dim=0)
+            for key, value in {"mean": mean, "rows": vectors, "low": low, "high": high}.items():
+                tensors[f"{name}/{key}"] = value.float()
+        return cls(tensors)
+
+    def __call__(self, name: str, features: Tensor) -> Tensor:
+        """(N, R, H, W) of one representation -> (N, 3, H, W) uint8."""
+        mean, rows, low, high = (self.tensors[f"{name}/{key}"] for key in ("mean", "rows", "low", "high"))
+        colours = torch.einsum("cr,nrhw->nchw", rows, features.cpu().float() - mean[:, None, None])
+        scaled = (colours - low[:, None, None]) / (high - low)[:, None, None]
+        rgb = (scaled.clamp(0, 1) * 255).round().to(torch.uint8)
+        return rgb if rgb.shape[1] == 3 else rgb[:, [i % rgb.shape[1] for i in range(3)]]
+
+
+def sample_grid(drawn, codec: JointCodec, colours: ColourBasis, title: str = "", columns: int = 10) -> Image.Image:
+    """Images in rows of `columns`, each above its features.
+
+    Args:
+        drawn: has images (N, 3, S, S) uint8, x (N, C, H, W) and labels (N,), as `Generated`; without x (None) the
+            images stand alone.
+    """
+    layers = [drawn.images]
+    if drawn.x is not None:
+        groups = codec.channels.split(drawn.x)
+        layers += [colours(name, groups[name]) for name in codec.channels.representations]
+    cells = [thumbnails(layer, like=drawn.images) for layer in layers]
+    return tile(cells, drawn.labels.tolist(), title, columns)
+
+
+def tile(layers: Sequence[Sequence[Image.Image]], labels: Sequence[int], title: str, columns: int) -> Image.Image:
+    """One picture from stacks of equally large pictures: entry i shows layers[0][i] above layers[1][i] ..."""
+    cell, gap, top = layers[0][0].width, 4, 22 if title else 4
+    rows = -(-len(labels) // columns)
+    height = len(layers) * (cell + 1) + gap + 12
+    width = max(columns * (cell + gap), math.ceil(ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength(title)))
+    sheet = Image.new("RGB", (width + gap, top + rows * height), WHITE)
+    pen = ImageDraw.Draw(sheet)
+    pen.text((gap, 4), title, fill=GREY)
+    for i, label in enumerate(labels):
+        left, upper = gap + i % columns * (cell + gap), top + i // columns * height
+        pen.text((left, upper - 1), str(label), fill=GREY)
+        for depth, layer in enumerate(layers):
+            sheet.paste(layer[i], (left, upper + 12 + depth * (cell + 1)))
+    return sheet
+
+
+def stack(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures one under the other."""
+    sheet = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), WHITE)
+    top = 0
+    for picture in pictures:
+        sheet.paste(picture, (0, top))
+        top += picture.height
+    return sheet
+
+
+def thumbnails(images: Tensor, like: Tensor) -> list[Image.Image]:
+    """(N, 3, H, W) uint8 -> PIL pictures of one size, that in which `like` is best shown; small ones keep their
+    pixels' edges."""
+    size = max(64, like.shape[-1]) if like.shape[-1] < 192 else 128
+    rule = Image.Resampling.NEAREST if images.shape[-1] < size else Image.Resampling.LANCZOS
+    arrays = images.permute(0, 2, 3, 1).contiguous().numpy()
+    return [Image.fromarray(array).resize((size, size), rule) for array in arrays]
+
+
+def num_columns(labels: Tensor, most: int = 10) -> int:
+    """Columns of a sheet whose columns are classes: one for each class at hand; `most` where there is only one."""
+    classes = len(labels.unique())
+    return min(classes, most) if classes > 1 else most
+
+
+def class_ordered(labels: Tensor, columns: int, rows: int) -> Tensor:
+    """Positions of at most rows x columns entries, row by row, such that every column shows one class."""
+    positions = [(labels == label).nonzero().flatten()[:rows] for label in labels.unique()[:columns]]
+    if len(positions) == 1:  # unlabelled: just the first ones
+        return torch.arange(min(len(labels), rows * columns))
+    full_rows = min(len(members) for members in positions)
+    return torch.tensor([int(members[row]) for row in range(full_rows) for members in positions])

@@ -1,0 +1,38 @@
+"""Every process holds the whole model."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+from torch import nn
+
+from redi.runtime.distributed import Processes
+from redi.training.parallel import Parallel, register
+
+
+@register
+class DDP(Parallel):
+    """DistributedDataParallel: gradients are averaged while the backward pass goes on (Li et al., arXiv 2006.15704).
+
+    Args:
+        bucket_mib: gradients are sent in pieces of this size.
+    """
+
+    def __init__(self, *, bucket_mib: float = 25.0):
+        if not bucket_mib > 0:
+            raise ValueError(f"DDP.bucket_mib = {bucket_mib}: a number greater than 0 is needed")
+        self.bucket_mib = bucket_mib
+
+    def distribute(self, model: nn.Module, processes: Processes, *, compiled: bool) -> None:
+        pass  # all processes have built it from one seed, and DistributedDataParallel compares
+
+    def wrap(self, forward: nn.Module, model: nn.Module) -> nn.Module:
+        device = next(model.parameters()).device
+        return nn.parallel.DistributedDataParallel(
+            forward,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,  # there are none that change
+            gradient_as_bucket_view=True,
+            bucket_cap_mb=self.bucket_mib,
+        )
+
+    def sharing(self, wrapped: nn.Module, model: nn.Module, last: bool) -> AbstractContextManager:
+        return nullcontext() if last else wrapped.no_sync()

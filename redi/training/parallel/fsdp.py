@@ -1,0 +1,119 @@
+"""Every process holds a part of each parameter."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from redi.runtime.distributed import Processes, as_lost_process
+from redi.training.parallel import Parallel, register
+
+
+@register
+class FSDP(Parallel):
+    """Weights, averages, gradients and the optimizer's state lie in equal parts on the processes, and each block's
+    weights are collected when it is their turn: FSDP2, torch's `fully_shard` (Zhao et al., arXiv 2304.11277).
+
+    For models that do not fit on one device; those of the paper do (docs/scale.md). Checkpoints are written by
+    torch.distributed.checkpoint, as whole tensors in safetensors, so that any number of processes can go on from them.
+
+    Args:
+        reshard: let go of a block's weights after the forward pass and collect them again for the backward pass: less
+            memory, half as much communication again.
+    """
+
+    whole_graph = False  # the collecting lies between the blocks
+    keeps_whole = False
+
+    def __init__(self, *, reshard: bool = True):
+        self.reshard = reshard
+
+    def distribute(self, model: nn.Module, processes: Processes, *, compiled: bool) -> None:
+        from torch.distributed.fsdp import fully_shard
+
+        device = next(model.parameters()).device
+        mesh = dist.init_device_mesh(device.type, (processes.size,))
+        for block in model.blocks:
+            if compiled:
+                block.compile(fullgraph=True, dynamic=False)
+            fully_shard(block, mesh=mesh, reshard_after_forward=self.reshard)
+        fully_shard(model, mesh=mesh, reshard_after_forward=self.reshard)
+
+    def wrap(self, forward: nn.Module, model: nn.Module) -> nn.Module:
+        return forward
+
+    def sharing(self, wrapped: nn.Module, model: nn.Module, last: bool) -> AbstractContextManager:
+        model.set_requires_gradient_sync(last)
+        return nullcontext()
+
+    def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with as_lost_process():
+            return {name: _whole(tensor) for name, tensor in tensors.items()}
+
+    def scattered(self, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        from torch.distributed.tensor import distribute_tensor
+
+        found = {}
+        for name, tensor in tensors.items():
+            to = like.get(name)
+            if hasattr(to, "device_mesh") and tensor.shape == to.shape:
+                # Without communication: every process has the whole, and keeps its part.
+                tensor = distribute_tensor(tensor.to(to.device), to.device_mesh, to.placements, src_data_rank=None)
+            found[name] = tensor
+        return found
+
+    def write(self, groups: Mapping[str, Mapping[str, Tensor]], folder: Path, processes: Processes) -> dict[str, Path]:
+        from torch.distributed import checkpoint
+        from torch.distributed.checkpoint.api import CheckpointException
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
+        written = {}
+        for name, tensors in groups.items():
+            if not any(hasattr(tensor, "device_mesh") for tensor in tensors.values()):
+                continue
+            place = folder / name
+            # Every process writes its parts, and rank 0 puts them together; safetensors throughout, no pickle.
+            writer = HuggingFaceStorageWriter(path=str(place), save_distributed=True, enable_consolidation=True)
+            try:
+                with as_lost_process():
+                    checkpoint.save({key: tensor.detach() for key, tensor in tensors.items()}, storage_writer=writer)
+            except CheckpointException as error:  # no Exception; all processes get it, whichever could not write
+                if processes.is_first:
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise _not_written(place, error.failures) from error
+
+            def finish(place=place, tensors=tensors) -> str:
+                (path,) = place.glob("*.safetensors")
+                _write_scalars(path, tensors)
+                shutil.rmtree(place / "sharded")
+                return path.name
+
+            written[name] = place / processes.on_first(finish)
+        return written
+
+
+def _not_written(place: Path, failures: Mapping[int, tuple[BaseException, object]]) -> OSError:
+    rank, (cause, _) = min(failures.items())
+    return OSError(
+        f"{place} not written: on rank {rank}, {type(cause).__name__}: {cause}; the checkpoints before it are "
+        "untouched. Free some space and run the same command again to go on from the last"
+    )
+
+
+def _write_scalars(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Puts the numbers () of an optimizer, its steps, in their places in a file, where torch 2.11 leaves zeros."""
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        for name, tensor in tensors.items():
+            if tensor.ndim == 0:
+                file.seek(8 + length + header[name]["data_offsets"][0])
+                file.write(tensor.cpu().numpy().tobytes())
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -1,0 +1,120 @@
+"""Beginning a joint model with the weights of a plain one, or of one with fewer groups."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from redi.core.channels import Channels
+from redi.fusion.merged import Merged
+from redi.models.published.file import read_published
+from redi.models.published.layout import describe
+from redi.models.published.weights import from_published
+from redi.models.transformer import DiffusionTransformer
+from redi.runtime.checkpoint import newest_good
+
+log = logging.getLogger(__name__)
+
+# Not taken over: these keep their initial values, whatever the source has of them.
+KEPT = ("projector.", "group_embeddings.")
+
+
+@torch.no_grad()
+def warm_start(model: DiffusionTransformer, path: str | Path) -> str:
+    """Copies the weights of a smaller model into `model`, and zeros into what belongs to its further groups.
+
+    With merged tokens the patch embedding of every further group is 0 and so are its heads: at step 0 the prediction
+    of the source's groups is the source's, whatever the others hold; for the same reason the last layer of every
+    embedding of a group's own time is 0. Projectors keep their initial values; no random number is drawn. The position
+    table is fixed, so the grids may differ.
+
+    Whether both were made for one process is in no shape: a SiT's weights are of use to a velocity network whose time
+    runs the same way, a DiT's to a noise prediction. A learned variance is taken over where both have it.
+
+    Args:
+        path: a published checkpoint (see `read_published`; the averaged weights where it has them), or the folder of a
+            run, whose newest EMA weights are taken.
+
+    Returns:
+        The line that says what was taken over.
+
+    Raises:
+        ValueError: other width, depth, patch size, classes or channels than the model's, or separate tokens.
+    """
+    path = Path(path).expanduser()
+    state, source = _of_run(path) if path.is_dir() else _of_file(path, model)
+    own = dict(model.named_parameters())
+    unknown = {name: size for name, size in source.items() if model.channels.get(name) != size}
+    if unknown:
+        raise _refusal(path, f"it has the channels {dict(source)}, the model {dict(model.channels)}")
+    further = [name for name in model.channels if name not in source]
+    if not isinstance(model.fusion, Merged) and (further or (path.is_file() and len(source) > 1)):
+        what = f"DiffusionTransformer.fusion = {type(model.fusion).__name__} gives every group tokens of its own"
+        raise _refusal(path, f"{what}, so the first prediction would not be the source's: bind fusion.Merged")
+    _check(path, state, own, model)
+    for name, parameter in own.items():
+        group = name.split(".")[2] if name.startswith("fusion.") else None
+        if group in further or (name.startswith("group_embeddings.") and ".mlp.2." in name):
+            parameter.zero_()
+        elif not name.startswith(KEPT) and name in state:  # without: a variance that the source has not learned
+            parameter.copy_(state[name])
+    return f"begins with {', '.join(source)} of {path}" + (f"; {', '.join(further)} with zeros" if further else "")
+
+
+def _of_run(path: Path) -> tuple[Mapping[str, Tensor], Channels]:
+    if (found := newest_good(path, set_aside=False)) is None:
+        raise _refusal(path, "the folder holds no checkpoints of a run")
+    _, tensors, record = found
+    return tensors.get("model", {}) | tensors["ema"], Channels(**record["model_arguments"]["channels"])
+
+
+def _of_file(path: Path, model: DiffusionTransformer) -> tuple[Mapping[str, Tensor], Channels]:
+    """The groups are the model's first ones that together have as many channels as the file."""
+    state = read_published(path).state()
+    layout = describe(state)
+    groups: dict[str, int] = {}
+    for name, size in model.channels.items():
+        groups[name] = size
+        if sum(groups.values()) >= layout.in_channels:
+            break
+    if sum(groups.values()) != layout.in_channels:
+        what = (
+            f"it has {layout.in_channels} input channels, of which the model's {dict(model.channels)} can make nothing"
+        )
+        raise _refusal(path, what)
+    if any(prefix.startswith("projectors.") for prefix in layout.projectors):
+        log.warning("%s is REPA's, whose time runs from data to noise: bind FlowMatching.reversed = True", path)
+    wants_variance = len(model.fusion.variance_heads) > 0
+    imported = from_published(
+        state,
+        channels=groups,
+        learned_variance=wants_variance and layout.learn_sigma,
+        num_heads=model.blocks[0].num_heads,
+    )
+    return imported.state, imported.runtime["channels"]
+
+
+def _check(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor], model: DiffusionTransformer) -> None:
+    """Raises ValueError where the source is not of the model's shapes."""
+    classes, depth = len(state["label_embedding.weight"]) - 1, _depth(state)
+    if classes != model.num_classes:
+        raise _refusal(path, f"it knows {classes} classes, the data have {model.num_classes}: the labels mean others")
+    if depth != len(model.blocks):
+        raise _refusal(path, f"it has {depth} blocks, the model {len(model.blocks)}: bind DiffusionTransformer.depth")
+    for name in ("fusion.embeddings.image.weight", *state):
+        if name in own and not name.startswith(KEPT) and state[name].shape != own[name].shape:
+            shapes = f"{name} is {tuple(state[name].shape)} there and {tuple(own[name].shape)} in the model"
+            raise _refusal(path, f"{shapes}: bind DiffusionTransformer.size (width, patch size) to that of the source")
+    lacking = [name for name in own if not name.startswith((*KEPT, "fusion.")) and name not in state]
+    if lacking:
+        raise _refusal(path, f"it lacks {', '.join(lacking[:3])}")
+
+
+def _depth(state: Mapping[str, Tensor]) -> int:
+    return 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+
+
+def _refusal(path: Path, reason: str) -> ValueError:
+    return ValueError(f"train.initial_weights = {str(path)!r}: {reason}")

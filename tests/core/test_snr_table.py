@@ -1,0 +1,66 @@
+import math
+
+import pytest
+import torch
+
+from redi.core.channels import Channels
+from redi.core.processes.ddpm import DDPM
+from redi.core.processes.flow_matching import FlowMatching
+from redi.core.processes.shifted import Shifted
+from redi.core.snr_table import TIMES, noise_table, spreads
+
+CHANNELS = Channels(image=4, dinov2=8)
+
+
+def row(table: str, name: str) -> list[float]:
+    line = next(line for line in table.splitlines() if line.startswith(f"{name} ") and " has " not in line)
+    return [float(value) for value in line.split()[1:]]
+
+
+def table(process=None, spread=None, weights=None):
+    return noise_table(
+        CHANNELS, process or FlowMatching(), weights or {"dinov2": 1.0}, spread or {"image": 0.9, "dinov2": 4.4}
+    )
+
+
+def test_a_spread_is_the_root_mean_square_of_the_channels_deviations():
+    x = torch.randn(500, 12, 8, 8, generator=torch.Generator().manual_seed(0))
+    x[:, :4] = 0.9 * x[:, :4] + 7  # a mean is no spread
+    x[:, 4:8] *= 3
+    found = spreads(CHANNELS, x)
+    assert found["image"] == pytest.approx(0.9, rel=0.02)
+    assert found["dinov2"] == pytest.approx(math.sqrt((9 + 1) / 2), rel=0.02)
+
+
+def test_the_ratio_is_that_of_the_path():
+    expected = [20 * math.log10(t * 4.4 / (1 - t)) for t in TIMES]
+    assert row(table(), "dinov2")[2:] == pytest.approx(expected, abs=0.06)
+
+
+def test_it_shows_spread_and_lambda():
+    assert row(table(weights={"dinov2": 0.25}), "dinov2")[:2] == [4.4, 0.25]
+    assert row(table(), "image")[:2] == [0.9, 1]
+
+
+def test_a_representation_of_another_spread_is_pointed_out():
+    assert "dinov2 has 4.9 times the image's spread, so it is denoised earlier" in table()
+    assert "later" in table(spread={"image": 1.0, "dinov2": 0.1})
+    assert " has " not in table(spread={"image": 0.9, "dinov2": 1.0})
+
+
+def test_a_shift_moves_one_group_alone():
+    equal = {"image": 1.0, "dinov2": 1.0}
+    shifted = table(Shifted(shift={"dinov2": 0.5}), equal)
+    assert row(shifted, "image") == row(table(spread=equal), "image")
+    lifted = [value + 20 * math.log10(2) for value in row(table(spread=equal), "dinov2")[2:]]
+    assert row(shifted, "dinov2")[2:] == pytest.approx(lifted, abs=0.11)
+
+
+def test_a_discrete_process_has_a_table_too():
+    assert row(table(DDPM()), "image")[2] == pytest.approx(
+        10 * math.log10(0.81 * cumulated(900) / (1 - cumulated(900))), abs=0.06
+    )
+
+
+def cumulated(steps: int) -> float:
+    return math.prod(1 - (1e-4 + (0.02 - 1e-4) * k / 999) for k in range(steps))

@@ -1,0 +1,159 @@
+"""Checkpoint files: their containers, and files that are broken or hostile."""
+
+import argparse
+import os
+import pickle
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from redi.models.published.file import read_published
+
+W, E = torch.arange(3.0), torch.arange(3.0) + 10
+
+
+def test_a_bare_state_dict_is_read_in_its_order(tmp_path):
+    torch.save({"b": W, "a": E}, tmp_path / "bare.pt")
+    file = read_published(tmp_path / "bare.pt")
+    assert list(file.state()) == ["b", "a"] and torch.equal(file.state("model")["b"], W)
+    assert (file.args, file.step) == ({}, 0)
+
+
+@pytest.mark.parametrize("in_zip", [True, False], ids=["zip", "before PyTorch 1.6"])
+def test_of_a_training_checkpoint_the_average_is_preferred_and_the_settings_are_read(tmp_path, in_zip):
+    args = argparse.Namespace(model="SiT-XL/2", path_type="Linear", layers=[1, 2], cfg=None)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(W.clone())]).state_dict()
+    content = {"model": {"module.a": W}, "ema": {"a": E}, "opt": optimizer, "args": args, "steps": 400_000}
+    torch.save(content, tmp_path / "0400000.pt", _use_new_zipfile_serialization=in_zip)
+    file = read_published(tmp_path / "0400000.pt")
+    assert torch.equal(file.state()["a"], E) and torch.equal(file.state("model")["a"], W)
+    assert file.args == {"model": "SiT-XL/2", "path_type": "Linear", "layers": [1, 2], "cfg": None}
+    assert file.step == 400_000
+
+
+def test_raw_weights_stand_in_for_an_average_that_is_not_there(tmp_path):
+    torch.save({"model": {"a": W}}, tmp_path / "raw.pt")
+    assert torch.equal(read_published(tmp_path / "raw.pt").state("ema")["a"], W)
+
+
+def test_safetensors_are_read(tmp_path):
+    save_file({"a": W}, tmp_path / "weights.safetensors")
+    assert torch.equal(read_published(tmp_path / "weights.safetensors").state()["a"], W)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_wrappers_are_taken_off(tmp_path, prefix):
+    torch.save({f"{prefix}blocks.0.weight": W}, tmp_path / "wrapped.pt")
+    assert list(read_published(tmp_path / "wrapped.pt").state()) == ["blocks.0.weight"]
+
+
+def test_the_prefix_of_a_compiled_block_is_taken_off(tmp_path):
+    torch.save({"blocks.0._orig_mod.weight": W}, tmp_path / "wrapped.pt")
+    assert list(read_published(tmp_path / "wrapped.pt").state()) == ["blocks.0.weight"]
+
+
+class Runs:
+    """A pickle of it runs a command when it is loaded without care."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("where", ["in the state", "in the settings", "alone", "before PyTorch 1.6", "plain pickle"])
+def test_code_in_a_file_is_refused_and_not_run(tmp_path, where):
+    path, ran = tmp_path / "hostile.pt", tmp_path / "ran"
+    code = Runs(ran)
+    if where == "in the state":
+        torch.save({"a": W, "b": code}, path)
+    elif where == "in the settings":
+        torch.save({"model": {"a": W}, "args": argparse.Namespace(x=code)}, path)
+    elif where == "plain pickle":
+        path.write_bytes(pickle.dumps(code))
+    else:
+        torch.save(code, path, _use_new_zipfile_serialization=where == "alone")
+    with pytest.raises(
+        ValueError, match="posix.system, and reading such objects can run code|pickle of something else"
+    ):
+        read_published(path)
+    assert not ran.exists()
+
+
+def test_every_class_that_is_not_let_in_is_named(tmp_path):
+    torch.save(
+        {"model": {"a": W}, "args": argparse.Namespace(path=tmp_path), "scaler": torch.nn.Linear(1, 1)},
+        tmp_path / "x.pt",
+    )
+    with pytest.raises(
+        ValueError, match=r"pathlib.PosixPath, torch.nn.modules.linear.Linear.*save the state dict alone"
+    ):
+        read_published(tmp_path / "x.pt")
+
+
+def test_settings_that_are_no_plain_values_are_refused(tmp_path):
+    endless = []
+    endless.append(endless)
+    torch.save({"ema": {"a": W}, "args": argparse.Namespace(x=endless)}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="its args are no plain settings"):
+        read_published(tmp_path / "x.pt")
+
+
+def halved(path):
+    torch.save({"a": torch.randn(1000)}, path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def halved_legacy(path):
+    torch.save({"a": torch.randn(1000)}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def other_archive(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("notes.txt", "no tensors here")
+
+
+BROKEN = {
+    "empty.pt": lambda path: path.write_bytes(b""),
+    "text.pt": lambda path: path.write_text("<html>404 not found</html>"),
+    "half.pt": halved,
+    "half_legacy.pt": halved_legacy,
+    "archive.pt": other_archive,
+    "empty.safetensors": lambda path: path.write_bytes(b""),
+    "huge_header.safetensors": lambda path: path.write_bytes((2**62).to_bytes(8, "little") + b"{}"),
+    "short_header.safetensors": lambda path: path.write_bytes((10**7).to_bytes(8, "little") + b"{}"),
+    "pickle.safetensors": lambda path: torch.save({"a": W}, path),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_refused_by_name(tmp_path, name):
+    BROKEN[name](tmp_path / name)
+    with pytest.raises(ValueError, match=rf"{name} is truncated"):
+        read_published(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([W], "holds a list, not a state dict"),
+        ({}, "holds no state dict.*got nothing"),
+        ({"epoch": 3, "a": W}, "holds no state dict: expected named tensors.*got epoch: int"),
+        ({"module.a": W, "a": W}, "holds a twice"),
+    ],
+)
+def test_something_else_than_named_tensors_is_refused(tmp_path, content, message):
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=message):
+        read_published(tmp_path / "x.pt")
+
+
+def test_a_missing_file_and_a_folder_are_told_apart(tmp_path):
+    with pytest.raises(ValueError, match="no such file"):
+        read_published(tmp_path / "absent.pt")
+    with pytest.raises(ValueError, match="a folder, and the path of a checkpoint file"):
+        read_published(tmp_path)

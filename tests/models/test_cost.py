@@ -1,0 +1,90 @@
+"""FLOPs against the published numbers and a closed formula; rates of devices."""
+
+import pytest
+import torch
+from torch import nn
+
+from redi.core.channels import Channels
+from redi.fusion.separate import Separate
+from redi.models.attention import attend_sdpa
+from redi.models.cost import forward_flops, matmul_rate, nominal_rate, training_flops
+from redi.models.transformer import SIZES, DiffusionTransformer
+
+PLAIN, JOINT = Channels(image=4), Channels(image=4, dinov2=8)
+
+
+def model_of(channels, size="B/2", *, grid=32, device="meta", **settings):
+    with torch.device(device):
+        return DiffusionTransformer(channels=channels, grid=(grid, grid), num_classes=1000, size=size, **settings)
+
+
+@pytest.mark.parametrize(("size", "grid", "gmac"), [("B/2", 32, 23.0), ("L/2", 32, 80.7), ("XL/2", 32, 118.6)])
+def test_the_plain_model_costs_what_was_published(size, grid, gmac):
+    # Peebles & Xie, arXiv 2212.09748, table 4: "Gflops", which are multiply-adds.
+    assert round(forward_flops(model_of(PLAIN, size, grid=grid)) / 2e9, 1) == gmac
+
+
+@pytest.mark.parametrize(("size", "gmac"), [("B/2", 48.4), ("XL/2", 245.5)])
+def test_512_tokens_cost_a_little_more_than_twice_as_much(size, gmac):
+    assert round(forward_flops(model_of(JOINT, size, fusion=Separate)) / 2e9, 1) == gmac
+
+
+@pytest.mark.parametrize("fusion", [{}, {"fusion": Separate}])
+@pytest.mark.parametrize("size", ["S/4", "B/2", "XL/2"])
+def test_the_count_is_that_of_the_formula(size, fusion):
+    model = model_of(JOINT, size, **fusion)
+    (d, depth, _), p = SIZES[size.split("/")[0]], int(size[-1])
+    patches = (32 // p) ** 2
+    tokens = patches * (2 if fusion else 1)
+    block = 12 * d * d * tokens + 2 * tokens * tokens * d + 6 * d * d  # layers, attention, modulation
+    embedding_and_heads = 2 * patches * d * 12 * p * p
+    conditioning = 256 * d + d * d + 2 * d * d
+    assert forward_flops(model) / 2 == depth * block + embedding_and_heads + conditioning
+
+
+def test_the_alignment_s_projector_counts_where_it_is_used():
+    model = model_of(PLAIN, "B/2", alignment_dim=768)
+    projector = 256 * (768 * 2048 + 2048 * 2048 + 2048 * 768)
+    assert forward_flops(model, align=True) - forward_flops(model) == 2 * projector
+    assert training_flops(model, align=True) == 3 * forward_flops(model, align=True)
+
+
+def test_counting_leaves_the_model_as_it_was():
+    model = model_of(PLAIN, "S/4", grid=8, device="cpu", depth=1).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    forward_flops(model)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert model.training and model.blocks[0].attend is attend_sdpa
+    assert all(p.device.type == "cpu" and p.requires_grad for p in model.parameters())
+
+
+def test_the_cost_does_not_depend_on_checkpointing():
+    assert forward_flops(model_of(PLAIN, checkpointing=True).train()) == forward_flops(model_of(PLAIN))
+
+
+class Convolution(nn.Module):
+    channels, grid = PLAIN, (8, 8)
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x, t, y):
+        return self.layer(x)
+
+
+def test_any_module_with_channels_and_a_grid_can_be_counted():
+    assert forward_flops(Convolution()) == 2 * 8 * 8 * 4 * 4 * 9
+
+
+def test_a_measured_rate_is_that_of_a_product(monkeypatch):
+    rate = matmul_rate("cpu", torch.float32, seconds=0.05)
+    assert 1e8 < rate < 1e14  # a number of FLOP/s, on whatever this runs
+    monkeypatch.setattr("redi.models.cost._seconds_per_product", lambda a, b, repeats: 0.5)
+    assert matmul_rate("cpu", torch.float32, seconds=0.0) == 2 * 256**3 / 0.5
+
+
+def test_nominal_rates_are_known_by_name():
+    assert nominal_rate("NVIDIA H200", torch.bfloat16) == 790e12
+    assert nominal_rate("NVIDIA GeForce RTX 4090", torch.bfloat16) == 165e12
+    assert nominal_rate("NVIDIA H200", torch.float32) is None and nominal_rate("", torch.bfloat16) is None

@@ -1,0 +1,180 @@
+"""What would fail after hours of encoding is refused before: with the binding's name, and nothing computed."""
+
+import inspect
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from redi.core import config
+from redi.core.configurables import import_all
+from redi.models.encoders import encoders
+from redi.prepare import prepared
+
+import_all()
+SHIPPED = sorted(str(file.relative_to(config.config_dir())) for file in config.config_dir().rglob("*.gin"))
+
+
+@pytest.fixture
+def refused(tiny_gin, tmp_path, monkeypatch):
+    """The explanation with which preparing for the whole job is refused under these bindings."""
+    monkeypatch.setenv("REDI_CACHE", str(tmp_path / "cache"))
+
+    def refused(*bindings: str) -> str:
+        config.parse([tiny_gin], ["train.device = 'cpu'", *bindings])
+        (tmp_path / "run").mkdir(exist_ok=True)
+        with pytest.raises(ValueError) as error:
+            prepared(tmp_path / "run", evaluates=True)
+        assert not (tmp_path / "cache").exists()  # neither fitted nor encoded
+        return str(error.value)
+
+    return refused
+
+
+def images(folder, *names: str) -> list[str]:
+    """Bindings of a reference of one image per name."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(folder / name)
+    return ["evaluate.reference = @datasets.ImageFolder()", f"ImageFolder.path = '{folder}'"]
+
+
+def test_settings_that_can_work_are_prepared(tiny_gin, tmp_path):
+    config.parse([tiny_gin], ["train.device = 'cpu'"])
+    codec, data = prepared(tmp_path, evaluates=True)
+    assert codec.fitted and len(data) == 179
+
+
+@pytest.mark.parametrize(("rank", "numbers"), [(3, 0), (4, 20)])
+def test_tokens_of_more_numbers_than_the_model_is_wide_are_pointed_out(tiny_gin, tmp_path, caplog, rank, numbers):
+    size = ["DiffusionTransformer.size = 'S/2'", "DiffusionTransformer.width = 16", f"PCA.rank = {rank}"]
+    config.parse([tiny_gin], ["train.device = 'cpu'", *size])
+    prepared(tmp_path)
+    found = [record.getMessage() for record in caplog.records if "a token holds" in record.getMessage()]
+    assert len(found) == bool(numbers)  # one image channel and the rank, by patches of 2 x 2
+    assert not numbers or f"a token holds {numbers} numbers" in found[0] and "width of 16" in found[0]
+
+
+TRAINING = {
+    "an unknown precision": ("train.precision = 'bf16'", "train.precision = 'bf16': it is 'auto', 'float32', 'tf32'"),
+    "an unknown order": ("train.shuffle = 'some'", "train.shuffle = 'some': it is 'global' or 'shards'"),
+    "compiled by half": ("train.compile = 'half'", "train.compile = 'half': it is 'auto', True or False"),
+    "steps in words": ("train.num_steps = 'many'", "train.num_steps = 'many': a whole number of at least 1"),
+    "a part of a step": ("train.num_steps = 1.5", "train.num_steps = 1.5: a whole number of at least 1"),
+    "weights that are nowhere": ("train.initial_weights = 'nowhere.pt'", "nowhere.pt"),
+    "a weight below zero": (
+        "JointObjective.representation_weight = -1",
+        "JointObjective.representation_weight = {'domain': -1}: finite numbers of at least 0",
+    ),
+    "unequal parts": ("train.accumulate = 3", "train.accumulate = 3 does not divide train.batch_size = 16"),
+    "an average of the start alone": ("EMA.decay = 1", "EMA.decay = 1"),
+    "a device that nobody has": ("train.device = 'nonsense'", "train.device = 'nonsense' cannot be used here"),
+    "attention for a GPU": (
+        "DiffusionTransformer.attention = 'xformers'",
+        "DiffusionTransformer.attention = 'xformers' cannot run here (cpu, float32, ",
+    ),
+    "a width in letters": ("DiffusionTransformer.width = 'a'", "a bound value is of the wrong type"),
+    "a preview's precision": ("generate.precision = 'half'", "generate.precision = 'half'"),
+    "a rule without a list": (
+        "generate.guidance = @guidance.ClassifierFree()",
+        "generate.guidance takes a list of rules: bind, for example, [@guidance.ClassifierFree()]",
+    ),
+    "a scale in letters": ("ClassifierFree.scale = 'a'", "ClassifierFree.scale"),
+}
+
+
+@pytest.mark.parametrize(("binding", "message"), TRAINING.values(), ids=TRAINING)
+def test_what_training_would_refuse_is_refused_before_encoding(refused, binding, message):
+    assert message in refused(binding)
+
+
+def test_a_value_of_the_wrong_type_is_refused_with_the_component_it_was_given_to(refused):
+    text = refused("DiffusionTransformer.width = 'a'")
+    assert re.search("a bound value is of the wrong type.*DiffusionTransformer", text, re.DOTALL)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused_before_encoding(refused):
+    text = refused("train.device = 'cuda'")
+    assert text.startswith("train.device = 'cuda' cannot be used here") and text.endswith("'auto' takes what there is")
+
+
+RESULTS = {
+    "unknown weights": ("sample.weights = 'emma'", "sample.weights = 'emma': it is 'ema' or 'model'"),
+    "a label beyond the classes": ("sample.labels = [99]", "sample.labels = [99]: it is 'equal', 'random'"),
+    "no labels": ("sample.labels = []", "sample.labels = []"),
+    "no images": ("sample.num_images = 0", "sample.num_images = 0: a whole number"),
+    "another network": ("evaluate.networks = [@reducers.PCA()]", "evaluate.networks takes one of encoders"),
+    "a network without a list": (
+        "evaluate.networks = @evaluator/encoders.DomainEncoder()",
+        "evaluate.networks takes a list: bind, for example, [@evaluator/encoders.DomainEncoder()]",
+    ),
+    "two networks alike": (
+        "evaluate.networks = [@evaluator/encoders.DomainEncoder(), @encoders.DomainEncoder()]",
+        "evaluate.networks names two networks alike, and so their metrics: domain_network",
+    ),
+    "the encoder alone": (
+        "evaluate.networks = [@encoders.DomainEncoder()]",
+        "one of evaluate.networks has the settings, and so the weights, of the DomainEncoder whose features are",
+    ),
+    "an unknown metric": ("evaluate.metrics = ['frechet']", "evaluate.metrics names 'frechet'; there are frechet_dist"),
+    "a metric without a list": (
+        "evaluate.metrics = 'recall'",
+        "evaluate.metrics = 'recall': it is a list, as ['recall']",
+    ),
+    "one image": ("evaluate.max_images = 1", "evaluate.max_images = 1: a whole number of at least 2, or None for all"),
+    "a seed twice": ("sample.seeds = (1, 1)", "sample.seeds = (1, 1): a list of different whole numbers"),
+    "weights of a metric that are nowhere": (
+        "evaluate.networks = [@encoders.Inception()]\nInception.weights = 'nowhere.pth'",
+        "Inception.weights = 'nowhere.pth'",
+    ),
+    "a reference of another resolution": (
+        "held_out/Digits.image_size = 16",
+        "evaluate.reference holds images of 16 pixels, the samples have 8",
+    ),
+    "no statistics": (
+        "evaluate.reference = @StoredStatistics()\nStoredStatistics.path = 'nowhere.npz'\n"
+        "StoredStatistics.network = 'clean'",
+        "StoredStatistics.path = 'nowhere.npz' is no file",
+    ),
+    "an empty reference": ("held_out/Digits.held_out_fraction = 0.001", "evaluate.reference holds 0 images"),
+    "all digits": ("held_out/Digits.split = 'all'", "evaluate.reference shares 179 images with the training data"),
+    "another split": ("held_out/Digits.split_seed = 5", "images with the training data (digit "),
+}
+
+
+@pytest.mark.parametrize(("binding", "message"), RESULTS.values(), ids=RESULTS)
+def test_what_sampling_and_evaluating_would_refuse_is_refused_before_encoding(refused, binding, message):
+    assert message in refused(binding)
+
+
+def test_a_reference_of_one_image_is_refused_before_encoding(refused, tmp_path):
+    text = refused(*images(tmp_path / "images", "0/only.png"))
+    assert text.startswith("evaluate.reference holds 1 images, and a distance needs two")
+    assert "ImageFolder.held_out_fraction" in text
+
+
+def test_a_reference_of_other_classes_is_refused_before_encoding(refused, tmp_path):
+    text = refused(*images(tmp_path / "images", "cat/1.png", "dog/1.png"))
+    assert text.startswith("evaluate.reference has the classes cat, dog; the training data have 0, 1, 2, 3")
+
+
+def test_what_only_the_results_need_does_not_stop_training_alone(tiny_gin, tmp_path):
+    config.parse([tiny_gin], ["train.device = 'cpu'", "sample.weights = 'emma'"])
+    codec, _ = prepared(tmp_path)
+    assert codec.fitted
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_setting_of_the_generator_s_encoder_reaches_the_network_of_a_shipped_evaluation(name):
+    config.parse([name])
+    found = config.statements(config.full_text())
+    networks = re.findall(r"@(\w+)/encoders\.(\w+)\(\)", found.get("evaluate.networks", ""))
+    if not networks:
+        pytest.skip("it binds no network")
+    assert found["evaluate.networks"].count("@") == len(networks)  # each has a scope of its own
+    for scope, name in networks:
+        bound = {key.split(".")[-1] for key in found if re.match(rf"{scope}/(encoders\.)?{name}\.", key)}
+        if (scope, name) == ("evaluator", "DomainEncoder") or name == "DINOv2":
+            assert bound == set(inspect.signature(encoders[name]).parameters)

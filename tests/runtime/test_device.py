@@ -1,0 +1,104 @@
+import importlib.util
+import sysconfig
+
+import pytest
+import torch
+
+from redi.runtime.device import choose_compile, choose_device, choose_precision, compiled_whole, matmul_precision
+
+CPU = torch.device("cpu")
+
+
+def test_auto_takes_the_gpu_where_there_is_one():
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_a_device_is_taken_by_name():
+    assert choose_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("name", ["nonsense", "", "cuda:99", None, 1.5])
+def test_a_device_that_is_not_here_is_refused_with_its_binding(name):
+    with pytest.raises(ValueError) as error:
+        choose_device(name)
+    text = str(error.value)
+    assert text.startswith(f"train.device = {name!r} cannot be used here: ") and "'auto' takes what there is" in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "resolved", "dtype"),
+    [
+        ("auto", "float32", torch.float32), ("float32", "float32", torch.float32),
+        ("tf32", "tf32", torch.float32), ("bfloat16", "bfloat16", torch.bfloat16),
+    ],
+)  # fmt: skip
+def test_precisions_on_the_cpu(name, resolved, dtype):
+    chosen = choose_precision(name, CPU)
+    assert (chosen.name, chosen.dtype) == (resolved, dtype)
+    with chosen.autocast(CPU):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+@pytest.mark.parametrize("name", ["float16", "bf16", "", None, torch.bfloat16])
+def test_an_unknown_precision_is_refused_with_its_binding(name):
+    with pytest.raises(ValueError, match="^train.precision = .*: it is 'auto', 'float32', 'tf32' or 'bfloat16'$"):
+        choose_precision(name, CPU)
+    with pytest.raises(ValueError, match="^generate.precision = "):
+        choose_precision(name, CPU, "generate.precision")
+
+
+@pytest.mark.parametrize(
+    ("name", "products", "convolutions"),
+    [("float32", "highest", False), ("tf32", "high", True), ("bfloat16", "high", True)],
+)
+def test_float32_products_are_rounded_where_the_precision_allows_it_and_nowhere_else(name, products, convolutions):
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    with pytest.raises(RuntimeError, match="whatever"), matmul_precision(name):
+        assert torch.get_float32_matmul_precision() == products
+        assert torch.backends.cudnn.allow_tf32 is convolutions
+        raise RuntimeError("whatever")
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+
+
+def test_auto_compiles_on_a_gpu_alone():
+    assert choose_compile("auto", CPU) is False
+    assert choose_compile(False, torch.device("cuda")) is False
+    assert choose_compile("auto", torch.device("cuda")) is (importlib.util.find_spec("triton") is not None)
+
+
+def test_compiling_without_a_compiler_is_refused_before_anything_runs(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ValueError, match="^generate.compile = True needs a C.. compiler .*: install it, or bind"):
+        choose_compile(True, CPU, "generate.compile")
+    assert choose_compile("auto", torch.device("cuda")) is False
+
+
+def test_compiling_without_the_headers_of_python_is_refused_before_anything_runs(monkeypatch, tmp_path):
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(ValueError, match="^train.compile = True needs Python.h "):
+        choose_compile(True, CPU)
+    assert choose_compile("auto", torch.device("cuda")) is False
+
+
+def test_bfloat16_that_a_gpu_only_emulates_is_not_taken_by_itself(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert choose_precision("auto", torch.device("cuda")).name == "float32"
+
+
+def test_one_function_is_compiled_for_any_number_of_shapes(monkeypatch):
+    """torch's own limit is 8, and beyond it an error where the graph has to be whole."""
+    compile, graphs = torch.compile, []
+    backend = lambda graph, inputs: graphs.append(graph) or graph.forward  # noqa: E731
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: compile(function, backend=backend, **settings))
+    double = compiled_whole(lambda x: 2 * x)
+    for size in range(1, 13):
+        assert double(torch.ones(size)).sum() == 2 * size
+    assert len(graphs) > 8
+
+
+@pytest.mark.parametrize("value", ["yes", None, 2])
+def test_another_value_for_compile_is_refused(value):
+    with pytest.raises(ValueError, match="^train.compile = .*: it is 'auto', True or False$"):
+        choose_compile(value, CPU)

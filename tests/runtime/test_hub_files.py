@@ -1,0 +1,209 @@
+import argparse
+import hashlib
+import pickle
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import save_file
+
+from redi.runtime.hub_files import cached_hub_file, find_hub_file, read_tensors
+
+BODY = b"weights"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+ASKED = {"repo_id": "lab/model", "filename": "model.safetensors", "binding": "Net.weights"}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The few answers of the hub that a download needs: lab/model has one file, lab/gated a licence; for lab/down it
+    hangs up."""
+
+    def do_HEAD(self):
+        self.answer(b"")
+
+    def do_GET(self):
+        self.answer(BODY)
+
+    def answer(self, body: bytes) -> None:
+        self.server.asked.append(f"{self.command} {self.path}")
+        repo, _, file = self.path[1:].partition("/resolve/main/")
+        if repo == "lab/down":
+            return
+        refusals = {"lab/gated": (403, "GatedRepo"), "lab/none": (401, "RepoNotFound")}
+        known = (200, None) if file == "model.safetensors" else (404, "EntryNotFound")
+        status, error = refusals.get(repo, known)
+        self.send_response(status)
+        if error:
+            self.send_header("X-Error-Code", error)
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{hashlib.sha256(BODY).hexdigest()}"')
+        self.send_header("Content-Length", str(0 if error else len(BODY)))
+        self.end_headers()
+        self.wfile.write(b"" if error else body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(autouse=True)
+def hub_cache(monkeypatch, tmp_path):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    point_at(monkeypatch, "http://127.0.0.1:9")  # nothing listens there
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.asked = []
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    point_at(monkeypatch, f"http://127.0.0.1:{server.server_port}")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def point_at(monkeypatch, endpoint: str) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+
+
+def test_a_file_is_downloaded_into_the_hub_cache(hub, hub_cache):
+    path = find_hub_file(**ASKED)
+    assert path.read_bytes() == BODY
+    assert path == hub_cache / "models--lab--model" / "snapshots" / COMMIT / "model.safetensors"
+
+
+def test_a_cached_file_is_found_without_asking_the_hub(hub):
+    path = find_hub_file(**ASKED)
+    hub.asked.clear()
+    assert find_hub_file(**ASKED) == path == cached_hub_file(**ASKED)
+    assert hub.asked == []
+
+
+def test_a_cached_file_is_found_offline(hub, monkeypatch):
+    path = find_hub_file(**ASKED)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert find_hub_file(**ASKED) == path
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(hub):
+    """The hub client alone retries for about a minute."""
+    with pytest.raises(ValueError, match="http://127.0.0.1:.* does not answer"):
+        find_hub_file(**ASKED | {"repo_id": "lab/down"})
+    asked = [request for request in hub.asked if "lab/down" in request]  # the client has questions of its own
+    assert asked == ["HEAD /lab/down/resolve/main/model.safetensors"]
+
+
+def test_without_a_network_the_message_says_what_to_do(hub_cache):
+    with pytest.raises(ValueError) as error:
+        find_hub_file(**ASKED)
+    message = str(error.value)
+    assert f"model.safetensors of lab/model is not in the local hub cache ({hub_cache})" in message
+    assert "http://127.0.0.1:9 does not answer (ConnectError" in message
+    assert "Download model.safetensors from https://huggingface.co/lab/model" in message
+    assert "bind Net.weights = 'the path of that file'" in message
+
+
+def test_a_binding_that_takes_a_folder_is_told_all_files_of_it():
+    expected = "there is no folder 'lab/model' here.*Download a.json and b.bin from .* into a folder.* 'that folder'"
+    with pytest.raises(ValueError, match=expected):
+        find_hub_file(**ASKED, folder=("a.json", "b.bin"))
+
+
+def test_offline_the_hub_is_not_asked(hub, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match="HF_HUB_OFFLINE is set. Download model.safetensors from"):
+        find_hub_file(**ASKED)
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"filename": "other.bin"}, "Net.weights: lab/model on the hub has no other.bin"),
+        ({"repo_id": "lab/none"}, "Net.weights: there is no public model lab/none on the hub"),
+        ({"repo_id": "lab/gated"}, "its licence has to be accepted on its page first"),
+    ],
+)
+def test_what_the_hub_refuses_is_explained(hub, change, message):
+    with pytest.raises(ValueError, match=message):
+        find_hub_file(**ASKED | change)
+
+
+@pytest.mark.parametrize("repo_id", ["/data/weights/vae", "../vae", "a/b/c"])
+def test_a_path_that_is_not_there_is_not_taken_for_a_hub_id(repo_id):
+    with pytest.raises(ValueError, match=f"Net.weights = '{repo_id}': there is no such file or folder"):
+        find_hub_file(**ASKED | {"repo_id": repo_id})
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".pth"])
+def test_tensors_are_read_from_both_formats(tmp_path, suffix):
+    path, tensors = tmp_path / f"x{suffix}", {"a.b": torch.arange(3.0)}
+    (save_file if suffix == ".safetensors" else torch.save)(tensors, path)
+    read = read_tensors(path, binding="Net.weights")
+    assert list(read) == ["a.b"] and torch.equal(read["a.b"], tensors["a.b"])
+
+
+@pytest.mark.parametrize("averaged", ["state_dict_ema", "model_ema"])
+@pytest.mark.parametrize("raw", ["state_dict", "model"])
+def test_of_a_checkpoint_the_averaged_weights_are_taken_where_it_has_them(tmp_path, raw, averaged):
+    content = {raw: {"a": torch.ones(1)}, "epoch": 3, "args": argparse.Namespace(lr=1)}
+    for expected, entries in ((1.0, {averaged: None}), (2.0, {averaged: {"a": torch.full((1,), 2.0)}})):
+        torch.save(content | entries, tmp_path / "x.pth")
+        assert read_tensors(tmp_path / "x.pth", binding="Net.weights") == {"a": torch.tensor([expected])}
+
+
+def test_names_are_those_of_timm_s_reader_without_the_prefixes_of_wrappers(tmp_path):
+    from timm.models import load_state_dict
+
+    names = ("a.module.b", "module.c", "_orig_mod.d", "module._orig_mod.e", "_orig_mod.module.f", "modules.g")
+    torch.save({name: torch.full((1,), float(i)) for i, name in enumerate(names)}, tmp_path / "x.pth")
+    read = read_tensors(tmp_path / "x.pth", binding="Net.weights")
+    assert list(read) == ["a.module.b", "c", "d", "e", "f", "modules.g"]
+    assert read == load_state_dict(str(tmp_path / "x.pth"))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.98])
+def test_a_truncated_file_is_named(tmp_path, suffix, share):
+    path, tensors = tmp_path / f"x{suffix}", {"a": torch.randn(1000)}
+    (save_file if suffix == ".safetensors" else torch.save)(tensors, path)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match=f"Net.weights: .*x{suffix} is truncated.*download it again"):
+        read_tensors(path, binding="Net.weights")
+
+
+class Harmful:
+    def __reduce__(self):
+        return print, ("code ran",)
+
+
+def test_a_pickle_with_code_in_it_is_refused_unread(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # torch's default as it was before 2.6
+    torch.save({"a": Harmful()}, tmp_path / "new.bin")
+    (tmp_path / "old.bin").write_bytes(pickle.dumps({"a": Harmful()}, protocol=2))
+    for name in ("new.bin", "old.bin"):
+        with pytest.raises(ValueError, match="something else than tensors .*GLOBAL print was not an allowed") as error:
+            read_tensors(tmp_path / name, binding="Net.weights")
+        assert "weights_only" not in str(error.value) and "add_safe_globals" not in str(error.value)
+    assert "code ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [([torch.ones(1)], "a list"), (torch.ones(1), "a Tensor"), ({"epoch": 3}, "epoch"), ({"model": {}}, "nothing")],
+)
+def test_a_file_without_named_tensors_is_refused(tmp_path, content, found):
+    torch.save(content, tmp_path / "x.bin")
+    with pytest.raises(ValueError, match=f"x.bin holds no tensors by name, but {found}$"):
+        read_tensors(tmp_path / "x.bin", binding="Net.weights")
+
+
+def test_errors_of_the_system_are_not_blamed_on_the_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_tensors(tmp_path / "nowhere.bin", binding="Net.weights")

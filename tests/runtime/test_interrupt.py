@@ -1,0 +1,88 @@
+"""Signals during training: the first asks to stop, a later Ctrl-C insists, and nothing else interrupts."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from redi.runtime.interrupt import Stopped, StopRequest
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_sets_the_request_and_handlers_return(number):
+    before = [signal.getsignal(each) for each in SIGNALS]
+    with StopRequest() as stop:
+        assert stop.requested is None
+        os.kill(os.getpid(), number)
+        assert stop.requested == number
+    assert [signal.getsignal(each) for each in SIGNALS] == before
+
+
+@pytest.mark.parametrize("first", SIGNALS)
+def test_what_is_sent_twice_does_not_break_what_the_first_asked_for(first):
+    with StopRequest() as stop:
+        os.kill(os.getpid(), first)
+        for later in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            os.kill(os.getpid(), later)
+        assert stop.requested == first
+
+
+@pytest.mark.parametrize("first", SIGNALS)
+def test_ctrl_c_after_a_request_interrupts_at_once(first):
+    with StopRequest() as stop:
+        os.kill(os.getpid(), first)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested == first
+
+
+def test_in_another_thread_nothing_is_set():
+    found = []
+
+    def body() -> None:
+        with StopRequest() as stop:
+            found.append((stop.requested, signal.getsignal(signal.SIGTERM)))
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert found == [(None, before)]
+
+
+# A program that stops as `train` does, without the seconds that importing torch takes.
+PROGRAM = """
+import os, signal, sys, time
+from redi import command_line
+from redi.runtime.interrupt import Stopped, StopRequest
+
+def main(_):
+    with StopRequest() as stop:
+        print("ready", flush=True)
+        while stop.requested is None:
+            time.sleep(0.01)
+        raise Stopped(stop.requested, 7)
+
+command_line.run(main, "", in_run_dir=False)
+"""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_exit_status_is_what_a_shell_says_of_a_process_killed_by_the_signal(number):
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert f"stopped by {number.name} at step 7; the same command goes on from there" in stderr.decode()
+    shell = subprocess.run(["sh", "-c", f"sh -c 'kill -{int(number)} $$'; echo $?"], capture_output=True)
+    assert int(shell.stdout) == process.returncode  # of one that has no handler for it
+
+
+def test_the_message_names_signal_and_step():
+    assert str(Stopped(signal.SIGUSR1, 12)) == "stopped by SIGUSR1 at step 12"

@@ -1,0 +1,269 @@
+"""Generation with a tiny network whose weights are random (the initial ones predict 0)."""
+
+import json
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+
+from redi.core.processes.flow_matching import FlowMatching
+from redi.core.samplers import ImageNoise, samplers
+from redi.core.samplers.euler import Euler
+from redi.guidance.classifier_free import ClassifierFree
+from redi.guidance.representation import RepresentationGuidance
+from redi.models.autoencoders.pixels import Pixels
+from redi.models.codec import JointCodec, Representation
+from redi.models.encoders.domain import DomainEncoder
+from redi.models.reducers.pca import PCA
+from redi.models.transformer import DiffusionTransformer
+from redi.sampling.generate import generate
+
+NUM_CLASSES = 3
+
+
+@pytest.fixture(scope="module")
+def codec():
+    representation = Representation(encoder=DomainEncoder(width=8, image_size=8), reducer=PCA(rank=2), name="z")
+    return JointCodec(autoencoder=Pixels(channels=1), representations=[representation])  # decoding needs no fit
+
+
+def random_model(codec, seed=0, num_classes=NUM_CLASSES):
+    torch.manual_seed(seed)
+    model = DiffusionTransformer(
+        channels=codec.channels, grid=(4, 4), num_classes=num_classes, width=16, depth=1, num_heads=2, patch_size=2
+    )
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model(codec):
+    return random_model(codec)
+
+
+def draw(model, codec, labels=(0, 1, 2), **settings):
+    return generate(model, codec, FlowMatching(), labels=labels, **({"sampler": Euler(num_evaluations=4)} | settings))
+
+
+def test_one_image_and_one_joint_state_per_label(model, codec):
+    drawn = draw(model, codec, labels=[2, 0, 1, 1])
+    assert drawn.images.shape == (4, 3, 4, 4)
+    assert drawn.images.dtype == torch.uint8
+    assert drawn.x.shape == (4, 3, 4, 4)
+    assert drawn.labels.tolist() == [2, 0, 1, 1]
+    assert not drawn.x.requires_grad
+
+
+def test_the_images_are_the_decoded_states(model, codec):
+    drawn = draw(model, codec)
+    assert torch.equal(drawn.images, codec.decode(drawn.x))
+
+
+def test_generation_is_the_sampler_on_the_noise_of_each_image(model, codec):
+    x = ImageNoise(5, range(3), (3, 4, 4))()
+    labels = torch.tensor([0, 1, 2])
+    for step in range(4):
+        x = x + model(x, torch.full((3,), step / 4), labels).detach() / 4
+    torch.testing.assert_close(draw(model, codec, seed=5).x, x, rtol=1e-5, atol=1e-5)
+
+
+# Ancestral needs a discrete process; AdaptiveODE chooses its steps for a batch as a whole.
+@pytest.mark.parametrize("name", sorted(set(samplers) - {"Ancestral", "AdaptiveODE"}))
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_the_batch_size_does_not_matter(model, codec, name, batch_size):
+    labels = [i % NUM_CLASSES for i in range(8)]
+    settings = {"sampler": samplers[name](num_evaluations=4), "guidance": [ClassifierFree(scale=1.5)]}
+    expected = draw(model, codec, labels, **settings, batch_size=5)
+    # The batch size changes the order of summation in matrix products: a few units in the last place a step.
+    torch.testing.assert_close(
+        draw(model, codec, labels, **settings, batch_size=batch_size).x, expected.x, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_an_image_does_not_depend_on_the_other_labels(model, codec):
+    first, second = draw(model, codec, [0, 1, 2]), draw(model, codec, [2, 1, 0])
+    torch.testing.assert_close(first.x[1], second.x[1], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(first.x[0], second.x[0], atol=1e-2)
+
+
+def test_first_index_continues_the_same_row_of_images(model, codec):
+    expected = draw(model, codec, [0, 1, 2]).x[2:]
+    torch.testing.assert_close(draw(model, codec, [2], first_index=2).x, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_seed_decides_the_images(model, codec):
+    torch.manual_seed(0)
+    first = draw(model, codec, seed=1)
+    torch.manual_seed(1)
+    assert torch.equal(first.x, draw(model, codec, seed=1).x)
+    assert not torch.allclose(first.x, draw(model, codec, seed=2).x, atol=1e-2)
+
+
+def test_other_weights_are_used_where_they_are_given(model, codec):
+    other = random_model(codec, seed=1)
+    weights = {name: p.detach() for name, p in other.named_parameters()}
+    assert torch.equal(draw(model, codec, weights=weights).x, draw(other, codec).x)
+
+
+def test_other_weights_do_not_stay_in_the_model(model, codec):
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    draw(model, codec, weights={name: torch.zeros_like(p) for name, p in model.named_parameters()})
+    assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_s_mode_stays_as_it_was(codec, training):
+    model = random_model(codec).train(training)
+    draw(model, codec)
+    assert model.training is training
+
+
+def test_the_record_says_how_the_images_were_drawn(model, codec):
+    record = draw(model, codec, seed=9, guidance=[ClassifierFree(scale=2.0)], batch_size=2).record
+    assert json.loads(json.dumps(record)) == {
+        "seed": 9,
+        "sampler": {"name": "Euler", "num_evaluations": 4},
+        "guidance": [{"name": "ClassifierFree", "scale": 2.0, "groups": ["image"], "interval": [0.0, 1.0]}],
+        "given": [],
+        "precision": "float32",
+        "function_evaluations": 4,
+        "network_evaluations_per_image": 8.0,
+    }
+
+
+def test_both_guidance_rules_cost_three_evaluations_a_step(model, codec):
+    record = draw(model, codec, guidance=[ClassifierFree(), RepresentationGuidance()]).record
+    assert record["function_evaluations"] == 4
+    assert record["network_evaluations_per_image"] == 12
+
+
+def test_the_default_sampler_is_the_paper_s(model, codec):
+    record = draw(model, codec, labels=[0], sampler=None).record
+    assert record["sampler"] == {
+        "name": "EulerMaruyama",
+        "num_evaluations": 250,
+        "diffusion_form": "sigma",
+        "diffusion_norm": 1.0,
+        "last_step": "mean",
+        "last_step_size": 0.04,
+    }
+
+
+def test_the_null_label_can_be_drawn(model, codec):
+    assert draw(model, codec, [NUM_CLASSES]).images.shape == (1, 3, 4, 4)
+
+
+@pytest.mark.parametrize("labels", [[0, -1], [0, NUM_CLASSES + 1]])
+def test_labels_out_of_range_are_refused(model, codec, labels):
+    with pytest.raises(ValueError, match=r"labels run from .* classes 0 ... 2 \(and 3, the null label\)"):
+        draw(model, codec, labels)
+
+
+def test_no_labels_are_refused(model, codec):
+    with pytest.raises(ValueError, match="at least one label"):
+        draw(model, codec, [])
+
+
+def test_an_empty_batch_is_refused(model, codec):
+    with pytest.raises(ValueError, match="batch_size"):
+        draw(model, codec, batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "binding"),
+    [
+        ({"sampler": ClassifierFree()}, "generate.sampler"),
+        ({"sampler": Euler}, "generate.sampler"),
+        ({"guidance": [Euler()]}, "generate.guidance"),
+        ({"guidance": [ClassifierFree]}, "generate.guidance"),
+    ],
+)
+def test_the_wrong_kind_of_object_is_refused_with_its_binding(model, codec, settings, binding):
+    with pytest.raises(ValueError, match=binding):
+        draw(model, codec, **settings)
+
+
+def test_guidance_that_the_model_cannot_follow_is_refused(codec):
+    with pytest.raises(ValueError, match="unconditional"):
+        draw(random_model(codec, num_classes=1), codec, [0], guidance=[ClassifierFree()])
+
+
+def test_bfloat16_agrees_with_float32_to_its_accuracy_and_is_recorded(model, codec):
+    expected = draw(model, codec, list(range(NUM_CLASSES)) * 4)
+    drawn = draw(model, codec, list(range(NUM_CLASSES)) * 4, precision="bfloat16")
+    assert (expected.record["precision"], drawn.record["precision"]) == ("float32", "bfloat16")
+    assert drawn.x.dtype == torch.float32
+    error = (drawn.x - expected.x).square().mean().sqrt() / expected.x.std()
+    # eps = 2^-7; every evaluation rounds some ten products in a row, and few errors add up.
+    assert 0 < error < 4 * torch.finfo(torch.bfloat16).eps
+
+
+class Raises(Euler):
+    """Fails in the middle of sampling."""
+
+    def __call__(self, denoise, process, draw):
+        super().__call__(denoise, process, draw)
+        raise RuntimeError("out of memory")
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("sampler", [Euler(num_evaluations=1), Raises(num_evaluations=1)])
+def test_attention_and_mode_are_those_of_before(codec, sampler, training):
+    model = random_model(codec).train(training)
+    model.choose_attention("cpu", torch.float32)
+    before = [block.attend for block in model.blocks]
+    with pytest.raises(RuntimeError, match="out of memory") if isinstance(sampler, Raises) else nullcontext():
+        draw(model, codec, sampler=sampler, precision="bfloat16")
+    assert model.attention_for == ("cpu", torch.float32)
+    assert [block.attend for block in model.blocks] == before
+    assert model.training is training
+
+
+def test_the_mode_is_that_of_before_where_no_attention_can_be_chosen(codec):
+    model = random_model(codec).train(True)
+    model.attention = "nonsense"
+    with pytest.raises(ValueError, match="DiffusionTransformer.attention = 'nonsense'"):
+        draw(model, codec)
+    assert model.training
+
+
+def test_compiled_generation_draws_the_same_and_fills_up_the_last_batch(model, codec, monkeypatch):
+    torch._dynamo.reset()
+    sizes, compile = [], torch.compile
+
+    def traced(module, **settings):
+        fast = compile(module, backend="aot_eager", **settings)
+        return lambda x, t, y: sizes.append(len(x)) or fast(x, t, y)
+
+    settings = {"labels": [0, 1, 2, 0, 1], "batch_size": 3, "guidance": [ClassifierFree(scale=2.0)]}
+    expected = draw(model, codec, **settings)
+    monkeypatch.setattr(torch, "compile", traced)
+    drawn = draw(model, codec, compile=True, **settings)
+    torch.testing.assert_close(drawn.x, expected.x, rtol=1e-5, atol=1e-5)
+    assert drawn.record == expected.record and drawn.labels.tolist() == settings["labels"]
+    assert set(sizes) == {6}  # 3 images under 2 conditions, in the batch of 2 images too
+
+
+def test_a_second_call_compiles_nothing(model, codec):
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    compile, graphs = torch.compile, []
+    for weights in (None, {name: p.detach() * 0.9 for name, p in model.named_parameters()}):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "compile", lambda module, **settings: compile(module, backend="aot_eager", **settings))
+            counters.clear()
+            draw(model, codec, compile=True, weights=weights)
+            graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs == [1, 0]
+
+
+def test_a_model_keeps_its_mode_and_its_weights(model, codec):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.train()
+    draw(model, codec, weights={name: torch.zeros_like(p) for name, p in model.named_parameters()})
+    assert model.training and all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    model.eval()

@@ -1,0 +1,192 @@
+"""One training step: the fast ways to compute it against the plain one, and against the equations written out."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from redi.core.channels import Channels
+from redi.core.ema import EMA
+from redi.core.objective import JointObjective
+from redi.core.processes.ddpm import DDPM
+from redi.core.processes.shifted import Shifted
+from redi.fusion.separate import Separate
+from redi.models import transformer
+from redi.models.transformer import DiffusionTransformer
+from redi.runtime.device import Precision
+from redi.training.memory import Joined
+from redi.training.step import TrainingStep
+
+CHANNELS = Channels(image=2, z=3)
+BFLOAT16 = Precision("bfloat16", torch.bfloat16)
+
+
+def step_of(*, objective=None, model=None, depth=2, seed=0, **settings):
+    torch.manual_seed(seed)
+    loss_of = JointObjective(channels=CHANNELS, num_classes=4, representation_dropout=0.3, **(objective or {}))
+    variances = loss_of.process.variance_groups
+    net = DiffusionTransformer(
+        channels=CHANNELS, grid=(4, 4), num_classes=4, variance_groups=variances, width=32, depth=depth, num_heads=4,
+        patch_size=2, **(model or {}),
+    ).train()  # fmt: skip
+    for parameter in net.parameters():  # the initial ones predict 0, whatever happens inside
+        torch.nn.init.normal_(parameter, std=0.1)
+    return TrainingStep(
+        codec=Joined(), model=net, objective=loss_of, optimizer=torch.optim.AdamW(net.parameters(), lr=1e-2),
+        ema=EMA(model=net, decay=0.5), **settings,
+    )  # fmt: skip
+
+
+def batch(seed=1, n=6):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "image": torch.randn(n, CHANNELS.total, 4, 4, generator=generator),
+        "labels": torch.randint(0, 4, (n,), generator=generator),
+    }
+
+
+def run(step, num_steps=3):
+    return [{name: float(value) for name, value in step(batch(k), k).items()} for k in range(num_steps)]
+
+
+def assert_same(found, expected, rtol):
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name, value in other.items():
+            assert one[name] == pytest.approx(value, rel=rtol), name
+
+
+SET_UPS = {
+    "sit": {},
+    "separate tokens": {"model": {"fusion": Separate}},
+    "dit with learned variances": {"objective": {"process": DDPM(num_timesteps=20)}},
+    "checkpointing": {"model": {"checkpointing": True}},
+    "released dropout": {"objective": {"dropout_rule": "released"}},
+    "a time for every group": {"objective": {"independent_timesteps": True}, "model": {"group_timesteps": True}},
+    "a group that leads": {"objective": {"process": Shifted(shift={"z": 0.5})}},
+}
+
+
+@pytest.mark.parametrize("set_up", SET_UPS.values(), ids=SET_UPS)
+def test_the_step_compiles_as_one_graph_and_computes_the_same(set_up, monkeypatch):
+    """With AOTAutograd, which traces and differentiates as for a GPU, but generates no code; fullgraph is refused where
+    something in the step depends on values."""
+    torch._dynamo.reset()
+    compile = partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", compile)
+    fast, plain = (step_of(compiled=compiled, depth=1, **copy.deepcopy(set_up)) for compiled in (True, False))
+    assert_same(run(fast), run(plain), rtol=1e-5)
+    for name, average in plain.ema.parameters.items():
+        torch.testing.assert_close(fast.ema.parameters[name], average, rtol=1e-4, atol=1e-6)
+
+
+def test_the_step_compiles_to_machine_code_and_computes_the_same():
+    torch._dynamo.reset()
+    assert_same(run(step_of(compiled=True, depth=1)), run(step_of(depth=1)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("set_up", list(SET_UPS.values())[:2], ids=list(SET_UPS)[:2])
+def test_checkpointing_changes_nothing_but_memory(set_up):
+    model = set_up.get("model", {})
+    kept, recomputed = step_of(model=model), step_of(model=model | {"checkpointing": True})
+    assert run(recomputed) == run(kept)
+
+
+def test_checkpointing_keeps_one_tensor_for_each_block():
+    def saved(**settings):
+        sizes = []
+        model = step_of(model=settings).model
+        pack = lambda tensor: sizes.append(tensor.numel()) or tensor  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model(batch()["image"], torch.rand(6), batch()["labels"])
+        return sum(sizes)
+
+    assert saved(checkpointing=True) < 0.4 * saved()
+
+
+def test_sampling_and_evaluation_mode_do_not_checkpoint(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("recomputed")
+
+    monkeypatch.setattr(transformer, "checkpoint", refuse)
+    model, inputs = step_of(model={"checkpointing": True}).model, (batch()["image"], torch.rand(6), batch()["labels"])
+    with torch.no_grad():
+        model(*inputs)
+    model.eval()
+    model(*inputs)
+    model.train()
+    with pytest.raises(AssertionError, match="recomputed"):
+        model(*inputs)
+    assert checkpoint is not transformer.checkpoint
+
+
+def test_islands_of_float32_stay_under_autocast():
+    """Time embedding, modulation, normalisation and the residual stream in float32; products in bfloat16."""
+    model, seen = step_of().model, {}
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda _, inputs, output, name=name: seen.update({name: (inputs, output)}))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(batch()["image"], torch.rand(6), batch()["labels"])
+
+    def dtypes(name):
+        inputs, output = seen[name]
+        return inputs[0].dtype, output.dtype
+
+    full, half = torch.float32, torch.bfloat16
+    for name in ("timestep_embedding", "timestep_embedding.mlp", "blocks.0.modulation", "final_modulation"):
+        assert dtypes(name)[1] == full, name
+    for name in ("blocks.0.norm1", "blocks.1.norm2", "final_norm"):
+        assert dtypes(name) == (full, full), name
+    assert dtypes("blocks.0") == dtypes("blocks.1") == (full, full)  # the residual stream
+    for name in ("blocks.0.qkv", "blocks.1.mlp.0", "fusion.heads.image"):
+        assert dtypes(name)[1] == half, name
+
+
+def test_bfloat16_follows_float32():
+    """Losses are means over 1,152 values of relative rounding 2^-9."""
+    full, half = run(step_of()), run(step_of(precision=BFLOAT16))
+    assert_same(half, full, rtol=0.02)
+    step = step_of(precision=BFLOAT16)
+    run(step)
+    assert all(p.dtype == torch.float32 for p in step.model.parameters())
+    assert all(average.dtype == torch.float32 for average in step.ema.parameters.values())
+    moments = [v for state in step.optimizer.state.values() for v in state.values() if v.ndim]
+    assert all(moment.dtype == torch.float32 for moment in moments)
+
+
+def test_a_step_depends_on_its_number_and_the_seed_alone():
+    one, other = step_of(seed=3), step_of(seed=3)
+    one.seed = other.seed = 5
+    torch.manual_seed(9)
+    first = one(batch(), 7)
+    torch.manual_seed(10)
+    assert first["loss"] == other(batch(), 7)["loss"]
+    assert first["loss"] != step_of(seed=3)(batch(), 8)["loss"]
+
+
+def test_what_a_step_gives_is_detached_and_of_the_whole_batch():
+    torch.manual_seed(0)
+    step = step_of(accumulate=3)
+    given = step(batch(), 0)
+    assert set(given) == {"loss", "image", "z", "gradient_norm", "skipped"}
+    assert not any(value.requires_grad for value in given.values())
+    assert all(p.grad is None for p in step.model.parameters())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_step_on_a_gpu_never_waits_for_it(compiled):
+    step = step_of(compiled=compiled, precision=BFLOAT16)
+    step.model.cuda()
+    step.ema = EMA(model=step.model)
+    step.optimizer = torch.optim.AdamW(step.model.parameters(), fused=True)
+    on_gpu = {name: tensor.cuda() for name, tensor in batch().items()}
+    for k in range(3):
+        step(on_gpu, k)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(on_gpu, 3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,450 @@
+"""The training loop on a tiny model: what it learns, and that stopping and resuming changes nothing."""
+
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from redi.core.ema import EMA
+from redi.core.objective import JointObjective
+from redi.core.samplers.euler import Euler
+from redi.data.cache.write import write_cache
+from redi.data.datasets.digits import Digits
+from redi.data.datasets.image_folder import ImageFolder
+from redi.data.loader import batch_positions
+from redi.data.preprocessing import Preprocessing
+from redi.models.autoencoders.pixels import Pixels
+from redi.models.codec import JointCodec, Representation
+from redi.models.encoders.domain import DomainEncoder
+from redi.models.reducers.pca import PCA
+from redi.models.transformer import DiffusionTransformer
+from redi.runtime.atomic import only_process
+from redi.runtime.checkpoint import list_checkpoints, load_checkpoint
+from redi.runtime.interrupt import Stopped
+from redi.runtime.log import read_log
+from redi.sampling.generate import generate
+from redi.training.trainer import ADAMW, train
+
+MODEL = partial(DiffusionTransformer, width=16, depth=1, num_heads=2, patch_size=4)
+
+
+def tiny_codec(seed=0):
+    encoder = DomainEncoder(width=8, depth=1, image_size=8, num_steps=2, batch_size=16, seed=seed)
+    return JointCodec(
+        autoencoder=Pixels(channels=1), representations=[Representation(encoder=encoder, reducer=PCA(rank=2))]
+    )
+
+
+@pytest.fixture(scope="module")
+def images():
+    return Digits().without(range(50, 1438))
+
+
+@pytest.fixture(scope="module")
+def codec(images):
+    codec = tiny_codec()
+    representation = codec.representations["domain"]
+    representation.encoder.fit(images)
+    representation.reducer.fit([representation.encoder(images.batch(range(50))["images"])])
+    return codec
+
+
+@pytest.fixture(scope="module")
+def cached(codec, images, tmp_path_factory):
+    return write_cache(tmp_path_factory.mktemp("cache") / "digits", codec, images)
+
+
+@pytest.fixture
+def start(codec, cached, tmp_path):
+    """Trains in `tmp_path / folder`; returns its path."""
+
+    def start(folder, **settings):
+        defaults = {"codec": codec, "dataset": cached, "model": MODEL, "ema": partial(EMA, decay=0.9), "device": "cpu"}
+        defaults |= {"num_steps": 8, "batch_size": 8, "log_every": 2, "keep_checkpoints": 10, "preview_images": 2}
+        defaults["preview"] = partial(generate, sampler=Euler(num_evaluations=1))
+        train(tmp_path / folder, **(defaults | settings))
+        return tmp_path / folder
+
+    return start
+
+
+def losses(run_dir):
+    return [{key: value for key, value in entry.items() if key != "images_per_second"} for entry in read_log(run_dir)]
+
+
+def assert_same_training(run_dir, expected):
+    """Last checkpoint and log are bit-equal."""
+    found, record = load_checkpoint(list_checkpoints(run_dir)[-1])
+    tensors, expected_record = load_checkpoint(list_checkpoints(expected)[-1])
+    assert record == expected_record  # the SHA-256 of every file among them
+    assert set(found) == {"model", "ema", "optimizer", "codec", "colours"}
+    for group, entries in tensors.items():
+        assert set(found[group]) == set(entries)
+        for name, tensor in entries.items():
+            assert torch.equal(found[group][name], tensor), f"{group} {name}"
+    assert losses(run_dir) == losses(expected)
+
+
+VARIANTS = {
+    "plain": {},
+    "accumulated": {"accumulate": 2},
+    "warmed up": {"warmup_steps": 6},
+    "with representation dropout": {"objective": partial(JointObjective, representation_dropout=0.4)},
+    "with momentum": {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9)},
+    "with a warmed-up average": {"ema": partial(EMA, decay=0.99, warmup=True)},
+    "with another seed": {"seed": 7},
+}
+
+
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+def test_a_resumed_run_is_bit_equal_to_an_unbroken_one(start, settings):
+    start("stopped", **settings, num_steps=4)
+    assert_same_training(start("stopped", **settings), start("unbroken", **settings))
+
+
+def test_a_resumed_run_without_a_cache_is_bit_equal_to_an_unbroken_one(start, images):
+    start("stopped", dataset=images, num_steps=4)
+    assert_same_training(start("stopped", dataset=images), start("unbroken", dataset=images))
+
+
+def test_a_resumed_run_of_the_image_alone_is_bit_equal_to_an_unbroken_one(start, images):
+    settings = {"codec": JointCodec(autoencoder=Pixels(channels=1)), "dataset": images}
+    start("stopped", **settings, num_steps=4)
+    assert_same_training(start("stopped", **settings), start("unbroken", **settings))
+
+
+def test_training_from_images_is_training_from_the_cache(start, images):
+    assert_same_training(start("images", dataset=images), start("cache"))
+
+
+def test_a_run_that_lost_steps_after_its_checkpoint_repeats_them_bit_equal(start):
+    unbroken = start("unbroken", checkpoint_every=4)
+    crashed = start("crashed", checkpoint_every=4, num_steps=7)
+    newest = list_checkpoints(crashed)[-1]
+    assert newest.name == "step_00000007"
+    newest.rename(crashed / "lost")  # as if the process had died before it wrote this one
+    assert_same_training(start("crashed", checkpoint_every=4), unbroken)
+
+
+def test_a_signal_stops_with_a_checkpoint_and_the_same_call_goes_on(start):
+    def interrupt(*args, **kwargs):
+        signal.raise_signal(signal.SIGTERM)
+        return generate(*args, **kwargs, sampler=Euler(num_evaluations=1))
+
+    with pytest.raises(Stopped, match="stopped by SIGTERM at step 4") as stopped:
+        start("stopped", preview=interrupt, preview_every=4)
+    assert (stopped.value.signal_number, stopped.value.step) == (signal.SIGTERM, 4)
+    assert_same_training(start("stopped"), start("unbroken"))
+
+
+def test_handlers_of_signals_come_back(start):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    start("run", num_steps=1)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_preview_of_few_classes_has_a_column_for_each(start):
+    digits = Digits(num_classes=3)
+    three = digits.without([i for i, label in enumerate(digits.labels) if label > 2])
+    run_dir = start("run", dataset=three, num_steps=2, preview_every=2, preview_images=6)
+    with Image.open(run_dir / "previews/step_00000002.png") as picture:
+        assert picture.width == 3 * (64 + 4) + 4  # cells of 64 pixels with gaps of 4
+
+
+def test_previews_do_not_change_what_is_learned(start):
+    with_previews = start("with", preview_every=2)
+    assert len(list((with_previews / "previews").glob("*.png"))) == 4
+    assert_same_training(with_previews, start("without"))
+
+
+def test_a_finished_run_is_left_as_it_is(start):
+    run_dir = start("run")
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.safetensors")}
+    start("run")
+    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.safetensors")} == before
+    assert len(read_log(run_dir)) == 4
+
+
+def test_the_log_has_one_line_per_log_every_steps_and_no_duplicates_after_resuming(start):
+    run_dir = start("run", num_steps=5, log_every=2)  # also one for the last step
+    assert [entry["step"] for entry in read_log(run_dir)] == [2, 4, 5]
+    start("run", num_steps=9, log_every=2)
+    assert [entry["step"] for entry in read_log(run_dir)] == [2, 4, 5, 6, 8, 9]
+
+
+def test_the_log_names_all_losses(start):
+    names = {"step", "loss", "image", "domain", "gradient_norm", "skipped_steps"}
+    names |= {"images_per_second", "learning_rate"}
+    assert all(set(entry) == names for entry in read_log(start("run")))
+
+
+def test_accumulating_equals_the_whole_batch_where_nothing_is_random(start):
+    """The parts draw their own t and noise, so only an objective without randomness can be compared."""
+
+    class Regression(JointObjective):
+        def __call__(self, model, x, y):
+            error = (model(0.5 * x, torch.full((len(x),), 0.5), y) - x).square().mean()
+            return {"loss": error}
+
+    def weights(folder, **settings):
+        run_dir = start(folder, objective=Regression, optimizer=partial(torch.optim.SGD, lr=0.1), **settings)
+        return load_checkpoint(list_checkpoints(run_dir)[-1])[0]["model"]
+
+    whole, parts = weights("whole"), weights("parts", accumulate=4)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor, rtol=1e-4, atol=1e-6)  # another order of summation
+
+
+def test_the_loss_falls(start):
+    entries = read_log(start("run", num_steps=200, log_every=5, optimizer=partial(ADAMW, lr=1e-2)))
+    for name in ("loss", "image", "domain"):
+        last = sum(entry[name] for entry in entries[-8:]) / 8
+        assert last < 0.8 * entries[0][name]
+
+
+def test_the_learning_rate_warms_up_linearly_and_stays(start):
+    run_dir = start("run", warmup_steps=4, log_every=1, optimizer=partial(ADAMW, lr=1e-3))
+    rates = [entry["learning_rate"] for entry in read_log(run_dir)]
+    assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 1e-3, 1e-3, 1e-3])
+
+
+def test_gradients_are_scaled_down_to_their_largest_norm(start, codec):
+    # Plain SGD with rate 1 moves the weights by the clipped gradient.
+    settings = {"optimizer": partial(torch.optim.SGD, lr=1.0), "num_steps": 1, "max_grad_norm": 0.01}
+    run_dir = start("run", **settings)
+    torch.manual_seed(0)
+    tensors, record = load_checkpoint(list_checkpoints(run_dir)[-1])
+    initial = MODEL(channels=codec.channels, grid=record["model_arguments"]["grid"], num_classes=10)
+    moved = sum((tensors["model"][name] - p).square().sum() for name, p in initial.named_parameters())
+    assert float(moved.detach().sqrt()) == pytest.approx(0.01, rel=1e-3)
+    assert read_log(run_dir)[0]["gradient_norm"] > 0.01
+
+
+@pytest.mark.parametrize("warmup", [False, True])
+def test_the_average_follows_the_weights_after_every_step(start, warmup):
+    run_dir = start("run", ema=partial(EMA, decay=0.3, warmup=warmup), num_steps=6, checkpoint_every=1)
+    states = [load_checkpoint(folder)[0] for folder in list_checkpoints(run_dir)]
+    average = states[0]["ema"]
+    for step, state in enumerate(states[1:], start=1):
+        decay = min(0.3, (1 + step) / (10 + step)) if warmup else 0.3
+        average = {name: decay * old + (1 - decay) * state["model"][name] for name, old in average.items()}
+    for name, tensor in average.items():
+        torch.testing.assert_close(states[-1]["ema"][name], tensor, rtol=1e-5, atol=1e-7)  # lerp rounds otherwise
+
+
+def test_resuming_on_other_images_warns(start, images, caplog):
+    start("run", dataset=images, num_steps=1)
+    start("run", dataset=images.without([0]), num_steps=2)
+    assert "the data are not those that" in caplog.text
+
+
+def test_old_checkpoints_are_removed(start):
+    run_dir = start("run", checkpoint_every=2, keep_checkpoints=2)
+    assert [path.name for path in list_checkpoints(run_dir)] == ["step_00000006", "step_00000008"]
+
+
+def test_a_codec_that_is_not_fitted_is_refused(start, images):
+    with pytest.raises(ValueError, match="the codec is not fitted: call prepare"):
+        start("run", codec=tiny_codec(), dataset=images)
+
+
+def test_a_cache_of_another_codec_is_refused(start, images):
+    other = tiny_codec(seed=1)
+    representation = other.representations["domain"]
+    representation.encoder.fit(images)
+    representation.reducer.fit([representation.encoder(images.batch(range(50))["images"])])
+    with pytest.raises(ValueError, match="was made with another codec .cache -> codec at hand.:"):
+        start("run", codec=other)
+
+
+BAD = {
+    "accumulate does not divide": ({"accumulate": 3}, "train.accumulate = 3 does not divide train.batch_size = 8"),
+    "no batch": ({"batch_size": 0}, "train.batch_size"),
+    "no steps": ({"num_steps": 0}, "train.num_steps = 0"),
+    "no logging": ({"log_every": 0}, "train.log_every = 0"),
+    "no checkpoints": ({"checkpoint_every": 0}, "train.checkpoint_every = 0"),
+    "none kept": ({"keep_checkpoints": 0}, "train.keep_checkpoints = 0"),
+    "no previews": ({"preview_every": 0}, "train.preview_every = 0"),
+    "unknown precision": ({"precision": "float16"}, "train.precision = 'float16'"),
+    "patch size": ({"model": partial(MODEL, patch_size=3)}, "patch_size = 3"),
+    "dropout": ({"objective": partial(JointObjective, label_dropout=1.5)}, "label_dropout = 1.5"),
+}
+
+
+@pytest.mark.parametrize(("settings", "message"), BAD.values(), ids=BAD)
+def test_settings_that_cannot_work_are_refused_before_the_first_step(start, tmp_path, settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        start("run", **settings)
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused(start):
+    start("run", num_steps=2)
+    with pytest.raises(ValueError, match="step_00000002 holds another model"):
+        start("run", model=partial(MODEL, width=32))
+
+
+def test_a_checkpoint_of_another_codec_is_refused(start, images, codec):
+    start("run", num_steps=2, dataset=images)
+    other = JointCodec(autoencoder=Pixels(channels=3), representations=[codec.representations["domain"]])
+    with pytest.raises(ValueError, match="was trained with channels .*image.*: 1"):
+        start("run", codec=other, dataset=images)
+
+
+def test_a_damaged_checkpoint_is_refused(start):
+    run_dir = start("run", num_steps=2)
+    path = list_checkpoints(run_dir)[-1] / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="model.safetensors has 100 bytes"):
+        start("run")
+
+
+def test_training_that_diverges_stops_and_its_checkpoints_are_good(start, tmp_path):
+    diverging = {"optimizer": partial(torch.optim.SGD, lr=1e30), "max_grad_norm": 0, "max_skipped_steps": 3}
+    with pytest.raises(ValueError, match="more than train.max_skipped_steps = 3.* Lower the learning rate"):
+        start("run", **diverging, num_steps=40, log_every=100, checkpoint_every=1)
+    (found,) = (tmp_path / "run").glob("nonfinite_step_*.json")
+    assert json.loads(found.read_text())["phase"] in ("forward", "loss", "backward", "gradient", "norm")
+    assert list_checkpoints(tmp_path / "run")
+    for folder in list_checkpoints(tmp_path / "run"):
+        assert all(tensor.isfinite().all() for tensor in load_checkpoint(folder)[0]["model"].values())
+
+
+def test_an_image_that_vanishes_costs_no_step(start, tmp_path, caplog):
+    """The steps before it are saved; once it is back, the training ends as if nothing had happened."""
+    for number in range(40):
+        folder = tmp_path / "images" / f"class {number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+    images = ImageFolder(path=str(tmp_path / "images"), preprocessing=Preprocessing(image_size=8))
+    settings = {"dataset": images, "num_steps": 10, "batch_size": 4}  # one epoch
+    plain = start("plain", **settings)
+    lost = tmp_path / "images" / images.names[batch_positions(len(images), 4, 0, 8)[0]]  # of the ninth step
+    content = lost.read_bytes()
+
+    def vanish(*arguments, **keywords):
+        lost.unlink(missing_ok=True)
+        return generate(*arguments, **keywords, sampler=Euler(num_evaluations=1))
+
+    with pytest.raises((ValueError, OSError), match=lost.name):
+        start("run", **settings, preview=vanish, preview_every=2)
+    assert list_checkpoints(tmp_path / "run")[-1].name == "step_00000008"
+    assert "the data of step 9 cannot be read; all steps before it are saved" in caplog.text
+    lost.write_bytes(content)
+    assert_same_training(start("run", **settings), plain)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_without_a_finite_gradient_changes_nothing_and_is_counted(start, fused, monkeypatch):
+    """Weights, averages' source and the optimizer's moments stay; the others' mean is what the log has."""
+    plain = start("plain", num_steps=2, optimizer=partial(torch.optim.AdamW, lr=1e-3, fused=fused))
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def spoiled(parameters, *arguments):
+        parameters = list(parameters)
+        if next(calls) == 2:
+            parameters[0].grad.fill_(float("nan"))
+        return clip(parameters, *arguments)
+
+    calls = itertools.count()
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spoiled)
+    run = start("run", num_steps=3, log_every=3, optimizer=partial(torch.optim.AdamW, lr=1e-3, fused=fused))
+    expected, found = (load_checkpoint(list_checkpoints(folder)[-1])[0] for folder in (plain, run))
+    for group in ("model", "optimizer"):
+        assert all(torch.equal(found[group][name], tensor) for name, tensor in expected[group].items())
+    (line,) = read_log(run)
+    assert line["skipped_steps"] == 1
+    assert line["loss"] == pytest.approx(read_log(plain)[0]["loss"])
+
+
+TINY = """
+include 'digits.gin'
+DomainEncoder.width = 8
+DomainEncoder.depth = 1
+DomainEncoder.image_size = 8
+DomainEncoder.num_steps = 2
+DiffusionTransformer.width = 16
+DiffusionTransformer.depth = 1
+DiffusionTransformer.num_heads = 2
+PCA.rank = 2
+train.num_steps = 150
+train.batch_size = 8
+train.log_every = 1
+train.preview_every = 1000
+train.device = 'cpu'
+"""
+
+
+def test_ctrl_c_writes_a_checkpoint_and_the_same_command_ends_as_an_unbroken_run(tmp_path):
+    (tmp_path / "tiny.gin").write_text(TINY)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
+
+    def command(name):
+        return [sys.executable, "-m", "redi.train", "--gin_file=tiny.gin", f"--run_dir={name}"]
+
+    def finish(name):
+        subprocess.run(command(name), cwd=tmp_path, env=environment, check=True, capture_output=True)
+        return tmp_path / name
+
+    run_dir = tmp_path / "stopped"
+    with subprocess.Popen(
+        command("stopped"), cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    ) as process:
+        while process.poll() is None and len(read_log(run_dir)) < 3:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate()
+    assert process.returncode == 130, errors
+    step = json.loads((list_checkpoints(run_dir)[-1] / "record.json").read_text())["step"]
+    assert 3 <= step < 150
+    assert f"stopped by SIGINT at step {step}; the same command goes on from there" in errors
+    assert_same_training(finish("stopped"), finish("unbroken"))
+
+
+def test_a_folder_in_which_another_process_trains_is_refused_and_left_alone(start, tmp_path):
+    run_dir = start("run", num_steps=2)
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    with only_process(run_dir), pytest.raises(ValueError, match="another process is training in"):
+        start("run")
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+    assert_same_training(start("run"), start("unbroken"))  # free again
+
+
+def test_the_folder_is_free_again_after_training_failed(start, tmp_path):
+    def fail(*args, **kwargs):
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        start("run", preview=fail, preview_every=2)
+    assert_same_training(start("run"), start("unbroken"))
+
+
+class WithTuple(DomainEncoder):
+    """An encoder whose provenance holds a tuple, which JSON gives back as a list."""
+
+    def provenance(self):
+        return super().provenance() | {"mean": (0.5, 0.5, 0.5), "crop": {"size": (8, 8)}}
+
+
+def test_a_codec_whose_provenance_holds_tuples_resumes(start, images):
+    encoder = WithTuple(width=8, depth=1, image_size=8, num_steps=2, batch_size=16)
+    encoder.fit(images)
+    reducer = PCA(rank=2)
+    reducer.fit([encoder(images.batch(range(50))["images"])])
+    codec = JointCodec(
+        autoencoder=Pixels(channels=1), representations=[Representation(encoder=encoder, reducer=reducer)]
+    )
+    run_dir = start("run", codec=codec, dataset=images, num_steps=4)
+    assert_same_training(start("run", codec=codec, dataset=images), start("unbroken", codec=codec, dataset=images))
+    assert [path.name for path in list_checkpoints(run_dir)][-1] == "step_00000008"
