@@ -46,11 +46,14 @@ def run(
         FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
     if "--help" in sys.argv[1:]:
         app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)  # absl by itself ends with status 1
-    app.run(lambda argv: sys.exit(_guarded(main, argv, in_run_dir)))
+    app.run(lambda argv: sys.exit(exit_status(main, argv, in_run_dir)))
 
 
-def parse(run_dir: Path) -> None:
-    """Parses the configuration of `--gin_file` (default: the run's own) and `--gin_bindings`; writes nothing.
+def parse(run_dir: Path):
+    """Parse the configuration of `--gin_file` (default: the run's own) and `--gin_bindings`; write nothing.
+
+    Returns:
+        The `Experiment` of `run_dir` and `--trained_dir`.
 
     Raises:
         ValueError: mistakes in the configuration, or neither a file nor a run.
@@ -58,6 +61,7 @@ def parse(run_dir: Path) -> None:
     from redi.core import config
     from redi.core.configurables import import_all
     from redi.core.registry import entry_points
+    from redi.runs.experiment import Experiment
 
     import_all()
     name_plugins()
@@ -68,52 +72,17 @@ def parse(run_dir: Path) -> None:
     # A file that was named may import what it says; one that lies in the folder, what was named besides.
     config.parse(FLAGS.gin_file, FLAGS.gin_bindings, found=[] if FLAGS.gin_file else known[:1])
     if unused := config.without_effect(entry_points):
-        log.warning("bound without effect, for nothing in use refers to it: %s", ", ".join(unused))
-    if config.unevaluated("sweep.grid") or config.unevaluated("sweep.points"):
-        log.warning(
-            "this is a sweep file, of which only what all points share is used here: redi.sweep runs the points"
-        )
+        log.warning("unused bindings, which no component in use refers to: %s", ", ".join(unused))
+    if config.is_bound("sweep.grid") or config.is_bound("sweep.points"):
+        log.warning("this is a sweep file; only what all points share is used here. redi.sweep runs the points")
+    return Experiment(run_dir, trained_dir(run_dir))
 
 
-def configure(run_dir: Path, *, trains: bool) -> None:
-    """Parses the configuration as `parse`, and claims the folder.
-
-    With --trained_dir it is that folder's checkpoints which must fit the configuration, and `run_dir` takes results.
-
-    Args:
-        trains: whether the caller may start a run; others need one that exists.
-
-    Raises:
-        ValueError: mistakes in the configuration, or a folder that holds a run with another one.
-    """
-    parse(run_dir)
-    from redi.core import config
-    from redi.core.registry import training_entry_points
-    from redi.runtime.atomic import only_process, write_text
-    from redi.runtime.checkpoint import list_checkpoints
-    from redi.runtime.distributed import process_rank
-
-    trained = trained_dir(run_dir)
-    saved = trained / "config.gin"
-    if saved.exists() and list_checkpoints(trained):  # before the first, another configuration spoils nothing
-        if differences := config.conflicts(saved.read_text(), training_entry_points):
-            where = "--run_dir" if trained == run_dir else "--trained_dir"
-            raise ValueError(
-                f"{trained} holds a run with another configuration:\n  "
-                + "\n  ".join(differences)
-                + f"\nChoose another {where}, or give the bindings that the run was started with"
-            )
-    elif not trains:
-        raise ValueError(f"{trained} holds no trained model: train one with redi.train --run_dir={trained}")
-    for folder in {trained, run_dir} if trains else {run_dir}:
-        folder.mkdir(parents=True, exist_ok=True)
-    if process_rank()[0] > 0:  # rank 0 writes for all
-        return
-    if trains and (trained == run_dir or not list_checkpoints(trained)):
-        with only_process(trained):  # not under the feet of a training that is under way
-            write_text(saved, config.full_text())  # other ranks may be reading it
-    if trained != run_dir:
-        write_text(run_dir / "config.gin", config.full_text())
+def configure(run_dir: Path, *, trains: bool):
+    """As `parse`; then claim the folders, see `Experiment.claim`."""
+    experiment = parse(run_dir)
+    experiment.claim(trains=trains)
+    return experiment
 
 
 def name_plugins() -> None:
@@ -128,7 +97,7 @@ def trained_dir(run_dir: Path) -> Path:
     return Path(FLAGS.trained_dir) if FLAGS.trained_dir else run_dir
 
 
-def _guarded(main: Callable[[Path | None], None], argv: list[str], in_run_dir: bool = True) -> int:
+def exit_status(main: Callable[[Path | None], None], argv: list[str], in_run_dir: bool = True) -> int:
     _log_to_stderr()
     try:
         if len(argv) == 2 and getattr(main, "takes_folder", False) and not FLAGS.run_dir:

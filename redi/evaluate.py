@@ -27,56 +27,15 @@ REFERENCE: evaluate.reference; default: the training images. Its features are co
 With sample.seeds = (0, 1, 2) a value is the mean over seeds, with its spread. Ready-made: evaluator.gin, inception.gin.
 """
 
-import logging
 from pathlib import Path
 
 from redi import command_line
-from redi.prepare import audited
-
-log = logging.getLogger("redi")
-
-
-def stage(run_dir: Path, trained_dir: Path | None = None) -> None:
-    """Evaluates the samples in `run_dir` under the parsed configuration; `trained_dir` holds the checkpoints."""
-    from redi.core import config
-    from redi.evaluation.evaluate import evaluate
-    from redi.evaluation.records import describe
-    from redi.runtime.artefact import write_json
-    from redi.runtime.device import choose_device, own_gpu
-    from redi.runtime.distributed import process_rank
-
-    trained_dir, (rank, world_size) = trained_dir or run_dir, process_rank()
-    if rank == 0:
-        (run_dir / "stages.json").unlink(missing_ok=True)  # as in redi.sample
-    if config.bound("evaluate.networks") is None and config.bound("evaluate.reference") is None:
-        log.warning("nothing is measured: neither evaluate.networks nor evaluate.reference is bound; see evaluator.gin")
-        if rank == 0:
-            write_json(run_dir / "metrics.json", [])
-        return
-    device = own_gpu(choose_device(config.bound("train.device", "auto")))
-    metrics = config.call(
-        evaluate, run_dir=run_dir, dataset=audited(trained_dir), trained=_trained(trained_dir, rank),
-        device=device, rank=rank, world_size=world_size,
-    )  # fmt: skip
-    if rank == 0:
-        print(describe(metrics), flush=True)
-
-
-def _trained(trained_dir: Path, rank: int):
-    """The run, where the representation that it generates is to be measured, by one process."""
-    from redi.core import config
-    from redi.runs.load import load
-
-    codec = config.bound("train.codec")
-    wanted = config.bound("evaluate.representation", True) is not None
-    if rank > 0 or not wanted or codec is None or not codec.channels.representations:
-        return None
-    return load(trained_dir, device=config.bound("train.device", "auto"))
 
 
 def main(run_dir: Path) -> None:
-    command_line.configure(run_dir, trains=False)
-    stage(run_dir, command_line.trained_dir(run_dir))
+    from redi.runs.stages import evaluate_stage
+
+    evaluate_stage(command_line.configure(run_dir, trains=False))
 
 
 def console() -> None:

@@ -48,7 +48,8 @@ def _subject(run_dir: Path) -> Iterator:
     """What --stage names, with everything built as `train` builds it; the loader ends with the context."""
     import torch
 
-    from redi.prepare import prepared
+    from redi.runs.experiment import Experiment
+    from redi.runs.prepare import prepared
     from redi.runs.profiling import FOLDER
     from redi.runtime.device import choose_compile, choose_device, choose_precision, own_gpu
     from redi.training.trainer import train
@@ -57,7 +58,8 @@ def _subject(run_dir: Path) -> Iterator:
     folder.mkdir(parents=True, exist_ok=True)
     if (run_dir / "audit.json").exists():  # of the run itself: the data need not be looked at again
         shutil.copy(run_dir / "audit.json", folder)
-    codec, dataset = prepared(folder)
+    experiment = Experiment(folder)
+    codec, dataset = experiment.codec, prepared(experiment)
     settings = _settings(train)
     device = own_gpu(choose_device(settings["device"]))
     torch.manual_seed(settings["seed"])

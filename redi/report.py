@@ -12,23 +12,14 @@ from redi import command_line
 log = logging.getLogger("redi")
 
 
-def stage(run_dir: Path) -> None:
-    """Reports on a run under the parsed configuration."""
-    from redi.core import config
-    from redi.pages.report import report
-
-    trained_dir = command_line.FLAGS.trained_dir or None
-    log.info("report: %s", config.call(report, run_dir=run_dir, trained_dir=trained_dir))
-
-
 def main(run_dir: Path) -> None:
     from redi.pages.report import is_point, is_sweep, report
+    from redi.runs.stages import report_stage
 
     if is_sweep(run_dir) or is_point(run_dir):  # a point has no checkpoints of its own, and a sweep no configuration
         log.info("report: %s", report(run_dir))
-        return
-    command_line.configure(run_dir, trains=False)
-    stage(run_dir)
+    else:
+        report_stage(command_line.configure(run_dir, trains=False))
 
 
 main.takes_folder = True  # `redi.report FOLDER` is short for --run_dir=FOLDER

@@ -6,25 +6,14 @@ python -m redi.train --gin_file=digits.gin --gin_bindings='PCA.rank = 4' --run_d
 from pathlib import Path
 
 from redi import command_line
-from redi.prepare import prepared
-
-
-def stage(run_dir: Path, *, evaluates: bool = False) -> None:
-    """Prepares and trains under the parsed configuration; see `prepared`."""
-    from redi.core import config
-    from redi.training.trainer import train
-
-    monitor = config.bound("train.monitor")
-    codec, dataset = prepared(run_dir, evaluates=evaluates, monitor=monitor)
-    config.call(train, run_dir=run_dir, codec=codec, dataset=dataset, monitor=monitor)
 
 
 def main(run_dir: Path) -> None:
-    run_dir = command_line.trained_dir(run_dir)
-    command_line.configure(run_dir, trains=True)
-    stage(run_dir)
     from redi.core import config
+    from redi.runs.stages import train_stage
 
+    run_dir = command_line.trained_dir(run_dir)
+    train_stage(command_line.configure(run_dir, trains=True))
     (run_dir / "operative.gin").write_text(config.operative_text())
 
 

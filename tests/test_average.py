@@ -24,7 +24,7 @@ def call(tmp_path_factory):
     def call(module, *bindings: str, **flags) -> int:
         flags = {name: value if isinstance(value, list | int) else str(value) for name, value in flags.items()}
         with flagsaver.flagsaver(gin_bindings=list(bindings), **flags):
-            return command_line._guarded(module.main, ["program"])
+            return command_line.exit_status(module.main, ["program"])
 
     yield call
     log.handlers[:], log.propagate = before[:2]

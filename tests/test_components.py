@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from redi.components import table as table_text
 from redi.core import config
 from redi.core.configurables import KINDS, import_all
+from redi.core.configurables import table as table_text
 from redi.core.registry import registries
 
 import_all()

@@ -10,11 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 import redi
-from redi import convert, evaluate, sample
+from redi import convert
 from redi.core import config
 from redi.fusion import sincos_positions
 from redi.models.published.layout import Layout, published_shapes
 from redi.models.published.weights import from_published
+from redi.runs.experiment import Experiment
+from redi.runs.stages import evaluate_stage, sample_stage
 from redi.runtime.checkpoint import Retention, list_checkpoints, load_checkpoint
 from redi.runtime.checksums import sha256
 from redi.runtime.distributed import Processes
@@ -110,7 +112,7 @@ def test_images_and_features_are_drawn_with_the_decoder_alone(redi_run):
 def test_the_sample_program_works_on_an_imported_run(redi_run):
     folder = redi_run[0]
     config.parse([folder / "config.gin"], ["sample.num_images = 2", "EulerMaruyama.num_evaluations = 2"])
-    sample.stage(folder)
+    sample_stage(Experiment(folder))
     assert (folder / "samples.png").exists()
 
 
@@ -190,8 +192,8 @@ def test_the_evaluate_program_works_on_an_imported_run(tmp_path, tiny_gin):
     bindings = ["JointCodec.representations = []", "sample.num_images = 12", "Digits.image_size = 16"]
     convert.import_checkpoint(path, tmp_path / "run", framework="sit", gin_files=[tiny_gin], gin_bindings=bindings)
     config.parse([tmp_path / "run" / "config.gin"])
-    sample.stage(tmp_path / "run")
-    evaluate.stage(tmp_path / "run")
+    sample_stage(Experiment(tmp_path / "run"))
+    evaluate_stage(Experiment(tmp_path / "run"))
     assert "frechet_distance_domain_network" in (tmp_path / "run" / "metrics.json").read_text()
 
 

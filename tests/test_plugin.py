@@ -155,7 +155,7 @@ def test_the_registry_and_the_table_list_them(run):
     code = (
         "import my_lab.reducing, my_lab.fusing, my_lab.guiding;"
         "from redi.models.reducers import reducers;"
-        "from redi.components import table;"
+        "from redi.core.configurables import table;"
         "print('FirstChannels' in reducers);"
         "print(table())"
     )
@@ -189,7 +189,7 @@ def test_the_worked_example_runs_as_it_is_written(tmp_path, tiny_gin):
     files = f"--gin_file={module}.gin", "--gin_file=less.gin"
     done = python("-m", "redi.run", *files, cwd=tmp_path, path=tmp_path)
 
-    assert "bound without effect, for nothing in use refers to it: PCA.rank\n" in done.stderr
+    assert "unused bindings, which no component in use refers to: PCA.rank\n" in done.stderr
     (rank,) = re.findall(rf"^{component}\.rank = (\d+)$", code["gin"], re.MULTILINE)
     record = last_record(tmp_path / "runs" / module)
     assert record["model_arguments"]["channels"] == {"image": 1, "domain": int(rank)}

@@ -43,7 +43,7 @@ def call(capsys, tmp_path, monkeypatch):
     def call(*bindings, gin_file=(), run_dir=None, stage="training"):
         files = [gin_file] if isinstance(gin_file, str) else list(gin_file)
         with flagsaver.flagsaver(gin_file=files, gin_bindings=list(bindings), run_dir=str(run_dir), stage=stage):
-            status = command_line._guarded(profile.main, ["program"])
+            status = command_line.exit_status(profile.main, ["program"])
         return status, *capsys.readouterr()
 
     yield call

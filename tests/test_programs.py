@@ -47,7 +47,7 @@ def call(capsys, tmp_path, monkeypatch, redi_log):
         files = [gin_file] if isinstance(gin_file, str) else list(gin_file)
         run_dir = run_dir and str(run_dir)
         with flagsaver.flagsaver(gin_file=files, gin_bindings=list(bindings), run_dir=run_dir, traceback=traceback):
-            status = command_line._guarded(module.main, ["program", *arguments])
+            status = command_line.exit_status(module.main, ["program", *arguments])
         return status, *capsys.readouterr()
 
     return call
@@ -281,7 +281,7 @@ def test_evaluating_before_sampling_says_so(trained, call):
 def test_a_binding_without_effect_is_warned_of(call, tiny_gin, tmp_path):
     status, _, errors = call(prepare, "evalutor/DomainEncoder.seed = 2", "rank = 3", gin_file=tiny_gin)
     assert status == 0, errors
-    assert " W bound without effect, for nothing in use refers to it: evalutor/DomainEncoder.seed, rank\n" in errors
+    assert " W unused bindings, which no component in use refers to: evalutor/DomainEncoder.seed, rank\n" in errors
 
 
 def test_the_run_folder_is_named_after_the_first_gin_file(call, tiny_gin, tmp_path):

@@ -7,7 +7,7 @@ import torch
 
 from redi.evaluation.records import read_metrics
 from redi.pages.files import Folder
-from redi.run import _holds, is_trained
+from redi.runs.job import is_trained, still_holds
 from redi.runtime.artefact import save_artefact, write_json
 from redi.runtime.checkpoint import Retention, checkpoint_dir, save_checkpoint
 from redi.runtime.checksums import sealed, sha256, tensors_sha256
@@ -37,9 +37,9 @@ def flip(path, position=None):
 
 
 def test_whole_results_of_the_same_configuration_hold(done):
-    assert _holds(done / "stages.json", KEY, RESULTS)
-    assert not _holds(done / "stages.json", KEY | {"checkpoint": "step_00000003"}, RESULTS)
-    assert not _holds(done / "no such file", KEY, RESULTS)
+    assert still_holds(done / "stages.json", KEY, RESULTS)
+    assert not still_holds(done / "stages.json", KEY | {"checkpoint": "step_00000003"}, RESULTS)
+    assert not still_holds(done / "no such file", KEY, RESULTS)
 
 
 @pytest.mark.parametrize("name", [*RESULTS, "samples/part-00000.safetensors", "stages.json"])
@@ -53,7 +53,7 @@ def test_damaged_results_do_not_hold_and_the_file_is_named(done, caplog, name, d
         path.unlink()
     else:
         path.write_bytes(content[: {"cut": len(content) // 2, "empty": 0}[damage]])
-    assert not _holds(done / "stages.json", KEY, RESULTS)
+    assert not still_holds(done / "stages.json", KEY, RESULTS)
     if damage != "gone" and name != "stages.json":
         assert "sampled and evaluated again" in caplog.text and path.name in caplog.text
 
@@ -80,7 +80,7 @@ def test_every_bit_of_the_metrics_counts_wherever_they_are_read(done):
 
 
 def test_a_model_whose_last_checkpoint_is_damaged_is_trained_again_from_the_one_before(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("redi.run.num_steps", lambda: 2)
+    monkeypatch.setattr("redi.runs.job.num_steps", lambda: 2)
     for step in (1, 2):
         assert not is_trained(tmp_path)
         save_checkpoint(tmp_path, step, {"model": {"w": torch.zeros(3)}}, {}, Retention(2))

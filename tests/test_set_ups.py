@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import redi
-from redi import query, sample, train
 from redi.core import config
 from redi.core.configurables import import_all
 from redi.evaluation.samples.stored import load_samples
+from redi.runs.experiment import Experiment
+from redi.runs.stages import query_stage, sample_stage, train_stage
 from redi.runtime.checkpoint import list_checkpoints, load_checkpoint
 from redi.runtime.log import read_log
 
@@ -59,7 +60,7 @@ def job(tiny_gin, tmp_path):
         run_dir = tmp_path / folder
         run_dir.mkdir(exist_ok=True)
         (run_dir / "config.gin").write_text(config.full_text())
-        train.stage(run_dir)
+        train_stage(Experiment(run_dir))
         return run_dir
 
     return job
@@ -82,7 +83,7 @@ def test_a_run_that_stopped_and_went_on_equals_one_that_did_not(job, name):
 @every_set_up
 def test_what_was_trained_opens_and_is_sampled(job, name):
     run_dir = job(name, "run", 2)
-    sample.stage(run_dir)
+    sample_stage(Experiment(run_dir))
     drawn = load_samples(run_dir).read()
     assert drawn.record["function_evaluations"] == drawn.record["sampler"]["num_evaluations"]
     assert drawn.x.isfinite().all()
@@ -100,7 +101,7 @@ def test_terms_of_the_objective_are_in_the_log(job):
 def test_a_rule_that_the_model_was_not_trained_for_is_named_when_it_samples(job, caplog):
     run_dir = job("separate tokens", "run", 2)
     config.parse([run_dir / "config.gin"], ["generate.guidance = [@guidance.RepresentationGuidance()]"])
-    sample.stage(run_dir)
+    sample_stage(Experiment(run_dir))
     assert "RepresentationGuidance asks for predictions without the representation" in caplog.text
 
 
@@ -116,7 +117,7 @@ def test_the_spread_of_every_group_is_in_the_log_and_in_the_checkpoint(job, capl
 def test_a_joint_model_of_either_framework_can_be_asked(job, name):
     run_dir = job(name, "run", 2)
     config.parse([run_dir / "config.gin"], ["query.num_images = 2", "query.num_variations = 1"])
-    query.stage(run_dir)
+    query_stage(Experiment(run_dir))
     answer = json.loads((run_dir / "queries.json").read_text())
     assert answer["function_evaluations"] == 250
     assert (run_dir / "queries.png").exists()

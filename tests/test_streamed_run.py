@@ -21,7 +21,7 @@ def call(monkeypatch, tmp_path, tiny_gin, capsys):
         monkeypatch.setenv("REDI_CACHE", str(tmp_path / cache))
         flags = {"gin_file": [tiny_gin], "gin_bindings": list(bindings), "run_dir": str(tmp_path / folder)}
         with flagsaver.flagsaver(**flags):
-            status = command_line._guarded(main, ["program"])
+            status = command_line.exit_status(main, ["program"])
         return SimpleNamespace(status=status, errors=capsys.readouterr().err)
 
     return call

@@ -30,7 +30,7 @@ def call():
     def call(run_dir: Path, *bindings: str, gin_file: str | None = None, point: str | None = None) -> int:
         files = [str(gin_file)] if gin_file else []
         with flagsaver.flagsaver(gin_file=files, gin_bindings=list(bindings), run_dir=str(run_dir), point=point):
-            return command_line._guarded(sweep.main, ["program"])
+            return command_line.exit_status(sweep.main, ["program"])
 
     yield call
     log.handlers[:], log.propagate = before[:2]
@@ -190,7 +190,7 @@ def test_a_folder_without_a_sweep_needs_a_file(call, tmp_path, capsys):
 def sampled(run_dir: Path, trained_dir: Path, *bindings: str, module=sample) -> int:
     flags = {"gin_file": [], "gin_bindings": list(bindings), "run_dir": str(run_dir), "trained_dir": str(trained_dir)}
     with flagsaver.flagsaver(**flags):
-        return command_line._guarded(module.main, ["program"])
+        return command_line.exit_status(module.main, ["program"])
 
 
 def test_a_trained_model_is_sampled_into_another_folder(folder, call, tmp_path):

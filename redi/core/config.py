@@ -14,7 +14,8 @@ import gin
 from gin.config import iterate_references
 
 from redi.core import trusted_imports
-from redi.core.config_text import HARMLESS, statements
+from redi.core.config_text import statements
+from redi.core.registry import harmless_arguments
 from redi.runtime.spelling import did_you_mean
 
 
@@ -105,6 +106,14 @@ def unevaluated(name: str, default: Any = None) -> Any:
         return default
 
 
+def is_bound(name: str, default: bool = False) -> bool:
+    """Whether something other than None is bound to 'function.argument'; nothing is built. `default`: if unbound."""
+    try:
+        return gin.query_parameter(name) is not None
+    except ValueError:  # nothing bound
+        return default
+
+
 def canonical(key: str) -> str:
     """A binding's key as saved configurations have it: 'reducers.PCA.rank' -> 'PCA.rank'.
 
@@ -136,11 +145,11 @@ def full_text() -> str:
     return gin.config_str()
 
 
-def text_for(roots: Sequence[Callable], but: re.Pattern) -> str:
-    """As `full_text`, less the bindings that match `but` and what calls of these functions then do not reach."""
+def text_for(roots: Sequence[Callable], but: Callable[[str], Any]) -> str:
+    """As `full_text`, less the bindings for which `but` holds, and what calls of these functions then do not reach."""
     reached, kept = _reached(roots, but), {}
     for (scope, selector), parameters in gin.config._CONFIG.items():
-        own = {name: value for name, value in parameters.items() if not but.match(f"{_short(selector)}.{name}")}
+        own = {name: value for name, value in parameters.items() if not but(f"{_short(selector)}.{name}")}
         if own and (scope, selector) in reached:
             kept[scope, selector] = own
     return gin.config._config_str(kept)
@@ -175,11 +184,11 @@ def conflicts(saved: str, roots: Sequence[Callable]) -> list[str]:
 
 def relevant(text: str, roots: Sequence[Callable]) -> dict[str, str]:
     """The statements of a saved configuration that decide what these functions compute, harmless ones left out."""
-    matters = {f"{scope}/{_short(selector)}".lstrip("/") for scope, selector in _reached(roots, but=HARMLESS)}
+    matters = {f"{scope}/{_short(selector)}".lstrip("/") for scope, selector in _reached(roots, but=is_harmless)}
     kept = {}
     for key, value in statements(text).items():
         owner = key.rsplit(".", 1)[0] if "." in key else f"{key}/macro"
-        if owner in matters and not HARMLESS.match(key):
+        if owner in matters and not is_harmless(key):
             kept[key] = value
     return kept
 
@@ -196,15 +205,25 @@ def without_effect(roots: Sequence[Callable]) -> list[str]:
     return sorted(unused)
 
 
-def _reached(roots: Sequence[Callable], but: re.Pattern | None = None) -> set[tuple[str, str]]:
-    """(scope, selector) of all bindings that calling the roots can use; not through parameters that match `but`."""
+def is_harmless(key: str) -> bool:
+    """Whether a resumed run may change the binding 'scope/Component.argument' (see `configurable`)."""
+    owner, _, argument = key.rpartition(".")
+    try:
+        info = gin.config._REGISTRY.get_match(owner.rpartition("/")[2])
+    except (KeyError, ValueError):  # several components of that name
+        return False
+    return info is not None and argument in harmless_arguments.get(info.selector, ())
+
+
+def _reached(roots: Sequence[Callable], but: Callable[[str], Any] | None = None) -> set[tuple[str, str]]:
+    """(scope, selector) of all bindings that calling the roots can use; not through parameters that `but` takes."""
     pending = [("", gin.config._INVERSE_REGISTRY[root].selector) for root in roots]
     reached = set()
     for scope, selector in pending:  # grows while it is walked
         for outer in _enclosing(scope):
             reached.add((outer, selector))
             parameters = gin.config._CONFIG.get((outer, selector), {})
-            followed = {k: v for k, v in parameters.items() if not (but and but.match(f"{_short(selector)}.{k}"))}
+            followed = {k: v for k, v in parameters.items() if not (but and but(f"{_short(selector)}.{k}"))}
             for reference in iterate_references(followed):
                 # An unscoped reference is called in the scope of its caller.
                 key = ("/".join(reference.scopes) or scope, reference.configurable.selector)

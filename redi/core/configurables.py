@@ -5,6 +5,9 @@ place that names modules of higher floors, as text: nothing here needs them.
 """
 
 import importlib
+import inspect
+
+from redi.core.registry import registries
 
 KINDS = (
     "redi.data.datasets",
@@ -36,3 +39,29 @@ def import_all() -> None:
     """Imports every kind of component and every function that gin can configure."""
     for module in (*KINDS, *FUNCTIONS):
         importlib.import_module(module)
+
+
+def table() -> str:
+    """Every registered component with its arguments, defaults and first docstring line."""
+    import_all()
+
+    parts = []
+    for kind, registry in sorted(registries.items()):
+        parts.append(f"{kind}")
+        for name in registry:
+            component = registry[name]
+            first_line = (inspect.getdoc(component) or "").partition("\n")[0]
+            arguments = [
+                _argument(parameter)
+                for parameter in inspect.signature(component).parameters.values()
+                if parameter.name not in registry.runtime and parameter.kind is not parameter.VAR_KEYWORD
+            ]
+            parts.append(f"  @{kind}.{name}({', '.join(arguments)})\n      {first_line}")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _argument(parameter: inspect.Parameter) -> str:
+    if parameter.default is inspect.Parameter.empty:
+        return parameter.name
+    return f"{parameter.name}={parameter.default!r}"

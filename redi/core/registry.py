@@ -32,12 +32,16 @@ class Registry(Mapping[str, type]):
         kind: plural name; also the module under which gin knows the components (`reducers.PCA`).
         interface: the class that every component must derive from.
         runtime: constructor arguments that the library supplies; gin refuses bindings to them.
+        harmless: constructor arguments that a resumed run may change (see `configurable`).
     """
 
-    def __init__(self, kind: str, interface: type, runtime: tuple[str, ...] = ()):
+    def __init__(
+        self, kind: str, interface: type, runtime: tuple[str, ...] = (), *, harmless: tuple[str, ...] = ()
+    ):
         self.kind = kind
         self.interface = interface
         self.runtime = runtime
+        self.harmless = harmless
         self._components: dict[str, type] = {}
         registries[kind] = self
 
@@ -60,6 +64,7 @@ class Registry(Mapping[str, type]):
         finally:
             if known:
                 gin.exit_interactive_mode()
+        harmless_arguments[f"{self.kind}.{name}"] = self.harmless
         self._components[name] = component
         return component
 
@@ -102,22 +107,33 @@ class Registry(Mapping[str, type]):
         return len(self._components)
 
 
+harmless_arguments: dict[str, tuple[str, ...]] = {}  # {gin selector: arguments that a resumed run may change}
 entry_points: list[Callable] = []  # the configurable functions that programs call
 training_entry_points: list[Callable] = []  # those whose bindings decide what is learned
 
 
-def configurable(target=None, *, runtime: tuple[str, ...] = (), entry: bool = False, trains: bool = False):
+def configurable(
+    target=None,
+    *,
+    runtime: tuple[str, ...] = (),
+    harmless: tuple[str, ...] = (),
+    entry: bool = False,
+    trains: bool = False,
+):
     """Decorator: makes a function or class known to gin under its own name and returns it unchanged.
 
     Args:
         runtime: arguments that the library supplies; gin refuses bindings to them.
+        harmless: arguments that a resumed run may change: they decide how long, how often and where, not what is
+            learned.
         entry: programs call this function; what it refers to is in use (see `entry_points`).
         trains: its bindings decide what is learned (see `training_entry_points`); implies `entry`.
     """
     if target is None:
-        return partial(configurable, runtime=runtime, entry=entry, trains=trains)
+        return partial(configurable, runtime=runtime, harmless=harmless, entry=entry, trains=trains)
     with gin.unlock_config():
         gin.register(module="redi", denylist=list(runtime) or None)(target)
+    harmless_arguments[f"redi.{target.__name__}"] = harmless
     if entry or trains:
         entry_points.append(target)
     if trains:
@@ -140,10 +156,11 @@ def identity(component: object) -> dict[str, str]:
     return known | {"source_sha256": hashlib.sha256(source.encode()).hexdigest()}
 
 
-def external(cls: type, module: str) -> type:
+def external(cls: type, module: str, *, harmless: tuple[str, ...] = ()) -> type:
     """Makes a class of another library known to gin as `<module>.<ClassName>`; the class stays untouched."""
     with gin.unlock_config():
         gin.external_configurable(cls, module=module)
+    harmless_arguments[f"{module}.{cls.__name__}"] = harmless
     return cls
 
 

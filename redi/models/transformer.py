@@ -18,7 +18,10 @@ from redi.models.attention import attend_sdpa, choose_attention
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 
 
-@configurable(runtime=("channels", "grid", "num_classes", "variance_groups", "alignment_dim"))
+@configurable(
+    runtime=("channels", "grid", "num_classes", "variance_groups", "alignment_dim"),
+    harmless=("attention", "checkpointing"),
+)
 class DiffusionTransformer(nn.Module):
     """x_t (N, C, H, W), t (N,), y (N,) -> prediction (N, C, H, W), for DiT and SiT alike.
 

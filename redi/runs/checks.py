@@ -3,7 +3,7 @@
 import inspect
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -13,6 +13,7 @@ from redi.data.loader import check_shuffle
 from redi.evaluation.checking import check_evaluation
 from redi.evaluation.evaluate import evaluate
 from redi.evaluation.samples.sample import check_sampling, sample
+from redi.evaluation.stored_statistics import StoredStatistics
 from redi.models.codec import JointCodec
 from redi.models.encoders import Encoder
 from redi.runtime.checkpoint import check_best
@@ -33,10 +34,11 @@ ALIGNMENT = (
 )
 
 
-def check_training(codec: JointCodec, dataset: Dataset, *, resumes: bool = False) -> None:
+def check_training(codec: JointCodec, dataset: Dataset, *, monitor=None, resumes: bool = False) -> None:
     """Builds all that `train` will build, on the meta device: shapes alone, no memory, no random numbers.
 
     Args:
+        monitor: what `train` will be called with.
         resumes: there is a checkpoint to go on from, so that `train.initial_weights` will not be read.
 
     Raises:
@@ -47,7 +49,7 @@ def check_training(codec: JointCodec, dataset: Dataset, *, resumes: bool = False
         check_shuffle(setting(train, "shuffle"))
         Processes(*process_rank()).check(setting(train, "batch_size"), setting(train, "accumulate"))
         if (best := setting(train, "keep_best")) is not None:
-            check_best(best, setting(train, "monitor"))
+            check_best(best, monitor)
         device = choose_device(setting(train, "device"))
         dtype = choose_precision(setting(train, "precision"), device).dtype
         choose_compile(setting(train, "compile"), device)
@@ -76,20 +78,29 @@ def check_training(codec: JointCodec, dataset: Dataset, *, resumes: bool = False
             "too. Lower the reducer's rank or the patch size, or raise DiffusionTransformer.width",
             numbers, width,
         )  # fmt: skip
-    without_effect = [name for name in ALIGNMENT if config.bound(name) is not None]
+    without_effect = [name for name in ALIGNMENT if config.is_bound(name)]
     if codec.alignment is None and without_effect:
         log.warning("%s without effect: JointCodec.alignment is not bound (see repa.gin)", ", ".join(without_effect))
 
 
-def check_results(codec: JointCodec, dataset: Dataset) -> None:
-    """The same for the stages after training. Raises ValueError as `sample` and `evaluate` would."""
+def check_results(
+    codec: JointCodec,
+    dataset: Dataset,
+    *,
+    reference: Dataset | StoredStatistics | None,
+    networks: Sequence[Encoder] | None,
+) -> None:
+    """The same for the stages after training. Raises ValueError as `sample` and `evaluate` would.
+
+    Args:
+        reference, networks: what `evaluate` will be called with.
+    """
     with config.explained(types=True):
         names = set(inspect.signature(check_sampling).parameters) - {"num_classes"}
         settings = {name: setting(sample, name) for name in names}
         check_sampling(**settings, num_classes=dataset.num_classes)
-        networks = setting(evaluate, "networks")
         rest = {name: setting(evaluate, name) for name in ("metrics", "max_images")}
-        check_evaluation(dataset, setting(evaluate, "reference"), networks, **rest)
+        check_evaluation(dataset, reference, networks, **rest)
     for network in networks or ():
         for representation in codec.representations.values():
             check_independent(network, representation.encoder)

@@ -228,7 +228,7 @@ def _portable(run: Run) -> str:
     with config.isolated():
         import_all()
         config.parse([], run.gin_bindings, found=[run.folder / CONFIG])
-        text = config.text_for([root for root in entry_points if root.__name__ not in elsewhere], local)
+        text = config.text_for([root for root in entry_points if root.__name__ not in elsewhere], local.match)
     if paths := [name for name, value in config.statements(text).items() if ABSOLUTE.search(value)]:
         log.warning(
             "the saved configuration names absolute paths: %s. To save other values, give this function "

@@ -96,6 +96,7 @@ def open_run(
     codec: JointCodec | None = None,
     model=None,
     process: Process | None = None,
+    objective: JointObjective | None = None,
 ) -> Run:
     """What `load` gives, of the tensors and the record that were read from `folder`; `run_dir` holds the config.gin.
 
@@ -103,12 +104,11 @@ def open_run(
     """
     arguments = record["model_arguments"]
     channels, num_classes = Channels(**arguments["channels"]), arguments["num_classes"]
-    objective = None
     if codec is not None and gin_bindings:
         raise ValueError(f"gin_bindings = {list(gin_bindings)} have no effect on the codec= that is given: drop one")
     if codec is None:
         codec, built_model, objective = _build(run_dir, channels, num_classes, gin_bindings)
-        model, process = model or built_model, process or objective.process
+        model = model or built_model
     codec.load_learned_state(tensors["codec"])
     build, stored = model or DiffusionTransformer, dict(tensors.get("model", {})) | dict(tensors["ema"])
     try:
@@ -126,7 +126,7 @@ def open_run(
         name: {key: t.to(device) for key, t in tensors.get(name, tensors["ema"]).items() if key in tensors["ema"]}
         for name in ("ema", "model")
     }
-    process = process or JointObjective(channels=channels, num_classes=num_classes).process
+    process = process or (objective or JointObjective(channels=channels, num_classes=num_classes)).process
     return Run(
         net, codec.to(device), process, objective, weights, ColourBasis(tensors.get("colours", {})),
         record["step"], num_classes, record["image_size"], run_dir, record, gin_bindings,
@@ -142,7 +142,7 @@ def _build(run_dir: Path, channels: Channels, num_classes: int, gin_bindings: Se
         import_all()
         config.parse([], gin_bindings, found=[path])
         if gin_bindings and (unused := config.without_effect(entry_points)):
-            log.warning("bound without effect, for nothing in use refers to it: %s", ", ".join(unused))
+            log.warning("unused bindings, which no component in use refers to: %s", ", ".join(unused))
         codec = config.bound("train.codec") or JointCodec()
         # Called inside the context: a bound class takes its arguments from the configuration when it is called.
         objective = config.bound("train.objective", JointObjective)(channels=channels, num_classes=num_classes)

@@ -12,7 +12,7 @@ from redi.core.registry import training_entry_points
 from redi.evaluation.evaluate import evaluate
 from redi.evaluation.samples.sample import sample
 from redi.pages.report import report
-from redi.run import num_steps
+from redi.runs.job import num_steps
 from redi.runtime.artefact import write_json
 from redi.runtime.checkpoint import checkpoint_dir, list_checkpoints
 from redi.sweeps.points import Point, expand, shortened

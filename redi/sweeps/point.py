@@ -8,6 +8,8 @@ from pathlib import Path
 
 import redi
 from redi.core import config
+from redi.runs.experiment import Experiment
+from redi.runs.job import job
 from redi.runtime.artefact import write_json
 from redi.runtime.checksums import sealed, unsealed
 from redi.runtime.distributed import process_rank
@@ -20,8 +22,6 @@ KEPT = ("metric", "value", "spread", "better", "num_samples")  # of an entry of 
 
 def run_point(run_dir: Path, entry: Planned) -> None:
     """Does what is left to do of a point; where it fails, `error.txt` in its folder says why."""
-    from redi.run import job
-
     folder = entry.folder(run_dir)
     first = process_rank()[0] == 0
     folder.mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,7 @@ def run_point(run_dir: Path, entry: Planned) -> None:
         config.parse([], [entry.text])
         if first:
             (folder / "config.gin").write_text(entry.text)
-        seconds = job(folder, entry.trained_dir(run_dir), shared=True)
+        seconds = job(Experiment(folder, entry.trained_dir(run_dir)), shared=True)
         if first:
             write_result(folder, entry, seconds)
 

@@ -41,11 +41,20 @@ log = logging.getLogger(__name__)
 # Paper, section 4.1: constant rate, no weight decay.
 ADAMW = partial(torch.optim.AdamW, lr=1e-4, weight_decay=0.0, fused=True)
 
-for _optimizer in (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD):
-    external(_optimizer, module="torch.optim")
+external(torch.optim.AdamW, module="torch.optim", harmless=("fused",))
+external(torch.optim.Adam, module="torch.optim")
+external(torch.optim.SGD, module="torch.optim")
 
 
-@configurable(runtime=("run_dir",), trains=True)
+@configurable(
+    runtime=("run_dir",),
+    trains=True,
+    harmless=(
+        "num_steps", "accumulate", "parallel", "device", "compile", "max_skipped_steps", "stalled_seconds",
+        "log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "keep_best",
+        "preview", "preview_every", "preview_images", "monitor", "monitor_every",
+    ),
+)  # fmt: skip
 def train(
     run_dir: str | Path,
     *,

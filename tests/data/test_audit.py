@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from redi import prepare
 from redi.core import config
 from redi.data.audit import AuditError, audit, describe
 from redi.data.datasets import Dataset
 from redi.data.datasets.digits import Digits
 from redi.data.datasets.image_folder import ImageFolder
 from redi.data.preprocessing import Preprocessing
+from redi.runs.audit import audited
 from redi.runtime import shared_work
 
 PHOTOS = Path(os.environ.get("REDI_DATA", Path(__file__).parents[2] / "../shared/data")) / "photos"
@@ -249,7 +249,7 @@ def gated(monkeypatch):
 
 def refusal(run_dir) -> str:
     with pytest.raises(AuditError) as caught:
-        prepare.audited(run_dir)
+        audited(run_dir)
     return str(caught.value)
 
 

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from redi.convergence import _folders, _warn_of_different_measures
 from redi.evaluation.convergence import Curve, convergence_factor, describe, plot, read_curve
+from redi.runs.convergence import run_folders, warn_of_different_measures
 
 STEPS = np.arange(100, 1100, 100)
 
@@ -119,15 +119,15 @@ def test_the_plot_shows_every_run(tmp_path):
 def test_a_pattern_without_runs_is_refused_and_a_run_named_twice_counts_once(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "log.jsonl").write_text("")
-    assert _folders("method", [str(tmp_path / "a"), str(tmp_path / "*")]) == [tmp_path / "a"]
+    assert run_folders("method", [str(tmp_path / "a"), str(tmp_path / "*")]) == [tmp_path / "a"]
     with pytest.raises(ValueError, match="--method=.*nowhere names no folder"):
-        _folders("method", [str(tmp_path / "a"), str(tmp_path / "nowhere")])
+        run_folders("method", [str(tmp_path / "a"), str(tmp_path / "nowhere")])
 
 
 def test_the_program_warns_of_runs_that_were_measured_otherwise(tmp_path, caplog):
     for name, count in (("plain", 500), ("redi", 400)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.gin").write_text(f"Monitor.num_images = {count}\ntrain.seed = {count}\n")
-    _warn_of_different_measures([tmp_path / "plain", tmp_path / "redi"])
+    warn_of_different_measures([tmp_path / "plain", tmp_path / "redi"])
     [record] = caplog.records
     assert record.getMessage().endswith("Monitor.num_images")

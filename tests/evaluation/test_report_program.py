@@ -18,7 +18,7 @@ def call(capsys, tmp_path, monkeypatch):
 
     def call(module, *arguments, run_dir=None) -> tuple[int, str]:
         with flagsaver.flagsaver(gin_file=[], gin_bindings=[], run_dir=run_dir, trained_dir=None, traceback=False):
-            status = command_line._guarded(module.main, ["program", *map(str, arguments)])
+            status = command_line.exit_status(module.main, ["program", *map(str, arguments)])
         return status, capsys.readouterr().err
 
     yield call

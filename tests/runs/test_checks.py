@@ -10,7 +10,8 @@ from PIL import Image
 from redi.core import config
 from redi.core.configurables import import_all
 from redi.models.encoders import encoders
-from redi.prepare import prepared
+from redi.runs.experiment import Experiment
+from redi.runs.prepare import prepared
 
 import_all()
 SHIPPED = sorted(str(file.relative_to(config.config_dir())) for file in config.config_dir().rglob("*.gin"))
@@ -25,7 +26,7 @@ def refused(tiny_gin, tmp_path, monkeypatch):
         config.parse([tiny_gin], ["train.device = 'cpu'", *bindings])
         (tmp_path / "run").mkdir(exist_ok=True)
         with pytest.raises(ValueError) as error:
-            prepared(tmp_path / "run", evaluates=True)
+            prepared(Experiment(tmp_path / "run"), evaluates=True)
         assert not (tmp_path / "cache").exists()  # neither fitted nor encoded
         return str(error.value)
 
@@ -42,15 +43,16 @@ def images(folder, *names: str) -> list[str]:
 
 def test_settings_that_can_work_are_prepared(tiny_gin, tmp_path):
     config.parse([tiny_gin], ["train.device = 'cpu'"])
-    codec, data = prepared(tmp_path, evaluates=True)
-    assert codec.fitted and len(data) == 179
+    experiment = Experiment(tmp_path)
+    data = prepared(experiment, evaluates=True)
+    assert experiment.codec.fitted and len(data) == 179
 
 
 @pytest.mark.parametrize(("rank", "numbers"), [(3, 0), (4, 20)])
 def test_tokens_of_more_numbers_than_the_model_is_wide_are_pointed_out(tiny_gin, tmp_path, caplog, rank, numbers):
     size = ["DiffusionTransformer.size = 'S/2'", "DiffusionTransformer.width = 16", f"PCA.rank = {rank}"]
     config.parse([tiny_gin], ["train.device = 'cpu'", *size])
-    prepared(tmp_path)
+    prepared(Experiment(tmp_path))
     found = [record.getMessage() for record in caplog.records if "a token holds" in record.getMessage()]
     assert len(found) == bool(numbers)  # one image channel and the rank, by patches of 2 x 2
     assert not numbers or f"a token holds {numbers} numbers" in found[0] and "width of 16" in found[0]
@@ -162,7 +164,9 @@ def test_a_reference_of_other_classes_is_refused_before_encoding(refused, tmp_pa
 
 def test_what_only_the_results_need_does_not_stop_training_alone(tiny_gin, tmp_path):
     config.parse([tiny_gin], ["train.device = 'cpu'", "sample.weights = 'emma'"])
-    codec, _ = prepared(tmp_path)
+    experiment = Experiment(tmp_path)
+    prepared(experiment)
+    codec = experiment.codec
     assert codec.fitted
 
 

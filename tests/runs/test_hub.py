@@ -321,7 +321,7 @@ def test_saving_leaves_the_configuration_at_hand(alices, tmp_path):
 
 def test_bindings_of_nothing_in_a_model_are_warned_of(saved, caplog):
     redi.from_pretrained(saved, device="cpu", gin_bindings=["ImageFolder.path = 'images'"])
-    assert "bound without effect, for nothing in use refers to it: ImageFolder.path" in caplog.text
+    assert "unused bindings, which no component in use refers to: ImageFolder.path" in caplog.text
 
 
 def test_bindings_for_a_run_built_without_gin_are_refused(run_dir):

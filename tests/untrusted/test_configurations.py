@@ -98,7 +98,7 @@ def test_bindings_are_the_users(dangerous):
 
 
 def test_modules_of_redi_may_be_imported(tmp_path):
-    config.parse([], found=[found(tmp_path, "import redi.data.audit\nfrom redi.core import grids\nA = 'import os'\n")])
+    config.parse([], found=[found(tmp_path, "import redi.data.audit\nfrom redi.core import resize\nA = 'import os'\n")])
 
 
 @pytest.mark.parametrize("name", ["", "my lab", "my_lab.", "os; import x", "__gin__", "../x"])
@@ -108,7 +108,7 @@ def test_what_is_no_module_cannot_be_named(name):
 
 
 def test_the_environment_names_plugins():
-    code = "from redi.core import consent; print(sorted(trusted_imports.named))"
+    code = "from redi.core import trusted_imports; print(sorted(trusted_imports.named))"
     done = subprocess.run([sys.executable, "-c", code], env={"REDI_PLUGINS": "a,b.c"}, capture_output=True, text=True)
     assert done.stdout == "['a', 'b.c']\n"
 
@@ -128,7 +128,7 @@ def test_names_of_files_do_not_steer_the_terminal(capsys, monkeypatch):
         raise ValueError("no file \x1b[2J\x1b]0;owned\x07.png\n  in this folder")
 
     flags.FLAGS(["redi"])
-    assert command_line._guarded(main, ["redi"], in_run_dir=False) == 1
+    assert command_line.exit_status(main, ["redi"], in_run_dir=False) == 1
     assert "no file \ufffd[2J\ufffd]0;owned\ufffd.png\n  in this folder" in capsys.readouterr().err
 
 

@@ -59,6 +59,6 @@ def lerp(average: Mapping[str, Tensor], model: nn.Module, weight: float) -> None
     torch._foreach_lerp_(list(average.values()), [current[name] for name in average], weight)
 
 
-emas = Registry("ema", AveragedWeights, runtime=("model",))
+emas = Registry("ema", AveragedWeights, runtime=("model",), harmless=("snapshot_every", "snapshot_dtype"))
 register = emas.register
 discover(__name__, emas)

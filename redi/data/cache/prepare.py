@@ -19,7 +19,10 @@ from redi.runtime.distributed import process_rank
 log = logging.getLogger(__name__)
 
 
-@configurable(runtime=("codec", "dataset", "rank", "world_size"), trains=True)
+@configurable(
+    runtime=("codec", "dataset", "rank", "world_size"), trains=True,
+    harmless=("cache_dir", "cache_url", "local_gib", "batch_size", "rows_per_shard", "verify"),
+)
 def prepare(
     *,
     codec: JointCodec,

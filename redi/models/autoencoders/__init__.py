@@ -50,6 +50,6 @@ class Autoencoder(nn.Module, ABC):
         return self.provenance()
 
 
-autoencoders = Registry("autoencoders", Autoencoder)
+autoencoders = Registry("autoencoders", Autoencoder, harmless=("weights",))
 register = autoencoders.register
 discover(__name__, autoencoders)

@@ -63,6 +63,6 @@ class Encoder(nn.Module, ABC):
         """What decides the features, as JSON: name, settings, weights, resize rule."""
 
 
-encoders = Registry("encoders", Encoder)
+encoders = Registry("encoders", Encoder, harmless=("weights",))
 register = encoders.register
 discover(__name__, encoders)

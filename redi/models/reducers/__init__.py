@@ -184,6 +184,6 @@ def _as_json(value):
     return json.loads(json.dumps(value))
 
 
-reducers = Registry("reducers", Reducer)
+reducers = Registry("reducers", Reducer, harmless=("store_rank",))
 register = reducers.register
 discover(__name__, reducers)

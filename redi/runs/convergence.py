@@ -1,0 +1,72 @@
+"""How much faster one kind of run converges than another."""
+
+import glob
+import logging
+import re
+from pathlib import Path
+
+from redi.core import config
+from redi.evaluation.convergence import PREFIX, convergence_factor, describe, plot, read_curve
+from redi.runtime.artefact import write_json
+from redi.runtime.log import read_log
+
+log = logging.getLogger("redi")
+
+# Bindings that decide what a monitored value means.
+MEASURES = re.compile(
+    r"Monitor\.|monitor/|evaluator/|held_out/|evaluate\.reference|Preprocessing\.|ImageFolder\.path|WebDataset\.shards"
+)
+
+
+def compare(baseline: list[Path], method: list[Path], to: Path, *, metric: str | None = None) -> str:
+    """Write `convergence.json` and `convergence.png` to a folder -> the result as text.
+
+    Args:
+        baseline, method: folders of runs that were trained with a monitor of equal settings; several are seeds.
+        metric: name of a monitored distance; default: the first that all runs have.
+    """
+    folders = {"baseline": baseline, "method": method}
+    metric = metric or _common_distance([*baseline, *method])
+    warn_of_different_measures([*baseline, *method])
+    curves = {side: [read_curve(folder, metric) for folder in runs] for side, runs in folders.items()}
+    result = convergence_factor(**curves)
+    to.mkdir(parents=True, exist_ok=True)
+    write_json(to / "convergence.json", {"metric": metric, **result})
+    plot(**curves, metric=metric, result=result).savefig(to / "convergence.png", dpi=130)
+    log.info("picture: %s", to / "convergence.png")
+    return f"{metric}\n{describe(result)}"
+
+
+def run_folders(side: str, patterns: list[str]) -> list[Path]:
+    if not patterns:
+        raise ValueError(f"--{side} is missing: name the folders of trained runs")
+    folders = []
+    for pattern in patterns:
+        found = [Path(path) for path in sorted(glob.glob(pattern)) if (Path(path) / "log.jsonl").exists()]
+        if not found:
+            raise ValueError(f"--{side}={pattern} names no folder that holds a log.jsonl")
+        folders += [path for path in found if path not in folders]
+    return folders
+
+
+def warn_of_different_measures(folders: list[Path]) -> None:
+    """Where the runs' configurations say that the monitors' numbers do not compare."""
+    measured = {}
+    for folder in folders:
+        path = folder / "config.gin"
+        found = config.statements(path.read_text()) if path.exists() else {}
+        measured[folder] = {key: value for key, value in found.items() if MEASURES.match(key)}
+    first = measured[folders[0]]
+    for folder, other in measured.items():
+        if differing := sorted(key for key in first | other if first.get(key) != other.get(key)):
+            log.warning("%s was measured otherwise than %s: %s", folder, folders[0], ", ".join(differing))
+
+
+def _common_distance(folders: list[Path]) -> str:
+
+    names = [dict.fromkeys(key for entry in read_log(folder) for key in entry) for folder in folders]
+    common = [name for name in names[0] if name.startswith(PREFIX) and all(name in other for other in names)]
+    distances = [name for name in common if "distance" in name or "fid" in name]
+    if not distances:
+        raise ValueError("no monitored distance is in the logs of all these runs: see monitor.gin")
+    return distances[0]

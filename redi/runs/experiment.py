@@ -1,0 +1,110 @@
+"""What one job builds from the parsed configuration, each object at most once, for all of its stages."""
+
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from redi.core import config
+from redi.core.channels import Channels
+from redi.core.objective import JointObjective
+from redi.core.registry import training_entry_points
+from redi.data.datasets import Dataset
+from redi.evaluation.stored_statistics import StoredStatistics, images_of
+from redi.models.codec import JointCodec
+from redi.models.transformer import DiffusionTransformer
+from redi.runs.audit import audited
+from redi.runs.load import Run, open_run
+from redi.runtime.atomic import only_process, write_text
+from redi.runtime.checkpoint import list_checkpoints, newest_good
+from redi.runtime.device import choose_device, own_gpu
+from redi.runtime.distributed import process_rank
+
+
+class Experiment:
+    """The parsed configuration and the folders it is used for. Attributes are built when they are first read.
+
+    Args:
+        run_dir: takes the results.
+        trained_dir: holds the checkpoints; default: `run_dir`.
+    """
+
+    def __init__(self, run_dir: str | Path, trained_dir: str | Path | None = None):
+        self.run_dir = Path(run_dir)
+        self.trained_dir = Path(trained_dir or run_dir)
+
+    def claim(self, *, trains: bool) -> None:
+        """Makes the folders and writes `config.gin`, unless they hold a run with another configuration.
+
+        Args:
+            trains: whether the caller may start a run; others need one that exists.
+
+        Raises:
+            ValueError: the folder holds a run with another configuration, or no run where one is needed.
+        """
+        saved, checkpoints = self.trained_dir / "config.gin", list_checkpoints(self.trained_dir)
+        if saved.exists() and checkpoints:  # before the first, another configuration spoils nothing
+            if differences := config.conflicts(saved.read_text(), training_entry_points):
+                where = "--run_dir" if self.trained_dir == self.run_dir else "--trained_dir"
+                raise ValueError(
+                    f"{self.trained_dir} holds a run with another configuration:\n  "
+                    + "\n  ".join(differences)
+                    + f"\nChoose another {where}, or give the bindings that the run was started with"
+                )
+        elif not trains:
+            missing = f"train one with redi.train --run_dir={self.trained_dir}"
+            raise ValueError(f"{self.trained_dir} holds no trained model: {missing}")
+        for folder in {self.trained_dir, self.run_dir} if trains else {self.run_dir}:
+            folder.mkdir(parents=True, exist_ok=True)
+        if process_rank()[0] > 0:  # rank 0 writes for all
+            return
+        if trains and (self.trained_dir == self.run_dir or not checkpoints):
+            with only_process(self.trained_dir):  # not while another process trains there
+                write_text(saved, config.full_text())  # other ranks may be reading it
+        if self.trained_dir != self.run_dir:
+            write_text(self.run_dir / "config.gin", config.full_text())
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return own_gpu(choose_device(config.bound("train.device", "auto")))
+
+    @cached_property
+    def codec(self) -> JointCodec:
+        """As bound; unfitted before `prepare` or `run` has filled it. Raises ValueError: no codec is bound."""
+        codec = config.bound("train.codec")
+        if not isinstance(codec, JointCodec):
+            raise ValueError(f"train.codec is {codec!r}: bind train.codec = @JointCodec(), as gin/base.gin does")
+        return codec
+
+    @cached_property
+    def train_data(self) -> Dataset:
+        """The training images without unreadable ones; audited once per folder and data set."""
+        return audited(self.trained_dir)
+
+    @cached_property
+    def reference(self) -> Dataset | StoredStatistics | None:
+        """What samples are compared with: `evaluate.reference`."""
+        return config.bound("evaluate.reference")
+
+    @property
+    def held_out(self) -> Dataset | None:
+        """The images of the reference, where it has any."""
+        return images_of(self.reference)
+
+    @cached_property
+    def metric_networks(self) -> list | None:
+        """`evaluate.networks`."""
+        return config.bound("evaluate.networks")
+
+    @cached_property
+    def run(self) -> Run:
+        """The newest good checkpoint of `trained_dir`, with this experiment's codec."""
+        folder, tensors, record = newest_good(self.trained_dir, set_aside=False)
+        arguments = record["model_arguments"]
+        shapes = {"channels": Channels(**arguments["channels"]), "num_classes": arguments["num_classes"]}
+        return open_run(
+            self.trained_dir, folder, tensors, record, device=self.device, codec=self.codec,
+            model=config.bound("train.model", DiffusionTransformer),
+            objective=config.bound("train.objective", JointObjective)(**shapes),
+        )  # fmt: skip

@@ -1,0 +1,124 @@
+"""The whole job: train, sample, evaluate, report; what is done and still holds is not done again."""
+
+import inspect
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from redi.core import config
+from redi.core.registry import entry_points
+from redi.evaluation.samples.stored import Samples
+from redi.runs.experiment import Experiment
+from redi.runs.stages import evaluate_stage, report_stage, sample_stage, train_stage
+from redi.runtime.artefact import write_json
+from redi.runtime.atomic import write_text
+from redi.runtime.checkpoint import checkpoint_dir, is_good, list_checkpoints
+from redi.runtime.checksums import json_sha256, sha256
+from redi.runtime.distributed import process_rank
+from redi.runtime.shared_work import complete
+from redi.training.trainer import train
+
+log = logging.getLogger("redi")
+
+
+def job(experiment: Experiment, *, shared: bool = False) -> dict[str, float]:
+    """Train in `trained_dir`, then sample, evaluate and report in `run_dir`, under the parsed configuration.
+
+    Args:
+        shared: others may want the same model at the same time: one of them trains it, the others wait.
+
+    Returns:
+        The seconds of each stage that was done here.
+    """
+    run_dir, seconds = experiment.run_dir, {}
+    log.info("--- train")
+    if shared:
+        _train_with_others(experiment, seconds)
+    else:
+        with _timed(seconds, "train"):
+            train_stage(experiment, evaluates=True)
+    stages, key = run_dir / "stages.json", _key(experiment.trained_dir)
+    pictures = ["samples.png"] if "images" in config.bound("sample.keep", ("images",)) else []
+    results = ("samples/record.json", *pictures, "metrics.json", "operative.gin")
+    if still_holds(stages, key, results):
+        log.info("--- samples and metrics are of this checkpoint and configuration")
+    else:
+        log.info("--- sample")
+        with _timed(seconds, "sample"):
+            sample_stage(experiment)
+        log.info("--- evaluate")
+        with _timed(seconds, "evaluate"):
+            evaluate_stage(experiment)
+        if process_rank()[0] > 0:
+            return seconds
+        (run_dir / "operative.gin").write_text(config.operative_text())
+        write_json(stages, key | {"files": {name: sha256(run_dir / name) for name in results}})
+    if process_rank()[0] == 0:
+        log.info("--- report")
+        report_stage(experiment)
+    return seconds
+
+
+def still_holds(stages: Path, key: dict, results: Sequence[str]) -> bool:
+    """Whether `stages.json` says that the results are of this checkpoint and configuration, and nothing was damaged."""
+    try:
+        stored = json.loads(stages.read_text())
+        hashes = stored.pop("files", {})
+        if stored != key:
+            return False
+        Samples(stages.parent / "samples").verify()
+        damaged = [name for name in results if sha256(stages.parent / name) != hashes.get(name)]
+    except FileNotFoundError:
+        return False
+    except (ValueError, AttributeError) as error:  # also BrokenArtefact
+        damaged = [str(error)]
+    if damaged:
+        log.warning("sampled and evaluated again, because it is not as it was written: %s", ", ".join(damaged))
+    return not damaged
+
+
+def _train_with_others(experiment: Experiment, seconds: dict[str, float]) -> None:
+    """Have one of all processes that ask for this model train it."""
+    folder = experiment.trained_dir
+
+    def train_it() -> None:
+        write_text(folder / "config.gin", config.full_text())  # others may be reading it
+        with _timed(seconds, "train"):
+            train_stage(experiment, evaluates=True)
+
+    complete(folder / ".training", (), finished=lambda: is_trained(folder), finish=train_it)
+
+
+def is_trained(trained_dir: Path) -> bool:
+    """Whether the folder holds the last checkpoint that the parsed configuration asks for, as it was written.
+
+    Raises:
+        ValueError: it holds a later one.
+    """
+    last, checkpoints = checkpoint_dir(trained_dir, num_steps()), list_checkpoints(trained_dir)
+    if checkpoints and checkpoints[-1].name > last.name:
+        beyond = f"{checkpoints[-1]} is beyond train.num_steps = {num_steps()}"
+        raise ValueError(f"{beyond}: raise it or delete {trained_dir}")
+    return last in checkpoints and is_good(last)
+
+
+def num_steps() -> int:
+    """How long the parsed configuration trains."""
+    return config.bound("train.num_steps", inspect.signature(train).parameters["num_steps"].default)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    seconds[stage] = round(time.monotonic() - start, 1)
+
+
+def _key(trained_dir: Path) -> dict:
+    """What samples and metrics depend on: the checkpoint, and all bindings that are in use."""
+    checkpoint = list_checkpoints(trained_dir)[-1].name
+    bindings = config.relevant(config.full_text(), entry_points)
+    return {"checkpoint": checkpoint, "configuration_sha256": json_sha256(bindings)}

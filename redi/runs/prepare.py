@@ -1,0 +1,46 @@
+"""Before training: the data audited, the configuration checked, the codec fitted, the cache filled."""
+
+from redi.core import config
+from redi.data.cache.prepare import prepare
+from redi.runs.checks import check_results, check_training
+from redi.runs.experiment import Experiment
+from redi.runtime.checkpoint import list_checkpoints, newest_good
+
+
+def prepared(experiment: Experiment, *, evaluates: bool = False, monitor=None):
+    """Fit the experiment's codec and return the data set that `train` takes: a cache, a stream, or images.
+
+    A resumed run keeps the codec that it was trained with.
+
+    Args:
+        evaluates: the samples will be evaluated too, so the settings for that are checked now.
+        monitor: is made ready to measure during training.
+
+    Raises:
+        ValueError: whatever training (or evaluation) would fail of, before anything is fitted or encoded.
+    """
+    codec, run_dir = experiment.codec, experiment.trained_dir
+    codec.load()  # before the audit reads every image
+    # Streamed from object storage, encoded images need no images here; they were audited where they were encoded.
+    streams_alone = not config.is_bound("train.dataset") and config.is_bound("prepare.cache_url")
+    if streams_alone and (evaluates or monitor is not None):
+        what = "evaluating" if evaluates else "train.monitor"
+        raise ValueError(
+            f"{what} compares with images, and a cache streamed from prepare.cache_url holds none: bind train.dataset "
+            "too, or call redi.train and redi.sample, without train.monitor"
+        )
+    if streams_alone:
+        data = config.call(prepare, codec=codec, dataset=None)
+    else:
+        data = experiment.train_data
+    checkpoints = list_checkpoints(run_dir)
+    check_training(codec, data, monitor=monitor, resumes=bool(checkpoints))
+    if evaluates:
+        check_results(codec, data, reference=experiment.reference, networks=experiment.metric_networks)
+    codec.to(experiment.device)
+    if monitor is not None:
+        monitor.prepare(data, experiment.reference)
+    if (newest := newest_good(run_dir, set_aside=False)) is not None:
+        codec.load_learned_state(newest[1]["codec"])
+        del newest  # a copy of model, average and optimizer
+    return data if streams_alone else config.call(prepare, codec=codec, dataset=data)

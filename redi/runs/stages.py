@@ -1,0 +1,113 @@
+"""The stages of a job, each under the parsed configuration and with the objects of one experiment."""
+
+import logging
+
+import torch
+
+from redi.core import config
+from redi.evaluation.evaluate import evaluate, prepare_networks
+from redi.evaluation.queries import query
+from redi.evaluation.records import describe
+from redi.evaluation.samples.sample import check_networks, sample
+from redi.pages.report import report
+from redi.runs.experiment import Experiment
+from redi.runs.prepare import prepared
+from redi.runtime.artefact import write_json
+from redi.runtime.checksums import json_sha256
+from redi.runtime.distributed import process_rank
+from redi.sampling.generate import Generated, generate
+from redi.sampling.pictures import class_ordered, num_columns, sample_grid, stack
+from redi.training.trainer import train
+
+log = logging.getLogger("redi")
+
+
+def train_stage(experiment: Experiment, *, evaluates: bool = False) -> None:
+    """Prepare and train; resume where there is a checkpoint. `evaluates`: see `prepared`."""
+    monitor = config.bound("train.monitor")
+    data = prepared(experiment, evaluates=evaluates, monitor=monitor)
+    config.call(train, run_dir=experiment.trained_dir, codec=experiment.codec, dataset=data, monitor=monitor)
+
+
+def sample_stage(experiment: Experiment) -> None:
+    """Draw `samples/` and the picture `samples.png`."""
+    rank, world_size = process_rank()
+    if rank == 0:
+        (experiment.run_dir / "stages.json").unlink(missing_ok=True)  # what `redi.run` made no longer stands
+    run, networks = experiment.run, config.bound("sample.networks") or []
+    if networks:
+        check_networks(networks)
+        learning = any(network.learns_from_data for network in networks)
+        data = experiment.train_data if learning else None
+        prepare_networks(networks, data, config.bound("evaluate.cache_dir"), experiment.device)
+    # What decides the images, for whoever asks whether stored ones are still theirs.
+    key = json_sha256(config.relevant(config.full_text(), [generate]))
+    samples = config.call(
+        sample, run_dir=experiment.run_dir, trained=run, rank=rank, world_size=world_size, key=key,
+        **({"networks": networks} if networks else {}),
+    )  # fmt: skip
+    if rank == 0:
+        evaluations = samples.record["function_evaluations"]
+        log.info("%d images in %g function evaluations each: %s", len(samples), evaluations, samples.folder)
+        _picture(experiment, samples)
+
+
+def _picture(experiment: Experiment, samples, rows: int = 4) -> None:
+    """Generated images above real held-out ones, each with its features."""
+    run, path = experiment.run, experiment.run_dir / "samples.png"
+    if not samples.has_images:
+        path.unlink(missing_ok=True)  # of earlier ones
+        log.info("no picture: the images were not kept (sample.keep = %s)", tuple(samples.record["kept"]))
+        return
+    columns = num_columns(samples.labels)
+    some = samples.take(class_ordered(samples.labels, columns, rows))
+    features = ", ".join(run.codec.channels.representations) if samples.has_x else ""
+    caption = f" images above their features ({features}; one colour basis)" if features else " images"
+    sheets = [sample_grid(some, run.codec, run.colours, "generated" + caption, columns)]
+    if (held_out := experiment.held_out) is not None:
+        labels = torch.from_numpy(held_out.labels)
+        columns = num_columns(labels)
+        batch = held_out.batch(class_ordered(labels, columns, rows).tolist())
+        x = run.codec.encode(batch["images"].to(run.codec.device)).cpu() if samples.has_x else None
+        real = Generated(batch["images"], x, batch["labels"], {})
+        sheets.append(sample_grid(real, run.codec, run.colours, "real held-out" + caption, columns))
+    stack(sheets).save(path)
+    log.info("picture: %s", path)
+
+
+def evaluate_stage(experiment: Experiment) -> None:
+    """Measure the samples in `run_dir`; write and print `metrics.json`."""
+    run_dir, (rank, world_size) = experiment.run_dir, process_rank()
+    if rank == 0:
+        (run_dir / "stages.json").unlink(missing_ok=True)  # as in `sample_stage`
+    if not config.is_bound("evaluate.networks") and not config.is_bound("evaluate.reference"):
+        log.warning("nothing is measured: neither evaluate.networks nor evaluate.reference is bound; see evaluator.gin")
+        if rank == 0:
+            write_json(run_dir / "metrics.json", [])
+        return
+    bound = {"networks": experiment.metric_networks, "reference": experiment.reference}
+    # The generated representation is measured by one process, and only where there is one.
+    measures = rank == 0 and config.is_bound("evaluate.representation", default=True)
+    metrics = config.call(
+        evaluate, run_dir=run_dir, dataset=experiment.train_data, device=experiment.device, rank=rank,
+        trained=experiment.run if measures and experiment.codec.channels.representations else None,
+        world_size=world_size, **{name: value for name, value in bound.items() if value is not None},
+    )  # fmt: skip
+    if rank == 0:
+        print(describe(metrics), flush=True)
+
+
+def query_stage(experiment: Experiment) -> None:
+    """Ask the joint model both ways, about held-out images where there are some."""
+    data = experiment.held_out or experiment.train_data
+    result = config.call(query, run_dir=experiment.run_dir, trained=experiment.run, dataset=data)
+    for question in ("features_given_image", "image_given_features"):
+        for name, measured in result[question].items():
+            what = question.replace("_", " ")
+            print(f"{what} ({name}): agreement {measured['agreement']:.3f}, floor {measured['floor']:.3f}", flush=True)
+
+
+def report_stage(experiment: Experiment) -> None:
+    """Write `report.html`."""
+    trained_dir = None if experiment.trained_dir == experiment.run_dir else experiment.trained_dir
+    log.info("report: %s", config.call(report, run_dir=experiment.run_dir, trained_dir=trained_dir))
