@@ -47,6 +47,29 @@ def mounted(tmp_path):
         subprocess.run(["umount", str(folder)], check=True)
 
 
+DATA = Path(os.environ.get("REDI_DATA", Path(__file__).parents[1] / "../shared/data"))
+NEEDS_DATA = "needs data that lie outside the repository"
+
+
+@pytest.fixture
+def outside_data():
+    """A file or folder by its name in $REDI_DATA (default: ../shared/data); without it the test is skipped, and the
+    summary says so."""
+
+    def outside_data(name: str) -> Path:
+        if not (DATA / name).exists():
+            pytest.skip(f"{NEEDS_DATA}: {name}")
+        return DATA / name
+
+    return outside_data
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if NEEDS_DATA in str(report.longrepr)]
+    if skipped:
+        terminalreporter.line(f"{len(skipped)} tests were skipped, because each {NEEDS_DATA}: set REDI_DATA", yellow=True)
+
+
 TINY = """
 include 'digits.gin'
 train.num_steps = 2
