@@ -87,7 +87,7 @@ def configure(run_dir: Path, *, trains: bool):
 
 def name_plugins() -> None:
     """Lets saved configurations import what --plugin names. Raises ValueError: no name of a module."""
-    from redi.core import trusted_imports
+    from redi.runtime import trusted_imports
 
     trusted_imports.name(*FLAGS.plugin)
 

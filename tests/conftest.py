@@ -7,7 +7,7 @@ from pathlib import Path
 import gin
 import pytest
 
-from redi.core import trusted_imports
+from redi.runtime import trusted_imports
 
 # Several test processes at once (make test): each, and the programs it starts, gets its share of the cores.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
@@ -67,7 +67,8 @@ def outside_data():
 def pytest_terminal_summary(terminalreporter) -> None:
     skipped = [report for report in terminalreporter.stats.get("skipped", []) if NEEDS_DATA in str(report.longrepr)]
     if skipped:
-        terminalreporter.line(f"{len(skipped)} tests were skipped, because each {NEEDS_DATA}: set REDI_DATA", yellow=True)
+        line = f"{len(skipped)} tests were skipped, because each {NEEDS_DATA}: set REDI_DATA"
+        terminalreporter.line(line, yellow=True)
 
 
 TINY = """

@@ -47,7 +47,8 @@ def run(train: Path, test: Path, run_dir: Path, program: str = "run") -> dict:
     """Runs a program on them and returns the audit."""
     bindings = [f"{name} = {value}" for name, value in SMALL.items()] + [f"IMAGES = '{train}'", f"TEST = '{test}'"]
     flags = ["--gin_file=cifar10_small.gin", f"--run_dir={run_dir}", *(f"--gin_bindings={b}" for b in bindings)]
-    done = subprocess.run([sys.executable, "-m", f"redi.{program}", *flags], capture_output=True, text=True, timeout=250)
+    words = [sys.executable, "-m", f"redi.{program}", *flags]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     return json.loads((run_dir / "audit.json").read_text())
 

@@ -13,9 +13,9 @@ from typing import Any
 import gin
 from gin.config import iterate_references
 
-from redi.core import trusted_imports
 from redi.core.config_text import statements
-from redi.core.registry import harmless_arguments
+from redi.core.registry import harmless_arguments, registries
+from redi.runtime import trusted_imports
 from redi.runtime.spelling import did_you_mean
 
 
@@ -34,13 +34,13 @@ def parse(
 
     Args:
         found: files that the user has not named, but which lie in a folder that was; read first. They may import only
-            what `redi.core.trusted_imports` lets in, and include nothing.
+            what `redi.runtime.trusted_imports` lets in, and include nothing.
 
     Raises:
         ValueError: unknown file, configurable, parameter or macro, with the place and the nearest valid name; a found
             file that would import what nobody has named.
     """
-    texts = [trusted_imports.read(path) for path in found]
+    texts = [read_saved(path) for path in found]
     gin.clear_config()
     if str(config_dir()) not in gin.config._LOCATION_PREFIXES:
         gin.add_config_file_search_path(str(config_dir()))
@@ -65,6 +65,12 @@ def parse(
         raise ValueError(_explain(error)) from None
     finally:
         logging.disable(muted)
+
+
+def read_saved(path: str | Path):
+    """A saved configuration as text for gin. Raises ValueError: it would import what the user has not named."""
+    modules = {component.__module__ for registry in registries.values() for component in registry.values()}
+    return trusted_imports.read(path, modules)
 
 
 def call(function: Callable, **arguments: Any) -> Any:

@@ -11,10 +11,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from redi.core import config, trusted_imports
+from redi.core import config
 from redi.core.configurables import import_all
 from redi.core.registry import entry_points
 from redi.runs.load import Run, load, open_run
+from redi.runtime import trusted_imports
 from redi.runtime.artefact import RECORD, load_artefact, read_record, save_artefact
 from redi.runtime.checksums import BrokenArtefact
 from redi.runtime.device import choose_device
@@ -106,7 +107,7 @@ def from_pretrained(
     if trust_code:
         trusted_imports.name(*trusted_imports.imported(folder / CONFIG))
     try:
-        trusted_imports.read(folder / CONFIG)
+        config.read_saved(folder / CONFIG)
     except ValueError as error:
         advice = "" if trust_code else "; or, for whatever it imports, from_pretrained(..., trust_code=True)"
         raise ValueError(f"{error}{advice}") from None

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from redi.core import config, trusted_imports
+from redi.core import config
 from redi.core.channels import Channels
 from redi.core.configurables import import_all
 from redi.core.objective import JointObjective
@@ -16,6 +16,7 @@ from redi.core.processes import Process
 from redi.core.registry import entry_points
 from redi.models.codec import JointCodec
 from redi.models.transformer import DiffusionTransformer
+from redi.runtime import trusted_imports
 from redi.runtime.checkpoint import checkpoint_dir, list_checkpoints, load_checkpoint, newest_good
 from redi.runtime.device import choose_device
 from redi.sampling.pictures import ColourBasis

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from redi.core import trusted_imports
+from redi.runtime import trusted_imports
 from redi.runtime.interrupt import StopRequest
 from redi.sweeps.plan import Planned
 from redi.sweeps.point import read_result

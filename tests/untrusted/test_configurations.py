@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redi import command_line, sweep
-from redi.core import config, trusted_imports
+from redi.core import config
 from redi.core.configurables import import_all
+from redi.runtime import trusted_imports
 
 import_all()
 
@@ -108,7 +109,7 @@ def test_what_is_no_module_cannot_be_named(name):
 
 
 def test_the_environment_names_plugins():
-    code = "from redi.core import trusted_imports; print(sorted(trusted_imports.named))"
+    code = "from redi.runtime import trusted_imports; print(sorted(trusted_imports.named))"
     done = subprocess.run([sys.executable, "-c", code], env={"REDI_PLUGINS": "a,b.c"}, capture_output=True, text=True)
     assert done.stdout == "['a', 'b.c']\n"
 
@@ -158,7 +159,7 @@ def test_gin_finds_no_import_that_was_overlooked(text):
     path = io.BytesIO(text.encode())
     decoded = io.TextIOWrapper(path, encoding="utf-8").read()
     try:
-        refused = [line for line in trusted_imports.loading_lines(decoded) if not trusted_imports._allowed(line)]
+        refused = [line for line in trusted_imports.loading_lines(decoded) if not trusted_imports.is_allowed(line)]
     except (trusted_imports.tokenize.TokenError, SyntaxError):
         return  # refused as no gin file
     if refused:

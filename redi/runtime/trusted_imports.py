@@ -9,8 +9,7 @@ import io
 import os
 import sys
 import tokenize
-
-from redi.core.registry import registries
+from collections.abc import Collection
 
 MAX_BYTES = 2**24  # of a saved configuration; those of the largest sweeps have some 2**16
 WORDS = ("import", "from", "include")  # how statements begin that load something
@@ -30,14 +29,18 @@ def name(*modules: str) -> None:
     named.update(modules)
 
 
-def read(path: str | os.PathLike) -> io.StringIO:
-    """A configuration that was found in a folder, as a file for gin: exactly the text that was looked through.
+def read(path: str | os.PathLike, registered: Collection[str] = ()) -> io.StringIO:
+    """A configuration that lies in a folder, as a file for gin: exactly the text that was looked through.
+
+    Args:
+        registered: modules whose components are registered: the user imported them before, so importing them again
+            runs nothing.
 
     Raises:
         ValueError: it would import or include what nobody has named. Nothing has been imported.
     """
     text, lines = _looked_through(path)
-    if refused := [line for line in lines if not _allowed(line)]:
+    if refused := [line for line in lines if not is_allowed(line, registered)]:
         raise ValueError(_message(path, refused))
     found = io.StringIO(text)
     found.name = str(path)
@@ -95,15 +98,14 @@ def _module(line: list[str]) -> str | None:
     return module if whole and not set(line[1:]) & set(WORDS) else None
 
 
-def _allowed(line: list[str]) -> bool:
+def is_allowed(line: list[str], registered: Collection[str] = ()) -> bool:
+    """Whether a line imports a module of redi, one that was named, or one that is `registered`."""
     module = _module(line)
     if module is None:
         return False
     if any(module == known or module.startswith(f"{known}.") for known in ("redi", *named)):
         return True
-    # Imported before, by whoever uses this library, who has registered components with it: importing it runs nothing.
-    origins = {component.__module__ for registry in registries.values() for component in registry.values()}
-    return module in sys.modules and any(origin == module or origin.startswith(f"{module}.") for origin in origins)
+    return module in sys.modules and any(name == module or name.startswith(f"{module}.") for name in registered)
 
 
 def _message(path: str | os.PathLike, refused: list[list[str]]) -> str:
