@@ -251,7 +251,7 @@ def test_a_torchscript_file_is_hashed_whole(script):
 def test_another_program_under_that_name_is_not_run(script):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="only NVIDIA's is run"):
         patch.setattr(fid_inception, "TORCHSCRIPT_SHA256", "f58cb9b6")
-        patch.setattr(fid_inception, "build_torchscript", lambda *_, **__: pytest.fail("it was run"))
+        patch.setattr(fid_inception, "build", lambda *_, **__: pytest.fail("it was run"))
         Inception(weights=str(script)).load()
 
 
