@@ -84,6 +84,9 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
             )
         return self._in_passes(lambda part: encode(part.float() / 127.5 - 1), images)
 
+    def latents(self, moments: Tensor, randn: Callable[..., Tensor] = torch.randn) -> Tensor:
+        return (moments.float() - self.shift) * self.scale
+
     def decode(self, latents: Tensor) -> Tensor:
         def decode(part: Tensor) -> Tensor:
             x = 127.5 * self.network.decode(part.float() / self.scale + self.shift).sample.float()

@@ -92,12 +92,12 @@ class StableVAE(PretrainedAutoencoder):
                 "encoded with another StableVAE.posterior or StableVAE.weights"
             )
         if self.posterior == "frozen":
-            return (moments.float() - self.shift) * self.scale
+            return super().latents(moments)
         z, std = _mean_and_std(moments.float())
         if self.posterior == "sample":
             # Not randn_like, whose numbers follow the memory layout: that of a cache is another.
             z = z + std * randn(z.shape, dtype=z.dtype, device=z.device)
-        return (z - self.shift) * self.scale
+        return super().latents(z)
 
     def provenance(self) -> dict:
         return super().provenance() | {"posterior": self.posterior}

@@ -1,9 +1,7 @@
 """A small distilled autoencoder (TAESD), for previews and experiments where the large one is too slow."""
 
-from collections.abc import Callable
 from functools import partialmethod
 
-import torch
 from torch import Tensor
 
 from redi.models.autoencoders import register
@@ -41,9 +39,6 @@ class TinyVAE(PretrainedAutoencoder):
 
     def moments(self, images: Tensor) -> Tensor:
         return self._encode(images, lambda part: self.network.encode(part).latents.half())
-
-    def latents(self, moments: Tensor, randn: Callable[..., Tensor] = torch.randn) -> Tensor:
-        return (moments.float() - self.shift) * self.scale
 
     def _read_config(self) -> dict:
         # diffusers writes a second copy of decoder_block_out_channels, and warns of it when it reads it again.
