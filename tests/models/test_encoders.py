@@ -52,11 +52,11 @@ def noise_images(n: int, side: int) -> Tensor:
 # Contract: an encoder that learns is trained for a moment, a pretrained one is tiny and its weights are random.
 
 
-@pytest.fixture(params=list(ENCODERS))
+@pytest.fixture(params=list(ENCODERS), scope="module")
 def encoder(request, train_set, tiny_encoder) -> Encoder:
-    made = quick(train_set) if request.param == "DomainEncoder" else tiny_encoder(request.param)
-    made.load()
-    return made
+    encoder = quick(train_set) if request.param == "DomainEncoder" else tiny_encoder(request.param)
+    encoder.load()
+    return encoder
 
 
 def test_features_are_float32_of_the_stated_width(encoder):
@@ -142,10 +142,10 @@ def untrained() -> DomainEncoder:
     return encoder
 
 
-@pytest.mark.parametrize("objective", ["labels", "contrastive"])
-def test_neighbours_of_trained_features_are_better_than_of_untrained_ones(objective, train_set, held_out):
-    trained = quick(train_set, objective=objective, num_steps=200)
-    # Measured over three seeds: 0.80-0.85 untrained, 0.89-0.92 contrastive, 0.98 with labels.
+@pytest.mark.parametrize(("objective", "num_steps"), [("labels", 60), ("contrastive", 150)])
+def test_neighbours_of_trained_features_are_better_than_of_untrained_ones(objective, num_steps, train_set, held_out):
+    trained = quick(train_set, objective=objective, num_steps=num_steps)
+    # Measured over several seeds: 0.80-0.85 untrained, 0.88-0.92 contrastive, 0.96-0.98 with labels.
     better = neighbour_accuracy(trained, train_set, held_out) - neighbour_accuracy(untrained(), train_set, held_out)
     assert better > 0.04
 

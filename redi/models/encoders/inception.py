@@ -54,8 +54,7 @@ class Inception(PretrainedNetwork, Encoder):
     def forward(self, images: Tensor) -> Tensor:
         """uint8 images (N, 3, S, S) -> the maps of the last block, (N, 2048, 8, 8) float32."""
         if self._is_torchscript():
-            binding = self._binding("weights")
-            cause = f"{binding} is TorchScript, which gives no maps but pooled features alone"
+            cause = f"{self._binding('weights')} is TorchScript, which gives no maps but pooled features alone"
             raise ValueError(f"{cause}: bind it to {fid.STATE_DICT}")
         return self._maps(images)[0]
 
@@ -121,21 +120,16 @@ class Inception(PretrainedNetwork, Encoder):
     def _weights_path(self) -> Path:
         return fid.find_weights(self.weights, self._binding("weights"))
 
-    def _read_weights(self) -> tuple[Path, dict[str, Tensor]]:
-        if not self._is_torchscript():
-            return super()._read_weights()
-        path, binding = self._weights_path(), self._binding("weights")
+    def _tensors_and_sha256(self, path: Path) -> tuple[dict[str, Tensor], str]:
+        if path.name != fid.TORCHSCRIPT:
+            return super()._tensors_and_sha256(path)
+        binding, digest = self._binding("weights"), sha256(path)
         if self.mode == "legacy_pytorch":
             raise ValueError(f"{binding}: clean-fid's mode 'legacy_pytorch' takes {fid.STATE_DICT}, not TorchScript")
-        digest = sha256(path)
-        cause = f"{binding}: {path} has the SHA-256 {digest}"
-        if self.weights_sha256 not in (None, digest):
-            raise ValueError(f"{cause}, not {binding}_sha256 = {self.weights_sha256}")
         if digest != fid.TORCHSCRIPT_SHA256:
             rule = f"TorchScript is a program, and of this name only NVIDIA's is run, SHA-256 {fid.TORCHSCRIPT_SHA256}"
-            raise ValueError(f"{cause}: {rule}. {fid.STATE_DICT} holds no code")
-        self.weights_sha256 = digest
-        return path, {}
+            raise ValueError(f"{binding}: {path} has the SHA-256 {digest}: {rule}. {fid.STATE_DICT} holds no code")
+        return {}, digest
 
     def _build(self, path: Path, tensors: dict[str, Tensor]) -> nn.Module:
         return fid.build(path, tensors, self._binding("weights"), resize_inside=self.mode == "legacy_tensorflow")
