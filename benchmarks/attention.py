@@ -5,18 +5,19 @@ python benchmarks/attention.py [--device auto|cpu|cuda] [--quick] [--out FILE]
 Tokens 256 and 512 are those of 256 px with merged and with separate tokens, 1024 those of 512 px; head dimension 64
 with 12 heads is B/2, 72 with 16 heads XL/2. q, k, v lie as a block of the transformer makes them, views of one tensor,
 to whose gradient the backward pass goes. FLOPs are those of the products, backward twice forward; what a kernel
-computes again in its backward pass is not counted. Errors are those of `redi.models.attention.deviations`: the largest
+computes again in its backward pass is not counted. Errors are those of `redi.models.attention.errors`: the largest
 over the tokens, relative to the root mean square. Beside it: what `auto` takes, and how much of a block attention is.
 """
 
 import functools
 
 import torch
+from einops import rearrange
 from ledger import arguments, device_of, report, side_by_side
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from redi.models.attention import BACKENDS, attend_math, block_inputs, choose_attention, deviations, problem_of
+from redi.models.attention import BACKENDS, attend_math, choose_attention, errors, problem_of
 from redi.models.transformer import Block
 
 HEADS = {64: 12, 72: 16}  # head dimension: heads, of B/2 and XL/2
@@ -42,7 +43,7 @@ def main() -> None:
                         refused.setdefault((name, why), []).append(where)
                 running = [name for name, why in problems.items() if not why]
                 batch = max(1, in_all // num_tokens)
-                inputs = block_inputs(batch, num_tokens, num_heads, head_dim, device=setting["device"], dtype=dtype)
+                inputs = block_inputs(batch, num_tokens, num_heads, head_dim, device, dtype)
                 rows += [where | row for row in measured(running, inputs, rounds, repeats, device)]
                 line = choose_attention("auto", **setting)[1]
                 choices.append({"measurement": "what auto takes", **where, "choice": line})
@@ -58,6 +59,14 @@ def main() -> None:
 
 def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def block_inputs(batch: int, num_tokens: int, num_heads: int, head_dim: int, device: str, dtype: torch.dtype) -> tuple:
+    """A leaf (N, T, 3 heads head_dim), and q, k, v as a block of the transformer makes them: views of it."""
+    generator = torch.Generator(device).manual_seed(0)
+    shape = (batch, num_tokens, 3 * num_heads * head_dim)
+    qkv = torch.randn(shape, generator=generator, device=device, dtype=dtype).requires_grad_()
+    return qkv, *(rearrange(part, "n t (h d) -> n t h d", h=num_heads) for part in qkv.chunk(3, dim=-1))
 
 
 def measured(names: list[str], inputs: tuple, rounds: int, repeats: int, device: str) -> list[dict]:
@@ -77,7 +86,7 @@ def measured(names: list[str], inputs: tuple, rounds: int, repeats: int, device:
     flops = 4 * batch * num_heads * num_tokens**2 * head_dim
     rows = []
     for name in names:
-        value, gradient = deviations(BACKENDS[name], *(x[:1] for x in detached))
+        value, gradient = errors(BACKENDS[name], *(x[:1] for x in detached))
         seconds = forward[name].median / repeats, backward[name].median / repeats
         rows.append({
             "measurement": "backends", "backend": name,

@@ -1,10 +1,9 @@
-"""The ways to compute attention: functions of q, k, v (N, T, heads, head_dim), and what each is limited to."""
+"""The ways to compute attention: functions of q, k, v (N, T, heads, head_dim)."""
 
 import ctypes
 import importlib.util
 import logging
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -13,8 +12,6 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-HALF = (torch.float16, torch.bfloat16)
 
 
 def attend_math(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -33,8 +30,7 @@ def attend_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     products. Left alone it may take cuDNN's, of whose gradients there are open reports of NaN."""
     if q.device.type != "cuda":
         return _sdpa(q, k, v)
-    kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    with sdpa_kernel(kernels, set_priority=True):
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH], set_priority=True):
         return _sdpa(q, k, v)
 
 
@@ -51,11 +47,8 @@ def attend_sdpa_cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def attend_xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """xformers' memory-efficient attention; `load` comes before the first call.
-
-    xformers chooses among its kernels itself: FlashAttention-3 where that is installed; flash in half precision up to
-    head dimension 256; cutlass in float32, beyond 256 and with deterministic algorithms. q, k, v share one dtype.
-    """
+    """xformers' memory-efficient attention, after `load`. xformers chooses its kernel: FlashAttention-3 where that is
+    installed; flash in half precision up to head dimension 256; else, and where deterministic, cutlass."""
     return _xformers_forward(q, k, v)[0]
 
 
@@ -70,42 +63,28 @@ def _xformers_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return out.contiguous(), logsumexp[..., : q.shape[1]].contiguous()  # cutlass pads to a multiple of 32
 
 
-@_xformers_forward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    batch, num_tokens, num_heads, _ = q.shape
-    return q.new_empty(q.shape), q.new_empty((batch, num_heads, num_tokens), dtype=torch.float32)
-
-
 @torch.library.custom_op("redi::xformers_attention_backward", mutates_args=())
 def _xformers_backward(
     gradient: Tensor, out: Tensor, logsumexp: Tensor, q: Tensor, k: Tensor, v: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     from xformers.ops.fmha import memory_efficient_attention_backward
 
-    dq, dk, dv = memory_efficient_attention_backward(gradient, out, logsumexp, q, k, v)
+    dq, dk, dv = memory_efficient_attention_backward(gradient.contiguous(), out, logsumexp, q, k, v)
     return dq.contiguous(), dk.contiguous(), dv.contiguous()
 
 
-@_xformers_backward.register_fake
-def _(
-    gradient: Tensor, out: Tensor, logsumexp: Tensor, q: Tensor, k: Tensor, v: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-
-
-def _keep(ctx, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*output, *inputs)
-
-
-def _differentiate(ctx, gradient: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    return _xformers_backward(gradient.contiguous(), *ctx.saved_tensors)
-
-
-_xformers_forward.register_autograd(_differentiate, setup_context=_keep)
+_xformers_forward.register_fake(
+    lambda q, k, v: (q.new_empty(q.shape), q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32))
+)
+_xformers_backward.register_fake(lambda gradient, out, logsumexp, *qkv: tuple(x.new_empty(x.shape) for x in qkv))
+_xformers_forward.register_autograd(
+    lambda ctx, gradient, _: _xformers_backward(gradient, *ctx.saved_tensors),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*output, *inputs),
+)
 
 
 def attend_flash3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """FlashAttention-3 from the package flash_attn_interface; `load` comes before the first call."""
+    """FlashAttention-3 from the package flash_attn_interface, after `load`."""
     from flash_attn_interface import flash_attn_func
 
     return flash_attn_func(q, k, v, deterministic=torch.are_deterministic_algorithms_enabled())
@@ -119,44 +98,23 @@ BACKENDS: dict[str, Attention] = {
     "xformers": attend_xformers,
     "flash3": attend_flash3,
 }
+GPU_ONLY = ("sdpa_cudnn", "xformers", "flash3")
 
 
-def limit(backend: str, *, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
-    """Why a backend cannot compute this, as far as its documentation and source say without a trial, or ''."""
-    on_gpu = device.type == "cuda"
-    if backend in ("xformers", "sdpa_cudnn", "flash3") and not on_gpu:
-        return "it needs a GPU (CUDA)"
-    if (backend in ("sdpa_cudnn", "flash3") or (backend == "sdpa_flash" and on_gpu)) and dtype not in HALF:
-        return "it computes in float16 and bfloat16 only"
-    if backend == "xformers" and dtype not in (*HALF, torch.float32):
-        return "it computes in float32, float16 and bfloat16 only"
-    if backend in ("xformers", "flash3") and dtype in HALF and head_dim % 8:
-        return f"in half precision the head dimension has to be a multiple of 8, and {head_dim} is not"
-    if backend == "flash3" and head_dim > 256:
-        return f"the head dimension is 256 at most, and {head_dim} is more"
-    return ""
-
-
-@cache
 def load(backend: str) -> None:
-    """Imports the library that a backend comes from.
+    """Import the library that a backend comes from.
 
     Raises:
-        ImportError: it is not installed, or a version that does not serve.
+        ImportError: it is not installed, or in a version that does not serve.
         OSError: a shared library that it needs cannot be loaded.
     """
-    if backend == "xformers":
-        _load_xformers()
-    elif backend == "flash3":
-        if importlib.util.find_spec("flash_attn_interface") is None:
-            raise ImportError("the package flash_attn_interface (FlashAttention-3) is not installed")
+    if backend == "flash3":
         import flash_attn_interface  # noqa: F401
 
         if not hasattr(torch.ops.flash_attn_3, "_flash_attn_forward"):  # torch.compile needs it as an operator
             raise ImportError("this version of flash_attn_interface has no operators that torch.compile can trace")
-
-
-def _load_xformers() -> None:
+    if backend != "xformers":
+        return
     logging.getLogger("xformers").setLevel(logging.ERROR)  # importing it warns about what a CPU does not have
     # Its library is built for CUDA 12. Beside a torch built for CUDA 13, the runtime that it needs comes from the
     # package nvidia-cuda-runtime-cu12 (the extra `gpu`) and must be loaded before it.
@@ -167,7 +125,5 @@ def _load_xformers() -> None:
     import xformers.ops.fmha
 
     if not getattr(xformers, "_has_cpp_library", True):
-        raise ImportError(
-            "the compiled library of xformers does not load: beside a torch for CUDA 13 it needs the package "
-            "nvidia-cuda-runtime-cu12 (the extra `gpu`)"
-        )
+        what = "its compiled library does not load"
+        raise ImportError(f"{what}: beside torch for CUDA 13 it needs nvidia-cuda-runtime-cu12 (the extra `gpu`)")

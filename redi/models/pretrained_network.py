@@ -87,6 +87,10 @@ class PretrainedNetwork(nn.Module, ABC):
         """What is hashed and built of the tensors in the file."""
         return tensors
 
+    def _tensors_and_sha256(self, path: Path) -> tuple[dict[str, Tensor], str]:
+        tensors = self._converted(read_tensors(path, binding=self._binding("weights")))
+        return tensors, tensors_sha256(tensors)
+
     @abstractmethod
     def _build(self, path: Path, tensors: dict[str, Tensor]) -> nn.Module:
         """The network with these weights, which `path` holds. Raises ValueError: they are of another network."""
@@ -94,8 +98,7 @@ class PretrainedNetwork(nn.Module, ABC):
     def _read_weights(self) -> tuple[Path, dict[str, Tensor]]:
         """The file and its tensors; notes their hash, or compares it with the one given."""
         path, binding = self._weights_path(), self._binding("weights")
-        tensors = self._converted(read_tensors(path, binding=binding))
-        digest = tensors_sha256(tensors)
+        tensors, digest = self._tensors_and_sha256(path)
         if self.weights_sha256 not in (None, digest):
             raise ValueError(
                 f"{binding}: the tensors of {path} have the SHA-256 {digest}, not {self.weights_sha256}: other weights "

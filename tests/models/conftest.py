@@ -17,7 +17,7 @@ from timm.models.eva import _create_eva
 from timm.models.vision_transformer import _cfg, _create_vision_transformer
 from torch import Tensor
 
-from redi.models.encoders import Encoder, clip, dinov2, dinov3, encoders, siglip2
+from redi.models.encoders import Encoder, encoders
 
 TINY = {"embed_dim": 32, "depth": 3, "num_heads": 2}
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -135,10 +135,9 @@ def tiny_encoder(tmp_path_factory) -> Callable[..., Encoder]:
         return encoders[family](**{"weights": str(files[family])} | defaults | settings)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(dinov2.SIZES, "tiny", "tiny")
-        patch.setitem(dinov3.SIZES, "tiny", "tiny")
-        patch.setitem(clip.SIZES, "tiny", "tiny_patch16")
-        patch.setitem(siglip2.SIZES, "tiny", "tiny_patch16_siglip_256")
+        for family, (settings, model, _) in FAMILIES.items():
+            if "size" in settings:
+                patch.setitem(encoders[family].models, settings["size"], model)
         yield make
 
 

@@ -220,13 +220,12 @@ def test_weights_follow_the_module_to_its_device(folder, first):
     assert {parameter.device.type for parameter in vae.network.parameters()} == {"meta"}
 
 
-def test_inputs_go_to_the_network_wherever_they_are(vae_folders):
+def test_inputs_go_to_the_network_wherever_they_are(vae_folders, monkeypatch):
     """Tensors without contents, whose devices torch checks: it needs no GPU."""
-    vae = TinyVAE(weights=str(vae_folders["TinyVAE"]))
     with FakeTensorMode():
         with torch.device("cuda"):
-            object.__setattr__(vae, "_network", AutoencoderTiny.from_config(vae.config))
-            vae.anchor = torch.empty(0)
+            vae = TinyVAE(weights=str(vae_folders["TinyVAE"]))
+            monkeypatch.setattr(TinyVAE, "network", AutoencoderTiny.from_config(vae.config))
         stored, decoded = vae.moments(torch.empty(2, 3, 32, 32).byte()), vae.decode(torch.empty(2, 4, 8, 8))
     assert stored.device.type == decoded.device.type == "cuda"
 
@@ -457,9 +456,9 @@ def test_truncated_weights_are_refused(copied):
 def test_weights_that_lack_or_add_a_tensor_or_have_another_shape_are_refused(copied):
     state = load_file(copied / FILE)
     cases = [
-        ({k: t for k, t in state.items() if k != "quant_conv.bias"}, r"lack quant_conv.bias \(1 names in all\)"),
-        (state | {"loss.weight": torch.ones(1)}, r"hold loss.weight \(1 names too many\)"),
-        (state | {"quant_conv.bias": torch.ones(2)}, r"quant_conv.bias \(2,\) where config.json says \(8,\)"),
+        ({k: t for k, t in state.items() if k != "quant_conv.bias"}, r'Missing key\(s\) .* "quant_conv.bias"'),
+        (state | {"loss.weight": torch.ones(1)}, r'Unexpected key\(s\) in state_dict: "loss.weight"'),
+        (state | {"quant_conv.bias": torch.ones(2)}, r"size mismatch for quant_conv.bias: .*\[2\].*\[8\]"),
     ]
     for spoiled, message in cases:
         save_file(spoiled, copied / FILE)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from redi.models.codec import JointCodec, Representation
-from redi.models.encoders import CLIP, DINOv2, DINOv3, SigLIP2, Timm, clip, dinov2, dinov3, siglip2
+from redi.models.encoders import CLIP, DINOv2, DINOv3, SigLIP2, Timm
 from redi.models.encoders.architecture import describe
 from redi.models.reducers import PCA
 
@@ -343,10 +343,8 @@ def test_the_width_is_known_without_weights(family, settings, width):
 
 
 def test_every_size_of_every_family_has_published_weights_in_timm():
-    names = [f"vit_{s}_patch14_{reg}dinov2.lvd142m" for s in dinov2.SIZES.values() for reg in ("", "reg4_")]
-    names += [f"vit_{s}_patch16_dinov3.lvd1689m" for s in dinov3.SIZES.values()]
-    names += [f"vit_{s}_clip_quickgelu_224.openai" for s in clip.SIZES.values()]
-    names += [f"vit_{s}.v2_webli" for s in siglip2.SIZES.values()]
+    names = [name for family in (DINOv2, DINOv3, CLIP, SigLIP2) for name in family.models.values()]
+    names += [DINOv2(size=size, registers=False).architecture.name for size in "SBLg"]
     assert [name for name in names if "tiny" not in name and not timm.is_model_pretrained(name)] == []
 
 

@@ -3,10 +3,10 @@
 import importlib.metadata
 import json
 import logging
-from abc import abstractmethod
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,28 +21,42 @@ CONFIG = "config.json"
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # diffusers' names, new and old
 # Attention weights as diffusers called them when the published SD-VAE files were written, and today.
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+OLD = re.compile(rf"(attentions\.\d+\.)({'|'.join(RENAMED)})(?=\.\w+$)")
 CLASSES = {"AutoencoderKL": "StableVAE", "AutoencoderTiny": "TinyVAE"}
 
 
 class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
-    """A frozen autoencoder in diffusers' format.
+    """A frozen autoencoder in diffusers' format. Subclasses name the class of diffusers and encode.
 
-    Subclasses name the class of diffusers, say what its configuration means, and encode and decode one pass.
+    Args:
+        weights: hub id; or a folder in diffusers' format (config.json, diffusion_pytorch_model.safetensors or .bin);
+            or the weights' file in such a folder.
+        weights_sha256: of the tensors, as in the provenance; other weights are refused.
+        scale, shift: the latents are (z - shift) * scale.
+        batch_size: images per pass through the network; bounds the memory.
+        precision: 'bfloat16' runs the network under autocast.
+        uint8_rule: of decoded x in [-1, 1]: 'round' rounds 127.5 x + 127.5, 'truncate' cuts off the fraction of
+            127.5 x + 128, as the code published with the paper does. They differ where rounding errors decide.
+
+    Raises:
+        ValueError: weights that cannot be such an autoencoder; at first use (or `load`) weights that are not there.
     """
 
     diffusers_class: ClassVar[str]
-    known_configs: ClassVar[Mapping[str, dict]] = {}  # of hub ids, so that they can be built without any file
+    known_configs: ClassVar[Mapping[str, dict]]  # of hub ids, so that they can be built without any file
+    levels: ClassVar[tuple[str, int]]  # the entry of the configuration with one number a level; diffusers' default
+    decisive: ClassVar[dict]  # entries that decide which function given weights compute, with diffusers' defaults
 
     def __init__(
         self,
         *,
         weights: str,
-        weights_sha256: str | None,
+        weights_sha256: str | None = None,
         scale: float,
-        shift: float,
+        shift: float = 0.0,
         batch_size: int,
-        precision: str,
-        uint8_rule: str,
+        precision: Literal["float32", "bfloat16"] = "float32",
+        uint8_rule: Literal["round", "truncate"] = "round",
     ):
         super().__init__(weights=weights, weights_sha256=weights_sha256, precision=precision)
         if not scale > 0:
@@ -53,12 +67,13 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
             raise ValueError(f"{self._binding('uint8_rule')} = {uint8_rule!r}: it is 'round' or 'truncate'")
         self.scale, self.shift, self.batch_size, self.uint8_rule = scale, shift, batch_size, uint8_rule
         self.config = self._read_config()
-        self.channels, self.downsample = self._sizes(self.config)
-        self._warn_of_another_scale()
-
-    @abstractmethod
-    def _sizes(self, config: dict) -> tuple[int, int]:
-        """(channels, downsample) that a configuration means."""
+        self.channels = self.config.get("latent_channels", 4)
+        entry, num_levels = self.levels
+        self.downsample = 2 ** (len(self.config.get(entry, num_levels * [64])) - 1)
+        for name, key in (("scale", "scaling_factor"), ("shift", "shift_factor")):
+            published, value = self.config.get(key), getattr(self, name)
+            if published not in (None, value):
+                log.warning("%s = %s, but %s says %s = %s", self._binding(name), value, weights, key, published)
 
     def _encode(self, images: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
         """(N, 3, S, S) uint8 -> what `encode` gives for them in [-1, 1], `batch_size` at a time."""
@@ -69,9 +84,13 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
             )
         return self._in_passes(lambda part: encode(part.float() / 127.5 - 1), images)
 
+    def latents(self, moments: Tensor, randn: Callable[..., Tensor] = torch.randn) -> Tensor:
+        return (moments.float() - self.shift) * self.scale
+
     def decode(self, latents: Tensor) -> Tensor:
         def decode(part: Tensor) -> Tensor:
-            return self._to_uint8(self.network.decode(part.float() / self.scale + self.shift).sample.float())
+            x = 127.5 * self.network.decode(part.float() / self.scale + self.shift).sample.float()
+            return ((x + 127.5).round() if self.uint8_rule == "round" else x + 128).clamp(0, 255).to(torch.uint8)
 
         return self._in_passes(decode, latents)
 
@@ -80,17 +99,12 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
             parts = [function(part.to(self.anchor.device)) for part in inputs.split(self.batch_size)]
         return torch.cat(parts)  # outside, since autocast on the CPU cannot join float16
 
-    def _to_uint8(self, images: Tensor) -> Tensor:
-        if self.uint8_rule == "truncate":
-            return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8)
-        return (images * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
-
     def provenance(self) -> dict:
         # Neither id nor path: the same weights from the hub and from a folder are the same autoencoder everywhere.
         # What only `decode` depends on (uint8_rule) does not decide the latents.
         return {
             "autoencoder": type(self).__name__,
-            "architecture": self._architecture(),
+            "architecture": {key: self.config.get(key, default) for key, default in self.decisive.items()},
             "weights_sha256": self._known_sha256(),
             "scale": self.scale,
             "shift": self.shift,
@@ -101,31 +115,23 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
     def stored_provenance(self) -> dict:
         return {key: value for key, value in self.provenance().items() if key not in ("scale", "shift")}
 
-    @abstractmethod
-    def _architecture(self) -> dict:
-        """What of the configuration decides the function that given weights compute."""
-
     def _read_config(self) -> dict:
         name, folder = self._binding("weights"), self._folder()
         if folder is None and self.weights in self.known_configs:
             return self.known_configs[self.weights]
-        if folder is None:
-            path = find_hub_file(self.weights, CONFIG, binding=name, folder=(CONFIG, WEIGHTS[0]))
-        else:
-            path = folder / CONFIG
+        path = self._hub_file(CONFIG) if folder is None else folder / CONFIG
         if not path.is_file():
             hint = f"; bind {name} = '{folder / 'vae'}'" if (folder / "vae" / CONFIG).is_file() else ""
-            raise ValueError(
-                f"{name}: {folder} has no {CONFIG}, which stands beside the weights in diffusers' format{hint}"
-            )
+            reason = f"has no {CONFIG}, which stands beside the weights in diffusers' format"
+            raise ValueError(f"{name}: {folder} {reason}{hint}")
         try:
             config = json.loads(path.read_text())
         except ValueError as error:
             raise ValueError(f"{name}: {path} is not JSON: {error}") from None
-        found = config.get("_class_name") if isinstance(config, dict) else None
-        if found != self.diffusers_class:
-            fitting = f": bind JointCodec.autoencoder = @{CLASSES[found]}()" if found in CLASSES else ""
-            raise ValueError(f"{name}: {path} describes {found}, not {self.diffusers_class}{fitting}")
+        kind = config.get("_class_name") if isinstance(config, dict) else None
+        if kind != self.diffusers_class:
+            hint = f": bind JointCodec.autoencoder = @{CLASSES[kind]}()" if kind in CLASSES else ""
+            raise ValueError(f"{name}: {path} describes {kind}, not {self.diffusers_class}{hint}")
         if config.get("in_channels", 3) != 3 or config.get("out_channels", 3) != 3:
             raise ValueError(f"{name}: {path} describes an autoencoder of other than colour images")
         return config
@@ -135,22 +141,22 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
         path = Path(self.weights).expanduser()
         return path if path.is_dir() else path.parent if path.is_file() else None
 
+    def _hub_file(self, name: str) -> Path:
+        return find_hub_file(self.weights, name, binding=self._binding("weights"), folder=(CONFIG, WEIGHTS[0]))
+
     def _weights_path(self) -> Path:
-        name, folder = self._binding("weights"), self._folder()
+        binding, folder = self._binding("weights"), self._folder()
         if folder is None:
-            cached = (cached_hub_file(self.weights, file, binding=name) for file in WEIGHTS)
-            found = next((path for path in cached if path), None)
-            return found or find_hub_file(self.weights, WEIGHTS[0], binding=name, folder=(CONFIG, WEIGHTS[0]))
-        if Path(self.weights).expanduser().is_file():
-            return Path(self.weights).expanduser()
-        for file in WEIGHTS:
-            if (folder / file).is_file():
-                return folder / file
-        raise ValueError(f"{name}: {folder} has neither {WEIGHTS[0]} nor {WEIGHTS[1]}")
+            cached = (cached_hub_file(self.weights, file, binding=binding) for file in WEIGHTS)
+            return next(filter(None, cached), None) or self._hub_file(WEIGHTS[0])
+        for path in (Path(self.weights).expanduser(), *(folder / file for file in WEIGHTS)):
+            if path.is_file():
+                return path
+        raise ValueError(f"{binding}: {folder} has neither {WEIGHTS[0]} nor {WEIGHTS[1]}")
 
     def _converted(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """{name as in diffusers today: float32 tensor}"""
-        return {_today(name): tensor.float() for name, tensor in tensors.items()}
+        return {OLD.sub(lambda m: m[1] + RENAMED[m[2]], name): tensor.float() for name, tensor in tensors.items()}
 
     def _build(self, path: Path, tensors: dict[str, Tensor]) -> nn.Module:
         logging.getLogger("xformers").setLevel(logging.ERROR)  # diffusers imports it where it is; it warns on a CPU
@@ -158,29 +164,9 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
 
         with torch.device("meta"):  # no memory, and no draw of the caller's random numbers
             network = getattr(diffusers, self.diffusers_class).from_config(self.config)
-        expected, source = network.state_dict(), f"{self._binding('weights')} = {self.weights!r}: the weights"
-        if lacking := sorted(expected.keys() - tensors.keys()):
-            raise ValueError(f"{source} lack {', '.join(lacking[:3])} ({len(lacking)} names in all)")
-        if surplus := sorted(tensors.keys() - expected.keys()):
-            raise ValueError(f"{source} hold {', '.join(surplus[:3])} ({len(surplus)} names too many)")
-        for key, tensor in tensors.items():
-            if tensor.shape != expected[key].shape:
-                shapes = f"{tuple(tensor.shape)} where {CONFIG} says {tuple(expected[key].shape)}"
-                raise ValueError(f"{source} have {key} {shapes}")
-        network.load_state_dict(tensors, assign=True)
+        try:
+            network.load_state_dict(tensors, assign=True)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:500]
+            raise ValueError(f"{self._binding('weights')}: {path} does not fit its {CONFIG}: {reason}") from None
         return network
-
-    def _warn_of_another_scale(self) -> None:
-        name, config = type(self).__name__, self.config
-        for setting, key in (("scale", "scaling_factor"), ("shift", "shift_factor")):
-            published, chosen = config.get(key), getattr(self, setting)
-            if published is not None and published != chosen:
-                log.warning("%s.%s = %s, but %s says %s = %s", name, setting, chosen, self.weights, key, published)
-
-
-def _today(name: str) -> str:
-    """The present name of a weight; conv-shaped or not, only the names of attention's parts changed."""
-    parts = name.split(".")
-    if "attentions" in parts and len(parts) > 1:
-        parts[-2] = RENAMED.get(parts[-2], parts[-2])
-    return ".".join(parts)

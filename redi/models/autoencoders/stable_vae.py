@@ -15,15 +15,15 @@ from redi.models.autoencoders.pretrained import PretrainedAutoencoder
 SD_VAE = {
     "_class_name": "AutoencoderKL",
     "act_fn": "silu",
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
     "in_channels": 3,
     "latent_channels": 4,
     "layers_per_block": 2,
     "norm_num_groups": 32,
     "out_channels": 3,
     "sample_size": 256,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
 }
 
 
@@ -39,24 +39,17 @@ class StableVAE(PretrainedAutoencoder):
     is known by: bind `weights_sha256` where they are not at hand.
 
     Args:
-        weights: hub id; or a folder in diffusers' format (config.json, diffusion_pytorch_model.safetensors or .bin);
-            or the weights' file in such a folder.
-        weights_sha256: of the tensors, as in the provenance; other weights are refused.
         scale, shift: 0.18215 and 0 belong to the SD-VAE. Other VAEs have others, which their config.json names.
-        posterior: 'sample' draws z anew whenever latents are made of the stored moments, that is in every training
+        posterior: 'sample' draws z whenever latents are made of the stored moments, that is in every training
             step; 'mean' takes the mean; 'frozen' draws it once, when images are encoded, from noise that the bytes
             of each image determine.
-        batch_size: images per pass through the network; bounds the memory.
-        precision: 'bfloat16' runs the network under autocast.
-        uint8_rule: of decoded x in [-1, 1]: 'round' rounds 127.5 x + 127.5, 'truncate' cuts off the fraction of
-            127.5 x + 128, as the code published with the paper does. They differ where rounding errors decide.
-
-    Raises:
-        ValueError: weights that cannot be such an autoencoder; at first use (or `load`) weights that are not there.
+        weights, weights_sha256, batch_size, precision, uint8_rule: see `PretrainedAutoencoder`.
     """
 
     diffusers_class = "AutoencoderKL"
     known_configs = {"stabilityai/sd-vae-ft-ema": SD_VAE, "stabilityai/sd-vae-ft-mse": SD_VAE}
+    levels = ("block_out_channels", 1)
+    decisive = {"block_out_channels": [64], "latent_channels": 4, "act_fn": "silu", "norm_num_groups": 32}
 
     def __init__(
         self,
@@ -77,9 +70,6 @@ class StableVAE(PretrainedAutoencoder):
             precision=precision, uint8_rule=uint8_rule,
         )  # fmt: skip
         self.posterior = posterior
-
-    def _sizes(self, config: dict) -> tuple[int, int]:
-        return config.get("latent_channels", 4), 2 ** (len(config.get("block_out_channels", (64,))) - 1)
 
     def moments(self, images: Tensor) -> Tensor:
         moments = self._encode(images, self._moments)  # (N, 2C, H, W)
@@ -102,12 +92,12 @@ class StableVAE(PretrainedAutoencoder):
                 "encoded with another StableVAE.posterior or StableVAE.weights"
             )
         if self.posterior == "frozen":
-            return (moments.float() - self.shift) * self.scale
+            return super().latents(moments)
         z, std = _mean_and_std(moments.float())
         if self.posterior == "sample":
             # Not randn_like, whose numbers follow the memory layout: that of a cache is another.
             z = z + std * randn(z.shape, dtype=z.dtype, device=z.device)
-        return (z - self.shift) * self.scale
+        return super().latents(z)
 
     def provenance(self) -> dict:
         return super().provenance() | {"posterior": self.posterior}
@@ -115,11 +105,6 @@ class StableVAE(PretrainedAutoencoder):
     def stored_provenance(self) -> dict:
         # 'sample' and 'mean' are two readings of the same store.
         return super().stored_provenance() | {"posterior": "frozen" if self.posterior == "frozen" else "moments"}
-
-    def _architecture(self) -> dict:
-        defaults = {"block_out_channels": (64,), "latent_channels": 4, "act_fn": "silu", "norm_num_groups": 32}
-        config = {key: self.config.get(key, default) for key, default in defaults.items()}
-        return config | {"block_out_channels": list(config["block_out_channels"])}
 
 
 def _mean_and_std(moments: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 from redi.core.registry import Registry, discover
@@ -61,6 +62,12 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def provenance(self) -> dict:
         """What decides the features, as JSON: name, settings, weights, resize rule."""
+
+
+def check_images(images: Tensor) -> None:
+    """Raises ValueError unless they are uint8 (N, 3, S, S)."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
+        raise ValueError(f"images are uint8 (N, 3, S, S), got {images.dtype} {tuple(images.shape)}")
 
 
 encoders = Registry("encoders", Encoder, harmless=("weights",))

@@ -15,8 +15,7 @@ class Architecture:
     Attributes:
         name: with the tag of the weights, such as 'vit_base_patch14_reg4_dinov2.lvd142m'.
         widths, strides: of every layer (block or stage): channels, and pixels of the input per feature.
-        native_size: the input side that it was trained with.
-        fixed: it takes no other input side.
+        fixed_size: the only side in pixels that its input can have; None: any multiple of a stride.
         names: of its weights.
         options: what `timm.create_model` needs to make it take any.
         config: timm's `pretrained_cfg`: normalisation, hub id, name of the classifier.
@@ -25,8 +24,7 @@ class Architecture:
     name: str
     widths: tuple[int, ...]
     strides: tuple[int, ...]
-    native_size: int
-    fixed: bool
+    fixed_size: int | None
     names: frozenset[str] = field(repr=False)
     options: dict = field(repr=False)
     config: dict = field(repr=False)
@@ -51,8 +49,7 @@ def describe(model: str, binding: str) -> Architecture:
             try:
                 network = timm.create_model(model, **options)
             except TypeError:  # it has one size, or, as a convolutional network, no need of the option
-                options = {}
-                network = timm.create_model(model)
+                network, options = timm.create_model(model), {}
         except RuntimeError as error:  # the name has an unknown tag
             raise ValueError(f"{binding} = {model!r} is no model of {version}: {error}") from None
         config = network.pretrained_cfg
@@ -65,8 +62,7 @@ def describe(model: str, binding: str) -> Architecture:
         name=f"{config['architecture']}.{config['tag']}" if config.get("tag") else config["architecture"],
         widths=tuple(features.shape[1] for features in maps),
         strides=tuple(size // features.shape[-1] for features in maps),
-        native_size=size,
-        fixed=config.get("fixed_input_size", False) and not options,
+        fixed_size=size if config.get("fixed_input_size") and not options else None,
         names=frozenset(network.state_dict()),
         options=options,
         config=config,

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from redi.models.encoders import register
-from redi.models.encoders.pretrained import PretrainedEncoder, of_size
-
-SIZES = {"S": "small", "B": "base", "L": "large", "g": "giant"}
+from redi.models.encoders.family import Family
+from redi.models.encoders.timm_model import Timm
 
 
 @register
-class DINOv2(PretrainedEncoder):
+class DINOv2(Family):
     """Patch features of DINOv2 (Oquab et al., arXiv 2304.07193), `x_norm_patchtokens` of the authors' code.
 
     The paper takes size B with registers (Darcet et al., arXiv 2309.16588) and leaves the resize rule open: published
@@ -27,9 +26,16 @@ class DINOv2(PretrainedEncoder):
         size: 'S', 'B', 'L' or 'g'.
         registers: the models with four register tokens. Those without have their position embedding resampled by
             another rule, that of the authors' code for them (see `positioned`).
-        image_size, resize, layers, weights, weights_sha256, precision: see `PretrainedEncoder`. `weights` may be
+        image_size, resize, layers, weights, weights_sha256, precision: see `Timm`. `weights` may be
             the authors' own file, such as dinov2_vitb14_reg4_pretrain.pth.
     """
+
+    models = {
+        "S": "vit_small_patch14_reg4_dinov2.lvd142m",
+        "B": "vit_base_patch14_reg4_dinov2.lvd142m",
+        "L": "vit_large_patch14_reg4_dinov2.lvd142m",
+        "g": "vit_giant_patch14_reg4_dinov2.lvd142m",
+    }
 
     def __init__(
         self,
@@ -43,10 +49,10 @@ class DINOv2(PretrainedEncoder):
         weights_sha256: str | None = None,
         precision: Literal["float32", "bfloat16"] = "float32",
     ):
-        model = f"vit_{of_size(SIZES, size, 'DINOv2.size')}_patch14_{'reg4_' if registers else ''}dinov2.lvd142m"
-        super().__init__(
-            model=model, image_size=image_size, resize=resize, layers=layers,
-            weights=weights, weights_sha256=weights_sha256, precision=precision,
+        model = self.model_of(size)
+        Timm.__init__(
+            self, model=model if registers else model.replace("reg4_", ""), image_size=image_size, resize=resize,
+            layers=layers, weights=weights, weights_sha256=weights_sha256, precision=precision,
         )  # fmt: skip
         self.size, self.registers = size, registers
 

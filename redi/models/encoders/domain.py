@@ -19,7 +19,7 @@ class DomainEncoder(Encoder):
     """A residual network of stride 4, trained by `fit` in well under a minute and frozen after it.
 
     With labels it learns to classify; without, by contrast between two views of each image (NT-Xent of SimCLR,
-    Chen et al., arXiv 2002.05709). It stands where no pretrained encoder can be had, and as the independent
+    Chen et al., arXiv 2002.05709). It serves where no pretrained encoder is at hand, and as the independent
     network of the evaluation.
 
     Args:
@@ -28,7 +28,7 @@ class DomainEncoder(Encoder):
         image_size: images are resized to this (antialiased bilinear); the features have image_size / 4 a side.
         objective: 'labels', 'contrastive', or 'auto': labels where there are at least two classes.
         num_steps, batch_size, learning_rate, seed: of the training (AdamW, one-cycle).
-        max_images: at most so many images, drawn from the seed, are held in memory for it.
+        max_images: at most this many images, drawn from the seed, are held in memory for it.
     """
 
     def __init__(
@@ -75,10 +75,11 @@ class DomainEncoder(Encoder):
     def train(self, mode: bool = True) -> "DomainEncoder":
         return super().train(False)  # frozen: its batch norms must not follow the model's training mode
 
+    @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        self._require_fit()
-        with torch.no_grad():
-            return self.trunk(self._normalise(images))
+        if not self.fitted:
+            raise ValueError("this DomainEncoder has not been trained: call fit(dataset) or prepare() first")
+        return self.trunk(self.resized(images.to(self.trained.device)).float() / 127.5 - 1)
 
     def metric_name(self, metric: str) -> str:
         return f"{metric}_domain_network"  # every data set has its own: these numbers compare with no published ones
@@ -86,7 +87,7 @@ class DomainEncoder(Encoder):
     def logits(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) uint8 -> class logits (N, K), where it was trained on labels."""
         if not self.is_classifier:
-            raise ValueError("this DomainEncoder was trained without labels: it has no classes to tell")
+            raise ValueError("this DomainEncoder was trained without labels: it has no classes")
         return self.head(self.pooled(images))
 
     @property
@@ -112,14 +113,14 @@ class DomainEncoder(Encoder):
         self.trained.fill_(True)
         if with_labels:
             answers = torch.cat([self.logits(part).argmax(dim=1) for part in images.split(256)])
-            right = (answers == labels).float().mean()
-            log.info("DomainEncoder: %.1f %% of its training images classified right", 100 * right)
+            accuracy = (answers == labels).float().mean()
+            log.info("DomainEncoder: %.1f %% of its training images classified correctly", 100 * accuracy)
 
     def _load(self, dataset) -> tuple[Tensor, Tensor]:
+        device = self.trained.device
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(self.seed))[: self.max_images]
         pairs = (dataset[int(i)] for i in progress(order, desc="reading images for the encoder"))
-        device = self.trained.device
-        images, labels = zip(*((self._resize(image[None].to(device)), label) for image, label in pairs), strict=True)
+        images, labels = zip(*((self.resized(image[None].to(device)), label) for image, label in pairs), strict=True)
         return torch.cat(images), torch.tensor(labels, device=device)
 
     def _optimise(self, images: Tensor, labels: Tensor | None) -> None:
@@ -135,26 +136,20 @@ class DomainEncoder(Encoder):
                 loss = functional.cross_entropy(outputs, labels[chosen], label_smoothing=0.05)
             else:
                 both = torch.cat([_random_view(views, shift=0.3), _random_view(views, shift=0.3)])
-                loss = _contrastive_loss(self.head(self.trunk(both).mean(dim=(2, 3))))
+                loss = contrastive_loss(self.head(self.trunk(both).mean(dim=(2, 3))))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
 
-    def _resize(self, images: Tensor) -> Tensor:
-        if images.shape[-2:] == (self.image_size, self.image_size):
-            return images
+    def resized(self, images: Tensor) -> Tensor:
+        """uint8 images (N, 3, S, S) -> uint8 (N, 3, image_size, image_size)."""
         size = (self.image_size, self.image_size)
+        if images.shape[-2:] == size:
+            return images
         resized = functional.interpolate(images.float(), size, mode="bilinear", antialias=True, align_corners=False)
         return resized.round().clamp(0, 255).to(torch.uint8)
-
-    def _normalise(self, images: Tensor) -> Tensor:
-        return self._resize(images.to(self.trained.device)).float() / 127.5 - 1
-
-    def _require_fit(self) -> None:
-        if not self.fitted:
-            raise ValueError("this DomainEncoder has not been trained: call fit(dataset) or prepare() first")
 
     def fit_settings(self) -> dict:
         names = ("depth", "image_size", "objective", "num_steps", "batch_size", "learning_rate", "max_images", "seed")
@@ -175,8 +170,8 @@ class _Residual(nn.Module):
 
 
 def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    layers = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
-    return nn.Sequential(*layers)
+    convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
 def _head(width: int, num_classes: int | None) -> nn.Module:
@@ -208,7 +203,7 @@ def _random_view(images: Tensor, shift: float) -> Tensor:
     return moved * contrast + 0.1 * shift * torch.randn_like(moved)
 
 
-def _contrastive_loss(projections: Tensor, temperature: float = 0.2) -> Tensor:
+def contrastive_loss(projections: Tensor, temperature: float = 0.2) -> Tensor:
     """NT-Xent over 2N projections whose halves are views of the same N images."""
     normed = functional.normalize(projections, dim=1)
     similarity = normed @ normed.T / temperature

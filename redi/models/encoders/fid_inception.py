@@ -1,6 +1,5 @@
 """The Inception network of FID: where its weights come from, how it is built of them, and what images go through."""
 
-import contextlib
 import os
 import urllib.request
 import warnings
@@ -22,19 +21,17 @@ def find_weights(weights: str | None, binding: str) -> Path:
     """The weights file: itself, one of the two known names in a folder, or for None clean-fid's download.
 
     Raises:
-        ValueError: there is none, and none can be had; the message says where to get it and where to put it.
+        ValueError: there is none, and the download failed; the message says where to get it and where to put it.
     """
     if weights is None:
         return _downloaded(binding)
     path = Path(weights).expanduser()
-    if path.is_dir():
-        found = next((path / name for name in (STATE_DICT, TORCHSCRIPT) if (path / name).exists()), None)
-        if found is None:
-            raise ValueError(f"{binding} = {weights!r}: the folder holds neither {STATE_DICT} nor {TORCHSCRIPT}")
-        return found
     if not path.exists():
         raise ValueError(f"{binding} = {weights!r}: there is no such file or folder")
-    return path
+    files = [path / name for name in (STATE_DICT, TORCHSCRIPT) if (path / name).exists()] if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"{binding} = {weights!r}: the folder holds neither {STATE_DICT} nor {TORCHSCRIPT}")
+    return files[0]
 
 
 def _downloaded(binding: str) -> Path:
@@ -53,38 +50,28 @@ def _downloaded(binding: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(FID_WEIGHTS_URL, str(path), STATE_DICT[-12:-4])
     except (OSError, RuntimeError) as error:  # unreachable, refused, a full disk; a file of another hash
-        raise ValueError(f"{missing}, and it cannot be had ({type(error).__name__}: {error}). {advice}") from None
+        raise ValueError(f"{missing}, and the download failed ({type(error).__name__}: {error}). {advice}") from None
     return path
 
 
-def build(path: Path, tensors: dict[str, Tensor], binding: str) -> nn.Module:
-    """clean-fid's own network with these tensors, all of its layers by name. Raises ValueError: of another network."""
-    from cleanfid import inception_pytorch
+def build(path: Path, tensors: dict[str, Tensor], binding: str, *, resize_inside: bool) -> nn.Module:
+    """clean-fid's own network with these tensors, all of its layers by name; of the TorchScript file clean-fid's
+    wrapper, which runs its code (`resize_inside`: the resizing too). Raises ValueError: a file of another network."""
+    from cleanfid import inception_pytorch, inception_torchscript
 
     original = inception_pytorch.load_state_dict_from_url
     inception_pytorch.load_state_dict_from_url = lambda *_, **__: tensors  # it would download its own
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")  # it asks torchvision in an old way
+            warnings.simplefilter("ignore")  # torch.jit's about itself; clean-fid asks torchvision in an old way
+            if path.name == TORCHSCRIPT:
+                return inception_torchscript.InceptionV3W(str(path.parent), download=False, resize_inside=resize_inside)
             return inception_pytorch.fid_inception_v3()
-    except RuntimeError as error:
+    except (RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{binding}: {path} holds other weights than those of FID's Inception: {reason}") from None
     finally:
         inception_pytorch.load_state_dict_from_url = original
-
-
-def build_torchscript(path: Path, binding: str, resize_inside: bool) -> nn.Module:
-    """clean-fid's wrapper of the TorchScript file, whose code runs (NVIDIA's alone). Raises ValueError: it is none."""
-    from cleanfid.inception_torchscript import InceptionV3W
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit's, about itself
-            return InceptionV3W(str(path.parent), download=False, resize_inside=resize_inside)
-    except (RuntimeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{binding}: {path} is no TorchScript file of FID's Inception: {reason}") from None
 
 
 def resized(images: Tensor, mode: str) -> Tensor:
@@ -113,13 +100,3 @@ def tensorflow_bilinear(images: Tensor, side: int) -> Tensor:
     rows = left + (right - left) * weight  # (N, C, S, side)
     top, bottom = rows[..., low, :], rows[..., high, :]
     return top + (bottom - top) * weight[:, None]
-
-
-@contextlib.contextmanager
-def catching(module: nn.Module, caught: list[Tensor]):
-    """Within it, what the module gives is appended to `caught`."""
-    handle = module.register_forward_hook(lambda _, __, output: caught.append(output))
-    try:
-        yield
-    finally:
-        handle.remove()

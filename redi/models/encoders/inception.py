@@ -6,15 +6,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from redi.models.encoders import Encoder, register
+from redi.models.encoders import Encoder, check_images, register
 from redi.models.encoders import fid_inception as fid
 from redi.models.pretrained_network import PretrainedNetwork
 from redi.runtime.checksums import sha256
 
 MODES = ("clean", "legacy_tensorflow", "legacy_pytorch")
 NAMES = {"frechet_distance": "fid", "kernel_distance": "kid", "spatial_frechet_distance": "sfid"}
-STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "maxpool1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "maxpool2")
-MIXED = ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")
 
 
 @register
@@ -56,10 +54,8 @@ class Inception(PretrainedNetwork, Encoder):
     def forward(self, images: Tensor) -> Tensor:
         """uint8 images (N, 3, S, S) -> the maps of the last block, (N, 2048, 8, 8) float32."""
         if self._is_torchscript():
-            raise ValueError(
-                f"{self._binding('weights')} is TorchScript, which gives no maps but pooled features alone: bind it to "
-                f"{fid.STATE_DICT}"
-            )
+            cause = f"{self._binding('weights')} is TorchScript, which gives no maps but pooled features alone"
+            raise ValueError(f"{cause}: bind it to {fid.STATE_DICT}")
         return self._maps(images)[0]
 
     def pooled(self, images: Tensor) -> Tensor:
@@ -74,7 +70,8 @@ class Inception(PretrainedNetwork, Encoder):
         orders them. "logits": (N, 1008) without the bias, of the Inception Score of ADM. TorchScript: "pooled" alone.
         """
         if self._is_torchscript():
-            images = self._checked(images).to(self.anchor.device)
+            check_images(images)
+            images = images.to(self.anchor.device)
             inputs = images.float() if self.mode == "legacy_tensorflow" else fid.resized(images, self.mode)
             with self._autocast():
                 return {"pooled": self.network(inputs)}
@@ -88,22 +85,22 @@ class Inception(PretrainedNetwork, Encoder):
 
     @torch.no_grad()
     def _maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        x, network, branch = self.inputs(images), self.network, []
-        with self._autocast(), fid.catching(network.Mixed_6d.branch1x1, branch):
-            for name in (*STEM, *(f"Mixed_{name}" for name in MIXED)):
-                x = network.get_submodule(name)(x)
-        return x, branch[0][:, :7].permute(0, 2, 3, 1).flatten(1)
+        """The maps of the last block (N, 2048, 8, 8), and the spatial features of `metric_features`."""
+        x = self.inputs(images)
+        with self._autocast():
+            for name, layer in self.network.named_children():
+                if name == "Mixed_6d":
+                    branch = layer.branch1x1(x)[:, :7]  # once more in the layer itself: 0.7 % of the network
+                if name == "avgpool":
+                    break
+                x = layer(x)
+        return x, branch.permute(0, 2, 3, 1).flatten(1)
 
     def inputs(self, images: Tensor) -> Tensor:
         """uint8 images (N, 3, S, S) -> what the network sees, (N, 3, 299, 299) float32."""
-        pixels = fid.resized(self._checked(images).to(self.anchor.device), self.mode)
+        check_images(images)
+        pixels = fid.resized(images.to(self.anchor.device), self.mode)
         return 2 * (pixels / 255) - 1 if self.mode == "legacy_pytorch" else (pixels - 128) / 128
-
-    def _checked(self, images: Tensor) -> Tensor:
-        square = images.ndim == 4 and images.shape[1] == 3 and images.shape[2] == images.shape[3]
-        if images.dtype != torch.uint8 or not square:
-            raise ValueError(f"images are uint8 (N, 3, S, S), got {images.dtype} {tuple(images.shape)}")
-        return images
 
     def provenance(self) -> dict:
         return {
@@ -123,24 +120,16 @@ class Inception(PretrainedNetwork, Encoder):
     def _weights_path(self) -> Path:
         return fid.find_weights(self.weights, self._binding("weights"))
 
-    def _read_weights(self) -> tuple[Path, dict[str, Tensor]]:
-        path, binding = self._weights_path(), self._binding("weights")
-        if not self._is_torchscript():
-            return super()._read_weights()
+    def _tensors_and_sha256(self, path: Path) -> tuple[dict[str, Tensor], str]:
+        if path.name != fid.TORCHSCRIPT:
+            return super()._tensors_and_sha256(path)
+        binding, digest = self._binding("weights"), sha256(path)
         if self.mode == "legacy_pytorch":
             raise ValueError(f"{binding}: clean-fid's mode 'legacy_pytorch' takes {fid.STATE_DICT}, not TorchScript")
-        digest = sha256(path)
-        if self.weights_sha256 not in (None, digest):
-            expected = f"{binding}_sha256 = {self.weights_sha256}"
-            raise ValueError(f"{binding}: {path} has the SHA-256 {digest}, not {expected}")
         if digest != fid.TORCHSCRIPT_SHA256:
-            what = f"TorchScript is a program, and of this name only NVIDIA's is run, SHA-256 {fid.TORCHSCRIPT_SHA256}"
-            raise ValueError(f"{binding}: {path} has the SHA-256 {digest}: {what}. {fid.STATE_DICT} holds no code")
-        self.weights_sha256 = digest
-        return path, {}
+            rule = f"TorchScript is a program, and of this name only NVIDIA's is run, SHA-256 {fid.TORCHSCRIPT_SHA256}"
+            raise ValueError(f"{binding}: {path} has the SHA-256 {digest}: {rule}. {fid.STATE_DICT} holds no code")
+        return {}, digest
 
     def _build(self, path: Path, tensors: dict[str, Tensor]) -> nn.Module:
-        binding = self._binding("weights")
-        if self._is_torchscript():
-            return fid.build_torchscript(path, binding, resize_inside=self.mode == "legacy_tensorflow")
-        return fid.build(path, tensors, binding)
+        return fid.build(path, tensors, self._binding("weights"), resize_inside=self.mode == "legacy_tensorflow")

@@ -1,22 +1,41 @@
-"""Any vision model of timm, by its name."""
+"""Any vision model of timm, by its name: features of its layers, frozen."""
 
+import inspect
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
-from redi.models.encoders import register
-from redi.models.encoders.pretrained import PretrainedEncoder
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from redi.models.encoders import Encoder, check_images, register
+from redi.models.encoders.architecture import FEATURES, describe
+from redi.models.encoders.weights import build, find_weights
+from redi.models.pretrained_network import PretrainedNetwork
 
 
 @register
-class Timm(PretrainedEncoder):
+class Timm(PretrainedNetwork, Encoder):
     """Features of any timm model that has feature maps: vision transformers, ConvNeXt, ResNet and others.
 
     Args:
         model: timm's name with the tag of the weights, such as 'vit_base_patch16_224.mae' (without a tag: timm's
             first); `timm.list_models(pretrained=True)` lists them.
-        image_size, resize, layers, weights, weights_sha256, precision: see `PretrainedEncoder`. The layers of
-            a network of stages are its stages; its patch size is the stride of the chosen one. A network of one
-            fixed size gets that.
+        image_size: the side in pixels that images are resized to; a multiple of the patch size. Default: the patch
+            size for every 16 pixels of the image, which gives a 16x16 grid at 256 pixels and 32x32 at 512 (paper:
+            images of 256 pixels at 224, for patches of 14). A network of one fixed size gets that.
+        resize: 'antialiased' (bicubic, before normalising), or 'released': the rule of ReDi's released code, which
+            its published weights need (bicubic without antialiasing, after normalising).
+        layers: block whose features are taken, or several, concatenated along E in this order; negative numbers
+            count from the last. All pass the final norm. Default: the last block. The layers of a network of stages
+            are its stages; its patch size is the stride of the chosen one.
+        weights: a weights file (.safetensors, .pth, .bin; timm's format or the authors'), or a folder with one.
+            Default: from the model hub, or its local cache.
+        weights_sha256, precision: see `PretrainedNetwork`. The features are float32 either way.
+
+    Raises:
+        ValueError: a setting that the model cannot have.
     """
 
     def __init__(
@@ -30,7 +49,114 @@ class Timm(PretrainedEncoder):
         weights_sha256: str | None = None,
         precision: Literal["float32", "bfloat16"] = "float32",
     ):
-        super().__init__(
-            model=model, image_size=image_size, resize=resize, layers=layers,
-            weights=weights, weights_sha256=weights_sha256, precision=precision,
-        )  # fmt: skip
+        super().__init__(weights=weights, weights_sha256=weights_sha256, precision=precision)
+        self.architecture = architecture = describe(model, self._binding("model"))
+        self.layers = self._checked_layers(-1 if layers is None else layers)
+        self.dim = sum(architecture.widths[i] for i in self.layers)
+        self.stride = architecture.strides[self.layers[0]]
+        if image_size is not None:
+            self._check_image_size(image_size)
+        self.image_size = architecture.fixed_size if image_size is None else image_size
+        if resize not in ("antialiased", "released"):
+            raise ValueError(f"{self._binding('resize')} = {resize!r}: it is 'antialiased' or 'released'")
+        self.resize = resize
+        for name in ("mean", "std"):  # not persistent: constants of the model, (3, 1, 1)
+            self.register_buffer(name, torch.tensor(architecture.config[name])[:, None, None], persistent=False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 images (N, 3, S, S) -> features (N, E, h, w) float32. Raises ValueError for a size without a grid."""
+        by_layer = self._by_layer(images)
+        return torch.cat([by_layer[layer].float() for layer in self.layers], dim=1)
+
+    @torch.no_grad()
+    def pooled(self, images: Tensor) -> Tensor:
+        """uint8 images (N, 3, S, S) -> one vector an image, (N, E) float32: the class token after the final norm where
+        the model has one (of every layer, as in `forward`), else the mean over the grid.
+
+        FD-DINOv2 of Stein et al. (arXiv 2306.04675) is the Fréchet distance in the class tokens of
+        DINOv2(size='L', registers=False, image_size=224), resized before normalising, as 'antialiased' does.
+        """
+        network = self.network
+        # Where timm keeps a class token to itself (CaiT, XCiT), it enters after the patches are done.
+        gives_tokens = "return_prefix_tokens" in inspect.signature(network.forward_intermediates).parameters
+        if getattr(network, "cls_token", None) is None or not gives_tokens:
+            return super().pooled(images)
+        by_layer = self._by_layer(images, return_prefix_tokens=True)
+        # Registers, where there are any, follow the class token.
+        return torch.cat([by_layer[layer][1][:, 0].float() for layer in self.layers], dim=1)
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """uint8 images (N, 3, S, S) -> what the network sees, (N, 3, side, side) float32."""
+        side, pixels = self.side(images.shape[-1]), images.float() / 255
+        if side != images.shape[-1] and self.resize == "released":
+            return functional.interpolate((pixels - self.mean) / self.std, (side, side), mode="bicubic")
+        if side != images.shape[-1]:
+            pixels = functional.interpolate(pixels, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
+        return (pixels - self.mean) / self.std
+
+    def side(self, image_size: int) -> int:
+        """The side in pixels that images of this size are resized to."""
+        if self.image_size is not None:
+            return self.image_size
+        if image_size < 16 or image_size % 16:
+            raise ValueError(
+                f"images of {image_size} pixels are no whole number of 16-pixel patches: bind "
+                f"{self._binding('image_size')} to a multiple of {self.stride}, or change Preprocessing.image_size"
+            )
+        return self.stride * (image_size // 16)
+
+    def provenance(self) -> dict:
+        """As JSON. The hash is of the tensors in the weights file, before timm's conversion, whose floating-point
+        resampling may differ between machines."""
+        import timm
+
+        return {
+            "encoder": type(self).__name__,
+            "timm_model": self.architecture.name,
+            "timm": timm.__version__,
+            "layers": list(self.layers),
+            "image_size": self.image_size or f"{self.stride}/16",
+            "resize": self.resize,
+            "mean": list(self.architecture.config["mean"]),
+            "std": list(self.architecture.config["std"]),
+            "precision": self.precision,
+            "weights_sha256": self._known_sha256(),
+        }
+
+    def _by_layer(self, images: Tensor, **options) -> dict:
+        check_images(images)
+        network, inputs = self.network, self.inputs(images.to(self.anchor.device))
+        with self._autocast():
+            outputs = network.forward_intermediates(inputs, indices=list(self.layers), **FEATURES, **options)
+        return dict(zip(sorted(self.layers), outputs, strict=True))  # timm gives them in the network's order
+
+    def _weights_path(self) -> Path:
+        return find_weights(self.architecture, self.weights, self._binding("weights"))
+
+    def _build(self, path: Path, tensors: dict[str, Tensor]) -> nn.Module:
+        network = build(self.architecture, path, tensors, self._binding("weights"))
+        network.prune_intermediate_layers(list(self.layers), prune_norm=False, prune_head=True)
+        return network
+
+    def _checked_layers(self, layers: int | Sequence[int]) -> tuple[int, ...]:
+        numbers = (layers,) if isinstance(layers, int) else tuple(layers)
+        strides, setting = self.architecture.strides, f"{self._binding('layers')} = {layers!r}"
+        last = len(strides) - 1
+        if not numbers or not all(isinstance(i, int) and -last - 1 <= i <= last for i in numbers):
+            layout = f"{self.architecture.name} has the layers 0 to {last}; negative numbers count from the last"
+            raise ValueError(f"{setting}: {layout}")
+        numbers = tuple(i % len(strides) for i in numbers)
+        if len(set(numbers)) < len(numbers):
+            raise ValueError(f"{setting} names a layer twice")
+        if len({strides[i] for i in numbers}) > 1:
+            grids = ", ".join(f"layer {i}: {strides[i]}" for i in numbers)
+            raise ValueError(f"{setting}: their strides differ ({grids}); take one stage")
+        return numbers
+
+    def _check_image_size(self, image_size: int) -> None:
+        setting, name = f"{self._binding('image_size')} = {image_size}", self.architecture.name
+        if self.architecture.fixed_size not in (None, image_size):
+            raise ValueError(f"{setting}: {name} takes images of {self.architecture.fixed_size} pixels only")
+        if image_size < self.stride or image_size % self.stride:
+            raise ValueError(f"{setting} is no multiple of {self.stride}, the patch size of {name}")
