@@ -173,7 +173,8 @@ def test_a_row_is_what_the_paper_trains_and_samples(name, images, warnings):
     config.parse([path(name)], [images])
     codec, dataset, objective, model = build()
     check_training(codec, dataset)
-    check_results(codec, dataset)
+    results = {name: config.bound(f"evaluate.{name}") for name in ("reference", "networks")}
+    check_results(codec, dataset, **results)
     assert warnings() == []
 
     framework, size = row.model.split("-")
