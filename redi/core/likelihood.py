@@ -52,7 +52,7 @@ def log_likelihood(
         process = run.process.for_channels(channels, run.codec.device)
         x = run.codec.encode(images)  # images (N, 3, S, S) uint8, labels (N,), both on the run's device
         # from redi.guidance import guided
-        denoise = guided(run.model, [], channels, labels, run.model.null_label, process.network_time)
+        denoise = guided(run.model, [], channels, labels, run.model.null_label, process.model_time)
         log_likelihood(denoise, process, x).bits_per_dimension
 
     Args:
@@ -95,7 +95,7 @@ def log_likelihood(
                 divergence += weight * (gradient * probe).sum(dim=(1, 2, 3))
         return velocity.detach(), divergence
 
-    first, last = process.interval()
+    first, last = process.t_range()
     state = (x, x.new_zeros(len(x)))
     with torch.no_grad():
         solver = {"method": method, "num_steps": num_steps, "rtol": rtol, "atol": atol}

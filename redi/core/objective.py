@@ -149,7 +149,7 @@ class JointObjective:
         if self.dropout_rule == "paper":
             x_t = self.channels.mask(x_t, dropped)
 
-        given = (x_t, self.process.network_time(times), y)
+        given = (x_t, self.process.model_time(times), y)
         prediction, aligned = (model(*given), None) if alignment is None else model(*given, align=True)
         prediction = prediction.float()
         squared = self.process.error(prediction, x, noise, t).square()

@@ -84,7 +84,7 @@ def guided(
     channels: Channels,
     y: Tensor,
     null_label: int,
-    network_time: Callable[[Tensor], Tensor],
+    model_time: Callable[[Tensor], Tensor],
 ) -> Callable[[Tensor, float], Tensor]:
     """The model under guidance, as a function of x_t (N, C, H, W) and t alone.
 
@@ -94,7 +94,7 @@ def guided(
     Args:
         model: (x_t (K N, C, H, W), time (K N,), y (K N,)) -> prediction (K N, C, H, W), one call for K conditions.
         y: (N,) labels.
-        network_time: what the model is told at t: `process.network_time` (DiT: 0 ... 999; REPA: 1 - t).
+        model_time: what the model is told at t: `process.model_time` (DiT: 0 ... 999; REPA: 1 - t).
     """
 
     def denoise(x: Tensor, t: float) -> Tensor:
@@ -102,7 +102,7 @@ def guided(
         everyone = torch.ones(len(x), dtype=torch.bool, device=x.device)
         inputs = [channels.mask(x, everyone, condition.without) if condition.without else x for condition in weights]
         labels = [y if condition.label else torch.full_like(y, null_label) for condition in weights]
-        times = network_time(x.new_full((len(x) * len(weights),), t))
+        times = model_time(x.new_full((len(x) * len(weights),), t))
         predictions = model(torch.cat(inputs), times, torch.cat(labels)).chunk(len(weights))
         if list(weights) == [EVERYTHING] and set(weights[EVERYTHING].values()) == {1.0}:
             return predictions[0]

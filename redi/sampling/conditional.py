@@ -62,13 +62,13 @@ def times_with_given(process: Process, channels: Channels, given: Iterable[str])
     """What the network is told at t (N,): (N, groups), with t = 1 for the given groups."""
     given = set(given)
 
-    def network_time(t: Tensor) -> Tensor:
-        times, clean = process.network_time(t), process.network_time(torch.ones_like(t))
+    def model_time(t: Tensor) -> Tensor:
+        times, clean = process.model_time(t), process.model_time(torch.ones_like(t))
         times, clean = (u if u.ndim == 2 else u[:, None].expand(-1, len(channels)) for u in (times, clean))
         # Group by group, for a mask of them would have to be copied to the device.
         return torch.stack([(clean if name in given else times)[:, i] for i, name in enumerate(channels)], dim=1)
 
-    return network_time
+    return model_time
 
 
 def check_given(given: Mapping[str, Tensor], channels: Channels, shape: tuple[int, int, int]) -> None:

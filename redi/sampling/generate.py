@@ -97,7 +97,7 @@ def generate(
     process = process.for_channels(model.channels, device)
     if own_time and not model.has_group_times:
         raise ValueError("own_time = True needs a model that is told every group's t (group_timesteps = True)")
-    network_time = times_with_given(process, model.channels, given or ()) if own_time else process.network_time
+    model_time = times_with_given(process, model.channels, given or ()) if own_time else process.model_time
     network = _Network(model, weights or {}, how, compiled)
     batch_size = min(batch_size, len(labels))
     images, states, drawn = [], [], 0
@@ -108,7 +108,7 @@ def generate(
             rows = torch.arange(start, start + (batch_size if compiled else count)).clamp(max=len(labels) - 1)
             y = labels[rows].to(device)
             draw = ImageNoise(seed, (first_index + rows).tolist(), (model.channels.total, *model.grid), device)
-            denoise = guided(network, guidance, model.channels, y, model.null_label, network_time)
+            denoise = guided(network, guidance, model.channels, y, model.null_label, model_time)
             known = {name: group[rows].to(device) for name, group in (given or {}).items()}
             denoise, draw, finish = clamped(denoise, process, draw, model.channels, known, own_time=own_time)
             x = finish(sampler(denoise, process, draw))[:count]

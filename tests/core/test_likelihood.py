@@ -57,7 +57,7 @@ def test_the_exact_trace_gives_the_analytic_density_of_a_correlated_gaussian(pro
     # What remains is the margin of 1e-3 at a pole: data is taken for the state there. VP leaves 1 % of noise.
     x = samples()
     found = log_likelihood(exact_field(process), process, x, exact=True, rtol=1e-6, atol=1e-6).log_likelihood
-    poles = process.interval() != (0.0, 1.0)
+    poles = process.t_range() != (0.0, 1.0)
     torch.testing.assert_close(found, analytic(x), rtol=1e-3, atol=5e-3 if poles else 1e-4)
 
 
@@ -142,7 +142,7 @@ def test_a_trained_model_s_likelihood_is_found_through_guidance_without_a_trace_
     process = FlowMatching().for_channels(channels)
     x = torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 2])
-    denoise = guided(model, [], channels, labels, model.null_label, process.network_time)
+    denoise = guided(model, [], channels, labels, model.null_label, process.model_time)
     with torch.no_grad():
         found = log_likelihood(denoise, process, x, method="rk4", num_steps=2)
     expected = torch.distributions.Normal(0, 1).log_prob(x.double()).sum(dim=(1, 2, 3))

@@ -77,7 +77,7 @@ def test_no_noisy_step_is_longer_than_the_noise_free_one(sampler_class):
 @every_path
 def test_no_time_leaves_the_interval_of_the_process(sampler_class, form, last_step, path):
     process = path(prediction="score", margin=0.01)
-    first, last = process.interval()
+    first, last = process.t_range()
     for size in (1e-6, 0.04, 1.0):
         sampler = sampler_class(num_evaluations=5, diffusion_form=form, last_step=last_step, last_step_size=size)
         times = times_of(sampler, process)

@@ -18,8 +18,8 @@ NUM_CLASSES = 3
 T = 0.3
 
 
-def guided(model, rules, channels, y, null_label, network_time=lambda t: t):
-    return redi.guidance.guided(model, rules, channels, y, null_label, network_time)
+def guided(model, rules, channels, y, null_label, model_time=lambda t: t):
+    return redi.guidance.guided(model, rules, channels, y, null_label, model_time)
 
 
 every_rule = pytest.mark.parametrize("name", guidance_rules)
@@ -248,7 +248,7 @@ def test_the_network_is_told_the_time_of_the_process(state):
         asked.append(t)
         return torch.zeros_like(x)
 
-    guided(record, [ClassifierFree(scale=2.0)], CHANNELS, y, NUM_CLASSES, network_time=lambda t: 1000 * (1 - t))(x, T)
+    guided(record, [ClassifierFree(scale=2.0)], CHANNELS, y, NUM_CLASSES, model_time=lambda t: 1000 * (1 - t))(x, T)
     torch.testing.assert_close(asked[0], torch.full((10,), 700.0, dtype=torch.float64))
 
 

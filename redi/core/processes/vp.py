@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from redi.core.processes import register
+from redi.core.processes import per_sample, register
 from redi.core.processes.interpolant import Interpolant, Prediction
 
 
@@ -56,8 +56,8 @@ class VP(Interpolant):
         return -self._half_beta(t) * self.alpha(t) ** 2 / self.sigma(t)
 
     def _log_alpha(self, t):
-        s = 1 - t
+        s = 1 - per_sample(t)
         return -(s**2) * (self.beta_max - self.beta_min) / 4 - s * self.beta_min / 2
 
     def _half_beta(self, t):
-        return (self.beta_min + (1 - t) * (self.beta_max - self.beta_min)) / 2
+        return (self.beta_min + (1 - per_sample(t)) * (self.beta_max - self.beta_min)) / 2

@@ -15,7 +15,7 @@ Draw = Callable[[], Tensor]  # -> (N, C, H, W) standard normal
 
 class Sampler(ABC):
     """Integrates from t = 0 (noise) to t = 1 (data), over the part of it on which the process can be evaluated
-    (`Process.interval`), in exactly `num_evaluations` calls of `denoise`.
+    (`Process.t_range`), in exactly `num_evaluations` calls of `denoise`.
     """
 
     # None where the sampler itself decides while it runs (AdaptiveODE).

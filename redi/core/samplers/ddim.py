@@ -55,5 +55,5 @@ class DDIM(Respaced):
     def _times(self, process: Process) -> list[float]:
         if process.num_timesteps is not None:
             return self.steps(process)
-        first, last = process.interval()
+        first, last = process.t_range()
         return [*(min(t, last) for t in uniform_times(first, 1.0, self.num_evaluations)[:-1]), 1.0]

@@ -15,6 +15,6 @@ class Euler(ContinuousSampler):
     def __call__(self, denoise: Denoise, process: Process, draw: Draw) -> Tensor:
         self.check(process)
         x = draw()
-        for t, ahead in pairwise(uniform_times(*process.interval(), self.num_evaluations)):
+        for t, ahead in pairwise(uniform_times(*process.t_range(), self.num_evaluations)):
             x = x + (ahead - t) * process.velocity(denoise(x, t), x, t)
         return x

@@ -20,7 +20,7 @@ class Heun(ContinuousSampler):
     def __call__(self, denoise: Denoise, process: Process, draw: Draw) -> Tensor:
         self.check(process)
         x = draw()
-        for t, t_ahead in pairwise(uniform_times(*process.interval(), self.num_evaluations // 2)):
+        for t, t_ahead in pairwise(uniform_times(*process.t_range(), self.num_evaluations // 2)):
             dt = t_ahead - t
             slope = process.velocity(denoise(x, t), x, t)
             ahead = x + dt * slope

@@ -41,7 +41,7 @@ class FixedODE(ContinuousSampler):
         self.check(process)
         num_steps = self.num_evaluations // EVALUATIONS_PER_STEP[self.method]
         slope = _velocity(denoise, process)
-        return integrate(slope, (draw(),), *process.interval(), method=self.method, num_steps=num_steps)[0]
+        return integrate(slope, (draw(),), *process.t_range(), method=self.method, num_steps=num_steps)[0]
 
 
 @register
@@ -76,7 +76,7 @@ class AdaptiveODE(ContinuousSampler):
         self.check(process)
         slope = _velocity(denoise, process)
         tolerances = {"rtol": self.rtol, "atol": self.atol}
-        return integrate(slope, (draw(),), *process.interval(), method=self.method, **tolerances)[0]
+        return integrate(slope, (draw(),), *process.t_range(), method=self.method, **tolerances)[0]
 
 
 def integrate(

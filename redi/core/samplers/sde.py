@@ -21,7 +21,7 @@ class SDE(ContinuousSampler):
     Singularities. The score has a pole at t = 1, so D score is computed as -(D / sigma) noise, and no evaluation
     comes later than `last_step_size` before the data; without a last step, none comes later than 1e-3 before it. D of
     'sbdm' has a pole at t = 0 on paths that start in pure noise (there it is like 1 / t): it starts at t = 1e-3. The
-    poles of the network's prediction are the process's matter (`Process.interval`).
+    poles of the network's prediction are the process's matter (`Process.t_range`).
 
     Args:
         num_evaluations: network evaluations, of the last step too.
@@ -68,7 +68,7 @@ class SDE(ContinuousSampler):
 
     def times(self, process: Process, num_steps: int) -> list[float]:
         """Ends of `num_steps` noisy steps: num_steps + 1 times, the last of which is where a last step begins."""
-        first, last = process.interval()
+        first, last = process.t_range()
         if self.diffusion_form == "sbdm" and not torch.as_tensor(process.alpha(first)).all():
             first = max(first, MARGIN)
         if self.last_step is None:
