@@ -31,8 +31,8 @@ class JointObjective:
         label_dropout: probability of the null label, for classifier-free guidance.
         representation_dropout: probability, per sample, that all *noised* representations are zeroed and their
             loss with them (paper, section 3.5: p_drop = 0.2); needed for Representation Guidance.
-        dropout_rule: 'paper', as just said; or 'released', what the published code does instead: one coin for the whole
-            batch, and the *clean* representations are zeroed, so that the network sees their noise.
+        dropout_rule: 'paper', as just said; or 'released', what the published code does with its velocity predictions:
+            one coin for the whole batch, and the *clean* representations are zeroed, so that the network sees noise.
         independent_timesteps: every group draws a t of its own (beyond the paper), of which the network must be told:
             DiffusionTransformer.group_timesteps = True.
         variance_weight: of the variational bound that trains a learned variance. Nichol & Dhariwal's 0.001, which
@@ -40,7 +40,8 @@ class JointObjective:
         alignment_weight: of the REPA term, where the codec has an alignment encoder (Yu et al., arXiv 2410.06940: 0.5).
 
     Raises:
-        ValueError: probabilities outside [0, 1), weights for groups that do not exist.
+        ValueError: probabilities outside [0, 1), weights for groups that do not exist, 'released' dropout with another
+            prediction than the velocity.
     """
 
     def __init__(
@@ -68,6 +69,12 @@ class JointObjective:
                 raise ValueError(f"JointObjective.{name} = {value}: a finite number of at least 0 is needed")
         if dropout_rule not in ("paper", "released"):
             raise ValueError(f"JointObjective.dropout_rule = {dropout_rule!r}: it is 'paper' or 'released'")
+        path = getattr(self.process, "process", self.process)  # of Shifted
+        if dropout_rule == "released" and representation_dropout and getattr(path, "prediction", None) != "velocity":
+            raise ValueError(
+                "JointObjective.dropout_rule = 'released' reproduces the published loss for velocity predictions only: "
+                "bind it to 'paper', or JointObjective.process to one with prediction = 'velocity'"
+            )
         if not isinstance(representation_weight, Mapping):
             representation_weight = dict.fromkeys(channels.representations, representation_weight)
         if set(representation_weight) != set(channels.representations):
@@ -130,6 +137,7 @@ class JointObjective:
         dropped: Tensor,
         num_kept: Tensor | None = None,
         alignment: Tensor | None = None,
+        per_sample: bool = False,
     ) -> dict[str, Tensor]:
         """The same, for given draws: without randomness or branches on values, so that it compiles as one graph.
 
@@ -141,6 +149,8 @@ class JointObjective:
             num_kept: (), by how many the errors of representations are divided; default: the samples that keep theirs.
                 For a part of a batch its share of that number in the batch, so that the mean over equal parts is the
                 batch's error.
+            per_sample: return (N,) for every entry. The mean of "loss" is then the batch's loss; a representation's
+                error is 0 where it was dropped.
         """
         if self.dropout_rule == "released":
             x = self.channels.mask(x, dropped)
@@ -158,23 +168,27 @@ class JointObjective:
 
         kept = (~dropped).float()
         num_kept = (kept.sum() if num_kept is None else num_kept).clamp(min=1e-6)  # where none is kept, the error is 0
-        losses = {"image": errors["image"].mean()}
+
+        def mean(values: Tensor) -> Tensor:  # (N,)
+            return values if per_sample else values.mean()
+
+        def mean_kept(values: Tensor) -> Tensor:  # (N,)
+            return values * kept if per_sample else (values * kept).sum() / num_kept
+
+        losses = {"image": mean(errors["image"])}
         loss = losses["image"]
         for name, weight in self.weights.items():
-            loss = loss + weight * (errors[name] * kept).mean()
-            losses[name] = (errors[name] * kept).sum() / num_kept
+            loss = loss + weight * mean(errors[name] * kept)
+            losses[name] = mean_kept(errors[name])
         if bounds:
-            weighed = [
-                bound.mean() if name == "image" else self.weights[name] * (bound * kept).mean()
+            shown = [mean(bound) if name == "image" else mean_kept(bound) for name, bound in bounds.items()]
+            losses["vlb"] = torch.stack(shown).mean(dim=0)
+            loss = loss + self.variance_weight * sum(
+                mean(bound) if name == "image" else self.weights[name] * mean(bound * kept)
                 for name, bound in bounds.items()
-            ]
-            shown = [
-                bound.mean() if name == "image" else (bound * kept).sum() / num_kept for name, bound in bounds.items()
-            ]
-            losses["vlb"] = torch.stack(shown).mean()
-            loss = loss + self.variance_weight * sum(weighed)
+            )
         if aligned is not None:
-            losses["alignment"] = alignment_loss(aligned.float(), alignment.float())
+            losses["alignment"] = alignment_loss(aligned.float(), alignment.float(), per_sample)
             loss = loss + self.alignment_weight * losses["alignment"]
         return {"loss": loss, **losses}
 
@@ -219,9 +233,9 @@ class JointObjective:
             )
 
 
-def alignment_loss(projected: Tensor, features: Tensor) -> Tensor:
-    """The negative mean cosine between projected tokens (N, P, E) and features (N, E, h, w) (Yu et al., arXiv
-    2410.06940, Eq. 6).
+def alignment_loss(projected: Tensor, features: Tensor, per_sample: bool = False) -> Tensor:
+    """The negative mean cosine between projected tokens (N, P, E) and features (N, E, h, w), () or per sample (N,)
+    (Yu et al., arXiv 2410.06940, Eq. 6).
 
     Where the encoder's grid is not the tokens' square grid, features are resized to it bilinearly.
     """
@@ -230,4 +244,5 @@ def alignment_loss(projected: Tensor, features: Tensor) -> Tensor:
         raise ValueError(f"alignment needs a square grid of tokens, got {projected.shape[1]}")
     if features.shape[-2:] != (side, side):
         features = resized(features, (side, side))
-    return -functional.cosine_similarity(projected, rearrange(features, "n e h w -> n (h w) e"), dim=-1).mean()
+    cosine = functional.cosine_similarity(projected, rearrange(features, "n e h w -> n (h w) e"), dim=-1)  # (N, P)
+    return -(cosine.mean(dim=1) if per_sample else cosine.mean())

@@ -6,7 +6,7 @@ prediction of group g is
 
     prediction_g = sum_k w_gk(t) model(condition k)_g,     sum_k w_gk(t) = 1.
 
-Rules compose by adding their deviations from the unguided prediction, so classifier-free guidance and
+Rules compose by adding their offsets to the weights of the unguided prediction, so classifier-free guidance and
 Representation Guidance are one mechanism: equal conditions are evaluated once, all of them in one batch,
 and a condition with weight 0 is not evaluated at all.
 """
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from redi.core.channels import Channels
 from redi.core.registry import Registry, discover
+from redi.core.renamed import keep_old_names
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,12 @@ Weights = dict[Condition, dict[str, float]]  # {condition: {channel group: weigh
 class Guidance(ABC):
     """A rule: how far the guided prediction departs from the plain one, group by group."""
 
+    def __init_subclass__(cls, **settings):
+        super().__init_subclass__(**settings)
+        keep_old_names(cls, deviations="weight_offsets")  # its name in version 0.1
+
     @abstractmethod
-    def deviations(self, channels: Channels, t: float) -> Weights:
+    def weight_offsets(self, channels: Channels, t: float) -> Weights:
         """Weights that are added to the plain prediction (weight 1 on everything); they sum to 0 in each group."""
 
     @abstractmethod
@@ -67,13 +72,23 @@ def checked_interval(rule: str, interval: Sequence[float]) -> tuple[float, float
     return first, last
 
 
+def contrast(rule, condition: Condition, t: float) -> Weights:
+    """The offsets of prediction = condition + scale (everything - condition) on the rule's groups, in its interval."""
+    if not rule.interval[0] <= t <= rule.interval[1]:
+        return {}
+    return {
+        EVERYTHING: dict.fromkeys(rule.groups, rule.scale - 1),
+        condition: dict.fromkeys(rule.groups, 1 - rule.scale),
+    }
+
+
 def total_weights(rules: Sequence[Guidance], channels: Channels, t: float) -> Weights:
     """The weights of all rules together; conditions without any weight are left out."""
     total: Weights = {EVERYTHING: dict.fromkeys(channels, 1.0)}
     for rule in rules:
-        for condition, deviation in rule.deviations(channels, t).items():
+        for condition, offsets in rule.weight_offsets(channels, t).items():
             weights = total.setdefault(condition, dict.fromkeys(channels, 0.0))
-            for group, value in deviation.items():
+            for group, value in offsets.items():
                 weights[group] += value
     return {condition: weights for condition, weights in total.items() if any(weights.values())}
 
@@ -84,7 +99,9 @@ def guided(
     channels: Channels,
     y: Tensor,
     null_label: int,
-    model_time: Callable[[Tensor], Tensor],
+    model_time: Callable[[Tensor], Tensor] | None = None,
+    *,
+    network_time: Callable[[Tensor], Tensor] | None = None,
 ) -> Callable[[Tensor, float], Tensor]:
     """The model under guidance, as a function of x_t (N, C, H, W) and t alone.
 
@@ -94,8 +111,12 @@ def guided(
     Args:
         model: (x_t (K N, C, H, W), time (K N,), y (K N,)) -> prediction (K N, C, H, W), one call for K conditions.
         y: (N,) labels.
-        model_time: what the model is told at t: `process.model_time` (DiT: 0 ... 999; REPA: 1 - t).
+        model_time: the model's time input at t: `process.model_time` (DiT: 0 ... 999; REPA: 1 - t).
+        network_time: its name in version 0.1.
     """
+    model_time = model_time or network_time
+    if model_time is None:
+        raise TypeError("guided() needs model_time: pass process.model_time")
 
     def denoise(x: Tensor, t: float) -> Tensor:
         weights = total_weights(rules, channels, t)

@@ -18,7 +18,7 @@ def clamped(
     given: Mapping[str, Tensor],
     *,
     own_time: bool = False,
-) -> tuple[Denoise, Draw, Callable[[Tensor], Tensor]]:
+) -> tuple[Denoise, Draw, Callable[..., Tensor]]:
     """Wraps what a sampler is called with so that the given groups follow their own path.
 
     At every evaluation at t the network sees the known groups as alpha(t) known + sigma(t) noise, with one noise
@@ -34,10 +34,11 @@ def clamped(
             trained with `JointObjective.independent_timesteps`): the conditional itself, for every sampler.
 
     Returns:
-        `denoise` and `draw` to call the sampler with, and the function that puts the clean groups into its result.
+        `denoise` and `draw` to call the sampler with, and a function (x, t = 1) -> x that puts the groups into a state
+        of the sampler as the network sees them at t: clean into its result.
     """
     if not given:
-        return denoise, draw, lambda x: x
+        return denoise, draw, lambda x, t=1.0: x
     first: list[Tensor] = []  # the noise of the path, and the given groups as a joint state
 
     def recorded() -> Tensor:
@@ -49,13 +50,12 @@ def clamped(
     def put(x: Tensor, groups: Mapping[str, Tensor]) -> Tensor:
         return channels.join(dict(channels.split(x)) | {name: group.to(x.dtype) for name, group in groups.items()})
 
-    def conditional(x: Tensor, t: float) -> Tensor:
+    def put_at(x: Tensor, t: float = 1.0) -> Tensor:
         noise, known = first
-        on_path = known if own_time else process.mix(known, noise, t)
-        split = channels.split(on_path)
-        return denoise(put(x, {name: split[name] for name in given}), t)
+        on_path = channels.split(known if own_time or t == 1 else process.mix(known, noise, t))
+        return put(x, {name: on_path[name] for name in given})
 
-    return conditional, recorded, lambda x: put(x, given)
+    return lambda x, t: denoise(put_at(x, t), t), recorded, put_at
 
 
 def times_with_given(process: Process, channels: Channels, given: Iterable[str]) -> Callable[[Tensor], Tensor]:

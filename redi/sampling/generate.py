@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from redi.core.channels import Channels
 from redi.core.processes import Process, processes
 from redi.core.registry import configurable
-from redi.core.samplers import ImageNoise, Sampler, samplers
+from redi.core.samplers import Draw, ImageNoise, Sampler, samplers
 from redi.core.samplers.ancestral import Ancestral
 from redi.core.samplers.euler_maruyama import EulerMaruyama
 from redi.guidance import Guidance, guidance_rules, guided, total_weights
@@ -32,9 +32,14 @@ class Generated:
     x: Tensor  # (N, C, H, W) float32, the joint state: latents and generated features
     labels: Tensor  # (N,) int64
     record: dict  # seed, sampler, guidance, number of function evaluations (per image), network evaluations
+    trajectory: Tensor | None = None  # (K, N, C, H, W) float32: the joint states at `times`, where asked for
+    times: list[float] | None = None  # K, of the first state and after every step
 
 
-@configurable(runtime=("model", "codec", "process", "labels", "weights", "first_index", "given", "own_time"))
+RUNTIME = "model", "codec", "process", "labels", "weights", "first_index", "given", "own_time", "draw", "trajectory"
+
+
+@configurable(runtime=RUNTIME)
 def generate(
     model: DiffusionTransformer,
     codec: JointCodec,
@@ -45,6 +50,8 @@ def generate(
     first_index: int = 0,
     given: Mapping[str, Tensor] | None = None,
     own_time: bool = False,
+    draw: Sequence[Tensor] | Tensor | None = None,
+    trajectory: bool = False,
     sampler: Sampler | None = None,
     guidance: Sequence[Guidance] = (),
     batch_size: int = 250,
@@ -64,6 +71,10 @@ def generate(
             clamping (see `redi.sampling.conditional`). An image's own, say, as
             `codec.channels.split(codec.encode(images))`.
         own_time: show what is given clean, at a t of its own: for models trained with independent timesteps.
+        draw: noise to use in place of `seed`'s, each entry (N, C, H, W): the initial noise, then what the sampler draws
+            at its steps (an ODE sampler: nothing).
+        trajectory: return the joint states at the start and after every step too: (steps + 1) N C H W float32 numbers
+            on the CPU, and those of one batch on the device.
         sampler: default: as in the paper, 250 evaluations of EulerMaruyama, or Ancestral for a DDPM.
         guidance: rules, added up; none by default.
         precision: of the network, as in `train`; the sampler's own arithmetic is float32.
@@ -71,7 +82,8 @@ def generate(
             filled up, so that there is one graph for every number of conditions.
 
     Raises:
-        ValueError: a label outside the range, a rule that this model cannot follow, the wrong kind of object.
+        ValueError: a label outside the range, a rule that this model cannot follow, the wrong kind of object, noise of
+            another shape or too little of it.
     """
     if sampler is None:
         sampler = Ancestral() if process.num_timesteps else EulerMaruyama()
@@ -87,6 +99,14 @@ def generate(
         )
     if given:
         check_given(given, model.channels, (len(labels), *model.grid))
+    shape = (model.channels.total, *model.grid)
+    if draw is not None and (not len(draw) or any(tuple(noise.shape) != (len(labels), *shape) for noise in draw)):
+        raise ValueError(f"generate: draw takes tensors of shape {(len(labels), *shape)}, the initial noise first")
+    if trajectory and sampler.num_evaluations is None and len(labels) > batch_size:
+        raise ValueError(
+            f"generate.batch_size = {batch_size}: {type(sampler).__name__} chooses its times for each batch, so a "
+            f"trajectory needs all {len(labels)} images in one"
+        )
     trained_with = getattr(model, "trained_with", None)
     for rule in guidance if trained_with else ():
         if advice := rule.check_training(*trained_with):
@@ -100,24 +120,29 @@ def generate(
     model_time = times_with_given(process, model.channels, given or ()) if own_time else process.model_time
     network = _Network(model, weights or {}, how, compiled)
     batch_size = min(batch_size, len(labels))
-    images, states, drawn = [], [], 0
+    images, states, paths, drawn = [], [], [], 0
     with torch.no_grad(), progress(total=len(labels), desc="sampling", unit="img") as bar:
         for start in range(0, len(labels), batch_size):
             count = min(batch_size, len(labels) - start)
             # Compiled for one batch size: what fills up the last batch is thrown away.
             rows = torch.arange(start, start + (batch_size if compiled else count)).clamp(max=len(labels) - 1)
             y = labels[rows].to(device)
-            draw = ImageNoise(seed, (first_index + rows).tolist(), (model.channels.total, *model.grid), device)
+            if draw is None:
+                noise = ImageNoise(seed, (first_index + rows).tolist(), shape, device)
+            else:
+                noise = _replayed(draw, rows, device)
             denoise = guided(network, guidance, model.channels, y, model.null_label, model_time)
             known = {name: group[rows].to(device) for name, group in (given or {}).items()}
-            denoise, draw, finish = clamped(denoise, process, draw, model.channels, known, own_time=own_time)
-            x = finish(sampler(denoise, process, draw))[:count]
+            denoise, noise, put = clamped(denoise, process, noise, model.channels, known, own_time=own_time)
+            path = []
+            x = put(sampler(denoise, process, noise, **({"trajectory": path} if trajectory else {})))[:count]
+            paths.append([(t, put(state, t)[:count].cpu()) for t, state in path])
             images.append(codec.decode(x).cpu())
             states.append(x.cpu())
             bar.update(count)
             drawn += len(rows)
     record = {
-        "seed": seed,
+        "seed": seed if draw is None else None,
         "sampler": sampler.provenance(),
         "guidance": [rule.provenance() for rule in guidance],
         "given": sorted(given or ()),
@@ -125,7 +150,23 @@ def generate(
         "function_evaluations": network.calls // len(states),
         "network_evaluations_per_image": network.evaluations / drawn,
     }
-    return Generated(torch.cat(images), torch.cat(states), labels, record)
+    generated = Generated(torch.cat(images), torch.cat(states), labels, record)
+    if trajectory:
+        generated.times = [t for t, _ in paths[0]]
+        steps = zip(*paths, strict=True)
+        generated.trajectory = torch.stack([torch.cat([state for _, state in batches]) for batches in steps])
+    return generated
+
+
+def _replayed(draw: Sequence[Tensor], rows: Tensor, device: torch.device) -> Draw:
+    """The rows of one tensor after the other."""
+
+    def replay() -> Iterator[Tensor]:
+        for noise in draw:
+            yield noise[rows.to(noise.device)].to(device, torch.float32)
+        raise ValueError(f"generate: draw has {len(draw)} tensors, and the sampler draws more noise than that")
+
+    return replay().__next__
 
 
 def check_generation(

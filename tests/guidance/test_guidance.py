@@ -74,7 +74,7 @@ def assert_same(prediction, expected):
 @every_rule
 @pytest.mark.parametrize("t", [0.0, 0.5, 1.0])
 def test_deviations_sum_to_zero_in_each_group(name, t):
-    deviations = guidance_rules[name]().deviations(CHANNELS, t)
+    deviations = guidance_rules[name]().weight_offsets(CHANNELS, t)
     for group in CHANNELS:
         assert sum(weights.get(group, 0.0) for weights in deviations.values()) == pytest.approx(0, abs=1e-12)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from redi.core.processes import Process
-from redi.core.samplers import ContinuousSampler, Denoise, Draw, register
+from redi.core.samplers import ContinuousSampler, Denoise, Draw, Keep, clipped, register
 
 State = tuple[Tensor, ...]  # each (N, ...)
 EVALUATIONS_PER_STEP = {"euler": 1, "midpoint": 2, "heun3": 3, "rk4": 4}
@@ -37,11 +37,10 @@ class FixedODE(ContinuousSampler):
             )
         self.method = method
 
-    def __call__(self, denoise: Denoise, process: Process, draw: Draw) -> Tensor:
-        self.check(process)
+    def run(self, denoise: Denoise, process: Process, draw: Draw, start: float, end: float, keep: Keep) -> Tensor:
         num_steps = self.num_evaluations // EVALUATIONS_PER_STEP[self.method]
-        slope = _velocity(denoise, process)
-        return integrate(slope, (draw(),), *process.t_range(), method=self.method, num_steps=num_steps)[0]
+        slope, (first, last) = _velocity(denoise, process), clipped(process, start, end)
+        return integrate(slope, (draw(),), first, last, method=self.method, num_steps=num_steps, keep=keep)[0]
 
 
 @register
@@ -72,11 +71,10 @@ class AdaptiveODE(ContinuousSampler):
         self.num_evaluations = None
         self.method, self.rtol, self.atol = method, rtol, atol
 
-    def __call__(self, denoise: Denoise, process: Process, draw: Draw) -> Tensor:
-        self.check(process)
-        slope = _velocity(denoise, process)
-        tolerances = {"rtol": self.rtol, "atol": self.atol}
-        return integrate(slope, (draw(),), *process.t_range(), method=self.method, **tolerances)[0]
+    def run(self, denoise: Denoise, process: Process, draw: Draw, start: float, end: float, keep: Keep) -> Tensor:
+        slope, (first, last) = _velocity(denoise, process), clipped(process, start, end)
+        settings = {"method": self.method, "rtol": self.rtol, "atol": self.atol}
+        return integrate(slope, (draw(),), first, last, **settings, keep=keep)[0]
 
 
 def integrate(
@@ -89,11 +87,13 @@ def integrate(
     num_steps: int | None = None,
     rtol: float = 1e-3,
     atol: float = 1e-6,
+    keep: Keep = lambda t, x: x,
 ) -> State:
     """The state at `end`, from that at `start`, in float64 time; `slope` is never asked outside of the two.
 
     Args:
         num_steps: for the fixed-step methods, which ignore the tolerances; None for the adaptive ones.
+        keep: is called with t and the first tensor of the state at the start and after every accepted step.
 
     Raises:
         ValueError: the solver cannot go on: the slope is not finite, or the tolerance is below the rounding error.
@@ -107,6 +107,9 @@ def integrate(
         # The probe for the first step and rounding could leave the interval, beyond which a process is not defined.
         return slope(y, min(max(float(t), low), high))
 
+    # torchdiffeq calls the first of fixed steps and the second of adaptive ones, with the state before the step.
+    callback = "callback_accept_step" if num_steps is None else "callback_step"
+    setattr(function, callback, lambda t, y, dt: keep(float(t), y[0]))
     if num_steps is not None:
         grid = torch.linspace(start, end, num_steps + 1, dtype=torch.float64, device=times.device)
         options = {"grid_constructor": lambda *_: grid}
@@ -120,6 +123,7 @@ def integrate(
             f"the ODE solver {method} cannot go on ({str(error)[:80]}): the network's prediction is not finite, or the "
             f"tolerances rtol = {rtol}, atol = {atol} are below the rounding error of {state[0].dtype}"
         ) from error
+    keep(end, solution[0][-1])
     return tuple(values[-1] for values in solution)
 
 

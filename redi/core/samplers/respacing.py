@@ -34,24 +34,26 @@ class Respaced(Sampler):
 
     def check(self, process: Process) -> None:
         if process.num_timesteps is not None:
-            name, available = type(self).__name__, process.num_timesteps
-            if self.num_evaluations > available:
-                raise ValueError(
-                    f"{name} takes {self.num_evaluations} evaluations, but {type(process).__name__}.num_timesteps = "
-                    f"{available}: bind {name}.num_evaluations to {available} or less"
-                )
-            steps = respaced_steps(available, self._respacing)
-            if len(steps) == 1:
-                raise ValueError(f"{name} in one evaluation would visit timestep {steps[0]} alone: take at least 2")
+            self.steps(process)
 
-    def steps(self, process: Process) -> list[float]:
-        """The t of a discrete process's visited timesteps, from the noisiest on, and 1 for the data."""
-        visited = respaced_steps(process.num_timesteps, self._respacing)
-        return [*(process.time(k + 1) for k in reversed(visited)), 1.0]
+    def steps(self, process: Process, start: float = 0.0, end: float = 1.0) -> list[float]:
+        """The t of a discrete process's visited timesteps, from the noisiest on, and the end: 1 is the data.
 
-    @property
-    def _respacing(self) -> Respacing:
-        return self.num_evaluations if self.respacing is None else self.respacing
+        Raises ValueError where there are fewer timesteps between start and end than evaluations, or one evaluation.
+        """
+        name, count, below = type(self).__name__, self.num_evaluations, process.step(end)
+        available = process.step(start) - below
+        if count > available:
+            limit = f"{type(process).__name__}.num_timesteps = {available}"
+            if available < process.num_timesteps:
+                limit = f"there are {available} timesteps from start = {start} to end = {end}"
+            raise ValueError(
+                f"{name} takes {count} evaluations, but {limit}: bind {name}.num_evaluations to {available} or less"
+            )
+        visited = [below + k for k in respaced_steps(available, count if self.respacing is None else self.respacing)]
+        if len(visited) == 1:
+            raise ValueError(f"{name} in one evaluation would visit timestep {visited[0]} alone: take at least 2")
+        return [process.time(k + 1) for k in reversed(visited)] + [process.time(below)]
 
 
 def respaced_steps(num_timesteps: int, respacing: Respacing) -> list[int]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from redi.core.processes import Process
-from redi.core.samplers import ContinuousSampler, Denoise, Draw, uniform_times
+from redi.core.samplers import ContinuousSampler, Denoise, Draw, clipped, uniform_times
 
 DIFFUSION_FORMS = ("constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing")
 LAST_STEPS = ("mean", "euler", "tweedie", None)
@@ -66,21 +66,21 @@ class SDE(ContinuousSampler):
                 f"{type(process).__name__} does not have: use another form"
             )
 
-    def times(self, process: Process, num_steps: int) -> list[float]:
-        """Ends of `num_steps` noisy steps: num_steps + 1 times, the last of which is where a last step begins."""
-        first, last = process.t_range()
-        if self.diffusion_form == "sbdm" and not torch.as_tensor(process.alpha(first)).all():
-            first = max(first, MARGIN)
-        if self.last_step is None:
-            return uniform_times(first, self.end(last), num_steps)
-        size = self.last_step_size
-        if size is None:
-            size = max(0.04, (1 - first) / (num_steps + 1))
-        return uniform_times(first, min(max(1 - size, first), last), num_steps) if num_steps else [first]
+    latest = 1.0  # where the noisy steps end at the latest
 
-    def end(self, last: float) -> float:
-        """Where the steps end that no last step follows, for a process whose interval ends at `last`."""
-        return last
+    def times(self, process: Process, num_steps: int, start: float = 0.0, end: float = 1.0) -> list[float]:
+        """Ends of `num_steps` noisy steps: num_steps + 1 times, the last of which is where a last step begins."""
+        first, last = clipped(process, start, end)
+        if self.diffusion_form == "sbdm" and not torch.as_tensor(process.alpha(first)).all():
+            first, last = clipped(process, max(first, MARGIN), end)
+        if self.last_step is None or end < 1:
+            return uniform_times(*clipped(process, first, min(last, self.latest)), num_steps)
+        size, even = self.last_step_size, (1 - first) / (num_steps + 1)
+        if size is None:
+            size = max(0.04, even)
+        if start and start >= 1 - size:  # too late for a last step of its own size
+            size = even
+        return uniform_times(first, min(max(1 - size, first), last), num_steps) if num_steps else [first]
 
     def diffusion(self, process: Process, t: float):
         """D(t): a float, or (1, C, 1, 1) where the channels' times differ."""
@@ -105,11 +105,11 @@ class SDE(ContinuousSampler):
         ratio = self.diffusion(process, t) / process.sigma(t)
         return process.velocity(prediction, x, t) - ratio * process.noise(prediction, x, t)
 
-    def kick(self, process: Process, x: Tensor, t: float, dt: float, draw: Draw) -> Tensor:
-        """x and the noise of a step of length dt."""
+    def add_noise(self, process: Process, x: Tensor, t: float, dt: float, draw: Draw) -> Tensor:
+        """x plus the noise of a step of length dt."""
         return x + (2 * self.diffusion(process, t) * dt) ** 0.5 * draw()
 
-    def land(self, denoise: Denoise, process: Process, x: Tensor, t: float) -> Tensor:
+    def final_step(self, denoise: Denoise, process: Process, x: Tensor, t: float) -> Tensor:
         """The last step, onto t = 1: one evaluation."""
         prediction = denoise(x, t)
         if self.last_step == "tweedie":
@@ -117,3 +117,5 @@ class SDE(ContinuousSampler):
         if self.last_step == "euler":
             return x + (1 - t) * process.velocity(prediction, x, t)
         return x + (1 - t) * self.drift(prediction, process, x, t)
+
+    kick, land = add_noise, final_step  # their names in version 0.1
