@@ -14,6 +14,7 @@ from redi.core.processes.flow_matching import FlowMatching
 from redi.core.processes.gvp import GVP
 from redi.core.processes.shifted import Shifted
 from redi.core.processes.vp import VP
+from redi.core.samplers.ode import FixedODE
 from redi.guidance import guided
 from redi.models.transformer import DiffusionTransformer
 
@@ -119,6 +120,30 @@ def test_a_sample_s_probes_are_a_function_of_seed_and_index():
     torch.testing.assert_close(together[4:], alone, rtol=1e-10, atol=1e-10)
     other = log_likelihood(field, FlowMatching(), x, **(settings | {"seed": 4})).log_likelihood
     assert (other - together).abs().max() > 1e-2
+
+
+def test_given_probes_take_the_place_of_the_seed_s():
+    # The trace of a 4 x 4 matrix is the mean over the 16 vectors of signs, and 4 of them that are orthogonal suffice.
+    signs = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], dtype=torch.float64)
+    x, field, settings = samples(), exact_field(GVP()), {"method": "rk4", "num_steps": 5}
+    probes = signs.reshape(4, 1, 2, 1, 2).expand(4, *x.shape)
+    found = log_likelihood(field, GVP(), x, probes=probes, **settings).log_likelihood
+    exact = log_likelihood(field, GVP(), x, exact=True, **settings).log_likelihood
+    torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("settings", [{"probes": []}, {"probes": [torch.ones(6, 2, 1)]}, {"exact": True}])
+def test_probes_that_do_not_fit_are_refused(settings):
+    x = samples()
+    with pytest.raises(ValueError, match=r"probes takes tensors of shape \(6, 2, 1, 2\)"):
+        log_likelihood(exact_field(GVP()), GVP(), x, **({"probes": [torch.ones_like(x)]} | settings))
+
+
+def test_the_noise_that_is_reached_leads_back_to_the_data():
+    process, x, settings = FlowMatching(), samples(), {"method": "rk4", "num_steps": 50}
+    noise = log_likelihood(exact_field(process), process, x, exact=True, **settings).noise
+    again = FixedODE(num_evaluations=200, method="rk4")(exact_field(process), process, lambda: noise)
+    torch.testing.assert_close(again, x, rtol=0, atol=1e-5)
 
 
 def test_bits_per_dimension_are_the_density_in_other_units():
