@@ -150,6 +150,28 @@ def test_two_halves_of_a_path_are_the_whole(sampler, process):
     torch.testing.assert_close(x, whole, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "evaluations", "steps"),
+    [
+        ("EulerMaruyama", {}, 8, 8),
+        ("StochasticHeun", {}, 2 * 8 - 1, 8),
+        ("Euler", {}, 8 - 1, 7),
+        ("Heun", {}, 2 * (8 - 1), 7),
+        ("FixedODE", {"method": "rk4"}, 4 * (8 - 1), 7),
+        ("Ancestral", {}, 8, 8),
+        ("DDIM", {"respacing": "ddim10"}, 10, 10),
+    ],
+)
+def test_published_steps_are_the_evaluations_of_the_table_in_the_docs(name, settings, evaluations, steps):
+    sampler = samplers[name](num_evaluations=evaluations, **settings)
+    trajectory, process = [], suitable(sampler) if name != "DDIM" else DDPM(num_timesteps=500, learned_variance=())
+    sampler(gaussian_velocity, process, Recorder((1, *SHAPE)), trajectory=trajectory)
+    times = [t for t, _ in trajectory]
+    assert len(times) == steps + 1
+    if name in ("EulerMaruyama", "StochasticHeun"):
+        assert times == pytest.approx([*torch.linspace(0, 0.96, 8, dtype=torch.float64).tolist(), 1])
+
+
 @pytest.mark.parametrize("name", ["EulerMaruyama", "StochasticHeun"])
 def test_a_late_start_takes_equal_steps_and_a_last_one_onto_the_data(name):
     trajectory, record = [], Recorder((1, *SHAPE))

@@ -94,3 +94,8 @@ def test_no_time_leaves_the_interval_of_the_process(sampler_class, form, last_st
 def test_a_setting_that_makes_no_sense_is_refused(sampler_class, setting, value):
     with pytest.raises(ValueError, match=f"{sampler_class.__name__}.{setting} = "):
         sampler_class(**{setting: value})
+
+
+@every_sampler
+def test_the_steps_have_their_names_of_version_0_1_too(sampler_class):
+    assert sampler_class.kick is sampler_class.add_noise and sampler_class.land is sampler_class.final_step

@@ -73,10 +73,10 @@ def assert_same(prediction, expected):
 
 @every_rule
 @pytest.mark.parametrize("t", [0.0, 0.5, 1.0])
-def test_deviations_sum_to_zero_in_each_group(name, t):
-    deviations = guidance_rules[name]().weight_offsets(CHANNELS, t)
+def test_weight_offsets_sum_to_zero_in_each_group(name, t):
+    offsets = guidance_rules[name]().weight_offsets(CHANNELS, t)
     for group in CHANNELS:
-        assert sum(weights.get(group, 0.0) for weights in deviations.values()) == pytest.approx(0, abs=1e-12)
+        assert sum(weights.get(group, 0.0) for weights in offsets.values()) == pytest.approx(0, abs=1e-12)
 
 
 @every_rule
@@ -273,3 +273,15 @@ def test_outside_its_interval_a_rule_is_the_model_and_costs_one_evaluation(rule,
 def test_an_interval_that_is_none_is_refused(interval):
     with pytest.raises(ValueError, match="^RepresentationGuidance.interval = .*: two times are needed"):
         RepresentationGuidance(interval=interval)
+
+
+def test_a_rule_and_a_call_of_version_0_1_still_work():
+    class Older(ClassifierFree):
+        def deviations(self, channels, t):
+            return super().deviations(channels, 0.5 * t)
+
+    rule = Older(scale=3.0, interval=(0.0, 0.25))
+    assert rule.weight_offsets(CHANNELS, 0.4) == ClassifierFree(scale=3.0).weight_offsets(CHANNELS, 0.4)
+    assert rule.weight_offsets(CHANNELS, 0.6) == {}
+    with pytest.raises(TypeError, match=r"needs model_time: pass process.model_time"):
+        redi.guidance.guided(lambda *_: None, [], CHANNELS, None, NUM_CLASSES)
