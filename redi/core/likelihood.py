@@ -42,25 +42,21 @@ def log_likelihood(
 
         log p(x) = log N(x_first; 0, sigma(first)^2) - integral of div v(x_t, t) dt,  t from first to last
 
-    (Chen et al., arXiv 1806.07366; Song et al., arXiv 2011.13456, Eq. 39.) The divergence is estimated without bias
-    by Hutchinson's probes (Grathwohl et al., arXiv 1810.01367), which stay the same along a trajectory. Data is
-    taken for the state at the process's last t, and that at its first t for noise alone: at a margin of 1e-3, or with
-    VP's rest of data, this is an error of some 1e-3 nats per dimension.
-
-    The density is that of the joint state, latents and features: to be compared between models of one codec only,
-    and under guidance it is no density of anything that is sampled exactly.
+    (Chen et al., arXiv 1806.07366; Song et al., arXiv 2011.13456, Eq. 39.) Hutchinson's probes estimate the divergence
+    without bias (Grathwohl et al., arXiv 1810.01367) and stay the same along a trajectory. Data is taken for the state
+    at the last t, and that at the first t for noise alone: with a margin of 1e-3, or with VP's remaining data, the
+    error is about 1e-3 nats per dimension. The density is that of the joint state: compare it between models of one
+    codec, without guidance.
 
         run = redi.load("runs/digits")
         channels = run.codec.channels
         process = run.process.for_channels(channels, run.codec.device)
         x = run.codec.encode(images)  # images (N, 3, S, S) uint8, labels (N,), both on the run's device
-        # from redi.guidance import guided
-        denoise = guided(run.model, [], channels, labels, run.model.null_label, process.model_time)
+        denoise = redi.guidance.guided(run.model, [], channels, labels, run.model.null_label, process.model_time)
         log_likelihood(denoise, process, x).bits_per_dimension
 
     Args:
-        denoise: (x_t, t) -> prediction, differentiable in x_t and without effect of one sample on another; see
-            `redi.guidance.guided`.
+        denoise: (x_t, t) -> prediction, differentiable in x_t and independent between samples.
         method: adaptive ('dopri5', 'dopri8', 'bosh3', 'adaptive_heun'), or with num_steps one of the fixed-step
             'euler', 'midpoint', 'heun3' and 'rk4'.
         rtol, atol: tolerated error of an adaptive step.
@@ -70,15 +66,14 @@ def log_likelihood(
         seed: sample i has the probes of (seed, first_index + i), whatever the batch.
 
     Raises:
-        ValueError: a discrete process, a method that does not go with num_steps, no probes or some of another shape; or
-            as `integrate`.
+        ValueError: a discrete process, a method that does not go with num_steps, wrong probes; or as `integrate`.
     """
     if process.num_timesteps is not None:
         raise ValueError(
             f"log_likelihood needs a velocity, but {type(process).__name__} has discrete timesteps: take a model "
             "that was trained with a continuous process"
         )
-    known = ADAPTIVE if num_steps is None else tuple(EVALUATIONS_PER_STEP)
+    known = ADAPTIVE if num_steps is None else EVALUATIONS_PER_STEP
     if method not in known:
         raise ValueError(f"method = {method!r} with num_steps = {num_steps}: it is one of {', '.join(known)}")
     if num_probes < 1 or (num_steps is not None and num_steps < 1):
@@ -105,10 +100,9 @@ def log_likelihood(
         return velocity.detach(), divergence
 
     first, last = process.t_range()
-    state = (x, x.new_zeros(len(x)))
+    solver = {"method": method, "num_steps": num_steps, "rtol": rtol, "atol": atol}
     with torch.no_grad():
-        solver = {"method": method, "num_steps": num_steps, "rtol": rtol, "atol": atol}
-        noise, integral = integrate(slope, state, last, first, **solver)
+        noise, integral = integrate(slope, (x, x.new_zeros(len(x))), last, first, **solver)
     # The integral was taken backwards, from last to first: it has the minus sign already.
     log_p = _log_normal(noise.double(), process.sigma(first)) + integral.double()
     return Likelihood(log_p, -log_p / (x[0].numel() * math.log(2)), num_evaluations, noise)

@@ -1,14 +1,12 @@
 """Guidance: sampling steered by weighing conditions, and the registry of rules.
 
-A *condition* says what one evaluation of the network sees: the label or the null label, all representations
-or some zeroed. A rule states which conditions it evaluates and with what weight per channel group. The guided
-prediction of group g is
+A *condition* is what one evaluation of the network sees: the label or the null label, all representations or some
+zeroed. A rule gives the weight of each condition per channel group. The guided prediction of group g is
 
     prediction_g = sum_k w_gk(t) model(condition k)_g,     sum_k w_gk(t) = 1.
 
-Rules compose by adding their offsets to the weights of the unguided prediction, so classifier-free guidance and
-Representation Guidance are one mechanism: equal conditions are evaluated once, all of them in one batch,
-and a condition with weight 0 is not evaluated at all.
+Rules add their offsets to the weights of the unguided prediction. Equal conditions are evaluated once, all of them in
+one batch; a condition with weight 0 is not evaluated.
 """
 
 from abc import ABC, abstractmethod
@@ -99,9 +97,7 @@ def guided(
     channels: Channels,
     y: Tensor,
     null_label: int,
-    model_time: Callable[[Tensor], Tensor] | None = None,
-    *,
-    network_time: Callable[[Tensor], Tensor] | None = None,
+    model_time: Callable[[Tensor], Tensor],
 ) -> Callable[[Tensor, float], Tensor]:
     """The model under guidance, as a function of x_t (N, C, H, W) and t alone.
 
@@ -112,15 +108,11 @@ def guided(
         model: (x_t (K N, C, H, W), time (K N,), y (K N,)) -> prediction (K N, C, H, W), one call for K conditions.
         y: (N,) labels.
         model_time: the model's time input at t: `process.model_time` (DiT: 0 ... 999; REPA: 1 - t).
-        network_time: its name in version 0.1.
     """
-    model_time = model_time or network_time
-    if model_time is None:
-        raise TypeError("guided() needs model_time: pass process.model_time")
 
     def denoise(x: Tensor, t: float) -> Tensor:
         weights = total_weights(rules, channels, t)
-        everyone = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        everyone = x.new_ones(len(x), dtype=torch.bool)
         inputs = [channels.mask(x, everyone, condition.without) if condition.without else x for condition in weights]
         labels = [y if condition.label else torch.full_like(y, null_label) for condition in weights]
         times = model_time(x.new_full((len(x) * len(weights),), t))

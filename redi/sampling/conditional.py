@@ -19,19 +19,18 @@ def clamped(
     *,
     own_time: bool = False,
 ) -> tuple[Denoise, Draw, Callable[..., Tensor]]:
-    """Wraps what a sampler is called with so that the given groups follow their own path.
+    """Wraps the arguments of a sampler so that the given groups follow their own path.
 
-    At every evaluation at t the network sees the known groups as alpha(t) known + sigma(t) noise, with one noise
-    for the whole path (that with which the sampler starts), and what the sampler carries along for them is
-    ignored. It works with every sampler and costs no evaluation, but conditions on the noised groups instead of the
-    clean ones (inpainting by replacement; Song et al., arXiv 2011.13456, appendix I.2). A sampler that follows the
-    distribution at every t turns that into the true conditional: EulerMaruyama with a large `diffusion_norm` and many
-    evaluations. An ODE sampler, which decides at small t, follows the known groups only weakly.
+    The network sees the known groups at t as alpha(t) known + sigma(t) noise, with the sampler's initial noise for the
+    whole path; the sampler's own state of them is ignored. This works with every sampler and costs no evaluation, but
+    conditions on the noised groups instead of the clean ones (inpainting by replacement; Song et al., arXiv
+    2011.13456, appendix I.2). EulerMaruyama with a large `diffusion_norm` and many evaluations, which follows the
+    distribution at every t, turns that into the true conditional; an ODE sampler follows the known groups weakly.
 
     Args:
         given: {group: (N, C_m, H, W)} clean values, of scaled latents or reduced features.
-        own_time: show them clean, to a network that is told their t = 1 (`DiffusionTransformer.group_timesteps`,
-            trained with `JointObjective.independent_timesteps`): the conditional itself, for every sampler.
+        own_time: show them clean, to a network with a t for each group (`DiffusionTransformer.group_timesteps`, trained
+            with `JointObjective.independent_timesteps`): the conditional itself, for every sampler.
 
     Returns:
         `denoise` and `draw` to call the sampler with, and a function (x, t = 1) -> x that puts the groups into a state
@@ -44,22 +43,20 @@ def clamped(
     def recorded() -> Tensor:
         noise = draw()
         if not first:
-            first.extend([noise, put(torch.zeros_like(noise), given)])
+            known = dict(channels.split(torch.zeros_like(noise))) | {k: v.to(noise.dtype) for k, v in given.items()}
+            first.extend([noise, channels.join(known)])
         return noise
 
-    def put(x: Tensor, groups: Mapping[str, Tensor]) -> Tensor:
-        return channels.join(dict(channels.split(x)) | {name: group.to(x.dtype) for name, group in groups.items()})
-
-    def put_at(x: Tensor, t: float = 1.0) -> Tensor:
+    def put(x: Tensor, t: float = 1.0) -> Tensor:
         noise, known = first
         on_path = channels.split(known if own_time or t == 1 else process.mix(known, noise, t))
-        return put(x, {name: on_path[name] for name in given})
+        return channels.join(dict(channels.split(x)) | {name: on_path[name].to(x.dtype) for name in given})
 
-    return lambda x, t: denoise(put_at(x, t), t), recorded, put_at
+    return lambda x, t: denoise(put(x, t), t), recorded, put
 
 
 def times_with_given(process: Process, channels: Channels, given: Iterable[str]) -> Callable[[Tensor], Tensor]:
-    """What the network is told at t (N,): (N, groups), with t = 1 for the given groups."""
+    """The model's time input at t (N,): (N, groups), with t = 1 for the given groups."""
     given = set(given)
 
     def model_time(t: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class Generated:
     images: Tensor  # (N, 3, S, S) uint8
     x: Tensor  # (N, C, H, W) float32, the joint state: latents and generated features
     labels: Tensor  # (N,) int64
-    record: dict  # seed, sampler, guidance, number of function evaluations (per image), network evaluations
+    record: dict  # seed, sampler, guidance, function evaluations, network evaluations per image
     trajectory: Tensor | None = None  # (K, N, C, H, W) float32: the joint states at `times`, where asked for
     times: list[float] | None = None  # K, of the first state and after every step
 
@@ -59,18 +59,14 @@ def generate(
     compile: str | bool = "auto",
     seed: int = 0,
 ) -> Generated:
-    """Draws one image per label.
-
-    Image i depends on (seed, first_index + i), its label and the weights alone: not on the batch size, the
-    number of images or the device's random generator.
+    """Draws one image per label. Image i depends on (seed, first_index + i), its label and the weights alone.
 
     Args:
         labels: (N,) in [0, num_classes].
         weights: parameters to use in place of the model's own (an EMA).
-        given: {group: (N, C_m, H, W)}, parts of the joint state that are known: the others are drawn given these, by
-            clamping (see `redi.sampling.conditional`). An image's own, say, as
-            `codec.channels.split(codec.encode(images))`.
-        own_time: show what is given clean, at a t of its own: for models trained with independent timesteps.
+        given: {group: (N, C_m, H, W)}, the known parts of the joint state, as of `codec.channels.split(codec.encode(
+            images))`: the others are drawn given these, by clamping (see `redi.sampling.conditional`).
+        own_time: show the given groups clean, at a t of their own: for models trained with independent timesteps.
         draw: noise to use in place of `seed`'s, each entry (N, C, H, W): the initial noise, then what the sampler draws
             at its steps (an ODE sampler: nothing).
         trajectory: return the joint states at the start and after every step too: (steps + 1) N C H W float32 numbers
@@ -190,9 +186,8 @@ def check_generation(
 
 
 class _Network:
-    """The model with other weights where given and in some precision, counting what it is asked.
-
-    It is another module around the same tensors: the caller's is left in its mode and with its attention backend.
+    """The model with `weights` in some precision, which counts its evaluations: another module around the same tensors,
+    so that the caller's keeps its mode and its attention backend.
     """
 
     def __init__(self, model: DiffusionTransformer, weights: Mapping[str, Tensor], how: Precision, compiled: bool):

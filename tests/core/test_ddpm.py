@@ -8,8 +8,7 @@ import torch
 from scipy.stats import norm as normal
 
 from redi.core.channels import Channels
-from redi.core.processes.ddpm import DDPM
-from redi.core.processes.gaussians import discretised_log_likelihood, kl_divergence
+from redi.core.processes.ddpm import DDPM, discretised_log_likelihood, kl_divergence
 
 CHANNELS = Channels(image=1, z=1)
 

@@ -42,15 +42,13 @@ class Sampler:
         """-> x (N, C, H, W) at `end`.
 
         Args:
-            draw: the source of all noise; `iter(tensors).__next__` replays some. Its first value is the state at
-                `start`: noise at 0, else x_t.
+            draw: the source of noise (`iter(tensors).__next__` replays some). Its first value is the state at `start`.
             start, end: the part of the path to follow, as far as the process can be evaluated there. Before t = 1 a
                 sampler of the SDE ends without its last step.
-            trajectory: a list to which (t, x) is appended at the start and after every step. It holds all these states
-                on x's device, (num_steps + 1) N C H W numbers; without it only the current one is in memory.
+            trajectory: a list to which (t, x) is appended at the start and after every step: all these states,
+                (num_steps + 1) N C H W numbers on x's device, where otherwise only the current one is in memory.
 
-        Raises:
-            ValueError: see `check`; or the process cannot be evaluated between start and end.
+        Raises ValueError as `check`, or where the process cannot be evaluated between start and end.
         """
         self.check(process)
         if not 0 <= start < end <= 1:
@@ -86,13 +84,10 @@ class ContinuousSampler(Sampler):
 def clipped(process: Process, start: float, end: float) -> tuple[float, float]:
     """The part of [start, end] in which the process can be evaluated."""
     first, last = process.t_range()
-    first, last = max(first, start), min(last, end)
-    if first >= last:
-        raise ValueError(
-            f"start = {start}, end = {end}: no step is left of it, because {type(process).__name__} is evaluated "
-            f"from t = {process.t_range()[0]:g} to {process.t_range()[1]:g}"
-        )
-    return first, last
+    if max(first, start) >= min(last, end):
+        limits = f"{type(process).__name__} is evaluated from t = {first:g} to {last:g}"
+        raise ValueError(f"start = {start}, end = {end}: no step is left, because {limits}")
+    return max(first, start), min(last, end)
 
 
 def uniform_times(first: float, last: float, num_steps: int) -> list[float]:

@@ -14,8 +14,8 @@ class Respaced(Sampler):
 
     Args:
         num_evaluations: network evaluations, one a step, spread evenly over the timesteps.
-        respacing: other timesteps of a discrete process, see `respaced_steps`; their number is then that of the
-            evaluations, and num_evaluations stays at its default or says the same.
+        respacing: other timesteps of a discrete process, see `respaced_steps`; leave num_evaluations at its default or
+            at their number.
     """
 
     def __init__(self, *, num_evaluations: int = 250, respacing: Respacing | None = None):
@@ -60,10 +60,10 @@ def respaced_steps(num_timesteps: int, respacing: Respacing) -> list[int]:
     """The visited ones of the timesteps 0 ... num_timesteps - 1, ascending (Nichol & Dhariwal, arXiv 2102.09672).
 
     Args:
-        respacing: a count, 250 or "250": so many at even distances from the first to the last timestep, rounded.
-            Several, [10, 15, 20] or "10,15,20": so many in each of as many equal sections, the later ones noisier (a
-            remainder goes to the first sections; a count of 1 takes a section's first). "ddim25": every s-th from 0 on,
-            with the integer s that gives 25 (Song et al., arXiv 2010.02502).
+        respacing: a count, 250 or "250": that number at even distances from the first to the last timestep, rounded.
+            [10, 15, 20] or "10,15,20": the numbers in equal sections, the later ones noisier (a remainder goes to the
+            first sections; a count of 1 takes a section's first). "ddim25": every s-th from 0 on, with the integer s
+            that gives 25 (Song et al., arXiv 2010.02502).
 
     Raises:
         ValueError: something else, a count below 1 or above the section's size, or no such stride.

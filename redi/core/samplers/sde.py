@@ -18,22 +18,19 @@ class SDE(ContinuousSampler):
     """dx = [v + D score] dt + sqrt(2 D) dW, with the same marginals for every D(t) >= 0 (Ma et al., arXiv 2401.08740;
     their w is 2 D).
 
-    Singularities. The score has a pole at t = 1, so D score is computed as -(D / sigma) noise, and no evaluation
-    comes later than `last_step_size` before the data; without a last step, none comes later than 1e-3 before it. D of
-    'sbdm' has a pole at t = 0 on paths that start in pure noise (there it is like 1 / t): it starts at t = 1e-3. The
-    poles of the network's prediction are the process's matter (`Process.t_range`).
+    The score has a pole at t = 1: D score is -(D / sigma) noise, and no evaluation is later than `last_step_size`
+    before the data (1e-3 without a last step). 'sbdm' starts at t = 1e-3 where D has a pole at 0. For the poles of the
+    prediction see `Process.t_range`, for all of them docs/samplers.md.
 
     Args:
         num_evaluations: network evaluations, of the last step too.
-        diffusion_form: D(t), with n = diffusion_norm. 'sigma': n sigma(t), the default, with which the published code
-            of this family samples; 'constant': n; 'linear': n (1 - t); 'decreasing': (n cos(pi t) + 1)^2 / 4;
-            'increasing-decreasing': n sin(pi t)^2; 'sbdm': n (alpha'/alpha sigma^2 - sigma sigma'), that of score-based
-            diffusion (the VP-SDE's on its path), which wants hundreds of steps.
+        diffusion_form: D(t), with n = diffusion_norm. 'sigma': n sigma(t), as in the published code; 'constant': n;
+            'linear': n (1 - t); 'decreasing': (n cos(pi t) + 1)^2 / 4; 'increasing-decreasing': n sin(pi t)^2; 'sbdm':
+            n (alpha'/alpha sigma^2 - sigma sigma'), that of score-based diffusion, which needs hundreds of steps.
         diffusion_norm: n; 0 is the ODE (but for 'decreasing').
-        last_step: the step onto the data is free of noise: 'mean' follows the SDE's drift, 'euler' the ODE's velocity,
+        last_step: the noise-free step onto the data: 'mean' follows the SDE's drift, 'euler' the ODE's velocity,
             'tweedie' takes E[x | x_t]. None: the last step is like the others.
-        last_step_size: its length in units of t, whatever the number of evaluations, as published; None: 0.04, or as
-            long as the other steps where those are longer (fewer than 25 evaluations).
+        last_step_size: its length in units of t, as published; None: 0.04, or that of the other steps if longer.
     """
 
     def __init__(

@@ -12,8 +12,8 @@ from redi.core.samplers.sde import MARGIN, SDE
 @register
 class StochasticHeun(SDE):
     """Noise first, then Heun's predictor and corrector on the drift (Ma et al., arXiv 2401.08740; after Karras et al.,
-    arXiv 2206.00364): two evaluations a step. Second order in the drift, weakly first in all. Where one evaluation is
-    left over, the first step is an Euler-Maruyama step. Arguments and singularities: see `SDE`.
+    arXiv 2206.00364): two evaluations a step, second order in the drift, weakly first in all. A left-over evaluation
+    makes the first step an Euler-Maruyama step. Arguments and singularities: see `SDE`.
     """
 
     latest = 1 - MARGIN  # the corrector evaluates where the step ends
