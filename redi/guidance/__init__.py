@@ -48,6 +48,11 @@ class Guidance(ABC):
     def check(self, channels: Channels, num_classes: int) -> None:
         """Raises ValueError where this rule cannot work with such a model."""
 
+    def check_names(self, argument: str, names: Sequence[str], known: Sequence[str]) -> None:
+        """Raises ValueError where an argument names what the model does not have."""
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(f"{type(self).__name__}.{argument} names {unknown}: it can name {', '.join(known)}")
+
     def check_training(self, label_dropout: float, representation_dropout: float) -> str:
         """What to warn of where a model trained with these dropouts has not learned what this rule asks, or ''."""
         return ""
@@ -64,9 +69,7 @@ def checked_interval(rule: str, interval: Sequence[float]) -> tuple[float, float
     except (TypeError, ValueError):
         first, last = 1.0, 0.0
     if not 0 <= first <= last <= 1:
-        raise ValueError(
-            f"{rule}.interval = {interval!r}: two times are needed, 0 (noise) <= first <= last <= 1 (data)"
-        )
+        raise ValueError(f"{rule}.interval = {interval!r}: two times are needed, 0 (noise) <= first <= last <= 1")
     return first, last
 
 

@@ -28,8 +28,7 @@ class ClassifierFree(Guidance):
         self.interval = checked_interval("ClassifierFree", interval)
 
     def check(self, channels: Channels, num_classes: int) -> None:
-        if unknown := [group for group in self.groups if group not in channels]:
-            raise ValueError(f"ClassifierFree.groups names {unknown}: the model has {', '.join(channels)}")
+        self.check_names("groups", self.groups, tuple(channels))
         if num_classes == 1:
             raise ValueError(
                 "ClassifierFree guidance needs labels, and this model is unconditional (num_classes = 1): "

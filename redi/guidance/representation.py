@@ -39,12 +39,8 @@ class RepresentationGuidance(Guidance):
             raise ValueError(
                 "RepresentationGuidance.without = () leaves nothing out: name representations, or None for all"
             )
-        for argument, names, known in (
-            ("groups", self.groups, tuple(channels)),
-            ("without", self.without or (), channels.representations),
-        ):
-            if unknown := [name for name in names if name not in known]:
-                raise ValueError(f"RepresentationGuidance.{argument} names {unknown}: it can name {', '.join(known)}")
+        self.check_names("groups", self.groups, tuple(channels))
+        self.check_names("without", self.without or (), channels.representations)
 
     def check_training(self, label_dropout: float, representation_dropout: float) -> str:
         if representation_dropout:

@@ -89,20 +89,16 @@ def generate(
     if batch_size < 1 or not len(labels):
         raise ValueError(f"generate takes at least one label and batch_size >= 1, got {len(labels)} and {batch_size}")
     if not 0 <= labels.min() <= labels.max() <= model.null_label:
-        raise ValueError(
-            f"labels run from {labels.min()} to {labels.max()}; this model has classes 0 ... {model.num_classes - 1} "
-            f"(and {model.null_label}, the null label)"
-        )
+        classes = f"classes 0 ... {model.num_classes - 1} (and {model.null_label}, the null label)"
+        raise ValueError(f"labels run from {labels.min()} to {labels.max()}; this model has {classes}")
     if given:
         check_given(given, model.channels, (len(labels), *model.grid))
     shape = (model.channels.total, *model.grid)
     if draw is not None and (not len(draw) or any(tuple(noise.shape) != (len(labels), *shape) for noise in draw)):
         raise ValueError(f"generate: draw takes tensors of shape {(len(labels), *shape)}, the initial noise first")
     if trajectory and sampler.num_evaluations is None and len(labels) > batch_size:
-        raise ValueError(
-            f"generate.batch_size = {batch_size}: {type(sampler).__name__} chooses its times for each batch, so a "
-            f"trajectory needs all {len(labels)} images in one"
-        )
+        rule = f"{type(sampler).__name__} chooses its times for each batch, so a trajectory needs one batch"
+        raise ValueError(f"generate.batch_size = {batch_size}: {rule}, of {len(labels)}")
     trained_with = getattr(model, "trained_with", None)
     for rule in guidance if trained_with else ():
         if advice := rule.check_training(*trained_with):
@@ -128,9 +124,8 @@ def generate(
             else:
                 noise = _replayed(draw, rows, device)
             denoise = guided(network, guidance, model.channels, y, model.null_label, model_time)
-            known = {name: group[rows].to(device) for name, group in (given or {}).items()}
+            known, path = {name: group[rows].to(device) for name, group in (given or {}).items()}, []
             denoise, noise, put = clamped(denoise, process, noise, model.channels, known, own_time=own_time)
-            path = []
             x = put(sampler(denoise, process, noise, **({"trajectory": path} if trajectory else {})))[:count]
             paths.append([(t, put(state, t)[:count].cpu()) for t, state in path])
             images.append(codec.decode(x).cpu())

@@ -14,8 +14,8 @@ class Process(ABC):
     """A Gaussian path x_t = alpha(t) x + sigma(t) noise with t = 0 pure noise and t = 1 data.
 
     All methods take t as a float or as a tensor: (N,) or (N, 1, 1, 1), one time for each sample, or (N, C, 1, 1), one
-    for each channel. What they return at a tensor broadcasts against x. The prediction is the network's; where it has
-    more than the C channels of x (see `variance_groups`), the conversions read the first C.
+    for each channel. What they return at a tensor broadcasts against x. Of a prediction with more than the C channels
+    of x (see `variance_groups`), the conversions read the first C.
     """
 
     # The timesteps of a discrete process; None for a continuous one, whose derivatives in t exist.
@@ -24,10 +24,7 @@ class Process(ABC):
     variance_groups: tuple[str, ...] = ()
 
     def for_channels(self, channels: Channels, device: torch.device | str = "cpu") -> "Process":
-        """This process for the joint state at hand, and a device for what it gives at a t that is a float.
-
-        Raises ValueError where a setting names no group of it.
-        """
+        """This process for such a joint state, on a device. Raises ValueError where a setting names no group of it."""
         return self
 
     def __init_subclass__(cls, **settings):
@@ -109,7 +106,6 @@ def per_sample(t):
 
 
 def checked_uniforms(uniforms: Tensor, shape: tuple[int, ...], device: torch.device | str) -> Tensor:
-    """`uniforms` on the device. Raises ValueError for another shape or values outside [0, 1)."""
     if tuple(uniforms.shape) != tuple(shape) or not ((uniforms >= 0) & (uniforms < 1)).all():
         raise ValueError(f"uniforms must have shape {tuple(shape)} and values in [0, 1), got {tuple(uniforms.shape)}")
     return uniforms.to(device)

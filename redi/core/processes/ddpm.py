@@ -27,8 +27,8 @@ class DDPM(Process):
         beta_min, beta_max: of the first and the last step.
         learned_variance: the channel groups for which the network learns the variance of the reverse step, by a
             second value per channel that interpolates between the smallest and the largest sensible log-variance
-            (Nichol & Dhariwal, arXiv 2102.09672, Eq. 15), trained by the variational bound with the mean held fixed
-            (Eq. 16). None: every group, as DiT does; (): none.
+            (Nichol & Dhariwal, arXiv 2102.09672, Eq. 15), trained by the variational bound (Eq. 16). None: every group,
+            as in DiT; (): none.
         variance: of groups without a learned one: 'small' (of the posterior given the data) or 'large' (beta).
     """
 
@@ -73,9 +73,8 @@ class DDPM(Process):
 
     @property
     def variance_groups(self) -> tuple[str, ...]:
-        if self.learned_variance is None:
-            return tuple(self._channels or ())
-        return tuple(name for name in self._channels or () if name in self.learned_variance)
+        learned = self.learned_variance
+        return tuple(name for name in self._channels or () if learned is None or name in learned)
 
     def step(self, t):
         """k + 1 at t: 0 for the data, T for the most noise. An int for a float, a long tensor for a tensor."""
@@ -131,8 +130,7 @@ class DDPM(Process):
 
         For steps that leave out timesteps the variances are those of the shortened process ("respacing").
 
-        Raises:
-            ValueError: the prediction has not as many channels as C and the learned variances need.
+        Raises ValueError where the prediction has another number of channels than C and the learned variances need.
         """
         data = self.clean(prediction, x_t, t)
         mean, low = self.posterior(data, x_t, t, s)

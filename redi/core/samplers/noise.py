@@ -59,7 +59,7 @@ def standard_normal(keys: Tensor, draw: Tensor, num_values: int) -> Tensor:
 
 def philox(first: Tensor, second: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     """Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): random bits without a
-    state, a bijection of 128-bit counters for each 64-bit key. Words come in pairs, c0 << 32 | c1 and c2 << 32 | c3; the
+    state, a bijection of 128-bit counters for each 64-bit key. Words come in pairs, c0 << 32 | c1, c2 << 32 | c3; the
     result overwrites them. int64 throughout; keys broadcast.
     """
     key0, key1 = keys << 32, keys >> 32 << 32  # as upper words, for it is these that they are mixed with
