@@ -108,7 +108,7 @@ def generate(
     compiled = choose_compile(compile, device, "generate.compile")
     process = process.for_channels(model.channels, device)
     if own_time and not model.has_group_times:
-        raise ValueError("own_time = True needs a model that is told every group's t (group_timesteps = True)")
+        raise ValueError("own_time = True needs a model that takes each group's t (group_timesteps = True)")
     model_time = times_with_given(process, model.channels, given or ()) if own_time else process.model_time
     network = _Network(model, weights or {}, how, compiled)
     batch_size = min(batch_size, len(labels))
@@ -119,10 +119,8 @@ def generate(
             # Compiled for one batch size: what fills up the last batch is thrown away.
             rows = torch.arange(start, start + (batch_size if compiled else count)).clamp(max=len(labels) - 1)
             y = labels[rows].to(device)
-            if draw is None:
-                noise = ImageNoise(seed, (first_index + rows).tolist(), shape, device)
-            else:
-                noise = _replayed(draw, rows, device)
+            indices = (first_index + rows).tolist()
+            noise = ImageNoise(seed, indices, shape, device) if draw is None else _replayed(draw, rows, device)
             denoise = guided(network, guidance, model.channels, y, model.null_label, model_time)
             known, path = {name: group[rows].to(device) for name, group in (given or {}).items()}, []
             denoise, noise, put = clamped(denoise, process, noise, model.channels, known, own_time=own_time)

@@ -35,9 +35,7 @@ class VP(Interpolant):
     ):
         super().__init__(prediction=prediction, reversed=reversed, margin=margin)
         if not 0 < beta_min <= beta_max:
-            raise ValueError(
-                f"VP.beta_min = {beta_min} and VP.beta_max = {beta_max}: 0 < beta_min <= beta_max is needed"
-            )
+            raise ValueError(f"VP.beta_min = {beta_min}, VP.beta_max = {beta_max}: 0 < beta_min <= beta_max is needed")
         self.beta_min, self.beta_max = beta_min, beta_max
 
     def alpha(self, t):
