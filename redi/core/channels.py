@@ -41,12 +41,9 @@ class Channels(Mapping[str, int]):
         """Where a group lies along the channel dimension."""
         if name not in self._sizes:
             raise ValueError(f"no channel group {name!r}: the joint state has {', '.join(self._sizes)}")
-        start = 0
-        for group, size in self._sizes.items():
-            if group == name:
-                return slice(start, start + size)
-            start += size
-        raise AssertionError
+        names = list(self._sizes)
+        start = sum(self._sizes[group] for group in names[: names.index(name)])
+        return slice(start, start + self._sizes[name])
 
     def split(self, x: Tensor) -> dict[str, Tensor]:
         """(N, C, H, W) -> {"image": (N, C_image, H, W), "<representation>": (N, R, H, W), ...}, as views."""
@@ -60,10 +57,9 @@ class Channels(Mapping[str, int]):
         return x
 
     def mask(self, x: Tensor, drop: Tensor, groups: Iterable[str] | None = None) -> Tensor:
-        """Zeroes the named groups (default: every representation) of the samples in drop (N,), a bool tensor.
+        """Zero the named groups (default: every representation) of the samples in drop (N,), a bool tensor.
 
-        The one way a representation is left out: in training (representation dropout) and in sampling
-        (Representation Guidance, paper section 3.5: z_t := 0).
+        Training (representation dropout) and sampling (Representation Guidance, paper section 3.5: z_t := 0) use it.
         """
         self._check(x)
         gate = x.new_ones(len(x), self.total, 1, 1)

@@ -1,6 +1,7 @@
 """How likely a trained model holds given data: log p(x) by the probability-flow ODE."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ class Likelihood:
     log_likelihood: Tensor  # (N,) float64, nats: the log-density of the joint state, in its own units
     bits_per_dimension: Tensor  # (N,) float64, -log2 density / (C H W)
     num_evaluations: int  # of the network, each with a backward pass per probe (or per dimension, where exact)
+    noise: Tensor  # (N, C, H, W), the state at the first t, in which the ODE ends
 
 
 def log_likelihood(
@@ -32,6 +34,7 @@ def log_likelihood(
     atol: float = 1e-5,
     num_probes: int = 1,
     exact: bool = False,
+    probes: Sequence[Tensor] | Tensor | None = None,
     seed: int = 0,
     first_index: int = 0,
 ) -> Likelihood:
@@ -39,48 +42,49 @@ def log_likelihood(
 
         log p(x) = log N(x_first; 0, sigma(first)^2) - integral of div v(x_t, t) dt,  t from first to last
 
-    (Chen et al., arXiv 1806.07366; Song et al., arXiv 2011.13456, Eq. 39.) The divergence is estimated without bias
-    by Hutchinson's probes (Grathwohl et al., arXiv 1810.01367), which stay the same along a trajectory. Data is
-    taken for the state at the process's last t, and that at its first t for noise alone: at a margin of 1e-3, or with
-    VP's rest of data, this is an error of some 1e-3 nats per dimension.
-
-    The density is that of the joint state, latents and features: to be compared between models of one codec only,
-    and under guidance it is no density of anything that is sampled exactly.
+    (Chen et al., arXiv 1806.07366; Song et al., arXiv 2011.13456, Eq. 39.) Hutchinson's probes estimate the divergence
+    without bias (Grathwohl et al., arXiv 1810.01367) and stay the same along a trajectory. Data is taken for the state
+    at the last t, and that at the first t for noise alone: with a margin of 1e-3, or with VP's remaining data, the
+    error is about 1e-3 nats per dimension. The density is that of the joint state: compare it between models of one
+    codec, without guidance.
 
         run = redi.load("runs/digits")
         channels = run.codec.channels
         process = run.process.for_channels(channels, run.codec.device)
         x = run.codec.encode(images)  # images (N, 3, S, S) uint8, labels (N,), both on the run's device
-        # from redi.guidance import guided
-        denoise = guided(run.model, [], channels, labels, run.model.null_label, process.network_time)
+        denoise = redi.guidance.guided(run.model, [], channels, labels, run.model.null_label, process.model_time)
         log_likelihood(denoise, process, x).bits_per_dimension
 
     Args:
-        denoise: (x_t, t) -> prediction, differentiable in x_t and without effect of one sample on another; see
-            `redi.guidance.guided`.
+        denoise: (x_t, t) -> prediction, differentiable in x_t and independent between samples.
         method: adaptive ('dopri5', 'dopri8', 'bosh3', 'adaptive_heun'), or with num_steps one of the fixed-step
             'euler', 'midpoint', 'heun3' and 'rk4'.
         rtol, atol: tolerated error of an adaptive step.
         num_probes: Rademacher vectors per sample; the estimate's variance falls with their number.
         exact: take the trace itself, by C H W backward passes: for small dimensions.
+        probes: random vectors to use in place of `seed`'s, each (N, C, H, W) with mean 0 and covariance 1.
         seed: sample i has the probes of (seed, first_index + i), whatever the batch.
 
     Raises:
-        ValueError: a discrete process, a method that does not go with num_steps, no probes; or as `integrate`.
+        ValueError: a discrete process, a method that does not go with num_steps, wrong probes; or as `integrate`.
     """
     if process.num_timesteps is not None:
         raise ValueError(
             f"log_likelihood needs a velocity, but {type(process).__name__} has discrete timesteps: take a model "
             "that was trained with a continuous process"
         )
-    known = ADAPTIVE if num_steps is None else tuple(EVALUATIONS_PER_STEP)
+    known = ADAPTIVE if num_steps is None else EVALUATIONS_PER_STEP
     if method not in known:
         raise ValueError(f"method = {method!r} with num_steps = {num_steps}: it is one of {', '.join(known)}")
     if num_probes < 1 or (num_steps is not None and num_steps < 1):
         raise ValueError(f"num_probes = {num_probes}, num_steps = {num_steps}: at least 1 is needed")
-    probes = _unit_vectors(x) if exact else _rademacher(x, num_probes, seed, first_index)
+    if probes is None:
+        probes = _unit_vectors(x) if exact else _rademacher(x, num_probes, seed, first_index)
+    elif exact or not len(probes) or any(probe.shape != x.shape for probe in probes):
+        raise ValueError(f"log_likelihood: probes takes tensors of shape {tuple(x.shape)}, and none where exact = True")
+    probes = [probe.to(x) for probe in probes]
     # The sum over unit vectors is the trace; over random ones, the mean.
-    weight = 1.0 if exact else 1 / num_probes
+    weight = 1.0 if exact else 1 / len(probes)
     num_evaluations = 0
 
     def slope(state: tuple[Tensor, Tensor], t: float) -> tuple[Tensor, Tensor]:
@@ -95,14 +99,13 @@ def log_likelihood(
                 divergence += weight * (gradient * probe).sum(dim=(1, 2, 3))
         return velocity.detach(), divergence
 
-    first, last = process.interval()
-    state = (x, x.new_zeros(len(x)))
+    first, last = process.t_range()
+    solver = {"method": method, "num_steps": num_steps, "rtol": rtol, "atol": atol}
     with torch.no_grad():
-        solver = {"method": method, "num_steps": num_steps, "rtol": rtol, "atol": atol}
-        noise, integral = integrate(slope, state, last, first, **solver)
+        noise, integral = integrate(slope, (x, x.new_zeros(len(x))), last, first, **solver)
     # The integral was taken backwards, from last to first: it has the minus sign already.
     log_p = _log_normal(noise.double(), process.sigma(first)) + integral.double()
-    return Likelihood(log_p, -log_p / (x[0].numel() * math.log(2)), num_evaluations)
+    return Likelihood(log_p, -log_p / (x[0].numel() * math.log(2)), num_evaluations, noise)
 
 
 def _log_normal(x: Tensor, sigma: float | Tensor) -> Tensor:
@@ -115,7 +118,7 @@ def _rademacher(x: Tensor, num_probes: int, seed: int, first_index: int) -> list
     """num_probes times (N, C, H, W) of -1 and 1."""
     generators = [torch.Generator().manual_seed(mix_seeds(seed, first_index + i)) for i in range(len(x))]
     signs = [torch.stack([torch.randint(2, x.shape[1:], generator=g) for g in generators]) for _ in range(num_probes)]
-    return [(2 * sign - 1).to(x) for sign in signs]
+    return [2 * sign - 1 for sign in signs]
 
 
 def _unit_vectors(x: Tensor) -> list[Tensor]:

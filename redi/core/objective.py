@@ -31,8 +31,8 @@ class JointObjective:
         label_dropout: probability of the null label, for classifier-free guidance.
         representation_dropout: probability, per sample, that all *noised* representations are zeroed and their
             loss with them (paper, section 3.5: p_drop = 0.2); needed for Representation Guidance.
-        dropout_rule: 'paper', as just said; or 'released', what the published code does instead: one coin for the whole
-            batch, and the *clean* representations are zeroed, so that the network sees their noise.
+        dropout_rule: 'paper', as just said; or 'released', what the published code does with its velocity predictions:
+            one coin for the whole batch, and the *clean* representations are zeroed, so that the network sees noise.
         independent_timesteps: every group draws a t of its own (beyond the paper), of which the network must be told:
             DiffusionTransformer.group_timesteps = True.
         variance_weight: of the variational bound that trains a learned variance. Nichol & Dhariwal's 0.001, which
@@ -40,7 +40,8 @@ class JointObjective:
         alignment_weight: of the REPA term, where the codec has an alignment encoder (Yu et al., arXiv 2410.06940: 0.5).
 
     Raises:
-        ValueError: probabilities outside [0, 1), weights for groups that do not exist.
+        ValueError: probabilities outside [0, 1), weights for groups that do not exist, 'released' dropout with another
+            prediction than the velocity.
     """
 
     def __init__(
@@ -59,15 +60,17 @@ class JointObjective:
     ):
         process = FlowMatching() if process is None else process
         processes.check(process, "JointObjective.process")
-        self.process = process.for_channels(channels)
-        for name, value in (("label_dropout", label_dropout), ("representation_dropout", representation_dropout)):
+        for name, value in {"label_dropout": label_dropout, "representation_dropout": representation_dropout}.items():
             if not 0 <= value < 1:
                 raise ValueError(f"JointObjective.{name} = {value} lies outside [0, 1)")
-        for name, value in (("variance_weight", variance_weight), ("alignment_weight", alignment_weight)):
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"JointObjective.{name} = {value}: a finite number of at least 0 is needed")
         if dropout_rule not in ("paper", "released"):
             raise ValueError(f"JointObjective.dropout_rule = {dropout_rule!r}: it is 'paper' or 'released'")
+        path = getattr(process, "process", process)  # of Shifted
+        if dropout_rule == "released" and representation_dropout and getattr(path, "prediction", None) != "velocity":
+            raise ValueError(
+                "JointObjective.dropout_rule = 'released' reproduces the published loss for velocity predictions only: "
+                "bind it to 'paper', or JointObjective.process to one with prediction = 'velocity'"
+            )
         if not isinstance(representation_weight, Mapping):
             representation_weight = dict.fromkeys(channels.representations, representation_weight)
         if set(representation_weight) != set(channels.representations):
@@ -75,8 +78,12 @@ class JointObjective:
                 f"JointObjective.representation_weight names {sorted(representation_weight)}, "
                 f"the codec has {sorted(channels.representations)}"
             )
-        if bad := {name: value for name, value in representation_weight.items() if not 0 <= value < float("inf")}:
+        if bad := {name: value for name, value in representation_weight.items() if not 0 <= value < math.inf}:
             raise ValueError(f"JointObjective.representation_weight = {bad}: finite numbers of at least 0 are needed")
+        for name, value in {"variance_weight": variance_weight, "alignment_weight": alignment_weight}.items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"JointObjective.{name} = {value}: a finite number of at least 0 is needed")
+        self.process = process.for_channels(channels)
         self.channels = channels
         self.null_label = num_classes
         self.weights = dict(representation_weight)
@@ -96,10 +103,9 @@ class JointObjective:
     ) -> dict[str, Tensor]:
         """Clean states (N, C, H, W) and labels (N,) -> {"loss": (), "image": (), "<representation>": ()}.
 
-        Also "vlb" (bits per dimension, of groups with a learned variance) and "alignment" (REPA's negative cosine
-        with the features (N, E, h, w) given as `alignment`), where there are such terms. Only "loss" carries a
-        gradient that matters; errors of representations are over the samples that kept theirs. Draws from
-        torch's default generator.
+        Also "vlb" (bits per dimension, of groups with a learned variance) and "alignment" (REPA's negative cosine with
+        the features `alignment` (N, E, h, w)), where there are such terms. Train on "loss" alone; errors of
+        representations are over the samples that kept theirs. Draws from torch's default generator.
         """
         return self.losses(model, x, *self.draw(x, y), alignment=alignment)
 
@@ -110,7 +116,8 @@ class JointObjective:
             rows: which rows of a larger batch x and y are; everything is drawn for all of it, and cut.
         """
         rows = rows or Rows.whole(len(x))
-        times = self._draw_times(rows.total, x.device)
+        shape = (rows.total, len(self.channels)) if self.independent_timesteps else (rows.total,)
+        times = self.process.draw_times(shape, x.device)
         noise = torch.randn((rows.total, *x.shape[1:]), dtype=x.dtype, device=x.device)
         dropped = torch.rand(rows.total, device=x.device) < self.representation_dropout
         unlabelled = torch.rand(rows.total, device=x.device) < self.label_dropout
@@ -130,8 +137,9 @@ class JointObjective:
         dropped: Tensor,
         num_kept: Tensor | None = None,
         alignment: Tensor | None = None,
+        per_sample: bool = False,
     ) -> dict[str, Tensor]:
-        """The same, for given draws: without randomness or branches on values, so that it compiles as one graph.
+        """The same for given draws, without randomness or branches on values, so that it compiles as one graph.
 
         Args:
             y: labels, some of them the null label.
@@ -141,6 +149,8 @@ class JointObjective:
             num_kept: (), by how many the errors of representations are divided; default: the samples that keep theirs.
                 For a part of a batch its share of that number in the batch, so that the mean over equal parts is the
                 batch's error.
+            per_sample: return (N,) for every entry. The mean of "loss" is then the batch's loss; a representation's
+                error is 0 where it was dropped.
         """
         if self.dropout_rule == "released":
             x = self.channels.mask(x, dropped)
@@ -149,8 +159,8 @@ class JointObjective:
         if self.dropout_rule == "paper":
             x_t = self.channels.mask(x_t, dropped)
 
-        given = (x_t, self.process.network_time(times), y)
-        prediction, aligned = (model(*given), None) if alignment is None else model(*given, align=True)
+        inputs = (x_t, self.process.model_time(times), y)
+        prediction, aligned = (model(*inputs), None) if alignment is None else model(*inputs, align=True)
         prediction = prediction.float()
         squared = self.process.error(prediction, x, noise, t).square()
         errors = {name: part.mean(dim=(1, 2, 3)) for name, part in self.channels.split(squared).items()}  # each (N,)
@@ -158,23 +168,27 @@ class JointObjective:
 
         kept = (~dropped).float()
         num_kept = (kept.sum() if num_kept is None else num_kept).clamp(min=1e-6)  # where none is kept, the error is 0
-        losses = {"image": errors["image"].mean()}
+
+        def mean(values: Tensor) -> Tensor:  # (N,)
+            return values if per_sample else values.mean()
+
+        def mean_kept(values: Tensor) -> Tensor:  # (N,)
+            return values * kept if per_sample else (values * kept).sum() / num_kept
+
+        losses = {"image": mean(errors["image"])}
         loss = losses["image"]
         for name, weight in self.weights.items():
-            loss = loss + weight * (errors[name] * kept).mean()
-            losses[name] = (errors[name] * kept).sum() / num_kept
+            loss = loss + weight * mean(errors[name] * kept)
+            losses[name] = mean_kept(errors[name])
         if bounds:
-            weighed = [
-                bound.mean() if name == "image" else self.weights[name] * (bound * kept).mean()
-                for name, bound in bounds.items()
-            ]
-            shown = [
-                bound.mean() if name == "image" else (bound * kept).sum() / num_kept for name, bound in bounds.items()
-            ]
-            losses["vlb"] = torch.stack(shown).mean()
-            loss = loss + self.variance_weight * sum(weighed)
+            shown, terms = [], []
+            for name, bound in bounds.items():
+                shown.append(mean(bound) if name == "image" else mean_kept(bound))
+                terms.append(mean(bound) if name == "image" else self.weights[name] * mean(bound * kept))
+            losses["vlb"] = torch.stack(shown).mean(dim=0)
+            loss = loss + self.variance_weight * sum(terms)
         if aligned is not None:
-            losses["alignment"] = alignment_loss(aligned.float(), alignment.float())
+            losses["alignment"] = alignment_loss(aligned.float(), alignment.float(), per_sample)
             loss = loss + self.alignment_weight * losses["alignment"]
         return {"loss": loss, **losses}
 
@@ -188,20 +202,15 @@ class JointObjective:
         self.process = self.process.for_channels(self.channels, device)
         return self
 
-    def _draw_times(self, n: int, device: torch.device) -> Tensor:
-        shape = (n, len(self.channels)) if self.independent_timesteps else (n,)
-        return self.process.draw_times(shape, device)
-
     def _expand(self, times: Tensor) -> Tensor:
         """(N,) -> (N, 1, 1, 1); (N, groups) -> (N, C, 1, 1)."""
         if times.ndim == 1:
             return per_sample(times)
-        sizes = enumerate(self.channels.values())
-        return torch.cat([times[:, i : i + 1].expand(-1, size) for i, size in sizes], dim=1)[:, :, None, None]
+        columns = zip(times.split(1, dim=1), self.channels.values(), strict=True)
+        return torch.cat([t.expand(-1, size) for t, size in columns], dim=1)[:, :, None, None]
 
     def model_arguments(self, codec, dataset) -> dict:
-        """What the model's constructor is told for such a codec and data set; what a plain model does not need is left
-        out."""
+        """The arguments of the model's constructor for such a codec and data set, as few as it needs."""
         arguments = {"channels": codec.channels, "grid": codec.grid(dataset.image_size)}
         arguments["num_classes"] = dataset.num_classes
         if self.process.variance_groups:
@@ -211,17 +220,17 @@ class JointObjective:
         return arguments
 
     def check_model(self, model: object) -> None:
-        """Raises ValueError where the model cannot be told what this objective draws."""
+        """Raises ValueError where the model does not take the times that this objective draws."""
         if self.independent_timesteps and not getattr(model, "has_group_times", False):
             raise ValueError(
-                "JointObjective.independent_timesteps = True needs a model that is told every group's t: bind "
+                "JointObjective.independent_timesteps = True needs a model that takes each group's t: bind "
                 "DiffusionTransformer.group_timesteps = True (and have at least one representation)"
             )
 
 
-def alignment_loss(projected: Tensor, features: Tensor) -> Tensor:
-    """The negative mean cosine between projected tokens (N, P, E) and features (N, E, h, w) (Yu et al., arXiv
-    2410.06940, Eq. 6).
+def alignment_loss(projected: Tensor, features: Tensor, per_sample: bool = False) -> Tensor:
+    """The negative mean cosine between projected tokens (N, P, E) and features (N, E, h, w), () or per sample (N,)
+    (Yu et al., arXiv 2410.06940, Eq. 6).
 
     Where the encoder's grid is not the tokens' square grid, features are resized to it bilinearly.
     """
@@ -230,4 +239,5 @@ def alignment_loss(projected: Tensor, features: Tensor) -> Tensor:
         raise ValueError(f"alignment needs a square grid of tokens, got {projected.shape[1]}")
     if features.shape[-2:] != (side, side):
         features = resized(features, (side, side))
-    return -functional.cosine_similarity(projected, rearrange(features, "n e h w -> n (h w) e"), dim=-1).mean()
+    cosine = functional.cosine_similarity(projected, rearrange(features, "n e h w -> n (h w) e"), dim=-1)  # (N, P)
+    return -(cosine.mean(dim=1) if per_sample else cosine.mean())

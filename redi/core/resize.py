@@ -14,10 +14,9 @@ def resized(features: Tensor, grid: tuple[int, int]) -> Tensor:
 def restored(features: Tensor, grid: tuple[int, int]) -> Tensor:
     """The inverse of `resized`: (N, R, H, W) -> (N, R, h, w), the map on `grid` that was resized to `features`.
 
-    By the pseudoinverse of the resize, which is linear and works on rows and columns alone. Where h, w are at most
-    H, W it is exact for whatever `resized` gave, and least squares for other maps: the part that no map on the
-    smaller grid could have given is dropped, the rest grows by at most 1.4 a side at twice the size. Where h, w are
-    larger, details are lost: of the maps that `resized` takes to `features` it gives the one of least norm.
+    Uses the pseudoinverse of the resize, which is linear and separable. Where h, w are at most H, W, it is exact for
+    what `resized` returns and least squares for other maps, which grow by at most 1.4 a side at twice the size. Where
+    h, w are larger, details are lost: it returns the map of least norm.
     """
     if tuple(features.shape[-2:]) == tuple(grid):
         return features

@@ -19,13 +19,8 @@ def spreads(channels: Channels, x: Tensor) -> dict[str, float]:
 
 
 def noise_table(channels: Channels, process: Process, weights: Mapping[str, float], spread: Mapping[str, float]) -> str:
-    """A line per group: spread, lambda and signal-to-noise ratio alpha^2 spread^2 / sigma^2 in dB at some t.
-
-    A group whose spread is far from the image's is denoised earlier or later than the image; a last line then says so.
-
-    Args:
-        weights: {representation: lambda}.
-        spread: as `spreads` gives it.
+    """A line per group: spread, lambda (`weights`), signal-to-noise ratio alpha^2 spread^2 / sigma^2 in dB at some t;
+    and a line for each group that is denoised earlier or later than the image, because its spread is another.
     """
     process = process.for_channels(channels)
     width = max(len(name) for name in channels)
@@ -38,12 +33,12 @@ def noise_table(channels: Channels, process: Process, weights: Mapping[str, floa
     for name in channels.representations:
         times = spread[name] / spread["image"]
         if not 0.4 < times < 2.5:
-            earlier = "earlier" if times > 1 else "later"
-            own = abs(math.log(spread[name])) > abs(math.log(spread["image"]))
-            where = "its reducer's scale ('unit_rms' gives about 1)" if own else "the scale of the image's autoencoder"
+            when = "earlier" if times > 1 else "later"
+            farther = abs(math.log(spread[name])) > abs(math.log(spread["image"]))  # from 1
+            scale = "its reducer's scale ('unit_rms' gives about 1)" if farther else "the autoencoder's scale"
             lines.append(
-                f"{name} has {times:.2g} times the image's spread, so it is denoised {earlier} than the image: if that "
-                f"is not wanted, change {where}"
+                f"{name} has {times:.2g} times the image's spread, so it is denoised {when} than the image: if that "
+                f"is not wanted, change {scale}"
             )
     return "\n".join(lines)
 

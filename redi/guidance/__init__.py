@@ -1,14 +1,12 @@
 """Guidance: sampling steered by weighing conditions, and the registry of rules.
 
-A *condition* says what one evaluation of the network sees: the label or the null label, all representations
-or some zeroed. A rule states which conditions it evaluates and with what weight per channel group. The guided
-prediction of group g is
+A *condition* is what one evaluation of the network sees: the label or the null label, all representations or some
+zeroed. A rule gives the weight of each condition per channel group. The guided prediction of group g is
 
     prediction_g = sum_k w_gk(t) model(condition k)_g,     sum_k w_gk(t) = 1.
 
-Rules compose by adding their deviations from the unguided prediction, so classifier-free guidance and
-Representation Guidance are one mechanism: equal conditions are evaluated once, all of them in one batch,
-and a condition with weight 0 is not evaluated at all.
+Rules add their offsets to the weights of the unguided prediction. Equal conditions are evaluated once, all of them in
+one batch; a condition with weight 0 is not evaluated.
 """
 
 from abc import ABC, abstractmethod
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from redi.core.channels import Channels
 from redi.core.registry import Registry, discover
+from redi.core.renamed import keep_old_names
 
 
 @dataclass(frozen=True)
@@ -37,13 +36,22 @@ Weights = dict[Condition, dict[str, float]]  # {condition: {channel group: weigh
 class Guidance(ABC):
     """A rule: how far the guided prediction departs from the plain one, group by group."""
 
+    def __init_subclass__(cls, **settings):
+        super().__init_subclass__(**settings)
+        keep_old_names(cls, deviations="weight_offsets")  # its name in version 0.1
+
     @abstractmethod
-    def deviations(self, channels: Channels, t: float) -> Weights:
+    def weight_offsets(self, channels: Channels, t: float) -> Weights:
         """Weights that are added to the plain prediction (weight 1 on everything); they sum to 0 in each group."""
 
     @abstractmethod
     def check(self, channels: Channels, num_classes: int) -> None:
         """Raises ValueError where this rule cannot work with such a model."""
+
+    def check_names(self, argument: str, names: Sequence[str], known: Sequence[str]) -> None:
+        """Raises ValueError where an argument names what the model does not have."""
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(f"{type(self).__name__}.{argument} names {unknown}: it can name {', '.join(known)}")
 
     def check_training(self, label_dropout: float, representation_dropout: float) -> str:
         """What to warn of where a model trained with these dropouts has not learned what this rule asks, or ''."""
@@ -61,19 +69,27 @@ def checked_interval(rule: str, interval: Sequence[float]) -> tuple[float, float
     except (TypeError, ValueError):
         first, last = 1.0, 0.0
     if not 0 <= first <= last <= 1:
-        raise ValueError(
-            f"{rule}.interval = {interval!r}: two times are needed, 0 (noise) <= first <= last <= 1 (data)"
-        )
+        raise ValueError(f"{rule}.interval = {interval!r}: two times are needed, 0 (noise) <= first <= last <= 1")
     return first, last
+
+
+def contrast(rule, condition: Condition, t: float) -> Weights:
+    """The offsets of prediction = condition + scale (everything - condition) on the rule's groups, in its interval."""
+    if not rule.interval[0] <= t <= rule.interval[1]:
+        return {}
+    return {
+        EVERYTHING: dict.fromkeys(rule.groups, rule.scale - 1),
+        condition: dict.fromkeys(rule.groups, 1 - rule.scale),
+    }
 
 
 def total_weights(rules: Sequence[Guidance], channels: Channels, t: float) -> Weights:
     """The weights of all rules together; conditions without any weight are left out."""
     total: Weights = {EVERYTHING: dict.fromkeys(channels, 1.0)}
     for rule in rules:
-        for condition, deviation in rule.deviations(channels, t).items():
+        for condition, offsets in rule.weight_offsets(channels, t).items():
             weights = total.setdefault(condition, dict.fromkeys(channels, 0.0))
-            for group, value in deviation.items():
+            for group, value in offsets.items():
                 weights[group] += value
     return {condition: weights for condition, weights in total.items() if any(weights.values())}
 
@@ -84,7 +100,7 @@ def guided(
     channels: Channels,
     y: Tensor,
     null_label: int,
-    network_time: Callable[[Tensor], Tensor],
+    model_time: Callable[[Tensor], Tensor],
 ) -> Callable[[Tensor, float], Tensor]:
     """The model under guidance, as a function of x_t (N, C, H, W) and t alone.
 
@@ -94,15 +110,15 @@ def guided(
     Args:
         model: (x_t (K N, C, H, W), time (K N,), y (K N,)) -> prediction (K N, C, H, W), one call for K conditions.
         y: (N,) labels.
-        network_time: what the model is told at t: `process.network_time` (DiT: 0 ... 999; REPA: 1 - t).
+        model_time: the model's time input at t: `process.model_time` (DiT: 0 ... 999; REPA: 1 - t).
     """
 
     def denoise(x: Tensor, t: float) -> Tensor:
         weights = total_weights(rules, channels, t)
-        everyone = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        everyone = x.new_ones(len(x), dtype=torch.bool)
         inputs = [channels.mask(x, everyone, condition.without) if condition.without else x for condition in weights]
         labels = [y if condition.label else torch.full_like(y, null_label) for condition in weights]
-        times = network_time(x.new_full((len(x) * len(weights),), t))
+        times = model_time(x.new_full((len(x) * len(weights),), t))
         predictions = model(torch.cat(inputs), times, torch.cat(labels)).chunk(len(weights))
         if list(weights) == [EVERYTHING] and set(weights[EVERYTHING].values()) == {1.0}:
             return predictions[0]

@@ -1,7 +1,7 @@
 """Classifier-free guidance on chosen channel groups."""
 
 from redi.core.channels import Channels
-from redi.guidance import EVERYTHING, Condition, Guidance, Weights, checked_interval, register
+from redi.guidance import Condition, Guidance, Weights, checked_interval, contrast, register
 
 
 @register
@@ -28,8 +28,7 @@ class ClassifierFree(Guidance):
         self.interval = checked_interval("ClassifierFree", interval)
 
     def check(self, channels: Channels, num_classes: int) -> None:
-        if unknown := [group for group in self.groups if group not in channels]:
-            raise ValueError(f"ClassifierFree.groups names {unknown}: the model has {', '.join(channels)}")
+        self.check_names("groups", self.groups, tuple(channels))
         if num_classes == 1:
             raise ValueError(
                 "ClassifierFree guidance needs labels, and this model is unconditional (num_classes = 1): "
@@ -41,10 +40,5 @@ class ClassifierFree(Guidance):
             return ""
         return "ClassifierFree guidance asks for the null label, which JointObjective.label_dropout = 0 never trains"
 
-    def deviations(self, channels: Channels, t: float) -> Weights:
-        if not self.interval[0] <= t <= self.interval[1]:
-            return {}
-        return {
-            EVERYTHING: {group: self.scale - 1 for group in self.groups},
-            Condition(label=False): {group: 1 - self.scale for group in self.groups},
-        }
+    def weight_offsets(self, channels: Channels, t: float) -> Weights:
+        return contrast(self, Condition(label=False), t)

@@ -1,7 +1,7 @@
 """Representation Guidance: the generated features steer the image."""
 
 from redi.core.channels import Channels
-from redi.guidance import EVERYTHING, Condition, Guidance, Weights, checked_interval, register
+from redi.guidance import Condition, Guidance, Weights, checked_interval, contrast, register
 
 
 @register
@@ -39,12 +39,8 @@ class RepresentationGuidance(Guidance):
             raise ValueError(
                 "RepresentationGuidance.without = () leaves nothing out: name representations, or None for all"
             )
-        for argument, names, known in (
-            ("groups", self.groups, tuple(channels)),
-            ("without", self.without or (), channels.representations),
-        ):
-            if unknown := [name for name in names if name not in known]:
-                raise ValueError(f"RepresentationGuidance.{argument} names {unknown}: it can name {', '.join(known)}")
+        self.check_names("groups", self.groups, tuple(channels))
+        self.check_names("without", self.without or (), channels.representations)
 
     def check_training(self, label_dropout: float, representation_dropout: float) -> str:
         if representation_dropout:
@@ -54,11 +50,6 @@ class RepresentationGuidance(Guidance):
             "JointObjective.representation_dropout = 0 never trains: the paper takes 0.2"
         )
 
-    def deviations(self, channels: Channels, t: float) -> Weights:
-        if not self.interval[0] <= t <= self.interval[1]:
-            return {}
+    def weight_offsets(self, channels: Channels, t: float) -> Weights:
         without = frozenset(channels.representations if self.without is None else self.without)
-        return {
-            EVERYTHING: {group: self.scale - 1 for group in self.groups},
-            Condition(without=without): {group: 1 - self.scale for group in self.groups},
-        }
+        return contrast(self, Condition(without=without), t)

@@ -131,7 +131,7 @@ class DiffusionTransformer(nn.Module):
         """
         Args:
             x: the joint state at t, (N, C, H, W).
-            t: the process's `network_time`: one for all, (N,), or (N, groups) where every group has a time of its own,
+            t: the process's `model_time`: one for all, (N,), or (N, groups) where every group has a time of its own,
                 of which a model without `group_timesteps` reads the image's.
             y: labels (N,) in 0 ... K.
             align: return also the projection (N, P, E) of the hidden image tokens, for REPA.

@@ -18,57 +18,54 @@ def clamped(
     given: Mapping[str, Tensor],
     *,
     own_time: bool = False,
-) -> tuple[Denoise, Draw, Callable[[Tensor], Tensor]]:
-    """Wraps what a sampler is called with so that the given groups follow their own path.
+) -> tuple[Denoise, Draw, Callable[..., Tensor]]:
+    """Wraps the arguments of a sampler so that the given groups follow their own path.
 
-    At every evaluation at t the network sees the known groups as alpha(t) known + sigma(t) noise, with one noise
-    for the whole path (that with which the sampler starts), and what the sampler carries along for them is
-    ignored. It works with every sampler and costs no evaluation, but conditions on the noised groups instead of the
-    clean ones (inpainting by replacement; Song et al., arXiv 2011.13456, appendix I.2). A sampler that follows the
-    distribution at every t turns that into the true conditional: EulerMaruyama with a large `diffusion_norm` and many
-    evaluations. An ODE sampler, which decides at small t, follows the known groups only weakly.
+    The network sees the known groups at t as alpha(t) known + sigma(t) noise, with the sampler's initial noise for the
+    whole path; the sampler's own state of them is ignored. This works with every sampler and costs no evaluation, but
+    conditions on the noised groups instead of the clean ones (inpainting by replacement; Song et al., arXiv
+    2011.13456, appendix I.2). EulerMaruyama with a large `diffusion_norm` and many evaluations, which follows the
+    distribution at every t, turns that into the true conditional; an ODE sampler follows the known groups weakly.
 
     Args:
         given: {group: (N, C_m, H, W)} clean values, of scaled latents or reduced features.
-        own_time: show them clean, to a network that is told their t = 1 (`DiffusionTransformer.group_timesteps`,
-            trained with `JointObjective.independent_timesteps`): the conditional itself, for every sampler.
+        own_time: show them clean, to a network with a t for each group (`DiffusionTransformer.group_timesteps`, trained
+            with `JointObjective.independent_timesteps`): the conditional itself, for every sampler.
 
     Returns:
-        `denoise` and `draw` to call the sampler with, and the function that puts the clean groups into its result.
+        `denoise` and `draw` to call the sampler with, and a function (x, t = 1) -> x that puts the groups into a state
+        of the sampler as the network sees them at t: clean into its result.
     """
     if not given:
-        return denoise, draw, lambda x: x
+        return denoise, draw, lambda x, t=1.0: x
     first: list[Tensor] = []  # the noise of the path, and the given groups as a joint state
 
     def recorded() -> Tensor:
         noise = draw()
         if not first:
-            first.extend([noise, put(torch.zeros_like(noise), given)])
+            known = dict(channels.split(torch.zeros_like(noise))) | {k: v.to(noise.dtype) for k, v in given.items()}
+            first.extend([noise, channels.join(known)])
         return noise
 
-    def put(x: Tensor, groups: Mapping[str, Tensor]) -> Tensor:
-        return channels.join(dict(channels.split(x)) | {name: group.to(x.dtype) for name, group in groups.items()})
-
-    def conditional(x: Tensor, t: float) -> Tensor:
+    def put(x: Tensor, t: float = 1.0) -> Tensor:
         noise, known = first
-        on_path = known if own_time else process.mix(known, noise, t)
-        split = channels.split(on_path)
-        return denoise(put(x, {name: split[name] for name in given}), t)
+        on_path = channels.split(known if own_time or t == 1 else process.mix(known, noise, t))
+        return channels.join(dict(channels.split(x)) | {name: on_path[name].to(x.dtype) for name in given})
 
-    return conditional, recorded, lambda x: put(x, given)
+    return lambda x, t: denoise(put(x, t), t), recorded, put
 
 
 def times_with_given(process: Process, channels: Channels, given: Iterable[str]) -> Callable[[Tensor], Tensor]:
-    """What the network is told at t (N,): (N, groups), with t = 1 for the given groups."""
+    """The model's time input at t (N,): (N, groups), with t = 1 for the given groups."""
     given = set(given)
 
-    def network_time(t: Tensor) -> Tensor:
-        times, clean = process.network_time(t), process.network_time(torch.ones_like(t))
+    def model_time(t: Tensor) -> Tensor:
+        times, clean = process.model_time(t), process.model_time(torch.ones_like(t))
         times, clean = (u if u.ndim == 2 else u[:, None].expand(-1, len(channels)) for u in (times, clean))
         # Group by group, for a mask of them would have to be copied to the device.
         return torch.stack([(clean if name in given else times)[:, i] for i, name in enumerate(channels)], dim=1)
 
-    return network_time
+    return model_time
 
 
 def check_given(given: Mapping[str, Tensor], channels: Channels, shape: tuple[int, int, int]) -> None:

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from redi.core.channels import Channels
 from redi.core.processes import Process, processes
 from redi.core.registry import configurable
-from redi.core.samplers import ImageNoise, Sampler, samplers
+from redi.core.samplers import Draw, ImageNoise, Sampler, samplers
 from redi.core.samplers.ancestral import Ancestral
 from redi.core.samplers.euler_maruyama import EulerMaruyama
 from redi.guidance import Guidance, guidance_rules, guided, total_weights
@@ -31,10 +31,15 @@ class Generated:
     images: Tensor  # (N, 3, S, S) uint8
     x: Tensor  # (N, C, H, W) float32, the joint state: latents and generated features
     labels: Tensor  # (N,) int64
-    record: dict  # seed, sampler, guidance, number of function evaluations (per image), network evaluations
+    record: dict  # seed, sampler, guidance, function evaluations, network evaluations per image
+    trajectory: Tensor | None = None  # (K, N, C, H, W) float32: the joint states at `times`, where asked for
+    times: list[float] | None = None  # K, of the first state and after every step
 
 
-@configurable(runtime=("model", "codec", "process", "labels", "weights", "first_index", "given", "own_time"))
+RUNTIME = "model", "codec", "process", "labels", "weights", "first_index", "given", "own_time", "draw", "trajectory"
+
+
+@configurable(runtime=RUNTIME)
 def generate(
     model: DiffusionTransformer,
     codec: JointCodec,
@@ -45,6 +50,8 @@ def generate(
     first_index: int = 0,
     given: Mapping[str, Tensor] | None = None,
     own_time: bool = False,
+    draw: Sequence[Tensor] | Tensor | None = None,
+    trajectory: bool = False,
     sampler: Sampler | None = None,
     guidance: Sequence[Guidance] = (),
     batch_size: int = 250,
@@ -52,18 +59,18 @@ def generate(
     compile: str | bool = "auto",
     seed: int = 0,
 ) -> Generated:
-    """Draws one image per label.
-
-    Image i depends on (seed, first_index + i), its label and the weights alone: not on the batch size, the
-    number of images or the device's random generator.
+    """Draws one image per label. Image i depends on (seed, first_index + i), its label and the weights alone.
 
     Args:
         labels: (N,) in [0, num_classes].
         weights: parameters to use in place of the model's own (an EMA).
-        given: {group: (N, C_m, H, W)}, parts of the joint state that are known: the others are drawn given these, by
-            clamping (see `redi.sampling.conditional`). An image's own, say, as
-            `codec.channels.split(codec.encode(images))`.
-        own_time: show what is given clean, at a t of its own: for models trained with independent timesteps.
+        given: {group: (N, C_m, H, W)}, the known parts of the joint state, as of `codec.channels.split(codec.encode(
+            images))`: the others are drawn given these, by clamping (see `redi.sampling.conditional`).
+        own_time: show the given groups clean, at a t of their own: for models trained with independent timesteps.
+        draw: noise to use in place of `seed`'s, each entry (N, C, H, W): the initial noise, then what the sampler draws
+            at its steps (an ODE sampler: nothing).
+        trajectory: return the joint states at the start and after every step too: (steps + 1) N C H W float32 numbers
+            on the CPU, and those of one batch on the device.
         sampler: default: as in the paper, 250 evaluations of EulerMaruyama, or Ancestral for a DDPM.
         guidance: rules, added up; none by default.
         precision: of the network, as in `train`; the sampler's own arithmetic is float32.
@@ -71,7 +78,8 @@ def generate(
             filled up, so that there is one graph for every number of conditions.
 
     Raises:
-        ValueError: a label outside the range, a rule that this model cannot follow, the wrong kind of object.
+        ValueError: a label outside the range, a rule that this model cannot follow, the wrong kind of object, noise of
+            another shape or too little of it.
     """
     if sampler is None:
         sampler = Ancestral() if process.num_timesteps else EulerMaruyama()
@@ -81,12 +89,16 @@ def generate(
     if batch_size < 1 or not len(labels):
         raise ValueError(f"generate takes at least one label and batch_size >= 1, got {len(labels)} and {batch_size}")
     if not 0 <= labels.min() <= labels.max() <= model.null_label:
-        raise ValueError(
-            f"labels run from {labels.min()} to {labels.max()}; this model has classes 0 ... {model.num_classes - 1} "
-            f"(and {model.null_label}, the null label)"
-        )
+        classes = f"classes 0 ... {model.num_classes - 1} (and {model.null_label}, the null label)"
+        raise ValueError(f"labels run from {labels.min()} to {labels.max()}; this model has {classes}")
     if given:
         check_given(given, model.channels, (len(labels), *model.grid))
+    shape = (model.channels.total, *model.grid)
+    if draw is not None and (not len(draw) or any(tuple(noise.shape) != (len(labels), *shape) for noise in draw)):
+        raise ValueError(f"generate: draw takes tensors of shape {(len(labels), *shape)}, the initial noise first")
+    if trajectory and sampler.num_evaluations is None and len(labels) > batch_size:
+        rule = f"{type(sampler).__name__} chooses its times for each batch, so a trajectory needs one batch"
+        raise ValueError(f"generate.batch_size = {batch_size}: {rule}, of {len(labels)}")
     trained_with = getattr(model, "trained_with", None)
     for rule in guidance if trained_with else ():
         if advice := rule.check_training(*trained_with):
@@ -96,28 +108,30 @@ def generate(
     compiled = choose_compile(compile, device, "generate.compile")
     process = process.for_channels(model.channels, device)
     if own_time and not model.has_group_times:
-        raise ValueError("own_time = True needs a model that is told every group's t (group_timesteps = True)")
-    network_time = times_with_given(process, model.channels, given or ()) if own_time else process.network_time
+        raise ValueError("own_time = True needs a model that takes each group's t (group_timesteps = True)")
+    model_time = times_with_given(process, model.channels, given or ()) if own_time else process.model_time
     network = _Network(model, weights or {}, how, compiled)
     batch_size = min(batch_size, len(labels))
-    images, states, drawn = [], [], 0
+    images, states, paths, drawn = [], [], [], 0
     with torch.no_grad(), progress(total=len(labels), desc="sampling", unit="img") as bar:
         for start in range(0, len(labels), batch_size):
             count = min(batch_size, len(labels) - start)
             # Compiled for one batch size: what fills up the last batch is thrown away.
             rows = torch.arange(start, start + (batch_size if compiled else count)).clamp(max=len(labels) - 1)
             y = labels[rows].to(device)
-            draw = ImageNoise(seed, (first_index + rows).tolist(), (model.channels.total, *model.grid), device)
-            denoise = guided(network, guidance, model.channels, y, model.null_label, network_time)
-            known = {name: group[rows].to(device) for name, group in (given or {}).items()}
-            denoise, draw, finish = clamped(denoise, process, draw, model.channels, known, own_time=own_time)
-            x = finish(sampler(denoise, process, draw))[:count]
+            indices = (first_index + rows).tolist()
+            noise = ImageNoise(seed, indices, shape, device) if draw is None else _replayed(draw, rows, device)
+            denoise = guided(network, guidance, model.channels, y, model.null_label, model_time)
+            known, path = {name: group[rows].to(device) for name, group in (given or {}).items()}, []
+            denoise, noise, put = clamped(denoise, process, noise, model.channels, known, own_time=own_time)
+            x = put(sampler(denoise, process, noise, **({"trajectory": path} if trajectory else {})))[:count]
+            paths.append([(t, put(state, t)[:count].cpu()) for t, state in path])
             images.append(codec.decode(x).cpu())
             states.append(x.cpu())
             bar.update(count)
             drawn += len(rows)
     record = {
-        "seed": seed,
+        "seed": seed if draw is None else None,
         "sampler": sampler.provenance(),
         "guidance": [rule.provenance() for rule in guidance],
         "given": sorted(given or ()),
@@ -125,7 +139,23 @@ def generate(
         "function_evaluations": network.calls // len(states),
         "network_evaluations_per_image": network.evaluations / drawn,
     }
-    return Generated(torch.cat(images), torch.cat(states), labels, record)
+    generated = Generated(torch.cat(images), torch.cat(states), labels, record)
+    if trajectory:
+        generated.times = [t for t, _ in paths[0]]
+        steps = zip(*paths, strict=True)
+        generated.trajectory = torch.stack([torch.cat([state for _, state in batches]) for batches in steps])
+    return generated
+
+
+def _replayed(draw: Sequence[Tensor], rows: Tensor, device: torch.device) -> Draw:
+    """The rows of one tensor after the other."""
+
+    def replay() -> Iterator[Tensor]:
+        for noise in draw:
+            yield noise[rows.to(noise.device)].to(device, torch.float32)
+        raise ValueError(f"generate: draw has {len(draw)} tensors, and the sampler draws more noise than that")
+
+    return replay().__next__
 
 
 def check_generation(
@@ -149,9 +179,8 @@ def check_generation(
 
 
 class _Network:
-    """The model with other weights where given and in some precision, counting what it is asked.
-
-    It is another module around the same tensors: the caller's is left in its mode and with its attention backend.
+    """The model with `weights` in some precision, which counts its evaluations: another module around the same tensors,
+    so that the caller's keeps its mode and its attention backend.
     """
 
     def __init__(self, model: DiffusionTransformer, weights: Mapping[str, Tensor], how: Precision, compiled: bool):

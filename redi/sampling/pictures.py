@@ -85,10 +85,8 @@ def tile(layers: Sequence[Sequence[Image.Image]], labels: Sequence[int], title: 
 def stack(pictures: Sequence[Image.Image]) -> Image.Image:
     """Pictures one under the other."""
     sheet = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), WHITE)
-    top = 0
-    for picture in pictures:
-        sheet.paste(picture, (0, top))
-        top += picture.height
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture, (0, sum(p.height for p in pictures[:i])))
     return sheet
 
 

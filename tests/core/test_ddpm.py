@@ -8,8 +8,7 @@ import torch
 from scipy.stats import norm as normal
 
 from redi.core.channels import Channels
-from redi.core.processes.ddpm import DDPM
-from redi.core.processes.gaussians import discretised_log_likelihood, kl_divergence
+from redi.core.processes.ddpm import DDPM, discretised_log_likelihood, kl_divergence
 
 CHANNELS = Channels(image=1, z=1)
 
@@ -35,7 +34,17 @@ def test_ddpm_s_noise_levels_are_products_of_its_steps():
         t = process.time(k + 1)
         assert process.alpha(t) ** 2 == pytest.approx(product, rel=1e-12)
         assert process.sigma(t) ** 2 == pytest.approx(1 - product, rel=1e-9)
-        assert process.network_time(torch.tensor([t], dtype=torch.float64)).item() == k
+        assert process.model_time(torch.tensor([t], dtype=torch.float64)).item() == k
+
+
+def test_the_betas_are_those_of_the_timesteps():
+    process = ddpm(num_timesteps=7, beta_min=0.01, beta_max=0.3)
+    assert process.betas.tolist() == pytest.approx(np.linspace(0.01, 0.3, 7).tolist())
+    for k, product in enumerate((1 - process.betas).cumprod(0).tolist()):
+        t = 1 - (k + 1) / 7
+        assert process.alpha_cumprod(t) == pytest.approx(product, rel=1e-12)
+        assert process.model_time(torch.tensor([t])).item() == k
+    assert "betas" not in process.provenance()
 
 
 @pytest.mark.parametrize(("k", "j"), [(2, 1), (10, 9), (500, 480), (999, 0)])

@@ -37,7 +37,7 @@ def ours(sampler, process, net, drawn):
     replay = iter(drawn)
 
     def denoise(x, t):
-        step = process.network_time(torch.tensor([t], dtype=torch.float64)).item()
+        step = process.model_time(torch.tensor([t], dtype=torch.float64)).item()
         return net(x, step)
 
     return sampler(denoise, process, lambda: next(replay))
@@ -195,7 +195,7 @@ def test_ddim_asks_within_the_interval_and_as_often_as_told(num_evaluations, eta
         return torch.zeros_like(x)
 
     x = DDIM(num_evaluations=num_evaluations, eta=eta)(denoise, process, lambda: torch.ones(1, 1, 1, 1))
-    first, last = process.interval()
+    first, last = process.t_range()
     assert len(times) == num_evaluations
     assert first <= min(times) and max(times) <= last
     assert x.isfinite().all()

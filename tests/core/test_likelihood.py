@@ -14,6 +14,7 @@ from redi.core.processes.flow_matching import FlowMatching
 from redi.core.processes.gvp import GVP
 from redi.core.processes.shifted import Shifted
 from redi.core.processes.vp import VP
+from redi.core.samplers.ode import FixedODE
 from redi.guidance import guided
 from redi.models.transformer import DiffusionTransformer
 
@@ -57,7 +58,7 @@ def test_the_exact_trace_gives_the_analytic_density_of_a_correlated_gaussian(pro
     # What remains is the margin of 1e-3 at a pole: data is taken for the state there. VP leaves 1 % of noise.
     x = samples()
     found = log_likelihood(exact_field(process), process, x, exact=True, rtol=1e-6, atol=1e-6).log_likelihood
-    poles = process.interval() != (0.0, 1.0)
+    poles = process.t_range() != (0.0, 1.0)
     torch.testing.assert_close(found, analytic(x), rtol=1e-3, atol=5e-3 if poles else 1e-4)
 
 
@@ -121,6 +122,30 @@ def test_a_sample_s_probes_are_a_function_of_seed_and_index():
     assert (other - together).abs().max() > 1e-2
 
 
+def test_given_probes_take_the_place_of_the_seed_s():
+    # The trace of a 4 x 4 matrix is the mean over the 16 vectors of signs, and 4 of them that are orthogonal suffice.
+    signs = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], dtype=torch.float64)
+    x, field, settings = samples(), exact_field(GVP()), {"method": "rk4", "num_steps": 5}
+    probes = signs.reshape(4, 1, 2, 1, 2).expand(4, *x.shape)
+    found = log_likelihood(field, GVP(), x, probes=probes, **settings).log_likelihood
+    exact = log_likelihood(field, GVP(), x, exact=True, **settings).log_likelihood
+    torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("settings", [{"probes": []}, {"probes": [torch.ones(6, 2, 1)]}, {"exact": True}])
+def test_probes_that_do_not_fit_are_refused(settings):
+    x = samples()
+    with pytest.raises(ValueError, match=r"probes takes tensors of shape \(6, 2, 1, 2\)"):
+        log_likelihood(exact_field(GVP()), GVP(), x, **({"probes": [torch.ones_like(x)]} | settings))
+
+
+def test_the_noise_that_is_reached_leads_back_to_the_data():
+    process, x, settings = FlowMatching(), samples(), {"method": "rk4", "num_steps": 50}
+    noise = log_likelihood(exact_field(process), process, x, exact=True, **settings).noise
+    again = FixedODE(num_evaluations=200, method="rk4")(exact_field(process), process, lambda: noise)
+    torch.testing.assert_close(again, x, rtol=0, atol=1e-5)
+
+
 def test_bits_per_dimension_are_the_density_in_other_units():
     found = log_likelihood(exact_field(GVP()), GVP(), samples(), exact=True)
     torch.testing.assert_close(found.bits_per_dimension, -found.log_likelihood / 4 / math.log(2))
@@ -142,7 +167,7 @@ def test_a_trained_model_s_likelihood_is_found_through_guidance_without_a_trace_
     process = FlowMatching().for_channels(channels)
     x = torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 2])
-    denoise = guided(model, [], channels, labels, model.null_label, process.network_time)
+    denoise = guided(model, [], channels, labels, model.null_label, process.model_time)
     with torch.no_grad():
         found = log_likelihood(denoise, process, x, method="rk4", num_steps=2)
     expected = torch.distributions.Normal(0, 1).log_prob(x.double()).sum(dim=(1, 2, 3))

@@ -7,7 +7,9 @@ from redi.core.channels import Channels
 from redi.core.objective import JointObjective
 from redi.core.processes.ddpm import DDPM
 from redi.core.processes.flow_matching import FlowMatching
+from redi.core.processes.gvp import GVP
 from redi.core.processes.shifted import Shifted
+from redi.core.processes.vp import VP
 from redi.models.transformer import DiffusionTransformer
 
 CHANNELS = Channels(image=3, a=5, b=1)
@@ -275,6 +277,16 @@ def test_the_released_rule_drops_the_clean_representation_of_the_whole_batch():
     assert seen == {0, 1}
 
 
+@pytest.mark.parametrize(
+    "process", [FlowMatching(prediction="noise"), GVP(prediction="score"), VP(prediction="data"), DDPM()]
+)
+def test_the_released_rule_is_refused_for_other_predictions_than_the_velocity(process):
+    with pytest.raises(ValueError, match="dropout_rule = 'released' reproduces .* velocity predictions only: bind"):
+        objective(process=process, representation_dropout=0.2, dropout_rule="released")
+    objective(process=process, dropout_rule="released")  # nothing is dropped
+    objective(process=Shifted(shift={"a": 0.5}), representation_dropout=0.2, dropout_rule="released")
+
+
 def test_an_unknown_dropout_rule_is_refused():
     with pytest.raises(ValueError, match="dropout_rule = 'batch'"):
         objective(dropout_rule="batch")
@@ -367,3 +379,28 @@ def test_given_draws_give_the_losses_of_the_same_draws():
     dropped = torch.rand(len(x)) < 0.5
     given = terms.losses(zero_model, x, y, t, noise, dropped)
     assert all(torch.equal(drawn[name], given[name]) for name in drawn)
+
+
+@pytest.mark.parametrize("process", [FlowMatching(), DDPM()], ids=["flow matching", "DDPM"])
+def test_losses_per_sample_are_those_of_each_sample_alone(process):
+    x, y = batch(5)
+    terms = objective(process=process, representation_dropout=0.4, representation_weight=0.7)
+    torch.manual_seed(0)
+    _, times, noise, _, _ = terms.draw(x, y)
+    dropped, features = torch.tensor([True, False, False, True, False]), torch.randn(5, 6, 2, 2)
+
+    def model(x_t, t, y, align):
+        variances = [x_t.cos()] if terms.process.variance_groups else []
+        return torch.cat([x_t.sin(), *variances], dim=1), x_t.flatten(1)[:, :24].reshape(-1, 4, 6)
+
+    draws = (times, noise, dropped)
+    each = terms.losses(model, x, y, *draws, alignment=features, per_sample=True)
+    together = terms.losses(model, x, y, *draws, alignment=features)
+    assert set(each) == set(together) and all(value.shape == (5,) for value in each.values())
+    torch.testing.assert_close(each["loss"].mean(), together["loss"])
+    for i in range(5):
+        alone = terms.losses(
+            model, x[i : i + 1], y[i : i + 1], *(d[i : i + 1] for d in draws), alignment=features[i : i + 1]
+        )
+        for name, value in alone.items():
+            torch.testing.assert_close(each[name][i], value, msg=name)

@@ -48,7 +48,7 @@ def flow(process, x):
         alpha, sigma = process.alpha(t), process.sigma(t)
         return alpha * MEAN, (alpha**2 * STD**2 + sigma**2) ** 0.5
 
-    (mean0, std0), (mean1, std1) = (moments(t) for t in process.interval())
+    (mean0, std0), (mean1, std1) = (moments(t) for t in process.t_range())
     return mean1 + std1 / std0 * (x - mean0)
 
 
@@ -66,7 +66,7 @@ def test_adaptive_steps_follow_the_exact_flow_on_every_path_within_the_interval(
     times = []
     x = AdaptiveODE(rtol=1e-7, atol=1e-7)(exact_field(process, times), process, normal)
     torch.testing.assert_close(x, flow(process, normal()), rtol=0, atol=1e-5)
-    first, last = process.interval()
+    first, last = process.t_range()
     assert first <= min(times) and max(times) <= last
 
 
@@ -75,7 +75,7 @@ def test_adaptive_steps_follow_the_exact_flow_on_every_path_within_the_interval(
 def test_fixed_steps_stay_within_the_interval(process, sampler):
     times = []
     sampler(exact_field(process, times), process, normal)
-    first, last = process.interval()
+    first, last = process.t_range()
     assert len(times) == 4
     assert first <= min(times) and max(times) <= last
 

@@ -1,3 +1,4 @@
+import inspect
 import math
 
 import pytest
@@ -34,7 +35,7 @@ def test_every_registered_process_is_tested_here():
 
 
 def time_at(process, share):
-    first, last = process.interval()
+    first, last = process.t_range()
     if process.num_timesteps is not None:
         return process.time(round(1000 - 998 * share))
     return exactly(process, first + share * (last - first))
@@ -94,15 +95,85 @@ def test_the_path_ends_in_the_data_exactly(process):
     assert torch.equal(process.alpha(1.0) * x + process.sigma(1.0) * noise, x)
 
 
+def with_times(process) -> dict:
+    """The public methods that take a time, by name, with their parameters."""
+    found = {}
+    for name, method in inspect.getmembers(process, inspect.ismethod):
+        parameters = list(inspect.signature(method).parameters)
+        if not name.startswith("_") and {"t", "s"} & set(parameters):
+            found[name] = parameters
+    return found
+
+
+def flat(result) -> list:
+    """The tensors (or numbers) of what a method returns."""
+    if isinstance(result, dict):
+        return list(result.values())
+    return list(result) if isinstance(result, tuple) else [result]
+
+
+LEARNED = {"DDPM learned": DDPM().for_channels(CHANNELS), "DDPM z": DDPM(learned_variance="z").for_channels(CHANNELS)}
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 4, 5), (5, 2, 4, 5)], ids=["N != W", "N = W"])
+@pytest.mark.parametrize("process", (PROCESSES | LEARNED).values(), ids=PROCESSES | LEARNED)
+def test_times_of_a_batch_give_each_sample_what_its_own_time_gives(process, shape):
+    n, generator = shape[0], torch.Generator().manual_seed(0)
+    tensors = {
+        name: torch.randn(shape, generator=generator, dtype=torch.float64)
+        for name in ("x", "noise", "prediction", "x_t", "data")
+    }
+    more = sum(CHANNELS[name] for name in process.variance_groups)
+    tensors["prediction"] = torch.cat([tensors["prediction"], tensors["noise"][:, :more]], dim=1)
+    times = {"t": torch.linspace(0.2, 0.6, n, dtype=torch.float64)}
+    times["s"] = times["t"] + 0.2 * torch.linspace(0.5, 1, n, dtype=torch.float64)
+    methods = with_times(process)
+    assert {"alpha", "sigma", "mix", "target", "corrupt", "error", "velocity", "clean", "noise"} <= set(methods)
+    if process.num_timesteps is not None:
+        assert {"posterior", "reverse_step", "variational_bound", "alpha_cumprod"} <= set(methods)
+        del methods["velocity"]  # refused, whatever t
+    for name, parameters in methods.items():
+        method, arguments = getattr(process, name), {k: v for k, v in (tensors | times).items() if k in parameters}
+        together = flat(method(**arguments))
+        for i in range(n):
+            one = {k: float(v[i]) if k in times else v[i : i + 1] for k, v in arguments.items()}
+            if name in ("model_time", "network_time"):  # which takes (N,) alone
+                one = {"t": times["t"][i : i + 1]}
+            for batch, alone in zip(together, flat(method(**one)), strict=True):
+                row = batch[i : i + 1] if isinstance(batch, torch.Tensor) else torch.tensor(batch)
+                alone = torch.as_tensor(alone, dtype=row.dtype)
+                # Shifted computes at a float in float32.
+                torch.testing.assert_close(*torch.broadcast_tensors(row, alone), rtol=1e-5, atol=1e-5, msg=name)
+
+
 @every_process
-def test_a_tensor_of_times_gives_every_sample_its_own(process):
-    x, noise = data_and_noise()
-    t = torch.tensor([time_at(process, share) for share in (0.0, 0.3, 1.0)], dtype=torch.float64)
-    x_t, target = process.corrupt(x, noise, t[:, None, None, None])
-    for i, own in enumerate(t.tolist()):
-        alone, alone_target = process.corrupt(x[i : i + 1], noise[i : i + 1], exactly(process, own))
-        torch.testing.assert_close(x_t[i : i + 1], alone, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(target[i : i + 1], alone_target, rtol=1e-12, atol=1e-12)
+def test_given_uniforms_give_the_times_in_their_order(process):
+    uniforms = torch.tensor([[0.0, 0.25], [0.5, 0.999999]])
+    times = process.draw_times((2, 2), "cpu", uniforms)
+    first, last = process.t_range() if process.num_timesteps is None else (0.0, 1 - 1 / process.num_timesteps)
+    torch.testing.assert_close(times, first + (last - first) * uniforms, rtol=0, atol=2e-3)  # DDPM: to a timestep
+    assert times[0, 0] == first and times[1, 1] <= last
+
+
+@every_process
+def test_uniforms_of_another_shape_or_range_are_refused(process):
+    for uniforms in (torch.rand(3), torch.tensor([0.5, 1.0]), torch.tensor([-0.1, 0.5]), torch.tensor([0.5, math.nan])):
+        with pytest.raises(ValueError, match=r"uniforms must have shape \(2,\) and values in \[0, 1\)"):
+            process.draw_times((2,), "cpu", uniforms)
+
+
+def test_a_process_written_for_the_names_of_version_0_1_is_still_asked_by_them():
+    class Older(FlowMatching):
+        def interval(self):
+            first, last = super().interval()
+            return first + 0.1, last
+
+        def network_time(self, t):
+            return 1000 * t
+
+    assert Older().t_range() == Older().interval() == (0.1, 1.0)
+    assert Older().model_time(torch.ones(1)).item() == 1000
+    assert FlowMatching().interval() == FlowMatching().t_range()
 
 
 @every_continuous
@@ -120,7 +191,7 @@ def test_conversions_pass_the_gradient_to_the_prediction(process):
 def test_training_times_lie_within_the_interval(process):
     torch.manual_seed(0)
     times = process.draw_times((10_000,), "cpu")
-    first, last = process.interval() if process.num_timesteps is None else (0.0, 1 - 1 / process.num_timesteps)
+    first, last = process.t_range() if process.num_timesteps is None else (0.0, 1 - 1 / process.num_timesteps)
     assert first <= times.min() and times.max() <= last
     # Uniform: the mean's standard error is 0.29 / 100.
     assert abs(times.mean() - (first + last) / 2) < 4 * 0.0029
@@ -197,7 +268,7 @@ def test_variance_preserving_paths_keep_unit_variance(path):
 
 def test_a_reversed_network_is_asked_at_the_other_time_and_its_velocity_is_turned():
     (x, noise), t = data_and_noise(), torch.tensor([0.2])
-    assert FlowMatching(reversed=True).network_time(t).item() == pytest.approx(0.8)
+    assert FlowMatching(reversed=True).model_time(t).item() == pytest.approx(0.8)
     torch.testing.assert_close(FlowMatching(reversed=True).target(x, noise, 0.2), noise - x)
 
 
@@ -217,20 +288,6 @@ def test_a_shift_of_the_linear_path_divides_the_signal_to_noise_ratio():
 def test_every_group_of_a_shifted_path_keeps_its_distance_from_the_poles():
     process = Shifted(process=FlowMatching(prediction="score", margin=0.01), shift={"z": 4.0, "image": 0.5})
     process = process.for_channels(CHANNELS)
-    first, last = process.interval()
+    first, last = process.t_range()
     assert process.group_time(first).min() == pytest.approx(0.01, rel=1e-4)
     assert process.group_time(last).max() == pytest.approx(0.99, rel=1e-4)
-
-
-@pytest.mark.parametrize("process", [FlowMatching(), GVP(), DDPM(), FlowMatching(prediction="score")])
-def test_a_time_for_each_sample_needs_no_further_dimensions(process):
-    # 5 samples on a grid 5 wide, where a vector of times would silently broadcast along the rows.
-    x, noise, prediction = torch.randn(3, 5, 2, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    t = torch.tensor([0.2, 0.3, 0.5, 0.7, 0.9], dtype=torch.float64)
-    spread = t[:, None, None, None]
-    convert = [process.clean, process.noise] + ([] if process.num_timesteps else [process.velocity])
-    for function in convert:
-        assert torch.equal(function(prediction, x, t), function(prediction, x, spread))
-    for short, long in zip(process.corrupt(x, noise, t), process.corrupt(x, noise, spread), strict=True):
-        assert torch.equal(short, long)
-    assert torch.equal(process.error(prediction, x, noise, t), process.error(prediction, x, noise, spread))

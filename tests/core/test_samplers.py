@@ -5,6 +5,7 @@ the families one by one.
 """
 
 import inspect
+import itertools
 import json
 import math
 
@@ -14,6 +15,7 @@ import torch
 from redi.core.channels import Channels
 from redi.core.processes.ddpm import DDPM
 from redi.core.processes.flow_matching import FlowMatching
+from redi.core.processes.vp import VP
 from redi.core.samplers import ImageNoise, Sampler, samplers
 from redi.core.samplers.euler import Euler
 from redi.core.samplers.euler_maruyama import EulerMaruyama
@@ -105,6 +107,98 @@ def test_recorded_noise_gives_the_same_result_again(name):
     first = run(name, record)
     replay = iter(record.drawn)
     assert torch.equal(first, run(name, lambda: next(replay)))
+
+
+@every_sampler
+@pytest.mark.parametrize(("start", "end"), [(0.0, 1.0), (0.0, 0.6), (0.4, 1.0), (0.2, 0.8)])
+def test_the_trajectory_holds_the_state_at_the_start_and_after_every_step(name, start, end):
+    record, asked, trajectory, sampler = Recorder((2, *SHAPE)), [], [], made(name)
+
+    def denoise(x, t):
+        asked.append(t)
+        return gaussian_velocity(x, t)
+
+    x = sampler(denoise, suitable(sampler), record, start=start, end=end, trajectory=trajectory)
+    times = [t for t, _ in trajectory]
+    assert times == sorted(set(times)) and len(asked) >= len(times) - 1
+    assert times[0] == pytest.approx(start, abs=2e-3) and times[-1] == pytest.approx(end, abs=2e-3)
+    assert torch.equal(trajectory[0][1], record.drawn[0]) and torch.equal(trajectory[-1][1], x)
+    assert all(min(abs(t - one) for one in asked) < 1e-9 for t in times[:-1])
+    assert start - 1e-9 < min(asked) and max(asked) <= end
+    if name in COUNTED:
+        assert len(asked) == 6
+
+
+@pytest.mark.parametrize(
+    ("sampler", "process"),
+    [
+        (lambda n: Euler(num_evaluations=n), FlowMatching()),
+        (lambda n: Heun(num_evaluations=n), FlowMatching()),
+        (lambda n: samplers["FixedODE"](num_evaluations=n), FlowMatching()),
+        (lambda n: samplers["DDIM"](num_evaluations=n, eta=0.5), FlowMatching()),
+        (lambda n: EulerMaruyama(num_evaluations=n, last_step=None), FlowMatching()),
+        (lambda n: samplers["DDIM"](num_evaluations=n, eta=0.5), DDPM(num_timesteps=16, learned_variance=())),
+        (lambda n: samplers["Ancestral"](num_evaluations=n), DDPM(num_timesteps=16, learned_variance=())),
+    ],
+)
+def test_two_halves_of_a_path_are_the_whole(sampler, process):
+    record = Recorder((2, *SHAPE))
+    whole = sampler(16)(gaussian_velocity, process, record)
+    noise = iter(record.drawn)
+    half = sampler(8)(gaussian_velocity, process, noise.__next__, end=0.5)
+    x = sampler(8)(gaussian_velocity, process, itertools.chain([half], noise).__next__, start=0.5)
+    torch.testing.assert_close(x, whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "evaluations", "steps"),
+    [
+        ("EulerMaruyama", {}, 8, 8),
+        ("StochasticHeun", {}, 2 * 8 - 1, 8),
+        ("Euler", {}, 8 - 1, 7),
+        ("Heun", {}, 2 * (8 - 1), 7),
+        ("FixedODE", {"method": "rk4"}, 4 * (8 - 1), 7),
+        ("Ancestral", {}, 8, 8),
+        ("DDIM", {"respacing": "ddim10"}, 10, 10),
+    ],
+)
+def test_published_steps_are_the_evaluations_of_the_table_in_the_docs(name, settings, evaluations, steps):
+    sampler = samplers[name](num_evaluations=evaluations, **settings)
+    trajectory, process = [], suitable(sampler) if name != "DDIM" else DDPM(num_timesteps=500, learned_variance=())
+    sampler(gaussian_velocity, process, Recorder((1, *SHAPE)), trajectory=trajectory)
+    times = [t for t, _ in trajectory]
+    assert len(times) == steps + 1
+    if name in ("EulerMaruyama", "StochasticHeun"):
+        assert times == pytest.approx([*torch.linspace(0, 0.96, 8, dtype=torch.float64).tolist(), 1])
+
+
+@pytest.mark.parametrize("name", ["EulerMaruyama", "StochasticHeun"])
+def test_a_late_start_takes_equal_steps_and_a_last_one_onto_the_data(name):
+    trajectory, record = [], Recorder((1, *SHAPE))
+    samplers[name](num_evaluations=5)(gaussian_velocity, FlowMatching(), record, start=0.98, trajectory=trajectory)
+    steps = [b[0] - a[0] for a, b in itertools.pairwise(trajectory)]
+    assert steps == pytest.approx([0.02 / len(steps)] * len(steps))
+
+
+@every_sampler
+@pytest.mark.parametrize(("start", "end"), [(-0.1, 1.0), (0.0, 1.1), (0.5, 0.5), (0.8, 0.2), (math.nan, 1.0)])
+def test_a_part_that_is_not_between_noise_and_data_is_refused(name, start, end):
+    sampler = made(name)
+    with pytest.raises(ValueError, match=r"0 <= start < end <= 1 is needed"):
+        sampler(lambda x, t: pytest.fail("asked"), suitable(sampler), Recorder((1, *SHAPE)), start=start, end=end)
+
+
+@pytest.mark.parametrize("name", sorted(set(samplers) - {"Ancestral"}))
+def test_a_part_in_which_the_process_cannot_be_evaluated_is_refused(name):
+    with pytest.raises(ValueError, match="VP is evaluated from t = 0 to 0.999"):
+        made(name)(lambda x, t: pytest.fail("asked"), VP(), Recorder((1, *SHAPE)), start=0.9995)
+
+
+@pytest.mark.parametrize("name", ["Ancestral", "DDIM"])
+def test_more_evaluations_than_the_part_has_timesteps_are_refused(name):
+    process = DDPM(num_timesteps=100, learned_variance=()).for_channels(Channels(image=SHAPE[0]))
+    with pytest.raises(ValueError, match="takes 30 evaluations, but there are 20 timesteps from start = 0.8"):
+        made(name, 30)(lambda x, t: pytest.fail("asked"), process, Recorder((1, *SHAPE)), start=0.8)
 
 
 @every_sampler

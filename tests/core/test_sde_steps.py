@@ -77,7 +77,7 @@ def test_no_noisy_step_is_longer_than_the_noise_free_one(sampler_class):
 @every_path
 def test_no_time_leaves_the_interval_of_the_process(sampler_class, form, last_step, path):
     process = path(prediction="score", margin=0.01)
-    first, last = process.interval()
+    first, last = process.t_range()
     for size in (1e-6, 0.04, 1.0):
         sampler = sampler_class(num_evaluations=5, diffusion_form=form, last_step=last_step, last_step_size=size)
         times = times_of(sampler, process)
@@ -94,3 +94,8 @@ def test_no_time_leaves_the_interval_of_the_process(sampler_class, form, last_st
 def test_a_setting_that_makes_no_sense_is_refused(sampler_class, setting, value):
     with pytest.raises(ValueError, match=f"{sampler_class.__name__}.{setting} = "):
         sampler_class(**{setting: value})
+
+
+@every_sampler
+def test_the_steps_have_their_names_of_version_0_1_too(sampler_class):
+    assert sampler_class.kick is sampler_class.add_noise and sampler_class.land is sampler_class.final_step

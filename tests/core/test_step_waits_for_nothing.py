@@ -146,7 +146,7 @@ def test_guided_sampling_waits_for_nothing_between_its_first_and_its_last_step(s
         process = process.for_channels(CHANNELS, "cuda")
         draw = ImageNoise(0, range(4), (CHANNELS.total, 8, 8), "cuda")
         y = torch.empty(4, dtype=torch.int64, device="cuda")
-        denoise = guided(model, rules, CHANNELS, y, model.null_label, process.network_time)
+        denoise = guided(model, rules, CHANNELS, y, model.null_label, process.model_time)
         with NoCopies():
             x = sampler(denoise, process, draw)
     assert x.device.type == "cuda" and x.shape == (4, CHANNELS.total, 8, 8)

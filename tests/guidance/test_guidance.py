@@ -18,8 +18,8 @@ NUM_CLASSES = 3
 T = 0.3
 
 
-def guided(model, rules, channels, y, null_label, network_time=lambda t: t):
-    return redi.guidance.guided(model, rules, channels, y, null_label, network_time)
+def guided(model, rules, channels, y, null_label, model_time=lambda t: t):
+    return redi.guidance.guided(model, rules, channels, y, null_label, model_time)
 
 
 every_rule = pytest.mark.parametrize("name", guidance_rules)
@@ -73,10 +73,10 @@ def assert_same(prediction, expected):
 
 @every_rule
 @pytest.mark.parametrize("t", [0.0, 0.5, 1.0])
-def test_deviations_sum_to_zero_in_each_group(name, t):
-    deviations = guidance_rules[name]().deviations(CHANNELS, t)
+def test_weight_offsets_sum_to_zero_in_each_group(name, t):
+    offsets = guidance_rules[name]().weight_offsets(CHANNELS, t)
     for group in CHANNELS:
-        assert sum(weights.get(group, 0.0) for weights in deviations.values()) == pytest.approx(0, abs=1e-12)
+        assert sum(weights.get(group, 0.0) for weights in offsets.values()) == pytest.approx(0, abs=1e-12)
 
 
 @every_rule
@@ -248,7 +248,7 @@ def test_the_network_is_told_the_time_of_the_process(state):
         asked.append(t)
         return torch.zeros_like(x)
 
-    guided(record, [ClassifierFree(scale=2.0)], CHANNELS, y, NUM_CLASSES, network_time=lambda t: 1000 * (1 - t))(x, T)
+    guided(record, [ClassifierFree(scale=2.0)], CHANNELS, y, NUM_CLASSES, model_time=lambda t: 1000 * (1 - t))(x, T)
     torch.testing.assert_close(asked[0], torch.full((10,), 700.0, dtype=torch.float64))
 
 
@@ -273,3 +273,13 @@ def test_outside_its_interval_a_rule_is_the_model_and_costs_one_evaluation(rule,
 def test_an_interval_that_is_none_is_refused(interval):
     with pytest.raises(ValueError, match="^RepresentationGuidance.interval = .*: two times are needed"):
         RepresentationGuidance(interval=interval)
+
+
+def test_a_rule_written_for_version_0_1_still_works():
+    class Older(ClassifierFree):
+        def deviations(self, channels, t):
+            return super().deviations(channels, 0.5 * t)
+
+    rule = Older(scale=3.0, interval=(0.0, 0.25))
+    assert rule.weight_offsets(CHANNELS, 0.4) == ClassifierFree(scale=3.0).weight_offsets(CHANNELS, 0.4)
+    assert rule.weight_offsets(CHANNELS, 0.6) == {}

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from redi.core.processes.flow_matching import FlowMatching
-from redi.core.samplers import ImageNoise, samplers
+from redi.core.samplers import ImageNoise, Sampler, samplers
 from redi.core.samplers.euler import Euler
+from redi.core.samplers.euler_maruyama import EulerMaruyama
+from redi.core.samplers.ode import AdaptiveODE
 from redi.guidance.classifier_free import ClassifierFree
 from redi.guidance.representation import RepresentationGuidance
 from redi.models.autoencoders.pixels import Pixels
@@ -99,6 +101,62 @@ def test_a_seed_decides_the_images(model, codec):
     torch.manual_seed(1)
     assert torch.equal(first.x, draw(model, codec, seed=1).x)
     assert not torch.allclose(first.x, draw(model, codec, seed=2).x, atol=1e-2)
+
+
+def test_given_noise_takes_the_place_of_the_seed_s(model, codec):
+    noise = ImageNoise(5, range(3), (3, 4, 4))
+    settings = {"sampler": EulerMaruyama(num_evaluations=4), "batch_size": 2}
+    given = draw(model, codec, draw=[noise() for _ in range(4)], **settings)
+    assert torch.equal(given.x, draw(model, codec, seed=5, **settings).x)
+    assert given.record["seed"] is None
+
+
+@pytest.mark.parametrize("noise", [[], torch.zeros(3, 3, 4, 4), [torch.zeros(2, 3, 4, 4)]])
+def test_noise_of_another_shape_is_refused(model, codec, noise):
+    with pytest.raises(ValueError, match=r"draw takes tensors of shape \(3, 3, 4, 4\), the initial noise first"):
+        draw(model, codec, draw=noise)
+
+
+def test_too_little_noise_is_refused(model, codec):
+    with pytest.raises(ValueError, match="draw has 2 tensors, and the sampler draws more noise"):
+        draw(model, codec, draw=torch.zeros(2, 3, 3, 4, 4), sampler=EulerMaruyama(num_evaluations=4))
+
+
+@pytest.mark.parametrize("batch_size", [2, 3])
+def test_the_trajectory_is_that_of_the_sampler(model, codec, batch_size):
+    drawn = draw(model, codec, seed=5, trajectory=True, batch_size=batch_size)
+    assert drawn.times == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert drawn.trajectory.shape == (5, 3, 3, 4, 4)
+    assert torch.equal(drawn.trajectory[0], ImageNoise(5, range(3), (3, 4, 4))())
+    assert torch.equal(drawn.trajectory[-1], drawn.x)
+    assert torch.equal(drawn.x, draw(model, codec, seed=5, batch_size=batch_size).x)
+    halfway = draw(model, codec, seed=5, draw=[drawn.trajectory[0]], trajectory=True).trajectory[2]
+    torch.testing.assert_close(drawn.trajectory[2], halfway, rtol=1e-4, atol=1e-4)
+    assert draw(model, codec).trajectory is None
+
+
+def test_a_trajectory_shows_given_groups_on_their_own_path(model, codec):
+    z = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    drawn = draw(model, codec, given={"z": z}, trajectory=True)
+    for t, x in zip(drawn.times, drawn.trajectory, strict=True):
+        torch.testing.assert_close(x[:, 1:], t * z + (1 - t) * drawn.trajectory[0][:, 1:])
+
+
+def test_a_trajectory_of_several_batches_is_refused_where_each_has_times_of_its_own(model, codec):
+    with pytest.raises(ValueError, match=r"generate.batch_size = 2: AdaptiveODE chooses its times for each batch"):
+        draw(model, codec, sampler=AdaptiveODE(), trajectory=True, batch_size=2)
+    drawn = draw(model, codec, sampler=AdaptiveODE(), trajectory=True)
+    assert drawn.times[0] == 0 and drawn.times[-1] == 1 and torch.equal(drawn.trajectory[-1], drawn.x)
+
+
+def test_a_sampler_written_for_version_0_1_still_draws(model, codec):
+    class Older(Sampler):
+        def __call__(self, denoise, process, draw):
+            x = draw()
+            return x + process.velocity(denoise(x, 0.0), x, 0.0)
+
+    old, new = (draw(model, codec, sampler=sampler(num_evaluations=1)).x for sampler in (Older, Euler))
+    torch.testing.assert_close(old, new)
 
 
 def test_other_weights_are_used_where_they_are_given(model, codec):

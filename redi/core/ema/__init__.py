@@ -12,13 +12,10 @@ from redi.core.registry import Registry, discover
 class AveragedWeights(ABC):
     """A running average of a model's parameters, which begins as a copy of them: `train.ema = @ema.EMA`.
 
-    The parameters may be parts of tensors that lie on several processes (DTensor).
-
-    Attributes:
-        parameters: by name; what previews, sampling and a checkpoint's group "ema" take.
+    The parameters may be sharded over processes (DTensor).
     """
 
-    parameters: Mapping[str, Tensor]
+    parameters: Mapping[str, Tensor]  # by name: for previews, sampling and a checkpoint's group "ema"
 
     @abstractmethod
     def update(self, model: nn.Module, step: int) -> None:
@@ -26,9 +23,9 @@ class AveragedWeights(ABC):
 
     @abstractmethod
     def load(self, parameters: Mapping[str, Tensor], extra: Mapping[str, Tensor] | None = None) -> None:
-        """Takes over a stored average: `parameters` and what `extra_state` gave.
+        """Load a stored average: `parameters` and the result of `extra_state`.
 
-        Raises ValueError where they were stored by another way of averaging, or by this one with other settings.
+        Raises ValueError where another way of averaging stored them, or this one with other settings.
         """
 
     def extra_state(self) -> dict[str, Tensor]:

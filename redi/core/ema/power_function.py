@@ -55,26 +55,23 @@ class PowerFunctionEMA(AveragedWeights):
         return next(iter(self.averages.values()))
 
     def update(self, model: nn.Module, step: int) -> None:
-        # After t = step + 1 steps the earlier ones keep (1 - 1/t)^(gamma + 1) of the weight: step k's
-        # share is then the integral of the density from k - 1 to k, exactly.
+        # Step k's share is the integral of the density from k - 1 to k, exactly.
         for sigma, average in self.averages.items():
             lerp(average, model, 1 - (step / (step + 1)) ** (self.exponents[sigma] + 1))
 
     def extra_state(self) -> dict[str, Tensor]:
         lengths = list(self.averages)
-        further = {
-            f"{GROUP}{sigma}/{name}": tensor
-            for sigma in lengths[1:]
-            for name, tensor in self.averages[sigma].items()
-        }  # fmt: skip
-        return {LENGTHS: torch.tensor(lengths, dtype=torch.float64)} | further
+        state = {LENGTHS: torch.tensor(lengths, dtype=torch.float64)}
+        for sigma in lengths[1:]:
+            state |= {f"{GROUP}{sigma}/{name}": tensor for name, tensor in self.averages[sigma].items()}
+        return state
 
     def load(self, parameters: Mapping[str, Tensor], extra: Mapping[str, Tensor] | None = None) -> None:
         stored = stored_averages(parameters, extra or {})
         if list(stored) != list(self.averages):
-            found = f"of sigma_rels = {tuple(stored)}" if stored else "that are no power-function ones"
+            kind = f"of sigma_rels = {tuple(stored)}" if stored else "that are no power-function ones"
             raise ValueError(
-                f"the checkpoint holds averages {found}, and PowerFunctionEMA.sigma_rels = {tuple(self.averages)}: "
+                f"the checkpoint holds averages {kind}, and PowerFunctionEMA.sigma_rels = {tuple(self.averages)}: "
                 "bind train.ema as it was, or begin another run with train.initial_weights"
             )
         for sigma, average in self.averages.items():
@@ -95,9 +92,9 @@ def stored_averages(parameters: Mapping[str, Tensor], extra: Mapping[str, Tensor
     if LENGTHS not in extra:
         return {}
     first, *further = extra[LENGTHS].tolist()
-    found: dict[float, dict[str, Tensor]] = {first: dict(parameters)} | {sigma: {} for sigma in further}
+    averages: dict[float, dict[str, Tensor]] = {first: dict(parameters)} | {sigma: {} for sigma in further}
     for key, tensor in extra.items():
         sigma, _, name = key.removeprefix(GROUP).partition("/")
         if name:
-            found[float(sigma)][name] = tensor
-    return found
+            averages[float(sigma)][name] = tensor
+    return averages

@@ -7,14 +7,15 @@ from torch import Tensor
 
 from redi.core.channels import Channels
 from redi.core.registry import Registry, discover
+from redi.core.renamed import keep_old_names
 
 
 class Process(ABC):
     """A Gaussian path x_t = alpha(t) x + sigma(t) noise with t = 0 pure noise and t = 1 data.
 
     All methods take t as a float or as a tensor: (N,) or (N, 1, 1, 1), one time for each sample, or (N, C, 1, 1), one
-    for each channel. (alpha and sigma have the shape of t.) The prediction is what the network gave; where it holds
-    values beyond the C channels of x (see `variance_groups`), the conversions read the first C.
+    for each channel. What they return at a tensor broadcasts against x. Of a prediction with more than the C channels
+    of x (see `variance_groups`), the conversions read the first C.
     """
 
     # The timesteps of a discrete process; None for a continuous one, whose derivatives in t exist.
@@ -23,32 +24,42 @@ class Process(ABC):
     variance_groups: tuple[str, ...] = ()
 
     def for_channels(self, channels: Channels, device: torch.device | str = "cpu") -> "Process":
-        """This process for the joint state at hand, and a device for what it gives at a t that is a float.
-
-        Raises ValueError where a setting names no group of it.
-        """
+        """This process for such a joint state, on a device. Raises ValueError where a setting names no group of it."""
         return self
+
+    def __init_subclass__(cls, **settings):
+        super().__init_subclass__(**settings)
+        keep_old_names(cls, interval="t_range", network_time="model_time")
 
     @abstractmethod
     def alpha(self, t):
-        """What multiplies the data in x_t."""
+        """What multiplies the data in x_t. Use `per_sample(t)`, so that t (N,) gives (N, 1, 1, 1)."""
 
     @abstractmethod
     def sigma(self, t):
         """The standard deviation of the noise in x_t."""
 
-    def interval(self) -> tuple[float, float]:
+    def t_range(self) -> tuple[float, float]:
         """The first and last t at which every conversion is finite."""
         return 0.0, 1.0
 
-    def draw_times(self, shape: tuple[int, ...], device: torch.device | str) -> Tensor:
-        """Training times, uniform over the interval. Draws from torch's default generator."""
-        first, last = self.interval()
-        return first + (last - first) * torch.rand(shape, device=device)
+    def draw_times(
+        self, shape: tuple[int, ...], device: torch.device | str, uniforms: Tensor | None = None
+    ) -> Tensor:
+        """Training times, uniform over `t_range`.
 
-    def network_time(self, t: Tensor) -> Tensor:
-        """The time that the network is told at t (N,): (N,), or (N, groups) where the groups' times differ."""
+        Args:
+            uniforms: numbers in [0, 1) of this shape, whose order the times keep; default: torch's default generator.
+        """
+        first, last = self.t_range()
+        uniforms = torch.rand(shape, device=device) if uniforms is None else checked_uniforms(uniforms, shape, device)
+        return first + (last - first) * uniforms
+
+    def model_time(self, t: Tensor) -> Tensor:
+        """The network's time input at t (N,): (N,), or (N, groups) where the groups' times differ."""
         return t
+
+    interval, network_time = t_range, model_time  # their names in version 0.1
 
     @abstractmethod
     def target(self, x: Tensor, noise: Tensor, t) -> Tensor:
@@ -67,7 +78,7 @@ class Process(ABC):
         """What is squared in the loss, (N, C, H, W)."""
         return prediction[:, : x.shape[1]] - self.target(x, noise, t)
 
-    def variational_bound(self, prediction: Tensor, x: Tensor, x_t: Tensor, t: Tensor) -> dict[str, Tensor]:
+    def variational_bound(self, prediction: Tensor, x: Tensor, x_t: Tensor, t) -> dict[str, Tensor]:
         """{group: (N,) bits per dimension} for the `variance_groups`: what trains a learned variance."""
         return {}
 
@@ -92,6 +103,12 @@ class Process(ABC):
 def per_sample(t):
     """(N,) -> (N, 1, 1, 1), which broadcasts against x; anything else as it is."""
     return t[:, None, None, None] if isinstance(t, Tensor) and t.ndim == 1 else t
+
+
+def checked_uniforms(uniforms: Tensor, shape: tuple[int, ...], device: torch.device | str) -> Tensor:
+    if tuple(uniforms.shape) != tuple(shape) or not ((uniforms >= 0) & (uniforms < 1)).all():
+        raise ValueError(f"uniforms must have shape {tuple(shape)} and values in [0, 1), got {tuple(uniforms.shape)}")
+    return uniforms.to(device)
 
 
 processes = Registry("processes", Process)

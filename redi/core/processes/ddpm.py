@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from redi.core.channels import Channels
-from redi.core.processes import Process, per_sample, register
-from redi.core.processes.gaussians import discretised_log_likelihood, kl_divergence
+from redi.core.processes import Process, checked_uniforms, per_sample, register
 
 
 @register
@@ -19,16 +18,17 @@ class DDPM(Process):
     """T steps of noise with variances beta_1 ... beta_T, linear from beta_min to beta_max; the network predicts the
     noise (Ho et al., arXiv 2006.11239).
 
-    The library's t runs over T + 1 points: t = 1 - (k + 1) / T is step k = 0 ... T - 1 of the literature, on which the
-    network is conditioned, and t = 1 is the data. Between the points nothing is defined: the nearest is taken.
+    Timestep k = 0 ... T - 1 of the literature, the network's time input, is t = 1 - (k + 1) / T here, and t = 1 is the
+    data. Methods count points from the data: `step(t)` = k + 1 and `time(k + 1)` = t. Between the points nothing is
+    defined: the nearest is taken.
 
     Args:
         num_timesteps: T.
         beta_min, beta_max: of the first and the last step.
         learned_variance: the channel groups for which the network learns the variance of the reverse step, by a
             second value per channel that interpolates between the smallest and the largest sensible log-variance
-            (Nichol & Dhariwal, arXiv 2102.09672, Eq. 15), trained by the variational bound with the mean held fixed
-            (Eq. 16). None: every group, as DiT does; (): none.
+            (Nichol & Dhariwal, arXiv 2102.09672, Eq. 15), trained by the variational bound (Eq. 16). None: every group,
+            as in DiT; (): none.
         variance: of groups without a learned one: 'small' (of the posterior given the data) or 'large' (beta).
     """
 
@@ -52,9 +52,8 @@ class DDPM(Process):
         self.learned_variance = None if learned_variance is None else tuple(learned_variance)
         self.variance = variance
         self._channels: Channels | None = None
-        betas = np.linspace(beta_min, beta_max, num_timesteps, dtype=np.float64)
-        # Entry k + 1 is step k of the literature; entry 0 is the data.
-        table = np.concatenate([[1.0], np.cumprod(1 - betas)])
+        # Entry k + 1 is timestep k; entry 0 is the data.
+        table = np.concatenate([[1.0], np.cumprod(1 - self.betas.numpy())])
         self._table = torch.from_numpy(table)  # for tensors, and on their device
         self._alphas_cumprod = table.tolist()  # for floats, which no device has to be asked for
 
@@ -68,10 +67,14 @@ class DDPM(Process):
         return bound
 
     @property
+    def betas(self) -> Tensor:
+        """(T,) float64 on the CPU: entry k is the variance of timestep k's noise; alpha^2 is cumprod(1 - betas)."""
+        return torch.from_numpy(np.linspace(self.beta_min, self.beta_max, self.num_timesteps, dtype=np.float64))
+
+    @property
     def variance_groups(self) -> tuple[str, ...]:
-        if self.learned_variance is None:
-            return tuple(self._channels or ())
-        return tuple(name for name in self._channels or () if name in self.learned_variance)
+        learned = self.learned_variance
+        return tuple(name for name in self._channels or () if learned is None or name in learned)
 
     def step(self, t):
         """k + 1 at t: 0 for the data, T for the most noise. An int for a float, a long tensor for a tensor."""
@@ -83,22 +86,28 @@ class DDPM(Process):
         """The t of k + 1."""
         return 1 - step / self.num_timesteps
 
-    def draw_times(self, shape: tuple[int, ...], device: torch.device | str) -> Tensor:
-        steps = torch.randint(1, self.num_timesteps + 1, shape, device=device)
+    def draw_times(
+        self, shape: tuple[int, ...], device: torch.device | str, uniforms: Tensor | None = None
+    ) -> Tensor:
+        if uniforms is None:
+            steps = torch.randint(1, self.num_timesteps + 1, shape, device=device)
+        else:  # 0 is the first timestep of sampling, T - 1: the times keep the order of the uniforms
+            passed = (checked_uniforms(uniforms, shape, device) * self.num_timesteps).long()
+            steps = self.num_timesteps - passed.clamp(max=self.num_timesteps - 1)
         return 1 - steps / self.num_timesteps
 
-    def network_time(self, t: Tensor) -> Tensor:
+    def model_time(self, t: Tensor) -> Tensor:
         return (self.step(t) - 1).clamp(min=0).to(t.dtype)
 
     def alpha(self, t):
-        return _like(t, self.alpha_cumprod(t) ** 0.5)
+        return _like(t, t, self.alpha_cumprod(t) ** 0.5)
 
     def sigma(self, t):
-        return _like(t, (1 - self.alpha_cumprod(t)) ** 0.5)
+        return _like(t, t, (1 - self.alpha_cumprod(t)) ** 0.5)
 
     def alpha_cumprod(self, t):
         """The share of the data in the variance of x_t, in float64: 1 - this is 1e-4 at the first step."""
-        step = self.step(t)
+        step = self.step(per_sample(t))
         return self._table.to(t.device)[step] if isinstance(t, Tensor) else self._alphas_cumprod[step]
 
     def target(self, x: Tensor, noise: Tensor, t) -> Tensor:
@@ -108,7 +117,6 @@ class DDPM(Process):
         return prediction[:, : x_t.shape[1]]
 
     def clean(self, prediction: Tensor, x_t: Tensor, t) -> Tensor:
-        t = per_sample(t)
         return (x_t - self.sigma(t) * self.noise(prediction, x_t, t)) / self.alpha(t)
 
     def velocity(self, prediction: Tensor, x_t: Tensor, t) -> Tensor:
@@ -122,14 +130,12 @@ class DDPM(Process):
 
         For steps that leave out timesteps the variances are those of the shortened process ("respacing").
 
-        Raises:
-            ValueError: the prediction has not as many channels as C and the learned variances need.
+        Raises ValueError where the prediction has another number of channels than C and the learned variances need.
         """
-        t, s = per_sample(t), per_sample(s)
         data = self.clean(prediction, x_t, t)
         mean, low = self.posterior(data, x_t, t, s)
         beta = 1 - self.alpha_cumprod(t) / self.alpha_cumprod(s)
-        high = _like(t, _log(beta)) + torch.zeros_like(x_t)
+        high = _like(t, s, _log(beta)) + torch.zeros_like(x_t)
         low = low + torch.zeros_like(x_t)
         log_variance = low if self.variance == "small" else high
         if learned := self._learned_channels(prediction, x_t):
@@ -161,29 +167,28 @@ class DDPM(Process):
 
         At the last step, onto the data, the variance is 0; its logarithm is taken from the step before (as usual).
         """
-        t = per_sample(t)
         at_t, at_s = self.alpha_cumprod(t), self.alpha_cumprod(s)
         beta = 1 - at_t / at_s
-        of_data = _like(t, at_s**0.5 * beta / (1 - at_t))
-        of_x_t = _like(t, (1 - beta) ** 0.5 * (1 - at_s) / (1 - at_t))
+        of_data = _like(t, s, at_s**0.5 * beta / (1 - at_t))
+        of_x_t = _like(t, s, (1 - beta) ** 0.5 * (1 - at_s) / (1 - at_t))
         log_variance = _log(beta * (1 - at_s) / (1 - at_t), floor=self._smallest_variance())
-        return of_data * data + of_x_t * x_t, _like(t, log_variance)
+        return of_data * data + of_x_t * x_t, _like(t, s, log_variance)
 
     def _smallest_variance(self) -> float:
         """The posterior variance of the second step, which stands in for the 0 of the first."""
         first, second = self._alphas_cumprod[1:3]
         return (1 - second / first) * (1 - first) / (1 - second)
 
-    def variational_bound(self, prediction: Tensor, x: Tensor, x_t: Tensor, t: Tensor) -> dict[str, Tensor]:
+    def variational_bound(self, prediction: Tensor, x: Tensor, x_t: Tensor, t) -> dict[str, Tensor]:
         """KL(q(x_s | x_t, x) || p(x_s | x_t)) of the next step, or -log p(x | x_t) at the last (Ho et al., Eq. 5).
 
         The mean is held fixed, so that only the variance learns from it. As in DiT, the last step takes data in
-        [-1, 1] with bins of 2/255, which for latents is no more than a convention.
+        [-1, 1] with bins of 2/255, a mere convention for latents. Its normal CDF is exact (published: approximate).
         """
         if not self.variance_groups:
             return {}
-        t = per_sample(t)
-        s = t + 1 / self.num_timesteps
+        t = t if isinstance(t, Tensor) else x.new_full((len(x),), t)
+        s = per_sample(t) + 1 / self.num_timesteps
         c = x.shape[1]
         frozen = torch.cat([prediction[:, :c].detach(), prediction[:, c:]], dim=1)
         mean, log_variance = self.reverse_step(frozen, x_t, t, s)
@@ -199,6 +204,25 @@ def _log(variance, floor: float = 0.0):
     return variance.clamp(min=floor).log() if isinstance(variance, Tensor) else math.log(max(variance, floor))
 
 
-def _like(t, value):
-    """What was computed in float64, in the type of t."""
-    return value.to(t.dtype) if isinstance(t, Tensor) else value
+def _like(t, s, value):
+    """What was computed in float64, in the type of the time that is a tensor."""
+    times = [time for time in (t, s) if isinstance(time, Tensor)]
+    return value.to(times[0].dtype) if times else value
+
+
+def kl_divergence(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:
+    """KL(N(mean1, variance1) || N(mean2, variance2)) elementwise, in nats."""
+    ratio = torch.exp(log_variance1 - log_variance2)
+    distance = (mean1 - mean2).square() * torch.exp(-log_variance2)
+    return 0.5 * (log_variance2 - log_variance1 + ratio + distance - 1)
+
+
+def discretised_log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """log of the mass that N(mean, variance) puts into the bin of x, elementwise, in nats.
+
+    Bins as of 8-bit data in [-1, 1]: 2/255 wide, the first and the last open (Ho et al., arXiv 2006.11239, Eq. 13).
+    """
+    precision = torch.exp(-0.5 * log_variance)
+    upper, lower = (0.5 * (1 + torch.erf((x - mean + h) * precision / math.sqrt(2))) for h in (1 / 255, -1 / 255))
+    mass = torch.where(x < -0.999, upper, torch.where(x > 0.999, 1 - lower, upper - lower))
+    return mass.clamp(min=1e-12).log()

@@ -1,6 +1,6 @@
 """The linear interpolant (SiT; flow matching, rectified flow)."""
 
-from redi.core.processes import register
+from redi.core.processes import per_sample, register
 from redi.core.processes.interpolant import Interpolant
 
 
@@ -9,10 +9,10 @@ class FlowMatching(Interpolant):
     """x_t = t x + (1 - t) noise; by default the network predicts the velocity x - noise. The paper's SiT."""
 
     def alpha(self, t):
-        return t
+        return per_sample(t)
 
     def sigma(self, t):
-        return 1 - t
+        return 1 - per_sample(t)
 
     def d_alpha(self, t):
         return 1.0

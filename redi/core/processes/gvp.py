@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from redi.core.processes import register
+from redi.core.processes import per_sample, register
 from redi.core.processes.interpolant import Interpolant
 
 
@@ -13,10 +13,10 @@ class GVP(Interpolant):
     """x_t = sin(pi t / 2) x + cos(pi t / 2) noise: the variance of unit-variance data stays 1 (arXiv 2401.08740)."""
 
     def alpha(self, t):
-        return _sin(math.pi / 2 * t)
+        return _sin(math.pi / 2 * per_sample(t))
 
     def sigma(self, t):
-        return _sin(math.pi / 2 * (1 - t))  # cos, but exactly 0 at t = 1
+        return _sin(math.pi / 2 * (1 - per_sample(t)))  # cos, but exactly 0 at t = 1
 
     def d_alpha(self, t):
         return math.pi / 2 * self.sigma(t)

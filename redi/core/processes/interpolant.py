@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from redi.core.processes import Process, per_sample
+from redi.core.processes import Process
 
 Prediction = Literal["velocity", "noise", "score", "data"]
 
@@ -46,16 +46,15 @@ class Interpolant(Process):
     starts_in_pure_noise = True
     ends_with_a_pole = False
 
-    def interval(self) -> tuple[float, float]:
+    def t_range(self) -> tuple[float, float]:
         first = self.margin if self.prediction in ("noise", "score") and self.starts_in_pure_noise else 0.0
         last = 1 - self.margin if self.prediction in ("score", "data") or self.ends_with_a_pole else 1.0
         return first, last
 
-    def network_time(self, t: Tensor) -> Tensor:
+    def model_time(self, t: Tensor) -> Tensor:
         return 1 - t if self.reversed else t
 
     def target(self, x: Tensor, noise: Tensor, t) -> Tensor:
-        t = per_sample(t)
         if self.prediction == "velocity":
             velocity = self.d_alpha(t) * x + self.d_sigma(t) * noise
             return -velocity if self.reversed else velocity
@@ -64,19 +63,16 @@ class Interpolant(Process):
         return x if self.prediction == "data" else -noise / self.sigma(t)
 
     def error(self, prediction: Tensor, x: Tensor, noise: Tensor, t) -> Tensor:
-        t = per_sample(t)
         if self.prediction == "score":  # |sigma score + noise|^2: every t weighs the same
             return self.sigma(t) * prediction[:, : x.shape[1]] + noise
         return super().error(prediction, x, noise, t)
 
     def velocity(self, prediction: Tensor, x_t: Tensor, t) -> Tensor:
-        t = per_sample(t)
         if self.prediction == "velocity":
             return self._velocity(prediction, x_t)
         return self.d_alpha(t) * self.clean(prediction, x_t, t) + self.d_sigma(t) * self.noise(prediction, x_t, t)
 
     def clean(self, prediction: Tensor, x_t: Tensor, t) -> Tensor:
-        t = per_sample(t)
         if self.prediction == "data":
             return prediction[:, : x_t.shape[1]]
         if self.prediction == "velocity":
@@ -85,7 +81,6 @@ class Interpolant(Process):
         return (x_t - self.sigma(t) * self.noise(prediction, x_t, t)) / self.alpha(t)
 
     def noise(self, prediction: Tensor, x_t: Tensor, t) -> Tensor:
-        t = per_sample(t)
         if self.prediction == "velocity":
             velocity, determinant = self._velocity(prediction, x_t), self._determinant(t)
             return (self.alpha(t) * velocity - self.d_alpha(t) * x_t) / determinant

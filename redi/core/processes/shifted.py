@@ -15,9 +15,9 @@ from redi.core.processes.flow_matching import FlowMatching
 class Shifted(Process):
     """Another continuous process in which every group has a time of its own, s(t) = t / (t + shift (1 - t)).
 
-    shift < 1: at the same t the group holds less noise, so it is settled before the image (semantics lead);
-    shift > 1: it lags; 1: the paper's shared t. This is the shift of the signal-to-noise ratio by 1/shift^2 on
-    the linear path (Esser et al., arXiv 2403.03206, Eq. 23, there for resolutions). Beyond the paper.
+    shift < 1: the group holds less noise at the same t, so it is denoised before the image; shift > 1: after; 1: the
+    paper's shared t. On the linear path the signal-to-noise ratio is multiplied by 1/shift^2 (Esser et al., arXiv
+    2403.03206, Eq. 23, there for resolutions). Beyond the paper.
 
     Args:
         process: the path; default: FlowMatching.
@@ -45,11 +45,13 @@ class Shifted(Process):
         return bound
 
     def group_time(self, t):
-        """t as a float, (N, 1, 1, 1) or (N, C, 1, 1) -> s(t): (1, C, 1, 1) or (N, C, 1, 1)."""
+        """t as a float, (N,), (N, 1, 1, 1) or (N, C, 1, 1) -> s(t): (1, C, 1, 1) or (N, C, 1, 1)."""
+        t = per_sample(t)
         return t / (t + self._per_channel(t) * (1 - t)) if self.shift else t
 
     def _slope(self, t):
         """ds/dt."""
+        t = per_sample(t)
         shift = self._per_channel(t)
         return shift / (t + shift * (1 - t)) ** 2
 
@@ -57,23 +59,23 @@ class Shifted(Process):
         if not self.shift:
             return 1.0
         if self._channels is None:
-            raise ValueError("Shifted needs to know the channel groups: call for_channels(channels) first")
+            raise ValueError("Shifted needs the channel groups: call for_channels(channels) first")
         like = t if isinstance(t, Tensor) else torch.empty(0, device=self._device)
         return self._channels.per_channel({name: self.shift.get(name, 1.0) for name in self._channels}, like)
 
-    def interval(self) -> tuple[float, float]:
-        first, last = self.process.interval()
+    def t_range(self) -> tuple[float, float]:
+        first, last = self.process.t_range()
         # The t at which every group keeps its distance from the poles.
-        backwards = [(value * s / (1 - s + value * s)) for value in (1.0, *self.shift.values()) for s in (first, last)]
-        return max(backwards[0::2]), min(backwards[1::2])
+        ends = [[value * s / (1 - s + value * s) for value in (1.0, *self.shift.values())] for s in (first, last)]
+        return max(ends[0]), min(ends[1])
 
-    def network_time(self, t: Tensor) -> Tensor:
+    def model_time(self, t: Tensor) -> Tensor:
         """(N,) -> (N, groups)."""
         if not self.shift:
-            return self.process.network_time(t)
+            return self.process.model_time(t)
         shift = torch.cat([t.new_full((1,), self.shift.get(name, 1.0)) for name in self._channels])
         times = t if t.ndim == 2 else t[:, None]
-        return self.process.network_time(times / (times + shift * (1 - times)))
+        return self.process.model_time(times / (times + shift * (1 - times)))
 
     def alpha(self, t):
         return self.process.alpha(self.group_time(t))
@@ -88,23 +90,18 @@ class Shifted(Process):
         return self._slope(t) * self.process.d_sigma(self.group_time(t))
 
     def target(self, x: Tensor, noise: Tensor, t) -> Tensor:
-        t = per_sample(t)
         return self.process.target(x, noise, self.group_time(t))
 
     def error(self, prediction: Tensor, x: Tensor, noise: Tensor, t) -> Tensor:
-        t = per_sample(t)
         return self.process.error(prediction, x, noise, self.group_time(t))
 
     def velocity(self, prediction: Tensor, x_t: Tensor, t) -> Tensor:
-        t = per_sample(t)
         return self._slope(t) * self.process.velocity(prediction, x_t, self.group_time(t))
 
     def clean(self, prediction: Tensor, x_t: Tensor, t) -> Tensor:
-        t = per_sample(t)
         return self.process.clean(prediction, x_t, self.group_time(t))
 
     def noise(self, prediction: Tensor, x_t: Tensor, t) -> Tensor:
-        t = per_sample(t)
         return self.process.noise(prediction, x_t, self.group_time(t))
 
     def provenance(self) -> dict:

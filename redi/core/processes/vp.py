@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from redi.core.processes import register
+from redi.core.processes import per_sample, register
 from redi.core.processes.interpolant import Interpolant, Prediction
 
 
@@ -35,9 +35,7 @@ class VP(Interpolant):
     ):
         super().__init__(prediction=prediction, reversed=reversed, margin=margin)
         if not 0 < beta_min <= beta_max:
-            raise ValueError(
-                f"VP.beta_min = {beta_min} and VP.beta_max = {beta_max}: 0 < beta_min <= beta_max is needed"
-            )
+            raise ValueError(f"VP.beta_min = {beta_min}, VP.beta_max = {beta_max}: 0 < beta_min <= beta_max is needed")
         self.beta_min, self.beta_max = beta_min, beta_max
 
     def alpha(self, t):
@@ -56,8 +54,8 @@ class VP(Interpolant):
         return -self._half_beta(t) * self.alpha(t) ** 2 / self.sigma(t)
 
     def _log_alpha(self, t):
-        s = 1 - t
+        s = 1 - per_sample(t)
         return -(s**2) * (self.beta_max - self.beta_min) / 4 - s * self.beta_min / 2
 
     def _half_beta(self, t):
-        return (self.beta_min + (1 - t) * (self.beta_max - self.beta_min)) / 2
+        return (self.beta_min + (1 - per_sample(t)) * (self.beta_max - self.beta_min)) / 2

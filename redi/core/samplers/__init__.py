@@ -1,6 +1,5 @@
 """Samplers: from noise to data along a process, and the registry of them."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from torch import Tensor
@@ -11,11 +10,12 @@ from redi.core.samplers.noise import ImageNoise as ImageNoise
 
 Denoise = Callable[[Tensor, float], Tensor]  # x_t (N, C, H, W), t -> the network's (guided) prediction
 Draw = Callable[[], Tensor]  # -> (N, C, H, W) standard normal
+Keep = Callable[[float, Tensor], Tensor]  # t, x -> x, which becomes part of the trajectory where one is wanted
 
 
-class Sampler(ABC):
+class Sampler:
     """Integrates from t = 0 (noise) to t = 1 (data), over the part of it on which the process can be evaluated
-    (`Process.interval`), in exactly `num_evaluations` calls of `denoise`.
+    (`Process.t_range`), in exactly `num_evaluations` calls of `denoise`. A sampler defines `run`.
     """
 
     # None where the sampler itself decides while it runs (AdaptiveODE).
@@ -26,12 +26,44 @@ class Sampler(ABC):
             raise ValueError(f"{type(self).__name__}.num_evaluations = {num_evaluations}: at least 1 is needed")
         self.num_evaluations = num_evaluations
 
-    def check(self, process: Process) -> None:  # noqa: B027 - most processes suit most samplers
+    def check(self, process: Process) -> None:
         """Raises ValueError where this sampler cannot follow such a process; called before the first evaluation."""
 
-    @abstractmethod
-    def __call__(self, denoise: Denoise, process: Process, draw: Draw) -> Tensor:
-        """Draws the initial noise and all later noise from `draw`; -> x (N, C, H, W) at t = 1."""
+    def __call__(
+        self,
+        denoise: Denoise,
+        process: Process,
+        draw: Draw,
+        *,
+        start: float = 0.0,
+        end: float = 1.0,
+        trajectory: list[tuple[float, Tensor]] | None = None,
+    ) -> Tensor:
+        """-> x (N, C, H, W) at `end`.
+
+        Args:
+            draw: the source of noise (`iter(tensors).__next__` replays some). Its first value is the state at `start`.
+            start, end: the part of the path to follow, as far as the process can be evaluated there. Before t = 1 a
+                sampler of the SDE ends without its last step.
+            trajectory: a list to which (t, x) is appended at the start and after every step: all these states,
+                (num_steps + 1) N C H W numbers on x's device, where otherwise only the current one is in memory.
+
+        Raises ValueError as `check`, or where the process cannot be evaluated between start and end.
+        """
+        self.check(process)
+        if not 0 <= start < end <= 1:
+            raise ValueError(f"start = {start}, end = {end}: 0 <= start < end <= 1 is needed")
+
+        def keep(t: float, x: Tensor) -> Tensor:
+            if trajectory is not None:
+                trajectory.append((t, x))
+            return x
+
+        return self.run(denoise, process, draw, start, end, keep)
+
+    def run(self, denoise: Denoise, process: Process, draw: Draw, start: float, end: float, keep: Keep) -> Tensor:
+        """The steps of `__call__`: x = keep(t, x) of the initial state and after every step."""
+        raise NotImplementedError
 
     def provenance(self) -> dict:
         """Name and settings, for the record of what was sampled."""
@@ -47,6 +79,15 @@ class ContinuousSampler(Sampler):
                 f"samplers.{type(self).__name__} needs a velocity, but {type(process).__name__} has discrete "
                 "timesteps: bind @samplers.Ancestral() or @samplers.DDIM() in its place"
             )
+
+
+def clipped(process: Process, start: float, end: float) -> tuple[float, float]:
+    """The part of [start, end] in which the process can be evaluated."""
+    first, last = process.t_range()
+    if max(first, start) >= min(last, end):
+        limits = f"{type(process).__name__} is evaluated from t = {first:g} to {last:g}"
+        raise ValueError(f"start = {start}, end = {end}: no step is left, because {limits}")
+    return max(first, start), min(last, end)
 
 
 def uniform_times(first: float, last: float, num_steps: int) -> list[float]:

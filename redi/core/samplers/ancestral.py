@@ -5,7 +5,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from redi.core.processes import Process
-from redi.core.samplers import Denoise, Draw, register
+from redi.core.samplers import Denoise, Draw, Keep, register
 from redi.core.samplers.respacing import Respaced
 
 
@@ -26,10 +26,10 @@ class Ancestral(Respaced):
             )
         super().check(process)
 
-    def __call__(self, denoise: Denoise, process: Process, draw: Draw) -> Tensor:
-        self.check(process)
-        x = draw()
-        for t, s in pairwise(self.steps(process)):
+    def run(self, denoise: Denoise, process: Process, draw: Draw, start: float, end: float, keep: Keep) -> Tensor:
+        times = self.steps(process, start, end)
+        x = keep(times[0], draw())
+        for t, s in pairwise(times):
             mean, log_variance = process.reverse_step(denoise(x, t), x, t, s)
-            x = mean if s == 1 else mean + (log_variance / 2).exp() * draw()
+            x = keep(s, mean if s == 1 else mean + (log_variance / 2).exp() * draw())
         return x

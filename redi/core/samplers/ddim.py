@@ -5,7 +5,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from redi.core.processes import Process
-from redi.core.samplers import Denoise, Draw, register, uniform_times
+from redi.core.samplers import Denoise, Draw, Keep, clipped, register, uniform_times
 from redi.core.samplers.respacing import Respaced, Respacing
 
 
@@ -36,24 +36,22 @@ class DDIM(Respaced):
             )
         super().check(process)
 
-    def __call__(self, denoise: Denoise, process: Process, draw: Draw) -> Tensor:
-        self.check(process)
-        x = draw()
-        for t, s in pairwise(self._times(process)):
+    def run(self, denoise: Denoise, process: Process, draw: Draw, start: float, end: float, keep: Keep) -> Tensor:
+        if process.num_timesteps is None:
+            first, last = clipped(process, start, end)
+            times = [*(min(t, last) for t in uniform_times(first, end, self.num_evaluations)[:-1]), end]
+        else:
+            times = self.steps(process, start, end)
+        x = keep(times[0], draw())
+        for t, s in pairwise(times):
             prediction = denoise(x, t)
             data, noise = process.clean(prediction, x, t), process.noise(prediction, x, t)
             x = process.alpha(s) * data
-            if s == 1:
-                continue
-            # Eq. 16 at eta = 1 for sigma^2 = 1 - alpha^2: of the variance of x_s given the data, x_t explains `known`.
-            known = (process.alpha(t) * process.sigma(s) / (process.alpha(s) * process.sigma(t))) ** 2
-            x = x + process.sigma(s) * (1 - self.eta**2 * (1 - known)) ** 0.5 * noise
-            if self.eta:
-                x = x + self.eta * process.sigma(s) * (1 - known) ** 0.5 * draw()
+            if s < 1:
+                # Eq. 16 at eta = 1 for sigma^2 = 1 - alpha^2: the share of x_s's variance that x_t explains.
+                known = (process.alpha(t) * process.sigma(s) / (process.alpha(s) * process.sigma(t))) ** 2
+                x = x + process.sigma(s) * (1 - self.eta**2 * (1 - known)) ** 0.5 * noise
+                if self.eta:
+                    x = x + self.eta * process.sigma(s) * (1 - known) ** 0.5 * draw()
+            x = keep(s, x)
         return x
-
-    def _times(self, process: Process) -> list[float]:
-        if process.num_timesteps is not None:
-            return self.steps(process)
-        first, last = process.interval()
-        return [*(min(t, last) for t in uniform_times(first, 1.0, self.num_evaluations)[:-1]), 1.0]

@@ -5,7 +5,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from redi.core.processes import Process
-from redi.core.samplers import ContinuousSampler, Denoise, Draw, register, uniform_times
+from redi.core.samplers import ContinuousSampler, Denoise, Draw, Keep, clipped, register, uniform_times
 
 
 @register
@@ -17,13 +17,13 @@ class Heun(ContinuousSampler):
         if num_evaluations % 2:
             raise ValueError(f"Heun.num_evaluations = {num_evaluations} must be even: each step takes two")
 
-    def __call__(self, denoise: Denoise, process: Process, draw: Draw) -> Tensor:
-        self.check(process)
-        x = draw()
-        for t, t_ahead in pairwise(uniform_times(*process.interval(), self.num_evaluations // 2)):
+    def run(self, denoise: Denoise, process: Process, draw: Draw, start: float, end: float, keep: Keep) -> Tensor:
+        times = uniform_times(*clipped(process, start, end), self.num_evaluations // 2)
+        x = keep(times[0], draw())
+        for t, t_ahead in pairwise(times):
             dt = t_ahead - t
             slope = process.velocity(denoise(x, t), x, t)
             ahead = x + dt * slope
             slope_ahead = process.velocity(denoise(ahead, t_ahead), ahead, t_ahead)
-            x = x + dt * (slope + slope_ahead) / 2
+            x = keep(t_ahead, x + dt * (slope + slope_ahead) / 2)
         return x

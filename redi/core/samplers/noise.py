@@ -12,12 +12,10 @@ WORD = 2**32 - 1
 
 
 class ImageNoise:
-    """The one source of randomness in sampling: image i depends on (seed, i) alone.
+    """The one source of randomness in sampling: draw k of image i is a function of (seed, i, k) alone.
 
-    Neither the batch it falls in, nor the number of processes, nor the device changes it: draw k of image i is a
-    function of (seed, i, k), computed where it is used (`philox`) without a random state, a copy from the host or a
-    wait for it; `torch.compile` takes it whole. Devices may differ in the last bit of log, cos and sin. Recorded draws
-    can be replayed by any function of the same form.
+    It is computed where it is used (`philox`), without a random state, a copy from the host or a wait for it;
+    `torch.compile` takes it whole. Devices may differ in the last bit of log, cos and sin.
 
     Args:
         indices: of the N images, any integers.
@@ -61,10 +59,8 @@ def standard_normal(keys: Tensor, draw: Tensor, num_values: int) -> Tensor:
 
 def philox(first: Tensor, second: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     """Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): random bits without a
-    state, a bijection of 128-bit counters for each 64-bit key.
-
-    Words are packed in pairs: counters c0 << 32 | c1 and c2 << 32 | c3 in, which are overwritten with the result's
-    words in the same order. int64 throughout; keys broadcast.
+    state, a bijection of 128-bit counters for each 64-bit key. Words come in pairs, c0 << 32 | c1, c2 << 32 | c3; the
+    result overwrites them. int64 throughout; keys broadcast.
     """
     key0, key1 = keys << 32, keys >> 32 << 32  # as upper words, for it is these that they are mixed with
     for _ in range(10):

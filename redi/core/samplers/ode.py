@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from redi.core.processes import Process
-from redi.core.samplers import ContinuousSampler, Denoise, Draw, register
+from redi.core.samplers import ContinuousSampler, Denoise, Draw, Keep, clipped, register
 
 State = tuple[Tensor, ...]  # each (N, ...)
 EVALUATIONS_PER_STEP = {"euler": 1, "midpoint": 2, "heun3": 3, "rk4": 4}
@@ -20,8 +20,7 @@ class FixedODE(ContinuousSampler):
 
     Args:
         num_evaluations: network evaluations; a multiple of the method's evaluations per step.
-        method: 'euler' (1 evaluation a step), 'midpoint' (2), 'heun3' (3) or 'rk4' (4, the 3/8 rule); the order of the
-            method is the same number.
+        method: 'euler', 'midpoint', 'heun3' or 'rk4' (the 3/8 rule): 1, 2, 3, 4 evaluations a step and order.
     """
 
     def __init__(
@@ -37,23 +36,21 @@ class FixedODE(ContinuousSampler):
             )
         self.method = method
 
-    def __call__(self, denoise: Denoise, process: Process, draw: Draw) -> Tensor:
-        self.check(process)
+    def run(self, denoise: Denoise, process: Process, draw: Draw, start: float, end: float, keep: Keep) -> Tensor:
         num_steps = self.num_evaluations // EVALUATIONS_PER_STEP[self.method]
-        slope = _velocity(denoise, process)
-        return integrate(slope, (draw(),), *process.interval(), method=self.method, num_steps=num_steps)[0]
+        settings = {"method": self.method, "num_steps": num_steps, "keep": keep}
+        return integrate(_velocity(denoise, process), (draw(),), *clipped(process, start, end), **settings)[0]
 
 
 @register
 class AdaptiveODE(ContinuousSampler):
-    """Steps as long as the estimated error allows; the number of evaluations is found out by running.
+    """Steps as long as the estimated error allows, in as many evaluations as that takes.
 
-    The error is measured for each image by itself and the worst one decides, so every image keeps the tolerance.
-    But the steps are those of the whole batch: an image depends on its neighbours, within the tolerance, and on the
-    batch size with them. Where that must not be, take FixedODE, Heun or Euler.
+    The worst image's error decides, so every image keeps the tolerance; but the batch shares its steps, so an image
+    depends on its neighbours within the tolerance. FixedODE, Heun and Euler do not have that.
 
     Args:
-        method: of torchdiffeq; 'dopri5' is Dormand and Prince's method of order 5.
+        method: of torchdiffeq; 'dopri5' is Dormand and Prince's of order 5.
         rtol, atol: tolerated error of a step, relative to the state and absolute.
     """
 
@@ -72,11 +69,9 @@ class AdaptiveODE(ContinuousSampler):
         self.num_evaluations = None
         self.method, self.rtol, self.atol = method, rtol, atol
 
-    def __call__(self, denoise: Denoise, process: Process, draw: Draw) -> Tensor:
-        self.check(process)
-        slope = _velocity(denoise, process)
-        tolerances = {"rtol": self.rtol, "atol": self.atol}
-        return integrate(slope, (draw(),), *process.interval(), method=self.method, **tolerances)[0]
+    def run(self, denoise: Denoise, process: Process, draw: Draw, start: float, end: float, keep: Keep) -> Tensor:
+        settings = {"method": self.method, "rtol": self.rtol, "atol": self.atol, "keep": keep}
+        return integrate(_velocity(denoise, process), (draw(),), *clipped(process, start, end), **settings)[0]
 
 
 def integrate(
@@ -89,11 +84,13 @@ def integrate(
     num_steps: int | None = None,
     rtol: float = 1e-3,
     atol: float = 1e-6,
+    keep: Keep = lambda t, x: x,
 ) -> State:
     """The state at `end`, from that at `start`, in float64 time; `slope` is never asked outside of the two.
 
     Args:
         num_steps: for the fixed-step methods, which ignore the tolerances; None for the adaptive ones.
+        keep: is called with t and the first tensor of the state at the start and after every accepted step.
 
     Raises:
         ValueError: the solver cannot go on: the slope is not finite, or the tolerance is below the rounding error.
@@ -104,15 +101,17 @@ def integrate(
     times = torch.tensor([start, end], dtype=torch.float64, device=state[0].device)
 
     def function(t: Tensor, y: State) -> State:
-        # The probe for the first step and rounding could leave the interval, beyond which a process is not defined.
+        # The probe for the first step and rounding could leave the part on which the process is defined.
         return slope(y, min(max(float(t), low), high))
 
+    # torchdiffeq calls the first of fixed steps and the second of adaptive ones, with the state before the step.
+    callback = "callback_accept_step" if num_steps is None else "callback_step"
+    setattr(function, callback, lambda t, y, dt: keep(float(t), y[0]))
     if num_steps is not None:
         grid = torch.linspace(start, end, num_steps + 1, dtype=torch.float64, device=times.device)
         options = {"grid_constructor": lambda *_: grid}
     else:
-        # Ends the last step at `end`: torchdiffeq would step over it and interpolate.
-        options = {"step_t": times[1:], "norm": _worst_sample}
+        options = {"step_t": times[1:], "norm": _worst_sample}  # ends at `end`, instead of interpolating there
     try:
         solution = odeint(function, state, times, method=method, rtol=rtol, atol=atol, options=options)
     except AssertionError as error:
@@ -120,6 +119,7 @@ def integrate(
             f"the ODE solver {method} cannot go on ({str(error)[:80]}): the network's prediction is not finite, or the "
             f"tolerances rtol = {rtol}, atol = {atol} are below the rounding error of {state[0].dtype}"
         ) from error
+    keep(end, solution[0][-1])
     return tuple(values[-1] for values in solution)
 
 

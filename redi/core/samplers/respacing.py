@@ -14,8 +14,8 @@ class Respaced(Sampler):
 
     Args:
         num_evaluations: network evaluations, one a step, spread evenly over the timesteps.
-        respacing: other timesteps of a discrete process, see `respaced_steps`; their number is then that of the
-            evaluations, and num_evaluations stays at its default or says the same.
+        respacing: other timesteps of a discrete process, see `respaced_steps`; leave num_evaluations at its default or
+            at their number.
     """
 
     def __init__(self, *, num_evaluations: int = 250, respacing: Respacing | None = None):
@@ -34,34 +34,36 @@ class Respaced(Sampler):
 
     def check(self, process: Process) -> None:
         if process.num_timesteps is not None:
-            name, available = type(self).__name__, process.num_timesteps
-            if self.num_evaluations > available:
-                raise ValueError(
-                    f"{name} takes {self.num_evaluations} evaluations, but {type(process).__name__}.num_timesteps = "
-                    f"{available}: bind {name}.num_evaluations to {available} or less"
-                )
-            steps = respaced_steps(available, self._respacing)
-            if len(steps) == 1:
-                raise ValueError(f"{name} in one evaluation would visit timestep {steps[0]} alone: take at least 2")
+            self.steps(process)
 
-    def steps(self, process: Process) -> list[float]:
-        """The t of a discrete process's visited timesteps, from the noisiest on, and 1 for the data."""
-        visited = respaced_steps(process.num_timesteps, self._respacing)
-        return [*(process.time(k + 1) for k in reversed(visited)), 1.0]
+    def steps(self, process: Process, start: float = 0.0, end: float = 1.0) -> list[float]:
+        """The t of a discrete process's visited timesteps, from the noisiest on, and the end: 1 is the data.
 
-    @property
-    def _respacing(self) -> Respacing:
-        return self.num_evaluations if self.respacing is None else self.respacing
+        Raises ValueError where there are fewer timesteps between start and end than evaluations, or one evaluation.
+        """
+        name, count, below = type(self).__name__, self.num_evaluations, process.step(end)
+        available = process.step(start) - below
+        if count > available:
+            limit = f"{type(process).__name__}.num_timesteps = {available}"
+            if available < process.num_timesteps:
+                limit = f"there are {available} timesteps from start = {start} to end = {end}"
+            raise ValueError(
+                f"{name} takes {count} evaluations, but {limit}: bind {name}.num_evaluations to {available} or less"
+            )
+        visited = [below + k for k in respaced_steps(available, count if self.respacing is None else self.respacing)]
+        if len(visited) == 1:
+            raise ValueError(f"{name} in one evaluation would visit timestep {visited[0]} alone: take at least 2")
+        return [process.time(k + 1) for k in reversed(visited)] + [process.time(below)]
 
 
 def respaced_steps(num_timesteps: int, respacing: Respacing) -> list[int]:
     """The visited ones of the timesteps 0 ... num_timesteps - 1, ascending (Nichol & Dhariwal, arXiv 2102.09672).
 
     Args:
-        respacing: a count, 250 or "250": so many at even distances from the first to the last timestep, rounded.
-            Several, [10, 15, 20] or "10,15,20": so many in each of as many equal sections, the later ones noisier (a
-            remainder goes to the first sections; a count of 1 takes a section's first). "ddim25": every s-th from 0 on,
-            with the integer s that gives 25 (Song et al., arXiv 2010.02502).
+        respacing: a count, 250 or "250": that number at even distances from the first to the last timestep, rounded.
+            [10, 15, 20] or "10,15,20": the numbers in equal sections, the later ones noisier (a remainder goes to the
+            first sections; a count of 1 takes a section's first). "ddim25": every s-th from 0 on, with the integer s
+            that gives 25 (Song et al., arXiv 2010.02502).
 
     Raises:
         ValueError: something else, a count below 1 or above the section's size, or no such stride.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from redi.core.processes import Process
-from redi.core.samplers import ContinuousSampler, Denoise, Draw, uniform_times
+from redi.core.samplers import ContinuousSampler, Denoise, Draw, clipped, uniform_times
 
 DIFFUSION_FORMS = ("constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing")
 LAST_STEPS = ("mean", "euler", "tweedie", None)
@@ -18,22 +18,19 @@ class SDE(ContinuousSampler):
     """dx = [v + D score] dt + sqrt(2 D) dW, with the same marginals for every D(t) >= 0 (Ma et al., arXiv 2401.08740;
     their w is 2 D).
 
-    Singularities. The score has a pole at t = 1, so D score is computed as -(D / sigma) noise, and no evaluation
-    comes later than `last_step_size` before the data; without a last step, none comes later than 1e-3 before it. D of
-    'sbdm' has a pole at t = 0 on paths that start in pure noise (there it is like 1 / t): it starts at t = 1e-3. The
-    poles of the network's prediction are the process's matter (`Process.interval`).
+    The score has a pole at t = 1: D score is -(D / sigma) noise, and no evaluation is later than `last_step_size`
+    before the data (1e-3 without a last step). 'sbdm' starts at t = 1e-3 where D has a pole at 0. For the poles of the
+    prediction see `Process.t_range`, for all of them docs/samplers.md.
 
     Args:
         num_evaluations: network evaluations, of the last step too.
-        diffusion_form: D(t), with n = diffusion_norm. 'sigma': n sigma(t), the default, with which the published code
-            of this family samples; 'constant': n; 'linear': n (1 - t); 'decreasing': (n cos(pi t) + 1)^2 / 4;
-            'increasing-decreasing': n sin(pi t)^2; 'sbdm': n (alpha'/alpha sigma^2 - sigma sigma'), that of score-based
-            diffusion (the VP-SDE's on its path), which wants hundreds of steps.
+        diffusion_form: D(t), with n = diffusion_norm. 'sigma': n sigma(t), as in the published code; 'constant': n;
+            'linear': n (1 - t); 'decreasing': (n cos(pi t) + 1)^2 / 4; 'increasing-decreasing': n sin(pi t)^2; 'sbdm':
+            n (alpha'/alpha sigma^2 - sigma sigma'), that of score-based diffusion, which needs hundreds of steps.
         diffusion_norm: n; 0 is the ODE (but for 'decreasing').
-        last_step: the step onto the data is free of noise: 'mean' follows the SDE's drift, 'euler' the ODE's velocity,
+        last_step: the noise-free step onto the data: 'mean' follows the SDE's drift, 'euler' the ODE's velocity,
             'tweedie' takes E[x | x_t]. None: the last step is like the others.
-        last_step_size: its length in units of t, whatever the number of evaluations, as published; None: 0.04, or as
-            long as the other steps where those are longer (fewer than 25 evaluations).
+        last_step_size: its length in units of t, as published; None: 0.04, or that of the other steps if longer.
     """
 
     def __init__(
@@ -66,21 +63,21 @@ class SDE(ContinuousSampler):
                 f"{type(process).__name__} does not have: use another form"
             )
 
-    def times(self, process: Process, num_steps: int) -> list[float]:
-        """Ends of `num_steps` noisy steps: num_steps + 1 times, the last of which is where a last step begins."""
-        first, last = process.interval()
-        if self.diffusion_form == "sbdm" and not torch.as_tensor(process.alpha(first)).all():
-            first = max(first, MARGIN)
-        if self.last_step is None:
-            return uniform_times(first, self.end(last), num_steps)
-        size = self.last_step_size
-        if size is None:
-            size = max(0.04, (1 - first) / (num_steps + 1))
-        return uniform_times(first, min(max(1 - size, first), last), num_steps) if num_steps else [first]
+    latest = 1.0  # where the noisy steps end at the latest
 
-    def end(self, last: float) -> float:
-        """Where the steps end that no last step follows, for a process whose interval ends at `last`."""
-        return last
+    def times(self, process: Process, num_steps: int, start: float = 0.0, end: float = 1.0) -> list[float]:
+        """Ends of `num_steps` noisy steps: num_steps + 1 times, the last of which is where a last step begins."""
+        first, last = clipped(process, start, end)
+        if self.diffusion_form == "sbdm" and not torch.as_tensor(process.alpha(first)).all():
+            first, last = clipped(process, max(first, MARGIN), end)
+        if self.last_step is None or end < 1:
+            return uniform_times(*clipped(process, first, min(last, self.latest)), num_steps)
+        size, even = self.last_step_size, (1 - first) / (num_steps + 1)
+        if size is None:
+            size = max(0.04, even)
+        if start and start >= 1 - size:  # too late for a last step of its own size
+            size = even
+        return uniform_times(first, min(max(1 - size, first), last), num_steps) if num_steps else [first]
 
     def diffusion(self, process: Process, t: float):
         """D(t): a float, or (1, C, 1, 1) where the channels' times differ."""
@@ -105,11 +102,11 @@ class SDE(ContinuousSampler):
         ratio = self.diffusion(process, t) / process.sigma(t)
         return process.velocity(prediction, x, t) - ratio * process.noise(prediction, x, t)
 
-    def kick(self, process: Process, x: Tensor, t: float, dt: float, draw: Draw) -> Tensor:
-        """x and the noise of a step of length dt."""
+    def add_noise(self, process: Process, x: Tensor, t: float, dt: float, draw: Draw) -> Tensor:
+        """x plus the noise of a step of length dt."""
         return x + (2 * self.diffusion(process, t) * dt) ** 0.5 * draw()
 
-    def land(self, denoise: Denoise, process: Process, x: Tensor, t: float) -> Tensor:
+    def final_step(self, denoise: Denoise, process: Process, x: Tensor, t: float) -> Tensor:
         """The last step, onto t = 1: one evaluation."""
         prediction = denoise(x, t)
         if self.last_step == "tweedie":
@@ -117,3 +114,5 @@ class SDE(ContinuousSampler):
         if self.last_step == "euler":
             return x + (1 - t) * process.velocity(prediction, x, t)
         return x + (1 - t) * self.drift(prediction, process, x, t)
+
+    kick, land = add_noise, final_step  # their names in version 0.1
