@@ -1,6 +1,6 @@
 """Samplers against closed forms: for Gaussian data the velocity field and the flow map are known exactly.
 
-The contracts hold for every registered sampler. tests/core/test_sde.py, test_ode.py and test_ddpm_samplers.py look at
+The contracts hold for every registered sampler. tests/core/samplers/ looks at
 the families one by one.
 """
 

@@ -16,7 +16,7 @@ from redi.models.encoders import CLIP, DINOv2, DINOv3, SigLIP2, Timm
 from redi.models.encoders.architecture import describe
 from redi.models.reducers import PCA
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FAMILIES = ["DINOv2", "DINOv3", "CLIP", "SigLIP2", "Timm"]
 REG4 = "vit_tiny_patch14_reg4_dinov2.lvd142m"
 IMAGENET = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
