@@ -82,7 +82,7 @@ def make_step(
     from setups import SETUPS, make_batch, make_codec, make_model
 
     from redi.core.ema import EMA
-    from redi.models.cost import training_flops
+    from redi.models.cost import forward_flops
     from redi.training.step import TrainingStep
     from redi.training.trainer import ADAMW
 
@@ -97,7 +97,7 @@ def make_step(
     numbers = iter(range(10**9))
     if loop == "plain":
         plain = PlainLoop(codec, model)
-        return lambda: plain.step(batch, next(numbers)), training_flops(model)
+        return lambda: plain.step(batch, next(numbers)), 3 * forward_flops(model)
     import torch
 
     from redi.runtime.device import choose_precision
@@ -108,7 +108,7 @@ def make_step(
         codec=codec, model=model, objective=objective, optimizer=ADAMW(model.parameters()), ema=EMA(model=model),
         precision=chosen, compiled=compiled,
     )  # fmt: skip
-    return lambda: step(batch, next(numbers)), training_flops(model)
+    return lambda: step(batch, next(numbers)), 3 * forward_flops(model)
 
 
 def _encoder_precision(loop: str, device: str) -> str:

@@ -14,7 +14,10 @@ import torch
 from absl.testing import flagsaver
 
 from redi import command_line, profile
-from redi.runs.trace import costs
+from redi.core.channels import Channels
+from redi.models.cost import forward_flops
+from redi.models.transformer import DiffusionTransformer
+from redi.runs.profile import time_by_part
 
 SETTINGS = [
     "AdamW.lr = 1e-3",
@@ -82,8 +85,8 @@ def test_the_trace_opens_and_names_the_parts(profiled):
 def test_ten_costs_are_named_and_the_shares_are_parts_of_a_whole(result):
     assert len(result["costs"]) == 10
     assert 0 < sum(cost["share"] for cost in result["costs"]) <= result["share_device_busy"] <= 1
-    assert sum(result["parts"].values()) == pytest.approx(result["share_device_busy"])
-    assert {"attention", "MLP", "optimizer", "ema", "modulation and norms", "data"} <= set(result["parts"])
+    assert sum(result["parts"].values()) == pytest.approx(result["share_device_busy"], rel=1e-3)
+    assert {"attention", "MLP", "optimizer", "ema", "modulation and norms"} <= set(result["parts"])
     assert 0 <= result["share_waiting_for_data"] < 1
 
 
@@ -94,11 +97,6 @@ def test_speed_flops_and_utilisation_agree(result):
     assert result["utilisation"] == pytest.approx(rate / result["matmul_flops_per_second"])
 
 
-def test_the_matrix_products_of_the_trace_are_three_forward_passes(result):
-    # Attention is missing in the trace, and the gradients of inputs that nobody asks for (patches, sinusoids).
-    assert 0.9 < result["matrix_flops_in_trace_per_step"] / result["flops_per_step"] < 1.0
-
-
 def test_sampling_is_profiled_too_with_its_evaluations(call, tiny_gin, tmp_path):
     status, out, errors = call(
         "generate.batch_size = 8", "EulerMaruyama.num_evaluations = 4", "ClassifierFree.scale = 2.0",
@@ -107,8 +105,11 @@ def test_sampling_is_profiled_too_with_its_evaluations(call, tiny_gin, tmp_path)
     assert status == 0, errors
     result = json.loads((tmp_path / "run" / "profile" / "report.json").read_text())
     assert "# Profile of sampling" in out and result["images_per_step"] == 8
-    # Each of the four evaluations is of both conditions; attention is missing in the trace.
-    assert 0.9 < result["matrix_flops_in_trace_per_step"] / result["flops_per_step"] <= 1.0
+    with torch.device("meta"):  # each of the four evaluations is of both conditions
+        channels = Channels(image=1, features=2)
+        sides = {"width": 16, "depth": 1, "num_heads": 2, "size": "S/4"}
+        model = DiffusionTransformer(channels=channels, grid=(8, 8), num_classes=10, **sides)
+    assert result["flops_per_image"] == pytest.approx(8 * forward_flops(model))
     assert {"decode", "attention", "MLP"} <= set(result["parts"])
 
 
@@ -138,43 +139,27 @@ def test_what_cannot_be_profiled_is_refused(call, tiny_gin, tmp_path):
     assert "DiffusionTransformer.patch_size = 3" in refused("DiffusionTransformer.patch_size = 3")
 
 
-# ---- from events to costs, for a GPU that is not there
-
-CPU, CUDA = torch.autograd.DeviceType.CPU, torch.autograd.DeviceType.CUDA
+# ---- from events to parts, for a GPU that is not there
 
 
-def event(id, name, start, *, parent=None, kernels=(), sequence=-1, scope=0, named=False, flops=0, own=0.0):
+def event(id, name, start, *, parent=None, kernel=0.0, sequence=-1, scope=0, named=False, seconds=0.0):
     return SimpleNamespace(
-        id=id, name=name, device_type=CPU, cpu_parent=parent, sequence_nr=sequence, scope=scope, flops=flops,
-        is_user_annotation=named, self_cpu_time_total=own, time_range=SimpleNamespace(start=start),
-        kernels=[SimpleNamespace(name=kernel, duration=duration) for kernel, duration in kernels],
+        id=id, name=name, device_type=torch.autograd.DeviceType.CPU, cpu_parent=parent, sequence_nr=sequence,
+        scope=scope, is_user_annotation=named, self_cpu_time_total=1e6 * seconds,
+        time_range=SimpleNamespace(start=start), kernels=[SimpleNamespace(duration=1e6 * kernel)],
     )  # fmt: skip
 
 
-def kernel(name, microseconds, *, named=False):
-    time_range = SimpleNamespace(elapsed_us=lambda: microseconds)
-    return SimpleNamespace(name=name, device_type=CUDA, is_user_annotation=named, time_range=time_range)
-
-
-def test_kernels_belong_to_the_part_that_launched_them_and_those_of_graphs_are_not_lost():
+def test_what_the_backward_pass_does_belongs_to_the_part_of_the_forward_operation():
     forward = event(1, "forward", 0, named=True)
     mlp = event(2, "MLP", 1, parent=forward, named=True)
-    product = event(3, "aten::addmm", 2, parent=mlp, kernels=[("gemm", 40.0)], sequence=7, flops=1000)
-    backward = event(4, "backward", 3, named=True)
-    node = event(5, "AddmmBackward0", 4, parent=backward, sequence=7, scope=1)
-    gradient = event(6, "aten::mm", 5, parent=node, kernels=[("gemm", 60.0)], flops=1000)
-    device = [kernel("gemm", 40.0), kernel("gemm", 60.0), kernel("gemm", 5.0), kernel("flash_fwd", 10.0)]
-    found = costs(
-        [forward, mlp, product, backward, node, gradient, *device, kernel("forward", 99.0, named=True)], on_gpu=True
-    )
-    assert [(c.name, c.belongs_to, c.calls, round(c.seconds * 1e6), c.flops) for c in found] == [
-        ("gemm", "MLP", 2, 100, 2000), ("flash_fwd", "attention", 1, 10, 0), ("gemm", "graph", 1, 5, 0),
-    ]  # fmt: skip
-
-
-def test_on_the_cpu_ranges_stand_for_python_between_operations():
-    ema = event(1, "ema", 0, named=True, own=3.0)
-    lerp = event(2, "aten::_foreach_lerp_", 1, parent=ema, own=7.0)
-    found = costs([ema, lerp], on_gpu=False)
-    assert [(c.belongs_to, round(c.seconds * 1e6)) for c in found] == [("ema", 7), ("ema", 3)]
-    assert found[1].name.startswith("Python")
+    product = event(3, "aten::addmm", 2, parent=mlp, kernel=40.0, sequence=7, seconds=1.0)
+    loss = event(4, "aten::mean", 3, parent=forward, kernel=1.0, sequence=8, seconds=2.0)
+    backward = event(5, "backward", 4, named=True, seconds=9.0)  # waiting in Python: of no operation
+    of_loss = event(6, "MeanBackward0", 5, parent=backward, kernel=2.0, sequence=8, scope=1, seconds=3.0)
+    of_product = event(7, "AddmmBackward0", 6, parent=backward, sequence=7, scope=1)
+    gradient = event(8, "aten::mm", 7, parent=of_product, kernel=60.0, seconds=4.0)
+    outside = event(9, "aten::add", 8, kernel=5.0, seconds=5.0)
+    events = [forward, mlp, product, loss, backward, of_loss, of_product, gradient, outside]
+    assert time_by_part(events, on_gpu=True) == {"MLP": 100.0, "forward": 1.0, "backward": 2.0, "other": 5.0}
+    assert time_by_part(events, on_gpu=False) == {"MLP": 5.0, "forward": 2.0, "backward": 3.0, "other": 5.0}

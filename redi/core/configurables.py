@@ -30,7 +30,7 @@ FUNCTIONS = (
     "redi.evaluation.monitor",
     "redi.evaluation.queries",
     "redi.pages.report",
-    "redi.runs.profiling",
+    "redi.runs.profile",
     "redi.sweeps.sweep",
 )
 

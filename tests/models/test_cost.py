@@ -7,7 +7,7 @@ from torch import nn
 from redi.core.channels import Channels
 from redi.fusion.separate import Separate
 from redi.models.attention import attend_sdpa
-from redi.models.cost import forward_flops, matmul_rate, nominal_rate, training_flops
+from redi.models.cost import forward_flops, matmul_rate, nominal_rate
 from redi.models.transformer import SIZES, DiffusionTransformer
 
 PLAIN, JOINT = Channels(image=4), Channels(image=4, dinov2=8)
@@ -46,7 +46,6 @@ def test_the_alignment_s_projector_counts_where_it_is_used():
     model = model_of(PLAIN, "B/2", alignment_dim=768)
     projector = 256 * (768 * 2048 + 2048 * 2048 + 2048 * 768)
     assert forward_flops(model, align=True) - forward_flops(model) == 2 * projector
-    assert training_flops(model, align=True) == 3 * forward_flops(model, align=True)
 
 
 def test_counting_leaves_the_model_as_it_was():
@@ -77,11 +76,8 @@ def test_any_module_with_channels_and_a_grid_can_be_counted():
     assert forward_flops(Convolution()) == 2 * 8 * 8 * 4 * 4 * 9
 
 
-def test_a_measured_rate_is_that_of_a_product(monkeypatch):
-    rate = matmul_rate("cpu", torch.float32, seconds=0.05)
-    assert 1e8 < rate < 1e14  # a number of FLOP/s, on whatever this runs
-    monkeypatch.setattr("redi.models.cost._seconds_per_product", lambda a, b, repeats: 0.5)
-    assert matmul_rate("cpu", torch.float32, seconds=0.0) == 2 * 256**3 / 0.5
+def test_a_measured_rate_is_a_number_of_flops_per_second():
+    assert 1e8 < matmul_rate("cpu", torch.float32, seconds=0.05) < 1e14  # whatever this runs on
 
 
 def test_nominal_rates_are_known_by_name():

@@ -1,0 +1,251 @@
+"""Where the time of a training step or of a batch of sampling goes: a trace, a report, and what the device could do."""
+
+import logging
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, record_function
+
+from redi.core import config
+from redi.core.registry import configurable
+from redi.data.loader import batches
+from redi.models.cost import forward_flops, matmul_rate, nominal_rate
+from redi.runs.checks import setting
+from redi.runs.experiment import Experiment
+from redi.runs.prepare import prepared
+from redi.runtime.artefact import write_json
+from redi.runtime.device import Precision, choose_compile, choose_precision, matmul_precision
+from redi.sampling.generate import generate
+from redi.training.step import TrainingStep
+from redi.training.trainer import train
+
+log = logging.getLogger("redi")
+
+# Named ranges of a step; of an eager model, modules are ranges too. The rest is "other".
+STAGES = {"data", "encode", "forward", "backward", "optimizer", "ema", "sampling", "decode"}
+PARTS = {
+    "embeddings": ("timestep_embedding", "label_embedding", "group_embeddings"),
+    "fusion": ("fusion",),
+    "alignment": ("projector",),
+    "attention": ("qkv", "projection"),
+    "MLP": ("mlp",),
+    "modulation and norms": ("modulation", "final_modulation", "norm1", "norm2", "final_norm"),
+}
+CPU = torch.autograd.DeviceType.CPU
+
+
+@dataclass
+class Subject:
+    """What is profiled. `call` handles `images` and returns its work in forward passes per image (training: 3)."""
+
+    call: Callable[[], float]
+    images: int
+    model: nn.Module
+    precision: Precision
+    compiled: bool
+    align: bool = False
+
+
+@configurable(runtime=("run_dir", "stage"), entry=True)
+def profile(
+    run_dir: str | Path, *, stage: str, num_steps: int = 5, num_warmup_steps: int = 3, num_costs: int = 10
+) -> dict:
+    """Time some steps, trace as many more, and write `profile/` in `run_dir`, with everything built as `train` does.
+
+    `trace.json.gz` opens in ui.perfetto.dev or chrome://tracing; `report.md` and `report.json` hold what is returned.
+    Speed and utilisation are those of the steps without a trace, shares those of the steps with one.
+
+    Args:
+        stage: 'training', or 'sampling', of which a step is one batch.
+        num_steps: training steps that are timed, and again traced.
+        num_warmup_steps: training steps before them: compilation, the choice of kernels, caches.
+        num_costs: lines of the list of costs.
+    """
+    for name, value in {"num_steps": num_steps, "num_warmup_steps": num_warmup_steps, "num_costs": num_costs}.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"profile.{name} = {value!r}: a whole number of at least 1 is needed")
+    if stage == "sampling":
+        num_steps = num_warmup_steps = 1
+    folder = Path(run_dir) / "profile"
+    folder.mkdir(parents=True, exist_ok=True)
+    if (audit := folder.parent / "audit.json").exists():  # of the run itself: the data need not be audited again
+        shutil.copy(audit, folder)
+    experiment = Experiment(folder)
+    with _subject(experiment, stage) as subject:
+        result = {"stage": stage} | _speed(subject, experiment.device, num_steps, num_warmup_steps)
+        result |= _breakdown(subject, experiment.device, num_steps, num_costs, folder / "trace.json.gz")
+    write_json(folder / "report.json", result)
+    (folder / "report.md").write_text(format_report(result))
+    log.info("trace, for ui.perfetto.dev: %s", folder / "trace.json.gz")
+    return result
+
+
+@contextmanager
+def _subject(experiment: Experiment, stage: str) -> Iterator[Subject]:
+    """What is profiled, with new weights; the data loader ends with the context."""
+    codec, data, device = experiment.codec, prepared(experiment), experiment.device
+    torch.manual_seed(setting(train, "seed"))
+    objective = setting(train, "objective")(channels=codec.channels, num_classes=data.num_classes)
+    model = setting(train, "model")(**objective.model_arguments(codec, data)).to(device)
+    function = train if stage == "training" else generate
+    precision = choose_precision(setting(function, "precision"), device, f"{function.__name__}.precision")
+    compiled = choose_compile(setting(function, "compile"), device, f"{function.__name__}.compile")
+    images = setting(function, "batch_size")
+    if stage == "sampling":
+        yield Subject(_draw_batch(codec, model, objective, images), images, model, precision, compiled)
+        return
+    log.info("attention: %s", model.train().choose_attention(device, precision.dtype))
+    take_step = TrainingStep(
+        codec=codec, model=model, objective=objective, optimizer=setting(train, "optimizer")(model.parameters()),
+        ema=setting(train, "ema")(model=model), precision=precision, compiled=compiled,
+        **{name: setting(train, name) for name in ("accumulate", "max_grad_norm", "warmup_steps", "seed")},
+    )  # fmt: skip
+    reading = {name: setting(train, name) for name in ("batch_size", "seed", "shuffle")}
+    with closing(batches(data, **reading, start=0, stop=1_000_000, pin=device.type == "cuda")) as loader:
+        steps = enumerate(loader)
+
+        def train_step() -> float:
+            with record_function("data"):
+                number, batch = next(steps)
+                batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+            take_step(batch, number)
+            return 3.0
+
+        yield Subject(train_step, images, model, precision, compiled, align=codec.alignment is not None)
+
+
+def _draw_batch(codec, model: nn.Module, objective, images: int) -> Callable[[], float]:
+    draw = config.bound("sample.generate", generate)
+    codec.decode = record_function("decode")(codec.decode)
+    labels = torch.arange(images) % model.num_classes
+
+    def draw_batch() -> float:
+        with record_function("sampling"):
+            return draw(model, codec, objective.process, labels=labels).record["network_evaluations_per_image"]
+
+    return draw_batch
+
+
+def _repeat(subject: Subject, device: torch.device, times: int) -> tuple[float, float]:
+    """-> seconds of all calls, forward passes per image of one. `.cpu()` waits for the device."""
+    torch.zeros(1, device=device).cpu()
+    started = time.perf_counter()
+    passes = [subject.call() for _ in range(times)]
+    torch.zeros(1, device=device).cpu()
+    return time.perf_counter() - started, passes[0]
+
+
+def _speed(subject: Subject, device: torch.device, num_steps: int, num_warmup_steps: int) -> dict:
+    """What the steps take without a trace, and how much of the device that uses."""
+    _repeat(subject, device, num_warmup_steps)
+    if cuda := device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    seconds, passes = _repeat(subject, device, num_steps)
+    unit = 1 if cuda or sys.platform == "darwin" else 1024  # bytes
+    memory = torch.cuda.max_memory_allocated() if cuda else getrusage(RUSAGE_SELF).ru_maxrss
+    flops = passes * forward_flops(subject.model, align=subject.align)  # of an image
+    speed = flops * subject.images * num_steps / seconds  # FLOP/s
+    with matmul_precision(subject.precision.name):
+        rate = matmul_rate(device, subject.precision.dtype)
+    name = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
+    result = {
+        "device": name, "torch": torch.__version__, "precision": subject.precision.name,
+        "compiled": subject.compiled, "images_per_step": subject.images, "num_steps": num_steps,
+        "step_seconds": seconds / num_steps, "images_per_second": subject.images * num_steps / seconds,
+        "flops_per_image": flops, "flops_per_step": flops * subject.images,
+        "matmul_flops_per_second": rate, "utilisation": speed / rate,
+        "peak_memory_gib": memory * unit / 2**30,
+    }  # fmt: skip
+    if nominal := nominal_rate(name, subject.precision.dtype):
+        result |= {"nominal_flops_per_second": nominal, "nominal_utilisation": speed / nominal}
+    return result
+
+
+def _breakdown(subject: Subject, device: torch.device, num_steps: int, num_costs: int, path: Path) -> dict:
+    """Trace as many steps: their parts and most expensive operations (on a GPU: kernels), as shares of their time."""
+    if not subject.compiled:
+        _name_parts(subject.model)
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA][: 1 + on_gpu]
+    with torch.profiler.profile(activities=activities, record_shapes=True, acc_events=True) as trace:
+        seconds, _ = _repeat(subject, device, num_steps)
+    trace.export_chrome_trace(str(path))
+    averages = trace.key_averages()
+    rows = [row for row in averages if not row.is_user_annotation and (row.device_type != CPU) == on_gpu]
+    spent = {row: (row.self_device_time_total if on_gpu else row.self_cpu_time_total) / 1e6 for row in rows}
+    parts = time_by_part(trace.events(), on_gpu=on_gpu)
+    parts["CUDA graphs"] = sum(spent.values()) - parts.total()  # the kernels that no operation launched by itself
+    costs = [(row.key, row.count / num_steps, spent[row] / num_steps, spent[row] / seconds) for row in rows]
+    costs.sort(key=lambda cost: -cost[-1])
+    return {
+        "traced_step_seconds": seconds / num_steps,
+        "share_device_busy": sum(spent.values()) / seconds,
+        "share_waiting_for_data": sum(row.cpu_time_total for row in averages if row.key == "data") / 1e6 / seconds,
+        "parts": {part: total / seconds for part, total in parts.most_common() if total > 1e-6 * seconds},
+        "costs": [dict(zip(("name", "calls", "seconds", "share"), cost, strict=True)) for cost in costs[:num_costs]],
+    }
+
+
+def _name_parts(model: nn.Module) -> None:
+    """Put a range around the forward pass of every module of `PARTS`, and of the blocks."""
+    part_of = {name: part for part, names in PARTS.items() for name in names}
+    for path, module in model.named_modules():
+        *parents, name = path.split(".")
+        # What a block does between its modules is shift, scale, gate and add.
+        part = "modulation and norms" if hasattr(module, "attend") else part_of.get(name)
+        if part and not any(parent in part_of for parent in parents):
+            module.forward = record_function(part)(module.forward)
+
+
+def time_by_part(events: Sequence, *, on_gpu: bool) -> Counter:
+    """Seconds in each named range: the operations' own time, or that of the kernels which they launch.
+
+    An operation belongs to the nearest range around it; in the backward pass, to that of its forward operation.
+    """
+    of_sequence: dict[int, str] = {}
+    parts: dict[int, str] = {}
+    seconds = Counter()
+    on_cpu = [event for event in events if event.device_type == CPU]
+    for event in sorted(on_cpu, key=lambda event: event.time_range.start):  # parents before children
+        part = parts.get(event.cpu_parent.id, "other") if event.cpu_parent else "other"
+        if event.is_user_annotation and event.name in STAGES | set(PARTS):
+            part = event.name
+        elif event.sequence_nr >= 0 and ("evaluate_function" in event.name or event.scope == 1):  # autograd's engine
+            forward = of_sequence.get(event.sequence_nr, part)
+            part = part if forward in STAGES else forward
+        elif event.sequence_nr >= 0 and part != "backward":
+            of_sequence[event.sequence_nr] = part
+        parts[event.id] = part
+        if not event.is_user_annotation:
+            seconds[part] += (sum(k.duration for k in event.kernels) if on_gpu else event.self_cpu_time_total) / 1e6
+    return seconds
+
+
+def format_report(result: dict) -> str:
+    """The report as Markdown."""
+
+    def table(head: Sequence, rows: Iterable) -> str:
+        return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)) + "\n"
+
+    def cell(name: str, value: object) -> str:
+        share = "share" in name or "utilisation" in name
+        return f"{value:.1%}" if share else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    scalars = {name: value for name, value in result.items() if name not in ("parts", "costs")}
+    summary = [(name.replace("_", " "), cell(name, value)) for name, value in scalars.items()]
+    parts = [(part, f"{share:.1%}") for part, share in result["parts"].items()]
+    costs = [[cell(name, value)[:70] for name, value in cost.items()] for cost in result["costs"]]
+    return "\n".join([
+        f"# Profile of {result['stage']}\n", table(("per step (sampling: per batch)", ""), summary),
+        "Where the time goes, as shares of the traced steps:\n", table(("part", "share"), parts),
+        "The most expensive operations, per step:\n", table(("operation", "calls", "seconds", "share"), costs),
+    ])  # fmt: skip
