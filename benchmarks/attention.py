@@ -13,6 +13,7 @@ import functools
 
 import torch
 from einops import rearrange
+from kernels import kernel_names
 from ledger import arguments, device_of, report, side_by_side
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -86,6 +87,7 @@ def measured(names: list[str], inputs: tuple, rounds: int, repeats: int, device:
     flops = 4 * batch * num_heads * num_tokens**2 * head_dim
     rows = []
     for name in names:
+        out = BACKENDS[name](*views)
         value, gradient = errors(BACKENDS[name], *(x[:1] for x in detached))
         seconds = forward[name].median / repeats, backward[name].median / repeats
         rows.append({
@@ -95,6 +97,8 @@ def measured(names: list[str], inputs: tuple, rounds: int, repeats: int, device:
             "backward_tflops_per_second": 2 * flops / seconds[1] / 1e12,
             "spread": max(forward[name].spread, backward[name].spread),
             "error_of_value": value, "error_of_gradient": gradient,
+            "forward_kernels": kernel_names(functools.partial(BACKENDS[name], *detached), device),
+            "backward_kernels": kernel_names(functools.partial(torch.autograd.grad, out, qkv, weights), device),
         })  # fmt: skip
     return rows
 

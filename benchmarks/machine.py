@@ -62,9 +62,11 @@ def _commit() -> str:
     """The commit, with a + where the library or the benchmarks have changed since."""
 
     def git(*command: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(Path(__file__).resolve().parents[1]), *command], capture_output=True, text=True
-        )
+        command = ["git", "-C", str(Path(__file__).resolve().parents[1]), *command]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except OSError:  # no git here
+            return ""
         return done.stdout.strip() if done.returncode == 0 else ""
 
     changed = git("status", "--porcelain", "--", "redi", ":(glob)benchmarks/*.py")

@@ -2,6 +2,7 @@
 
     python benchmarks/quality.py                     # 6 minutes on two cores
     python benchmarks/quality.py --device cuda
+    python benchmarks/quality.py --brief             # 100 steps, and what a GPU does by default: a minute on a GPU
 
 Training: the quickstart's digits, codec and model; all ways see the same batches and random numbers and begin with the
 same weights. Compared are the loss, averaged over windows of 20 steps, and the weights at the end. Two yardsticks: the
@@ -46,6 +47,13 @@ def training_ways(device: str, num_steps: int) -> dict[str, dict]:
         }  # fmt: skip
     # Ten times slower than float32 on a CPU without instructions for it.
     return ways | {"library, bfloat16": {"precision": "bfloat16", "num_steps": num_steps // 5}}
+
+
+BRIEF = (
+    "plain loop", "plain loop, weights changed in their last bits", "plain loop, another seed", "library, float32",
+    "library, bfloat16", "library, bfloat16, compiled", "library, bfloat16, attention xformers",
+    "library, bfloat16, attention sdpa_flash", "library, bfloat16, attention sdpa_cudnn",
+)  # fmt: skip
 
 
 def sampling_ways(device: str) -> dict[str, dict]:
@@ -165,11 +173,12 @@ def model_with(codec, parameters: dict, device: str, attention: str):
 
 def training_rows(given: argparse.Namespace, device: str, codec, data) -> tuple[list[dict], dict]:
     """-> rows, and the plain loop's average."""
-    batch_size, num_steps = (128 if device == "cuda" else 32), (8 if given.quick else 300 if device == "cuda" else 200)
+    batch_size, num_steps = (128, 300) if device == "cuda" else (32, 200)
+    num_steps = 8 if given.quick else 100 if given.brief else num_steps
     train = partial(trained, codec, data, device, batch_size)
     rows, reference, average = [], None, None
     for name, options in training_ways(device, num_steps).items():
-        if given.quick and options.get("compiled"):
+        if (given.quick and options.get("compiled")) or (given.brief and name not in BRIEF):
             continue
         start = time.perf_counter()
         settings = {"num_steps": num_steps, **options}
@@ -187,7 +196,7 @@ def sampling_rows(given: argparse.Namespace, device: str, codec, average: dict) 
     draw = partial(drawn, codec, average, device, torch.arange(images) % 10, evaluations)
     expected, rows = draw(loop="plain"), []
     for name, options in sampling_ways(device).items():
-        if given.quick and options.get("compile"):
+        if (given.quick and options.get("compile")) or (given.brief and name not in BRIEF):
             continue
         row = {"measurement": f"samples of the same noise, {images} images, {evaluations} evaluations", "variant": name}
         try:
@@ -203,17 +212,23 @@ def sampling_rows(given: argparse.Namespace, device: str, codec, average: dict) 
 
 
 def main() -> None:
-    given = arguments(__doc__).parse_args()
+    parser = arguments(__doc__)
+    parser.add_argument("--brief", action="store_true", help="fewer steps and ways")
+    given = parser.parse_args()
     device = device_of(given)
+
+    def save(rows: list[dict]) -> None:
+        report(
+            "quality", device=device, rows=rows, arguments=given,
+            settings={"data": "digits", "learning_rate": LEARNING_RATE, "ema_decay": EMA_DECAY, "loss_window": WINDOW},
+            notes=["Differences of losses and weights are relative to the plain loop's; grey levels are 0 to 255."],
+        )  # fmt: skip
+
     with tempfile.TemporaryDirectory() as folder:
         codec, data = prepared(folder, device, quick=given.quick)
         rows, average = training_rows(given, device, codec, data)
-        rows += sampling_rows(given, device, codec, average)
-    report(
-        "quality", device=device, rows=rows, arguments=given,
-        settings={"data": "digits", "learning_rate": LEARNING_RATE, "ema_decay": EMA_DECAY, "loss_window": WINDOW},
-        notes=["Differences of losses and weights are relative to the plain loop's; grey levels run from 0 to 255."],
-    )  # fmt: skip
+        save(rows)  # what is measured stays, though a lent GPU may be taken back before the end
+        save(rows + sampling_rows(given, device, codec, average))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
     python benchmarks/sampling.py                    # 3 minutes on two cores
     python benchmarks/sampling.py --device cuda      # XL/2, batch 128
+    python benchmarks/sampling.py --only xl2_default # what a GPU does by default, and the plain loop; or b2_default
 
 Euler-Maruyama with classifier-free guidance on the image, as in the paper, in fewer evaluations than its 250 where
 those would take too long (the tables say how many): the cost is that of an evaluation times their number. No image is
 decoded: the latents are the result. The weights are random, and no output layer is zero.
 """
 
+import argparse
 import os
 import sys
 import tempfile
@@ -29,6 +31,12 @@ NOISE = "noise alone"
 SETTINGS = {
     "cpu": [("quickstart", 32, 25, 5), ("B/2", 1, 5, 2)],
     "cuda": [("B/2", 128, 50, 5), ("XL/2", 128, 25, 5), ("XL/2", 128, 250, 1)],
+}
+# For a GPU lent for minutes (gpu.sh): each variant in a process of its own, the plain loop last.
+DEFAULTS = {"xl2_default": ("XL/2", 128, 10, 2), "b2_default": ("B/2", 128, 10, 4)}
+DEFAULT_VARIANTS = {
+    "library, bfloat16, compiled": {"precision": "bfloat16", "compile": True},
+    "plain loop": {"loop": "plain"},
 }
 
 
@@ -78,6 +86,7 @@ def measure(
     for name, timing in timings.items():
         row = {"variant": name, "evaluations_per_image": asked[name], "seconds_per_image": timing.median / images}
         row |= {"low": timing.low / images, "high": timing.high / images}
+        row["evaluations_per_second"] = asked[name] / row["seconds_per_image"]
         if name == NOISE:
             rows.append(row)
             continue
@@ -133,19 +142,32 @@ def make_call(
 
 
 def main() -> None:
-    given = arguments(__doc__).parse_args()
+    parser = arguments(__doc__)
+    parser.add_argument("--only", choices=DEFAULTS)
+    given = parser.parse_args()
     device, rows = device_of(given), []
-    for setup, images, evaluations, rounds in [("quickstart", 4, 4, 1)] if given.quick else SETTINGS[device]:
-        variants = variants_of(device, setup, evaluations)
+    measurements = [DEFAULTS[given.only]] if given.only else SETTINGS[device]
+    for setup, images, evaluations, rounds in [("quickstart", 4, 4, 1)] if given.quick else measurements:
+        variants = DEFAULT_VARIANTS if given.only else variants_of(device, setup, evaluations)
         if given.quick:
-            variants = {name: options for name, options in variants.items() if not options.get("compile")}
-        start = time.perf_counter()
-        with tempfile.TemporaryDirectory() as cache:
-            settings = {"setup": setup, "images": images, "evaluations": evaluations, "rounds": rounds}
-            own = in_process(measure, **settings, variants=variants, device=device, cache=cache)["rows"]
+            variants = {name: {**options, "compile": False} for name, options in variants.items()}
+        settings = {"setup": setup, "images": images, "evaluations": evaluations, "rounds": rounds}
         what = f"{setup}, {images} images, {evaluations} evaluations"
-        rows += [{"measurement": what, **row} for row in own]
-        print(f"{what}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        run = measure if given.quick else partial(in_process, measure)
+        apart = given.only and not given.quick
+        for group in [{name: options} for name, options in variants.items()] if apart else [variants]:
+            start = time.perf_counter()
+            with tempfile.TemporaryDirectory() as cache:
+                new = run(**settings, variants=group, device=device, cache=cache)["rows"]
+            rows += [{"measurement": what, **row} for row in new]
+            print(f"{what}, {', '.join(group)}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+            if apart and len(rows) == len(variants):
+                rows[0]["ratio_to_plain"] = rows[-1]["seconds_per_image"] / rows[0]["seconds_per_image"]
+            save(rows, device, given)
+
+
+def save(rows: list[dict], device: str, given: argparse.Namespace) -> None:
+    """At once: what is measured stays, though a lent GPU may be taken back before the end."""
     report(
         "sampling", device=device, rows=rows, arguments=given,
         settings={"sampler": "EulerMaruyama", "guidance": "image, scale 2.4", "tokens": "merged"},

@@ -86,7 +86,8 @@ def make_model(
     torch.manual_seed(0)
     objective = JointObjective(channels=codec.channels, num_classes=setup.num_classes)
     arguments = {"channels": codec.channels, "grid": codec.grid(setup.image_size), "num_classes": setup.num_classes}
-    model = DiffusionTransformer(**arguments, size=setup.size, **setup.sides, fusion=FUSIONS[fusion], **options)
+    with torch.device(device):  # XL/2 takes ten seconds on a CPU
+        model = DiffusionTransformer(**arguments, size=setup.size, **setup.sides, fusion=FUSIONS[fusion], **options)
     if trained:
         for parameter in model.parameters():
             if not parameter.any():

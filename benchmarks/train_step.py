@@ -6,16 +6,18 @@
 
 Measurements, for --only (the others' rows are kept where machine and commit are the same): quickstart,
 quickstart_bfloat16 (a CPU only), quickstart_separate, b2, b2_separate, xl2, xl2_separate and attention (a GPU only),
-plain_model, online, batch_size, channels, optimizer. Batches are noise on the device; the plain loop encodes images in
-every step, the library begins at what a cache holds, where nothing else is said. Networks have their real size and
-random weights.
+plain_model, online, batch_size, channels, optimizer; for gpu.sh xl2_default, xl2_default_64, b2_default (what a GPU
+does by default, and the plain loop on the same cached batch) and xl2_plain. Batches are noise on the device; the plain
+loop encodes images in every step, the library begins at what a cache holds, where nothing else is said. Networks have
+their real size and random weights.
 """
 
 import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 
 from ledger import arguments, device_of, in_process, report
 from training import measure, rows_of
@@ -31,6 +33,7 @@ ON_A_GPU = {
     **PLAIN, **EAGER, "library, tf32, compiled": {"precision": "tf32", "compiled": True}, **BF16, **BF16_COMPILED,
     "library, bfloat16, compiled, checkpointing": {"precision": "bfloat16", "compiled": True, "checkpointing": True},
 }  # fmt: skip
+ON_A_CACHE = {**BF16_COMPILED, "plain loop, cached": {"loop": "plain"}}
 BACKENDS = ("xformers", "sdpa", "sdpa_flash", "sdpa_cudnn", "flash3")
 # Model, fusion, batch size, ways, rounds. Two cores need 15 s for an image of XL/2, and bfloat16 takes them ten times
 # as long as float32: few images and rounds there.
@@ -50,43 +53,48 @@ LOOPS = {
         "b2_separate": ("B/2", "separate", 256, ON_A_GPU, 10),
         "xl2": ("XL/2", "merged", 256, ON_A_GPU, 10),
         "xl2_separate": ("XL/2", "separate", 128, ON_A_GPU, 10),
+        "xl2_default": ("XL/2", "merged", 256, ON_A_CACHE, 4),
+        "xl2_default_64": ("XL/2", "merged", 64, ON_A_CACHE, 8),
+        "b2_default": ("B/2", "merged", 256, ON_A_CACHE, 8),
+        "xl2_plain": ("XL/2", "merged", 256, PLAIN, 2),
     },
 }
 
 
 class Benchmark:
-    """The measurements, which yield rows."""
+    """The measurements, which save rows: `save` takes those of one measurement, again as it grows."""
 
-    def __init__(self, given: argparse.Namespace, device: str, folder: str):
-        self.quick, self.device, self.folder = given.quick, device, folder
+    def __init__(self, given: argparse.Namespace, device: str, folder: str, save: Callable[[list[dict]], None]):
+        self.quick, self.device, self.folder, self.save = given.quick, device, folder, save
         self.gpu = device == "cuda"
         self.fast = {"precision": "bfloat16", "compiled": True} if self.gpu else {}  # what 'auto' chooses
         self.batch = given.batch
         self.random_weights: dict | None = None
 
-    def loops(self, name: str) -> Iterator[dict]:
-        """The plain loop and the library's ways."""
-        setup, fusion, batch_size, ways, rounds = LOOPS[self.device][name]
+    def loops(self, name: str) -> None:
+        """The plain loop and the library's ways; --quick runs those for a GPU on a CPU too, of the smallest model."""
+        setup, fusion, batch_size, ways, rounds = LOOPS[self.device].get(name) or LOOPS["cuda"][name]
         variants = {way: {**options, "fusion": fusion} for way, options in ways.items()}
         # Large models do not fit beside each other: each in a process of its own.
         apart = setup == "XL/2" or self.gpu
         what = f"{setup}, {fusion} tokens" + (", bfloat16" if "bfloat16" in name else "")
-        yield from self.compare(what, setup, variants, batch_size, rounds, apart)
+        reference = next((way for way in ways if way.startswith("plain loop")), "")
+        self.compare(what, setup, variants, batch_size, rounds, apart, reference=reference)
 
-    def attention(self) -> Iterator[dict]:
+    def attention(self) -> None:
         if self.gpu:
             variants = {name: {**self.fast, "attention": name} for name in BACKENDS}
-            yield from self.compare("XL/2, merged tokens, attention", "XL/2", variants, self.batch, 10, True)
+            self.compare("XL/2, merged tokens, attention", "XL/2", variants, self.batch, 10, True)
 
-    def plain_model(self) -> Iterator[dict]:
+    def plain_model(self) -> None:
         """The overhead of ReDi at equal tokens; both in one process, and so in batches of which two fit."""
         variants = {"plain model, cached": {**self.fast, "ranks": []}, "ReDi, cached": self.fast}
         settings = (("B/2", 256, 20), ("XL/2", 128, 20)) if self.gpu else (("quickstart", 128, 40), ("B/2", 1, 9))
         for setup, batch_size, rounds in settings:
             what = f"{setup}, ReDi against the plain model of as many tokens"
-            yield from self.compare(what, setup, variants, batch_size, rounds, reference="plain model, cached")
+            self.compare(what, setup, variants, batch_size, rounds, reference="plain model, cached")
 
-    def online(self) -> Iterator[dict]:
+    def online(self) -> None:
         """Encoding in the loop: SD-VAE alone, and DINOv2-B and PCA beside it."""
         variants = {
             "plain model, encoding": {**self.fast, "ranks": [], "images": True},
@@ -95,14 +103,14 @@ class Benchmark:
         }
         for setup, batch_size, rounds in (("XL/2", 128, 5),) if self.gpu else (("B/2", 1, 2),):
             what = f"{setup}, encoding in the loop"
-            yield from self.compare(what, setup, variants, batch_size, rounds, reference="plain model, encoding")
+            self.compare(what, setup, variants, batch_size, rounds, reference="plain model, encoding")
 
-    def batch_size(self) -> Iterator[dict]:
+    def batch_size(self) -> None:
         setup = "B/2" if self.gpu else "quickstart"
         variants = {f"batch {32 * factor}": {**self.fast, "batches": factor} for factor in (1, 4, 16)}
-        yield from self.compare(f"{setup}, merged tokens", setup, variants, 32, 5, memory=True, reference="")
+        self.compare(f"{setup}, merged tokens", setup, variants, 32, 5, memory=True, reference="")
 
-    def channels(self) -> Iterator[dict]:
+    def channels(self) -> None:
         """Ranks, numbers of representations and tokens."""
         ranks = {"no representation": [], "rank 1": [1], "rank 8": [8], "rank 32": [32], "two of rank 8": [8, 8]}
         variants = {f"merged, {name}": {**self.fast, "ranks": own} for name, own in ranks.items()}
@@ -110,42 +118,47 @@ class Benchmark:
             variants[f"separate, {name}"] = {**self.fast, "ranks": ranks[name], "fusion": "separate"}
         setup, batch_size = ("B/2", 256) if self.gpu else ("quickstart", 128)
         reference = "merged, no representation"
-        yield from self.compare(f"{setup}, channels and tokens", setup, variants, batch_size, 7, reference=reference)
+        self.compare(f"{setup}, channels and tokens", setup, variants, batch_size, 7, reference=reference)
 
-    def optimizer(self) -> Iterator[dict]:
+    def optimizer(self) -> None:
         """The parts of a step."""
         for setup, batch_size in (("quickstart", 128), ("XL/2", 128)) if self.gpu else (("quickstart", 128),):
             settings = {"setup": setup, "batch_size": batch_size, "rounds": 3 if self.quick else 20}
-            yield from in_process(breakdown, **settings, device=self.device)["rows"]
+            run = breakdown if self.quick else partial(in_process, breakdown)
+            self.save(run(**settings, device=self.device)["rows"])
 
     def compare(
         self, what, setup, variants, batch_size, rounds, apart=False, memory=False, reference="plain loop"
-    ) -> Iterator[dict]:
+    ) -> None:
         """All variants in one process, or each in its own (`apart`); `memory`: the peak of each, in its own."""
         if self.quick:
-            batch_size, rounds, memory = min(batch_size, 8), 1, False
-            variants = {name: options for name, options in variants.items() if not options.get("compiled")}
+            setup, batch_size, rounds, apart, memory = "quickstart", min(batch_size, 8), 1, False, False
+            variants = {name: {**options, "compiled": False} for name, options in variants.items()}
+        run = measure if self.quick else partial(in_process, measure)
         batch_size = batch_size if setup == "quickstart" else min(batch_size, self.batch)
         settings = {"setup": setup, "batch_size": batch_size, "device": self.device}
         if setup != "quickstart" and any(options.get("images") for options in variants.values()):
             settings["weights"] = self.weights()
         settings["compile_cache"] = tempfile.mkdtemp(dir=self.folder)
+        what += " (--quick: the quickstart's model)" if self.quick else ""
+        title = what if any("batches" in options for options in variants.values()) else f"{what}, batch {batch_size}"
         rows = []
         for group in [{name: options} for name, options in variants.items()] if apart else [variants]:
             try:
-                measured = in_process(measure, **settings, variants=group, rounds=rounds)
+                measured = run(**settings, variants=group, rounds=rounds)
             except RuntimeError as error:  # a backend that is not there, or too little memory
                 rows += [{"variant": name, "failed": str(error)} for name in group]
-                continue
-            rows += rows_of(measured, batch_size, group, reference)
-            if apart:
-                rows[-1]["peak_memory_gib"] = measured["peak_memory_gib"]
+            else:
+                rows += rows_of(measured, batch_size, group, reference)
+                if apart:
+                    rows[-1]["peak_memory_gib"] = measured["peak_memory_gib"]
+            self.save([{"measurement": title, **row} for row in with_ratios(rows, reference)])
         for row in rows if memory and not apart else ():
             if "failed" not in row:
                 alone = {row["variant"]: variants[row["variant"]]}
                 row["peak_memory_gib"] = in_process(measure, **settings, variants=alone, rounds=0)["peak_memory_gib"]
-        title = what if any("batches" in options for options in variants.values()) else f"{what}, batch {batch_size}"
-        yield from ({"measurement": title, **row} for row in with_ratios(rows, reference))
+        if memory:
+            self.save([{"measurement": title, **row} for row in with_ratios(rows, reference)])
 
     def weights(self) -> dict:
         from setups import random_weights
@@ -156,6 +169,7 @@ class Benchmark:
 
 def with_ratios(rows: list[dict], reference: str) -> list[dict]:
     """Names the ratio after what it is of, and adds those of processes apart, from their medians."""
+    rows = [dict(row) for row in rows]
     times = {row["variant"]: row.get("step_seconds") for row in rows}
     for row in rows:
         ratio = row.pop("ratio_to_plain", None)
@@ -163,7 +177,7 @@ def with_ratios(rows: list[dict], reference: str) -> list[dict]:
             ratio = times[reference] / times[row["variant"]]
         if ratio is None:
             continue
-        if reference == "plain loop":
+        if reference.startswith("plain loop"):
             row["ratio_to_plain"] = ratio
         else:
             row["overhead"] = f"{100 * (1 / ratio - 1):+.1f} %"
@@ -175,7 +189,9 @@ NOTES = (
     "do not count.",
     "Memory: on a GPU what torch's allocator held at most, on a CPU the resident memory of the process.",
 )
-NAMES = (*LOOPS["cpu"], "xl2_separate", "attention", "plain_model", "online", "batch_size", "channels", "optimizer")
+OTHERS = ("attention", "plain_model", "online", "batch_size", "channels", "optimizer")
+FOR_GPU_SH = ("xl2_default", "xl2_default_64", "b2_default", "xl2_plain")  # part of what the others measure
+NAMES = dict.fromkeys([*LOOPS["cpu"], *LOOPS["cuda"], *OTHERS])
 
 
 def main() -> None:
@@ -184,27 +200,29 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="NAME")
     given = parser.parse_args()
     device = device_of(given)
-    names = given.only or (["quickstart", "optimizer"] if given.quick else NAMES)
-    failed = []
+    everything = [name for name in NAMES if name not in FOR_GPU_SH]
+    names = given.only or (["quickstart", "optimizer"] if given.quick else everything)
+    failed, saved = [], []
+
+    def save(rows: list[dict]) -> None:
+        """At once: what is measured stays, though a lent GPU may be taken back before the end."""
+        report(
+            "train_step", device=device, rows=rows, arguments=given, keep_others=bool(given.only or saved),
+            settings={"image_size": 256, "latents": "4x32x32", "channels_of_a_representation": 8}, notes=NOTES,
+        )  # fmt: skip
+        saved.append(rows)
+
     with tempfile.TemporaryDirectory() as folder:
-        benchmark = Benchmark(given, device, folder)
-        for number, name in enumerate(names):
+        benchmark = Benchmark(given, device, folder, save)
+        for name in names:
             start = time.perf_counter()
             try:
-                if name in LOOPS[device]:
-                    rows = list(benchmark.loops(name))
-                else:  # or a loop that is for another device
-                    rows = list(getattr(benchmark, name, list)())
+                if name in OTHERS:
+                    getattr(benchmark, name)()
+                elif name in LOOPS[device] or given.quick:
+                    benchmark.loops(name)
             except RuntimeError as error:
                 failed.append(f"{name}: {error}")
-                continue
-            if not rows:  # nothing of it on this device
-                continue
-            # After each: what is measured stays, though a lent GPU may be taken back before the end.
-            report(
-                "train_step", device=device, rows=rows, arguments=given, keep_others=bool(given.only or number),
-                settings={"image_size": 256, "latents": "4x32x32", "channels_of_a_representation": 8}, notes=NOTES,
-            )  # fmt: skip
             print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     if failed:
         sys.exit("\n".join(failed))

@@ -1,0 +1,18 @@
+"""What really ran: the kernels of a call, by torch's profiler."""
+
+from collections.abc import Callable
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+def kernel_names(call: Callable[[], object], device: str, *, num_kernels: int = 4) -> str:
+    """The most expensive kernels (on a CPU: operations) of a call, joined by commas; names are cut after 60 letters."""
+    on_gpu = device == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA][: 1 + on_gpu], acc_events=True) as trace:
+        call()
+        torch.zeros(1, device=device).cpu()  # waits for the device
+    on_cpu = torch.autograd.DeviceType.CPU
+    rows = [row for row in trace.key_averages() if (row.device_type != on_cpu) == on_gpu]
+    rows.sort(key=lambda row: -(row.self_device_time_total if on_gpu else row.self_cpu_time_total))
+    return ", ".join(row.key[:60] for row in rows[:num_kernels])
