@@ -38,11 +38,10 @@ if [ -n "${WHEELS:-}" ]; then
         timeout 60 "$python" -m pip install --quiet --no-index --no-deps --find-links "$WHEELS" "$wheel"
     done >"$out/wheels.log" 2>&1
 fi
-# Estimates on an H200, compilation included:                                       seconds
-part attention 70 attention                                                          # 40
-part train_xl2 190 train_step --only xl2_default xl2_default_64                      # 160
-part sampling_xl2 110 sampling --only xl2_default                                    # 90
-part train_b2 60 train_step --only b2_default                                        # 45
-part sampling_b2 45 sampling --only b2_default                                       # 35
-part quality 75 quality --brief                                                      # 60
-part train_xl2_plain 60 train_step --only xl2_plain # needs diffusers                # 45
+# Limits in seconds; what it takes on an H200, compilation included, is estimated.
+part attention 70 attention                                    # 40
+part train_xl2 190 train_step --only xl2_default xl2_default_64 # 160
+part sampling_xl2 110 sampling --only xl2_default              # 90
+part train_b2 60 train_step --only b2_default                  # 45
+part sampling_b2 45 sampling --only b2_default                 # 35
+part quality 75 quality --brief                                # 60

@@ -174,7 +174,7 @@ def model_with(codec, parameters: dict, device: str, attention: str):
 def training_rows(given: argparse.Namespace, device: str, codec, data) -> tuple[list[dict], dict]:
     """-> rows, and the plain loop's average."""
     batch_size, num_steps = (128, 300) if device == "cuda" else (32, 200)
-    num_steps = 8 if given.quick else 100 if given.brief else num_steps
+    num_steps = 5 if given.quick else 100 if given.brief else num_steps
     train = partial(trained, codec, data, device, batch_size)
     rows, reference, average = [], None, None
     for name, options in training_ways(device, num_steps).items():

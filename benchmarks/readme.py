@@ -27,6 +27,10 @@ def section(benchmark: str, results: Path) -> str:
     """The tables of one benchmark on every device, or the command that makes them."""
     if (single := results / f"{benchmark}.json").exists():  # made before a benchmark had a file for each device
         return of_runs(json.loads(single.read_text()))
+    if benchmark == "gpu":  # the parts of gpu.sh
+        paths = [path for path in sorted((results / "gpu").glob("*.json")) if not path.name.endswith(".status.json")]
+        parts = [f"### {path.stem}\n\n{of_result(json.loads(path.read_text()))}" for path in paths]
+        return "\n\n".join(parts) or "Not measured yet. `bash benchmarks/gpu.sh benchmarks/results/gpu` does it."
     parts = []
     for device, name in DEVICES.items():
         path = results / f"{benchmark}.{device}.json"

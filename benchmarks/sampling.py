@@ -80,7 +80,7 @@ def measure(
         first[name] = time.perf_counter() - start
     timings = side_by_side(calls, rounds=rounds, warmup=0, device=device)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    measured = matmul_rate(device, dtype)
+    measured = matmul_rate(device, dtype, seconds=min(0.5, 0.1 * rounds))
     nominal = nominal_rate(torch.cuda.get_device_name(), dtype) if device == "cuda" else None
     flops, rows = forward_flops(model), []
     for name, timing in timings.items():

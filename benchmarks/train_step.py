@@ -6,8 +6,8 @@
 
 Measurements, for --only (the others' rows are kept where machine and commit are the same): quickstart,
 quickstart_bfloat16 (a CPU only), quickstart_separate, b2, b2_separate, xl2, xl2_separate and attention (a GPU only),
-plain_model, online, batch_size, channels, optimizer; for gpu.sh xl2_default, xl2_default_64, b2_default (what a GPU
-does by default, and the plain loop on the same cached batch) and xl2_plain. Batches are noise on the device; the plain
+plain_model, online, batch_size, channels, optimizer; for gpu.sh xl2_default, xl2_default_64 and b2_default (what
+a GPU does by default, and the plain loop on the same cached batch). Batches are noise on the device; the plain
 loop encodes images in every step, the library begins at what a cache holds, where nothing else is said. Networks have
 their real size and random weights.
 """
@@ -56,7 +56,6 @@ LOOPS = {
         "xl2_default": ("XL/2", "merged", 256, ON_A_CACHE, 4),
         "xl2_default_64": ("XL/2", "merged", 64, ON_A_CACHE, 8),
         "b2_default": ("B/2", "merged", 256, ON_A_CACHE, 8),
-        "xl2_plain": ("XL/2", "merged", 256, PLAIN, 2),
     },
 }
 
@@ -190,7 +189,7 @@ NOTES = (
     "Memory: on a GPU what torch's allocator held at most, on a CPU the resident memory of the process.",
 )
 OTHERS = ("attention", "plain_model", "online", "batch_size", "channels", "optimizer")
-FOR_GPU_SH = ("xl2_default", "xl2_default_64", "b2_default", "xl2_plain")  # part of what the others measure
+FOR_GPU_SH = ("xl2_default", "xl2_default_64", "b2_default")  # part of what the others measure
 NAMES = dict.fromkeys([*LOOPS["cpu"], *LOOPS["cuda"], *OTHERS])
 
 

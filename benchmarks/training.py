@@ -52,7 +52,8 @@ def measure(
     if rounds:
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         gpu = torch.cuda.get_device_name() if device == "cuda" else ""
-        result |= {"matmul_rate": matmul_rate(device, dtype), "nominal_rate": nominal_rate(gpu, torch.bfloat16)}
+        rate = matmul_rate(device, dtype, seconds=min(0.5, 0.1 * rounds))
+        result |= {"matmul_rate": rate, "nominal_rate": nominal_rate(gpu, torch.bfloat16)}
     return result
 
 

@@ -47,6 +47,18 @@ def test_a_result_becomes_a_table_and_a_missing_one_its_command(tmp_path):
     assert generated(text, tmp_path) == text
 
 
+def test_the_parts_of_gpu_sh_have_tables_too(tmp_path):
+    from readme import generated
+
+    marked = "<!-- results of gpu -->\n<!-- end of gpu -->\n"
+    assert "`bash benchmarks/gpu.sh benchmarks/results/gpu`" in generated(marked, tmp_path)
+    (tmp_path / "gpu").mkdir()
+    (tmp_path / "gpu" / "train_xl2.json").write_text(json.dumps(RESULT))
+    (tmp_path / "gpu" / "train_xl2.status.json").write_text('{"part": "train_xl2", "exit_status": 0}')
+    text = generated(marked, tmp_path)
+    assert text.count("### ") == 1 and "### train_xl2" in text and "| plain loop | 0.125 |" in text
+
+
 @pytest.mark.parametrize("changed", [0.25, 0.126])
 def test_another_number_makes_another_text(tmp_path, changed):
     from readme import generated
