@@ -16,7 +16,7 @@ from redi.models.cost import without_memory
 from redi.runtime.device import Precision
 from redi.training.step import TrainingStep
 
-ADAMW = partial(torch.optim.AdamW, fused=True)  # others read the gradient's norm, and nothing has a value here
+ADAMW = partial(torch.optim.AdamW, fused=True)  # others read the gradient's norm, but nothing has a value here
 
 
 class MemoryCount(TorchDispatchMode):
@@ -60,13 +60,13 @@ def training_memory(
 ) -> int:
     """Peak bytes of a training step on cached data: weights, EMA, optimizer, gradients, what the backward pass needs.
 
-    Steps are taken on tensors that have a shape and no memory, so it runs anywhere in seconds. Attention is taken to
-    keep no scores, as all backends but 'math' do. To this come the CUDA context (about half a GiB), workspaces and what
-    the allocator cannot fill: leave a tenth.
+    The steps run on tensors that have a shape and no memory, anywhere, in seconds. Attention is assumed to keep no
+    scores, as all backends but 'math' do. The CUDA context (about half a GiB), workspaces and what the allocator cannot
+    fill come on top: leave a tenth.
 
     Args:
-        model: also one on the meta device.
-        optimizer: a fused one, for others read the gradient's norm.
+        model: may be on the meta device.
+        optimizer: a fused one; others read the gradient's norm.
         compiled: with the split of forward and backward that torch.compile makes, which computes again what is cheap.
             Its fused kernels are counted operation by operation, so this is a bound from above.
     """
@@ -74,20 +74,20 @@ def training_memory(
 
     objective = copy.copy(objective)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        # As on the CPU, for there is no backward pass on a GPU that is not there; the same tensors are kept on both.
+        # On the CPU, since there is no backward pass on a GPU that is absent; the same tensors are kept on both.
         fake = without_memory(model, "cpu").train()
-        average, optim = EMA(model=fake), optimizer(fake.parameters())
         step = TrainingStep(
-            codec=Joined(), model=fake, objective=objective, optimizer=optim, ema=average, precision=precision
-        )
+            codec=Joined(), model=fake, objective=objective, optimizer=optimizer(fake.parameters()),
+            ema=EMA(model=fake), precision=precision,
+        )  # fmt: skip
         x = torch.empty(batch_size, fake.channels.total, *fake.grid)
         batch = {"image": x, "labels": torch.zeros(batch_size, dtype=torch.int64)}
         if compiled:
             objective.losses = partitioned(objective.losses, fake)
             step(batch, 0)  # traces, with memory of its own
-            optim = step.optimizer = optimizer(fake.parameters())
+            step.optimizer = optimizer(fake.parameters())
         with MemoryCount() as memory:
-            memory.add(*fake.parameters(), *fake.buffers(), *average.parameters.values(), *batch.values())
+            memory.add(*fake.parameters(), *fake.buffers(), *step.ema.parameters.values(), *batch.values())
             for number in range(2):  # the optimizer's state is there from the second on
                 step(batch, number)
     return memory.peak
@@ -108,31 +108,18 @@ def partitioned(losses: Callable[..., dict[str, Tensor]], model: nn.Module) -> C
     from torch._functorch.partitioners import min_cut_rematerialization_partition
     from torch._inductor.decomposition import select_decomp_table
 
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    names: list[str] = []
-    keywords: list[str] = []
-
-    def flat(given: list[Tensor], *arguments: Tensor) -> list[Tensor]:
-        substituted = dict(zip(tensors, given, strict=True))
-
+    def with_tensors(tensors: dict[str, Tensor], **arguments: Tensor) -> dict[str, Tensor]:
         def network(*inputs, **settings):
-            return torch.func.functional_call(model, substituted, inputs, settings)
+            return torch.func.functional_call(model, tensors, inputs, settings)
 
-        found = losses(network, **dict(zip(keywords, arguments, strict=True)))
-        names[:] = found
-        return list(found.values())
+        return losses(network, **arguments)
 
     graphs = aot_function(
-        flat,
+        with_tensors,
         fw_compiler=boxed_nop,
         bw_compiler=boxed_nop,
         partition_fn=partial(min_cut_rematerialization_partition, compiler="inductor"),
         decompositions=select_decomp_table(),
     )
-
-    def call(_model: nn.Module, **arguments: Tensor) -> dict[str, Tensor]:
-        keywords[:] = arguments
-        values = graphs(list(tensors.values()), *arguments.values())
-        return dict(zip(names, values, strict=True))
-
-    return call
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return lambda _, **arguments: graphs(tensors, **arguments)
