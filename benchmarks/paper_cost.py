@@ -1,9 +1,9 @@
 """Writes the table of GPU-hours in docs/performance.md: the paper's trainings at two utilisations and as measured.
 
-python benchmarks/paper_cost.py            # after benchmarks/train_step.py --device cuda
+python benchmarks/paper_cost.py            # after benchmarks/train_step.py --device cuda, or gpu.sh
 
-Measured is the fastest variant of results/train_step.cuda.json for the model and tokens; without that file the column
-says so. Nothing is timed here.
+Measured is the fastest variant for the model and tokens in results/train_step.cuda.json and in results/gpu; without
+these the column says so. Nothing is timed here.
 """
 
 import argparse
@@ -59,11 +59,12 @@ def forward_gmac(size: str, tokens: str) -> float:
 
 def measured_rate(size: str, tokens: str, results: Path = HERE / "results") -> float | None:
     """Images per second of a training step on a GPU, where that was measured."""
-    path = results / "train_step.cuda.json"
-    found = json.loads(path.read_text())["rows"] if path.exists() else []
+    names = ("train_step.cuda.json", "gpu/train_xl2.json", "gpu/train_b2.json")
+    paths = [results / name for name in names if (results / name).exists()]
+    rows = [row for path in paths for row in json.loads(path.read_text())["rows"]]
     title = f"{size}, {tokens} tokens, batch"
-    own = [row for row in found if row.get("measurement", "").startswith(title) and row.get("images_per_second")]
-    return max((row["images_per_second"] for row in own), default=None)
+    rates = [row.get("images_per_second", 0) for row in rows if row.get("measurement", "").startswith(title)]
+    return max(rates, default=0) or None
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def test_a_checkpointed_block_keeps_its_input_and_no_more():
 
 def test_bfloat16_keeps_less_than_float32_and_a_compiled_block_less_than_an_eager_one():
     def per_block(**settings) -> int:
-        return predicted(64, depth=3, **settings) - predicted(64, depth=2, **settings)
+        return predicted(64, depth=2, **settings) - predicted(64, depth=1, **settings)
 
     eager = per_block(precision=BFLOAT16)
     assert 0.5 * per_block() < eager < 0.8 * per_block()
@@ -88,7 +88,7 @@ MEASURE = """
 import sys; sys.path.insert(0, "benchmarks")
 from machine import peak_memory_gib
 from memory import measure
-for batch_size in (4, 16):
+for batch_size in (2, 8):
     measure(size="B/2", tokens="merged", way="eager", depth=1, batch_size=batch_size)
     print(peak_memory_gib())
 """
@@ -99,10 +99,10 @@ def test_real_steps_take_what_was_predicted_for_each_further_image():
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run([sys.executable, "-c", MEASURE], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    at4, at16 = (float(line) * 2**30 for line in done.stdout.split())
+    at2, at8 = (float(line) * 2**30 for line in done.stdout.split())
 
     with torch.device("meta"):
         model = DiffusionTransformer(channels=CHANNELS, grid=(32, 32), num_classes=1000, size="B/2", depth=1)
     objective = JointObjective(channels=CHANNELS, num_classes=1000)
-    small, large = (training_memory(model, objective, batch_size=n, precision=FLOAT32) for n in (4, 16))
-    assert at16 - at4 == pytest.approx(large - small, rel=0.05)
+    small, large = (training_memory(model, objective, batch_size=n, precision=FLOAT32) for n in (2, 8))
+    assert at8 - at2 == pytest.approx(large - small, rel=0.05)
