@@ -17,14 +17,13 @@ def run_panels(entries: list[dict]) -> list[Panel]:
     series = {name: _series(entries, name) for name in _names(entries)}
     if not any(len(curve.x) > 1 for curve in series.values()):
         return []
-    losses = {name: curve for name, curve in series.items() if name not in RATES and not name.startswith(PREFIX)}
-    monitored = {name: curve for name, curve in series.items() if name.startswith(PREFIX)}
-    rates = {name: series[name] for name in series if name in RATES}
+    monitored = [name for name in series if name.startswith(PREFIX)]
+    losses = [curve for name, curve in series.items() if name not in (*monitored, *RATES)]
     return [
-        Panel("losses, mean squared error", "step", list(losses.values()), y_scale="zero"),
-        *(Panel(_title(name), "step", [curve], marks=True) for name, curve in monitored.items()),
-        *(Panel(RATES[name], "step", [curve], y_scale="zero" if name == "images_per_second" else "auto")
-          for name, curve in rates.items()),
+        Panel("losses, mean squared error", "step", losses, y_scale="zero"),
+        *(Panel(_title(name), "step", [series[name]], marks=True) for name in monitored),
+        *(Panel(title, "step", [series[name]], y_scale="zero" if name == "images_per_second" else "auto")
+          for name, title in RATES.items() if name in series),
     ]  # fmt: skip
 
 
@@ -45,10 +44,10 @@ def convergence_panel(*, baseline: Sequence[Curve], method: Sequence[Curve], met
         curves += [Series(label, run.steps.tolist(), run.values.tolist()) for run in runs]
     target = float(np.exp(np.mean([np.log(run.last[1]) for run in baseline])))
     curves.append(Series("the baseline's final distance", [], [target], level=True))
-    title = f"convergence factor {result['factor']:.2f} ({result['low']:.2f} to {result['high']:.2f})"
-    if result["not_reached"]:
-        title = f"convergence factor at most {result['factor']:.2f}"
-    return Panel(title, "training step", curves, y_label=words(metric.removeprefix(PREFIX)), y_scale="log")
+    factor = f"{result['factor']:.2f} ({result['low']:.2f} to {result['high']:.2f})"
+    factor = f"at most {result['factor']:.2f}" if result["not_reached"] else factor
+    title = f"{words(metric.removeprefix(PREFIX))}: convergence factor {factor}"
+    return Panel(title, "training step", curves, y_scale="log")
 
 
 def _title(name: str) -> str:

@@ -1,7 +1,7 @@
 """Line plots by matplotlib: as SVG that takes the page's colours, light and dark, or as a PNG file."""
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
@@ -42,6 +42,7 @@ class Panel:
     """A plot.
 
     Attributes:
+        curves: those without a finite value are left out.
         names: of x = 0, 1, 2, ..., where they are places and not numbers.
         swept: x are a few numbers, each with a tick; logarithmic where they span more than a factor of six.
         y_scale: "auto" is logarithmic where values are positive and span more than a factor of thirty, "zero" linear
@@ -51,7 +52,6 @@ class Panel:
     title: str
     x_label: str
     curves: Sequence[Series]
-    y_label: str = ""
     names: Sequence[str] = ()
     swept: bool = False
     y_scale: str = "auto"
@@ -68,19 +68,11 @@ class Panel:
         self.legend = [(name, i % 8, DASHES[1 if level else i // 8 % 4]) for i, (name, level) in enumerate(levels)]
 
 
-def figures(panels: Iterable[Panel]) -> list[dict]:
-    """What the page's template needs of each panel with a curve; "svg" is markup whose texts are escaped."""
-    shown = []
-    for panel in panels:
-        if panel.curves:
-            picture = io.BytesIO()
-            _write(picture, [panel], (440 / 72, 260 / 72), font=12, format="svg", transparent=True)
-            scales = {"horizontal axis logarithmic": panel.log_x, "vertical axis logarithmic": panel.log_y}
-            logarithmic = ", ".join(name for name, is_log in scales.items() if is_log)
-            title = panel.title + (f" ({logarithmic})" if logarithmic else "")
-            svg = _inline(picture.getvalue(), _printable(f"{panel.title}: line plot"))
-            shown.append({"title": title, "legend": panel.legend, "svg": svg})
-    return shown
+def svg(panel: Panel) -> str:
+    """The plot as a part of the page: markup whose texts are escaped."""
+    picture = io.BytesIO()
+    _write(picture, [panel], (440 / 72, 260 / 72), font=12, format="svg", transparent=True)
+    return _inline(picture.getvalue(), _printable(f"{panel.title}: line plot"))
 
 
 def save(path: Path, panels: Sequence[Panel]) -> None:
@@ -116,7 +108,7 @@ def _draw(axes, panel: Panel) -> None:
             axes.axhline(curve.y[0], **look)
         else:
             axes.errorbar(curve.x, curve.y, yerr=curve.error, marker="o" if panel.marks else None, **look)
-    axes.set(xlabel=_printable(panel.x_label), ylabel=_printable(panel.y_label))
+    axes.set_xlabel(_printable(panel.x_label))
     axes.grid(axis="y")
     axes.spines[["top", "right", "left"]].set_visible(False)
     if panel.names:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 
 from redi.pages import wording
+from redi.pages.plots import svg
 
 
 def render(template: str, **content: object) -> str:
@@ -12,7 +13,7 @@ def render(template: str, **content: object) -> str:
 
     loader = PackageLoader("redi.pages")
     pages = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    functions = (wording.measured, wording.number, wording.words, wording.phrase, wording.listed)
+    functions = (svg, wording.measured, wording.number, wording.words, wording.phrase, wording.listed)
     pages.filters |= {function.__name__: function for function in (*functions, wording.gin_number, wording.gin_words)}
     style, script = (loader.get_source(pages, name)[0] for name in ("page.css", "sorting.js"))
     hashes = [

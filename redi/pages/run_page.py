@@ -1,14 +1,15 @@
 """The page of a run: what came out, how it was measured, and how it came about."""
 
 import json
+import logging
 from pathlib import Path
 
 from redi.pages.curves import run_panels
 from redi.pages.files import Folder, Picture
-from redi.pages.metrics import beside, metrics_of_samples, record_rows
-from redi.pages.plots import figures
 from redi.pages.render import render
 from redi.runtime.log import read_log
+
+log = logging.getLogger(__name__)
 
 PICTURES = {
     "Samples": ("samples.png", "generated images above their features, and real held-out images"),
@@ -32,20 +33,47 @@ def run_page(run_dir: Path, trained_dir: Path, title: str) -> str:
     if trained_dir != run_dir:
         lead += f" Its model was trained in {trained_dir.name}."
         listings |= {f"{name} of the training run": trained.text(name) for name in LISTINGS}
-    metrics = metrics_of_samples(run)
+    metrics = _metrics(run)
     pictures = {heading: run.picture(name, alt) for heading, (name, alt) in PICTURES.items()}
     sections = {
-        "metrics": [(metric, beside(metric), record_rows(metric)) for metric in metrics],
+        "metrics": metrics,
         "pictures": {heading: picture for heading, picture in pictures.items() if picture},
-        "panels": figures(run_panels(read_log(trained_dir))),
+        "panels": run_panels(read_log(trained_dir)),
         "previews": _previews(trained),
         "audit": _audit(trained),
         "listings": {summary: text for summary, text in listings.items() if text is not None},
     }
     if not any(sections.values()):
         run.notes.append("This folder holds nothing to show yet.")
-    full_record = json.dumps(metrics, indent=2)
-    return render("run.html", title=title, lead=lead, notes=run.notes, full_record=full_record, **sections)
+    record = json.dumps(metrics, indent=2)
+    return render("run.html", title=title, lead=lead, notes=run.notes, record=record, **sections)
+
+
+def _metrics(folder: Folder) -> list[dict]:
+    """metrics.json, unless it cannot be read, is of an older version, or the samples were drawn again since."""
+    metrics = folder.json("metrics.json", list) or []
+    again = f"redi.evaluate --run_dir={folder.path}"
+    if not all(isinstance(metric, dict) and "metric" in metric for metric in metrics):
+        folder.notes.append("metrics.json cannot be read: it is not a list of metrics.")
+    elif not all(isinstance(metric.get("samples"), dict) for metric in metrics):
+        folder.notes.append(
+            "metrics.json was written by an older version of redi, whose records say less, and is left out: draw the "
+            f"samples again and run {again}"
+        )
+    elif not metrics or not (folder.path / "samples").exists():
+        return metrics
+    else:
+        from redi.evaluation.samples.stored import load_samples  # imports torch
+
+        try:
+            digest = load_samples(folder.path).sha256
+            if all(metric["samples"].get("samples_sha256") == digest for metric in metrics):
+                return metrics
+            folder.notes.append(f"metrics.json is of earlier samples and left out: run {again}")
+            log.warning(folder.notes[-1])
+        except (ValueError, OSError) as error:
+            folder.notes.append(f"metrics.json is left out because the samples cannot be read: {error}")
+    return []
 
 
 def _previews(folder: Folder) -> list[Picture]:

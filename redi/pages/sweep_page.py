@@ -3,12 +3,11 @@
 from pathlib import Path
 
 from redi.pages.curves import model_panels
-from redi.pages.plots import figures
 from redi.pages.render import render
 from redi.pages.sweep_plots import sweep_panels
 from redi.pages.sweep_results import SweepResults
 from redi.pages.sweep_samples import sample_strip
-from redi.pages.wording import gin_number, number, words
+from redi.pages.wording import gin_number, is_number, number, words
 from redi.runtime.log import read_log
 
 
@@ -36,11 +35,12 @@ def sweep_page(sweep_dir: Path, title: str) -> str:
         results=results,
         numeric=[axis for axis in results.axes
                  if all(gin_number(group.bindings.get(axis)) is not None for group in results.groups)],
-        stages=list(dict.fromkeys(stage for point in results.points for stage in point.seconds)),
-        panels=figures(sweep_panels(results, results.metrics) if len(results.groups) > 1 else []),
+        stages=list(dict.fromkeys(stage for point in results.points for stage, seconds in point.seconds.items()
+                                  if is_number(seconds))),
+        panels=sweep_panels(results, results.metrics) if len(results.groups) > 1 else [],
         num_samples={metric: " or ".join(counts) for metric, counts in num_samples.items() if counts},
         strip=sample_strip(results),
-        curves=figures(model_panels(logs)),
+        curves=model_panels(logs),
         convergence=folder.picture("convergence.png", "steps until a baseline's final distance"),
         failures=failures,
         configuration=folder.text("config.gin"),

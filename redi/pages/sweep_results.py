@@ -25,7 +25,7 @@ class Point:
     status: str = "not run yet"
     error: str = ""
     metrics: dict[str, dict] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float | None] = field(default_factory=dict)  # stage -> how long it took
 
     def value(self, metric: str) -> float | None:
         """None where it was not measured or is not a finite number."""
@@ -86,11 +86,8 @@ class SweepResults:
     def _read(self, point: Point) -> None:
         folder = self.folder.path / "points" / point.name
         if (result := read_result(folder)) is not None:
-            point.status = "done"
-            entries = [entry for entry in result["metrics"] if isinstance(entry, dict) and "metric" in entry]
-            point.metrics = {str(entry["metric"]): entry for entry in entries}
-            if isinstance(seconds := result.get("seconds"), dict):
-                point.seconds = {stage: value for stage, value in seconds.items() if is_number(value)}
+            point.status, point.seconds = "done", result.get("seconds", {})
+            point.metrics = {str(entry["metric"]): entry for entry in result["metrics"]}
         elif (folder / "result.json").exists():
             note = f"points/{point.name}/result.json cannot be read; it was cut short or altered."
             self.folder.notes.append(note)
@@ -109,8 +106,8 @@ class SweepResults:
     @cached_property
     def group_axes(self) -> list[str]:
         """The keys in which the points of every group agree: those of seeds are left out."""
-        return [axis for axis in self.axes
-                if all(len({point.bindings.get(axis) for point in group.points}) == 1 for group in self.groups)]  # fmt: skip
+        settings = {axis: [{p.bindings.get(axis) for p in group.points} for group in self.groups] for axis in self.axes}
+        return [axis for axis in self.axes if all(len(values) == 1 for values in settings[axis])]
 
     @cached_property
     def metrics(self) -> dict[str, str]:
@@ -152,7 +149,9 @@ def read_result(folder: Path) -> dict | None:
     path = folder / "result.json"
     try:
         result = unsealed(json.loads(path.read_text()), path)
-        if result["status"] == "done" and result["name"] == folder.name and isinstance(result["metrics"], list):
+        whole = all(isinstance(entry, dict) and "metric" in entry for entry in result["metrics"])
+        whole = whole and isinstance(result.get("seconds", {}), dict)
+        if whole and result["status"] == "done" and result["name"] == folder.name:
             return result
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -28,7 +28,8 @@ return [...document.body.querySelectorAll('*')].filter(e => e.getClientRects().l
 """
 LINES = """
 const page = getComputedStyle(document.body).backgroundColor;
-return [...document.querySelectorAll('svg .series path, svg.key path')].map(e => [getComputedStyle(e).stroke, page, 'line']);
+return [...document.querySelectorAll('svg .series path, svg.key path')]
+  .map(e => [getComputedStyle(e).stroke, page, 'line']);
 """
 
 

@@ -8,13 +8,13 @@ from PIL import Image
 
 from redi.evaluation.convergence import Curve
 from redi.pages.curves import convergence_panel, model_panels, run_panels
-from redi.pages.plots import Panel, Series, figures, save
+from redi.pages.plots import Panel, Series, save, svg
 
 EVIL = "$\\frac{x$ </text><script>alert(1)</script> style=\"fill: red\" \x01\ud800 _"
 
 
-def drawn(*panels) -> list[ElementTree.Element]:
-    return [ElementTree.fromstring(figure["svg"]) for figure in figures(panels)]
+def drawn(panel: Panel) -> ElementTree.Element:
+    return ElementTree.fromstring(svg(panel))
 
 
 def curves(root) -> list[str]:
@@ -27,7 +27,7 @@ def texts(root) -> list[str]:
 
 def test_a_plot_has_no_style_of_its_own_and_takes_the_page_s_colours():
     lines = [Series(str(i), [0, 1], [i, i + 1]) for i in range(9)]
-    [root] = drawn(Panel("title", "step", lines))
+    root = drawn(Panel("title", "step", lines))
     assert not any(part.get("style") or part.tag == "style" for part in root.iter())
     assert root.attrib == {"viewBox": "0 0 440 260", "role": "img", "aria-label": "title: line plot"}
     groups = [part.find("path") for part in root.iter("g") if part.get("class") == "series"]
@@ -47,13 +47,13 @@ def test_many_curves_are_told_apart_by_colour_and_dash():
 
 
 def test_a_value_that_is_not_a_number_leaves_a_gap():
-    [root] = drawn(Panel("", "step", [Series("loss", [0, 1, 2, 3, 4], [1.0, 2.0, float("nan"), 2.0, 1.0])]))
+    root = drawn(Panel("", "step", [Series("loss", [0, 1, 2, 3, 4], [1.0, 2.0, float("nan"), 2.0, 1.0])]))
     [path] = curves(root)
     assert path.count("M") == 2 and path.count("L") == 2
 
 
-def test_a_panel_without_a_number_is_left_out():
-    assert figures([Panel("", "step", [Series("loss", [0, 1], [float("nan"), float("inf")])]), Panel("", "", [])]) == []
+def test_a_curve_without_a_number_is_left_out():
+    assert Panel("", "step", [Series("loss", [0, 1], [float("nan"), float("inf")])]).curves == []
 
 
 @pytest.mark.parametrize(
@@ -62,23 +62,24 @@ def test_a_panel_without_a_number_is_left_out():
      ([2, 3], "log", True)],
 )  # fmt: skip
 def test_the_vertical_axis_is_logarithmic_where_values_span_much(values, y_scale, log):
-    [figure] = figures([Panel("title", "step", [Series("", [0, 1], values)], y_scale=y_scale)])
-    assert figure["title"] == "title" + (" (vertical axis logarithmic)" if log else "")
+    panel = Panel("title", "step", [Series("", [0, 1], values)], y_scale=y_scale)
+    svg(panel)
+    assert panel.log_y == log
 
 
 def test_swept_numbers_have_a_tick_each():
-    [root] = drawn(Panel("", "rank", [Series("", [1, 4, 256], [1, 2, 3])], swept=True, marks=True))
+    root = drawn(Panel("", "rank", [Series("", [1, 4, 256], [1, 2, 3])], swept=True, marks=True))
     assert texts(root)[:4] == ["1", "4", "256", "rank"]
 
 
 def test_places_have_names_and_long_ones_are_cut():
-    [root] = drawn(Panel("", "fusion", [Series("", [0, 1], [1, 2])], names=["Merged", "x" * 99]))
+    root = drawn(Panel("", "fusion", [Series("", [0, 1], [1, 2])], names=["Merged", "x" * 99]))
     assert texts(root)[:2] == ["Merged", "x" * 24 + "…"]
 
 
 def test_hostile_texts_stay_text(tmp_path):
-    panel = Panel(EVIL, EVIL, [Series(EVIL, [0, 1], [1, 2]), Series("_b", [0, 1], [1, 2])], y_label=EVIL, names=[EVIL])
-    [root] = drawn(panel)
+    panel = Panel(EVIL, EVIL, [Series(EVIL, [0, 1], [1, 2]), Series("_b", [0, 1], [1, 2])], names=[EVIL])
+    root = drawn(panel)
     shown = EVIL.replace("\x01", " ").replace("\ud800", " ")
     assert shown in texts(root) and "script" not in {part.tag for part in root.iter()}
     save(tmp_path / "plot.png", [panel])
@@ -103,12 +104,12 @@ def test_nothing_to_plot_leaves_no_picture(tmp_path):
 
 
 def test_losses_share_a_panel_and_what_else_was_logged_has_panels_of_its_own():
-    entries = [{"step": i, "loss": 1.0, "gradient_norm": 2.0, "image": 0.5, "images_per_second": 9, "monitor/fd_of_5": 3}
-               for i in (1, 2)]  # fmt: skip
+    entry = {"loss": 1.0, "gradient_norm": 2.0, "image": 0.5, "images_per_second": 9, "monitor/fd_of_5": 3}
+    entries = [{"step": step} | entry for step in (1, 2)]
     panels = run_panels(entries)
     assert [panel.title for panel in panels] == [
-        "losses, mean squared error", "fd of 5, of few samples during training", "gradient norm",
-        "training speed, images per second"]  # fmt: skip
+        "losses, mean squared error", "fd of 5, of few samples during training",
+        "training speed, images per second", "gradient norm"]  # fmt: skip
     assert [curve.label for curve in panels[0].curves] == ["loss", "image"]
 
 
@@ -129,7 +130,7 @@ def test_the_plot_of_convergence_shows_every_run_and_the_target():
     panel = convergence_panel(baseline=runs[:1], method=runs[1:], metric="monitor/fd_of_5", result=result)
     assert [curve.label for curve in panel.curves] == ["baseline", "method (2 seeds)", "method (2 seeds)",
                                                        "the baseline's final distance"]  # fmt: skip
-    assert panel.curves[-1].y == [pytest.approx(4.0)] and panel.y_label == "fd of 5" and panel.log_y
-    assert panel.title == "convergence factor 2.00 (1.50 to 2.50)"
+    assert panel.curves[-1].y == [pytest.approx(4.0)] and panel.log_y
+    assert panel.title == "fd of 5: convergence factor 2.00 (1.50 to 2.50)"
     never = convergence_panel(baseline=runs[:1], method=runs[1:], metric="fd", result=result | {"not_reached": 1})
-    assert never.title == "convergence factor at most 2.00"
+    assert never.title == "fd: convergence factor at most 2.00"

@@ -134,7 +134,7 @@ def test_hostile_names_and_values_stay_text(sweep_dir):
     (sweep_dir / "points" / "rank=2,seed=0").rename(point)
     metric = {"metric": EVIL, "value": EVIL, "spread": EVIL, "better": EVIL}
     good = {"metric": EVIL + "2", "value": 1.0, "better": "lower"}
-    result = {"name": name, "status": "done", "metrics": [metric, good, 3], "seconds": {EVIL: 1}}
+    result = {"name": name, "status": "done", "metrics": [metric, good], "seconds": {EVIL: 1, "train": EVIL}}
     (point / "result.json").write_text(json.dumps(result))
     (sweep_dir / "points" / "rank=1,seed=1" / "error.txt").write_text(EVIL)
     description = json.loads((sweep_dir / "sweep.json").read_text())
