@@ -6,7 +6,7 @@ import numpy as np
 
 from redi.evaluation.convergence import PREFIX, Curve
 from redi.pages.plots import Panel, Series
-from redi.pages.wording import is_number, words
+from redi.pages.wording import words
 
 RATES = {"images_per_second": "training speed, images per second", "gradient_norm": "gradient norm",
          "learning_rate": "learning rate"}  # fmt: skip
@@ -61,6 +61,5 @@ def _names(entries: list[dict]) -> list[str]:
 
 
 def _series(entries: list[dict], name: str, label: str | None = None) -> Series:
-    """Where it was logged; a value that is not a finite number leaves a gap."""
     points = {entry["step"]: entry[name] for entry in entries if name in entry}
-    return Series(label or name, list(points), [y if is_number(y) else float("nan") for y in points.values()])
+    return Series(label or name, list(points), list(points.values()))

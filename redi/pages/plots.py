@@ -1,6 +1,7 @@
 """Line plots by matplotlib: as SVG that takes the page's colours, light and dark, or as a PNG file."""
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ STYLE = {
     "text.parse_math": False,  # a `$` in a name is a dollar
     "lines.scale_dashes": False,
     "path.simplify_threshold": 0.5,  # pixels; long logs have more points than the picture
+    "figure.constrained_layout.h_pad": 0.1,  # inches
     "svg.fonttype": "none",
     "svg.hashsalt": "redi",
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), TEXT),
@@ -27,6 +29,7 @@ STYLE = {
 class Series:
     """A curve: points in the order in which they are joined, and half the length of each one's error bar.
 
+    What is not a finite number leaves a gap, and so does 1e100 or more, where matplotlib's arithmetic overflows.
     A level is a dashed line at its one y. Curves of one label share its colour.
     """
 
@@ -35,6 +38,11 @@ class Series:
     y: Sequence[float]
     error: Sequence[float] | None = None
     level: bool = False
+
+    def __post_init__(self):
+        self.x, self.y = (
+            [float(v) if is_number(v) and abs(v) < 1e100 else math.nan for v in values] for values in (self.x, self.y)
+        )
 
 
 @dataclass
@@ -60,7 +68,7 @@ class Panel:
 
     def __post_init__(self):
         self.curves = [curve for curve in self.curves if any(map(is_number, curve.y))]
-        self.x = sorted({x for curve in self.curves for x in curve.x})
+        self.x = sorted({x for curve in self.curves for x in curve.x if is_number(x)})
         self.y = sorted(y for curve in self.curves for y in curve.y if is_number(y))
         self.log_x = self.swept and _span(self.x) > 6
         self.log_y = self.y_scale == "log" or (self.y_scale == "auto" and _span(self.y) > 30)
@@ -125,7 +133,7 @@ def _draw(axes, panel: Panel) -> None:
         axes.locator_params(axis="x", integer=True)
     _scale(axes, "y", panel.y, panel.log_y)
     if panel.y_scale == "zero":
-        axes.set_ylim(bottom=min(0.0, panel.y[0]))
+        axes.set_ylim(bottom=min([0.0, *panel.y]))
     axes.minorticks_off()
 
 

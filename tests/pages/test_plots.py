@@ -52,6 +52,12 @@ def test_a_value_that_is_not_a_number_leaves_a_gap():
     assert path.count("M") == 2 and path.count("L") == 2
 
 
+@pytest.mark.parametrize("values", [[1, 1e99, 10**400], [-1e308, 0, 1e308], [0, 0, 0], ["1", None, 5e-324]])
+def test_values_at_the_edge_of_arithmetic_are_drawn_or_left_out(values):
+    panel = Panel("", "step", [Series("", [10**30, 10**400, 3], values, [0.1, 0.1, 0.1])], swept=True)
+    assert curves(drawn(panel))
+
+
 def test_a_curve_without_a_number_is_left_out():
     assert Panel("", "step", [Series("loss", [0, 1], [float("nan"), float("inf")])]).curves == []
 
