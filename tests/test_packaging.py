@@ -113,3 +113,8 @@ def test_the_wheel_brings_every_gin_file(installed, tmp_path):
 
 def test_the_wheel_runs_from_a_foreign_folder(installed, tmp_path):
     assert run(installed, "-m", "redi.components", cwd=tmp_path).strip()
+
+
+def test_the_wheel_brings_the_templates_of_pages(installed, tmp_path):
+    run(installed, "-c", "from redi.pages.report import report; report('.')", cwd=tmp_path)
+    assert "holds nothing to show yet" in (tmp_path / "report.html").read_text()

@@ -139,30 +139,3 @@ def describe(result: dict) -> str:
             f"  {pair['baseline']}: {pair['target']:.4g} at step {pair['baseline_steps']}; {pair['method']}: {reached}"
         )
     return "\n".join(lines)
-
-
-def plot(*, baseline: Sequence[Curve], method: Sequence[Curve], metric: str, result: dict):
-    """A matplotlib figure: every run, the baseline's mean final distance, and the factor."""
-    from matplotlib.figure import Figure  # without pyplot: no global state, no display
-    from matplotlib.ticker import NullFormatter, StrMethodFormatter
-
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for label, curves, colour in (("baseline", baseline, "#777777"), ("method", method, "#c44e52")):
-        for number, curve in enumerate(curves):
-            name = f"{label} ({len(curves)} seeds)" if len(curves) > 1 else label
-            axes.plot(curve.steps, curve.values, color=colour, linewidth=1.3, label=name if number == 0 else None)
-    target = float(np.exp(np.mean([math.log(curve.last[1]) for curve in baseline])))
-    axes.axhline(target, color="#777777", linestyle=":", linewidth=1.2, label="the baseline's final distance")
-    title = f"convergence factor {result['factor']:.2f} ({result['low']:.2f} to {result['high']:.2f})"
-    if result["not_reached"]:
-        title = f"convergence factor at most {result['factor']:.2f}"
-    axes.set(xlabel="training step", ylabel=metric.removeprefix(PREFIX).replace("_", " "), yscale="log", title=title)
-    low, high = axes.get_ylim()
-    ticks = [t * 10.0**e for e in range(-6, 7) for t in (1, 1.5, 2, 3, 4, 5, 7) if low <= t * 10.0**e <= high]
-    axes.set_yticks(ticks)
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    return figure

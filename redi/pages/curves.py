@@ -1,56 +1,65 @@
-"""Panels of what was logged during training, of one run or of several side by side."""
+"""Panels of what was logged during training: of one run, of several side by side, and how fast two kinds converge."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from redi.pages.markup import Html, element, is_number, words
-from redi.pages.plots import Series, line_plot
+import numpy as np
 
-MONITOR = "monitor/"
+from redi.evaluation.convergence import PREFIX, Curve
+from redi.pages.plots import Panel, Series
+from redi.pages.wording import words
+
 RATES = {"images_per_second": "training speed, images per second", "gradient_norm": "gradient norm",
          "learning_rate": "learning rate"}  # fmt: skip
 
 
-def run_panels(entries: list[dict]) -> Html:
+def run_panels(entries: list[dict]) -> list[Panel]:
     """Losses together, then monitored metrics, speed and rates each by itself; nothing for a log without a curve."""
-    if not any(len(_series(entries, name).x) > 1 for name in _names(entries)):
-        return Html()
-    losses = [name for name in _names(entries) if name not in RATES and not name.startswith(MONITOR)]
-    panels = [_panel({name: _series(entries, name) for name in losses}, "losses, mean squared error", from_zero=True)]
-    for name in sorted(_names(entries), key=lambda name: name in RATES):  # stable: what is monitored comes first
-        if name not in losses:
-            zero = name == "images_per_second"
-            panels.append(
-                _panel({name: _series(entries, name)}, _title(name), from_zero=zero, marks=not RATES.get(name))
-            )
-    return element("div", *panels, class_="panels")
+    series = {name: _series(entries, name) for name in _names(entries)}
+    if not any(len(curve.x) > 1 for curve in series.values()):
+        return []
+    monitored = [name for name in series if name.startswith(PREFIX)]
+    losses = [curve for name, curve in series.items() if name not in (*monitored, *RATES)]
+    return [
+        Panel("losses, mean squared error", "step", losses, y_scale="zero"),
+        *(Panel(_title(name), "step", [series[name]], marks=True) for name in monitored),
+        *(Panel(title, "step", [series[name]], y_scale="zero" if name == "images_per_second" else "auto")
+          for name, title in RATES.items() if name in series),
+    ]  # fmt: skip
 
 
-def model_panels(logs: Mapping[str, list[dict]]) -> Html:
+def model_panels(logs: Mapping[str, list[dict]]) -> list[Panel]:
     """The loss and every monitored metric, each with all models in one panel."""
-    names = list(dict.fromkeys(name for entries in logs.values() for name in _names(entries)))
-    shown = [name for name in names if name == "loss" or name.startswith(MONITOR)]
-    panels = []
-    for name in shown:
-        lines = {model: _series(entries, name) for model, entries in logs.items()}
-        panels.append(_panel(lines, "training loss" if name == "loss" else _title(name)))
-    return element("div", *panels, class_="panels") if any(panels) else Html()
+    names = dict.fromkeys(name for entries in logs.values() for name in _names(entries))
+    return [
+        Panel(_title(name), "step", [_series(entries, name, model) for model, entries in logs.items()])
+        for name in names if name == "loss" or name.startswith(PREFIX)
+    ]  # fmt: skip
+
+
+def convergence_panel(*, baseline: Sequence[Curve], method: Sequence[Curve], metric: str, result: dict) -> Panel:
+    """Every run, the baseline's mean final distance, and the factor (see `convergence_factor`)."""
+    curves = []
+    for side, runs in (("baseline", baseline), ("method", method)):
+        label = f"{side} ({len(runs)} seeds)" if len(runs) > 1 else side
+        curves += [Series(label, run.steps.tolist(), run.values.tolist()) for run in runs]
+    target = float(np.exp(np.mean([np.log(run.last[1]) for run in baseline])))
+    curves.append(Series("the baseline's final distance", [], [target], level=True))
+    factor = f"{result['factor']:.2f} ({result['low']:.2f} to {result['high']:.2f})"
+    factor = f"at most {result['factor']:.2f}" if result["not_reached"] else factor
+    title = f"{words(metric.removeprefix(PREFIX))}: convergence factor {factor}"
+    return Panel(title, "training step", curves, y_scale="log")
 
 
 def _title(name: str) -> str:
-    if name.startswith(MONITOR):
-        return f"{words(name.removeprefix(MONITOR))}, of few samples during training"
-    return RATES.get(name, name)
-
-
-def _panel(series: Mapping[str, Series], title: str, **options) -> Html:
-    return line_plot(series, title=title, x_label="step", **options)
+    if name.startswith(PREFIX):
+        return f"{words(name.removeprefix(PREFIX))}, of few samples during training"
+    return "training loss" if name == "loss" else name
 
 
 def _names(entries: list[dict]) -> list[str]:
     return list(dict.fromkeys(name for entry in entries for name in entry if name != "step"))
 
 
-def _series(entries: list[dict], name: str) -> Series:
-    """Where it was logged; a value that is no finite number leaves a gap."""
-    points = [(entry["step"], entry[name]) for entry in entries if name in entry]
-    return Series([step for step, _ in points], [value if is_number(value) else float("nan") for _, value in points])
+def _series(entries: list[dict], name: str, label: str | None = None) -> Series:
+    points = {entry["step"]: entry[name] for entry in entries if name in entry}
+    return Series(label or name, list(points), list(points.values()))

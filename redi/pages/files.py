@@ -4,12 +4,27 @@ import base64
 import io
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from redi.pages.markup import Html, details, element, is_number
 from redi.runtime.checksums import unsealed
-from redi.runtime.log import read_log
+
+
+class Picture(NamedTuple):
+    """A PNG inside the page, at its own size in pixels."""
+
+    alt: str
+    width: int
+    height: int
+    base64: str
+
+    @classmethod
+    def of(cls, png: bytes, alt: str) -> "Picture":
+        """Raises what PIL raises for bytes that are damaged or not a PNG."""
+        with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
+            picture.load()
+        return cls(alt, *picture.size, base64.b64encode(png).decode())
 
 
 class Folder:
@@ -23,57 +38,28 @@ class Folder:
         """The contents of a JSON file, or None where it is missing, cut short or of another kind."""
         try:
             content = json.loads((self.path / name).read_text(encoding="utf-8"))
-            if isinstance(content, list):
-                content = [unsealed(one, name) if isinstance(one, dict) else one for one in content]
-            elif isinstance(content, dict):
-                content = unsealed(content, name)
+            if not isinstance(content, kind):
+                raise ValueError(f"it is not a {kind.__name__}")
+            if kind is list:
+                return [unsealed(entry, name) if isinstance(entry, dict) else entry for entry in content]
+            return unsealed(content, name)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, RecursionError) as error:  # also BrokenArtefact, and those of JSON and Unicode
             self.notes.append(f"{name} cannot be read; it was cut short or altered ({error}).")
             return None
-        if not isinstance(content, kind):
-            self.notes.append(f"{name} cannot be read: it holds no {kind.__name__}.")
-            return None
-        return content
 
     def text(self, name: str) -> str | None:
         """The contents of a text file, or None."""
         path = self.path / name
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
-    def listing(self, name: str, summary: str) -> Html:
-        """A text file, folded."""
-        content = self.text(name)
-        return Html() if content is None else details(summary, element("pre", content, tabindex="0"))
-
-    def picture(self, name: str, alt: str) -> Html:
-        """A PNG file, inlined at its own size; a damaged one is left out with a note."""
-        path = self.path / name
-        if not path.is_file():
-            return Html()
-        content = path.read_bytes()
+    def picture(self, name: str, alt: str) -> Picture | None:
+        """A PNG file, or None; a damaged one is left out with a note."""
         try:
-            with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
-                picture.load()
+            return Picture.of((self.path / name).read_bytes(), alt)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
             self.notes.append(f"{name} cannot be shown: {error}.")
-            return Html()
-        return inline_picture(content, alt, *picture.size)
-
-    def log(self) -> list[dict]:
-        """The entries of log.jsonl, without those that are none."""
-        return [entry for entry in read_log(self.path) if isinstance(entry, dict) and is_number(entry.get("step"))]
-
-
-def inline_picture(png: bytes, alt: str, width: int, height: int, class_: str | None = None) -> Html:
-    """An <img> that needs no file."""
-    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    return element("img", alt=alt, width=width, height=height, class_=class_, src=source)
-
-
-def encoded(picture: Image.Image) -> bytes:
-    """As PNG."""
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
+            return None

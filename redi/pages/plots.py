@@ -1,175 +1,180 @@
-"""Line plots as inline SVG: they take the page's colours, in light and dark, and need no library."""
+"""Line plots by matplotlib: as SVG that takes the page's colours, light and dark, or as a PNG file."""
 
+import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from xml.etree import ElementTree
 
-from redi.pages.markup import Html, element, is_number, join, number
+from redi.pages.wording import is_number
 
-WIDTH, HEIGHT = 440, 260
-LEFT, RIGHT, TOP, BOTTOM = 56, 12, 10, 40
-DASHES = (None, "6 3", "2 3", "8 3 2 3")
-MOST_POINTS = 500  # of a curve: more than there are pixels
+COLOURS = ("#0072b2", "#c44e00", "#00805c", "#a8437f", "#6b4fa0", "#806000", "#4d4d4d", "#b22222")
+TEXT, GRID = "#57606a", "#d0d7de"
+VARIABLES = {colour: f"var(--s{i})" for i, colour in enumerate(COLOURS)} | {TEXT: "var(--soft)", GRID: "var(--line)"}
+DASHES = (None, (6, 3), (2, 3), (8, 3, 2, 3))
+STYLE = {
+    "text.parse_math": False,  # a `$` in a name is a dollar
+    "lines.scale_dashes": False,
+    "path.simplify_threshold": 0.5,  # pixels; long logs have more points than the picture
+    "figure.constrained_layout.h_pad": 0.1,  # inches
+    "svg.fonttype": "none",
+    "svg.hashsalt": "redi",
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), TEXT),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), GRID),
+}
 
 
 @dataclass
 class Series:
     """A curve: points in the order in which they are joined, and half the length of each one's error bar.
 
-    A level is drawn dashed and without dots.
+    What is not a finite number leaves a gap, and so does 1e100 or more, where matplotlib's arithmetic overflows.
+    A level is a dashed line at its one y. Curves of one label share its colour.
     """
 
-    x: list[float]
-    y: list[float]
-    error: list[float] = field(default_factory=list)
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    error: Sequence[float] | None = None
     level: bool = False
 
+    def __post_init__(self):
+        self.x, self.y = (
+            [float(v) if is_number(v) and abs(v) < 1e100 else math.nan for v in values] for values in (self.x, self.y)
+        )
 
-def line_plot(
-    series: Mapping[str, Series],
-    *,
-    title: str,
-    x_label: str,
-    ticks: Mapping[float, str] | None = None,
-    log_x: bool = False,
-    from_zero: bool = False,
-    marks: bool = False,
-) -> Html:
-    """A figure with its legend; nothing where there is no point. What is not finite leaves a gap.
 
-    Args:
-        ticks: {x: name} where x are places and not numbers.
-        log_x: the horizontal axis is logarithmic where values are positive and span more than a factor of ten.
-        from_zero: the vertical axis begins at zero.
-        marks: dots, each with its value as a tooltip.
+@dataclass
+class Panel:
+    """A plot.
+
+    Attributes:
+        curves: those without a finite value are left out.
+        names: of x = 0, 1, 2, ..., where they are places and not numbers.
+        swept: x are a few numbers, each with a tick; logarithmic where they span more than a factor of six.
+        y_scale: "auto" is logarithmic where values are positive and span more than a factor of thirty, "zero" linear
+            from zero, "log" logarithmic.
     """
-    series = {name: _thinned(line) for name, line in series.items() if any(map(is_number, line.y))}
-    if not series:
-        return Html()
-    places = [x for line in series.values() for x in line.x]
-    x_axis = _Axis(places, LEFT, WIDTH - RIGHT, spread=10.0 if log_x else None, ticks=ticks)
-    heights = [y + sign * bar for line in series.values() for y, bar in _bars(line) for sign in (-1, 1) if is_number(y)]
-    y_axis = _Axis([*heights, *([0.0] if from_zero else [])], HEIGHT - BOTTOM, TOP, spread=None if from_zero else 30.0)
-    parts = [*_frame(x_axis, y_axis, x_label)]
-    for index, (name, line) in enumerate(series.items()):
-        parts += _curve(name, line, index, x_axis, y_axis, marks)
-    scales = [f"{place} axis logarithmic" for place, axis in (("horizontal", x_axis), ("vertical", y_axis)) if axis.log]
-    picture = element("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=f"{title}: line plot")
-    caption = element("figcaption", title, f" ({', '.join(scales)})" if scales else "")
-    return element("figure", caption, picture, _legend(series) if len(series) > 1 else "")
+
+    title: str
+    x_label: str
+    curves: Sequence[Series]
+    names: Sequence[str] = ()
+    swept: bool = False
+    y_scale: str = "auto"
+    marks: bool = False
+    legend: list[tuple[str, int, tuple | None]] = field(init=False)  # label, number of the colour, dashes
+
+    def __post_init__(self):
+        self.curves = [curve for curve in self.curves if any(map(is_number, curve.y))]
+        self.x = sorted({x for curve in self.curves for x in curve.x if is_number(x)})
+        self.y = sorted(y for curve in self.curves for y in curve.y if is_number(y))
+        self.log_x = self.swept and _span(self.x) > 6
+        self.log_y = self.y_scale == "log" or (self.y_scale == "auto" and _span(self.y) > 30)
+        levels = {curve.label: curve.level for curve in self.curves}.items()
+        self.legend = [(name, i % 8, DASHES[1 if level else i // 8 % 4]) for i, (name, level) in enumerate(levels)]
 
 
-class _Axis:
-    """Values to places between `start` and `end`; logarithmic where positive values span more than `spread`."""
+def svg(panel: Panel) -> str:
+    """The plot as a part of the page: markup whose texts are escaped."""
+    picture = io.BytesIO()
+    _write(picture, [panel], (440 / 72, 260 / 72), font=12, format="svg", transparent=True)
+    return _inline(picture.getvalue(), _printable(f"{panel.title}: line plot"))
 
-    def __init__(self, values: Sequence[float], start: float, end: float, spread: float | None, ticks=None):
-        values = [float(value) for value in values if is_number(value)]
-        low, high = min(values), max(values)
-        self.start, self.end = start, end
-        self.log = bool(spread and not ticks and low > 0 and high / low > spread)
-        if ticks:
-            self.ticks, low, high = dict(ticks), low - 0.5, high + 0.5
-        elif self.log:
-            self.ticks = _powers(low, high)
+
+def save(path: Path, panels: Sequence[Panel]) -> None:
+    """Write the panels that have a curve to one PNG file, with titles and the first one's legend."""
+    if panels := [panel for panel in panels if panel.curves]:
+        _write(path, panels, (5.0, 3.9), font=10, captions=True, dpi=150)
+
+
+def _write(target, panels: Sequence[Panel], size: tuple[float, float], font: int, captions=False, **options) -> None:
+    import matplotlib
+    from matplotlib.figure import Figure  # without pyplot: no global state, no display
+
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    with matplotlib.rc_context(STYLE | {"font.size": font}):
+        figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+        for index, panel in enumerate(panels):
+            axes = figure.add_subplot(rows, columns, index + 1)
+            _draw(axes, panel)
+            axes.set_title(_printable(panel.title) if captions else "", fontsize=font)
+        if captions and len(panels[0].legend) > 1:  # clear of the curves
+            handles, labels = figure.axes[0].get_legend_handles_labels()
+            legend = dict(zip(labels, handles, strict=True))
+            figure.legend(legend.values(), legend, loc="outside lower center", ncols=columns, frameon=False)
+        figure.savefig(target, **options)
+
+
+def _draw(axes, panel: Panel) -> None:
+    looks = {name: {"color": COLOURS[i], "linestyle": (0, dash) if dash else "-"} for name, i, dash in panel.legend}
+    for curve in panel.curves:
+        look = looks[curve.label] | {"label": _printable(curve.label), "gid": "series", "linewidth": 1.6}
+        if curve.level:
+            axes.axhline(curve.y[0], **look)
         else:
-            self.ticks = {place: f"{place:g}" if abs(place) < 10_000 else _short(place) for place in _nice(low, high)}
-            low, high = min(low, *self.ticks), max(high, *self.ticks)
-        self.low, self.high = self._of(low), self._of(high)
-
-    def _of(self, value: float) -> float:
-        return math.log10(value) if self.log else value
-
-    def __call__(self, value: float) -> float:
-        """The place of a value, kept inside; what is at or below zero on a logarithmic axis is at its beginning."""
-        share = 0.0 if self.log and value <= 0 else (self._of(value) - self.low) / ((self.high - self.low) or 1.0)
-        return round(self.start + min(1.0, max(0.0, share)) * (self.end - self.start), 1)
-
-
-def _nice(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers from the last at or below `low` to the first at or above `high`."""
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
-        low, high = low - (abs(low) or 1.0) * 0.1, high + (abs(high) or 1.0) * 0.1
-    rough = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
+            axes.errorbar(curve.x, curve.y, yerr=curve.error, marker="o" if panel.marks else None, **look)
+    axes.set_xlabel(_printable(panel.x_label))
+    axes.grid(axis="y")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    if panel.names:
+        names = [_printable(name[:24] + "…" * (len(name) > 24)) for name in panel.names]
+        slope = 30 if sum(map(len, names)) > 45 else 0
+        axes.set_xticks(range(len(names)), names, rotation=slope, ha="right" if slope else "center")
+        axes.margins(x=0.1)
+    elif panel.swept:
+        _scale(axes, "x", panel.x, panel.log_x)
+        if len(panel.x) <= 8:
+            axes.set_xticks(panel.x)
+    else:
+        _scale(axes, "x", panel.x, log=False)
+        axes.locator_params(axis="x", integer=True)
+    _scale(axes, "y", panel.y, panel.log_y)
+    if panel.y_scale == "zero":
+        axes.set_ylim(bottom=min([0.0, *panel.y]))
+    axes.minorticks_off()
 
 
-def _powers(low: float, high: float) -> dict[float, str]:
-    """1, 2, 5, 10, ... within the range, or powers of ten alone where it is wide."""
-    factors = (1, 2, 5) if math.log10(high / low) < 3.5 else (1,)
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    places = [factor * 10.0**power for power in powers for factor in factors]
-    return {place: _short(place) for place in places if low * 0.999 <= place <= high * 1.001}
+def _scale(axes, name: str, values: Sequence[float], log: bool) -> None:
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    axis, span = getattr(axes, f"{name}axis"), _span(values)
+    if log:
+        axes.set(**{f"{name}scale": "log"})
+        axis.set_major_locator(MaxNLocator(6) if span < 10 else LogLocator(subs=(1, 2, 5) if span < 300 else (1,)))
+    axis.set_major_formatter("{x:,.10g}")
 
 
-def _short(value: float) -> str:
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:g}{letter}"
-    return f"{value:g}"
+def _span(ascending: Sequence[float]) -> float:
+    return ascending[-1] / ascending[0] if ascending and ascending[0] > 0 else 0.0
 
 
-def _frame(x_axis: _Axis, y_axis: _Axis, x_label: str) -> list[Html]:
-    bottom = HEIGHT - BOTTOM
-    parts = []
-    for value, name in y_axis.ticks.items():
-        y = y_axis(value)
-        parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="axis"))
-        parts.append(element("text", name, x=LEFT - 6, y=y + 4, text_anchor="end"))
-    every = -(-len(x_axis.ticks) // 8)
-    for value, name in list(x_axis.ticks.items())[::every]:
-        x = x_axis(value)
-        parts.append(element("line", x1=x, x2=x, y1=bottom, y2=bottom + 4, class_="axis"))
-        shown = name if len(name) <= 14 else name[:13] + "…"
-        parts.append(element("text", shown, x=x, y=bottom + 17, text_anchor="end" if x > WIDTH - 30 else "middle"))
-    return [*parts, element("text", x_label, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 6, text_anchor="middle")]
+def _printable(text: str) -> str:
+    """Fonts and XML have no control characters, nor halves of surrogate pairs."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
-def _curve(name: str, line: Series, index: int, x_axis: _Axis, y_axis: _Axis, marks: bool) -> list[Html]:
-    colour, dash = index % 8, _dash(index, line)
-    parts, path, pen_up = [], "", True
-    for (y, bar), x in zip(_bars(line), line.x, strict=True):
-        if not (is_number(x) and is_number(y)):
-            pen_up = True
-            continue
-        left, height = x_axis(x), y_axis(y)
-        path += f"{'M' if pen_up else 'L'}{left} {height}"
-        pen_up = False
-        if bar:
-            ends = {"y1": y_axis(y - bar), "y2": y_axis(y + bar)}
-            parts.append(element("line", x1=left, x2=left, **ends, class_=f"series c{colour}"))
-        if marks and not line.level:
-            spread = f" ± {number(bar)}" if bar else ""
-            label = element("title", f"{name}: {number(y)}{spread} at {x_axis.ticks.get(x, number(x))}")
-            parts.append(element("circle", label, cx=left, cy=height, r=4, class_=f"f{colour}"))
-    label = element("title", f"{name}: {number(line.y[0])}") if line.level else ""
-    return [element("path", label, d=path, stroke_dasharray=dash, class_=f"series c{colour}"), *parts]
+def _inline(picture: bytes, label: str) -> str:
+    """matplotlib's SVG as a part of the page: without style attributes, which the page's policy refuses.
 
-
-def _dash(index: int, line: Series) -> str | None:
-    return "6 3" if line.level else DASHES[index // 8 % len(DASHES)]
-
-
-def _legend(series: Mapping[str, Series]) -> Html:
-    entries = []
-    for index, (name, curve) in enumerate(series.items()):
-        line = element("line", x1=0, x2=26, y1=5, y2=5, stroke_dasharray=_dash(index, curve),
-                       class_=f"series c{index % 8}")  # fmt: skip
-        entries.append(element("li", element("svg", line, class_="key", aria_hidden="true"), name))
-    return element("ul", join(entries), class_="legend")
-
-
-def _bars(line: Series) -> list[tuple[float, float]]:
-    errors = [error if is_number(error) else 0.0 for error in line.error] or [0.0] * len(line.y)
-    return list(zip(line.y, errors, strict=True))
-
-
-def _thinned(line: Series) -> Series:
-    """Every k-th point and the last."""
-    every = -(-len(line.x) // MOST_POINTS)
-    if every < 2:
-        return line
-    kept = sorted({*range(0, len(line.x), every), len(line.x) - 1})
-    return Series(*([values[i] for i in kept] if values else [] for values in (line.x, line.y, line.error)), line.level)
+    They become attributes of their own, colours the page's variables, and the page sets the font.
+    """
+    root = ElementTree.fromstring(picture)
+    for part in root.iter():
+        part.tag, part.tail = part.tag.rpartition("}")[2], None
+        attributes = {key.rpartition("}")[2]: " ".join(value.split()) for key, value in part.items()}
+        for entry in attributes.pop("style", "").split(";"):
+            name, _, value = entry.partition(":")
+            if value and not name.strip().startswith("font"):
+                attributes[name.strip()] = VARIABLES.get(value.strip(), value.strip())
+        if part.tag == "g":
+            attributes["class"] = attributes.pop("id", "")
+        if part.tag == "svg":
+            attributes = {"viewBox": attributes["viewBox"], "role": "img", "aria-label": label}
+        part.attrib.clear()
+        part.attrib.update(attributes)
+    for part in [part for part in root if part.tag in ("metadata", "defs")]:  # each shape has `defs` of its own
+        root.remove(part)
+    return ElementTree.tostring(root, encoding="unicode")

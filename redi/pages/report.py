@@ -1,19 +1,18 @@
 """The report: one self-contained HTML page about a run, or about a sweep."""
 
-import json
 from pathlib import Path
 
 from redi.core.registry import configurable
+from redi.pages.files import Folder
 from redi.pages.run_page import run_page
 from redi.pages.sweep_page import sweep_page
-from redi.pages.sweep_results import is_folder_name
-
-SWEEP = "sweep.json"
+from redi.pages.sweep_results import read_plan
+from redi.runtime.atomic import write_text
 
 
 @configurable(runtime=("run_dir", "trained_dir"), entry=True)
 def report(run_dir: str | Path, *, trained_dir: str | Path | None = None, title: str | None = None) -> Path:
-    """Writes `run_dir/report.html` from whatever the folder holds; needs no network to be read.
+    """Write `run_dir/report.html` from whatever the folder holds; needs no network to be read.
 
     Args:
         run_dir: the folder of a run, of a sweep, or of a point of a sweep.
@@ -26,15 +25,14 @@ def report(run_dir: str | Path, *, trained_dir: str | Path | None = None, title:
         content = sweep_page(run_dir, title)
     else:
         content = run_page(run_dir, Path(trained_dir or _model_of_point(run_dir) or run_dir), title)
-    path, temporary = run_dir / "report.html", run_dir / ".report.html.partial"
-    temporary.write_bytes(content.encode("utf-8", errors="backslashreplace"))  # names of files may be no valid text
-    temporary.replace(path)
+    path = run_dir / "report.html"
+    write_text(path, content.encode("utf-8", errors="backslashreplace").decode())  # file names may not be valid text
     return path
 
 
 def is_sweep(folder: str | Path) -> bool:
     """Whether a folder is that of a sweep."""
-    return (Path(folder) / SWEEP).is_file()
+    return (Path(folder) / "sweep.json").is_file()
 
 
 def is_point(folder: str | Path) -> bool:
@@ -44,13 +42,7 @@ def is_point(folder: str | Path) -> bool:
 
 
 def _model_of_point(folder: Path) -> Path | None:
-    if not is_point(folder):
-        return None
     folder = folder.resolve()
-    sweep_dir = folder.parents[1]
-    try:
-        points = json.loads((sweep_dir / SWEEP).read_text(encoding="utf-8"))["points"]
-        model = next(point["model"] for point in points if point["name"] == folder.name)
-    except (ValueError, KeyError, TypeError, StopIteration):  # cut short, or another sweep's
-        return None
-    return sweep_dir / "models" / model if is_folder_name(model) else None
+    points = read_plan(Folder(folder.parents[1]))[1] if is_point(folder) else []
+    model = next((point.model for point in points if point.name == folder.name), "")
+    return folder.parents[1] / "models" / model if model else None

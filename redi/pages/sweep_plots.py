@@ -1,66 +1,81 @@
-"""The plots of a sweep's page: a panel for each metric, over the swept number or over settings in words."""
+"""The plots of a sweep: a panel for each metric, over the swept number or over settings in words."""
 
-from redi.pages.markup import Html, element, words
-from redi.pages.places import Place, placed
-from redi.pages.plots import Series, line_plot
-from redi.pages.sweep_results import Group, SweepResults, gin_words, short_keys
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from redi.pages.plots import Panel, Series
+from redi.pages.sweep_results import SweepResults
+from redi.pages.wording import gin_number, gin_words, words
 
 
-def sweep_panels(results: SweepResults) -> Html:
-    """All panels, with error bars over seeds; nothing where there is one group alone."""
-    measured = [metric for metric in results.metrics if any(group.values(metric) for group in results.groups)]
-    if not measured or len(results.groups) < 2:
-        return Html()
-    groups = {g.name: {axis: g.bindings[axis] for axis in results.group_axes if axis in g.bindings}
-              for g in results.groups}  # fmt: skip
-    what, places = placed(groups)
+class Place(NamedTuple):
+    """Of a group: at x on the curve of its label, or without x as a level across the panel."""
+
+    x: float | None
+    label: str
+
+
+def sweep_panels(results: SweepResults, metrics: Iterable[str]) -> list[Panel]:
+    """A panel for each metric, with error bars over seeds."""
+    axes = results.group_axes
+    groups = {g.name: {axis: g.bindings[axis] for axis in axes if axis in g.bindings} for g in results.groups}
+    axis, places, names = placed(groups)
     panels = []
-    for metric in measured:
-        better = results.better(metric)
+    for metric in metrics:
+        better = results.metrics[metric]
         title = words(metric) + (f" ({better} is better)" if better in ("lower", "higher") else "")
-        if what:
-            lines = _over_numbers(results, metric, what, places)
-            panels.append(line_plot(lines, title=title, x_label=what, log_x=True, marks=True))
-        else:
-            lines, x_label, ticks = _over_words(results, metric)
-            panels.append(line_plot(lines, title=title, x_label=x_label, ticks=ticks, marks=True))
-    return element("div", *panels, class_="panels")
+        lines, levels = {}, []
+        for group in results.groups:
+            x, label = places[group.name]
+            mean = group.mean(metric)
+            if mean is not None and x is None:
+                levels.append(Series(label, [], [mean], level=True))
+            elif mean is not None:
+                line = lines.setdefault(label or axis.rpartition(".")[2], [])
+                line.append((x, mean, group.spread(metric) or 0.0))
+        curves = [Series(label, *zip(*sorted(line), strict=True)) for label, line in lines.items()]
+        panels.append(Panel(title, axis, curves + levels, names=names, swept=not names, marks=True))
+    return panels
 
 
-def _over_numbers(results: SweepResults, metric: str, what: str, places: dict[str, Place]) -> dict[str, Series]:
-    """A curve for every setting of the other keys; a group that has no such number is a level."""
-    numbers = [place.x for place in places.values() if place.x is not None]
-    has_levels = len(numbers) < len(places)
-    unnamed = what.rsplit(".", 1)[-1] if has_levels else words(metric)
-    lines: dict[str, list] = {}
-    levels = {}
-    for group in results.groups:
-        place = places[group.name]
-        if place.x is not None:
-            _add(lines, place.label or unnamed, place.x, group, metric)
-        elif (mean := group.mean(metric)) is not None:
-            levels[place.label] = Series([min(numbers), max(numbers)], [mean, mean], level=True)
-    return _curves(lines) | levels
+def placed(groups: Mapping[str, Mapping[str, str]]) -> tuple[str, dict[str, Place], list[str]]:
+    """-> what the x axis is, the place of every group, and the names of x = 0, 1, ... where no number is swept.
 
+    The axis is the binding with the most different numbers, if every group with a swept number has that one. Else
+    bindings of one name, as the scales of several rules, share the axis, with a curve each. Without swept numbers the
+    settings of the first binding are the places. The label of a curve says what else is particular about it; it is ''
+    where nothing is.
 
-def _over_words(results: SweepResults, metric: str) -> tuple[dict[str, Series], str, dict[int, str]]:
-    """The first key along the axis, a curve for every setting of the others -> also the axis and its ticks."""
-    axes = [axis for axis in results.group_axes if len({g.bindings.get(axis) for g in results.groups}) > 1]
-    first, names = (axes or [None])[0], short_keys(results.axes)
-    places = {g.name: gin_words(g.bindings.get(first)) if first else g.name for g in results.groups}
-    texts = list(dict.fromkeys(places.values()))
-    lines: dict[str, list] = {}
-    for group in results.groups:
-        others = [f"{names[axis]} = {gin_words(group.bindings.get(axis))}" for axis in axes[1:]]
-        _add(lines, ", ".join(others) or words(metric), texts.index(places[group.name]), group, metric)
-    return _curves(lines), first or "point", dict(enumerate(texts))
-
-
-def _add(lines: dict[str, list], name: str, x: float, group: Group, metric: str) -> None:
-    if (mean := group.mean(metric)) is not None:
-        lines.setdefault(name, []).append((x, mean, group.spread(metric) or 0.0))
-
-
-def _curves(lines: dict[str, list]) -> dict[str, Series]:
-    ordered = {name: sorted(line, key=lambda point: point[0]) for name, line in lines.items()}
-    return {name: Series(*map(list, zip(*line, strict=True))) for name, line in ordered.items()}
+    Args:
+        groups: the bindings of each, without seeds.
+    """
+    keys = dict.fromkeys(key for bindings in groups.values() for key in bindings)
+    axes = [key for key in keys if len({bindings.get(key) for bindings in groups.values()}) > 1]
+    last = {axis: axis.rpartition(".")[2] for axis in axes}
+    numbers = {axis: {name: gin_number(bindings.get(axis)) for name, bindings in groups.items()} for axis in axes}
+    numbers = {axis: {name: x for name, x in row.items() if x is not None} for axis, row in numbers.items()}
+    swept = {axis: row for axis, row in numbers.items() if len(set(row.values())) > 1}
+    everywhere = [axis for axis, row in swept.items() if row.keys() == {name for row in swept.values() for name in row}]
+    names = []
+    if everywhere:
+        what = max(everywhere, key=lambda axis: len(set(swept[axis].values())))
+        sharing = [what]
+    elif swept:
+        what = Counter(last[axis] for axis in swept).most_common(1)[0][0]
+        sharing = [axis for axis in axes if last[axis] == what]
+    else:
+        what = axes[0] if axes else "point"
+        settings = {name: gin_words(bindings.get(what)) if axes else name for name, bindings in groups.items()}
+        names, sharing = list(dict.fromkeys(settings.values())), [what]
+        numbers = {what: {name: names.index(setting) for name, setting in settings.items()}}
+    places = {}
+    for name, bindings in groups.items():
+        present = [axis for axis in sharing if name in numbers[axis]]
+        others = [
+            f"{last[key] if list(last.values()).count(last[key]) == 1 else key} = {gin_words(bindings.get(key))}"
+            for key in axes if key not in present and (key in bindings or names)
+        ]  # fmt: skip
+        label = ", ".join(others) or ("" if len(sharing) == 1 else (present or [""])[0])
+        places[name] = Place(numbers[present[0]][name], label) if len(present) == 1 else Place(None, name)
+    return what, places, names

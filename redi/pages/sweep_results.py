@@ -1,14 +1,17 @@
-"""What a sweep has so far, read point by point."""
+"""What a sweep has so far, read point by point: for its tables, its plots and its page."""
 
-import ast
-import re
+import json
+import logging
 import statistics
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from redi.pages.files import Folder
-from redi.pages.markup import is_number
+from redi.pages.wording import is_number
+from redi.runtime.checksums import unsealed
+
+log = logging.getLogger("redi")
 
 
 @dataclass
@@ -22,12 +25,17 @@ class Point:
     status: str = "not run yet"
     error: str = ""
     metrics: dict[str, dict] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float | None] = field(default_factory=dict)  # stage -> how long it took
 
     def value(self, metric: str) -> float | None:
-        """None where it was not measured or is no finite number."""
+        """None where it was not measured or is not a finite number."""
         value = self.metrics.get(metric, {}).get("value")
         return value if is_number(value) else None
+
+    def spread(self, metric: str) -> float | None:
+        """The sample standard deviation over its sampling seeds, if known."""
+        spread = self.metrics.get(metric, {}).get("spread")
+        return spread if is_number(spread) else None
 
 
 @dataclass
@@ -41,6 +49,10 @@ class Group:
     def bindings(self) -> dict[str, str]:
         return self.points[0].bindings
 
+    @property
+    def num_done(self) -> int:
+        return sum(point.status == "done" for point in self.points)
+
     def values(self, metric: str) -> list[float]:
         """Of the points that have it."""
         return [value for point in self.points if (value := point.value(metric)) is not None]
@@ -53,8 +65,7 @@ class Group:
         """The sample standard deviation over trained seeds; with one of them that over its sampling seeds, if known."""
         if len(values := self.values(metric)) > 1:
             return statistics.stdev(values)
-        found = [point.metrics[metric].get("spread") for point in self.points if point.value(metric) is not None]
-        return found[0] if found and is_number(found[0]) else None
+        return next((point.spread(metric) for point in self.points if point.value(metric) is not None), None)
 
 
 class SweepResults:
@@ -66,36 +77,22 @@ class SweepResults:
         points: all of them.
     """
 
-    def __init__(self, path: Path):
-        self.folder = Folder(path)
-        description = self.folder.json("sweep.json") or {}
-        entries = description.get("points")
-        self.points = [_point(entry) for entry in entries if _is_point(entry)] if isinstance(entries, list) else []
-        if not self.points:
-            self.folder.notes.append("sweep.json names no points.")
-        axes = description.get("axes")
-        keys = [str(axis) for axis in axes] if isinstance(axes, list) else []
-        self.axes = keys or list(dict.fromkeys(key for point in self.points for key in point.bindings))
+    def __init__(self, path: str | Path):
+        self.folder = Folder(Path(path))
+        self.axes, self.points = read_plan(self.folder)
         for point in self.points:
             self._read(point)
 
     def _read(self, point: Point) -> None:
-        place = f"points/{point.name}"
-        seen = len(self.folder.notes)
-        result = self.folder.json(f"{place}/result.json")
-        if len(self.folder.notes) > seen:
-            point.status = "damaged"
-            point.error = f"{self.folder.notes[-1]} Delete it and run the sweep again."
-        elif result is not None:
-            point.status = str(result.get("status", "done"))
-            found = result.get("metrics")
-            for metric in found if isinstance(found, list) else []:
-                if isinstance(metric, dict) and "metric" in metric:
-                    point.metrics[str(metric["metric"])] = metric
-            seconds = result.get("seconds")
-            point.seconds = {str(k): v for k, v in seconds.items() if is_number(v)} if isinstance(seconds, dict) else {}
-            point.error = str(result.get("error") or "")
-        elif (error := self.folder.text(f"{place}/error.txt")) is not None:
+        folder = self.folder.path / "points" / point.name
+        if (result := read_result(folder)) is not None:
+            point.status, point.seconds = "done", result.get("seconds", {})
+            point.metrics = {str(entry["metric"]): entry for entry in result["metrics"]}
+        elif (folder / "result.json").exists():
+            note = f"points/{point.name}/result.json cannot be read; it was cut short or altered."
+            self.folder.notes.append(note)
+            point.status, point.error = "damaged", f"{note} Run the sweep again to repeat the point."
+        elif (error := self.folder.text(f"points/{point.name}/error.txt")) is not None:
             point.status, point.error = "failed", error.strip() or "no explanation"
 
     @cached_property
@@ -107,73 +104,63 @@ class SweepResults:
         return list(groups.values())
 
     @cached_property
-    def has_seeds(self) -> bool:
-        """Whether any group has several points."""
-        return any(len(group.points) > 1 for group in self.groups)
-
-    @cached_property
-    def seed_axes(self) -> list[str]:
-        """The keys in which the points of one group differ."""
-        return [
-            axis for axis in self.axes
-            if any(len({point.bindings.get(axis) for point in group.points}) > 1 for group in self.groups)
-        ]  # fmt: skip
-
-    @cached_property
     def group_axes(self) -> list[str]:
-        return [axis for axis in self.axes if axis not in self.seed_axes]
+        """The keys in which the points of every group agree: those of seeds are left out."""
+        settings = {axis: [{p.bindings.get(axis) for p in group.points} for group in self.groups] for axis in self.axes}
+        return [axis for axis in self.axes if all(len(values) == 1 for values in settings[axis])]
 
     @cached_property
-    def metrics(self) -> list[str]:
-        """Names of all that was measured."""
-        return list(dict.fromkeys(name for point in self.points for name in point.metrics))
+    def metrics(self) -> dict[str, str]:
+        """All that was measured -> 'lower', 'higher' or what else the points call better, '' where unknown."""
+        metrics: dict[str, str] = {}
+        for name, entry in (item for point in self.points for item in point.metrics.items()):
+            metrics.setdefault(name, str(entry.get("better") or ""))
+        return metrics
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """Names of the points that are not done -> why, in short."""
+        return {point.name: point.error.partition("\n\n")[0] or "not done"
+                for point in self.points if point.status != "done"}  # fmt: skip
 
     def num_samples(self, metric: str) -> list[int]:
-        """The numbers of samples that it was measured on, ascending; of one where points agree."""
-        counts = [point.metrics[metric].get("num_samples") for point in self.points if metric in point.metrics]
-        return sorted({count for count in counts if is_number(count)})
-
-    def better(self, metric: str) -> str:
-        """'lower', 'higher' or what the points say."""
-        return next((str(p.metrics[metric].get("better", "")) for p in self.points if metric in p.metrics), "")
+        """The numbers of samples that it was measured on, ascending; one number where points agree."""
+        counts = {point.metrics[metric].get("num_samples") for point in self.points if metric in point.metrics}
+        return sorted(filter(is_number, counts))
 
 
-def gin_number(value: str | None) -> float | None:
-    """The number that a gin text stands for, if it is one."""
+def read_plan(folder: Folder) -> tuple[list[str], list[Point]]:
+    """The swept keys and the points of sweep.json; a note where it names none."""
+    plan = folder.json("sweep.json") or {}
+    entries, axes = (part if isinstance(part, list) else [] for part in (plan.get("points"), plan.get("axes")))
+    points = []
+    for entry in entries:
+        if isinstance(entry, dict) and _is_folder_name(name := entry.get("name")):
+            model, bindings = entry.get("model"), entry.get("bindings")
+            bindings = {key: str(value) for key, value in bindings.items()} if isinstance(bindings, dict) else {}
+            points.append(Point(name, str(entry.get("group", name)), model if _is_folder_name(model) else "", bindings))
+    if not points:
+        folder.notes.append("sweep.json names no points.")
+    return list(map(str, axes)) or list(dict.fromkeys(key for point in points for key in point.bindings)), points
+
+
+def read_result(folder: Path) -> dict | None:
+    """The result of a point, or None where the point is not done or the file is damaged or another point's."""
+    path = folder / "result.json"
     try:
-        number = ast.literal_eval(value.strip()) if value else None
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        result = unsealed(json.loads(path.read_text()), path)
+        whole = all(isinstance(entry, dict) and "metric" in entry for entry in result["metrics"])
+        whole = whole and isinstance(result.get("seconds", {}), dict)
+        if whole and result["status"] == "done" and result["name"] == folder.name:
+            return result
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return number if is_number(number) else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # also BrokenArtefact
+        pass
+    log.warning("%s is cut short or was edited: the point is not done", path)
+    return None
 
 
-def gin_words(value: str | None) -> str:
-    """A gin text for people: @reducers.PCA() -> PCA, 'raw' -> raw."""
-    text = re.sub(r"@((?:\w+/)*)(?:\w+\.)*(\w+)(?:\(\))?", r"\1\2", (value or "").strip())
-    quoted = re.fullmatch(r"(['\"])([^'\"]*)\1", text)
-    return quoted.group(2) if quoted else text
-
-
-def short_keys(axes: list[str]) -> dict[str, str]:
-    """PCA.rank -> rank, where no other key ends so."""
-    last = {axis: axis.rpartition(".")[2] for axis in axes}
-    return {axis: name if list(last.values()).count(name) == 1 else axis for axis, name in last.items()}
-
-
-def is_folder_name(name: object) -> bool:
+def _is_folder_name(name: object) -> bool:
     """Names of points and models are those of folders in the sweep: one that leads elsewhere is not followed."""
     return isinstance(name, str) and name not in ("", ".", "..") and "/" not in name and "\0" not in name
-
-
-def _is_point(entry: object) -> bool:
-    return isinstance(entry, dict) and is_folder_name(entry.get("name"))
-
-
-def _point(entry: dict) -> Point:
-    bindings = entry.get("bindings")
-    return Point(
-        name=entry["name"],
-        group=str(entry.get("group", entry["name"])),
-        model=entry["model"] if is_folder_name(entry.get("model")) else "",
-        bindings={str(key): str(value) for key, value in bindings.items()} if isinstance(bindings, dict) else {},
-    )

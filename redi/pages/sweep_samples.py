@@ -1,75 +1,56 @@
 """The same samples of every point of a sweep side by side: equal seeds begin with equal noise."""
 
+import io
 import json
 from pathlib import Path
 
 from PIL import Image
 from safetensors import SafetensorError
 
-from redi.pages.files import encoded, inline_picture
-from redi.pages.markup import Html, element, phrase, scrolling, section
+from redi.pages.files import Picture
 from redi.pages.sweep_results import Point, SweepResults
+from redi.pages.wording import phrase
 
 NUM_SAMPLES = 10
-MOST_POINTS = 40  # shown; every picture is part of the page
+MAX_POINTS = 40  # shown; every picture is part of the page
 
 
-def samples_section(results: SweepResults) -> Html:
+def sample_strip(results: SweepResults) -> dict | None:
     """A row for every point, a column for every sample; below each image its features, where the colours are known."""
-    rows, seeds, labels, most_layers = [], set(), [], 0
+    rows = []
     shown = [point for point in results.points if (results.folder.path / "points" / point.name / "samples").is_dir()]
-    for point in shown[:MOST_POINTS]:
+    for point in shown[:MAX_POINTS]:
         try:
-            pictures, own_labels, own_seeds = _pictures(results.folder.path, point)
+            rows.append(_row(results.folder.path, point))
         except (ValueError, OSError) as error:
             results.folder.notes.append(f"The samples of {point.name} cannot be shown: {error}")
-            continue
-        if not pictures:
-            continue
-        seeds.add(own_seeds)
-        labels.append(own_labels)
-        most_layers = max(most_layers, len(pictures[0]))
-        cells = [element("td", _cell(layers, f"sample {i} of {point.name}")) for i, layers in enumerate(pictures)]
-        head = element("th", point.name, element("br"), f"seed {own_seeds}", scope="row")
-        rows.append((own_seeds, element("tr", head, *cells)))
-    if not rows:
-        return Html()
-    longest = max(labels, key=len)
-    agree = all(own == longest[: len(own)] for own in labels)
-    names = [f"{i}" + (f", label {label}" if agree else "") for i, label in enumerate(longest)]
-    together = [row for _, row in sorted(rows, key=lambda row: row[0])]  # those of equal noise one under the other
-    head = element("tr", element("td"), *[element("th", name, scope="col") for name in names])
-    table = element("table", element("thead", head), element("tbody", *together), class_="strip")
-    return section("Samples", element("p", _explanation(seeds, agree, most_layers > 1, len(shown)), class_="soft"),
-                   scrolling(table, label="samples of every point"))  # fmt: skip
+    rows = sorted((row for row in rows if row), key=lambda row: row["seed"])  # those of equal noise together
+    longest = max((row["labels"] for row in rows), key=len, default=[])
+    return rows and {
+        "rows": rows,
+        "labels": longest,
+        "same_labels": all(row["labels"] == longest[: len(row["labels"])] for row in rows),
+        "same_noise": len({row["seed"] for row in rows}) == 1,
+        "has_features": any(row["has_features"] for row in rows),
+        "limit": f"The first {MAX_POINTS} of {len(shown)} points." if len(shown) > MAX_POINTS else "",
+    }
 
 
-def _explanation(seeds: set[str], agree: bool, has_features: bool, count: int) -> str:
-    if len(seeds) == 1 and agree:
-        shared = "The images of a column began with the same noise and have the same label."
-    elif agree:
-        shared = "The images of a column have the same label; they began with the same noise where the seeds are equal."
-    else:
-        shared = "The images of a column began with the same noise where the seeds are equal; their labels differ."
-    features = " Below an image: its features, in the colours of its own model." if has_features else ""
-    return shared + features + (f" The first {MOST_POINTS} of {count} points." if count > MOST_POINTS else "")
-
-
-def _pictures(sweep_dir: Path, point: Point) -> tuple[list[list[Image.Image]], list[int], str]:
-    """Per sample the image and its features as pictures of one size; the labels; the seed of the noise."""
+def _row(sweep_dir: Path, point: Point) -> dict | None:
+    """Per sample a picture of the image above its features; None where images were not kept."""
     from redi.evaluation.samples.stored import load_samples
     from redi.sampling.pictures import thumbnails  # imports torch
 
     samples = load_samples(sweep_dir / "points" / point.name)
     if not samples.has_images:
-        return [], [], ""
+        return None
     first = samples.sets[0]
     drawn = samples.take(range(min(NUM_SAMPLES, first["stop"] - first["start"])))
-    layers = [thumbnails(drawn.images, like=drawn.images)]
-    if point.model:
-        found = _features(sweep_dir / "models" / point.model, drawn.x)
-        layers += [thumbnails(part, like=drawn.images) for part in found]
-    return [list(stack) for stack in zip(*layers, strict=True)], drawn.labels.tolist(), phrase(first["seed"])
+    layers = [drawn.images, *(_features(sweep_dir / "models" / point.model, drawn.x) if point.model else [])]
+    stacks = zip(*[thumbnails(layer, like=drawn.images) for layer in layers], strict=True)
+    pictures = [_stacked(stack, f"sample {i} of {point.name}") for i, stack in enumerate(stacks)]
+    row = {"name": point.name, "seed": phrase(first["seed"]), "labels": drawn.labels.tolist(), "pictures": pictures}
+    return row | {"has_features": len(layers) > 1}
 
 
 def _features(model_dir: Path, x) -> list:
@@ -80,23 +61,21 @@ def _features(model_dir: Path, x) -> list:
     from redi.runtime.checkpoint import list_checkpoints
     from redi.sampling.pictures import ColourBasis
 
-    checkpoints = list_checkpoints(model_dir)
-    if x is None or not checkpoints:
-        return []
     try:
-        record = json.loads((checkpoints[-1] / "record.json").read_text())
-        channels = Channels(**record["model_arguments"]["channels"])
-        colours = ColourBasis(load_file(checkpoints[-1] / "colours.safetensors"))
-        groups = channels.split(x)
+        checkpoint = list_checkpoints(model_dir)[-1]
+        channels = Channels(**json.loads((checkpoint / "record.json").read_text())["model_arguments"]["channels"])
+        colours, groups = ColourBasis(load_file(checkpoint / "colours.safetensors")), channels.split(x)
         return [colours(name, groups[name]) for name in channels.representations]
-    except (KeyError, TypeError, ValueError, OSError, SafetensorError):  # images are shown without them
-        return []
+    except (IndexError, KeyError, TypeError, AttributeError, ValueError, OSError, SafetensorError):
+        return []  # images are shown without them
 
 
-def _cell(layers: list[Image.Image], alt: str) -> Html:
-    sheet = Image.new("RGB", (layers[0].width, sum(layer.height + 1 for layer in layers) - 1), (128, 128, 128))
-    top = 0
-    for layer in layers:
-        sheet.paste(layer.convert("RGB"), (0, top))
-        top += layer.height + 1
-    return inline_picture(encoded(sheet), alt, *sheet.size)
+def _stacked(layers: tuple[Image.Image, ...], alt: str) -> Picture:
+    """Pictures of one size below each other."""
+    width, height = layers[0].size
+    sheet = Image.new("RGB", (width, len(layers) * (height + 1) - 1), (128, 128, 128))
+    for index, layer in enumerate(layers):
+        sheet.paste(layer.convert("RGB"), (0, index * (height + 1)))
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="PNG", optimize=True)
+    return Picture.of(buffer.getvalue(), alt)

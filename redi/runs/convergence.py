@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 from redi.core import config
-from redi.evaluation.convergence import PREFIX, convergence_factor, describe, plot, read_curve
+from redi.evaluation.convergence import PREFIX, convergence_factor, describe, read_curve
+from redi.pages.curves import convergence_panel
+from redi.pages.plots import save
 from redi.runtime.artefact import write_json
 from redi.runtime.log import read_log
 
@@ -32,7 +34,7 @@ def compare(baseline: list[Path], method: list[Path], to: Path, *, metric: str |
     result = convergence_factor(**curves)
     to.mkdir(parents=True, exist_ok=True)
     write_json(to / "convergence.json", {"metric": metric, **result})
-    plot(**curves, metric=metric, result=result).savefig(to / "convergence.png", dpi=130)
+    save(to / "convergence.png", [convergence_panel(**curves, metric=metric, result=result)])
     log.info("picture: %s", to / "convergence.png")
     return f"{metric}\n{describe(result)}"
 

@@ -9,10 +9,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from redi.pages.sweep_results import read_result
 from redi.runtime import trusted_imports
 from redi.runtime.interrupt import StopRequest
 from redi.sweeps.plan import Planned
-from redi.sweeps.point import read_result
 
 log = logging.getLogger("redi")
 

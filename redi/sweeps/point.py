@@ -1,7 +1,5 @@
 """One point of a sweep, in this process: train unless another did, sample, evaluate, report; the result last."""
 
-import json
-import logging
 import re
 import traceback
 from pathlib import Path
@@ -11,11 +9,9 @@ from redi.core import config
 from redi.runs.experiment import Experiment
 from redi.runs.job import job
 from redi.runtime.artefact import write_json
-from redi.runtime.checksums import sealed, unsealed
+from redi.runtime.checksums import sealed
 from redi.runtime.distributed import process_rank
 from redi.sweeps.plan import Planned
-
-log = logging.getLogger("redi")
 
 KEPT = ("metric", "value", "spread", "better", "num_samples")  # of an entry of metrics.json
 
@@ -43,21 +39,6 @@ def write_result(folder: Path, entry: Planned, seconds: dict[str, float]) -> Non
     result |= {"status": "done", "metrics": [{key: m[key] for key in KEPT if key in m} for m in metrics]}
     result |= {"seconds": {stage: seconds.get(stage) for stage in ("train", "sample", "evaluate")}}
     write_json(folder / "result.json", sealed(result | {"versions": {"redi": redi.__version__}}))
-
-
-def read_result(folder: Path) -> dict | None:
-    """What `write_result` wrote, or None where the point is not done or the file is damaged."""
-    path = folder / "result.json"
-    try:
-        result = unsealed(json.loads(path.read_text()), path)
-        if result["status"] == "done" and result["name"] == folder.name and isinstance(result["metrics"], list):
-            return result
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError, AttributeError):  # also BrokenArtefact
-        pass
-    log.warning("%s is cut short or was edited: the point is done again", path)
-    return None
 
 
 class _error_file:

@@ -7,13 +7,13 @@ from typing import Any
 
 from redi.core.registry import configurable
 from redi.pages.report import report
+from redi.pages.sweep_results import SweepResults, read_result
 from redi.runtime.atomic import write_text
 from redi.runtime.spelling import did_you_mean
 from redi.sweeps import launchers
 from redi.sweeps.plan import Planned, plan, write_plan
-from redi.sweeps.plot import plot
-from redi.sweeps.point import read_result, run_point
-from redi.sweeps.results import Results, gather, table_markdown, write_tables
+from redi.sweeps.point import run_point
+from redi.sweeps.results import table_markdown, write_results
 
 log = logging.getLogger("redi")
 
@@ -76,19 +76,17 @@ def sweep(
         submitted(run_dir, left, threads=threads, processes=several, options=dict(slurm or {}))
     else:
         launchers.local(run_dir, left, parallel=parallel, threads=threads, processes=several)
-    results = gather_all(run_dir, planned)
+    results = gather_all(run_dir)
     if results.missing and launcher != "print":
-        listed = ", ".join(results.missing)
-        where = run_dir / "points"
-        raise ValueError(f"{len(results.missing)} of {len(planned)} points failed: {listed}; see error.txt in {where}")
+        names, where = ", ".join(results.missing), run_dir / "points"
+        raise ValueError(f"{len(results.missing)} of {len(planned)} points failed: {names}; see error.txt in {where}")
 
 
-def gather_all(run_dir: Path, planned: Sequence[Planned]) -> Results:
-    """Writes the tables, the plot and the page of whatever is done."""
-    results = gather(run_dir, planned)
-    if len(results.missing) < len(planned):
-        write_tables(run_dir, results)
-        plot(run_dir / "results.png", results)
+def gather_all(run_dir: Path) -> SweepResults:
+    """Writes the tables, the plot and the page of all points that are done."""
+    results = SweepResults(run_dir)
+    if len(results.missing) < len(results.points):
+        write_results(run_dir, results)
         log.info("\n%s", table_markdown(results, run_dir.resolve().name))
         log.info("report: %s", report(run_dir))
     return results

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from redi.evaluation.convergence import Curve, convergence_factor, describe, plot, read_curve
+from redi.evaluation.convergence import Curve, convergence_factor, describe, read_curve
 from redi.runs.convergence import run_folders, warn_of_different_measures
 
 STEPS = np.arange(100, 1100, 100)
@@ -104,16 +104,6 @@ def test_values_that_are_no_distances_are_refused(tmp_path, value):
 def test_a_side_without_runs_is_refused():
     with pytest.raises(ValueError, match="0 baselines and 1 others"):
         convergence_factor(baseline=[], method=[decay(1e-3)])
-
-
-def test_the_plot_shows_every_run(tmp_path):
-    baseline, method = [decay(1e-3)], [decay(2e-3), decay(3e-3)]
-    result = convergence_factor(baseline=baseline, method=method)
-    figure = plot(baseline=baseline, method=method, metric="monitor/fd_of_5", result=result)
-    [axes] = figure.axes
-    assert len(axes.lines) == 4  # three runs and the target
-    assert axes.get_ylabel() == "fd of 5"
-    figure.savefig(tmp_path / "plot.png")
 
 
 def test_a_pattern_without_runs_is_refused_and_a_run_named_twice_counts_once(tmp_path):
