@@ -54,12 +54,9 @@ def reconstruct_average(run_dir: str | Path, sigma_rel: float, *, at_step: int |
         ValueError: nothing to make it of, an `at_step` of which nothing is stored, or a damaged snapshot.
     """
     run_dir, sigma_rel = Path(run_dir), check_sigma_rel(sigma_rel, "sigma_rel")
-    if (good := newest_good(run_dir, set_aside=False)) is None:
+    if (good := newest_good(run_dir, ("ema", "averages", "codec", "colours"), set_aside=False)) is None:
         raise ValueError(f"{run_dir} holds no checkpoints: it is not the folder of a run, or training never saved one")
     checkpoint, tensors, record = good
-    del good
-    for name in ("model", "optimizer"):  # the larger part of a checkpoint
-        tensors.pop(name, None)
     newest = stored_averages(tensors.pop("ema"), tensors.pop("averages", {}))
     if not newest:
         raise ValueError(
