@@ -155,7 +155,7 @@ def test_a_process_that_falls_silent_is_named_first(said, tmp_path):
 @pytest.mark.parametrize(
     ("steps", "first"),
     [
-        ([(7, COMPUTING), (7, COMPUTING), (7, WAITING)], "rank 2 (host-2): waiting for data at step 7 for 63 s; rank 0"),
+        ([(7, COMPUTING), (7, COMPUTING), (7, WAITING)], "rank 2 (host-2): waiting for data at step 7 for 63 s"),
         ([(8, COMPUTING), (7, COMPUTING), (8, WAITING)], "rank 1 (host-1): computing at step 7 for 63 s; rank 2"),
         ([(9, COMPUTING), (9, ENDED), (9, COMPUTING)], "rank 1 (host-1): ended at step 9"),
         ([(5, "measuring"), (5, COMPUTING), (5, COMPUTING)], "rank 0 (host-0): measuring at step 5"),
