@@ -27,10 +27,6 @@ class Report(NamedTuple):
     phase: str
     seconds: float
 
-    @property
-    def text(self) -> str:
-        return f"{self.phase} at step {self.step} for {self.seconds:.0f} s"
-
 
 class Watchdog:
     """Context of a training loop, which reports with `at` what it does; a thread watches.
@@ -124,20 +120,21 @@ class Watchdog:
             self.moved, self.pause = now, self.stalled_seconds
         elif now - self.moved >= self.pause:
             self.pause *= 2
-            silence = {rank: now - heard for rank, (_, heard) in self.latest.items()}
-            text = slowest_first(reports, silence, self.world_size, self.stalled_seconds / 2)
+            patience = self.stalled_seconds / 2
+            silent = {rank: now - heard for rank, (_, heard) in self.latest.items() if now - heard > patience and rank}
+            text = slowest_first(reports, silent, self.world_size)
             log.warning("no step for %.0f s: %s; stacks in %s", now - self.moved, text, self.stacks.parent)
 
 
-def slowest_first(reports: Mapping[int, Report], silence: Mapping[int, float], size: int, patience: float) -> str:
+def slowest_first(reports: Mapping[int, Report], silent: Mapping[int, float], size: int) -> str:
     """Up to four processes that the others wait for: at the lowest step first, and of one step, those not computing.
 
-    `silence` is seconds since each rank's last report; after more than `patience` it is gone, halted or cut off.
+    `silent`: seconds since the last report of ranks that are gone, halted or cut off.
     """
     places = dict.fromkeys(range(size), Report("?", -1, "never reached the training loop", 0.0)) | dict(reports)
-    for rank in (rank for rank, seconds in silence.items() if rank and seconds > patience):
-        what = f"silent for {silence[rank]:.0f} s (gone, halted or cut off) after {places[rank].phase}"
-        places[rank] = places[rank]._replace(phase=what)
-    order = sorted(places, key=lambda rank: (places[rank].step, places[rank].phase == COMPUTING, rank))
-    texts = [f"rank {rank} ({places[rank].host}): {places[rank].text}" for rank in order[:4]]
+    for rank, seconds in silent.items():
+        phase = f"silent for {seconds:.0f} s (gone, halted or cut off) after {places[rank].phase}"
+        places[rank] = places[rank]._replace(phase=phase)
+    order = sorted(places.items(), key=lambda place: (place[1].step, place[1].phase == COMPUTING, place[0]))
+    texts = [f"rank {rank} ({r.host}): {r.phase} at step {r.step} for {r.seconds:.0f} s" for rank, r in order[:4]]
     return "; ".join(texts) + (f"; and {size - 4} more" if size > 4 else "")

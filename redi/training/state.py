@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -149,7 +149,8 @@ class TrainingState:
             groups["averages"] = further
         record = self.description | {"optimizer": optimizer_record, "processes": self.processes.size} | record
         scratch = checkpoint_dir(self.run_dir, step).with_name(f".step_{step:08d}.sharded")
-        self.processes.on_first(lambda: _remove(scratch.parent.glob(".step_*.sharded")))  # of one that was killed
+        leftovers = scratch.parent.glob(".step_*.sharded")  # of a process that was killed
+        self.processes.on_first(lambda: [shutil.rmtree(leftover) for leftover in leftovers] and None)
         ready = self.parallel.write(groups, scratch, self.processes) if self.processes.size > 1 else {}
 
         def write() -> None:
@@ -166,8 +167,3 @@ class TrainingState:
         if (groups := self.ema.snapshot(step)) is not None:
             whole = {name: self.parallel.gathered(tensors) for name, tensors in groups.items()}
             self.processes.on_first(lambda: save_snapshot(self.run_dir, step, whole, self.description) and None)
-
-
-def _remove(folders: Iterable[Path]) -> None:
-    for folder in folders:
-        shutil.rmtree(folder)

@@ -162,11 +162,11 @@ def test_a_process_that_falls_silent_is_named_first(said, tmp_path):
     ],
 )
 def test_the_process_that_the_others_wait_for_comes_first(steps, first):
-    assert slowest_first(places(*steps), {}, len(steps), patience=60.0).startswith(first)
+    assert slowest_first(places(*steps), {}, len(steps)).startswith(first)
 
 
 def test_of_many_processes_a_few_are_named():
-    text = slowest_first(places(*[(5, WAITING)] * 100), {}, 100, patience=60.0)
+    text = slowest_first(places(*[(5, WAITING)] * 100), {}, 100)
     assert text.endswith("; and 96 more") and len(text) < 400
 
 
