@@ -80,9 +80,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise BrokenArtefact(f"{path} is not a safetensors file: {error}") from None
 
 
-def verify_artefact(
-    folder: Path, *, groups: Collection[str] | None = None, editable: Collection[str] = ()
-) -> dict:
+def verify_artefact(folder: Path, *, groups: Collection[str] | None = None, editable: Collection[str] = ()) -> dict:
     """The record, once its files (of these `groups` alone) were read and are as written. Raises BrokenArtefact."""
     record = read_record(folder)
     files = {Path(folder) / name: entry for name, entry in record["files"].items() if name not in editable}

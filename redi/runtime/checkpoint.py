@@ -142,9 +142,7 @@ def save_checkpoint(
     return folder
 
 
-def load_checkpoint(
-    folder: Path, groups: Collection[str] | None = None
-) -> tuple[dict[str, dict[str, Tensor]], dict]:
+def load_checkpoint(folder: Path, groups: Collection[str] | None = None) -> tuple[dict[str, dict[str, Tensor]], dict]:
     """-> {"model": ..., "ema": ..., "optimizer": ..., "codec": ...} and the record; `groups` alone are read.
 
     Raises:

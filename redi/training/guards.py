@@ -135,9 +135,7 @@ class Guards:
         too_many = self.skipped.exceeded()  # up to the step before too, and so alike on all processes
         self.skipped.add(self.step - 1, losses["skipped"])
         if too_many:
-            raise ValueError(
-                diagnosis(self.state.run_dir, self.skipped, self.take_step, self.dataset, self.reading)
-            )
+            raise ValueError(diagnosis(self.state.run_dir, self.skipped, self.take_step, self.dataset, self.reading))
         if self.step % self.log_every == 0 or self.step == self.num_steps:
             self.watchdog.end_window()
             self.window.totals = self.processes.mean(self.window.totals)

@@ -26,20 +26,20 @@ class Observer:
     """
 
     def __init__(
-        self, guards: Guards, process: Process, build: Callable[[], DiffusionTransformer], *, num_classes: int,
-        num_steps: int, preview: Callable, preview_every: int, preview_images: int, monitor: Callable | None,
-        monitor_every: int,
+        self, guards: Guards, process: Process, build: Callable[[], DiffusionTransformer], *, preview: Callable,
+        preview_every: int, preview_images: int, monitor: Callable | None, monitor_every: int,
     ):  # fmt: skip
         self.guards, self.state, self.process, self.build = guards, guards.state, process, build
-        self.num_steps, self.preview, self.preview_every = num_steps, preview, preview_every
+        self.preview, self.preview_every = preview, preview_every
         self.monitor, self.monitor_every = monitor, monitor_every
+        num_classes = guards.dataset.num_classes
         columns = min(10, num_classes)
         self.labels = torch.arange(preview_images) % columns * num_classes // columns
 
     def __call__(self, step: int) -> dict[str, float] | None:
         """After a step, on all processes -> what rank 0 measured ({} on the others); None where nothing was due."""
         draws = step % self.preview_every == 0
-        measures = self.monitor is not None and (step % self.monitor_every == 0 or step == self.num_steps)
+        measures = self.monitor is not None and (step % self.monitor_every == 0 or step == self.guards.num_steps)
         if not draws and not measures:
             return None
         state, measurements = self.state, {}

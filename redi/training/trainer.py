@@ -157,17 +157,18 @@ def train(
             log_every=log_every, max_skipped_steps=max_skipped_steps, stalled_seconds=stalled_seconds,
         ) as guards:  # fmt: skip
             observe = Observer(
-                guards, loss_of.process, partial(model, **model_arguments), num_classes=dataset.num_classes,
-                num_steps=num_steps, preview=preview, preview_every=preview_every, preview_images=preview_images,
-                monitor=monitor, monitor_every=monitor_every,
+                guards, loss_of.process, partial(model, **model_arguments), preview=preview,
+                preview_every=preview_every, preview_images=preview_images, monitor=monitor,
+                monitor_every=monitor_every,
             )  # fmt: skip
             net.train()
-            for batch in guards.batches():
+            for batch in guards.batches():  # this process's rows of a step, on its device
                 losses = take_step(batch, step)  # encode, corrupt, predict, backward, optimizer, EMA
                 step += 1
-                guards.after(losses)
-                measurements = observe(step)
-                state.save_snapshot(step)
-                best = keep_best is not None and measurements is not None
-                guards.checkpoint(step % checkpoint_every == 0 or step == num_steps or best, measurements)
+                guards.after(losses)  # counts and logs; raises after too many gradients that are not finite
+                measurements = observe(step)  # previews and the monitor, when they are due
+                state.save_snapshot(step)  # of the averages, for lengths that are chosen after training
+                due = step % checkpoint_every == 0 or step == num_steps
+                due |= keep_best is not None and measurements is not None
+                guards.checkpoint(due, measurements)  # raises Stopped once a signal asked for it
     return state.folder(step)
