@@ -1,5 +1,6 @@
 """A watchdog: when training stands still, the log says which process is behind, and in what."""
 
+import contextlib
 import faulthandler
 import json
 import logging
@@ -49,7 +50,7 @@ class Watchdog:
         self.stacks, self.rank, self.stalled_seconds = Path(run_dir) / f"stacks_rank_{rank}.txt", rank, stalled_seconds
         self.store = store.clone() if store is not None and world_size > 1 else None  # the thread's own connection
         self.world_size, self.host = world_size if self.store else 1, host or socket.gethostname()
-        self.place = self.dumped = (0, "starting", time.monotonic())
+        self.place, self.stepped, self.dumped = (0, "starting", time.monotonic()), time.monotonic(), None
         self.spent: dict[str, float] = defaultdict(float)  # {phase: seconds}
         self.quiet = 0.0  # seconds for which slow data is not mentioned again
         self.latest: dict[int, tuple[Report, float]] = {}  # by rank, and when it was new
@@ -72,6 +73,7 @@ class Watchdog:
         """The loop has taken this many steps and is in this phase: WAITING, COMPUTING, 'drawing a preview', ..."""
         now = time.monotonic()
         self.spent[self.place[1]] += now - self.place[2]
+        self.stepped = now if step != self.place[0] else self.stepped
         self.place = (step, phase, now)
 
     def end_window(self) -> None:
@@ -94,9 +96,9 @@ class Watchdog:
 
     def _publish(self) -> None:
         now, (step, phase, began) = time.monotonic(), self.place
-        if now - began > self.stalled_seconds / 2 and self.dumped != self.place:
-            self.dumped = step, phase, began
-            with open(self.stacks, "w") as file:
+        if now - self.stepped > self.stalled_seconds * 7 / 8 and self.dumped != step:  # just before rank 0 warns
+            self.dumped = step
+            with contextlib.suppress(OSError), open(self.stacks, "w") as file:  # a full disk
                 faulthandler.dump_traceback(file)
         reports = {self.rank: Report(self.host, step, phase, now - began)}
         if self.rank and self.store:
