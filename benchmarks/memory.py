@@ -2,7 +2,7 @@
 
 python benchmarks/memory.py
 
-The step is run on tensors without memory (redi.training.memory), in bfloat16 autocast, with AdamW and EMA, on cached
+The step is run on tensors without memory (predicted_memory.py), in bfloat16 autocast, with AdamW and EMA, on cached
 data. On the CPU the method is checked against the resident memory of real steps of a small model; on a GPU against the
 allocator.
 """
@@ -64,9 +64,9 @@ def predict(
 ) -> float:
     """GiB."""
     import torch
+    from predicted_memory import training_memory
 
     from redi.runtime.device import Precision
-    from redi.training.memory import training_memory
 
     with torch.device("meta"):
         model, objective = built(size, tokens, way, depth)
@@ -135,10 +135,10 @@ def measure(
     """Peak of two real steps, less what the process had before: {"gib": ...}."""
     import torch
     from machine import peak_memory_gib
+    from predicted_memory import Joined
 
     from redi.core.ema import EMA
     from redi.runtime.device import Precision
-    from redi.training.memory import Joined
     from redi.training.step import TrainingStep
 
     before = resident_gib() if device == "cpu" else 0.0

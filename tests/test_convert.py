@@ -17,7 +17,7 @@ from redi.models.published.layout import Layout, published_shapes
 from redi.models.published.weights import from_published
 from redi.runs.experiment import Experiment
 from redi.runs.stages import evaluate_stage, sample_stage
-from redi.runtime.checkpoint import Retention, list_checkpoints, load_checkpoint
+from redi.runtime.checkpoint import list_checkpoints, load_checkpoint
 from redi.runtime.checksums import sha256
 from redi.runtime.distributed import Processes
 from redi.training.parallel.ddp import DDP
@@ -149,7 +149,7 @@ def test_export_gives_every_bit_of_the_checkpoint_back(redi_run, tmp_path, weigh
 
 def test_an_imported_run_is_not_trained_on_but_begun_from(redi_run):
     module = torch.nn.Linear(1, 1)
-    state = TrainingState(redi_run[0], None, module, None, None, Processes(), DDP(), Retention())
+    state = TrainingState(redi_run[0], None, module, None, None, Processes(), DDP())
     with pytest.raises(ValueError, match=r"imported, not trained here.*train\.initial_weights = '.*run'"):
         state.resume(seed=0, dataset=None)
 

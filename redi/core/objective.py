@@ -14,7 +14,6 @@ from redi.core.processes import Process, per_sample, processes
 from redi.core.processes.flow_matching import FlowMatching
 from redi.core.registry import configurable
 from redi.core.resize import resized
-from redi.runtime.device import compiled_whole
 from redi.runtime.randomness import Rows
 
 
@@ -191,11 +190,6 @@ class JointObjective:
             losses["alignment"] = alignment_loss(aligned.float(), alignment.float(), per_sample)
             loss = loss + self.alignment_weight * losses["alignment"]
         return {"loss": loss, **losses}
-
-    def compile(self) -> None:
-        """From now on corruption, network and losses are one graph (torch.compile), forward and backward, for one batch
-        size. Random numbers are drawn outside of it, so they are the same either way."""
-        self.losses = compiled_whole(self.losses)
 
     def to(self, device: torch.device) -> "JointObjective":
         """Puts the process's tables where the data are, so that no step has to copy them."""

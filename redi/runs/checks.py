@@ -20,7 +20,7 @@ from redi.runtime.checkpoint import check_best
 from redi.runtime.device import choose_compile, choose_device, choose_precision
 from redi.runtime.distributed import Processes, process_rank
 from redi.sampling.generate import check_generation, generate
-from redi.training.settings import check_settings
+from redi.training.guards import check_settings
 from redi.training.trainer import train
 from redi.training.warm_start import warm_start
 

@@ -14,7 +14,7 @@ from redi.evaluation.stored_statistics import StoredStatistics, images_of
 from redi.models.codec import JointCodec
 from redi.models.transformer import DiffusionTransformer
 from redi.runs.audit import audited
-from redi.runs.load import Run, open_run
+from redi.runs.load import SAMPLING, Run, open_run
 from redi.runtime.atomic import only_process, write_text
 from redi.runtime.checkpoint import list_checkpoints, newest_good
 from redi.runtime.device import choose_device, own_gpu
@@ -100,7 +100,7 @@ class Experiment:
     @cached_property
     def run(self) -> Run:
         """The newest good checkpoint of `trained_dir`, with this experiment's codec."""
-        folder, tensors, record = newest_good(self.trained_dir, set_aside=False)
+        folder, tensors, record = newest_good(self.trained_dir, SAMPLING, set_aside=False)
         arguments = record["model_arguments"]
         shapes = {"channels": Channels(**arguments["channels"]), "num_classes": arguments["num_classes"]}
         return open_run(

@@ -23,6 +23,8 @@ from redi.sampling.pictures import ColourBasis
 
 log = logging.getLogger(__name__)
 
+SAMPLING = ("model", "ema", "codec", "colours")  # the groups of a checkpoint that sampling reads
+
 
 @dataclass
 class Run:
@@ -75,9 +77,9 @@ def load(
     if not (found := list_checkpoints(run_dir)):
         raise ValueError(f"{run_dir} holds no checkpoints: it is not the folder of a run, or training never saved one")
     if step is None:
-        folder, tensors, record = newest_good(run_dir, set_aside=False)
+        folder, tensors, record = newest_good(run_dir, SAMPLING, set_aside=False)
     elif (folder := checkpoint_dir(run_dir, step)) in found:
-        tensors, record = load_checkpoint(folder)
+        tensors, record = load_checkpoint(folder, SAMPLING)
     else:
         raise ValueError(f"no checkpoint of step {step} in {run_dir}: there are {', '.join(p.name for p in found)}")
     return open_run(

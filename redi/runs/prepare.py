@@ -40,7 +40,6 @@ def prepared(experiment: Experiment, *, evaluates: bool = False, monitor=None):
     codec.to(experiment.device)
     if monitor is not None:
         monitor.prepare(data, experiment.reference)
-    if (newest := newest_good(run_dir, set_aside=False)) is not None:
+    if (newest := newest_good(run_dir, ("codec",), set_aside=False)) is not None:
         codec.load_learned_state(newest[1]["codec"])
-        del newest  # a copy of model, average and optimizer
     return data if streams_alone else config.call(prepare, codec=codec, dataset=data)

@@ -54,23 +54,22 @@ def save_artefact(
         write_record(temporary, {**record, "files": files})
 
 
-def load_artefact(folder: Path, *, editable: Collection[str] = ()) -> tuple[dict[str, dict[str, Tensor]], dict]:
-    """-> {group: {name: tensor}} of the .safetensors files and the record; all files that it lists are verified.
+def load_artefact(
+    folder: Path, *, groups: Collection[str] | None = None, editable: Collection[str] = ()
+) -> tuple[dict[str, dict[str, Tensor]], dict]:
+    """-> {group: {name: tensor}} of the .safetensors files and the record; every file that is read is verified.
 
     Args:
+        groups: read and verify these alone, as far as there are such; default: all, and every other file.
         editable: files that may have been changed or removed since, and are not looked at.
 
     Raises:
         BrokenArtefact: naming the file and the cause.
     """
-    record = verify_artefact(folder, editable=editable)
-    tensors = {}
-    for file in record["files"]:
-        path = Path(folder) / file
-        if file in editable or path.suffix != TENSORS:
-            continue
-        tensors[path.stem] = load_tensors(path)
-    return tensors, record
+    record = verify_artefact(folder, groups=groups, editable=editable)
+    files = [name for name in record["files"] if name.endswith(TENSORS) and name not in editable]
+    names = {name: name.removesuffix(TENSORS) for name in files}
+    return {g: load_tensors(Path(folder) / name) for name, g in names.items() if groups is None or g in groups}, record
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -81,10 +80,12 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise BrokenArtefact(f"{path} is not a safetensors file: {error}") from None
 
 
-def verify_artefact(folder: Path, *, editable: Collection[str] = ()) -> dict:
-    """The record, once all files that it lists were read and are as they were written. Raises BrokenArtefact."""
+def verify_artefact(folder: Path, *, groups: Collection[str] | None = None, editable: Collection[str] = ()) -> dict:
+    """The record, once its files (of these `groups` alone) were read and are as written. Raises BrokenArtefact."""
     record = read_record(folder)
-    files = {Path(folder) / file: entry for file, entry in record["files"].items() if file not in editable}
+    files = {Path(folder) / name: entry for name, entry in record["files"].items() if name not in editable}
+    if groups is not None:
+        files = {path: entry for path, entry in files.items() if path.suffix == TENSORS and path.stem in groups}
     for path, entry in files.items():
         check_size(path, entry)
     hashes = hashes_of(list(files))

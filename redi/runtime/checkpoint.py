@@ -3,7 +3,7 @@
 import logging
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,8 +142,8 @@ def save_checkpoint(
     return folder
 
 
-def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict]:
-    """-> {"model": ..., "ema": ..., "optimizer": ..., "codec": ...} and the record.
+def load_checkpoint(folder: Path, groups: Collection[str] | None = None) -> tuple[dict[str, dict[str, Tensor]], dict]:
+    """-> {"model": ..., "ema": ..., "optimizer": ..., "codec": ...} and the record; `groups` alone are read.
 
     Raises:
         ValueError: truncated, altered or foreign, naming the file, the cause and what to do.
@@ -152,17 +152,20 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict]:
     advice = f"delete {folder} to go on from {others[-1]}" if others else f"delete {folder} to start from step 0"
     try:
         _check_format(folder)
-        return load_artefact(folder)
+        return load_artefact(folder, groups=groups)
     except BrokenArtefact as error:
         raise ValueError(f"cannot use this checkpoint: {error}. If nothing else helps, {advice}") from None
 
 
-def newest_good(run_dir: Path, *, set_aside: bool = True) -> tuple[Path, dict[str, dict[str, Tensor]], dict] | None:
+def newest_good(
+    run_dir: Path, groups: Collection[str] | None = None, *, set_aside: bool = True
+) -> tuple[Path, dict[str, dict[str, Tensor]], dict] | None:
     """The newest checkpoint that is as it was written: its folder and what `load_checkpoint` gives; None without any.
 
     Newer ones that are damaged are warned of.
 
     Args:
+        groups: read and verify these alone; default: all.
         set_aside: rename the damaged ones to broken_step_..., so that training writes these steps again.
 
     Raises:
@@ -172,7 +175,7 @@ def newest_good(run_dir: Path, *, set_aside: bool = True) -> tuple[Path, dict[st
     for folder in reversed(list_checkpoints(run_dir)):
         try:
             _check_format(folder)
-            tensors, record = load_artefact(folder)
+            tensors, record = load_artefact(folder, groups=groups)
         except BrokenArtefact as error:
             causes[folder] = error
             continue

@@ -113,6 +113,15 @@ class Processes:
             raise (ValueError if outcome[1] else OSError)(f"rank 0: {outcome[2]}")
         return outcome[0]
 
+    def from_first(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors on the CPU, sent by rank 0 one at a time; the others pass tensors without memory (meta)."""
+        for name, tensor in tensors.items():
+            if self.size > 1:
+                tensor = tensor.contiguous() if self.is_first else torch.empty_like(tensor, device="cpu")
+                with as_lost_process():
+                    dist.broadcast(tensor.reshape(-1).view(torch.uint8), src=0)  # gloo does not know all dtypes
+            yield name, tensor
+
     def gathered(self, value: Result) -> list[Result]:
         """What every process gave, in the order of their ranks; small objects."""
         if self.size == 1:

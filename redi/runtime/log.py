@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -106,41 +105,27 @@ def _not_written(path: Path | str, error: OSError, when: str = "") -> OSError:
     return OSError(f"could not write {path}{when}: {error}; {advice}")
 
 
-class Later:
+class AsyncScalars:
     """Numbers on their way from the device: one copy for all of them, which the host need not wait for at once."""
 
     def __init__(self, values: Mapping[str, Tensor | float]):
         self.names = list(values)
         stacked = torch.stack([torch.as_tensor(value, dtype=torch.float32) for value in values.values()])
-        self.copy, self.arrived = stacked, None
+        self.copy, self.arrival = stacked, None
         if stacked.is_cuda:
             self.copy = torch.empty(stacked.shape, dtype=stacked.dtype, pin_memory=True)
             self.copy.copy_(stacked, non_blocking=True)
-            self.arrived = torch.cuda.Event()
-            self.arrived.record(torch.cuda.current_stream(stacked.device))  # whose device need not be the current one
-
-    @property
-    def ready(self) -> bool:
-        """Whether `get` would not wait."""
-        return self.arrived is None or self.arrived.query()
+            self.arrival = torch.cuda.Event()
+            self.arrival.record(torch.cuda.current_stream(stacked.device))  # whose device need not be the current one
 
     def get(self) -> dict[str, float]:
-        """Waits for them, where they have not arrived."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
+        """Wait for them if they have not arrived."""
+        if self.arrival is not None:
+            self.arrival.synchronize()
         return dict(zip(self.names, self.copy.tolist(), strict=True))
 
 
-class Line(NamedTuple):
-    """A line of the log that is not written yet."""
-
-    step: int
-    means: Later
-    steps_per_second: float
-    learning_rate: float
-
-
-class Window:
+class LogWindow:
     """What happened since the last line of the log: sums over steps, on their device, and a clock.
 
     Attributes:
@@ -176,19 +161,14 @@ class Window:
         """Since the clock was restarted."""
         return self.timed / (time.perf_counter() - self.started)
 
-    def means(self, totals: Mapping[str, Tensor | float] | None = None) -> Later:
-        """Per step that was not skipped, and "skipped_steps"; NaN where all were.
-
-        Args:
-            totals: instead of this process's, their means over processes.
-        """
-        totals = dict(self.totals if totals is None else totals)
-        skipped = totals.pop("skipped", None)
-        if skipped is None:
-            return Later({name: total / self.steps for name, total in totals.items()})
+    def means(self) -> AsyncScalars:
+        """Per step that was not skipped, and "skipped_steps"; NaN where all were."""
+        totals = dict(self.totals)
+        if (skipped := totals.pop("skipped", None)) is None:
+            return AsyncScalars({name: total / self.steps for name, total in totals.items()})
         skipped = torch.as_tensor(skipped)
         means = {name: total / (self.steps - skipped) for name, total in totals.items()}
-        return Later(means | {"skipped_steps": skipped})
+        return AsyncScalars(means | {"skipped_steps": skipped})
 
     def state(self) -> dict:
         """As JSON, for a checkpoint."""

@@ -100,7 +100,7 @@ def generate(
         rule = f"{type(sampler).__name__} chooses its times for each batch, so a trajectory needs one batch"
         raise ValueError(f"generate.batch_size = {batch_size}: {rule}, of {len(labels)}")
     trained_with = getattr(model, "trained_with", None)
-    for rule in guidance if trained_with else ():
+    for rule in guidance if trained_with and not first_index else ():  # images drawn in parts need it once
         if advice := rule.check_training(*trained_with):
             log.warning("%s", advice)
     device = next(model.parameters()).device

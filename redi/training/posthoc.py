@@ -1,7 +1,6 @@
 """Averages of any length, made after training of the snapshots that were taken in it."""
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,12 +53,9 @@ def reconstruct_average(run_dir: str | Path, sigma_rel: float, *, at_step: int |
         ValueError: nothing to make it of, an `at_step` of which nothing is stored, or a damaged snapshot.
     """
     run_dir, sigma_rel = Path(run_dir), check_sigma_rel(sigma_rel, "sigma_rel")
-    if (good := newest_good(run_dir, set_aside=False)) is None:
+    if (good := newest_good(run_dir, ("ema", "averages", "codec", "colours"), set_aside=False)) is None:
         raise ValueError(f"{run_dir} holds no checkpoints: it is not the folder of a run, or training never saved one")
     checkpoint, tensors, record = good
-    del good
-    for name in ("model", "optimizer"):  # the larger part of a checkpoint
-        tensors.pop(name, None)
     newest = stored_averages(tensors.pop("ema"), tensors.pop("averages", {}))
     if not newest:
         raise ValueError(
@@ -83,19 +79,13 @@ def reconstruct_average(run_dir: str | Path, sigma_rel: float, *, at_step: int |
         )  # fmt: skip
     shares = dict(zip(sources, combination.weights.tolist(), strict=True))
     total: dict[str, Tensor] = {}
-    for step, averages in _stored(used, record["step"], newest, snapshots):
+    for step in used:
+        averages = newest
+        if step != record["step"]:
+            averages = {float(g.removeprefix(GROUP)): tensors for g, tensors in load_snapshot(snapshots[step]).items()}
         _add(total, averages, {sigma: shares[sigma, step] for sigma in newest}, snapshots.get(step, checkpoint))
     parameters = {name: tensor.float() for name, tensor in total.items()}
     return Reconstruction(parameters, sigma_rel, at_step, combination, sources, (tensors, record))
-
-
-def _stored(steps: list[int], newest_step: int, newest: Stored, snapshots: dict[int, Path]) -> Iterator:
-    for step in steps:
-        if step == newest_step:
-            yield step, newest
-        else:
-            groups = load_snapshot(snapshots[step])
-            yield step, {float(name.removeprefix(GROUP)): tensors for name, tensors in groups.items()}
 
 
 def _add(total: dict[str, Tensor], averages: Stored, shares: dict[float, float], folder: Path) -> None:

@@ -1,8 +1,8 @@
-"""What a training is resumed from: out of a checkpoint, and into one."""
+"""What a run is resumed from: out of a checkpoint, and into one."""
 
 import logging
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,25 +10,34 @@ import torch
 from torch import Tensor, nn
 
 from redi.core.ema import AveragedWeights
+from redi.core.objective import JointObjective
+from redi.core.snr_table import noise_table, spreads
 from redi.models.codec import JointCodec
 from redi.runtime.artefact import optimizer_tensors, restore_optimizer
-from redi.runtime.checkpoint import Retention, checkpoint_dir, load_checkpoint, newest_good, save_checkpoint, step_of
+from redi.runtime.checkpoint import Retention, checkpoint_dir, newest_good, save_checkpoint
 from redi.runtime.distributed import Processes
+from redi.sampling.pictures import ColourBasis
 from redi.training.parallel import Parallel
 from redi.training.snapshots import save_snapshot
 
 log = logging.getLogger(__name__)
 
 
+RESUMED = ("model", "ema", "averages", "optimizer", "colours")  # the codec was restored before: see runs.prepare
+
+
 @dataclass
 class TrainingState:
-    """The objects of a training whose tensors a checkpoint holds, and what is recorded beside them.
+    """The objects of a run whose tensors a checkpoint holds, and what is recorded beside them.
 
-    A checkpoint holds whole tensors, however they lie on the processes: so it resumes on any number of them.
+    A checkpoint holds whole tensors, however they lie on the processes: it resumes on any number of them.
 
     Args:
-        description: what a checkpoint's record says of this run, of every step.
-        extra: further groups of tensors, of every step.
+        keep: `train.keep_checkpoints`, `keep_every` and `keep_best`.
+
+    Attributes:
+        colours: of the features in previews, for the whole run.
+        description: what every checkpoint's record says of this run.
     """
 
     run_dir: Path
@@ -38,39 +47,67 @@ class TrainingState:
     ema: AveragedWeights
     processes: Processes
     parallel: Parallel
-    retention: Retention
+    keep: tuple[int, int | None, str | None] = (2, None, None)
+    colours: ColourBasis | None = None
     description: dict = field(default_factory=dict)
-    extra: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self):
         self.names = [name for name, _ in self.model.named_parameters()]  # in the optimizer's order
+        self.device = next(self.model.parameters()).device
+        self.retention = Retention(*self.keep)
 
-    def resume(self, *, seed: int, dataset) -> tuple[dict[str, dict[str, Tensor]], dict] | None:
-        """Puts the newest good checkpoint into the objects -> what it holds; None where there is none.
+    def folder(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return checkpoint_dir(self.run_dir, step)
+
+    def begin(self, model_arguments: Mapping, loss_of: JointObjective, dataset, *, seed: int) -> dict:
+        """Resume from the newest good checkpoint, or begin at step 0 -> {"step", "window", "spread", ...}.
 
         Raises:
-            ValueError: none of them is good; or it does not fit these objects.
+            ValueError: no checkpoint is good, or it does not fit these objects.
         """
-        found: list = []
+        channels = self.codec.channels
+        if (record := self.resume(seed=seed, dataset=dataset)) is None:
+            sample = self.codec.encode_sample(dataset)  # (n, C, H, W)
+            self.colours, spread = ColourBasis.fit(channels, sample), spreads(channels, sample)
+            record = {"step": 0, "window": None, "spread": spread}
+        if self.processes.is_first:
+            log.info("%s", noise_table(channels, loss_of.process, loss_of.weights, record["spread"]))
+        self.description = {
+            "model_arguments": {**model_arguments, "channels": dict(channels)},
+            "image_size": dataset.image_size, "seed": seed, "dataset": dataset.fingerprint(),
+            "spread": record["spread"], "codec": self.codec.provenance(),
+            "codec_fingerprint": self.codec.fingerprint(),
+        }  # fmt: skip
+        return record
 
-        def newest() -> int | None:
-            found[:] = newest_good(self.run_dir) or ()
-            return step_of(found[0]) if found else None
+    def resume(self, *, seed: int, dataset) -> dict | None:
+        """Put the newest good checkpoint into the objects -> its record; None without any.
 
-        if (step := self.processes.on_first(newest)) is None:  # one looks, and sets broken ones aside
+        Rank 0 alone reads, and sets broken ones aside; the others receive one tensor at a time.
+        """
+        groups: dict[str, dict[str, Tensor]] = {}
+
+        def newest() -> tuple | None:
+            if (good := newest_good(self.run_dir)) is None:
+                return None
+            folder, tensors, record = good
+            groups.update({name: tensors[name] for name in RESUMED if name in tensors})
+            layout = {name: {key: t.to("meta") for key, t in group.items()} for name, group in groups.items()}
+            return folder, record, layout
+
+        if (checkpoint := self.processes.on_first(newest)) is None:
             return None
-        folder = checkpoint_dir(self.run_dir, step)
-        tensors, record = found[1:] or load_checkpoint(folder)
-        self._restore(folder, tensors, record)
+        folder, record, layout = checkpoint
+        self._restore(folder, groups or layout, record)
         if record["seed"] != seed:
             raise ValueError(f"{folder} was trained with train.seed = {record['seed']}, not {seed}")
         if record["dataset"] != dataset.fingerprint():
             log.warning("the data are not those that %s was trained on", folder)
-        before = record.get("processes", 1)
         log.info("resuming from %s", folder)
-        if before != self.processes.size:
-            log.info("it was written by %d processes, and goes on with %d", before, self.processes.size)
-        return tensors, record
+        if (before := record.get("processes", 1)) != self.processes.size:
+            log.info("it was written by %d processes, and resumes with %d", before, self.processes.size)
+        return record
 
     def _restore(self, folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], record: Mapping) -> None:
         if "optimizer" not in tensors:
@@ -86,32 +123,34 @@ class TrainingState:
                 f"{folder} was trained with other encoders or reducers than the ones at hand: before prepare, call "
                 "codec.load_learned_state(load_checkpoint(folder)[0]['codec']), as the programs do, or begin a new run"
             )
-        own = dict(self.model.named_parameters())
+        parts = {name: self._received(group) for name, group in tensors.items()}
         try:
-            self.model.load_state_dict(self.parallel.scattered(tensors["model"], own))
+            self.model.load_state_dict(parts["model"])
         except RuntimeError as error:
             raise ValueError(f"{folder} holds another model: {error}") from None
-        averages = {
-            key: self.parallel.scattered(tensors.get(key, {}), _by_parameter(tensors.get(key, {}), own))
-            for key in ("ema", "averages")
-        }
-        self.ema.load(averages["ema"], averages["averages"])
-        moments = tensors["optimizer"]
-        restore_optimizer(
-            self.optimizer, self.names, self.parallel.scattered(moments, _by_parameter(moments, own)),
-            record["optimizer"],
-        )  # fmt: skip
+        self.ema.load(parts["ema"], parts.get("averages", {}))
+        restore_optimizer(self.optimizer, self.names, parts["optimizer"], record["optimizer"])
+        self.colours = ColourBasis(parts["colours"])
+
+    def _received(self, group: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors that rank 0 read, laid out as the parameters that they belong to: by name, or by a part of it."""
+        parameters, parts = dict(self.model.named_parameters()), {}
+        for name, tensor in self.processes.from_first(group):
+            owner = next((parameters[part] for part in (name, *name.split("/")) if part in parameters), None)
+            parts |= self.parallel.scattered({name: tensor}, {} if owner is None else {name: owner})
+        return parts
 
     def save(self, step: int, **record) -> None:
         """Writes a checkpoint; all processes call it. Raises OSError everywhere where it could not be written."""
         optimizer_state, optimizer_record = optimizer_tensors(self.optimizer, self.names)
         groups = {"model": self.model.state_dict(), "ema": self.ema.parameters, "optimizer": optimizer_state}
-        groups |= {"codec": self.codec.learned_state(), **self.extra}
+        groups |= {"codec": self.codec.learned_state(), "colours": self.colours.tensors}
         if further := self.ema.extra_state():
             groups["averages"] = further
         record = self.description | {"optimizer": optimizer_record, "processes": self.processes.size} | record
         scratch = checkpoint_dir(self.run_dir, step).with_name(f".step_{step:08d}.sharded")
-        self.processes.on_first(lambda: _remove(scratch.parent.glob(".step_*.sharded")))  # of one that was killed
+        leftovers = scratch.parent.glob(".step_*.sharded")  # of a process that was killed
+        self.processes.on_first(lambda: [shutil.rmtree(leftover) for leftover in leftovers] and None)
         ready = self.parallel.write(groups, scratch, self.processes) if self.processes.size > 1 else {}
 
         def write() -> None:
@@ -128,18 +167,3 @@ class TrainingState:
         if (groups := self.ema.snapshot(step)) is not None:
             whole = {name: self.parallel.gathered(tensors) for name, tensors in groups.items()}
             self.processes.on_first(lambda: save_snapshot(self.run_dir, step, whole, self.description) and None)
-
-
-def _remove(folders: Iterable[Path]) -> None:
-    for folder in folders:
-        shutil.rmtree(folder)
-
-
-def _by_parameter(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The parameter that each of these tensors belongs to: by its name, or by a part of it between slashes."""
-    found = {}
-    for key in tensors:
-        owner = next((part for part in (key, *key.split("/")) if part in parameters), None)
-        if owner is not None:
-            found[key] = parameters[owner]
-    return found

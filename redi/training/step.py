@@ -10,7 +10,7 @@ from torch.profiler import record_function
 from redi.core.ema import EMA
 from redi.core.objective import JointObjective
 from redi.models.codec import JointCodec
-from redi.runtime.device import Precision, matmul_precision
+from redi.runtime.device import Precision, compiled_whole, matmul_precision
 from redi.runtime.distributed import Processes
 from redi.runtime.randomness import mix_seeds
 from redi.training.parallel import Parallel
@@ -34,7 +34,7 @@ class TrainingStep:
         max_grad_norm: gradients are scaled down to this norm; 0 leaves them.
         warmup_steps: the learning rate rises linearly over so many steps, then stays.
         seed: of the run.
-        compiled: see `JointObjective.compile`; it happens at the first call.
+        compiled: the losses as one graph (torch.compile), at the first call.
         processes: which rows of a step's batch are given here.
         parallel: how several processes share the gradients; `parallel.distribute(model)` was called.
     """
@@ -62,9 +62,9 @@ class TrainingStep:
         self.processes, self.parallel = processes or Processes(), parallel or DDP()
         self.objective = objective.to(next(model.parameters()).device)
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
-        if compiled and (self.processes.size == 1 or self.parallel.whole_graph):
-            objective.compile()
-        self.forward: nn.Module = _Losses(model, objective)
+        self.compiled = compiled  # as a whole, or block by block where the parallel needs that
+        whole = compiled and (self.processes.size == 1 or self.parallel.whole_graph)
+        self.forward: nn.Module = _Losses(model, objective, whole)
         if self.processes.size > 1:
             self.forward = self.parallel.wrap(self.forward, model)
 
@@ -101,7 +101,7 @@ class TrainingStep:
 
             def losses(part=part) -> dict[str, Tensor]:
                 with matmul_precision(self.precision.name), self.precision.autocast(part["x"].device):
-                    return type(self.objective).losses(self.objective, self.model, **part)
+                    return self.objective.losses(self.model, **part)
 
             yield first, part["x"], losses
             first += len(part["x"])
@@ -145,11 +145,16 @@ class TrainingStep:
 
 
 class _Losses(nn.Module):
-    """The forward pass of a step, as a module: what DistributedDataParallel can be put around."""
+    """The forward pass of a step, as a module: what DistributedDataParallel can be put around.
 
-    def __init__(self, model: nn.Module, objective: JointObjective):
+    Compiled, corruption, network and losses are one graph, forward and backward, for one batch size. Random numbers are
+    drawn outside of it, so they are the same either way.
+    """
+
+    def __init__(self, model: nn.Module, objective: JointObjective, compiled: bool):
         super().__init__()
         self.model, self.objective = model, objective
+        self.compiled = compiled_whole(objective.losses) if compiled else None
 
-    def forward(self, **given: Tensor) -> dict[str, Tensor]:
-        return self.objective.losses(self.model, **given)
+    def forward(self, **part: Tensor) -> dict[str, Tensor]:
+        return (self.compiled or self.objective.losses)(self.model, **part)

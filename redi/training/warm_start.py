@@ -13,12 +13,18 @@ from redi.models.published.file import read_published
 from redi.models.published.layout import describe
 from redi.models.published.weights import from_published
 from redi.models.transformer import DiffusionTransformer
-from redi.runtime.checkpoint import newest_good
+from redi.runtime.checkpoint import list_checkpoints, newest_good
 
 log = logging.getLogger(__name__)
 
 # Not taken over: these keep their initial values, whatever the source has of them.
 KEPT = ("projector.", "group_embeddings.")
+
+
+def begin_with(model: DiffusionTransformer, path: str | Path | None, run_dir: Path) -> None:
+    """`warm_start` for a run that has no checkpoint yet; a resumed one has weights of its own."""
+    if path is not None and not list_checkpoints(run_dir):
+        log.info("%s", warm_start(model, path))
 
 
 @torch.no_grad()
@@ -64,7 +70,7 @@ def warm_start(model: DiffusionTransformer, path: str | Path) -> str:
 
 
 def _of_run(path: Path) -> tuple[Mapping[str, Tensor], Channels]:
-    if (found := newest_good(path, set_aside=False)) is None:
+    if (found := newest_good(path, ("model", "ema"), set_aside=False)) is None:
         raise _refusal(path, "the folder holds no checkpoints of a run")
     _, tensors, record = found
     return tensors.get("model", {}) | tensors["ema"], Channels(**record["model_arguments"]["channels"])

@@ -21,6 +21,11 @@ with process_group(torch.device("cpu")) as processes:
     assert {name: float(value) for name, value in means.items()} == {"a": 1.5, "b": 5.0}
     assert processes.gathered(f"rank {rank}") == ["rank 0", "rank 1"]
 
+    read = {"half": torch.arange(6).bfloat16().view(2, 3), "step": torch.tensor(3), "flag": torch.tensor([True])}
+    layout = {name: tensor.to("meta") for name, tensor in read.items()}
+    sent = dict(processes.from_first(read if rank == 0 else layout))
+    assert all(torch.equal(sent[name], tensor) for name, tensor in read.items())
+
     asked = []
     assert processes.on_first(lambda: asked.append(rank) or "from the first") == "from the first"
     assert asked == [0] * (rank == 0)

@@ -109,10 +109,10 @@ def test_a_batch_that_does_not_divide_is_refused():
 def test_the_number_of_processes_is_recorded_and_its_change_logged(folder, trained_by):
     assert load_checkpoint(list_checkpoints(folder / "4")[-1])[1]["processes"] == 4
     said = trained_by(2, folder, **{"4": {"num_steps": 9}})
-    assert "it was written by 4 processes, and goes on with 2" in said
+    assert "it was written by 4 processes, and resumes with 2" in said
 
 
 def test_the_process_whose_numbers_are_not_finite_is_named_though_fsdp_spreads_them(started, tmp_path):
     said = started(2, "not_finite.py", str(tmp_path / "run"))
     assert said.count("told: rank 1: 1 steps had a gradient that is not finite") == 2
-    assert "the clean states that the model is given are not finite, in row 2 of this process's batch" in said
+    assert "the clean state that the model is given is not finite (images " in said

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from redi.models.encoders.domain import DomainEncoder
 from redi.models.reducers.pca import PCA
 from redi.models.transformer import DiffusionTransformer
 from redi.sampling.generate import generate
+from redi.training import state
 from redi.training.parallel.fsdp import FSDP
 from redi.training.trainer import train
 
@@ -50,7 +52,13 @@ def trained(run_dir: Path, cached: bool = True, **settings) -> None:
     train(run_dir, codec=codec, dataset=data, **(defaults | given))
 
 
+def refuse(*_, **__):
+    raise AssertionError("a process other than the first reads a checkpoint")
+
+
 if __name__ == "__main__":
+    if os.environ["RANK"] != "0":
+        state.newest_good = refuse
     logging.basicConfig(level=logging.INFO)
     for name, settings in json.loads(sys.argv[2]).items():
         trained(Path(sys.argv[1]) / name, **settings)

@@ -124,6 +124,20 @@ def test_one_flipped_bit_is_refused(artefact, position):
     refused(artefact, "weights.safetensors was altered")
 
 
+def test_only_the_groups_that_are_asked_for_are_read_and_verified(tmp_path):
+    groups = {name: {"x": torch.full((3,), float(number))} for number, name in enumerate(("large", "small", "other"))}
+    save_artefact(tmp_path / "a", groups, {"step": 3}, extra={"note.txt": "a"})
+    for name in ("large.safetensors", "note.txt"):
+        (tmp_path / "a" / name).write_bytes(b"damaged")
+    (tmp_path / "a" / "other.safetensors").unlink()
+    tensors, record = load_artefact(tmp_path / "a", groups=("small", "absent"))
+    assert list(tensors) == ["small"] and torch.equal(tensors["small"]["x"], groups["small"]["x"])
+    assert record["step"] == 3
+    with pytest.raises(BrokenArtefact, match="large.safetensors"):
+        load_artefact(tmp_path / "a", groups=("small", "large"))
+    refused(tmp_path / "a", match="large.safetensors|other.safetensors|note.txt")
+
+
 def test_a_missing_file_is_refused(artefact):
     (artefact / "weights.safetensors").unlink()
     refused(artefact, "weights.safetensors is missing")

@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 import torch
 
-from redi.runtime.log import Later, RunLog, Window, read_log
+from redi.runtime.log import AsyncScalars, LogWindow, RunLog, read_log
 
 
 def lines(folder) -> list[dict]:
@@ -135,7 +135,7 @@ def values(loss: float, skipped: float) -> dict[str, torch.Tensor]:
 
 
 def test_a_window_means_over_the_steps_that_were_taken():
-    window = Window()
+    window = LogWindow()
     for loss, skipped in ((1.0, 0.0), (float("nan"), 1.0), (float("inf"), 1.0), (4.0, 0.0)):
         window.add(values(loss, skipped))
     assert window.steps == 4
@@ -143,7 +143,7 @@ def test_a_window_means_over_the_steps_that_were_taken():
 
 
 def test_a_window_of_skipped_steps_alone_has_no_means():
-    window = Window()
+    window = LogWindow()
     window.add(values(float("nan"), 1.0))
     assert window.means().get() == pytest.approx(
         {"loss": float("nan"), "gradient_norm": float("nan"), "skipped_steps": 1.0}, nan_ok=True
@@ -151,32 +151,32 @@ def test_a_window_of_skipped_steps_alone_has_no_means():
 
 
 def test_a_window_that_was_stored_goes_on():
-    unbroken, first = Window(), Window()
+    unbroken, first = LogWindow(), LogWindow()
     for number, skipped in enumerate((0.0, 1.0, 0.0)):
         unbroken.add(values(number / 3, skipped))
         first.add(values(number / 3, skipped))
-    resumed = Window(json.loads(json.dumps(first.state())))
+    resumed = LogWindow(json.loads(json.dumps(first.state())))
     for window in (unbroken, resumed):
         window.add(values(0.7, 0.0))
     assert resumed.means().get() == unbroken.means().get()
 
 
 def test_the_means_of_several_processes_are_those_of_all_their_rows():
-    windows = [Window(), Window()]
+    windows = [LogWindow(), LogWindow()]
     for step, skipped in enumerate((0.0, 1.0, 0.0)):
         for rank, window in enumerate(windows):
             window.add(values(step + rank, skipped))
-    shared = {name: (windows[0].totals[name] + windows[1].totals[name]) / 2 for name in windows[0].totals}
-    assert windows[0].means(shared).get() == {"loss": 1.5, "gradient_norm": 3.0, "skipped_steps": 1.0}
+    windows[0].totals = {name: (total + windows[1].totals[name]) / 2 for name, total in windows[0].totals.items()}
+    assert windows[0].means().get() == {"loss": 1.5, "gradient_norm": 3.0, "skipped_steps": 1.0}
 
 
 def test_a_window_counts_steps_that_say_nothing_about_skipping():
-    window = Window()
+    window = LogWindow()
     window.add({"loss": torch.tensor(1.0)})
     window.add({"loss": torch.tensor(2.0)})
     assert window.means().get() == {"loss": 1.5}
 
 
 def test_numbers_on_the_cpu_are_there_at_once():
-    later = Later({"a": torch.tensor(1.5), "b": 2})
-    assert later.ready and later.get() == {"a": 1.5, "b": 2.0}
+    later = AsyncScalars({"a": torch.tensor(1.5), "b": 2})
+    assert later.get() == {"a": 1.5, "b": 2.0}

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+import redi
 from redi.core.ema import EMA
 from redi.core.objective import JointObjective
 from redi.core.samplers.euler import Euler
@@ -309,12 +310,24 @@ def test_a_damaged_checkpoint_is_refused(start):
         start("run")
 
 
+def test_opening_a_run_for_sampling_reads_no_state_of_the_optimizer(start, codec):
+    run_dir = start("run", num_steps=2)
+    (list_checkpoints(run_dir)[-1] / "optimizer.safetensors").write_bytes(b"damaged")
+    assert redi.load(run_dir, codec=codec, model=MODEL, device="cpu").step == 2
+
+
 def test_training_that_diverges_stops_and_its_checkpoints_are_good(start, tmp_path):
     diverging = {"optimizer": partial(torch.optim.SGD, lr=1e30), "max_grad_norm": 0, "max_skipped_steps": 3}
-    with pytest.raises(ValueError, match="more than train.max_skipped_steps = 3.* Lower the learning rate"):
+    with pytest.raises(ValueError, match="more than train.max_skipped_steps = 3.* Lower the learning rate") as error:
         start("run", **diverging, num_steps=40, log_every=100, checkpoint_every=1)
-    (found,) = (tmp_path / "run").glob("nonfinite_step_*.json")
-    assert json.loads(found.read_text())["phase"] in ("forward", "loss", "backward", "gradient", "norm")
+    (path,) = (tmp_path / "run").glob("nonfinite_step_*.json")
+    finding = json.loads(path.read_text())
+    assert finding["phase"] in ("forward", "loss", "backward", "gradient", "norm")
+    newest = list_checkpoints(path.parent)[-1]
+    for part in (f"Step {finding['step']}: {finding['text']}", path.name, f"{newest} is good"):
+        assert part in str(error.value)
+    assert finding["rank"] == 0 and len(finding["batch"]) == 8
+    assert finding["images"] == [finding["batch"][row] for row in finding["rows"]]
     assert list_checkpoints(tmp_path / "run")
     for folder in list_checkpoints(tmp_path / "run"):
         assert all(tensor.isfinite().all() for tensor in load_checkpoint(folder)[0]["model"].values())

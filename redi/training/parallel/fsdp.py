@@ -52,19 +52,18 @@ class FSDP(Parallel):
 
     def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with as_lost_process():
-            return {name: _whole(tensor) for name, tensor in tensors.items()}
+            return {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in tensors.items()}
 
     def scattered(self, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         from torch.distributed.tensor import distribute_tensor
 
-        found = {}
+        parts = dict(tensors)
         for name, tensor in tensors.items():
             to = like.get(name)
             if hasattr(to, "device_mesh") and tensor.shape == to.shape:
                 # Without communication: every process has the whole, and keeps its part.
-                tensor = distribute_tensor(tensor.to(to.device), to.device_mesh, to.placements, src_data_rank=None)
-            found[name] = tensor
-        return found
+                parts[name] = distribute_tensor(tensor.to(to.device), to.device_mesh, to.placements, src_data_rank=None)
+        return parts
 
     def write(self, groups: Mapping[str, Mapping[str, Tensor]], folder: Path, processes: Processes) -> dict[str, Path]:
         from torch.distributed import checkpoint
@@ -84,7 +83,11 @@ class FSDP(Parallel):
             except CheckpointException as error:  # no Exception; all processes get it, whichever could not write
                 if processes.is_first:
                     shutil.rmtree(folder, ignore_errors=True)
-                raise _not_written(place, error.failures) from error
+                rank, (cause, _) = min(error.failures.items())
+                raise OSError(
+                    f"{place} not written: on rank {rank}, {type(cause).__name__}: {cause}; the checkpoints before it "
+                    "are untouched. Free some space and run the same command again to resume from the last"
+                ) from error
 
             def finish(place=place, tensors=tensors) -> str:
                 (path,) = place.glob("*.safetensors")
@@ -96,14 +99,6 @@ class FSDP(Parallel):
         return written
 
 
-def _not_written(place: Path, failures: Mapping[int, tuple[BaseException, object]]) -> OSError:
-    rank, (cause, _) = min(failures.items())
-    return OSError(
-        f"{place} not written: on rank {rank}, {type(cause).__name__}: {cause}; the checkpoints before it are "
-        "untouched. Free some space and run the same command again to go on from the last"
-    )
-
-
 def _write_scalars(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Puts the numbers () of an optimizer, its steps, in their places in a file, where torch 2.11 leaves zeros."""
     with open(path, "r+b") as file:
@@ -113,7 +108,3 @@ def _write_scalars(path: Path, tensors: Mapping[str, Tensor]) -> None:
             if tensor.ndim == 0:
                 file.seek(8 + length + header[name]["data_offsets"][0])
                 file.write(tensor.cpu().numpy().tobytes())
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

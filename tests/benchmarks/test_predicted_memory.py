@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from predicted_memory import ADAMW, MemoryCount, training_memory
 
 from redi.core.channels import Channels
 from redi.core.objective import JointObjective
 from redi.models.transformer import Block, DiffusionTransformer
 from redi.runtime.device import Precision
-from redi.training.memory import ADAMW, MemoryCount, training_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 CHANNELS = Channels(image=4, dinov2=8)

@@ -1,0 +1,177 @@
+"""What watches over a run while its loop trains, and the settings that are refused before."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
+
+from torch import Tensor
+
+from redi.data.loader import batches, check_shuffle
+from redi.runtime.atomic import only_process
+from redi.runtime.checkpoint import check_best
+from redi.runtime.distributed import Vote, as_lost_process
+from redi.runtime.interrupt import Stopped, StopRequest
+from redi.runtime.log import LogWindow, RunLog
+from redi.runtime.progress import progress
+from redi.runtime.watchdog import COMPUTING, WAITING, Watchdog
+from redi.training.nonfinite import SkipGuard, diagnosis
+from redi.training.parallel import parallels
+from redi.training.snapshots import drop_snapshots
+from redi.training.state import TrainingState
+from redi.training.step import TrainingStep
+
+log = logging.getLogger(__name__)
+
+
+def check_settings(
+    *, num_steps, batch_size, accumulate, log_every, checkpoint_every, keep_checkpoints, preview_every, preview_images,
+    monitor_every,
+) -> None:  # fmt: skip
+    """Raises ValueError unless all are whole numbers of at least 1 and `accumulate` divides `batch_size`."""
+    for name, value in locals().items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"train.{name} = {value!r}: a whole number of at least 1 is needed")
+    if batch_size % accumulate:
+        raise ValueError(f"train.accumulate = {accumulate} does not divide train.batch_size = {batch_size}")
+
+
+def check_objects(codec, dataset, parallel, shuffle: str, keep_best: str | None, monitor) -> None:
+    """Raises ValueError for a codec that is not fitted, a cache of another one, or objects of the wrong kind."""
+    check_shuffle(shuffle)
+    if not codec.fitted:
+        raise ValueError("the codec is not fitted: call prepare(codec=..., dataset=...) and train on what it returns")
+    if hasattr(dataset, "check"):  # encoded rows, which belong to one codec
+        dataset.check(codec)
+    check_best(keep_best, monitor)
+    parallels.check(parallel, "train.parallel")
+
+
+class Guards:
+    """Context of the training loop: the run's lock, signals, the watchdog, skipped steps, and the log.
+
+    The loop takes its batches from `batches`, and after each step calls `after` and `checkpoint`. Data that cannot be
+    read end a run with a checkpoint of the steps before.
+
+    Args:
+        record: what `TrainingState.begin` returned.
+    """
+
+    def __init__(
+        self, state: TrainingState, take_step: TrainingStep, record: Mapping, *, dataset, num_steps: int,
+        batch_size: int, shuffle: str, log_every: int, max_skipped_steps: int, stalled_seconds: float,
+    ):  # fmt: skip
+        self.state, self.take_step, self.processes, self.dataset = state, take_step, state.processes, dataset
+        self.step = self.saved = self.began = record["step"]
+        self.num_steps, self.batch_size, self.log_every = num_steps, batch_size, log_every
+        self.window, self.pending = LogWindow(record["window"]), []  # lines whose numbers are on their way
+        self.skipped = SkipGuard(max_skipped_steps, warns=self.processes.is_first)
+        self.reading = {"batch_size": batch_size, "seed": take_step.seed, "shuffle": shuffle}
+        self.reading["rows"] = self.processes.rows(batch_size)
+        self.watchdog = Watchdog(
+            state.run_dir, self.processes.rank, self.processes.size, self.processes.store,
+            stalled_seconds=stalled_seconds,
+        )  # fmt: skip
+        self.vote, self.stop = Vote(self.processes), StopRequest()
+
+    def __enter__(self) -> "Guards":
+        if self.step >= self.num_steps:
+            log.info("nothing to train: it holds step %d of train.num_steps = %d", self.step, self.num_steps)
+        first, run_dir = self.processes.is_first, self.state.run_dir
+        with ExitStack() as exits:
+            self.processes.on_first(lambda: exits.enter_context(only_process(run_dir)))
+            self.processes.on_first(lambda: drop_snapshots(run_dir, after=self.step))
+            self.log = exits.enter_context(closing(RunLog(run_dir, self.step))) if first else None
+            exits.enter_context(self.watchdog)
+            exits.enter_context(self.stop)
+            reader = batches(
+                self.dataset, start=self.step, stop=self.num_steps, pin=self.state.device.type == "cuda", **self.reading
+            )
+            self.data = exits.enter_context(closing(reader))
+            options = {"desc": "training", "unit": "step", "smoothing": 0.1, "leave": True, "disable": not first}
+            self.bar = exits.enter_context(progress(total=self.num_steps, initial=self.step, **options))
+            if self.processes.size > 1:
+                exits.enter_context(as_lost_process(network_only=True))
+            exits.push(self._finish)
+            self.exits = exits.pop_all()
+        return self
+
+    def __exit__(self, *error) -> bool | None:
+        return self.exits.__exit__(*error)
+
+    def _finish(self, _kind, error, _trace) -> None:
+        if error is None:
+            self.vote.result()
+        data_failed = isinstance(error, Exception) and self.watchdog.place[1] == WAITING
+        if data_failed and self.processes.size == 1 and self.saved < self.step:  # what was learned is good
+            self._save()
+            log.warning("the data of step %d cannot be read; all steps before it are saved", self.step + 1)
+
+    def at(self, phase: str) -> None:
+        """Tell the watchdog what the loop does now."""
+        self.watchdog.at(self.step, phase)
+
+    def batches(self) -> Iterator[dict[str, Tensor]]:
+        """This process's rows of the steps that are left, on the model's device."""
+        compiles = self.take_step.compiled
+        if compiles and self.step < self.num_steps:
+            log.info("compiling at the first step: a minute or two")
+        while self.step < self.num_steps:
+            self.at(WAITING)
+            batch = next(self.data)
+            self.at("compiling" if compiles and self.step == self.began else COMPUTING)
+            yield {name: tensor.to(self.state.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def after(self, losses: Mapping[str, Tensor]) -> None:
+        """Count a step and log it, without waiting for the device; `losses` is what `TrainingStep` returned.
+
+        Raises ValueError after too many skipped steps, with the module where the first bad number arose.
+        """
+        if self.take_step.compiled and self.step == self.began:
+            self.window.restart_clock()
+        self.window.add(losses)
+        self.step += 1
+        self.bar.update()
+        self.write_lines()  # of the step before, now that the device has this one to do
+        too_many = self.skipped.exceeded()  # up to the step before too, and so alike on all processes
+        self.skipped.add(self.step - 1, losses["skipped"])
+        if too_many:
+            raise ValueError(diagnosis(self.state.run_dir, self.skipped, self.take_step, self.dataset, self.reading))
+        if self.step % self.log_every == 0 or self.step == self.num_steps:
+            self.watchdog.end_window()
+            self.window.totals = self.processes.mean(self.window.totals)
+            values = {"images_per_second": self.window.steps_per_second() * self.batch_size}
+            values["learning_rate"] = self.state.optimizer.param_groups[0]["lr"]
+            self.pending.append((self.step, self.window.means(), values))
+            if self.step % self.log_every == 0:
+                self.window = LogWindow()
+
+    def write_lines(self) -> None:
+        """Write the lines of the log whose numbers were still on their way from the device."""
+        for step, means, values in self.pending:
+            scalars = means.get()
+            if self.log is not None:
+                self.log.scalars(step, **scalars, **values)
+                rate = values["images_per_second"]
+                self.bar.set_postfix_str(f"loss {scalars['loss']:.4f}, {rate:.0f} img/s", refresh=False)
+        self.pending.clear()
+
+    def checkpoint(self, due: bool, monitor: Mapping[str, float] | None = None) -> None:
+        """Write a checkpoint if one is due, or if a signal asked any process to stop: then raise Stopped.
+
+        All processes call it after every step. `monitor`: what was measured, for `train.keep_best`.
+        """
+        signal = self.vote.cast(self.stop.requested or 0)
+        if due or signal:
+            self._save(monitor)
+        if signal:
+            raise Stopped(signal, self.step)
+
+    def _save(self, monitor: Mapping[str, float] | None = None) -> None:
+        self.write_lines()
+        self.skipped.exceeded()
+        self.window.totals = self.processes.mean(self.window.totals)
+        self.at("writing a checkpoint")
+        self.state.save(self.step, window=self.window.state(), monitor=monitor or {})
+        self.skipped.reset()
+        self.window.restart_clock()
+        self.saved = self.step

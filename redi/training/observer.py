@@ -1,0 +1,72 @@
+"""What is drawn and measured during training, of the averaged weights."""
+
+import logging
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from redi.core.processes import Process
+from redi.models.transformer import DiffusionTransformer
+from redi.sampling.pictures import num_columns, sample_grid
+from redi.training.guards import Guards
+
+log = logging.getLogger(__name__)
+
+
+class Observer:
+    """Draws sample grids and calls the monitor, on rank 0, with weights that all processes collect.
+
+    A grid has the same labels and the same noise every time, so that the pictures show what the model has learned.
+
+    Args:
+        build: the whole model on this process, where `Parallel` keeps only a part of it.
+        preview: `generate`, with settings of its own; `preview_images` in at most ten columns of one class each.
+        monitor: measures; None for nothing.
+    """
+
+    def __init__(
+        self, guards: Guards, process: Process, build: Callable[[], DiffusionTransformer], *, preview: Callable,
+        preview_every: int, preview_images: int, monitor: Callable | None, monitor_every: int,
+    ):  # fmt: skip
+        self.guards, self.state, self.process, self.build = guards, guards.state, process, build
+        self.preview, self.preview_every = preview, preview_every
+        self.monitor, self.monitor_every = monitor, monitor_every
+        num_classes = guards.dataset.num_classes
+        columns = min(10, num_classes)
+        self.labels = torch.arange(preview_images) % columns * num_classes // columns
+
+    def __call__(self, step: int) -> dict[str, float] | None:
+        """After a step, on all processes -> what rank 0 measured ({} on the others); None where nothing was due."""
+        draws = step % self.preview_every == 0
+        measures = self.monitor is not None and (step % self.monitor_every == 0 or step == self.guards.num_steps)
+        if not draws and not measures:
+            return None
+        state, measurements = self.state, {}
+        self.guards.write_lines()
+        weights = state.parallel.gathered(state.ema.parameters)
+        if state.processes.is_first:
+            model = state.model
+            if state.processes.size > 1 and not state.parallel.keeps_whole:
+                model = self.build().to(state.device)
+            if draws:
+                self.guards.at("drawing a preview")
+                self._draw(model, weights, step)
+            if measures:
+                self.guards.at("measuring")
+                measurements = self.monitor(model, state.codec, self.process, weights=weights)
+                self.guards.log.scalars(step, **{f"monitor/{name}": value for name, value in measurements.items()})
+                text = ", ".join(f"{name} {value:.4g}" for name, value in measurements.items())
+                log.info("step %d: %s", step, text)
+        self.guards.window.restart_clock()
+        return measurements if measures else None
+
+    def _draw(self, model: DiffusionTransformer, weights: Mapping[str, Tensor], step: int) -> None:
+        """Writes a grid to the log and to previews/step_<step>.png."""
+        state = self.state
+        samples = self.preview(model, state.codec, self.process, labels=self.labels, weights=weights)
+        picture = sample_grid(samples, state.codec, state.colours, columns=num_columns(self.labels))
+        folder = state.run_dir / "previews"
+        folder.mkdir(exist_ok=True)
+        picture.save(folder / f"step_{step:08d}.png")
+        self.guards.log.picture(step, "samples", picture)
