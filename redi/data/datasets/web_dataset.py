@@ -15,7 +15,7 @@ from torch import Tensor
 
 from redi.data.datasets import EncodedImages, Split, UnreadableImage, numbered_classes, register
 from redi.data.preprocessing import Preprocessing
-from redi.data.storage.byte_ranges import Unreachable
+from redi.data.storage.object_store import Unreachable
 from redi.data.storage.tar_shards import find_shards, index_shards
 
 
@@ -56,10 +56,10 @@ class WebDataset(EncodedImages):
         held_out_fraction: float = 0.0,
         split_seed: int = 0,
     ):
-        self.reader, found = find_shards(shards)
+        self.store, found = find_shards(shards)
         folder = Path(cache_dir or os.environ.get("REDI_CACHE") or "~/.cache/redi").expanduser() / "tar_indices"
         settings = {"labelled": num_classes != 1, "label_field": label_field}
-        indices = index_shards(self.reader, found, folder, settings)
+        indices = index_shards(self.store, found, folder, settings)
         keys = [key for names, _ in indices for key in names]
         column = {name: torch.cat([tensors[name] for _, tensors in indices]).numpy() for name in indices[0][1]}
         self.paths = [shard.path for shard in found]
@@ -83,12 +83,12 @@ class WebDataset(EncodedImages):
         return io.BytesIO(self._bytes([index])[0] if data is None else data)
 
     def batch(self, positions: Sequence[int], mirror: np.ndarray | None = None) -> dict[str, Tensor]:
-        """As of every data set; from a remote store, all that it needs is asked for at once.
+        """As of every data set; from object storage, all that it needs is asked for at once.
 
         Raises:
             Unreachable (an OSError): the store does not give it, in four attempts.
         """
-        if self.reader.local:  # each thread reads what it decodes
+        if not self.store.files.async_impl:  # a disk: each thread reads what it decodes
             return super().batch(positions, mirror)
         indices = self.indices[np.asarray(positions, dtype=np.int64)].tolist()
         here = copy.copy(self)
@@ -96,7 +96,7 @@ class WebDataset(EncodedImages):
         return EncodedImages.batch(here, positions, mirror)
 
     def _bytes(self, indices: Sequence[int]) -> list[bytes]:
-        return self.reader.read([(self.paths[self.shard[i]], int(self.starts[i]), int(self.stops[i])) for i in indices])
+        return self.store.read_ranges([(self.paths[self.shard[i]], int(self.starts[i]), int(self.stops[i])) for i in indices])
 
     def _decode(self, index: int) -> Image.Image:
         try:

@@ -92,7 +92,7 @@ def test_a_batch_can_be_written_to_without_changing_the_cache(written):
 
 
 def test_the_mapped_pages_cannot_be_written_to(written):
-    for array in written._shards[1].values():
+    for array in written.shards[1].values():
         with pytest.raises(ValueError, match="read-only"):
             array[...] = 0
 
