@@ -322,7 +322,7 @@ def test_a_broken_dataset_json_is_refused(tmp_path, text):
 
 
 def test_a_class_or_number_for_preprocessing_is_refused(tmp_path):
-    message = r"ImageFolder.preprocessing = .* is no Preprocessing: bind ImageFolder.preprocessing = @Preprocessing\(\)"
+    message = r"ImageFolder.preprocessing = .* is not a Preprocessing: bind .* = @Preprocessing\(\)"
     refused(message, path=classes(tmp_path), preprocessing=Preprocessing)
     refused(message, path=tmp_path, preprocessing=256)
 

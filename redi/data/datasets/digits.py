@@ -24,10 +24,9 @@ class Digits(Dataset):
         self,
         *,
         image_size: int | None = None,
-        num_classes: int | None = None,
         split: Split = "train",
         held_out_fraction: float = 0.2,
-        split_seed: int = 0,
+        **part,
     ):
         images, labels = _stored()
         self.images = np.rint(images * (255 / 16)).astype(np.uint8)  # 0..16 -> 0..255
@@ -36,10 +35,9 @@ class Digits(Dataset):
             names=[f"digit {number:04d}" for number in range(len(self.images))],
             labels=labels,
             class_names=[str(label) for label in range(10)],
-            num_classes=num_classes,
             split=split,
             held_out_fraction=held_out_fraction,
-            split_seed=split_seed,
+            **part,
         )
 
     def load(self, index: int) -> np.ndarray:

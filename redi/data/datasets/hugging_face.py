@@ -6,8 +6,7 @@ from typing import IO
 
 import numpy as np
 
-from redi.data.datasets import EncodedImages, Split, numbered_classes, register
-from redi.data.preprocessing import Preprocessing
+from redi.data.datasets import EncodedImages, numbered_classes, register
 
 
 @register
@@ -20,8 +19,7 @@ class HuggingFace(EncodedImages):
         image_column: the column of type Image.
         label_column: the column of type ClassLabel or integer; None: unlabelled, one class.
         preprocessing: default: sizes as stored.
-        num_classes: the classes a model is built for; default: those of the ClassLabel, or the largest label + 1.
-        split, held_out_fraction, split_seed: a part of that; see Dataset.
+        num_classes, split, held_out_fraction, split_seed: see Dataset.
     """
 
     def __init__(
@@ -31,11 +29,7 @@ class HuggingFace(EncodedImages):
         split_name: str = "train",
         image_column: str = "image",
         label_column: str | None = "label",
-        preprocessing: Preprocessing | None = None,
-        num_classes: int | None = None,
-        split: Split = "all",
-        held_out_fraction: float = 0.0,
-        split_seed: int = 0,
+        **part,
     ):
         try:
             import datasets  # the third-party package, not redi.data.datasets
@@ -57,11 +51,7 @@ class HuggingFace(EncodedImages):
             names=[f"{split_name}[{row}]" for row in range(len(table))],
             labels=labels,
             class_names=class_names,
-            preprocessing=preprocessing,
-            num_classes=num_classes,
-            split=split,
-            held_out_fraction=held_out_fraction,
-            split_seed=split_seed,
+            **part,
         )
 
     def read(self, index: int) -> IO[bytes]:

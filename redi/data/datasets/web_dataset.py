@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from redi.data.datasets import EncodedImages, Split, UnreadableImage, numbered_classes, register
-from redi.data.preprocessing import Preprocessing
+from redi.data.datasets import EncodedImages, UnreadableImage, numbered_classes, register
 from redi.data.storage.object_store import Unreachable
 from redi.data.storage.tar_shards import find_shards, index_shards
 
@@ -38,10 +37,9 @@ class WebDataset(EncodedImages):
             list, in one kind of store. {00000..00146} and {a,b} stand for several, * for what is there, sorted.
         label_field: the field of key.json that holds the label; None: key.cls, or else 'label' or 'cls' of key.json.
         preprocessing: default: sizes as stored.
-        num_classes: the classes a model is built for; default: as many as the largest label needs. With 1, labels are
-            not looked for.
+        num_classes: see Dataset. With 1, no labels are needed.
         cache_dir: default: $REDI_CACHE, or ~/.cache/redi.
-        split, held_out_fraction, split_seed: a part of that; see Dataset.
+        split, held_out_fraction, split_seed: see Dataset.
     """
 
     def __init__(
@@ -49,12 +47,9 @@ class WebDataset(EncodedImages):
         *,
         shards: str | Sequence[str],
         label_field: str | None = None,
-        preprocessing: Preprocessing | None = None,
         num_classes: int | None = None,
         cache_dir: str | None = None,
-        split: Split = "all",
-        held_out_fraction: float = 0.0,
-        split_seed: int = 0,
+        **part,
     ):
         self.store, found = find_shards(shards)
         folder = Path(cache_dir or os.environ.get("REDI_CACHE") or "~/.cache/redi").expanduser() / "tar_indices"
@@ -71,11 +66,8 @@ class WebDataset(EncodedImages):
             names=[f"{found[shard].name}/{key}" for shard, key in zip(self.shard, keys, strict=True)],
             labels=labels,
             class_names=numbered_classes(labels, "WebDataset.shards"),
-            preprocessing=preprocessing,
             num_classes=num_classes,
-            split=split,
-            held_out_fraction=held_out_fraction,
-            split_seed=split_seed,
+            **part,
         )
 
     def read(self, index: int) -> IO[bytes]:
@@ -96,7 +88,8 @@ class WebDataset(EncodedImages):
         return EncodedImages.batch(here, positions, mirror)
 
     def _bytes(self, indices: Sequence[int]) -> list[bytes]:
-        return self.store.read_ranges([(self.paths[self.shard[i]], int(self.starts[i]), int(self.stops[i])) for i in indices])
+        ranges = [(self.paths[self.shard[i]], int(self.starts[i]), int(self.stops[i])) for i in indices]
+        return self.store.read_ranges(ranges)
 
     def _decode(self, index: int) -> Image.Image:
         try:
