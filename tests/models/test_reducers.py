@@ -171,7 +171,7 @@ def test_too_few_vectors_are_refused(reducer_class, batches):
 def test_features_that_are_not_finite_are_refused(reducer_class, bad):
     broken = features(4)
     broken[2, 3, 1, 1] = bad
-    with pytest.raises(ValueError, match="NaN or infinite values; a reducer cannot be fitted"):
+    with pytest.raises(ValueError, match="the features hold NaN or infinite values"):
         make(reducer_class).fit([features(4), broken])
 
 

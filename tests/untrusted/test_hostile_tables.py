@@ -94,7 +94,7 @@ TABLES = {
     ),
     "statistics that claim more": (
         statistics(lambda f: npz(f / "x.npz", mu=npy("(9000000,)"), sigma=npy("(9000000, 9000000)"))),
-        "is cut short or damaged: .* instead of the 72,000,000",
+        "is cut short or damaged: .* instead of the 9,000,000",
     ),
     "statistics under two names": (
         statistics(lambda f: archive(f / "x.npz", ("mu", b"1"), ("mu.npy", npy("(1,)", b"\0")))),
