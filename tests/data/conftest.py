@@ -1,4 +1,4 @@
-"""A server of files over HTTP that counts requests, and fails or cuts them short as a test asks."""
+"""Real photographs, and a server of files over HTTP that counts requests, and fails or cuts them short on demand."""
 
 import re
 import threading
@@ -6,6 +6,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from redi.data.storage import object_store
 
@@ -91,3 +93,16 @@ def serve():
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
     monkeypatch.setattr(object_store, "PAUSE_SECONDS", 0.0)
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory) -> Path:
+    """Scikit-learn's two, as JPEG and PNG, colour and grey, in sizes of their own."""
+    root = tmp_path_factory.mktemp("photographs")
+    for name, pixels in zip(("china", "flower"), load_sample_images().images, strict=True):
+        image = Image.fromarray(pixels)  # 640 x 427
+        (root / name).mkdir()
+        image.save(root / name / "whole.jpg")
+        image.crop((100, 0, 300, 300)).save(root / name / "upright.png")
+        image.convert("L").resize((75, 50)).save(root / name / "grey.png")
+    return root

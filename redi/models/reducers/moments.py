@@ -129,6 +129,6 @@ def require_finite(features: Tensor, batch: int) -> None:
         image, feature, row, column = bad[0].tolist()
         value = features[image, feature, row, column].item()
         raise ValueError(
-            f"the features hold NaN or infinite values: feature {feature} is {value} in batch {batch}, image {image} of "
-            f"it, at ({row}, {column}) of its grid; {len(bad)} such values in this batch"
+            f"the features hold NaN or infinite values: feature {feature} is {value} in batch {batch}, image {image} "
+            f"of it, at ({row}, {column}) of its grid; {len(bad)} such values in this batch"
         )
