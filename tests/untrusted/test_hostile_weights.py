@@ -125,7 +125,7 @@ WEIGHTS = {
     ),
     "a record that is nested deeply": (artefact(lambda f: {}, DEEP), "is not JSON"),
     "a record that lists no files": (artefact(lambda f: {}, b'{"files": []}'), "lists no files"),
-    "a shard beyond the file": (cached(HUGE), "is damaged: Error while deserializing header: invalid"),
+    "a shard beyond the file": (cached(HUGE), "is damaged: Error while deserializing header: "),
     "a shard with a header too long": (cached(safetensors({}, length=2**63)), "is damaged: .*header too large"),
     "a shard nested deeply": (cached(safetensors(DEEP)), "is damaged"),
     "a shard of infinite rows": (
