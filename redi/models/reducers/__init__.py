@@ -81,10 +81,10 @@ class Reducer(nn.Module, ABC):
     def check_width(self, width: int) -> None:
         """Raises ValueError unless it can reduce features of this width E; asked before anything is encoded."""
         name = type(self).__name__
-        if self.rank > width:
-            raise ValueError(f"{name}.rank = {self.rank} exceeds the encoder width {width}")
         if self.width not in (None, width):
             raise ValueError(f"this {name} was fitted to features of width {self.width}, not {width}")
+        if self.rank > width:
+            raise ValueError(f"{name}.rank = {self.rank} exceeds the encoder width {width}")
 
     def require_fit(self) -> None:
         """Raises ValueError before a fit."""

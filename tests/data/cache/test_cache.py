@@ -208,12 +208,12 @@ def rewrite_header(path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda h: h["image"].update(dtype="Q9"), "Error while deserializing header: invalid JSON in header: unknown variant `Q9`"),
+        (lambda h: h["image"].update(dtype="Q9"), "Error while deserializing header: .*unknown variant `Q9`"),
         (lambda h: h["image"].update(data_offsets=[0, 9999]), "Error while deserializing header: invalid"),
         (lambda h: h["image"].update(data_offsets=[64, 0]), "Error while deserializing header: invalid"),
         (lambda h: h["image"].update(shape=[9, 1, 8, 8]), "Error while deserializing header: invalid shape"),
         (lambda h: h["image"].update(shape=[10, 8, 8, 1]), "'image' is uint8 .10, 8, 8, 1.; the manifest says U8"),
-        (lambda h: h["image"].pop("dtype"), "Error while deserializing header: invalid JSON in header: missing field `dtype`"),
+        (lambda h: h["image"].pop("dtype"), "Error while deserializing header: .*missing field `dtype`"),
         (lambda h: h.pop("names.json"), "Error while deserializing header: .*"),
         (lambda h: h.pop("labels"), "Error while deserializing header: .*"),
     ],
