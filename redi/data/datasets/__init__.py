@@ -17,6 +17,7 @@ from torch import Tensor
 
 from redi.core.registry import Registry, discover
 from redi.data.preprocessing import FORMATS, MAX_BYTES, Preprocessing, check_convertible, open_image
+from redi.data.storage.object_store import Unreachable
 
 Split = Literal["all", "train", "held_out"]
 
@@ -195,6 +196,8 @@ class EncodedImages(PreprocessedImages):
                 image.load()  # until here only the header was read: a truncated file shows only now
                 check_convertible(image)
                 return image
+        except Unreachable:  # not damage: the image must not be left out as unreadable
+            raise
         except Exception as cause:  # decoders raise OSError, SyntaxError, struct.error, DecompressionBombError, ...
             what = f"{type(cause).__name__}: {cause}"
             if isinstance(cause, UnidentifiedImageError):  # its own text is the address of a Python object

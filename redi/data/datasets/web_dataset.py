@@ -10,11 +10,9 @@ from typing import IO
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from redi.data.datasets import EncodedImages, UnreadableImage, numbered_classes, register
-from redi.data.storage.object_store import Unreachable
+from redi.data.datasets import EncodedImages, numbered_classes, register
 from redi.data.storage.tar_shards import find_shards, index_shards
 
 
@@ -90,14 +88,6 @@ class WebDataset(EncodedImages):
     def _bytes(self, indices: Sequence[int]) -> list[bytes]:
         ranges = [(self.paths[self.shard[i]], int(self.starts[i]), int(self.stops[i])) for i in indices]
         return self.store.read_ranges(ranges)
-
-    def _decode(self, index: int) -> Image.Image:
-        try:
-            return super()._decode(index)
-        except UnreadableImage as error:
-            if isinstance(error.__cause__, Unreachable):  # no damage: it must not be left out as unreadable
-                raise error.__cause__ from None
-            raise
 
     def provenance(self) -> dict:
         """Without the shards' place: of each image its size and the time in its header, which travel with a copy."""
