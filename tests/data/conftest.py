@@ -97,12 +97,16 @@ def no_pauses(monkeypatch):
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory) -> Path:
-    """Scikit-learn's two, as JPEG and PNG, colour and grey, in sizes of their own."""
+    """Scikit-learn's two, as JPEG files of two classes: whole, tall and small, one grey, one held sideways."""
     root = tmp_path_factory.mktemp("photographs")
     for name, pixels in zip(("china", "flower"), load_sample_images().images, strict=True):
-        image = Image.fromarray(pixels)  # 640 x 427
+        image, exif = Image.fromarray(pixels), Image.Exif()  # 640 x 427
+        exif[0x0112] = 6
         (root / name).mkdir()
         image.save(root / name / "whole.jpg")
-        image.crop((100, 0, 300, 300)).save(root / name / "upright.png")
-        image.convert("L").resize((75, 50)).save(root / name / "grey.png")
+        image.crop((100, 0, 190, 427)).save(root / name / "tall.jpg")
+        if name == "china":
+            image.convert("L").resize((75, 56)).save(root / name / "grey.jpg")
+        else:
+            image.save(root / name / "sideways.jpg", exif=exif)
     return root

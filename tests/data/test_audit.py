@@ -69,7 +69,7 @@ def test_the_table_is_readable():
 def test_real_photos_are_described_and_need_a_size(photographs):
     _, record = audit(ImageFolder(path=str(photographs), preprocessing=Preprocessing(image_size=32)), batch_size=4)
     assert record["num_images"] == 6 and record["sizes_after_preprocessing"] == {"32x32": 6}
-    assert record["num_sizes"] == 3 and record["modes"] == {"RGB": 4, "L": 2}
+    assert record["num_sizes"] == 4 and record["modes"] == {"RGB": 5, "L": 1}
     error = refused("different sizes after preprocessing", ImageFolder(path=str(photographs)))
     assert error.record["width_min_max"] == [75, 640] and error.record["num_images"] == 6
 
