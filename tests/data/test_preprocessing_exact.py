@@ -85,7 +85,8 @@ def reread(image: Image.Image, kind: str, **options) -> Image.Image:
 
 @pytest.fixture
 def photos(photographs) -> dict[str, Image.Image]:
-    return {f"{path.parent.name} {path.stem}": Image.open(io.BytesIO(path.read_bytes())) for path in sorted(photographs.rglob("*.jpg"))}
+    paths = sorted(photographs.rglob("*.jpg"))
+    return {f"{path.parent.name} {path.stem}": Image.open(io.BytesIO(path.read_bytes())) for path in paths}
 
 
 @pytest.fixture

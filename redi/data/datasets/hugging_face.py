@@ -47,12 +47,8 @@ class HuggingFace(EncodedImages):
         # decode=False: encoded bytes come out, so that damage is reported by name, as for files
         self.table = table.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
         self.image_column, self.folder = image_column, Path(path).expanduser().resolve()
-        super().__init__(
-            names=[f"{split_name}[{row}]" for row in range(len(table))],
-            labels=labels,
-            class_names=class_names,
-            **part,
-        )
+        names = [f"{split_name}[{row}]" for row in range(len(table))]
+        super().__init__(names=names, labels=labels, class_names=class_names, **part)
 
     def read(self, index: int) -> IO[bytes]:
         image = self.table[index][self.image_column]

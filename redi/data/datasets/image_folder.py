@@ -62,8 +62,7 @@ class ImageFolder(EncodedImages):
 
 def _labels_of_folders(names: list[str], folders: set[str], where: str) -> tuple[np.ndarray, list[str]]:
     """One class per top-level folder; or one class in all, for images at the root."""
-    at_root = [name for name in names if "/" not in name]
-    if len(at_root) == len(names):
+    if len(at_root := [name for name in names if "/" not in name]) == len(names):
         return np.zeros(len(names), dtype=np.int64), ["unlabelled"]
     if at_root:
         raise ValueError(
@@ -93,11 +92,9 @@ def _labels_of_index(file: IO[bytes], names: list[str], where: str) -> tuple[np.
         return np.zeros(len(names), dtype=np.int64), ["unlabelled"]
     if len(label_of) < len(pairs):
         raise ValueError(f"{where} lists {len(pairs) - len(label_of)} files more than once")
-    absent = sorted(set(label_of) - set(names))
-    if absent:
+    if absent := sorted(set(label_of) - set(names)):
         raise ValueError(f"{where} lists {len(absent)} images that are not there: {_few(absent)}")
-    unlisted = sorted(set(names) - set(label_of))
-    if unlisted:
+    if unlisted := sorted(set(names) - set(label_of)):
         raise ValueError(f"{where} gives no label for {len(unlisted)} images: {_few(unlisted)}")
     for name, label in label_of.items():
         if type(label) is not int or not 0 <= label < 2**63:

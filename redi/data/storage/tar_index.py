@@ -3,7 +3,7 @@
 import json
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from redi.data.storage.object_store import MAX_READ, RangedFile
@@ -52,7 +52,7 @@ def scan(tar: RangedFile, where: str, *, labelled: bool = True, label_field: str
             known.add(key)
             sample = _Sample(key)
         if extension in IMAGES:
-            sample.add_image(member, extension, where)
+            sample.add_image(member, where)
         elif labelled and extension == ("cls" if label_field is None else "json"):
             sample.label = _label(_content(tar, member, where), label_field, extension, f"{where}: {member.name}")
         elif labelled and extension == "json" and sample.label is None:
@@ -68,21 +68,18 @@ def scan(tar: RangedFile, where: str, *, labelled: bool = True, label_field: str
 class _Sample:
     key: str
     image: tarfile.TarInfo | None = None
-    extension: str = ""
     label: int | None = None
     json_label: int | None = None
+    others: list[str] = field(default_factory=list)
 
-    def __post_init__(self):
-        self.others: list[str] = []
-
-    def add_image(self, member: tarfile.TarInfo, extension: str, where: str) -> None:
+    def add_image(self, member: tarfile.TarInfo, where: str) -> None:
         if self.image is not None:
             what = f"two images, {self.image.name} and {member.name}"
             raise ValueError(f"{where}: the sample {self.key!r} has {what}; one is needed")
         if not 0 < member.size <= MAX_IMAGE_BYTES:
             what = f"has {member.size:,} bytes; an image has 1 to {MAX_IMAGE_BYTES:,}"
             raise ValueError(f"{where}: {member.name} {what}")
-        self.image, self.extension = member, extension
+        self.image = member
 
     def entries(self, where: str, labelled: bool) -> list[Entry]:
         """One, or none for files that are no sample."""

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -44,11 +45,7 @@ class Shard:
 def find_shards(shards: str | Sequence[str]) -> tuple[ObjectStore, list[Shard]]:
     """The shards that `WebDataset.shards` names, in order. Raises ValueError and Unreachable."""
     patterns, where = [shards] if isinstance(shards, str) else shards, f"WebDataset.shards = {shards!r}"
-    if (
-        not isinstance(patterns, Sequence)
-        or not patterns
-        or not all(isinstance(pattern, str) and pattern for pattern in patterns)
-    ):
+    if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(p, str) and p for p in patterns):
         raise ValueError(f"{where}: it is a path, a URL, or a list of them")
     urls = [url for pattern in patterns for url in expand_braces(os.path.expanduser(pattern), where)]
     try:
@@ -69,10 +66,9 @@ def find_shards(shards: str | Sequence[str]) -> tuple[ObjectStore, list[Shard]]:
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         found = [shard for group in pool.map(look, [path for _, path in opened]) for shard in group]
-    paths = [path for path, _ in found]
-    if len(set(paths)) < len(paths):
-        twice = next(path for path in paths if paths.count(path) > 1)
-        raise ValueError(f"{where} names {twice} more than once")
+    path, count = Counter(path for path, _ in found).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{where} names {path} more than once")
     return store, [_shard(path, info, where) for path, info in found]
 
 
