@@ -40,7 +40,8 @@ def audit(
         raise ValueError(f"audit.batch_size = {batch_size}: it is at least 1")
     record = {"dataset": type(dataset).__name__, "split": dataset.split, "batch_size": batch_size, "warnings": []}
     record.update(_label_facts(dataset, batch_size))
-    _refuse(_label_problems(dataset, record, allow_missing_classes), record)
+    if problems := _label_problems(dataset, record, allow_missing_classes):
+        raise AuditError(problems, record)
 
     facts, unreadable = _decode_all(dataset)
     record["unreadable"] = {dataset.names[position]: cause for position, cause in unreadable.items()}
@@ -51,20 +52,18 @@ def audit(
         problems += _label_problems(dataset, record, allow_missing_classes)
         record["warnings"].append(f"{len(unreadable)} unreadable images are left out")
     elif unreadable:
-        problems.append(_unreadable_problem(record["unreadable"]))
+        causes, more = list(unreadable.values())[:20], len(unreadable) - 20
+        lines = [f"    {cause}" for cause in causes] + [f"    ... and {more} more"] * (more > 0)
+        what = "images cannot be read: repair or delete them, or bind audit.skip_unreadable = True"
+        problems.append("\n".join([f"{len(unreadable)} {what}", *lines]))
     if facts:
-        record.update(_size_facts(dataset, facts))
+        _add_size_facts(dataset, facts, record)
         problems += _size_problems(dataset, facts, record)
-        record["warnings"] += _enlarged(dataset, facts)
     if 0 < len(dataset) < batch_size:
         record["warnings"].append(f"the batch of {batch_size} is larger than the data set of {len(dataset)} images")
-    _refuse(problems, record)
-    return dataset, record
-
-
-def _refuse(problems: list[str], record: dict) -> None:
     if problems:
         raise AuditError(problems, record)
+    return dataset, record
 
 
 def _label_facts(dataset: Dataset, batch_size: int) -> dict:
@@ -139,19 +138,12 @@ def _decode_all(dataset: Dataset) -> tuple[dict[int, tuple[int, int, str]], dict
     return readable, unreadable
 
 
-def _unreadable_problem(unreadable: dict[str, str]) -> str:
-    lines = [f"    {cause}" for cause in list(unreadable.values())[:20]]
-    lines += [f"    ... and {len(unreadable) - 20} more"] * (len(unreadable) > 20)
-    what = f"{len(unreadable)} images cannot be read: repair or delete them, or bind audit.skip_unreadable = True"
-    return "\n".join([what, *lines])
-
-
-def _size_facts(dataset: Dataset, facts: dict[int, tuple[int, int, str]]) -> dict:
+def _add_size_facts(dataset: Dataset, facts: dict[int, tuple[int, int, str]], record: dict) -> None:
     sizes = Counter((width, height) for width, height, _ in facts.values())
     after = Counter()
     for size, count in sizes.items():
         after[dataset.output_size(*size)] += count
-    return {
+    record |= {
         "sizes": _named(sizes.most_common(10)),
         "num_sizes": len(sizes),
         "width_min_max": [min(width for width, _ in sizes), max(width for width, _ in sizes)],
@@ -160,6 +152,13 @@ def _size_facts(dataset: Dataset, facts: dict[int, tuple[int, int, str]]) -> dic
         "sizes_after_preprocessing": _named(after.most_common(10)),
         "num_sizes_after_preprocessing": len(after),
     }
+    small = [(min(size), n) for n, (*size, _) in facts.items() if min(size) < min(dataset.output_size(*size))]
+    if small:
+        _, position = min(small)
+        width, height, _ = facts[position]
+        smallest = f"the smallest, {dataset.names[position]}, has {width}x{height}"
+        what = f"images are smaller than the size used and are enlarged ({smallest})"
+        record["warnings"].append(f"{len(small):,} of {len(facts):,} {what}")
 
 
 def _named(sizes: list[tuple[tuple[int, int], int]]) -> dict[str, int]:
@@ -213,20 +212,6 @@ def describe(record: dict) -> str:
     rows["steps per epoch"] = f"{record['steps_per_epoch']:,g} of batch {record['batch_size']:,}"
     lines = [f"{name:<16}  {value}" for name, value in rows.items()]
     return "\n".join(lines + [f"{'warning':<16}  {warning}" for warning in record["warnings"]])
-
-
-def _enlarged(dataset: Dataset, facts: dict[int, tuple[int, int, str]]) -> list[str]:
-    small = [
-        (min(width, height), position)
-        for position, (width, height, _) in facts.items()
-        if min(width, height) < min(dataset.output_size(width, height))
-    ]
-    if not small:
-        return []
-    _, position = min(small)
-    width, height, _ = facts[position]
-    smallest = f"the smallest, {dataset.names[position]}, has {width}x{height}"
-    return [f"{len(small):,} of {len(facts):,} images are smaller than the size used and are enlarged ({smallest})"]
 
 
 def _listed(shown: list[str], count: int) -> str:

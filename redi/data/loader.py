@@ -99,7 +99,7 @@ def batches(
             "train.shuffle = 'shards'"
         )
     blocks = _blocks(source, shuffle)
-    announce = _announcer(source, blocks, batch_size, seed, start, stop)
+    announce = _announcer(source, blocks, batch_size, seed, stop)
 
     rows = rows or Rows.whole(batch_size)
 
@@ -141,29 +141,24 @@ def _read_ahead(read: Callable, steps: range, prefetch: int, end: Callable) -> I
         end(None)  # that read may have asked for more
 
 
-def _announcer(source, blocks: Blocks | None, batch_size: int, seed: int, start: int, stop: int) -> Callable:
-    """-> a function that tells the source, before a step is read, in which windows it and the next steps lie.
+def _announcer(source, blocks: Blocks | None, batch_size: int, seed: int, stop: int) -> Callable:
+    """-> a function that tells the source, before a step is read, which windows it and the next steps lie in.
 
-    `source.expect` is given the blocks of each of these windows, and of the one after them, in order, whenever a
-    window begins or ends; nothing at the end (step None).
+    `source.expect` gets the blocks of each of these windows and of the one after them, in order, whenever a window
+    begins or ends; nothing at the end (step None).
     """
     if blocks is None or not hasattr(source, "expect"):
         return lambda step: None
-    coming = blocks.windows_from(seed, start * batch_size)
-    near: deque[tuple[int, np.ndarray]] = deque()
+    announced: list[int] = []  # where these windows end
 
     def announce(step: int | None) -> None:
-        if step is None:
-            source.expect([])
-            return
-        known = [end for end, _ in near]
-        while near and near[0][0] <= step * batch_size:
-            near.popleft()
-        while len(near) < 2 or near[-2][0] < (step + 1) * batch_size:
-            if near and near[-1][0] >= stop * batch_size:  # the run ends before the next window
+        near: list[tuple[int, np.ndarray]] = []
+        for window in blocks.windows_from(seed, step * batch_size) if step is not None else ():
+            near.append(window)
+            if window[0] >= stop * batch_size or (len(near) > 1 and near[-2][0] >= (step + 1) * batch_size):
                 break
-            near.append(next(coming))
-        if [end for end, _ in near] != known:
+        if step is None or [end for end, _ in near] != announced:
+            announced[:] = [end for end, _ in near]
             source.expect([blocks for _, blocks in near])
 
     return announce

@@ -1,12 +1,6 @@
 """Means and covariances that others computed: a reference for distances without its images."""
 
-import struct
-import tokenize
 import uuid
-import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -15,15 +9,13 @@ import torch
 
 from redi.core.registry import configurable
 from redi.data.datasets import Dataset, datasets
+from redi.data.storage.npz import NpzArray, npz_entries
 from redi.evaluation.metrics.features import Features
 from redi.evaluation.metrics.frechet import Gaussian
 from redi.models.encoders import Encoder
 from redi.runtime.checksums import sha256
 
 KEYS = {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
-# What zipfile, zlib and NumPy raise on damaged files; NotImplementedError and RecursionError are RuntimeErrors.
-UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError, ValueError, RuntimeError, OverflowError)
-UNREADABLE += (MemoryError, struct.error, TypeError, SyntaxError, tokenize.TokenError)
 MAX_WIDTH = 2**14  # a header that claims more is not believed: the array would take 2 GiB
 
 
@@ -53,20 +45,17 @@ class StoredStatistics:
             datasets.check(images, "StoredStatistics.images")
         if not self.path.is_file():
             raise ValueError(f"StoredStatistics.path = {str(path)!r} is no file")
-        with _explained(self.path), zipfile.ZipFile(self.path) as archive:
-            names = archive.namelist()
-            if len(set(names)) < len(names) or not all(name.endswith(".npy") for name in names):
-                raise ValueError(f"not each of its members is an array of its own: {names[:8]}")
-            self.shapes = {name.removesuffix(".npy"): _shape(archive, name) for name in names}
-        if missing := {"mu", "sigma"} - set(self.shapes):
-            held = ", ".join(self.shapes) or "nothing"
+        entries = npz_entries(self.path, str(self.path))
+        arrays = {name: NpzArray(self.path, entry, str(self.path)) for name, entry in entries.items()}
+        if missing := {"mu", "sigma"} - set(arrays):
+            held = ", ".join(arrays) or "nothing"
             raise ValueError(f"{self.path} holds no {' and no '.join(sorted(missing))}, but {held}: no statistics")
-        self.gaussians = {kind: self._read(*keys) for kind, keys in KEYS.items() if keys[0] in self.shapes}
-        batch = self.shapes.get("arr_0", ())
-        found = batch[1] if len(batch) == 4 else None
-        if None not in (found, image_size) and found != image_size:
+        self.gaussians = {kind: self._read(arrays, *keys) for kind, keys in KEYS.items() if keys[0] in arrays}
+        batch = arrays["arr_0"].shape if "arr_0" in arrays else ()
+        side = batch[1] if len(batch) == 4 else None
+        if None not in (side, image_size) and side != image_size:
             raise ValueError(f"StoredStatistics.image_size = {image_size}, but arr_0 of {self.path} is {batch}")
-        self.image_size = found or image_size
+        self.image_size = side or image_size
 
     def fits(self, network: Encoder) -> bool:
         """Whether they are of this network."""
@@ -85,16 +74,17 @@ class StoredStatistics:
         known = {"statistics": self.path.name, "network": self.network, "image_size": self.image_size}
         return known | {"width": {kind: len(gaussian.mean) for kind, gaussian in self.gaussians.items()}}
 
-    def _read(self, mean_key: str, covariance_key: str) -> Gaussian:
+    def _read(self, arrays: dict[str, NpzArray], mean_key: str, covariance_key: str) -> Gaussian:
+        if covariance_key not in arrays:
+            raise ValueError(f"{self.path} holds {mean_key} but no {covariance_key}")
         for key in (mean_key, covariance_key):
-            if key not in self.shapes:
-                raise ValueError(f"{self.path} holds {mean_key} but no {covariance_key}")
-        shape = self.shapes[mean_key]
-        if len(shape) != 1 or not 1 <= shape[0] <= MAX_WIDTH or self.shapes[covariance_key] != shape * 2:
-            given = f"{mean_key} {shape} and {covariance_key} {self.shapes[covariance_key]}"
-            raise ValueError(f"{self.path} holds {given}: they are (P,) and (P, P), with P <= {MAX_WIDTH}")
-        with _explained(self.path), np.load(self.path, allow_pickle=False) as file:
-            mean, covariance = (np.asarray(file[key], dtype=np.float64) for key in (mean_key, covariance_key))
+            if arrays[key].dtype.kind not in "fiub":
+                raise ValueError(f"{self.path}: {key} holds {arrays[key].dtype}, not numbers")
+        shape, square = arrays[mean_key].shape, arrays[covariance_key].shape
+        if len(shape) != 1 or not 1 <= shape[0] <= MAX_WIDTH or square != shape * 2:
+            what = f"{mean_key} {shape} and {covariance_key} {square}"
+            raise ValueError(f"{self.path} holds {what}: they are (P,) and (P, P), with P <= {MAX_WIDTH}")
+        mean, covariance = (arrays[key].unpack().astype(np.float64) for key in (mean_key, covariance_key))
         if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
             raise ValueError(f"{self.path}: {mean_key} or {covariance_key} holds NaN or infinite values")
         largest = np.abs(covariance).max()
@@ -127,23 +117,3 @@ def save_statistics(path: str | Path, features: Features) -> None:
 def ending(network: Encoder) -> str:
     """How the names of a network's metrics end: 'clean', 'dinov2', 'domain_network'."""
     return network.metric_name("precision").removeprefix("precision_")
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turns what NumPy and zipfile raise on a damaged file into a ValueError that names it."""
-    try:
-        yield
-    except UNREADABLE as error:
-        raise ValueError(f"{path} is no intact .npz file of plain arrays: {str(error)[:300]}") from None
-
-
-def _shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
-    """The shape of an array, without its data. Raises ValueError where it does not hold numbers."""
-    with archive.open(name) as file:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
-    if dtype.kind not in "fiub":
-        raise ValueError(f"{name} holds {dtype}, not numbers")
-    return shape

@@ -1,5 +1,4 @@
 import io
-import os
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +7,10 @@ from PIL import Image, ImageOps
 
 from redi.data.preprocessing import Preprocessing, check_convertible, to_rgb
 
-PHOTOS = Path(os.environ.get("REDI_DATA", Path(__file__).parents[2] / "../shared/data")) / "photos"
-
 
 @pytest.fixture
-def photos() -> list[Path]:
-    if not PHOTOS.is_dir():
-        pytest.skip(f"no real photos at {PHOTOS}: set REDI_DATA")
-    return sorted(PHOTOS.glob("*.jpg"))
+def photos(photographs) -> list[Path]:
+    return sorted(photographs.rglob("*.jpg"))
 
 
 def load(photo: Path) -> Image.Image:

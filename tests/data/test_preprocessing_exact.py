@@ -2,9 +2,7 @@
 decoders. What Pillow documents of its resampling is integer arithmetic, so there is no tolerance."""
 
 import io
-import os
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from PIL import Image
 
 from redi.data.preprocessing import Preprocessing
 
-DATA = Path(os.environ.get("REDI_DATA", Path(__file__).parents[2] / "../shared/data"))
 PRECISION_BITS = 32 - 8 - 2  # of Pillow's fixed-point weights, for pixels of 8 bits
 
 
@@ -86,20 +83,16 @@ def reread(image: Image.Image, kind: str, **options) -> Image.Image:
     return Image.open(file)
 
 
-@pytest.fixture(scope="module")
-def photos() -> dict[str, Image.Image]:
-    """Original files, from 75x56 to 1124x1632: tall and wide, two of them grey, one with EXIF orientation 6."""
-    if not (DATA / "photos").is_dir():
-        pytest.skip(f"no real photos at {DATA / 'photos'}: set REDI_DATA")
-    return {path.stem: Image.open(path) for path in sorted((DATA / "photos").glob("*.jpg"))}
+@pytest.fixture
+def photos(photographs) -> dict[str, Image.Image]:
+    paths = sorted(photographs.rglob("*.jpg"))
+    return {f"{path.parent.name} {path.stem}": Image.open(io.BytesIO(path.read_bytes())) for path in paths}
 
 
-@pytest.fixture(scope="module")
-def imagenet() -> dict[str, Image.Image]:
+@pytest.fixture
+def imagenet(outside_data) -> dict[str, Image.Image]:
     """Every 25th of 1,000 ImageNet photos."""
-    if not (DATA / "imagenet-sample.tar").is_file():
-        pytest.skip(f"no imagenet-sample.tar at {DATA}: set REDI_DATA")
-    with tarfile.open(DATA / "imagenet-sample.tar") as tar:
+    with tarfile.open(outside_data("imagenet-sample.tar")) as tar:
         files = sorted((member for member in tar if member.isfile()), key=lambda member: member.name)
         return {file.name: Image.open(io.BytesIO(tar.extractfile(file).read())) for file in files[::25]}
 
@@ -137,7 +130,7 @@ def test_photos_smaller_than_the_square_are_enlarged_to_it(photos, image_size):
 @pytest.mark.parametrize("kind", ["palette", "cmyk", "grey"])
 @pytest.mark.parametrize("image_size", [256, 512])
 def test_files_of_other_modes_are_adms_to_the_byte(photos, kind, image_size):
-    photo = photos["n03691459_loudspeaker"].convert("RGB")
+    photo = photos["china whole"]
     image = {
         "palette": lambda: reread(photo.quantize(100), "PNG"),
         "cmyk": lambda: reread(photo.convert("CMYK"), "JPEG"),

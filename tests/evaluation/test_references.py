@@ -237,8 +237,8 @@ IMPOSSIBLE = {
     "no symmetry": ({"sigma": UNSYMMETRIC}, "sigma is no covariance: not symmetric"),
     "a negative variance": ({"sigma": -np.eye(4)}, "a variance below 0"),
     "a spatial mean alone": ({"mu_s": np.zeros(2)}, "holds mu_s but no sigma_s"),
-    "words": ({"mu": np.array(["a"] * 4)}, "mu.npy holds <U1, not numbers"),
-    "objects": ({"mu": np.array([{}] * 4)}, "mu.npy holds object, not numbers"),
+    "words": ({"mu": np.array(["a"] * 4)}, "mu holds <U1, not numbers"),
+    "objects": ({"mu": np.array([{}] * 4)}, "mu.npy holds Python objects, whose pickles could run code"),
 }
 
 
@@ -253,7 +253,7 @@ def test_impossible_statistics_are_refused(changed, message, stored, arrays):
 def test_a_file_cut_short_is_refused(cut, stored, arrays, tmp_path):
     data = (tmp_path / "statistics.npz").read_bytes() if stored(**arrays) else b""
     (tmp_path / "cut.npz").write_bytes(data[: int(cut * len(data))])
-    with pytest.raises(ValueError, match="cut.npz is no intact .npz file"):
+    with pytest.raises(ValueError, match="cut.npz is not an intact .npz file"):
         StoredStatistics(path=tmp_path / "cut.npz", network="means")
 
 
@@ -262,7 +262,7 @@ def test_an_altered_byte_of_the_arrays_is_found(stored, arrays, tmp_path):
     place = data.index(arrays["sigma"].tobytes())
     data[place + 3] ^= 1
     (tmp_path / "altered.npz").write_bytes(data)
-    with pytest.raises(ValueError, match="altered.npz is no intact .npz file"):
+    with pytest.raises(ValueError, match="altered.npz: sigma.npy cannot be read: Bad CRC"):
         StoredStatistics(path=tmp_path / "altered.npz", network="means")
 
 
@@ -270,7 +270,7 @@ def test_a_pickle_is_refused_unread(tmp_path):
     import pickle
 
     (tmp_path / "fid.pkl").write_bytes(pickle.dumps({"mu": 0}))
-    with pytest.raises(ValueError, match="fid.pkl is no intact .npz file"):
+    with pytest.raises(ValueError, match="fid.pkl is not an intact .npz file"):
         StoredStatistics(path=tmp_path / "fid.pkl", network="clean")
     with pytest.raises(ValueError, match="StoredStatistics.path = 'nowhere.npz' is no file"):
         StoredStatistics(path="nowhere.npz", network="clean")

@@ -171,7 +171,7 @@ def test_too_few_vectors_are_refused(reducer_class, batches):
 def test_features_that_are_not_finite_are_refused(reducer_class, bad):
     broken = features(4)
     broken[2, 3, 1, 1] = bad
-    with pytest.raises(ValueError, match="NaN or infinite values; a reducer cannot be fitted"):
+    with pytest.raises(ValueError, match="the features hold NaN or infinite values"):
         make(reducer_class).fit([features(4), broken])
 
 
@@ -330,7 +330,7 @@ def test_a_state_of_tensors_that_do_not_belong_together_is_refused(reducer_class
 @every_reducer
 def test_features_of_another_width_are_refused(reducer_class):
     reducer = fitted(reducer_class)
-    with pytest.raises(ValueError, match=r"fitted to features of width 16, got features \(2, 8, 3, 5\)"):
+    with pytest.raises(ValueError, match=r"fitted to features of width 16, not 8"):
         reducer(features(2)[:, :8])
     with pytest.raises(ValueError, match="fitted to features of width 16, not 32|bind Identity.rank = 32"):
         reducer.check_width(32)

@@ -125,8 +125,8 @@ WEIGHTS = {
     ),
     "a record that is nested deeply": (artefact(lambda f: {}, DEEP), "is not JSON"),
     "a record that lists no files": (artefact(lambda f: {}, b'{"files": []}'), "lists no files"),
-    "a shard beyond the file": (cached(HUGE), "is damaged: 'w' lies at 0 to 4398046511104 of 64 bytes"),
-    "a shard with a header too long": (cached(safetensors({}, length=2**63)), "its header claims 9223372036854775808"),
+    "a shard beyond the file": (cached(HUGE), "is damaged: Error while deserializing header: "),
+    "a shard with a header too long": (cached(safetensors({}, length=2**63)), "is damaged: .*header too large"),
     "a shard nested deeply": (cached(safetensors(DEEP)), "is damaged"),
     "a shard of infinite rows": (
         cached(safetensors(b'{"w": {"dtype": "F32", "shape": [Infinity], "data_offsets": [0, 0]}}')),
@@ -136,7 +136,7 @@ WEIGHTS = {
         cached(safetensors(b'{"w": {"dtype": [], "shape": [0], "data_offsets": [0, 0]}}')),
         "is damaged",
     ),
-    "a shard of odd bytes": (cached(safetensors({"image": entry([1], 0, 3)}, bytes(3))), "does not fill 3 bytes"),
+    "a shard of odd bytes": (cached(safetensors({"image": entry([1], 0, 3)}, bytes(3))), "is damaged: .*invalid shape"),
 }
 
 

@@ -50,7 +50,7 @@ class EncodedRows(ABC):
         self.image_size = manifest["image_size"]
         self.cache_fingerprint = manifest["cache_fingerprint"]
         self.mirrored = manifest["mirrored"]
-        self._starts = np.cumsum([0] + [shard["rows"] for shard in manifest["shards"]])
+        self.starts = np.cumsum([0] + [shard["rows"] for shard in manifest["shards"]])
 
     @abstractmethod
     def _shard(self, number: int) -> Mapping[str, np.ndarray]:
@@ -65,7 +65,7 @@ class EncodedRows(ABC):
         return self.manifest["dataset_fingerprint"]
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return int(self.starts[-1])
 
     def batch(self, positions: Sequence[int], mirror: np.ndarray | None = None) -> dict[str, Tensor]:
         """Rows at these positions: {"image": ..., "<representation>": ..., "labels": (N,) int64}.
@@ -83,8 +83,8 @@ class EncodedRows(ABC):
         if mirror is not None and not self.mirrored and np.any(mirror):
             raise ValueError(f"{self.where} holds no mirrored images: bind prepare.mirror = True and prepare again")
         flags = np.zeros(len(positions), bool) if mirror is None else np.asarray(mirror, bool)
-        shards = np.searchsorted(self._starts, positions, side="right") - 1
-        rows = positions - self._starts[shards]
+        shards = np.searchsorted(self.starts, positions, side="right") - 1
+        rows = positions - self.starts[shards]
         stored = self.manifest["tensors"]
         names = [name for name in stored if not name.startswith(MIRRORED)]
         mirrored = [MIRRORED + name if MIRRORED + name in stored else name for name in names]
@@ -132,27 +132,27 @@ class Cache(EncodedRows):
         self.folder = Path(folder)
         super().__init__(str(folder), read_manifest(self.folder / MANIFEST))
         shards, tensors = self.manifest["shards"], self.manifest["tensors"]
-        self._shards = [map_shard(self.folder / shard["file"], shard, tensors) for shard in shards]
-        self.labels = np.concatenate([shard["labels"] for shard in self._shards])  # (rows,) int64
+        self.shards = [map_shard(self.folder / shard["file"], shard, tensors) for shard in shards]
+        self.labels = np.concatenate([shard["labels"] for shard in self.shards])  # (rows,) int64
         check_labels(self.labels, self.num_classes, self.where, remedy(self.folder / MANIFEST))
-        self.blocks = Blocks.cut(self._starts)
+        self.blocks = Blocks.cut(self.starts)
 
     def _shard(self, number: int) -> Mapping[str, np.ndarray]:
-        return self._shards[number]
+        return self.shards[number]
 
     def expect(self, windows: Sequence[np.ndarray]) -> None:
         for block in (block for blocks in windows for block in blocks):
             first, end = self.blocks.starts[block : block + 2]
-            number = int(np.searchsorted(self._starts, first, side="right")) - 1
-            start, stop = first - self._starts[number], end - self._starts[number]
+            number = int(np.searchsorted(self.starts, first, side="right")) - 1
+            start, stop = first - self.starts[number], end - self.starts[number]
             for name in self.manifest["tensors"]:
-                read_ahead(self._shards[number][name][start:stop])
+                read_ahead(self.shards[number][name][start:stop])
 
     @cached_property
     def names(self) -> list[str]:
         """The images' names, in the order of the rows."""
         found = []
-        for shard, record in zip(self._shards, self.manifest["shards"], strict=True):
+        for shard, record in zip(self.shards, self.manifest["shards"], strict=True):
             path = self.folder / record["file"]
             try:
                 names = json.loads(shard[NAMES].tobytes())

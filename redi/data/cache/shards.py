@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from redi.runtime.atomic import rename, save_tensors
@@ -58,15 +59,19 @@ def map_shard(path: Path, record: Mapping, tensors: Mapping[str, Mapping]) -> di
     size = path.stat().st_size
     if size != record["bytes"]:
         raise BrokenArtefact(f"{path} has {size} bytes instead of {record['bytes']}: cut short? {remedy(path)}")
-    # np.memmap would hold a file descriptor for every shard, and a process may be limited to 1,024 of them.
-    pages = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
-    pages.flags.writeable = False
+    arrays = {}
     try:
-        header, start = _header(pages)
-        arrays = {name: _array(pages[start:], name, entry) for name, entry in header.items() if name != "__metadata__"}
-        _check_rows(arrays, record["rows"], tensors)
-    except ValueError as error:
+        with safe_open(path, "pt") as file:  # maps the file, and closes it: a process may be limited to 1,024 open ones
+            for name in (*tensors, NAMES):
+                arrays[name] = file.get_tensor(name).numpy()
+                arrays[name].flags.writeable = False
+    except (SafetensorError, TypeError, RuntimeError) as error:  # TypeError: a dtype that NumPy does not know
         raise BrokenArtefact(f"{path} is damaged: {error}; {remedy(path)}") from None
+    for name, expected in tensors.items():
+        array, shape = arrays[name], (record["rows"], *expected["shape"])
+        if array.shape != shape or array.dtype != DTYPES[expected["dtype"]]:
+            what = f"{name!r} is {array.dtype} {array.shape}; the manifest says {expected['dtype']} {shape}"
+            raise BrokenArtefact(f"{path} is damaged: {what}; {remedy(path)}")
     return arrays
 
 
@@ -128,41 +133,3 @@ def check_labels(labels: np.ndarray, num_classes: int, where: str, remedy: str) 
 
 def remedy(path: Path) -> str:
     return f"delete {path.parent} and run prepare again"
-
-
-def _header(pages: np.ndarray) -> tuple[dict, int]:
-    """The JSON header, and where the data begin (safetensors: 8-byte length, JSON, data)."""
-    length = int.from_bytes(pages[:8].tobytes(), "little")
-    if len(pages) < 8 or length > len(pages) - 8:
-        raise ValueError(f"its header claims {length} bytes of a file of {len(pages)}")
-    try:
-        header = json.loads(pages[8 : 8 + length].tobytes())
-    except (ValueError, RecursionError):  # no JSON, no text, or nested beyond all measure
-        raise ValueError("its header is not JSON") from None
-    if not isinstance(header, dict):
-        raise ValueError("its header lists no tensors")
-    return header, 8 + length
-
-
-def _array(data: np.ndarray, name: str, entry: dict) -> np.ndarray:
-    try:
-        code, shape, (start, stop) = entry["dtype"], tuple(map(int, entry["shape"])), entry["data_offsets"]
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise ValueError(f"its header describes {name[:100]!r} by {str(entry)[:200]}") from None
-    if not isinstance(code, str) or code not in DTYPES:
-        raise ValueError(f"{name!r} has the dtype {code!r}, which is none of {', '.join(DTYPES)}")
-    if not (isinstance(start, int) and isinstance(stop, int) and 0 <= start <= stop <= len(data)):
-        raise ValueError(f"{name!r} lies at {start} to {stop} of {len(data)} bytes")
-    dtype = np.dtype(DTYPES[code])
-    if min(shape, default=1) < 0 or int(np.prod(shape, dtype=object)) * dtype.itemsize != stop - start:
-        raise ValueError(f"{name!r} of shape {shape} and dtype {code} does not fill {stop - start} bytes")
-    return data[start:stop].view(dtype).reshape(shape)
-
-
-def _check_rows(arrays: Mapping[str, np.ndarray], num_rows: int, tensors: Mapping[str, Mapping]) -> None:
-    if missing := {*tensors, NAMES} - set(arrays):
-        raise ValueError(f"it holds no {', '.join(sorted(missing))}")
-    for name, expected in tensors.items():
-        array, shape = arrays[name], (num_rows, *expected["shape"])
-        if array.shape != shape or array.dtype != DTYPES[expected["dtype"]]:
-            raise ValueError(f"{name!r} is {array.dtype} {array.shape}; the manifest says {expected['dtype']} {shape}")

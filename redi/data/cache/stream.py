@@ -13,7 +13,7 @@ from torch import Tensor
 from redi.data.cache.cache import LEARNED, MANIFEST, EncodedRows, parse_manifest
 from redi.data.cache.shards import check_labels, map_shard
 from redi.data.order import Blocks
-from redi.data.storage.remote import RemoteFolder, remove_stale
+from redi.data.storage.object_store import Unreachable, open_store, remove_stale
 from redi.runtime.checksums import BrokenArtefact
 
 NUM_THREADS = 4  # shards that are fetched at a time
@@ -28,7 +28,7 @@ class CacheStream(EncodedRows):
     is fetched once per epoch, or once in all where the whole cache fits.
 
     A fetched file is unlinked as soon as it is mapped, so that its space is free again when it is let go, and also
-    when the process is killed. Labels and names of all images, and `verify`, are not to be had without fetching all.
+    when the process is killed. Labels and names of all images, and `verify`, are available only after fetching all.
 
     Args:
         url: the folder of the cache, as fsspec takes it: s3://, gs://, hf://, https://, a path, ...
@@ -46,24 +46,37 @@ class CacheStream(EncodedRows):
     streamed = True
 
     def __init__(self, url: str, *, folder: Path, max_bytes: int, window: int = WINDOW, attempts: int = 4):
-        self.remote = RemoteFolder(url, attempts=attempts)
-        where = f"{self.remote.url}/{MANIFEST}"
-        super().__init__(self.remote.url, parse_manifest(self.remote.read(MANIFEST), where, self.remote.remedy))
-        self.blocks = Blocks(self._starts, window)
+        url = str(url).rstrip("/")
+        try:
+            self.store, self.path = open_store(url, attempts=attempts)
+        except ValueError as error:
+            raise ValueError(f"prepare.cache_url = {url!r}: {error}") from None
+        self.remedy = f"copy the cache to {url} again, whole"
+        with self._with_remedy():
+            manifest = self.store.read(f"{self.path}/{MANIFEST}")
+        super().__init__(url, parse_manifest(manifest, f"{url}/{MANIFEST}", self.remedy))
+        self.blocks = Blocks(self.starts, window)
         self.folder, self.max_bytes = Path(folder), max_bytes
-        self._sizes = [shard["bytes"] for shard in self.manifest["shards"]]
+        self.sizes = [shard["bytes"] for shard in self.manifest["shards"]]
         self._check_room()
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_stale(self.folder)
-        self._local: dict[int, Future] = {}  # shard -> its tensors, in the order in which they were asked for
-        self._taken = 0  # bytes of these
+        self.local: dict[int, Future] = {}  # shard -> its tensors, in the order in which they were asked for
+        self.local_bytes = 0  # bytes of these
         self._wanted: dict[int, None] = {}  # as a set that keeps its order: soonest first
         self._lock = threading.RLock()
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="fetch")
 
+    @contextlib.contextmanager
+    def _with_remedy(self) -> Iterator[None]:
+        try:
+            yield
+        except Unreachable as error:
+            raise Unreachable(f"{error}. Is this the URL of the cache's own folder? Else {self.remedy}") from None
+
     def _check_room(self) -> None:
-        per_window = self.blocks.window * sum(self._sizes) / len(self) + max(self._sizes)
-        if self.max_bytes < (needed := min(sum(self._sizes), 2 * per_window)):
+        per_window = self.blocks.window * sum(self.sizes) / len(self) + max(self.sizes)
+        if self.max_bytes < (needed := min(sum(self.sizes), 2 * per_window)):
             raise ValueError(
                 f"prepare.local_gib = {self.max_bytes / 2**30:.2f} is too little for {self.where}: this window and the "
                 f"next take {needed / 2**30:.2f} GiB. Raise it, or lower prepare.window_images = {self.blocks.window}, "
@@ -74,12 +87,12 @@ class CacheStream(EncodedRows):
         """Fetches these shards, soonest first, as far as there is room for them."""
         with self._lock:
             self._wanted = dict.fromkeys(int(shard) for shards in windows for shard in shards)
-            spare = [n for n in self._local if n not in self._wanted]
-            for number in [n for n in spare if not self._local[n].done()]:
+            spare = [n for n in self.local if n not in self._wanted]
+            for number in [n for n in spare if not self.local[n].done()]:
                 self._let_go(number)
-            removable = iter([n for n in spare if n in self._local])
+            removable = iter([n for n in spare if n in self.local])
             for number in self._wanted:
-                if number not in self._local:
+                if number not in self.local:
                     if not self._make_room(number, removable):
                         break
                     self._begin(number)
@@ -89,43 +102,45 @@ class CacheStream(EncodedRows):
         from safetensors import SafetensorError
         from safetensors.torch import load
 
-        content, expected = self.remote.read(LEARNED), self.manifest.get("learned")
+        with self._with_remedy():
+            content = self.store.read(f"{self.path}/{LEARNED}")
+        expected = self.manifest.get("learned")
         if expected is not None and hashlib.sha256(content).hexdigest() != expected["sha256"]:
-            raise BrokenArtefact(f"{self.where}/{LEARNED} was altered after it was written: {self.remote.remedy}")
+            raise BrokenArtefact(f"{self.where}/{LEARNED} was altered after it was written: {self.remedy}")
         try:
             return load(content)
         except SafetensorError as error:
             where = f"{self.where}/{LEARNED}"
-            raise BrokenArtefact(f"{where} is damaged ({error}): {self.remote.remedy}") from None
+            raise BrokenArtefact(f"{where} is damaged ({error}): {self.remedy}") from None
 
     def sample_positions(self, num_images: int) -> np.ndarray:
         """So many positions for statistics, evenly from a few shards that are themselves evenly spread: about 1 GiB."""
         num_images = min(num_images, len(self))
-        num_shards = max(1, min(SAMPLE_BYTES // max(self._sizes), len(self._sizes), num_images))
-        shards = np.linspace(0, len(self._sizes) - 1, num_shards).round().astype(int)
-        rows = np.concatenate([np.arange(self._starts[shard], self._starts[shard + 1]) for shard in shards])
+        num_shards = max(1, min(SAMPLE_BYTES // max(self.sizes), len(self.sizes), num_images))
+        shards = np.linspace(0, len(self.sizes) - 1, num_shards).round().astype(int)
+        rows = np.concatenate([np.arange(self.starts[shard], self.starts[shard + 1]) for shard in shards])
         return rows[np.linspace(0, len(rows) - 1, min(num_images, len(rows))).round().astype(int)]
 
     def _shard(self, number: int) -> Mapping[str, np.ndarray]:
         while True:
             with self._lock:
-                future = self._local.get(number)
+                future = self.local.get(number)
                 if future and future.done() and future.exception():
                     self._let_go(number)  # fetching ahead failed; by now it may be there
                     future = None
                 if future is None:
-                    unwanted = [n for n in self._local if n not in self._wanted]
-                    latest_first = [n for n in reversed(self._wanted) if n in self._local]
+                    unwanted = [n for n in self.local if n not in self._wanted]
+                    latest_first = [n for n in reversed(self._wanted) if n in self.local]
                     if self._make_room(number, iter(unwanted + latest_first)):
                         future = self._begin(number)
-                running = [other for other in self._local.values() if not other.done()]
+                running = [other for other in self.local.values() if not other.done()]
             if future is not None:
                 return future.result()
             wait(running, return_when=FIRST_COMPLETED)
 
     def _make_room(self, number: int, removable: Iterator[int]) -> bool:
         """Lets go of what is removable, in this order, until this shard fits; False where it does not."""
-        while self._taken + self._sizes[number] > self.max_bytes:
+        while self.local_bytes + self.sizes[number] > self.max_bytes:
             if (other := next(removable, None)) is None:
                 return False
             self._let_go(other)
@@ -133,22 +148,24 @@ class CacheStream(EncodedRows):
 
     def _let_go(self, number: int) -> None:
         """Unless it is being fetched right now: then its space is taken until it is there."""
-        if self._local[number].cancel() or self._local[number].done():
-            del self._local[number]
-            self._taken -= self._sizes[number]
+        if self.local[number].cancel() or self.local[number].done():
+            del self.local[number]
+            self.local_bytes -= self.sizes[number]
 
     def _begin(self, number: int) -> Future:
-        self._taken += self._sizes[number]
-        future = self._local[number] = self._threads.submit(self._fetch, number)
+        self.local_bytes += self.sizes[number]
+        future = self.local[number] = self._threads.submit(self._fetch, number)
         return future
 
     def _fetch(self, number: int) -> dict[str, np.ndarray]:
         record = self.manifest["shards"][number]
-        path = self.remote.fetch(record, self.folder)
+        with self._with_remedy():
+            source = f"{self.path}/{record['file']}"
+            path = self.store.fetch(source, self.folder, num_bytes=record["bytes"], digest=record["sha256"])
         try:
             arrays = map_shard(path, record, self.manifest["tensors"])
         finally:
             with contextlib.suppress(OSError):  # Windows does not unlink what is mapped
                 path.unlink()
-        check_labels(arrays["labels"], self.num_classes, f"{self.where}/{record['file']}", self.remote.remedy)
+        check_labels(arrays["labels"], self.num_classes, f"{self.where}/{record['file']}", self.remedy)
         return arrays

@@ -1,6 +1,7 @@
 """Data sets: labelled images in a fixed order, and the registry of them."""
 
 import hashlib
+import inspect
 import json
 import os
 from abc import ABC, abstractmethod
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from redi.core.registry import Registry, discover
 from redi.data.preprocessing import FORMATS, MAX_BYTES, Preprocessing, check_convertible, open_image
+from redi.data.storage.object_store import Unreachable
 
 Split = Literal["all", "train", "held_out"]
 
@@ -31,13 +33,14 @@ class MixedSizes(ValueError):
 class Dataset(ABC):
     """Images of one size with integer labels, in an order that never changes.
 
-    A component calls `super().__init__` once its labels are known and implements `load` and `provenance`.
+    A component calls `super().__init__` once its labels are known and implements `load` and `provenance`. A constructor
+    that ends in `**part` takes, and shows to gin, the optional arguments of its base class as its own.
 
     Args:
         names: one name per image, unique, for messages (a path inside the folder, an index).
         labels: (len(names),) integers in [0, num_classes).
         class_names: what to call label 0, 1, ...; its length is the number of classes found.
-        num_classes: the classes a model is built for; default: those found. 1 means unconditional.
+        num_classes: the classes a model is built for; default: those of the labels. 1 means unconditional.
         split, held_out_fraction, split_seed: which part this object is. The split is drawn per class
             from the seed, so that `train` and `held_out` of the same settings never share an image.
 
@@ -67,6 +70,15 @@ class Dataset(ABC):
         if self.num_classes == 1:  # unconditional: whatever the labels were
             self.labels = np.zeros_like(self.labels)
         self.split = split
+
+    def __init_subclass__(cls, **settings):
+        super().__init_subclass__(**settings)
+        signature = inspect.signature(cls.__init__)
+        own = {name: p for name, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD}
+        if len(own) < len(signature.parameters):
+            base = inspect.signature(super(cls, cls).__init__).parameters.values()
+            inherited = [p for p in base if p.default is not p.empty and p.name not in own]
+            cls.__init__.__signature__ = signature.replace(parameters=[*own.values(), *inherited])
 
     @abstractmethod
     def load(self, index: int) -> np.ndarray:
@@ -139,16 +151,30 @@ class Dataset(ABC):
         return digest.hexdigest()
 
 
-class EncodedImages(Dataset):
-    """Images stored as JPEG, PNG, ...: a component implements `read` in place of `load`."""
+class PreprocessedImages(Dataset):
+    """Images of any size.
 
-    def __init__(self, *, names: Sequence[str], preprocessing: Preprocessing | None, **rest):
-        super().__init__(names=names, **rest)
+    Args:
+        preprocessing: default: sizes as stored.
+    """
+
+    def __init__(self, *, preprocessing: Preprocessing | None = None, **rest):
+        super().__init__(**rest)
         if preprocessing is not None and not isinstance(preprocessing, Preprocessing):
             binding = f"{type(self).__name__}.preprocessing"
-            raise ValueError(f"{binding} = {preprocessing!r} is no Preprocessing: bind {binding} = @Preprocessing()")
-        self.source_names = names
+            raise ValueError(f"{binding} = {preprocessing!r} is not a Preprocessing: bind {binding} = @Preprocessing()")
         self.preprocessing = preprocessing or Preprocessing()
+
+    def output_size(self, width: int, height: int) -> tuple[int, int]:
+        return self.preprocessing.output_size(width, height)
+
+
+class EncodedImages(PreprocessedImages):
+    """Images stored as JPEG, PNG, ...: a component implements `read` in place of `load`."""
+
+    def __init__(self, *, names: Sequence[str], **rest):
+        super().__init__(names=names, **rest)
+        self.source_names = names
 
     @abstractmethod
     def read(self, index: int) -> IO[bytes]:
@@ -161,9 +187,6 @@ class EncodedImages(Dataset):
         image = self._decode(index)
         return *self.preprocessing.upright(image).size, image.mode
 
-    def output_size(self, width: int, height: int) -> tuple[int, int]:
-        return self.preprocessing.output_size(width, height)
-
     def _decode(self, index: int) -> Image.Image:
         try:
             with self.read(index) as file:
@@ -173,6 +196,8 @@ class EncodedImages(Dataset):
                 image.load()  # until here only the header was read: a truncated file shows only now
                 check_convertible(image)
                 return image
+        except Unreachable:  # not damage: the image must not be left out as unreadable
+            raise
         except Exception as cause:  # decoders raise OSError, SyntaxError, struct.error, DecompressionBombError, ...
             what = f"{type(cause).__name__}: {cause}"
             if isinstance(cause, UnidentifiedImageError):  # its own text is the address of a Python object

@@ -24,23 +24,16 @@ class Digits(Dataset):
         self,
         *,
         image_size: int | None = None,
-        num_classes: int | None = None,
         split: Split = "train",
         held_out_fraction: float = 0.2,
-        split_seed: int = 0,
+        **part,
     ):
         images, labels = _stored()
         self.images = np.rint(images * (255 / 16)).astype(np.uint8)  # 0..16 -> 0..255
         self.preprocessing = Preprocessing(image_size=image_size)
-        super().__init__(
-            names=[f"digit {number:04d}" for number in range(len(self.images))],
-            labels=labels,
-            class_names=[str(label) for label in range(10)],
-            num_classes=num_classes,
-            split=split,
-            held_out_fraction=held_out_fraction,
-            split_seed=split_seed,
-        )
+        part |= {"split": split, "held_out_fraction": held_out_fraction}
+        names = [f"digit {number:04d}" for number in range(len(self.images))]
+        super().__init__(names=names, labels=labels, class_names=[str(label) for label in range(10)], **part)
 
     def load(self, index: int) -> np.ndarray:
         return self.preprocessing(Image.fromarray(self.images[index]))
@@ -61,8 +54,8 @@ class Digits(Dataset):
 
 def _stored() -> tuple[np.ndarray, np.ndarray]:
     """Images (1797, 8, 8) in 0..16 and labels (1797,), from scikit-learn's file: importing it takes three seconds."""
-    found = importlib.util.find_spec("sklearn")
-    path = Path(found.submodule_search_locations[0]) / "datasets/data/digits.csv.gz" if found else Path()
+    package = importlib.util.find_spec("sklearn")
+    path = Path(package.submodule_search_locations[0]) / "datasets/data/digits.csv.gz" if package else Path()
     if not path.is_file():  # another layout than that of today
         from sklearn.datasets import load_digits
 

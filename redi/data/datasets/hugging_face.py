@@ -6,8 +6,7 @@ from typing import IO
 
 import numpy as np
 
-from redi.data.datasets import EncodedImages, Split, numbered_classes, register
-from redi.data.preprocessing import Preprocessing
+from redi.data.datasets import EncodedImages, numbered_classes, register
 
 
 @register
@@ -20,8 +19,7 @@ class HuggingFace(EncodedImages):
         image_column: the column of type Image.
         label_column: the column of type ClassLabel or integer; None: unlabelled, one class.
         preprocessing: default: sizes as stored.
-        num_classes: the classes a model is built for; default: those of the ClassLabel, or the largest label + 1.
-        split, held_out_fraction, split_seed: a part of that; see Dataset.
+        num_classes, split, held_out_fraction, split_seed: see Dataset.
     """
 
     def __init__(
@@ -31,11 +29,7 @@ class HuggingFace(EncodedImages):
         split_name: str = "train",
         image_column: str = "image",
         label_column: str | None = "label",
-        preprocessing: Preprocessing | None = None,
-        num_classes: int | None = None,
-        split: Split = "all",
-        held_out_fraction: float = 0.0,
-        split_seed: int = 0,
+        **part,
     ):
         try:
             import datasets  # the third-party package, not redi.data.datasets
@@ -53,16 +47,8 @@ class HuggingFace(EncodedImages):
         # decode=False: encoded bytes come out, so that damage is reported by name, as for files
         self.table = table.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
         self.image_column, self.folder = image_column, Path(path).expanduser().resolve()
-        super().__init__(
-            names=[f"{split_name}[{row}]" for row in range(len(table))],
-            labels=labels,
-            class_names=class_names,
-            preprocessing=preprocessing,
-            num_classes=num_classes,
-            split=split,
-            held_out_fraction=held_out_fraction,
-            split_seed=split_seed,
-        )
+        names = [f"{split_name}[{row}]" for row in range(len(table))]
+        super().__init__(names=names, labels=labels, class_names=class_names, **part)
 
     def read(self, index: int) -> IO[bytes]:
         image = self.table[index][self.image_column]

@@ -7,8 +7,8 @@ from typing import IO
 
 import numpy as np
 
-from redi.data.datasets import EncodedImages, Split, numbered_classes, register
-from redi.data.preprocessing import MAX_BYTES, Preprocessing
+from redi.data.datasets import EncodedImages, numbered_classes, register
+from redi.data.preprocessing import MAX_BYTES
 from redi.data.storage.image_sources import is_image, open_source
 
 
@@ -25,20 +25,10 @@ class ImageFolder(EncodedImages):
     Args:
         path: the folder or the zip file.
         preprocessing: default: sizes as stored.
-        num_classes: the classes a model is built for; default: those found.
-        split, held_out_fraction, split_seed: a part of that; see Dataset.
+        num_classes, split, held_out_fraction, split_seed: see Dataset.
     """
 
-    def __init__(
-        self,
-        *,
-        path: str,
-        preprocessing: Preprocessing | None = None,
-        num_classes: int | None = None,
-        split: Split = "all",
-        held_out_fraction: float = 0.0,
-        split_seed: int = 0,
-    ):
+    def __init__(self, *, path: str, **part):
         where = f"ImageFolder.path = {str(path)!r}"
         self.source = open_source(Path(path).expanduser(), where)
         names = sorted(name for name in self.source.files if is_image(name))
@@ -52,16 +42,7 @@ class ImageFolder(EncodedImages):
             labels, class_names = _labels_of_index(index, names, where)
         else:
             labels, class_names = _labels_of_folders(names, self.source.folders, where)
-        super().__init__(
-            names=names,
-            labels=labels,
-            class_names=class_names,
-            preprocessing=preprocessing,
-            num_classes=num_classes,
-            split=split,
-            held_out_fraction=held_out_fraction,
-            split_seed=split_seed,
-        )
+        super().__init__(names=names, labels=labels, class_names=class_names, **part)
 
     def read(self, index: int) -> IO[bytes]:
         return self.source.open(self.source_names[index])
@@ -81,8 +62,7 @@ class ImageFolder(EncodedImages):
 
 def _labels_of_folders(names: list[str], folders: set[str], where: str) -> tuple[np.ndarray, list[str]]:
     """One class per top-level folder; or one class in all, for images at the root."""
-    at_root = [name for name in names if "/" not in name]
-    if len(at_root) == len(names):
+    if len(at_root := [name for name in names if "/" not in name]) == len(names):
         return np.zeros(len(names), dtype=np.int64), ["unlabelled"]
     if at_root:
         raise ValueError(
@@ -112,11 +92,9 @@ def _labels_of_index(file: IO[bytes], names: list[str], where: str) -> tuple[np.
         return np.zeros(len(names), dtype=np.int64), ["unlabelled"]
     if len(label_of) < len(pairs):
         raise ValueError(f"{where} lists {len(pairs) - len(label_of)} files more than once")
-    absent = sorted(set(label_of) - set(names))
-    if absent:
+    if absent := sorted(set(label_of) - set(names)):
         raise ValueError(f"{where} lists {len(absent)} images that are not there: {_few(absent)}")
-    unlisted = sorted(set(names) - set(label_of))
-    if unlisted:
+    if unlisted := sorted(set(names) - set(label_of)):
         raise ValueError(f"{where} gives no label for {len(unlisted)} images: {_few(unlisted)}")
     for name, label in label_of.items():
         if type(label) is not int or not 0 <= label < 2**63:

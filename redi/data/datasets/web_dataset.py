@@ -10,12 +10,9 @@ from typing import IO
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from redi.data.datasets import EncodedImages, Split, UnreadableImage, numbered_classes, register
-from redi.data.preprocessing import Preprocessing
-from redi.data.storage.byte_ranges import Unreachable
+from redi.data.datasets import EncodedImages, numbered_classes, register
 from redi.data.storage.tar_shards import find_shards, index_shards
 
 
@@ -38,10 +35,9 @@ class WebDataset(EncodedImages):
             list, in one kind of store. {00000..00146} and {a,b} stand for several, * for what is there, sorted.
         label_field: the field of key.json that holds the label; None: key.cls, or else 'label' or 'cls' of key.json.
         preprocessing: default: sizes as stored.
-        num_classes: the classes a model is built for; default: as many as the largest label needs. With 1, labels are
-            not looked for.
+        num_classes: see Dataset. With 1, no labels are needed.
         cache_dir: default: $REDI_CACHE, or ~/.cache/redi.
-        split, held_out_fraction, split_seed: a part of that; see Dataset.
+        split, held_out_fraction, split_seed: see Dataset.
     """
 
     def __init__(
@@ -49,17 +45,14 @@ class WebDataset(EncodedImages):
         *,
         shards: str | Sequence[str],
         label_field: str | None = None,
-        preprocessing: Preprocessing | None = None,
         num_classes: int | None = None,
         cache_dir: str | None = None,
-        split: Split = "all",
-        held_out_fraction: float = 0.0,
-        split_seed: int = 0,
+        **part,
     ):
-        self.reader, found = find_shards(shards)
+        self.store, found = find_shards(shards)
         folder = Path(cache_dir or os.environ.get("REDI_CACHE") or "~/.cache/redi").expanduser() / "tar_indices"
         settings = {"labelled": num_classes != 1, "label_field": label_field}
-        indices = index_shards(self.reader, found, folder, settings)
+        indices = index_shards(self.store, found, folder, settings)
         keys = [key for names, _ in indices for key in names]
         column = {name: torch.cat([tensors[name] for _, tensors in indices]).numpy() for name in indices[0][1]}
         self.paths = [shard.path for shard in found]
@@ -71,11 +64,8 @@ class WebDataset(EncodedImages):
             names=[f"{found[shard].name}/{key}" for shard, key in zip(self.shard, keys, strict=True)],
             labels=labels,
             class_names=numbered_classes(labels, "WebDataset.shards"),
-            preprocessing=preprocessing,
             num_classes=num_classes,
-            split=split,
-            held_out_fraction=held_out_fraction,
-            split_seed=split_seed,
+            **part,
         )
 
     def read(self, index: int) -> IO[bytes]:
@@ -83,12 +73,12 @@ class WebDataset(EncodedImages):
         return io.BytesIO(self._bytes([index])[0] if data is None else data)
 
     def batch(self, positions: Sequence[int], mirror: np.ndarray | None = None) -> dict[str, Tensor]:
-        """As of every data set; from a remote store, all that it needs is asked for at once.
+        """As of every data set; from object storage, all that it needs is asked for at once.
 
         Raises:
             Unreachable (an OSError): the store does not give it, in four attempts.
         """
-        if self.reader.local:  # each thread reads what it decodes
+        if not self.store.files.async_impl:  # a disk: each thread reads what it decodes
             return super().batch(positions, mirror)
         indices = self.indices[np.asarray(positions, dtype=np.int64)].tolist()
         here = copy.copy(self)
@@ -96,15 +86,8 @@ class WebDataset(EncodedImages):
         return EncodedImages.batch(here, positions, mirror)
 
     def _bytes(self, indices: Sequence[int]) -> list[bytes]:
-        return self.reader.read([(self.paths[self.shard[i]], int(self.starts[i]), int(self.stops[i])) for i in indices])
-
-    def _decode(self, index: int) -> Image.Image:
-        try:
-            return super()._decode(index)
-        except UnreadableImage as error:
-            if isinstance(error.__cause__, Unreachable):  # no damage: it must not be left out as unreadable
-                raise error.__cause__ from None
-            raise
+        ranges = [(self.paths[self.shard[i]], int(self.starts[i]), int(self.stops[i])) for i in indices]
+        return self.store.read_ranges(ranges)
 
     def provenance(self) -> dict:
         """Without the shards' place: of each image its size and the time in its header, which travel with a copy."""

@@ -3,10 +3,10 @@
 import json
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from redi.data.storage.byte_ranges import MAX_READ, Window
+from redi.data.storage.object_store import MAX_READ, RangedFile
 
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp"})
 MAX_IMAGE_BYTES = 2**28  # as redi.runtime.archives reads of a file; an image of so many bytes is none that trains
@@ -25,7 +25,7 @@ class Entry(NamedTuple):
     label: int
 
 
-def scan(tar: Window, where: str, *, labelled: bool = True, label_field: str | None = None) -> list[Entry]:
+def scan(tar: RangedFile, where: str, *, labelled: bool = True, label_field: str | None = None) -> list[Entry]:
     """The samples of a tar file in their order; reads headers and labels alone.
 
     Args:
@@ -52,7 +52,7 @@ def scan(tar: Window, where: str, *, labelled: bool = True, label_field: str | N
             known.add(key)
             sample = _Sample(key)
         if extension in IMAGES:
-            sample.add_image(member, extension, where)
+            sample.add_image(member, where)
         elif labelled and extension == ("cls" if label_field is None else "json"):
             sample.label = _label(_content(tar, member, where), label_field, extension, f"{where}: {member.name}")
         elif labelled and extension == "json" and sample.label is None:
@@ -68,21 +68,18 @@ def scan(tar: Window, where: str, *, labelled: bool = True, label_field: str | N
 class _Sample:
     key: str
     image: tarfile.TarInfo | None = None
-    extension: str = ""
     label: int | None = None
     json_label: int | None = None
+    others: list[str] = field(default_factory=list)
 
-    def __post_init__(self):
-        self.others: list[str] = []
-
-    def add_image(self, member: tarfile.TarInfo, extension: str, where: str) -> None:
+    def add_image(self, member: tarfile.TarInfo, where: str) -> None:
         if self.image is not None:
             what = f"two images, {self.image.name} and {member.name}"
             raise ValueError(f"{where}: the sample {self.key!r} has {what}; one is needed")
         if not 0 < member.size <= MAX_IMAGE_BYTES:
             what = f"has {member.size:,} bytes; an image has 1 to {MAX_IMAGE_BYTES:,}"
             raise ValueError(f"{where}: {member.name} {what}")
-        self.image, self.extension = member, extension
+        self.image = member
 
     def entries(self, where: str, labelled: bool) -> list[Entry]:
         """One, or none for files that are no sample."""
@@ -110,7 +107,7 @@ def _split(name: str) -> tuple[str, str]:
     return (folder + slash + stem if stem else ""), extension.lower()
 
 
-def _refuse_compression(tar: Window, where: str) -> None:
+def _refuse_compression(tar: RangedFile, where: str) -> None:
     start = tar.read(6)
     tar.seek(0)
     for magic, name in COMPRESSIONS.items():
@@ -119,7 +116,7 @@ def _refuse_compression(tar: Window, where: str) -> None:
             raise ValueError(f"{where} is compressed ({name}); {what}")
 
 
-def _members(tar: Window, where: str) -> Iterator[tarfile.TarInfo]:
+def _members(tar: RangedFile, where: str) -> Iterator[tarfile.TarInfo]:
     """The regular files, all of them whole; raises ValueError where anything else, or no end mark, comes."""
     archive, offset = None, -1
     while True:
@@ -156,7 +153,7 @@ def _members(tar: Window, where: str) -> Iterator[tarfile.TarInfo]:
         raise ValueError(f"{where} goes on after its end mark, as tar files that were joined do: pack it anew")
 
 
-def _content(tar: Window, member: tarfile.TarInfo, where: str) -> bytes:
+def _content(tar: RangedFile, member: tarfile.TarInfo, where: str) -> bytes:
     if member.size > MAX_READ:
         raise ValueError(f"{where}: {member.name} has {member.size:,} bytes; a label has at most {MAX_READ:,}")
     tar.seek(member.offset_data)

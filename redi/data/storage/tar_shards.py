@@ -5,6 +5,7 @@ import os
 import random
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from redi.data.storage.byte_ranges import RangeReader, Window, open_store
+from redi.data.storage.object_store import ObjectStore, RangedFile, open_store
 from redi.data.storage.tar_index import scan
 from redi.runtime.artefact import load_artefact, save_artefact
 from redi.runtime.checksums import BrokenArtefact, json_sha256
@@ -41,39 +42,34 @@ class Shard:
         return self.path.split("?")[0].rpartition("/")[2]
 
 
-def find_shards(shards: str | Sequence[str]) -> tuple[RangeReader, list[Shard]]:
+def find_shards(shards: str | Sequence[str]) -> tuple[ObjectStore, list[Shard]]:
     """The shards that `WebDataset.shards` names, in order. Raises ValueError and Unreachable."""
     patterns, where = [shards] if isinstance(shards, str) else shards, f"WebDataset.shards = {shards!r}"
-    if (
-        not isinstance(patterns, Sequence)
-        or not patterns
-        or not all(isinstance(pattern, str) and pattern for pattern in patterns)
-    ):
+    if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(p, str) and p for p in patterns):
         raise ValueError(f"{where}: it is a path, a URL, or a list of them")
-    urls = [url for pattern in patterns for url in _expanded(os.path.expanduser(pattern), where)]
+    urls = [url for pattern in patterns for url in expand_braces(os.path.expanduser(pattern), where)]
     try:
         opened = [open_store(url) for url in urls]
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-    reader = RangeReader(opened[0][0])
-    if any(files != reader.files for files, _ in opened):
+    store = opened[0][0]
+    if any(other.files != store.files for other, _ in opened):
         raise ValueError(f"{where}: all shards must lie in one kind of store")
 
     def look(path: str) -> list[tuple[str, dict]]:
         if "*" not in path:
-            return [(path, reader.retried(path, lambda: reader.files.info(path)))]
-        found = sorted(reader.retried(path, lambda: reader.files.glob(path, detail=True)).items())
+            return [(path, store.retried(path, lambda: store.files.info(path)))]
+        found = sorted(store.retried(path, lambda: store.files.glob(path, detail=True)).items())
         if not found:
             raise ValueError(f"{where}: no shard is there that fits {path}")
         return found
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         found = [shard for group in pool.map(look, [path for _, path in opened]) for shard in group]
-    paths = [path for path, _ in found]
-    if len(set(paths)) < len(paths):
-        twice = next(path for path in paths if paths.count(path) > 1)
-        raise ValueError(f"{where} names {twice} more than once")
-    return reader, [_shard(path, info, where) for path, info in found]
+    path, count = Counter(path for path, _ in found).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{where} names {path} more than once")
+    return store, [_shard(path, info, where) for path, info in found]
 
 
 def _shard(path: str, info: dict, where: str) -> Shard:
@@ -85,7 +81,7 @@ def _shard(path: str, info: dict, where: str) -> Shard:
     return Shard(path, info["size"], marks[0] if marks else None)
 
 
-def _expanded(pattern: str, where: str) -> Iterator[str]:
+def expand_braces(pattern: str, where: str) -> Iterator[str]:
     """What braces stand for: {000..146} and {a,b}, each with all of the others."""
     match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
     if not match:
@@ -95,17 +91,17 @@ def _expanded(pattern: str, where: str) -> Iterator[str]:
     if choices is None and not 0 <= int(last) - int(first) < MAX_SHARDS:
         raise ValueError(f"{where}: {match[0]} must run upwards, and stand for at most {MAX_SHARDS:,} shards")
     for text in choices.split(",") if choices else (f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)):
-        yield from _expanded(pattern[: match.start()] + text + pattern[match.end() :], where)
+        yield from expand_braces(pattern[: match.start()] + text + pattern[match.end() :], where)
 
 
-def index_shards(reader: RangeReader, shards: list[Shard], folder: Path, settings: dict) -> list[Index]:
+def index_shards(store: ObjectStore, shards: list[Shard], folder: Path, settings: dict) -> list[Index]:
     """What lies where in each shard: kept, or found and kept. Raises ValueError and Unreachable."""
     indices: list[Index | None] = [_kept(folder, shard, settings) for shard in shards]
     missing = [number for number, index in enumerate(indices) if index is None]
     random.Random(os.getpid()).shuffle(missing)  # so that of several processes each finds what others have indexed
     pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="index")
     try:
-        found = pool.map(lambda number: _made(reader, shards[number], folder, settings), missing)
+        found = pool.map(lambda number: _made(store, shards[number], folder, settings), missing)
         for number, index in zip(missing, progress(found, total=len(missing), desc="indexing shards"), strict=True):
             indices[number] = index
     finally:
@@ -131,10 +127,10 @@ def _kept(folder: Path, shard: Shard, settings: dict) -> Index | None:
         return None
 
 
-def _made(reader: RangeReader, shard: Shard, folder: Path, settings: dict) -> Index:
+def _made(store: ObjectStore, shard: Shard, folder: Path, settings: dict) -> Index:
     if (index := _kept(folder, shard, settings)) is not None:
         return index
-    with Window(reader, shard.path, shard.size) as tar:
+    with RangedFile(store, shard.path, shard.size) as tar:
         keys, offsets, sizes, times, labels = zip(*scan(tar, shard.path, **settings), strict=True)
     numbers = {"offsets": offsets, "sizes": sizes, "labels": labels}
     tensors = {name: torch.tensor(values, dtype=torch.int64) for name, values in numbers.items()}

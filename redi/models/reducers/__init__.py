@@ -34,7 +34,7 @@ class Reducer(nn.Module, ABC):
         self.rank = rank
         # Part of the state, so that a fit and what is known of it cannot part: see `fitted_on`.
         self.register_buffer("origin", torch.empty(0, dtype=torch.uint8))
-        self.register_load_state_dict_pre_hook(_take_origin)
+        self.register_load_state_dict_pre_hook(_take_shapes)
 
     @property
     @abstractmethod
@@ -73,11 +73,23 @@ class Reducer(nn.Module, ABC):
         """What decides the output of `project`, as JSON: a cache fits all reducers for which this is the same."""
         return self.provenance()
 
+    @property
+    def width(self) -> int | None:
+        """E of the features that it was fitted to; None where it works for any."""
+        return None
+
     def check_width(self, width: int) -> None:
         """Raises ValueError unless it can reduce features of this width E; asked before anything is encoded."""
+        name = type(self).__name__
+        if self.width not in (None, width):
+            raise ValueError(f"this {name} was fitted to features of width {self.width}, not {width}")
         if self.rank > width:
-            name = type(self).__name__
             raise ValueError(f"{name}.rank = {self.rank} exceeds the encoder width {width}")
+
+    def require_fit(self) -> None:
+        """Raises ValueError before a fit."""
+        if not self.fitted:
+            raise ValueError(f"this {type(self).__name__} has not been fitted: call fit(batches) or prepare() first")
 
     # A fit as a folder of its own
 
@@ -173,10 +185,12 @@ class Reducer(nn.Module, ABC):
             self.record_fit(**fitted_on)
 
 
-def _take_origin(reducer: Reducer, state: dict, prefix: str, *_) -> None:
-    """Before loading: what is known of the stored fit may be more or less, or nothing."""
-    stored = state.setdefault(f"{prefix}origin", torch.empty(0, dtype=torch.uint8))
-    reducer.origin = reducer.origin.new_empty(stored.shape)
+def _take_shapes(reducer: Reducer, state: dict, prefix: str, *_) -> None:
+    """Before loading: buffers take the shapes of what is loaded, which only `fit` knows."""
+    state.setdefault(f"{prefix}origin", torch.empty(0, dtype=torch.uint8))
+    for name, buffer in list(reducer.named_buffers(recurse=False)):
+        if (stored := state.get(prefix + name)) is not None:
+            setattr(reducer, name, buffer.new_empty(stored.shape))
 
 
 def _as_json(value):

@@ -62,13 +62,17 @@ class ConvBottleneck(Reducer):
         self.register_buffer("explained", torch.zeros(2))  # by this and by PCA, of the held-out images' variance
         self.encode: nn.Module | None = None
         self.decode: nn.Module | None = None
-        self.register_load_state_dict_pre_hook(_take_width)
+        self.register_load_state_dict_pre_hook(_take_networks)
         if path is not None:
             self.restore(path)
 
     @property
     def fitted(self) -> bool:
         return self.mean.numel() > 0
+
+    @property
+    def width(self) -> int | None:
+        return len(self.mean) or None
 
     def fit(self, batches: Iterable[Tensor]) -> None:
         self.forget_fit()
@@ -170,14 +174,12 @@ class ConvBottleneck(Reducer):
         return (features - self.mean[:, None, None]) / self.std[:, None, None]
 
     def project(self, features: Tensor) -> Tensor:
-        self._require_fit()
-        if features.shape[1] != (width := len(self.mean)):
-            shape = tuple(features.shape)
-            raise ValueError(f"this ConvBottleneck was fitted to features of width {width}, got features {shape}")
+        self.require_fit()
+        self.check_width(features.shape[1])
         return (self.encode(self._standardised(features)) - self.code_mean[:, None, None]) / self.code_rms
 
     def inverse(self, reduced: Tensor) -> Tensor:
-        self._require_fit()
+        self.require_fit()
         code = reduced.float() * self.code_rms + self.code_mean[:, None, None]
         return self.decode(code) * self.std[:, None, None] + self.mean[:, None, None]
 
@@ -185,15 +187,6 @@ class ConvBottleneck(Reducer):
     def explained_variance(self) -> float:
         """The share of the standardised features' variance that `inverse` gives back, on held-out images."""
         return float(self.explained[0])
-
-    def _require_fit(self) -> None:
-        if not self.fitted:
-            raise ValueError("this ConvBottleneck has not been fitted: call fit(batches) or prepare() first")
-
-    def check_width(self, width: int) -> None:
-        super().check_width(width)
-        if self.fitted and len(self.mean) != width:
-            raise ValueError(f"this ConvBottleneck was fitted to features of width {len(self.mean)}, not {width}")
 
     def fit_settings(self) -> dict:
         names = ("rank", "hidden", "num_steps", "batch_size", "learning_rate", "max_images", "seed")
@@ -224,12 +217,9 @@ class _Corrected(nn.Module):
         return self.linear(x) + self.correction(x)
 
 
-def _take_width(reducer: ConvBottleneck, state: dict, prefix: str, *_) -> None:
-    """Before loading: networks and statistics for the width of what is stored, which only `fit` knows."""
-    for name in ("mean", "std"):
-        if (stored := state.get(prefix + name)) is not None:
-            setattr(reducer, name, reducer.mean.new_empty(stored.shape))
-    if len(reducer.mean):
+def _take_networks(reducer: ConvBottleneck, *_) -> None:
+    """Before loading: networks for the width of what is stored."""
+    if reducer.fitted:
         with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: no draw of the caller's
             reducer._build(len(reducer.mean))
     else:

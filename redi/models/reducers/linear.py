@@ -54,7 +54,6 @@ class LinearReducer(Reducer):
         self.standardize = standardize
         for name in ("mean", "std", "components", "deviations", "explained"):
             self.register_buffer(name, torch.empty(0))
-        self.register_load_state_dict_pre_hook(_take_shapes)
         self.register_load_state_dict_post_hook(_check_loaded)
         if path is not None:
             self.restore(path)
@@ -66,6 +65,10 @@ class LinearReducer(Reducer):
     @property
     def fitted(self) -> bool:
         return self.components.numel() > 0
+
+    @property
+    def width(self) -> int | None:
+        return len(self.mean) if self.fitted else None
 
     def fit(self, batches: Iterable[Tensor]) -> None:
         self._forget()
@@ -141,16 +144,14 @@ class LinearReducer(Reducer):
         return float(self.explained[self.rank - 1])
 
     def project(self, features: Tensor) -> Tensor:
-        self._require_fit()
-        if features.shape[1] != (width := len(self.mean)):
-            name, shape = type(self).__name__, tuple(features.shape)
-            raise ValueError(f"this {name} was fitted to features of width {width}, got features {shape}")
+        self.require_fit()
+        self.check_width(features.shape[1])
         rows = self.components[: self.store_rank] / self._units[: self.store_rank, None] / self.std  # (S, E)
         centred = features.float() - self.mean[:, None, None]
         return torch.einsum("se,nehw->nshw", rows, centred)
 
     def finish(self, stored: Tensor) -> Tensor:
-        self._require_fit()
+        self.require_fit()
         factors = self.factors * self._units[: self.rank]
         return stored.float()[:, : self.rank] * factors[:, None, None]
 
@@ -168,15 +169,14 @@ class LinearReducer(Reducer):
         return torch.ldexp(torch.ones_like(mantissa), exponent - 1)
 
     def inverse(self, reduced: Tensor) -> Tensor:
-        self._require_fit()
+        self.require_fit()
         rows = self.components[: self.rank].double() * self.factors.double()[:, None]
         back = torch.linalg.pinv(rows).float()  # (E, R)
         features = torch.einsum("er,nrhw->nehw", back, reduced.float())
         return features * self.std[:, None, None] + self.mean[:, None, None]
 
-    def _require_fit(self) -> None:
-        if not self.fitted:
-            raise ValueError(f"this {type(self).__name__} has not been fitted: call fit(batches) or prepare() first")
+    def require_fit(self) -> None:
+        super().require_fit()
         for setting, rank in (("rank", self.rank), ("store_rank", self.store_rank)):
             if rank > (rows := len(self.components)):
                 raise ValueError(f"{type(self).__name__}.{setting} = {rank} exceeds the {rows} fitted rows")
@@ -200,19 +200,10 @@ class LinearReducer(Reducer):
         return settings | {"deviations": self.deviations.tolist(), "explained_variance_ratio": shares.tolist()}
 
     def check_width(self, width: int) -> None:
-        name = type(self).__name__
-        for setting, rank in (("rank", self.rank), ("store_rank", self.store_rank)):
-            if rank > width:
-                raise ValueError(f"{name}.{setting} = {rank} exceeds the encoder width {width}")
-        if self.fitted and len(self.mean) != width:
-            raise ValueError(f"this {name} was fitted to features of width {len(self.mean)}, not {width}")
-
-
-def _take_shapes(reducer: LinearReducer, state: dict, prefix: str, *_) -> None:
-    """Before loading: buffers take the shapes of what is loaded, for the encoder width is only known then."""
-    for name, buffer in list(reducer.named_buffers(recurse=False)):
-        if (stored := state.get(prefix + name)) is not None:
-            setattr(reducer, name, buffer.new_empty(stored.shape))
+        super().check_width(width)
+        if self.store_rank > width:
+            name = type(self).__name__
+            raise ValueError(f"{name}.store_rank = {self.store_rank} exceeds the encoder width {width}")
 
 
 def _check_loaded(reducer: LinearReducer, _) -> None:
@@ -224,5 +215,5 @@ def _check_loaded(reducer: LinearReducer, _) -> None:
     if reducer.fitted and shapes != expected | {"components": (rows, width)}:
         raise ValueError(f"the stored {type(reducer).__name__} holds tensors that do not belong together: {shapes}")
     if reducer.fitted:
-        reducer._require_fit()
+        reducer.require_fit()
     reducer._check_scale()

@@ -47,7 +47,7 @@ class Moments:
             mean = rows.mean(dim=1)
             if not features.is_cuda and not mean.isfinite().all():
                 require_finite(features, self.batches)
-                raise ValueError(f"batch {self.batches}: the encoder's features are too large to be added up")
+                raise ValueError(f"batch {self.batches}: the features are too large to be added up")
             if not self.count:
                 self.mean, self.upper = torch.zeros_like(mean), mean.new_zeros(width, width)
             _add_products(rows.sub_(mean[:, None]), self.upper)
@@ -81,7 +81,7 @@ class Moments:
         """(E, E), sum of outer products of the centred vectors. Raises ValueError where they are not finite."""
         scatter = self.upper.triu() + self.upper.triu(diagonal=1).T
         if not scatter.isfinite().all():
-            raise ValueError("the encoder's features hold NaN or infinite values; a reducer cannot be fitted to them")
+            raise ValueError("the features hold NaN or infinite values")
         return scatter
 
     @property
@@ -129,7 +129,6 @@ def require_finite(features: Tensor, batch: int) -> None:
         image, feature, row, column = bad[0].tolist()
         value = features[image, feature, row, column].item()
         raise ValueError(
-            "the encoder's features hold NaN or infinite values; a reducer cannot be fitted to them: feature "
-            f"{feature} is {value} in batch {batch}, image {image} of it, at ({row}, {column}) of its grid; "
-            f"{len(bad)} such values in this batch"
+            f"the features hold NaN or infinite values: feature {feature} is {value} in batch {batch}, image {image} "
+            f"of it, at ({row}, {column}) of its grid; {len(bad)} such values in this batch"
         )

@@ -1,8 +1,8 @@
 """Random projections by scikit-learn."""
 
-from abc import abstractmethod
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,7 +11,7 @@ from redi.models.reducers.linear import LinearReducer
 
 
 class RandomRows(LinearReducer):
-    """Rows drawn by scikit-learn from a seed; the data decide mean and scale alone."""
+    """Rows drawn from a seed by scikit-learn's transformer of this name; the data decide mean and scale alone."""
 
     def __init__(
         self,
@@ -27,12 +27,11 @@ class RandomRows(LinearReducer):
         if path is not None:  # only now, for the seed is among the settings that must be those of the stored fit
             self.restore(path)
 
-    @abstractmethod
-    def draw(self, width: int):
-        """-> a scikit-learn transformer fitted to that many features."""
-
     def rows(self, covariance: Tensor) -> Tensor:
-        components = self.draw(len(covariance)).components_
+        from sklearn import random_projection
+
+        transformer = getattr(random_projection, type(self).__name__)(self.rank, random_state=self.seed)
+        components = transformer.fit(np.zeros((1, len(covariance)))).components_
         dense = components.toarray() if hasattr(components, "toarray") else components
         rows = torch.from_numpy(dense).to(covariance)
         if torch.linalg.matrix_rank(rows) < len(rows):  # sparse rows can be empty or equal where E is small
@@ -51,21 +50,7 @@ class RandomRows(LinearReducer):
 class GaussianRandomProjection(RandomRows):
     """Rows of independent normal numbers: needs no data but mean and scale (Johnson & Lindenstrauss)."""
 
-    def draw(self, width: int):
-        import numpy as np
-        from sklearn import random_projection
-
-        transformer = random_projection.GaussianRandomProjection(self.rank, random_state=self.seed)
-        return transformer.fit(np.zeros((1, width)))
-
 
 @register
 class SparseRandomProjection(RandomRows):
     """Rows with a share 1/sqrt(E) of non-zero entries, equal but for their sign (Achlioptas; Li, Hastie & Church)."""
-
-    def draw(self, width: int):
-        import numpy as np
-        from sklearn import random_projection
-
-        transformer = random_projection.SparseRandomProjection(self.rank, random_state=self.seed)
-        return transformer.fit(np.zeros((1, width)))

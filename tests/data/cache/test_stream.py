@@ -1,10 +1,7 @@
 """A cache in object storage gives what the same cache on disk gives, in bounded space, whatever the store does."""
 
-import functools
-import http.server
 import json
 import shutil
-import threading
 from pathlib import Path
 
 import fsspec
@@ -19,7 +16,8 @@ from redi.data.cache.write import write_cache
 from redi.data.datasets.digits import Digits
 from redi.data.loader import batches
 from redi.data.order import Blocks
-from redi.data.storage import remote
+from redi.data.storage import object_store
+from redi.data.storage.object_store import Unreachable
 from redi.models.autoencoders.pixels import Pixels
 from redi.models.codec import JointCodec, Representation
 from redi.models.encoders.domain import DomainEncoder
@@ -55,54 +53,8 @@ def folder(codec, images, tmp_path_factory) -> Path:
     return write_cache(tmp_path_factory.mktemp("c") / "cache", codec, images, mirror=True, rows_per_shard=ROWS).folder
 
 
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch):
-    monkeypatch.setattr(remote, "PAUSE_SECONDS", 0.0)
-
-
-class Server:
-    """An HTTP server of a folder; it counts requests, fails the first `failures` of each file, and may cut them short.
-
-    Attributes:
-        truncated: {file name: how often half of it is sent, under a header that promises no more}.
-    """
-
-    def __init__(self, folder, failures=0, status=503):
-        self.requests, self.truncated = [], {}
-
-        class Handler(http.server.SimpleHTTPRequestHandler):
-            def do_GET(handler):
-                name = handler.path.strip("/")
-                self.requests.append(name)
-                if self.requests.count(name) <= failures:
-                    handler.send_error(status)
-                elif self.truncated.get(name, 0) > 0:
-                    self.truncated[name] -= 1
-                    half = (folder / name).read_bytes()
-                    half = half[: len(half) // 2]
-                    handler.send_response(200)
-                    handler.send_header("Content-Length", str(len(half)))
-                    handler.end_headers()
-                    handler.wfile.write(half)
-                else:
-                    super().do_GET()
-
-            def log_message(handler, *args):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-    def __enter__(self):
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self.server.shutdown()
-        self.server.server_close()
-
-    def shards(self):
-        return [name for name in self.requests if name.startswith("shard")]
+def shards(server):
+    return [name for name in server.names() if name.startswith("shard")]
 
 
 def open_stream(url, tmp_path, num_shards=12, **settings):
@@ -113,7 +65,7 @@ def open_stream(url, tmp_path, num_shards=12, **settings):
 
 def local(folder):
     cache = Cache(folder)
-    cache.blocks = Blocks(cache._starts, WINDOW)
+    cache.blocks = Blocks(cache.starts, WINDOW)
     return cache
 
 
@@ -145,9 +97,7 @@ def url(request, folder):
         yield "memory://bucket/cache"
         memory.rm("/bucket", recursive=True)
     else:
-        pytest.importorskip("aiohttp")
-        with Server(folder) as server:
-            yield server.url
+        yield request.getfixturevalue("serve")(folder).url
 
 
 def test_batches_are_bit_equal_to_those_of_the_cache_on_disk(url, folder, tmp_path):
@@ -160,27 +110,24 @@ def test_a_resumed_run_continues_with_the_same_batches(folder, tmp_path, start):
     assert_equal(read(open_stream(str(folder), tmp_path), start), read(local(folder))[start:])
 
 
-def test_a_resumed_run_fetches_no_more_than_its_windows(folder, tmp_path):
-    pytest.importorskip("aiohttp")
-    with Server(folder) as server:
-        read(open_stream(server.url, tmp_path), start=7, stop=8)
-    assert 1 <= len(server.shards()) <= 4 + 4 + 1  # the rows 91 to 103 lie in one window or two, one more is ahead
+def test_a_resumed_run_fetches_no_more_than_its_windows(serve, folder, tmp_path):
+    server = serve(folder)
+    read(open_stream(server.url, tmp_path), start=7, stop=8)
+    assert 1 <= len(shards(server)) <= 4 + 4 + 1  # the rows 91 to 103 lie in one window or two, one more is ahead
 
 
-def test_each_shard_is_fetched_once_per_epoch(folder, tmp_path):
-    pytest.importorskip("aiohttp")
-    with Server(folder) as server:
-        read(open_stream(server.url, tmp_path, num_shards=10), stop=30)  # 390 of two epochs' 400 rows
-    counts = [server.shards().count(path.name) for path in folder.glob("shard-*")]
+def test_each_shard_is_fetched_once_per_epoch(serve, folder, tmp_path):
+    server = serve(folder)
+    read(open_stream(server.url, tmp_path, num_shards=10), stop=30)  # 390 of two epochs' 400 rows
+    counts = [shards(server).count(path.name) for path in folder.glob("shard-*")]
     assert max(counts) <= 2  # by far not all 20 fit, so most are needed twice
     assert sum(counts) > 30
 
 
-def test_what_fits_as_a_whole_is_fetched_once_in_all(folder, tmp_path):
-    pytest.importorskip("aiohttp")
-    with Server(folder) as server:
-        read(open_stream(server.url, tmp_path, num_shards=20), stop=62)
-    assert sorted(server.shards()) == sorted(path.name for path in folder.glob("shard-*"))
+def test_what_fits_as_a_whole_is_fetched_once_in_all(serve, folder, tmp_path):
+    server = serve(folder)
+    read(open_stream(server.url, tmp_path, num_shards=20), stop=62)
+    assert sorted(shards(server)) == sorted(path.name for path in folder.glob("shard-*"))
 
 
 def mapped(tmp_path):
@@ -197,7 +144,7 @@ def test_no_more_than_the_allowed_space_is_taken_and_none_is_left(folder, tmp_pa
         most = max(most, len(mapped(tmp_path)))
         assert len(files) <= 4  # being fetched
     assert 4 < most <= 12
-    assert sum(stream._sizes[n] for n in stream._local) == stream._taken <= 10 * BYTES
+    assert sum(stream.sizes[n] for n in stream.local) == stream.local_bytes <= 10 * BYTES
     del stream
     assert list((tmp_path / "local").iterdir()) == []
     assert mapped(tmp_path) == set()
@@ -219,18 +166,17 @@ def test_the_positions_for_statistics_are_spread_and_come_from_few_shards(folder
     assert {0, 190} <= set(chosen // ROWS * ROWS) and len(set(chosen // ROWS)) == 3
 
 
-def test_failed_requests_are_made_again(folder, tmp_path):
-    pytest.importorskip("aiohttp")
-    with Server(folder, failures=2) as server:
-        assert_equal(read(open_stream(server.url, tmp_path), stop=9), read(local(folder), stop=9))
+def test_failed_requests_are_made_again(serve, folder, tmp_path):
+    server = serve(folder)
+    server.failures = 2
+    assert_equal(read(open_stream(server.url, tmp_path), stop=9), read(local(folder), stop=9))
 
 
-def test_a_shard_that_came_cut_short_is_fetched_again(folder, tmp_path):
-    pytest.importorskip("aiohttp")
-    with Server(folder) as server:
-        server.truncated = {path.name: 1 for path in folder.glob("shard-*")}
-        assert_equal(read(open_stream(server.url, tmp_path), stop=9), read(local(folder), stop=9))
-        assert sum(server.truncated.values()) < 20
+def test_a_shard_that_came_cut_short_is_fetched_again(serve, folder, tmp_path):
+    server = serve(folder)
+    server.truncated = {path.name: 1 for path in folder.glob("shard-*")}
+    assert_equal(read(open_stream(server.url, tmp_path), stop=9), read(local(folder), stop=9))
+    assert sum(server.truncated.values()) < 20
 
 
 @pytest.fixture
@@ -247,33 +193,32 @@ def damage(path):
 @pytest.mark.parametrize(
     ("harm", "what"),
     [
-        (Path.unlink, "FileNotFoundError"),
-        (damage, "its SHA-256 is not the manifest's: damaged, or of another cache"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-5]), r"\d+ bytes came instead of \d+"),
+        (Path.unlink, r"is not there \(FileNotFoundError"),
+        (damage, "unreachable in 3 attempts.*its SHA-256 is not the manifest's: damaged, or of another cache"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-5]), r"unreachable in 3 .*\d+ bytes came instead of \d+"),
     ],
     ids=["missing", "damaged", "truncated"],
 )
 def test_a_shard_that_stays_bad_is_named_with_url_cause_and_remedy(copied, tmp_path, harm, what):
     harm(copied / "shard-00012.safetensors")
-    message = rf"published/shard-00012.safetensors: not to be had in 3 attempts.*{what}.*copy the cache to .*published"
-    with pytest.raises(OSError, match=message):
+    message = rf"published/shard-00012.safetensors.*{what}.*copy the cache to .*published"
+    with pytest.raises(Unreachable, match=message):
         read(open_stream(str(copied), tmp_path, attempts=3))
 
 
-def test_a_server_without_the_right_to_read_is_not_asked_again(folder, tmp_path):
-    pytest.importorskip("aiohttp")
-    with Server(folder, failures=99, status=403) as server:
-        with pytest.raises(PermissionError, match="manifest.json: access is denied .*403.*credentials are those of"):
-            open_stream(server.url, tmp_path)
-        assert server.requests == ["manifest.json"]
+def test_a_server_without_the_right_to_read_is_not_asked_again(serve, folder, tmp_path):
+    server = serve(folder)
+    server.failures, server.status = 99, 403
+    with pytest.raises(Unreachable, match="manifest.json: access is denied .*403.*credentials are those of"):
+        open_stream(server.url, tmp_path)
+    assert server.names() == ["manifest.json"]
 
 
-def test_a_url_without_a_cache_is_refused_at_once(folder, tmp_path):
-    pytest.importorskip("aiohttp")
-    with Server(folder) as server:
-        with pytest.raises(FileNotFoundError, match="elsewhere/manifest.json is not there: is the URL that of the"):
-            open_stream(f"{server.url}/elsewhere", tmp_path)
-        assert len(server.requests) == 1
+def test_a_url_without_a_cache_is_refused_at_once(serve, folder, tmp_path):
+    server = serve(folder)
+    with pytest.raises(Unreachable, match=r"elsewhere/manifest.json is not there .*Is this the URL of the cache's own"):
+        open_stream(f"{server.url}/elsewhere", tmp_path)
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("content", ["{", '{"format": 1}'])
@@ -315,7 +260,7 @@ def test_a_store_whose_package_is_not_installed_is_explained(tmp_path, monkeypat
     def missing(url):
         raise ImportError("Install s3fs to access S3")
 
-    monkeypatch.setattr("fsspec.core.url_to_fs", missing)
+    monkeypatch.setattr(object_store, "url_to_fs", missing)
     with pytest.raises(ImportError, match="s3://bucket/cache cannot be read .Install s3fs.*pip install s3fs"):
         open_stream("s3://bucket/cache", tmp_path)
 
@@ -325,14 +270,13 @@ def test_the_global_order_is_refused(folder, tmp_path):
         batches(open_stream(str(folder), tmp_path), batch_size=2, seed=0, start=0, stop=2)
 
 
-def test_leaving_early_stops_fetching(folder, tmp_path):
-    pytest.importorskip("aiohttp")
-    with Server(folder) as server:
-        stream = open_stream(server.url, tmp_path)
-        reader = batches(stream, batch_size=13, seed=5, start=0, stop=30, shuffle="shards")
-        next(reader)
-        reader.close()
-        assert all(future.done() or future.running() for future in stream._local.values())
+def test_leaving_early_stops_fetching(serve, folder, tmp_path):
+    server = serve(folder)
+    stream = open_stream(server.url, tmp_path)
+    reader = batches(stream, batch_size=13, seed=5, start=0, stop=30, shuffle="shards")
+    next(reader)
+    reader.close()
+    assert all(future.done() or future.running() for future in stream.local.values())
 
 
 def test_preparing_takes_what_the_codec_had_learned_from_the_cache(folder, codec, tmp_path):

@@ -163,7 +163,7 @@ def test_values_that_are_not_finite_are_refused():
 
 
 def test_moments_of_many_chunks_are_numpy_s(monkeypatch):
-    monkeypatch.setattr("redi.evaluation.metrics.frechet.CHUNK", 7)
+    monkeypatch.setattr("redi.models.reducers.moments.CHUNK", 7)
     test_mean_and_covariance_are_numpy_s()
     test_moments_are_taken_in_double_precision()
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from redi.evaluation.metrics.features import Features
-from redi.evaluation.metrics.precision_recall import _Points, precision_recall
+from redi.evaluation.metrics.precision_recall import precision_recall
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -51,6 +51,7 @@ SETS = {
     "on a lattice, where distances tie": tuple(
         torch.randint(0, 3, (n, 4), generator=GENERATOR).float() for n in (70, 60)
     ),
+    "collapsed far from the reference": (100 + 1e-4 * normal(60, 4), torch.cat([POINTS, 100 + 1e-4 * normal(30, 4)])),
     "an outlier": (torch.cat([normal(50, 4), 1e6 * normal(1, 4)]), normal(50, 4)),
 }
 
@@ -87,14 +88,6 @@ def test_the_numbers_are_torch_fidelitys():
     samples, reference = SETS["two normals"]
     theirs = prc_features_to_metric(samples, reference, prc_neighborhood=3, prc_batch_size=1000, verbose=False)
     assert measure(samples, reference) == pytest.approx({name: theirs[name] for name in ("precision", "recall")})
-
-
-def test_radii_are_exact_where_products_in_float32_are_mostly_rounding():
-    points = 100 + 1e-4 * normal(200, 8)
-    distances = (points.double()[:, None] - points.double()).square().sum(dim=2).fill_diagonal_(torch.inf)
-    # The centre of other points, as where samples have collapsed far from the reference.
-    radii = _Points(points, torch.zeros(8, dtype=torch.float64), 64, "cpu").squared_radii(3)
-    torch.testing.assert_close(radii, distances.kthvalue(3, dim=1).values, rtol=1e-12, atol=0)
 
 
 def test_equal_sets_have_both_and_disjoint_ones_neither():

@@ -1,14 +1,12 @@
 """Tar shards give what a folder of the same images gives, from every store, and what is wrong with them is named."""
 
 import gzip
-import http.server
 import io
 import json
 import pickle
 import re
 import shutil
 import tarfile
-import threading
 from pathlib import Path
 
 import fsspec
@@ -25,15 +23,14 @@ from redi.data.datasets import UnreadableImage
 from redi.data.datasets.image_folder import ImageFolder
 from redi.data.datasets.web_dataset import WebDataset
 from redi.data.preprocessing import Preprocessing
-from redi.data.storage import byte_ranges, tar_shards
-from redi.data.storage.byte_ranges import PIECE_BYTES, RangeReader, Unreachable, _pieces
+from redi.data.storage import tar_shards
+from redi.data.storage.object_store import Unreachable
 
 FORMATS = ("png", "jpg", "webp", "jpeg")
 
 
 @pytest.fixture(autouse=True)
 def own_indices(monkeypatch, tmp_path):
-    monkeypatch.setattr(byte_ranges, "PAUSE_SECONDS", 0.0)
     monkeypatch.setenv("REDI_CACHE", str(tmp_path / "cache"))
 
 
@@ -76,57 +73,6 @@ def pair(tmp_path_factory) -> tuple[Path, Path]:
     return root / "folder", root / "shards"
 
 
-class Server:
-    """An HTTP server of a folder with byte ranges; counts them, and fails the first `failures` requests for bytes."""
-
-    def __init__(self, folder: Path, failures=0, status=503, ranges=True):
-        self.requests = []
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_HEAD(handler):
-                self._answer(handler, body=False)
-
-            def do_GET(handler):
-                self._answer(handler, body=True)
-
-            def log_message(handler, *args):
-                pass
-
-        self.folder, self.failures, self.status, self.ranges = folder, failures, status, ranges
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-    def _answer(self, handler, body):
-        path = self.folder / handler.path.strip("/")
-        wanted = re.match(r"bytes=(\d+)-(\d+)", handler.headers.get("Range", ""))
-        if not path.is_file():
-            return handler.send_error(404)
-        if body:
-            self.requests.append(wanted[0] if wanted else "all")
-            if len(self.requests) <= self.failures:
-                return handler.send_error(self.status)
-        content, ranged = path.read_bytes(), wanted and self.ranges
-        if ranged:
-            content = content[int(wanted[1]) : int(wanted[2]) + 1]
-        handler.send_response(206 if ranged else 200)
-        handler.send_header("Content-Length", str(len(content)))
-        handler.send_header("ETag", f'"{path.stat().st_mtime_ns}"')
-        handler.end_headers()
-        if body:
-            try:
-                handler.wfile.write(content)
-            except (BrokenPipeError, ConnectionResetError):  # who learns that there are no ranges does not read on
-                pass
-
-    def __enter__(self):
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self.server.shutdown()
-        self.server.server_close()
-
-
 @pytest.fixture(params=["path", "file", "memory", "http"])
 def shards(request, pair):
     if request.param == "path":
@@ -139,9 +85,7 @@ def shards(request, pair):
         yield "memory://bucket/train-*.tar"
         memory.rm("/bucket", recursive=True)
     else:
-        pytest.importorskip("aiohttp")
-        with Server(pair[1]) as server:
-            yield server.url + "/train-{000..002}.tar"
+        yield request.getfixturevalue("serve")(pair[1]).url + "/train-{000..002}.tar"
 
 
 def test_every_store_gives_the_batches_of_a_folder_of_the_same_images(shards, pair):
@@ -184,32 +128,30 @@ def test_the_fingerprint_depends_on_images_and_labels(tmp_path):
     assert len({one, *others, made("order", *sample("b", 1), *sample("a", 0))}) == 4
 
 
-def test_a_remote_batch_takes_one_request_per_piece_and_no_more_bytes_than_it_needs(pair):
-    pytest.importorskip("aiohttp")
-    with Server(pair[1]) as server:
-        data = WebDataset(shards=f"{server.url}/train-{{000..002}}.tar")
-        server.requests.clear()
-        data.batch(range(24))
-        assert len(server.requests) == 3  # three shards, each read in one piece
-        server.requests.clear()
-        data.batch([7])
-        assert server.requests == [f"bytes={data.starts[7]}-{data.stops[7] - 1}"]
+def test_a_remote_batch_takes_one_request_per_piece_and_no_more_bytes_than_it_needs(serve, pair):
+    server = serve(pair[1])
+    data = WebDataset(shards=f"{server.url}/train-{{000..002}}.tar")
+    server.requests.clear()
+    data.batch(range(24))
+    assert len(server.requests) == 3  # three shards, each read in one piece
+    server.requests.clear()
+    data.batch([7])
+    assert server.parts() == [f"bytes={data.starts[7]}-{data.stops[7] - 1}"]
 
 
-def test_the_first_start_reads_headers_and_the_second_reads_nothing_of_the_shards(tmp_path):
-    pytest.importorskip("aiohttp")
+def test_the_first_start_reads_headers_and_the_second_reads_nothing_of_the_shards(serve, tmp_path):
     images = [(f"{n}.png", picture(n, side=300)) for n in range(6)]  # 270 kB each
     pack(tmp_path / "a.tar", *[part for n, image in enumerate(images) for part in (image, (f"{n}.cls", b"%d" % n))])
-    with Server(tmp_path) as server:
-        first = WebDataset(shards=f"{server.url}/a.tar")
-        assert 6 <= len([request for request in server.requests if request != "all"]) <= 9
-        numbers = [re.findall(r"\d+", request) for request in server.requests]
-        assert sum(int(b) - int(a) + 1 for a, b in numbers) < 80_000  # of 1.6 MB
-        server.requests.clear()
-        second = WebDataset(shards=f"{server.url}/a.tar")
-        assert server.requests == [] and second.fingerprint() == first.fingerprint()
-        pack(tmp_path / "a.tar", *sample("new", 0))
-        assert WebDataset(shards=f"{server.url}/a.tar").names == ["a.tar/new"]
+    server = serve(tmp_path)
+    first = WebDataset(shards=f"{server.url}/a.tar")
+    assert 6 <= len(server.parts()) <= 9
+    numbers = [re.findall(r"\d+", request) for request in server.parts()]
+    assert sum(int(b) - int(a) + 1 for a, b in numbers) < 80_000  # of 1.6 MB
+    server.requests.clear()
+    second = WebDataset(shards=f"{server.url}/a.tar")
+    assert server.requests == [] and second.fingerprint() == first.fingerprint()
+    pack(tmp_path / "a.tar", *sample("new", 0))
+    assert WebDataset(shards=f"{server.url}/a.tar").names == ["a.tar/new"]
 
 
 def test_a_damaged_index_is_made_anew(pair, tmp_path):
@@ -399,39 +341,38 @@ def test_labels_beyond_the_models_classes_are_refused_by_the_audit(pair):
         audit(WebDataset(shards=f"{pair[1]}/*.tar", num_classes=2), batch_size=2)
 
 
-def test_failed_requests_are_made_again(pair):
-    pytest.importorskip("aiohttp")
-    with Server(pair[1], failures=2) as server:
-        data = WebDataset(shards=f"{server.url}/train-000.tar")
-        server.failures = len(server.requests) + 1
-        assert torch.equal(data.batch(range(8))["images"], ImageFolder(path=str(pair[0])).batch(range(8))["images"])
+def test_failed_requests_are_made_again(serve, pair):
+    server = serve(pair[1])
+    server.failures = 2
+    data = WebDataset(shards=f"{server.url}/train-000.tar")
+    server.failures = len(server.requests) + 1
+    assert torch.equal(data.batch(range(8))["images"], ImageFolder(path=str(pair[0])).batch(range(8))["images"])
 
 
-def test_a_store_that_fails_for_good_is_no_unreadable_image(pair):
-    pytest.importorskip("aiohttp")
-    with Server(pair[1]) as server:
-        data = WebDataset(shards=f"{server.url}/train-000.tar")
-        server.failures = 10**6
-        for read in (
-            lambda: data.batch([0, 1]),
-            lambda: data[0],
-            lambda: audit(data, batch_size=2, skip_unreadable=True),
-        ):
-            with pytest.raises(Unreachable, match=r"train-000.tar: not to be had in 4 attempts, the last: .*503"):
-                read()
-        server.status = 403
-        with pytest.raises(Unreachable, match=r"train-000.tar: access is denied .*403.*credentials are those of"):
-            data.batch([0])
+def test_a_store_that_fails_for_good_is_no_unreadable_image(serve, pair):
+    server = serve(pair[1])
+    data = WebDataset(shards=f"{server.url}/train-000.tar")
+    server.failures = 10**6
+    for read in (
+        lambda: data.batch([0, 1]),
+        lambda: data[0],
+        lambda: audit(data, batch_size=2, skip_unreadable=True),
+    ):
+        with pytest.raises(Unreachable, match=r"train-000.tar: unreachable in 4 attempts, the last: .*503"):
+            read()
+    server.status = 403
+    with pytest.raises(Unreachable, match=r"train-000.tar: access is denied .*403.*credentials are those of"):
+        data.batch([0])
 
 
 @pytest.mark.parametrize("indexed", [False, True])
-def test_a_server_without_ranges_is_refused(pair, indexed):
-    pytest.importorskip("aiohttp")
-    with Server(pair[1], ranges=indexed) as server:
-        with pytest.raises(Unreachable, match="train-000.tar: the server does not give parts of a file.*copy the"):
-            data = WebDataset(shards=f"{server.url}/train-000.tar")
-            server.ranges = False
-            data.batch([1])
+def test_a_server_without_ranges_is_refused(serve, pair, indexed):
+    server = serve(pair[1])
+    server.ranges = indexed
+    with pytest.raises(Unreachable, match="train-000.tar: the server does not give parts of a file.*copy the"):
+        data = WebDataset(shards=f"{server.url}/train-000.tar")
+        server.ranges = False
+        data.batch([1])
 
 
 def test_a_shard_that_vanished_or_shrank_is_named(pair, tmp_path):
@@ -465,29 +406,9 @@ def test_shards_that_are_not_there_are_refused(tmp_path, shards, error, message)
 
 
 def test_braces_stand_for_every_combination_in_order():
-    found = list(tar_shards._expanded("{a,b}-{08..10}.tar", "here"))
+    found = list(tar_shards.expand_braces("{a,b}-{08..10}.tar", "here"))
     assert found == [f"{letter}-{number}.tar" for letter in "ab" for number in ("08", "09", "10")]
-    assert list(tar_shards._expanded("plain.tar", "here")) == ["plain.tar"]
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 400), st.integers(1, 90)), max_size=12))
-def test_any_ranges_come_back_whole_in_the_order_asked_for(ranges):
-    content = {name: np.random.default_rng(ord(name)).bytes(500) for name in "ab"}
-    memory = fsspec.filesystem("memory")
-    memory.pipe({f"/ranges/{name}": data for name, data in content.items()})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(byte_ranges, "GAP_BYTES", 20)
-        patch.setattr(byte_ranges, "PIECE_BYTES", 120)
-        found = RangeReader(memory).read([(f"/ranges/{name}", a, a + n) for name, a, n in ranges])
-    assert found == [content[name][a : a + n] for name, a, n in ranges]
-
-
-def test_ranges_far_apart_or_too_long_together_are_asked_for_apart():
-    near = [("a", 0, 10), ("a", 50, 60), ("b", 70, 80), ("a", 2**20, 2**20 + 5)]
-    assert _pieces(near) == ([("a", 0, 60), ("a", 2**20, 2**20 + 5), ("b", 70, 80)], [0, 0, 2, 1])
-    long = [("a", 0, PIECE_BYTES), ("a", PIECE_BYTES, PIECE_BYTES + 9)]
-    assert _pieces(long) == (long, [0, 1])
+    assert list(tar_shards.expand_braces("plain.tar", "here")) == ["plain.tar"]
 
 
 def test_a_gin_binding_is_all_it_takes(pair):
