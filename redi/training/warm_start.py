@@ -10,7 +10,7 @@ from torch import Tensor
 from redi.core.channels import Channels
 from redi.fusion.merged import Merged
 from redi.models.published.file import read_published
-from redi.models.published.layout import describe
+from redi.models.published.layout import parse_layout
 from redi.models.published.weights import from_published
 from redi.models.transformer import DiffusionTransformer
 from redi.runtime.checkpoint import newest_good
@@ -73,7 +73,7 @@ def _of_run(path: Path) -> tuple[Mapping[str, Tensor], Channels]:
 def _of_file(path: Path, model: DiffusionTransformer) -> tuple[Mapping[str, Tensor], Channels]:
     """The groups are the model's first ones that together have as many channels as the file."""
     state = read_published(path).state()
-    layout = describe(state)
+    layout = parse_layout(state, model.grid)
     groups: dict[str, int] = {}
     for name, size in model.channels.items():
         groups[name] = size
@@ -92,6 +92,7 @@ def _of_file(path: Path, model: DiffusionTransformer) -> tuple[Mapping[str, Tens
         channels=groups,
         learned_variance=wants_variance and layout.learn_sigma,
         num_heads=model.blocks[0].num_heads,
+        grid=model.grid,
     )
     return imported.state, imported.runtime["channels"]
 

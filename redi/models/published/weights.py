@@ -10,7 +10,7 @@ from torch import Tensor
 from redi.core.channels import Channels
 from redi.fusion import sincos_positions
 from redi.fusion.merged import Merged
-from redi.models.published.layout import Layout, describe, projector_prefixes, published_shapes
+from redi.models.published.layout import Layout, parse_layout, projector_prefixes, published_shapes
 from redi.models.transformer import DiffusionTransformer
 
 # Published stems and ours, of what is taken over as it is.
@@ -60,8 +60,9 @@ def from_published(
     channels: Mapping[str, int] | None = None,
     learned_variance: bool = False,
     num_heads: int | None = None,
+    grid: tuple[int, int] | None = None,
 ) -> Imported:
-    """Takes a published state dict apart. Nothing is lost: `to_published` gives every bit of it back.
+    """Take a published state dict apart. Nothing is lost: `to_published` gives every bit of it back.
 
     The one patch embedding is cut by channels into one per group, and its bias goes to the image's (what counts is the
     sum of the groups' biases); the head is cut by its rows (i p + j) O + c.
@@ -69,13 +70,14 @@ def from_published(
     Args:
         channels: the groups along C. Default: 4 are the image's latents; of more (up to 68) the others are DINOv2's.
         learned_variance: whether the rows c >= C are variances (DiT) or dead (SiT and its relatives), which no shape
-            tells; see `redi.models.published.framework`.
+            tells; see `redi.models.published.bindings`.
         num_heads: default: of the published sizes; for another width, heads of 64.
+        grid: (H, W) of the joint state, for a state dict without `pos_embed`, whose table is fixed.
 
     Raises:
         ValueError: another architecture, channels that do not add up, learned variances that are not there, NaN.
     """
-    layout = describe(state)
+    layout = parse_layout(state, grid)
     channels = layout.channels() if channels is None else Channels(**channels)
     total = layout.in_channels
     if channels.total != total:
@@ -92,7 +94,7 @@ def from_published(
         raise ValueError(f"the checkpoint holds NaN or infinite values in {', '.join(broken[:3])}")
     full = {name: tensor.float() for name, tensor in state.items()}
     ours = {ours: full[name] for name in published_shapes(layout) if (ours := our_name(name))}
-    leftovers = _leftover_positions(state["pos_embed"], layout)
+    leftovers = _leftover_positions(state["pos_embed"], layout) if "pos_embed" in state else {}
     for name in channels:
         ours[f"fusion.embeddings.{name}.weight"] = full[f"{PATCHES}.weight"][:, channels.slice(name)].clone()
         bias = full[f"{PATCHES}.bias"]
@@ -107,16 +109,14 @@ def from_published(
                 ours[f"fusion.variance_heads.{name}.{part}"] = second.flatten(0, 1)
         if layout.learn_sigma and not learned_variance:
             leftovers[f"{HEAD}.{part}"] = rows[:, total:].flatten(0, 1)
-    settings = layout.model_settings(num_heads)
     for index, prefix in enumerate(layout.projectors):
         projector = {name.removeprefix(prefix): full[name] for name in state if name.startswith(prefix)}
         if index == 0:
             ours |= {f"projector.{name}": tensor for name, tensor in projector.items()}
             runtime["alignment_dim"] = len(projector["4.weight"])
-            settings |= {"alignment_width": len(projector["0.weight"]), "alignment_layer": min(8, layout.depth)}
         else:
             leftovers |= {name: state[name] for name in state if name.startswith(prefix)}
-    return Imported(layout, runtime, settings, ours, leftovers, dtypes)
+    return Imported(layout, runtime, layout.model_settings(num_heads), ours, leftovers, dtypes)
 
 
 def to_published(
@@ -163,6 +163,8 @@ def to_published(
     found |= {name: tensor for name, tensor in leftovers.items() if name not in found}
     if dtypes is None:
         return {name: tensor.contiguous() for name, tensor in found.items()}
+    if "pos_embed" not in dtypes:  # nor was it in the file
+        del found["pos_embed"]
     if differing := sorted(set(dtypes) ^ set(found)):
         raise ValueError(f"what was imported is not what this model has: {', '.join(differing[:3])}")
     return {name: found[name].to(getattr(torch, dtype)).contiguous() for name, dtype in dtypes.items()}

@@ -16,11 +16,6 @@ from redi.models.reducers import published
 from redi.models.reducers.pca import PCA
 from redi.runtime.checksums import sha256
 
-PUBLISHED = (
-    Path(os.environ.get("REDI_DATA", Path(__file__).parents[3] / "../shared/data"))
-    / "published-pca"
-    / "dino_pca_model.pth"
-)
 WIDTH = 12
 FLOAT64 = np.dtype("f8")
 
@@ -249,10 +244,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         imported(tmp_path / "large.pth")
 
 
-@pytest.mark.skipif(not PUBLISHED.exists(), reason="needs ../shared/data or REDI_DATA: the published statistics")
-def test_the_published_file_itself_is_read():
+def test_the_published_file_itself_is_read(outside_data):
     """Its first standard deviations, as measured on the released latents; SD latents have about 0.9."""
-    reducer = imported(PUBLISHED, rank=768)
+    reducer = imported(outside_data("published-pca/dino_pca_model.pth"), rank=768)
     expected = torch.tensor([5.77, 4.90, 4.79, 4.20, 4.01, 3.77, 3.68, 3.56])
     torch.testing.assert_close(reducer.deviations[:8], expected, rtol=0, atol=0.005)
     rows = reducer.components.double()
