@@ -10,6 +10,7 @@ from torch import Tensor
 
 from redi.core.ema.power_function import GROUP, stored_averages
 from redi.core.ema.profile import Combination, check_sigma_rel, combine
+from redi.fusion.merged import with_one_bias
 from redi.runtime.checkpoint import newest_good
 from redi.training.snapshots import list_snapshots, load_snapshot
 
@@ -94,7 +95,7 @@ def _stored(steps: list[int], newest_step: int, newest: Stored, snapshots: dict[
         if step == newest_step:
             yield step, newest
         else:
-            groups = load_snapshot(snapshots[step])
+            groups = with_one_bias(load_snapshot(snapshots[step]), next(iter(newest.values())))
             yield step, {float(name.removeprefix(GROUP)): tensors for name, tensors in groups.items()}
 
 

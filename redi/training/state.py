@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from redi.core.ema import AveragedWeights
+from redi.fusion.merged import with_one_bias
 from redi.models.codec import JointCodec
 from redi.runtime.artefact import optimizer_tensors, restore_optimizer
 from redi.runtime.checkpoint import Retention, checkpoint_dir, load_checkpoint, newest_good, save_checkpoint, step_of
@@ -61,6 +62,7 @@ class TrainingState:
             return None
         folder = checkpoint_dir(self.run_dir, step)
         tensors, record = found[1:] or load_checkpoint(folder)
+        tensors = with_one_bias(tensors, self.names)
         self._restore(folder, tensors, record)
         if record["seed"] != seed:
             raise ValueError(f"{folder} was trained with train.seed = {record['seed']}, not {seed}")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from redi.core.channels import Channels
-from redi.fusion.merged import Merged
+from redi.fusion.merged import Merged, with_one_bias
 from redi.models.published.file import read_published
 from redi.models.published.layout import parse_layout
 from redi.models.published.weights import from_published
@@ -53,6 +53,7 @@ def warm_start(model: DiffusionTransformer, path: str | Path) -> str:
     if not isinstance(model.fusion, Merged) and (further or (path.is_file() and len(source) > 1)):
         what = f"DiffusionTransformer.fusion = {type(model.fusion).__name__} gives every group tokens of its own"
         raise _refusal(path, f"{what}, so the first prediction would not be the source's: bind fusion.Merged")
+    state = with_one_bias({"model": state}, own)["model"]
     _check(path, state, own, model)
     for name, parameter in own.items():
         group = name.split(".")[2] if name.startswith("fusion.") else None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from redi.core.channels import Channels
 from redi.fusion import sincos_positions
-from redi.fusion.merged import Merged
+from redi.fusion.merged import Merged, with_one_bias
 from redi.models.published.layout import Layout, parse_layout, projector_prefixes, published_shapes
 from redi.models.transformer import DiffusionTransformer
 
@@ -64,8 +64,8 @@ def from_published(
 ) -> Imported:
     """Take a published state dict apart. Nothing is lost: `to_published` gives every bit of it back.
 
-    The one patch embedding is cut by channels into one per group, and its bias goes to the image's (what counts is the
-    sum of the groups' biases); the head is cut by its rows (i p + j) O + c.
+    The one patch embedding is cut by channels into one per group, and its bias is the image's (see `fusion.Merged`);
+    the head is cut by its rows (i p + j) O + c.
 
     Args:
         channels: the groups along C. Default: 4 are the image's latents; of more (up to 68) the others are DINOv2's.
@@ -97,8 +97,7 @@ def from_published(
     leftovers = _leftover_positions(state["pos_embed"], layout) if "pos_embed" in state else {}
     for name in channels:
         ours[f"fusion.embeddings.{name}.weight"] = full[f"{PATCHES}.weight"][:, channels.slice(name)].clone()
-        bias = full[f"{PATCHES}.bias"]
-        ours[f"fusion.embeddings.{name}.bias"] = bias if name == "image" else torch.zeros_like(bias)
+    ours["fusion.embeddings.image.bias"] = full[f"{PATCHES}.bias"]
     for part in ("weight", "bias"):
         rows = full[f"{HEAD}.{part}"].unflatten(0, (layout.patch_size**2, -1))  # (p p, O, D) or (p p, O)
         for name in channels:
@@ -136,12 +135,13 @@ def to_published(
         ValueError: a model that this layout has no place for.
     """
     _check_exportable(model)
-    ours = {name: tensor.cpu() for name, tensor in (model.state_dict() | dict(weights or {})).items()}
+    own = model.state_dict()
+    ours = {name: tensor.cpu() for name, tensor in (own | with_one_bias({"": weights or {}}, own)[""]).items()}
     channels, p = model.channels, model.fusion.patch_size
     leftovers, found = leftovers or {}, {}
     found["pos_embed"] = leftovers.get("pos_embed", model.fusion.positions.cpu()[None])  # (1, T, D)
     found[f"{PATCHES}.weight"] = torch.cat([ours[f"fusion.embeddings.{name}.weight"] for name in channels], dim=1)
-    found[f"{PATCHES}.bias"] = _summed([ours[f"fusion.embeddings.{name}.bias"] for name in channels])
+    found[f"{PATCHES}.bias"] = ours["fusion.embeddings.image.bias"]
     names = [
         *(f"heads.{name}" for name in channels),
         *(f"variance_heads.{name}" for name in model.fusion.variance_heads),
@@ -187,12 +187,6 @@ def _leftover_positions(stored: Tensor, layout: Layout) -> dict[str, Tensor]:
             "learned, or in another order; this model has no place for it"
         )
     return {} if torch.equal(stored, ours.to(stored.dtype)) else {"pos_embed": stored}
-
-
-def _summed(biases: list[Tensor]) -> Tensor:
-    """The sum of the groups' biases; the image's untouched where the others are 0, for -0.0 + 0.0 is 0.0."""
-    first, *others = biases
-    return sum((bias for bias in others if bias.any()), first)
 
 
 def _check_exportable(model: DiffusionTransformer) -> None:

@@ -194,9 +194,9 @@ def test_sizes_and_parameter_counts_are_those_published(size, width, depth, o, c
             channels=layout.channels(), grid=layout.grid, num_classes=1000, **parse_layout(state).model_settings()
         )
     assert parse_layout(state) == layout and layout.model_settings() == {"size": size}
-    # Ours has a second patch embedding's bias, and neither the fixed table nor the rows of the sigma.
+    # Ours has neither the fixed table nor the rows of the sigma.
     dead = (o - 12) * 4 * (width + 1)
-    assert sum(p.numel() for p in model.parameters()) == count - 256 * width + width - dead
+    assert sum(p.numel() for p in model.parameters()) == count - 256 * width - dead
 
 
 def test_everything_is_inferred_from_the_shapes():
