@@ -1,7 +1,7 @@
 """Runs of published checkpoints (DiT, SiT, REPA, ReDi), and a run's weights in the published layout."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -86,11 +86,8 @@ def export(run_dir: str | Path, path: str | Path, *, weights: str = "ema") -> No
         raise ValueError(f"--export={path}: the name ends in .pt, .pth or .safetensors")
     run = load(run_dir, device="cpu")
     _, tensors, record = newest_good(Path(run_dir), set_aside=False)
-    leftovers = {
-        name.removeprefix(f"{weights}/"): tensor
-        for name, tensor in tensors.get("leftovers", {}).items()
-        if name.startswith(f"{weights}/")
-    }
+    stored, prefix = tensors.get("leftovers", {}), f"{weights}/"
+    leftovers = {name.removeprefix(prefix): t for name, t in stored.items() if name.startswith(prefix)}
     dtypes = record.get("published", {}).get("dtypes", {}).get(weights)
     state = to_published(run.model, run.weights[weights], leftovers=leftovers, dtypes=dtypes)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +137,12 @@ def _take_weights(file: PublishedFile, codec: JointCodec, grid: tuple[int, int] 
     options = {"channels": codec.channels, "num_heads": config.bound("DiffusionTransformer.num_heads"), "grid": grid}
     options["learned_variance"] = bool(variances)
     both = {which: from_published(file.state(which), **options) for which in ("ema", "model")}
-    _try(config.bound("train.model"), both["ema"])
+    with torch.device("meta"):
+        model = config.bound("train.model")(**both["ema"].runtime)
+    try:
+        model.load_state_dict(both["ema"].state, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"the configured DiffusionTransformer is not that of the checkpoint: {error}") from None
     return both
 
 
@@ -173,13 +175,3 @@ def _colours(codec: JointCodec) -> dict[str, Tensor]:
         tensors[f"{name}/mean"], tensors[f"{name}/rows"] = torch.zeros(reducer.rank), rows
         tensors[f"{name}/low"], tensors[f"{name}/high"] = -2.33 * spread[:3], 2.33 * spread[:3]
     return tensors
-
-
-def _try(build: Callable, imported: Imported) -> None:
-    """Raises ValueError where the configured model is not the one in the checkpoint."""
-    with torch.device("meta"):
-        model = build(**imported.runtime)
-    try:
-        model.load_state_dict(imported.state, assign=True)
-    except RuntimeError as error:
-        raise ValueError(f"the configured DiffusionTransformer is not that of the checkpoint: {error}") from None

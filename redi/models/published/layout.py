@@ -117,7 +117,6 @@ def parse_layout(state: Mapping[str, Tensor], grid: tuple[int, int] | None = Non
             f"the checkpoint's head has {rows} rows, but patches of {p}x{p} with {channels} channels need "
             f"{p * p * channels}, or {2 * p * p * channels} with a learned or dead sigma: another head layout"
         )
-    projectors = projector_prefixes(state)
     layout = Layout(
         width=width,
         depth=1 + max(int(name.split(".")[1]) for name in state if re.match(r"blocks\.\d+\.", name)),
@@ -127,13 +126,20 @@ def parse_layout(state: Mapping[str, Tensor], grid: tuple[int, int] | None = Non
         patch_grid=_patch_grid(state, p, grid),
         num_classes=len(state["y_embedder.embedding_table.weight"]) - 1,
         mlp_hidden=len(state["blocks.0.mlp.fc1.weight"]),
-        projectors=projectors,
-        projector_width=len(state.get(f"{projectors[0]}0.weight", ())) if projectors else 0,
+        projectors=projector_prefixes(state),
+        projector_width=next((_rows(state, f"{prefix}0.weight") for prefix in projector_prefixes(state)), 0),
     )
-    _compare(state, published_shapes(layout), layout.projectors)
-    for prefix in layout.projectors:
-        _check_projector({name: t for name, t in state.items() if name.startswith(prefix)}, prefix, width)
+    expected = published_shapes(layout)
+    for prefix in layout.projectors:  # three linear layers from the width, over hidden, to the encoder's
+        hidden, outputs = _rows(state, f"{prefix}0.weight"), _rows(state, f"{prefix}4.weight")
+        for i, (rows, columns) in {0: (hidden, width), 2: (hidden, hidden), 4: (outputs, hidden)}.items():
+            expected |= {f"{prefix}{i}.weight": (rows, columns), f"{prefix}{i}.bias": (rows,)}
+    _compare(state, expected)
     return layout
+
+
+def _rows(state: Mapping[str, Tensor], name: str) -> int:
+    return state[name].shape[0] if name in state and state[name].ndim else 0
 
 
 def _patch_grid(state: Mapping[str, Tensor], patch_size: int, grid: tuple[int, int] | None) -> tuple[int, int]:
@@ -181,34 +187,18 @@ def projector_prefixes(names) -> tuple[str, ...]:
     return tuple(f"projectors.{number}." for number in sorted(numbers))
 
 
-def _compare(state: Mapping[str, Tensor], expected: Mapping[str, tuple], projectors: tuple[str, ...]) -> None:
+def _compare(state: Mapping[str, Tensor], expected: Mapping[str, tuple]) -> None:
     if missing := [name for name in expected if name not in state and name != "pos_embed"]:
         raise ValueError(f"the checkpoint lacks {_some(missing)}: {_recognise(state)}")
-    surplus = [name for name in state if name not in expected and not (projectors and name.startswith(projectors))]
-    if surplus:
+    if surplus := [name for name in state if name not in expected]:
         raise ValueError(f"the checkpoint holds {_some(surplus)} too much: {_recognise(state)}")
     wrong = [
-        f"{name} {tuple(state[name].shape)} instead of {shape}"
-        for name, shape in expected.items()
-        if name in state and tuple(state[name].shape) != shape
+        f"{name} {tuple(tensor.shape)} instead of {expected[name]}"
+        for name, tensor in state.items()
+        if tuple(tensor.shape) != expected[name]
     ]
     if wrong:
         raise ValueError(f"the checkpoint's shapes do not belong together: {_some(wrong)}; {SPECIFICATION}")
-
-
-def _check_projector(tensors: Mapping[str, Tensor], prefix: str, width: int) -> None:
-    """Three linear layers (hidden, D), (hidden, hidden), (E, hidden), as published."""
-    layers = [f"{prefix}{i}" for i in (0, 2, 4)]
-    names = {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
-    if names == set(tensors):
-        first, second, third = (tensors[f"{layer}.weight"] for layer in layers)
-        hidden = len(first)
-        shapes = [tuple(first.shape), tuple(second.shape), tuple(third.shape)[1:]]
-        biases = all(tensors[f"{layer}.bias"].shape == tensors[f"{layer}.weight"].shape[:1] for layer in layers)
-        if shapes == [(hidden, width), (hidden, hidden), (hidden,)] and biases:
-            return
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    raise ValueError(f"the checkpoint's {prefix[:-1]} is not three linear layers from width {width}: {found}")
 
 
 def _recognise(state: Mapping[str, Tensor]) -> str:

@@ -62,12 +62,10 @@ def _state(saved: dict, model: dict) -> dict[str, Tensor]:
     mean, std = _array(saved, "mean"), _array(saved, "std")
     own_mean, components = _array(model, "mean_"), _array(model, "components_")
     variances, ratios = _array(model, "explained_variance_"), _array(model, "explained_variance_ratio_")
-    width, rows = mean.size, variances.size
-    for name, array, shape in (
-        ("mean", mean, (width,)), ("std", std, (width,)), ("mean_", own_mean, (width,)),
-        ("components_", components, (rows, width)), ("explained_variance_", variances, (rows,)),
-        ("explained_variance_ratio_", ratios, (rows,)),
-    ):  # fmt: skip
+    width, rows = (mean.size,), (variances.size,)
+    shapes = {"mean": (mean, width), "std": (std, width), "mean_": (own_mean, width)}
+    shapes |= {"explained_variance_": (variances, rows), "explained_variance_ratio_": (ratios, rows)}
+    for name, (array, shape) in (shapes | {"components_": (components, rows + width)}).items():
         if array.shape != shape:
             raise ValueError(f"holds {name} with the shape {array.shape}, not {shape} as mean and variances say")
     if len(zeros := np.flatnonzero(std <= 0)):
