@@ -61,8 +61,8 @@ def cached_hub_file(repo_id: str, filename: str, *, binding: str, revision: str 
         validate_repo_id(repo_id)
     except HFValidationError:
         raise ValueError(f"{binding} = {repo_id!r}: there is no such file or folder, nor can a hub id be so") from None
-    found = try_to_load_from_cache(repo_id, filename, revision=revision)
-    return Path(found) if isinstance(found, str) else None
+    path = try_to_load_from_cache(repo_id, filename, revision=revision)
+    return Path(path) if isinstance(path, str) else None
 
 
 def _how_to_get(repo_id: str, filename: str, binding: str, folder: Sequence[str]) -> str:

@@ -87,11 +87,7 @@ def from_published(
     runtime = {"channels": channels, "grid": layout.grid, "num_classes": layout.num_classes}
     if learned_variance:
         runtime["variance_groups"] = tuple(channels)
-    dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in state.items()}
-    if odd := [f"{name}: {dtype}" for name, dtype in dtypes.items() if dtype not in STORED]:
-        raise ValueError(f"the checkpoint holds other types than {', '.join(STORED)}: {', '.join(odd[:3])}")
-    if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
-        raise ValueError(f"the checkpoint holds NaN or infinite values in {', '.join(broken[:3])}")
+    dtypes = _dtypes(state)
     full = {name: tensor.float() for name, tensor in state.items()}
     ours = {ours: full[name] for name in published_shapes(layout) if (ours := our_name(name))}
     leftovers = _leftover_positions(state["pos_embed"], layout) if "pos_embed" in state else {}
@@ -100,14 +96,14 @@ def from_published(
     ours["fusion.embeddings.image.bias"] = full[f"{PATCHES}.bias"]
     for part in ("weight", "bias"):
         rows = full[f"{HEAD}.{part}"].unflatten(0, (layout.patch_size**2, -1))  # (p p, O, D) or (p p, O)
-        for name in channels:
-            where = channels.slice(name)
-            ours[f"fusion.heads.{name}.{part}"] = rows[:, where].flatten(0, 1)
-            if learned_variance:
-                second = rows[:, total + where.start : total + where.stop]
-                ours[f"fusion.variance_heads.{name}.{part}"] = second.flatten(0, 1)
-        if layout.learn_sigma and not learned_variance:
+        heads = {f"fusion.heads.{name}.{part}": size for name, size in channels.items()}
+        if learned_variance:
+            heads |= {f"fusion.variance_heads.{name}.{part}": size for name, size in channels.items()}
+        elif layout.learn_sigma:
             leftovers[f"{HEAD}.{part}"] = rows[:, total:].flatten(0, 1)
+            rows = rows[:, :total]
+        parts = zip(heads, rows.split(list(heads.values()), dim=1), strict=True)
+        ours |= {name: head.flatten(0, 1) for name, head in parts}
     for index, prefix in enumerate(layout.projectors):
         projector = {name.removeprefix(prefix): full[name] for name in state if name.startswith(prefix)}
         if index == 0:
@@ -138,36 +134,33 @@ def to_published(
     own = model.state_dict()
     ours = {name: tensor.cpu() for name, tensor in (own | with_one_bias({"": weights or {}}, own)[""]).items()}
     channels, p = model.channels, model.fusion.patch_size
-    leftovers, found = leftovers or {}, {}
-    found["pos_embed"] = leftovers.get("pos_embed", model.fusion.positions.cpu()[None])  # (1, T, D)
-    found[f"{PATCHES}.weight"] = torch.cat([ours[f"fusion.embeddings.{name}.weight"] for name in channels], dim=1)
-    found[f"{PATCHES}.bias"] = ours["fusion.embeddings.image.bias"]
-    names = [
-        *(f"heads.{name}" for name in channels),
-        *(f"variance_heads.{name}" for name in model.fusion.variance_heads),
-    ]
+    leftovers = leftovers or {}
+    state = {"pos_embed": leftovers.get("pos_embed", model.fusion.positions.cpu()[None])}  # (1, T, D)
+    state[f"{PATCHES}.weight"] = torch.cat([ours[f"fusion.embeddings.{name}.weight"] for name in channels], dim=1)
+    state[f"{PATCHES}.bias"] = ours["fusion.embeddings.image.bias"]
+    names = [f"heads.{name}" for name in channels] + [f"variance_heads.{name}" for name in model.fusion.variance_heads]
     for part in ("weight", "bias"):
         heads = [ours[f"fusion.{name}.{part}"] for name in names]
         heads += [leftovers[f"{HEAD}.{part}"]] if f"{HEAD}.{part}" in leftovers else []
         rows = [head.unflatten(0, (p * p, -1)) for head in heads]  # each (p p, channels, ...)
-        found[f"{HEAD}.{part}"] = torch.cat(rows, dim=1).flatten(0, 1)
+        state[f"{HEAD}.{part}"] = torch.cat(rows, dim=1).flatten(0, 1)
     layout = Layout(
-        width=len(found[f"{PATCHES}.bias"]), depth=len(model.blocks), patch_size=p, in_channels=channels.total,
-        out_channels=len(found[f"{HEAD}.bias"]) // p**2, patch_grid=model.fusion.patch_grid,
+        width=len(state[f"{PATCHES}.bias"]), depth=len(model.blocks), patch_size=p, in_channels=channels.total,
+        out_channels=len(state[f"{HEAD}.bias"]) // p**2, patch_grid=model.fusion.patch_grid,
         num_classes=model.num_classes, mlp_hidden=len(ours["blocks.0.mlp.0.bias"]),
     )  # fmt: skip
-    found = {name: found[name] if name in found else ours[our_name(name)] for name in published_shapes(layout)}
+    state = {name: state[name] if name in state else ours[our_name(name)] for name in published_shapes(layout)}
     prefix = (projector_prefixes(dtypes or ()) or ("projector.",))[0]
     for name in (name for name in ours if name.startswith("projector.")):
-        found[prefix + name.removeprefix("projector.")] = ours[name]
-    found |= {name: tensor for name, tensor in leftovers.items() if name not in found}
+        state[prefix + name.removeprefix("projector.")] = ours[name]
+    state |= {name: tensor for name, tensor in leftovers.items() if name not in state}
     if dtypes is None:
-        return {name: tensor.contiguous() for name, tensor in found.items()}
+        return {name: tensor.contiguous() for name, tensor in state.items()}
     if "pos_embed" not in dtypes:  # nor was it in the file
-        del found["pos_embed"]
-    if differing := sorted(set(dtypes) ^ set(found)):
+        del state["pos_embed"]
+    if differing := sorted(set(dtypes) ^ set(state)):
         raise ValueError(f"what was imported is not what this model has: {', '.join(differing[:3])}")
-    return {name: found[name].to(getattr(torch, dtype)).contiguous() for name, dtype in dtypes.items()}
+    return {name: state[name].to(getattr(torch, dtype)).contiguous() for name, dtype in dtypes.items()}
 
 
 def our_name(published: str) -> str | None:
@@ -176,6 +169,15 @@ def our_name(published: str) -> str | None:
     if match := re.fullmatch(r"(blocks\.\d+)\.(.+)", stem):
         return f"{match[1]}.{IN_BLOCKS[match[2]]}.{part}"
     return f"{ELSEWHERE[stem]}.{part}" if stem in ELSEWHERE else None
+
+
+def _dtypes(state: Mapping[str, Tensor]) -> dict[str, str]:
+    dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in state.items()}
+    if odd := [f"{name}: {dtype}" for name, dtype in dtypes.items() if dtype not in STORED]:
+        raise ValueError(f"the checkpoint holds other types than {', '.join(STORED)}: {', '.join(odd[:3])}")
+    if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+        raise ValueError(f"the checkpoint holds NaN or infinite values in {', '.join(broken[:3])}")
+    return dtypes
 
 
 def _leftover_positions(stored: Tensor, layout: Layout) -> dict[str, Tensor]:

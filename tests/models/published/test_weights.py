@@ -239,7 +239,7 @@ BROKEN = [
     (lambda s: s | {"decoder_embed.weight": torch.zeros(2)}, "decoder_embed.weight too much.*masked variant"),
     (lambda s: rename(s, "mlp.fc1", "mlp.w12"), r"lacks blocks\.0\.mlp\.fc1.*looks like LightningDiT"),
     (lambda s: s | {"blocks.0.norm1.weight": torch.zeros(D)}, "norm1.weight too much.*LightningDiT"),
-    (lambda s: s | {"projector.0.weight": torch.zeros(8, D)}, r"lacks projector\.0\.bias, projector\.2\.weight, pro.* and 2 more"),
+    (lambda s: s | {"projector.0.weight": torch.zeros(8, D)}, "lacks projector.0.bias, .* and 2 more"),
     (lambda s: {"fusion.embeddings.image.weight": torch.zeros(1)}, "this library's own model: open .* redi.load"),
     (lambda s: {"encoder.conv_in.weight": torch.zeros(1)}, "looks like an autoencoder"),
     (lambda s: s | {"pos_embed": torch.zeros(16)}, r"pos_embed \(16,\), which should have 3"),
