@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import errno
+import pickletools
 import re
 import warnings
 import zipfile
@@ -16,6 +17,7 @@ from torch import Tensor
 # Where training programs keep the weights in their checkpoints; the averaged ones are meant for use.
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 MAX_ENTRIES = 10_000  # of a zip archive: its reader makes an object of each
+MAX_TUPLES = 100_000  # of a pickle; a checkpoint of XL/2 with its optimizer has 10,000
 
 
 class Inert:
@@ -47,6 +49,7 @@ def read_weights_file(path: Path, *, inert: Iterable[str] = ()) -> object:
         if path.suffix == ".safetensors":
             return load_file(path)
         check_unpacked_size(path)
+        _check_nesting(path)
         accepted = [argparse.Namespace, *((Inert, name) for name in inert)]
         with torch.serialization.safe_globals(accepted), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of unusual pickles, which are refused below
@@ -110,6 +113,21 @@ def check_unpacked_size(path: Path) -> None:
         raise ValueError(f"has more than {MAX_ENTRIES} entries")
     if unpacked > path.stat().st_size:
         raise ValueError(f"holds entries larger than the archive: {unpacked:,} bytes")
+
+
+def _check_nesting(path: Path) -> None:
+    """Raises ValueError where hashing a key of nested tuples could exhaust the stack, which ends the process."""
+    most = 0
+    with contextlib.suppress(Exception), contextlib.ExitStack() as stack:  # what is damaged is refused later
+        if zipfile.is_zipfile(path):
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            files = [stack.enter_context(archive.open(name)) for name in archive.namelist() if name.endswith(".pkl")]
+        else:  # in the older format up to five pickles, one after the other
+            files = [stack.enter_context(open(path, "rb"))] * 5
+        for file in files:
+            most = max(most, sum(code.name.startswith("TUPLE") for code, _, _ in pickletools.genops(file)))
+    if most > MAX_TUPLES:
+        raise ValueError(f"holds a pickle of {most} tuples: more than {MAX_TUPLES} are not read")
 
 
 def check_tensors(tensors: Iterable[Tensor], num_bytes: int) -> None:
