@@ -77,7 +77,7 @@ class Fusion(nn.Module, ABC):
         return torch.cat([self._unpatch(head(tokens)) for tokens, head in heads], dim=1)
 
     def embed_group(self, name: str, group: Tensor) -> Tensor:
-        """One group (N, C_m, H, W) -> (N, P, D), without positions."""
+        """One group (N, C_m, H, W) -> (N, P, D), with its bias where it has one, without positions."""
         return rearrange(self.embeddings[name](group), "n d h w -> n (h w) d")
 
     def _unpatch(self, patches: Tensor) -> Tensor:

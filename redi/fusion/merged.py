@@ -1,13 +1,40 @@
 """Merged tokens: the embeddings of all groups are summed patch by patch."""
 
+import logging
+import re
+from collections.abc import Collection, Mapping, Sequence
+
 from torch import Tensor
 
+from redi.core.channels import Channels
 from redi.fusion import Fusion, register
+
+log = logging.getLogger(__name__)
 
 
 @register
 class Merged(Fusion):
-    """h = sum over groups of group_t W_emb; all heads read the same tokens (paper, Eq. 7-8). T = P. The default."""
+    """h = sum over groups of group_t W_emb; all heads read the same tokens (paper, Eq. 7-8). T = P. The default.
+
+    As in the published models the sum has one bias, that of the image's embedding: with one for every group it would
+    move under Adam by as many times the published step.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: Channels,
+        grid: tuple[int, int],
+        patch_size: int,
+        width: int,
+        variance_groups: Sequence[str] = (),
+    ):
+        super().__init__(
+            channels=channels, grid=grid, patch_size=patch_size, width=width, variance_groups=variance_groups
+        )
+        for name in channels.representations:  # after they were made, so that the same random numbers are drawn
+            self.embeddings[name].register_parameter("bias", None)
+        self.register_load_state_dict_pre_hook(_take_one_bias)
 
     def embed(self, x: Tensor) -> Tensor:
         groups = self.channels.split(x)
@@ -19,3 +46,45 @@ class Merged(Fusion):
     @property
     def num_tokens(self) -> int:
         return len(self.positions)
+
+
+EMBEDDING_BIAS = re.compile(r"\bembeddings\.[^./]+\.bias$")
+
+
+def with_one_bias(
+    groups: Mapping[str, Mapping[str, Tensor]], parameters: Collection[str]
+) -> dict[str, dict[str, Tensor]]:
+    """The groups of a checkpoint, where it has an embedding bias for every group and the model has one: their sum.
+
+    Exact for weights and averages. The optimizer's moments of all these biases are equal, because their gradients are:
+    the image's are kept.
+
+    Args:
+        groups: {"model", "ema", "averages", "optimizer", ...}, or some of them. A part of a tensor's name between
+            slashes is that of its parameter.
+        parameters: names of the model's parameters.
+    """
+    result, surplus = {}, set()
+    for group, tensors in groups.items():
+        result[group] = dict(tensors)
+        for key, tensor in tensors.items():
+            name = next((part for part in key.split("/") if EMBEDDING_BIAS.search(part)), None)
+            if name is None or name in parameters:
+                continue
+            one = EMBEDDING_BIAS.sub("embeddings.image.bias", name)
+            if one not in parameters:
+                continue
+            surplus.add(name)
+            del result[group][key]
+            if group != "optimizer":
+                result[group][key.replace(name, one)] = result[group][key.replace(name, one)] + tensor
+    if surplus and "optimizer" in groups:
+        log.info("an older checkpoint: %s are summed into the image's embedding bias", ", ".join(sorted(surplus)))
+    return result
+
+
+def _take_one_bias(fusion: Merged, state: dict, prefix: str, *_) -> None:
+    """Before loading: state dicts from before the groups shared one bias."""
+    tensors = with_one_bias({"model": state}, [prefix + name for name, _ in fusion.named_parameters()])["model"]
+    state.clear()
+    state.update(tensors)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from redi.runtime.checksums import tensors_sha256
 from redi.runtime.device import matmul_precision
-from redi.runtime.hub_files import read_tensors
+from redi.runtime.weights_files import read_tensors
 
 _lowered: ContextVar[bool] = ContextVar("lowered", default=False)  # whether all of them run in bfloat16
 

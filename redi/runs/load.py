@@ -14,6 +14,7 @@ from redi.core.configurables import import_all
 from redi.core.objective import JointObjective
 from redi.core.processes import Process
 from redi.core.registry import entry_points
+from redi.fusion.merged import with_one_bias
 from redi.models.codec import JointCodec
 from redi.models.transformer import DiffusionTransformer
 from redi.runtime import trusted_imports
@@ -125,6 +126,7 @@ def open_run(
     net.to(device).eval().requires_grad_(False)
     if objective is not None:
         net.trained_with = (objective.label_dropout, objective.representation_dropout)
+    tensors = with_one_bias(tensors, net.state_dict())
     weights = {
         name: {key: t.to(device) for key, t in tensors.get(name, tensors["ema"]).items() if key in tensors["ema"]}
         for name in ("ema", "model")

@@ -140,10 +140,13 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> tup
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping, record: Mapping) -> None:
-    """The inverse of `optimizer_tensors`."""
+    """The inverse of `optimizer_tensors`. Entries of parameters that the model no longer has are left out."""
     index = {name: i for i, name in enumerate(names)}
     state: dict[int, dict] = {}
     for key, value in {**tensors, **record["others"]}.items():
         name, entry = key.rsplit("/", 1)
-        state.setdefault(index[name], {})[entry] = value
-    optimizer.load_state_dict({"state": state, "param_groups": record["param_groups"]})
+        if name in index:
+            state.setdefault(index[name], {})[entry] = value
+    own = optimizer.state_dict()["param_groups"]
+    stored = [{**group, "params": mine["params"]} for group, mine in zip(record["param_groups"], own, strict=True)]
+    optimizer.load_state_dict({"state": state, "param_groups": stored})

@@ -1,19 +1,8 @@
-"""Pretrained weights from the Hugging Face hub: found, downloaded, or missed at once with a message that helps."""
+"""Find or download files of the Hugging Face hub; fail fast if they are missing."""
 
-import argparse
-import errno
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-from torch import Tensor
-
-from redi.runtime.archives import check_tensors, check_unpacked_size
-
-# Where training programs keep the weights in their checkpoints; the averaged ones are meant for use.
-CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-WRAPPERS = re.compile(r"^(_orig_mod\.)?(module\.)?(_orig_mod\.)?")  # of torch.compile and DistributedDataParallel
 
 
 def find_hub_file(
@@ -72,50 +61,8 @@ def cached_hub_file(repo_id: str, filename: str, *, binding: str, revision: str 
         validate_repo_id(repo_id)
     except HFValidationError:
         raise ValueError(f"{binding} = {repo_id!r}: there is no such file or folder, nor can a hub id be so") from None
-    found = try_to_load_from_cache(repo_id, filename, revision=revision)
-    return Path(found) if isinstance(found, str) else None
-
-
-def read_tensors(path: Path, *, binding: str) -> dict[str, Tensor]:
-    """The tensors of a weights file by their names: .safetensors, or PyTorch's format (.bin, .pt, .pth).
-
-    Of a training checkpoint they are those of its model, averaged where it has them so, without the prefixes of
-    wrappers. Nothing in the file is executed: beside tensors and plain values only an argparse.Namespace is let in.
-
-    Raises:
-        ValueError: truncated, something else than named tensors, or tensors that are larger than the file.
-    """
-    import torch
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            check_unpacked_size(path)
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a malformed file can raise anything
-        # Of a truncated zip file torch's reader says "invalid argument"; other errors of the system are not the file's.
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)):
-            raise
-        # Without torch's advice to switch the check off.
-        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition(" Please use")[0]
-        reason = reason.splitlines()[0] if reason else type(error).__name__
-        cause = f"is truncated, or holds something else than tensors ({reason})"
-        raise ValueError(f"{binding}: {path} {cause}: download it again") from None
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{binding}: {path} holds no tensors by name, but a {type(content).__name__}")
-    state = next((content[name] for name in CONTAINERS if isinstance(content.get(name), Mapping)), content)
-    tensors = {WRAPPERS.sub("", str(name)): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-    if not tensors:
-        names = ", ".join(map(str, state))[:200] or "nothing"
-        raise ValueError(f"{binding}: {path} holds no tensors by name, but {names}")
-    try:
-        check_tensors(tensors.values(), path.stat().st_size)
-    except ValueError as error:
-        raise ValueError(f"{binding}: {path} holds {error}") from None
-    return tensors
+    path = try_to_load_from_cache(repo_id, filename, revision=revision)
+    return Path(path) if isinstance(path, str) else None
 
 
 def _how_to_get(repo_id: str, filename: str, binding: str, folder: Sequence[str]) -> str:

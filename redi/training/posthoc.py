@@ -9,6 +9,7 @@ from torch import Tensor
 
 from redi.core.ema.power_function import GROUP, stored_averages
 from redi.core.ema.profile import Combination, check_sigma_rel, combine
+from redi.fusion.merged import with_one_bias
 from redi.runtime.checkpoint import newest_good
 from redi.training.snapshots import list_snapshots, load_snapshot
 
@@ -82,7 +83,8 @@ def reconstruct_average(run_dir: str | Path, sigma_rel: float, *, at_step: int |
     for step in used:
         averages = newest
         if step != record["step"]:
-            averages = {float(g.removeprefix(GROUP)): tensors for g, tensors in load_snapshot(snapshots[step]).items()}
+            groups = with_one_bias(load_snapshot(snapshots[step]), next(iter(newest.values())))
+            averages = {float(name.removeprefix(GROUP)): tensors for name, tensors in groups.items()}
         _add(total, averages, {sigma: shares[sigma, step] for sigma in newest}, snapshots.get(step, checkpoint))
     parameters = {name: tensor.float() for name, tensor in total.items()}
     return Reconstruction(parameters, sigma_rel, at_step, combination, sources, (tensors, record))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from redi.core.ema import AveragedWeights
 from redi.core.objective import JointObjective
 from redi.core.snr_table import noise_table, spreads
+from redi.fusion.merged import with_one_bias
 from redi.models.codec import JointCodec
 from redi.runtime.artefact import optimizer_tensors, restore_optimizer
 from redi.runtime.checkpoint import Retention, checkpoint_dir, newest_good, save_checkpoint
@@ -92,6 +93,7 @@ class TrainingState:
             if (good := newest_good(self.run_dir)) is None:
                 return None
             folder, tensors, record = good
+            tensors = with_one_bias(tensors, self.names)
             groups.update({name: tensors[name] for name in RESUMED if name in tensors})
             layout = {name: {key: t.to("meta") for key, t in group.items()} for name, group in groups.items()}
             return folder, record, layout

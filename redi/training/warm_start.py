@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from redi.core.channels import Channels
-from redi.fusion.merged import Merged
+from redi.fusion.merged import Merged, with_one_bias
 from redi.models.published.file import read_published
-from redi.models.published.layout import describe
+from redi.models.published.layout import parse_layout
 from redi.models.published.weights import from_published
 from redi.models.transformer import DiffusionTransformer
 from redi.runtime.checkpoint import list_checkpoints, newest_good
@@ -59,6 +59,7 @@ def warm_start(model: DiffusionTransformer, path: str | Path) -> str:
     if not isinstance(model.fusion, Merged) and (further or (path.is_file() and len(source) > 1)):
         what = f"DiffusionTransformer.fusion = {type(model.fusion).__name__} gives every group tokens of its own"
         raise _refusal(path, f"{what}, so the first prediction would not be the source's: bind fusion.Merged")
+    state = with_one_bias({"model": state}, own)["model"]
     _check(path, state, own, model)
     for name, parameter in own.items():
         group = name.split(".")[2] if name.startswith("fusion.") else None
@@ -79,7 +80,7 @@ def _of_run(path: Path) -> tuple[Mapping[str, Tensor], Channels]:
 def _of_file(path: Path, model: DiffusionTransformer) -> tuple[Mapping[str, Tensor], Channels]:
     """The groups are the model's first ones that together have as many channels as the file."""
     state = read_published(path).state()
-    layout = describe(state)
+    layout = parse_layout(state, model.grid)
     groups: dict[str, int] = {}
     for name, size in model.channels.items():
         groups[name] = size
@@ -98,6 +99,7 @@ def _of_file(path: Path, model: DiffusionTransformer) -> tuple[Mapping[str, Tens
         channels=groups,
         learned_variance=wants_variance and layout.learn_sigma,
         num_heads=model.blocks[0].num_heads,
+        grid=model.grid,
     )
     return imported.state, imported.runtime["channels"]
 

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch.nn.functional import conv2d
@@ -5,7 +7,7 @@ from torch.nn.functional import conv2d
 from redi.core.channels import Channels
 from redi.core.registry import registries
 from redi.fusion import Fusion, sincos_positions
-from redi.fusion.merged import Merged
+from redi.fusion.merged import Merged, with_one_bias
 from redi.fusion.separate import Separate
 
 STRATEGIES = list(registries["fusion"].values())
@@ -115,9 +117,62 @@ def test_merged_embedding_is_one_convolution_of_all_channels(groups):
     fusion = build(Merged, groups).double()
     x = state(fusion).double()
     kernel = torch.cat([embedding.weight for embedding in fusion.embeddings.values()], dim=1)
-    bias = sum(embedding.bias for embedding in fusion.embeddings.values())
+    bias = fusion.embeddings["image"].bias
     expected = conv2d(x, kernel, bias, stride=PATCH).flatten(2).transpose(1, 2) + fusion.positions
     torch.testing.assert_close(fusion.embed(x), expected, rtol=1e-12, atol=1e-12)
+
+
+@any_number_of_groups
+def test_merged_tokens_have_one_bias_and_separate_ones_one_per_group(groups):
+    def biases(fusion):
+        return [name for name, _ in fusion.embeddings.named_parameters() if name.endswith("bias")]
+
+    assert biases(build(Merged, groups)) == ["image.bias"]
+    assert biases(build(Separate, groups)) == [f"{name}.bias" for name in ("image", *groups)]
+
+
+def test_both_strategies_begin_with_the_same_random_numbers():
+    states = []
+    for strategy in (Merged, Separate):
+        torch.manual_seed(0)
+        fusion = strategy(channels=Channels(image=3, a=5), grid=GRID, patch_size=PATCH, width=WIDTH)
+        states.append((fusion.state_dict(), torch.rand(3)))
+    (merged, after), (separate, after_separate) = states
+    assert torch.equal(after, after_separate)
+    assert all(torch.equal(tensor, separate[name]) for name, tensor in merged.items())
+
+
+def as_before(state: dict) -> dict:
+    """A state dict from before all groups shared one bias: those of `a` and `b` add to the image's."""
+    older = {f"embeddings.{name}.bias": torch.full((WIDTH,), value) for name, value in (("a", 0.5), ("b", -0.25))}
+    return older | state | {"embeddings.image.bias": state["embeddings.image.bias"] - 0.25}
+
+
+def test_a_state_dict_with_a_bias_for_every_group_loads_as_their_sum():
+    fusion = build(Merged, {"a": 5, "b": 1})
+    other = copy.deepcopy(fusion)
+    torch.nn.init.zeros_(other.embeddings["image"].bias)
+    older = as_before(fusion.state_dict())
+    names = list(older)
+    other.load_state_dict(older)
+    assert list(older) == names  # the caller's is left as it is
+    x = state(fusion)
+    torch.testing.assert_close(other.embed(x), fusion.embed(x), rtol=1e-6, atol=1e-6)
+
+
+def test_of_a_checkpoint_weights_and_averages_are_summed_and_moments_kept():
+    names = dict(build(Merged, {"a": 5}).named_parameters())
+    one, old = "embeddings.image.bias", "embeddings.a.bias"
+    groups = {
+        "model": {one: torch.ones(2), old: torch.ones(2)},
+        "averages": {f"sigma/{one}": torch.ones(2), f"sigma/{old}": torch.ones(2)},
+        "optimizer": {f"{one}/exp_avg": torch.ones(2), f"{old}/exp_avg": torch.ones(2)},
+    }
+    result = with_one_bias(groups, names)
+    assert {name: [(key, tensor[0].item()) for key, tensor in group.items()] for name, group in result.items()} == {
+        "model": [(one, 2.0)], "averages": [(f"sigma/{one}", 2.0)], "optimizer": [(f"{one}/exp_avg", 1.0)],
+    }  # fmt: skip
+    assert with_one_bias(groups, dict(build(Separate, {"a": 5}).named_parameters())) == groups
 
 
 def test_merged_heads_are_one_linear_layer_in_row_column_channel_order():

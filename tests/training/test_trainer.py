@@ -29,6 +29,7 @@ from redi.models.codec import JointCodec, Representation
 from redi.models.encoders.domain import DomainEncoder
 from redi.models.reducers.pca import PCA
 from redi.models.transformer import DiffusionTransformer
+from redi.runtime.artefact import save_artefact
 from redi.runtime.atomic import only_process
 from redi.runtime.checkpoint import list_checkpoints, load_checkpoint
 from redi.runtime.interrupt import Stopped
@@ -461,3 +462,18 @@ def test_a_codec_whose_provenance_holds_tuples_resumes(start, images):
     run_dir = start("run", codec=codec, dataset=images, num_steps=4)
     assert_same_training(start("run", codec=codec, dataset=images), start("unbroken", codec=codec, dataset=images))
     assert [path.name for path in list_checkpoints(run_dir)][-1] == "step_00000008"
+
+
+def test_a_checkpoint_with_an_embedding_bias_for_every_group_resumes_as_one_with_their_sum(start):
+    """As merged tokens had them: equal biases with equal moments, because their gradients are equal."""
+    folder = list_checkpoints(start("stopped", num_steps=4))[-1]
+    tensors, record = load_checkpoint(folder)
+    one, another = "fusion.embeddings.image.bias", "fusion.embeddings.domain.bias"
+    for group in ("model", "ema"):
+        half = tensors[group][one] / 2
+        tensors[group] |= {one: half, another: half.clone()}
+    moments = {key.replace(one, another): tensor.clone() for key, tensor in tensors["optimizer"].items() if one in key}
+    tensors["optimizer"] |= moments
+    record["optimizer"]["param_groups"][0]["params"].append(len(tensors["model"]) - 1)
+    save_artefact(folder, tensors, record)
+    assert_same_training(start("stopped"), start("unbroken"))

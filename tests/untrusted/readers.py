@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import pickle
 import random
 import zipfile
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ import torch
 from hostile_files import archive, npz, picture, tar
 from mutations import altered, damaged
 from safetensors.torch import save
+from sklearn.decomposition import PCA
 
 from redi.core import config
 from redi.core.configurables import import_all
@@ -26,11 +26,10 @@ from redi.data.preprocessing import Preprocessing, open_image
 from redi.evaluation.samples.stored import Samples
 from redi.evaluation.stored_statistics import StoredStatistics
 from redi.models.published.file import read_published
-from redi.runtime.archives import read_torch_archive
+from redi.models.reducers.published import read_published_pca
 from redi.runtime.artefact import load_artefact
-from redi.runtime.hub_files import read_tensors
 from redi.runtime.log import read_log
-from redi.runtime.pickles import read_pickle
+from redi.runtime.weights_files import read_tensors
 
 import_all()  # what configurations may refer to
 
@@ -75,9 +74,10 @@ def tensors() -> dict[str, torch.Tensor]:
     return {"a.weight": torch.randn(3, 4, generator=chance), "b": torch.arange(6), "c": torch.ones(2).half()}
 
 
-def pickles(folder: Path) -> list[bytes]:
-    values = [{"a": np.arange(3.0), "b": [1, "x", (2, None)]}, {"mean": np.float64(3), "n": {"x": b"ab"}}]
-    return [pickle.dumps(value, protocol=protocol) for value in values for protocol in (2, 4)]
+def pca_statistics(folder: Path) -> list[bytes]:
+    """As the paper's code writes them."""
+    rows = np.random.default_rng(0).normal(size=(20, 3))
+    return torch_files({"pca_model": PCA().fit(rows), "mean": np.zeros(3), "std": np.ones(3)}, True, False)
 
 
 def torch_files(value: object, *new: bool) -> list[bytes]:
@@ -223,8 +223,7 @@ def anything_of_pillow(path: Path) -> None:
 
 
 READERS = {
-    "pickles of plain data": Reader(pickles, lambda path: read_pickle(path.read_bytes()), 4),
-    "archives of torch.save": Reader(lambda _: torch_files(tensors(), True), read_torch_archive, 3),
+    "PCA statistics": Reader(pca_statistics, read_published_pca, 7, suffix=".pth"),
     "weights, .pt": Reader(lambda _: torch_files(tensors(), True, False), read_weights, 2, suffix=".pt"),
     "weights, .safetensors": Reader(lambda _: [save(tensors())], read_weights, 2, suffix=".safetensors"),
     "published checkpoints": Reader(

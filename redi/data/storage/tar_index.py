@@ -9,7 +9,7 @@ from typing import NamedTuple
 from redi.data.storage.object_store import MAX_READ, RangedFile
 
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp"})
-MAX_IMAGE_BYTES = 2**28  # as redi.runtime.archives reads of a file; an image of so many bytes is none that trains
+MAX_IMAGE_BYTES = 2**28  # an image of so many bytes is none that trains
 LABEL_FIELDS = ("label", "cls")  # of key.json
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 END_BYTES = 2**16  # looked at behind the end mark; tar fills up to 10 KiB with zeros

@@ -25,11 +25,11 @@ def find_weights(architecture: Architecture, weights: str | None, binding: str) 
         if not path.exists():
             raise ValueError(f"{binding} = {weights!r}: there is no such file or folder")
         return path
-    found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found) or f"no file that ends in {', '.join(SUFFIXES)}"
+    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    if len(files) != 1:
+        names = ", ".join(file.name for file in files) or f"no file that ends in {', '.join(SUFFIXES)}"
         raise ValueError(f"{binding} = {weights!r}: the folder holds {names}; bind {binding} to one weights file")
-    return found[0]
+    return files[0]
 
 
 def _hub_weights(architecture: Architecture, binding: str) -> Path:

@@ -3,11 +3,53 @@
 from collections.abc import Mapping
 
 from redi.models.published.layout import Layout
-from redi.models.published.weights import Imported
 
+FRAMEWORKS = ("sit", "dit", "repa")
 # path_type and prediction in the settings of SiT's and REPA's training programs, and what they are here.
 PATHS = {"linear": "FlowMatching", "gvp": "GVP", "cosine": "GVP", "vp": "VP"}
 PREDICTIONS = {"velocity": "velocity", "v": "velocity", "noise": "noise", "score": "score"}
+
+
+def choose_framework(layout: Layout, args: Mapping, requested: str | None) -> tuple[str, str]:
+    """-> 'sit', 'dit' or 'repa', and what says so: the file where it does, else the request.
+
+    It decides which process the weights were trained for, which no shape says. SiT and ReDi count time from noise (0)
+    to data (1) and predict x - noise; REPA counts from data (0) to noise (1) and predicts noise - x; DiT predicts the
+    noise at steps 0 (data) ... 999. Under another process the numbers are plausible and there are no images.
+
+    Args:
+        args: of the file (see `read_published`).
+        requested: --framework.
+
+    Raises:
+        ValueError: the file says something else than requested, or neither says anything.
+    """
+    allowed, reason = _stated(layout, args)
+    if requested is None and len(allowed) == 1:
+        return allowed[0], reason
+    if requested is None:
+        raise ValueError(
+            f"the checkpoint does not say whether it is of {', '.join(allowed)} ({reason}): pass "
+            f"--framework={'|'.join(allowed)}"
+        )
+    if requested not in allowed:
+        raise ValueError(f"--framework={requested}: it is one of {', '.join(allowed)} for this checkpoint: {reason}")
+    return requested, "--framework"
+
+
+def _stated(layout: Layout, args: Mapping) -> tuple[tuple[str, ...], str]:
+    """The frameworks that the settings of the training program leave; REPA's projectors have names of their own."""
+    name = str(args.get("model", ""))
+    if name.startswith("DiT"):
+        return ("dit",), f"its settings name {name}"
+    if any(prefix.startswith("projectors.") for prefix in layout.projectors):
+        return ("repa",), "it holds projectors.*, as REPA's checkpoints do"
+    # REPA's program names its models SiT too, and so may ReDi's.
+    if name.startswith("SiT") and not {"enc_type", "proj_coeff"} & set(args):
+        return ("sit",), f"its settings name {name}, without enc_type and proj_coeff, which REPA's program adds"
+    if name.startswith("SiT") or "path_type" in args:
+        return ("sit", "repa"), f"its settings name {name or 'a path_type'}, as SiT's and REPA's do"
+    return FRAMEWORKS, "it holds no settings that name a model"
 
 
 def layout_bindings(layout: Layout) -> list[str]:
@@ -18,14 +60,14 @@ def layout_bindings(layout: Layout) -> list[str]:
     return [*bindings, f"PCA.rank = {layout.channels()['dinov2']}"]
 
 
-def process_bindings(imported: Imported, framework: str, args: Mapping) -> list[str]:
+def process_bindings(layout: Layout, framework: str, args: Mapping) -> list[str]:
     """The process, as the framework and the settings of its training program say.
 
     Raises:
         ValueError: settings that are not known here.
     """
     if framework == "dit":
-        fixed = [] if imported.layout.learn_sigma else ["DDPM.learned_variance = ()"]
+        fixed = [] if layout.learn_sigma else ["DDPM.learned_variance = ()"]
         return ["JointObjective.process = @processes.DDPM()", *fixed]
     path, prediction = str(args.get("path_type", "linear")).lower(), args.get("prediction", "velocity")
     if path not in PATHS or prediction not in PREDICTIONS:
@@ -37,10 +79,10 @@ def process_bindings(imported: Imported, framework: str, args: Mapping) -> list[
     return [*bindings, f"{name}.prediction = {PREDICTIONS[prediction]!r}"]
 
 
-def model_bindings(imported: Imported, args: Mapping) -> list[str]:
+def model_bindings(layout: Layout, args: Mapping, num_heads: int | None) -> list[str]:
     """The model's sizes, and the layer that REPA aligned."""
-    settings = dict(imported.settings)
+    settings = layout.model_settings(num_heads)
     layer = args.get("encoder_depth")
-    if "alignment_layer" in settings and type(layer) is int and 1 <= layer <= imported.layout.depth:
+    if layout.projectors and type(layer) is int and 1 <= layer <= layout.depth:
         settings["alignment_layer"] = layer
     return [f"DiffusionTransformer.{name} = {value!r}" for name, value in settings.items()]

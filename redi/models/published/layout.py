@@ -24,10 +24,10 @@ OTHERS = {
     r"^(encoder|decoder|quant_conv|post_quant_conv)\.": "an autoencoder, no diffusion model",
 }
 SPECIFICATION = "the layout that is read is in docs/published-weights.md"
-ANCHORS = (
-    "pos_embed", "x_embedder.proj.weight", "t_embedder.mlp.0.weight", "y_embedder.embedding_table.weight",
-    "blocks.0.attn.qkv.weight", "blocks.0.mlp.fc1.weight", "final_layer.linear.weight",
-)  # fmt: skip
+ANCHORS = {  # and their dimensions
+    "x_embedder.proj.weight": 4, "t_embedder.mlp.0.weight": 2, "y_embedder.embedding_table.weight": 2,
+    "blocks.0.attn.qkv.weight": 2, "blocks.0.mlp.fc1.weight": 2, "final_layer.linear.weight": 2,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Layout:
     num_classes: int  # K, without the null label
     mlp_hidden: int
     projectors: tuple[str, ...] = ()  # prefixes: "projector." (ReDi), or "projectors.0." ... (REPA)
+    projector_width: int = 0
 
     @property
     def learn_sigma(self) -> bool:
@@ -88,46 +89,71 @@ class Layout:
             settings["num_heads"] = num_heads or self.width // 64
         if self.mlp_hidden != 4 * self.width:
             settings["mlp_ratio"] = self.mlp_hidden / self.width
+        if self.projectors:
+            settings |= {"alignment_width": self.projector_width, "alignment_layer": min(8, self.depth)}
         return settings
 
 
-def describe(state: Mapping[str, Tensor]) -> Layout:
-    """Infers everything that names and shapes tell.
+def parse_layout(state: Mapping[str, Tensor], grid: tuple[int, int] | None = None) -> Layout:
+    """Infer everything that names and shapes tell.
+
+    Args:
+        grid: (H, W) of the joint state, for a state dict without `pos_embed`, which alone tells it.
 
     Raises:
         ValueError: other names or shapes than those of the published layout, naming what is wrong and what it may be.
     """
     if missing := [name for name in ANCHORS if name not in state]:
         raise ValueError(f"the checkpoint lacks {', '.join(missing)}: {_recognise(state)}")
-    for name, dims in zip(ANCHORS, (3, 4, 2, 2, 2, 2, 2), strict=True):
+    for name, dims in [*ANCHORS.items(), *([("pos_embed", 3)] if "pos_embed" in state else [])]:
         if state[name].ndim != dims:
             raise ValueError(
                 f"the checkpoint has {name} {tuple(state[name].shape)}, which should have {dims} dimensions"
             )
     width, channels, p, _ = state["x_embedder.proj.weight"].shape
-    rows, tokens = len(state["final_layer.linear.weight"]), state["pos_embed"].shape[1]
+    rows = len(state["final_layer.linear.weight"])
     if rows % (p * p) or rows // (p * p) not in (channels, 2 * channels):
         raise ValueError(
             f"the checkpoint's head has {rows} rows, but patches of {p}x{p} with {channels} channels need "
             f"{p * p * channels}, or {2 * p * p * channels} with a learned or dead sigma: another head layout"
         )
-    if isqrt(tokens) ** 2 != tokens:
-        raise ValueError(f"the checkpoint has {tokens} positions, which make no square grid: {SPECIFICATION}")
     layout = Layout(
         width=width,
         depth=1 + max(int(name.split(".")[1]) for name in state if re.match(r"blocks\.\d+\.", name)),
         patch_size=p,
         in_channels=channels,
         out_channels=rows // (p * p),
-        patch_grid=(isqrt(tokens), isqrt(tokens)),
+        patch_grid=_patch_grid(state, p, grid),
         num_classes=len(state["y_embedder.embedding_table.weight"]) - 1,
         mlp_hidden=len(state["blocks.0.mlp.fc1.weight"]),
         projectors=projector_prefixes(state),
+        projector_width=next((_rows(state, f"{prefix}0.weight") for prefix in projector_prefixes(state)), 0),
     )
-    _compare(state, published_shapes(layout), layout.projectors)
-    for prefix in layout.projectors:
-        _check_projector({name: t for name, t in state.items() if name.startswith(prefix)}, prefix, width)
+    expected = published_shapes(layout)
+    for prefix in layout.projectors:  # three linear layers from the width, over hidden, to the encoder's
+        hidden, outputs = _rows(state, f"{prefix}0.weight"), _rows(state, f"{prefix}4.weight")
+        for i, (rows, columns) in {0: (hidden, width), 2: (hidden, hidden), 4: (outputs, hidden)}.items():
+            expected |= {f"{prefix}{i}.weight": (rows, columns), f"{prefix}{i}.bias": (rows,)}
+    _compare(state, expected)
     return layout
+
+
+def _rows(state: Mapping[str, Tensor], name: str) -> int:
+    return state[name].shape[0] if name in state and state[name].ndim else 0
+
+
+def _patch_grid(state: Mapping[str, Tensor], patch_size: int, grid: tuple[int, int] | None) -> tuple[int, int]:
+    if "pos_embed" in state:
+        tokens = state["pos_embed"].shape[1]
+        if isqrt(tokens) ** 2 != tokens:
+            raise ValueError(f"the checkpoint has {tokens} positions, which make no square grid: {SPECIFICATION}")
+        return isqrt(tokens), isqrt(tokens)
+    if grid is None:
+        raise ValueError(
+            "the checkpoint stores no pos_embed, which alone tells the size of its images: pass grid=, (32, 32) for "
+            "256 pixels and (64, 64) for 512"
+        )
+    return grid[0] // patch_size, grid[1] // patch_size
 
 
 def published_shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
@@ -161,34 +187,18 @@ def projector_prefixes(names) -> tuple[str, ...]:
     return tuple(f"projectors.{number}." for number in sorted(numbers))
 
 
-def _compare(state: Mapping[str, Tensor], expected: Mapping[str, tuple], projectors: tuple[str, ...]) -> None:
-    if missing := [name for name in expected if name not in state]:
+def _compare(state: Mapping[str, Tensor], expected: Mapping[str, tuple]) -> None:
+    if missing := [name for name in expected if name not in state and name != "pos_embed"]:
         raise ValueError(f"the checkpoint lacks {_some(missing)}: {_recognise(state)}")
-    surplus = [name for name in state if name not in expected and not (projectors and name.startswith(projectors))]
-    if surplus:
+    if surplus := [name for name in state if name not in expected]:
         raise ValueError(f"the checkpoint holds {_some(surplus)} too much: {_recognise(state)}")
     wrong = [
-        f"{name} {tuple(state[name].shape)} instead of {shape}"
-        for name, shape in expected.items()
-        if tuple(state[name].shape) != shape
+        f"{name} {tuple(tensor.shape)} instead of {expected[name]}"
+        for name, tensor in state.items()
+        if tuple(tensor.shape) != expected[name]
     ]
     if wrong:
         raise ValueError(f"the checkpoint's shapes do not belong together: {_some(wrong)}; {SPECIFICATION}")
-
-
-def _check_projector(tensors: Mapping[str, Tensor], prefix: str, width: int) -> None:
-    """Three linear layers (hidden, D), (hidden, hidden), (E, hidden), as published."""
-    layers = [f"{prefix}{i}" for i in (0, 2, 4)]
-    names = {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
-    if names == set(tensors):
-        first, second, third = (tensors[f"{layer}.weight"] for layer in layers)
-        hidden = len(first)
-        shapes = [tuple(first.shape), tuple(second.shape), tuple(third.shape)[1:]]
-        biases = all(tensors[f"{layer}.bias"].shape == tensors[f"{layer}.weight"].shape[:1] for layer in layers)
-        if shapes == [(hidden, width), (hidden, hidden), (hidden,)] and biases:
-            return
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    raise ValueError(f"the checkpoint's {prefix[:-1]} is not three linear layers from width {width}: {found}")
 
 
 def _recognise(state: Mapping[str, Tensor]) -> str:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from redi.core.channels import Channels
 from redi.fusion import sincos_positions
-from redi.fusion.merged import Merged
-from redi.models.published.layout import Layout, describe, projector_prefixes, published_shapes
+from redi.fusion.merged import Merged, with_one_bias
+from redi.models.published.layout import Layout, parse_layout, projector_prefixes, published_shapes
 from redi.models.transformer import DiffusionTransformer
 
 # Published stems and ours, of what is taken over as it is.
@@ -60,22 +60,24 @@ def from_published(
     channels: Mapping[str, int] | None = None,
     learned_variance: bool = False,
     num_heads: int | None = None,
+    grid: tuple[int, int] | None = None,
 ) -> Imported:
-    """Takes a published state dict apart. Nothing is lost: `to_published` gives every bit of it back.
+    """Take a published state dict apart. Nothing is lost: `to_published` gives every bit of it back.
 
-    The one patch embedding is cut by channels into one per group, and its bias goes to the image's (what counts is the
-    sum of the groups' biases); the head is cut by its rows (i p + j) O + c.
+    The one patch embedding is cut by channels into one per group, and its bias is the image's (see `fusion.Merged`);
+    the head is cut by its rows (i p + j) O + c.
 
     Args:
         channels: the groups along C. Default: 4 are the image's latents; of more (up to 68) the others are DINOv2's.
         learned_variance: whether the rows c >= C are variances (DiT) or dead (SiT and its relatives), which no shape
-            tells; see `redi.models.published.framework`.
+            tells; see `redi.models.published.bindings`.
         num_heads: default: of the published sizes; for another width, heads of 64.
+        grid: (H, W) of the joint state, for a state dict without `pos_embed`, whose table is fixed.
 
     Raises:
         ValueError: another architecture, channels that do not add up, learned variances that are not there, NaN.
     """
-    layout = describe(state)
+    layout = parse_layout(state, grid)
     channels = layout.channels() if channels is None else Channels(**channels)
     total = layout.in_channels
     if channels.total != total:
@@ -85,38 +87,31 @@ def from_published(
     runtime = {"channels": channels, "grid": layout.grid, "num_classes": layout.num_classes}
     if learned_variance:
         runtime["variance_groups"] = tuple(channels)
-    dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in state.items()}
-    if odd := [f"{name}: {dtype}" for name, dtype in dtypes.items() if dtype not in STORED]:
-        raise ValueError(f"the checkpoint holds other types than {', '.join(STORED)}: {', '.join(odd[:3])}")
-    if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
-        raise ValueError(f"the checkpoint holds NaN or infinite values in {', '.join(broken[:3])}")
+    dtypes = _dtypes(state)
     full = {name: tensor.float() for name, tensor in state.items()}
     ours = {ours: full[name] for name in published_shapes(layout) if (ours := our_name(name))}
-    leftovers = _leftover_positions(state["pos_embed"], layout)
+    leftovers = _leftover_positions(state["pos_embed"], layout) if "pos_embed" in state else {}
     for name in channels:
         ours[f"fusion.embeddings.{name}.weight"] = full[f"{PATCHES}.weight"][:, channels.slice(name)].clone()
-        bias = full[f"{PATCHES}.bias"]
-        ours[f"fusion.embeddings.{name}.bias"] = bias if name == "image" else torch.zeros_like(bias)
+    ours["fusion.embeddings.image.bias"] = full[f"{PATCHES}.bias"]
     for part in ("weight", "bias"):
         rows = full[f"{HEAD}.{part}"].unflatten(0, (layout.patch_size**2, -1))  # (p p, O, D) or (p p, O)
-        for name in channels:
-            where = channels.slice(name)
-            ours[f"fusion.heads.{name}.{part}"] = rows[:, where].flatten(0, 1)
-            if learned_variance:
-                second = rows[:, total + where.start : total + where.stop]
-                ours[f"fusion.variance_heads.{name}.{part}"] = second.flatten(0, 1)
-        if layout.learn_sigma and not learned_variance:
+        heads = {f"fusion.heads.{name}.{part}": size for name, size in channels.items()}
+        if learned_variance:
+            heads |= {f"fusion.variance_heads.{name}.{part}": size for name, size in channels.items()}
+        elif layout.learn_sigma:
             leftovers[f"{HEAD}.{part}"] = rows[:, total:].flatten(0, 1)
-    settings = layout.model_settings(num_heads)
+            rows = rows[:, :total]
+        parts = zip(heads, rows.split(list(heads.values()), dim=1), strict=True)
+        ours |= {name: head.flatten(0, 1) for name, head in parts}
     for index, prefix in enumerate(layout.projectors):
         projector = {name.removeprefix(prefix): full[name] for name in state if name.startswith(prefix)}
         if index == 0:
             ours |= {f"projector.{name}": tensor for name, tensor in projector.items()}
             runtime["alignment_dim"] = len(projector["4.weight"])
-            settings |= {"alignment_width": len(projector["0.weight"]), "alignment_layer": min(8, layout.depth)}
         else:
             leftovers |= {name: state[name] for name in state if name.startswith(prefix)}
-    return Imported(layout, runtime, settings, ours, leftovers, dtypes)
+    return Imported(layout, runtime, layout.model_settings(num_heads), ours, leftovers, dtypes)
 
 
 def to_published(
@@ -136,36 +131,36 @@ def to_published(
         ValueError: a model that this layout has no place for.
     """
     _check_exportable(model)
-    ours = {name: tensor.cpu() for name, tensor in (model.state_dict() | dict(weights or {})).items()}
+    own = model.state_dict()
+    ours = {name: tensor.cpu() for name, tensor in (own | with_one_bias({"": weights or {}}, own)[""]).items()}
     channels, p = model.channels, model.fusion.patch_size
-    leftovers, found = leftovers or {}, {}
-    found["pos_embed"] = leftovers.get("pos_embed", model.fusion.positions.cpu()[None])  # (1, T, D)
-    found[f"{PATCHES}.weight"] = torch.cat([ours[f"fusion.embeddings.{name}.weight"] for name in channels], dim=1)
-    found[f"{PATCHES}.bias"] = _summed([ours[f"fusion.embeddings.{name}.bias"] for name in channels])
-    names = [
-        *(f"heads.{name}" for name in channels),
-        *(f"variance_heads.{name}" for name in model.fusion.variance_heads),
-    ]
+    leftovers = leftovers or {}
+    state = {"pos_embed": leftovers.get("pos_embed", model.fusion.positions.cpu()[None])}  # (1, T, D)
+    state[f"{PATCHES}.weight"] = torch.cat([ours[f"fusion.embeddings.{name}.weight"] for name in channels], dim=1)
+    state[f"{PATCHES}.bias"] = ours["fusion.embeddings.image.bias"]
+    names = [f"heads.{name}" for name in channels] + [f"variance_heads.{name}" for name in model.fusion.variance_heads]
     for part in ("weight", "bias"):
         heads = [ours[f"fusion.{name}.{part}"] for name in names]
         heads += [leftovers[f"{HEAD}.{part}"]] if f"{HEAD}.{part}" in leftovers else []
         rows = [head.unflatten(0, (p * p, -1)) for head in heads]  # each (p p, channels, ...)
-        found[f"{HEAD}.{part}"] = torch.cat(rows, dim=1).flatten(0, 1)
+        state[f"{HEAD}.{part}"] = torch.cat(rows, dim=1).flatten(0, 1)
     layout = Layout(
-        width=len(found[f"{PATCHES}.bias"]), depth=len(model.blocks), patch_size=p, in_channels=channels.total,
-        out_channels=len(found[f"{HEAD}.bias"]) // p**2, patch_grid=model.fusion.patch_grid,
+        width=len(state[f"{PATCHES}.bias"]), depth=len(model.blocks), patch_size=p, in_channels=channels.total,
+        out_channels=len(state[f"{HEAD}.bias"]) // p**2, patch_grid=model.fusion.patch_grid,
         num_classes=model.num_classes, mlp_hidden=len(ours["blocks.0.mlp.0.bias"]),
     )  # fmt: skip
-    found = {name: found[name] if name in found else ours[our_name(name)] for name in published_shapes(layout)}
+    state = {name: state[name] if name in state else ours[our_name(name)] for name in published_shapes(layout)}
     prefix = (projector_prefixes(dtypes or ()) or ("projector.",))[0]
     for name in (name for name in ours if name.startswith("projector.")):
-        found[prefix + name.removeprefix("projector.")] = ours[name]
-    found |= {name: tensor for name, tensor in leftovers.items() if name not in found}
+        state[prefix + name.removeprefix("projector.")] = ours[name]
+    state |= {name: tensor for name, tensor in leftovers.items() if name not in state}
     if dtypes is None:
-        return {name: tensor.contiguous() for name, tensor in found.items()}
-    if differing := sorted(set(dtypes) ^ set(found)):
+        return {name: tensor.contiguous() for name, tensor in state.items()}
+    if "pos_embed" not in dtypes:  # nor was it in the file
+        del state["pos_embed"]
+    if differing := sorted(set(dtypes) ^ set(state)):
         raise ValueError(f"what was imported is not what this model has: {', '.join(differing[:3])}")
-    return {name: found[name].to(getattr(torch, dtype)).contiguous() for name, dtype in dtypes.items()}
+    return {name: state[name].to(getattr(torch, dtype)).contiguous() for name, dtype in dtypes.items()}
 
 
 def our_name(published: str) -> str | None:
@@ -174,6 +169,15 @@ def our_name(published: str) -> str | None:
     if match := re.fullmatch(r"(blocks\.\d+)\.(.+)", stem):
         return f"{match[1]}.{IN_BLOCKS[match[2]]}.{part}"
     return f"{ELSEWHERE[stem]}.{part}" if stem in ELSEWHERE else None
+
+
+def _dtypes(state: Mapping[str, Tensor]) -> dict[str, str]:
+    dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in state.items()}
+    if odd := [f"{name}: {dtype}" for name, dtype in dtypes.items() if dtype not in STORED]:
+        raise ValueError(f"the checkpoint holds other types than {', '.join(STORED)}: {', '.join(odd[:3])}")
+    if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+        raise ValueError(f"the checkpoint holds NaN or infinite values in {', '.join(broken[:3])}")
+    return dtypes
 
 
 def _leftover_positions(stored: Tensor, layout: Layout) -> dict[str, Tensor]:
@@ -185,12 +189,6 @@ def _leftover_positions(stored: Tensor, layout: Layout) -> dict[str, Tensor]:
             "learned, or in another order; this model has no place for it"
         )
     return {} if torch.equal(stored, ours.to(stored.dtype)) else {"pos_embed": stored}
-
-
-def _summed(biases: list[Tensor]) -> Tensor:
-    """The sum of the groups' biases; the image's untouched where the others are 0, for -0.0 + 0.0 is 0.0."""
-    first, *others = biases
-    return sum((bias for bias in others if bias.any()), first)
 
 
 def _check_exportable(model: DiffusionTransformer) -> None:

@@ -106,7 +106,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path, tiny_encoder, tiny_timm
     (tmp_path / "text.pth").write_text("<html>not found</html>")
     (tmp_path / "empty.safetensors").write_text("")
     for file in sorted(tmp_path.iterdir()):
-        with pytest.raises(ValueError, match=rf"DINOv2.weights: {file} (is truncated, or|holds no tensors)"):
+        with pytest.raises(ValueError, match=rf"DINOv2.weights: {file} (is truncated|holds no|was refused)"):
             tiny_encoder("DINOv2", weights=str(file)).load()
 
 
@@ -124,7 +124,7 @@ def test_code_in_a_file_does_not_run_where_the_readers_of_timm_and_torch_would_r
     timm.models.load_state_dict(str(path))
     assert "code ran" in capsys.readouterr().out
     for use in (DINOv2.load, DINOv2.provenance):
-        with pytest.raises(ValueError, match="holds something else than tensors"):
+        with pytest.raises(ValueError, match="beside tensors it holds builtins.print"):
             use(tiny_encoder("DINOv2", weights=str(path)))
     assert "code ran" not in capsys.readouterr().out
 

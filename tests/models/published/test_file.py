@@ -73,11 +73,11 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path, where):
     elif where == "in the settings":
         torch.save({"model": {"a": W}, "args": argparse.Namespace(x=code)}, path)
     elif where == "plain pickle":
-        path.write_bytes(pickle.dumps(code))
+        path.write_bytes(pickle.dumps(code, protocol=2))
     else:
         torch.save(code, path, _use_new_zipfile_serialization=where == "alone")
     with pytest.raises(
-        ValueError, match="posix.system, and reading such objects can run code|pickle of something else"
+        ValueError, match="posix.system, and reading such objects can run code"
     ):
         read_published(path)
     assert not ran.exists()
@@ -98,7 +98,7 @@ def test_settings_that_are_no_plain_values_are_refused(tmp_path):
     endless = []
     endless.append(endless)
     torch.save({"ema": {"a": W}, "args": argparse.Namespace(x=endless)}, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match="its args are no plain settings"):
+    with pytest.raises(ValueError, match="args that are not plain settings"):
         read_published(tmp_path / "x.pt")
 
 

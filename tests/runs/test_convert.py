@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 from pathlib import Path
 
 import pytest
@@ -10,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 import redi
-from redi import convert
 from redi.core import config
 from redi.fusion import sincos_positions
 from redi.models.published.layout import Layout, published_shapes
 from redi.models.published.weights import from_published
+from redi.runs import convert
 from redi.runs.experiment import Experiment
 from redi.runs.stages import evaluate_stage, sample_stage
 from redi.runtime.checkpoint import list_checkpoints, load_checkpoint
@@ -22,8 +21,6 @@ from redi.runtime.checksums import sha256
 from redi.runtime.distributed import Processes
 from redi.training.parallel.ddp import DDP
 from redi.training.state import TrainingState
-
-PUBLISHED_PCA = Path(os.environ.get("REDI_DATA", Path(__file__).parents[2] / "shared" / "data")) / "published-pca"
 
 
 def published_state(c=4, o=None, *, seed=0, **sizes):
@@ -132,7 +129,7 @@ def test_the_record_says_where_the_weights_are_from(redi_run):
     _, record = load_checkpoint(list_checkpoints(folder)[-1])
     published = record["published"]
     assert (published["file"], published["sha256"]) == ("redi.pt", sha256(path))
-    assert published["framework"] == "sit" and "its settings name SiT-XL/2" in published["evidence"]
+    assert published["framework"] == "sit" and "its settings name SiT-XL/2" in published["evidence"][0]
 
 
 @pytest.mark.parametrize("weights", ["ema", "model"])
@@ -158,6 +155,7 @@ PLAIN = {
     "SiT": ({}, (4, 8), "sit", "FlowMatching", {"reversed": False, "prediction": "velocity"}),
     "REPA": ({}, (4, 8), "repa", "FlowMatching", {"reversed": True}),
     "DiT": ({}, (4, 8), "dit", "DDPM", {"variance_groups": ("image",)}),
+    "DiT without a learned variance": ({}, (4, 4), "dit", "DDPM", {"variance_groups": ()}),
     "GVP score": ({"path_type": "GVP", "prediction": "score"}, (4, 4), "sit", "GVP", {"prediction": "score"}),
 }
 
@@ -169,13 +167,35 @@ def test_the_framework_decides_process_and_sampler(tmp_path, args, sizes, framew
     run = redi.load(tmp_path / "run", device="cpu")
     assert type(run.process).__name__ == process
     assert {name: getattr(run.process, name) for name in settings} == settings
-    assert len(run.model.fusion.variance_heads) == (framework == "dit")
+    assert len(run.model.fusion.variance_heads) == len(settings.get("variance_groups", ()))
     bound = config.statements((tmp_path / "run" / "config.gin").read_text())
     assert bound["generate.sampler"] == f"@samplers.{'Ancestral' if framework == 'dit' else 'EulerMaruyama'}()"
     assert "JointCodec.representations" not in bound
     convert.export(tmp_path / "run", tmp_path / "again.pt")
     again = torch.load(tmp_path / "again.pt")
     assert all(torch.equal(again[name], tensor) for name, tensor in published_state(*sizes).items())
+
+
+def test_the_image_size_stands_in_for_a_position_table_that_is_not_stored(tmp_path):
+    state = {name: tensor for name, tensor in published_state(4).items() if name != "pos_embed"}
+    arguments = {"framework": "sit"}
+    path = saved(tmp_path / "settings.pt", {"ema": state, "args": argparse.Namespace(image_size=64)})
+    convert.import_checkpoint(path, tmp_path / "settings", **arguments)
+    path = saved(tmp_path / "bound.pt", state)
+    convert.import_checkpoint(path, tmp_path / "bound", **arguments, gin_bindings=["Preprocessing.image_size = 64"])
+    for name in ("settings", "bound"):
+        run = redi.load(tmp_path / name, device="cpu")
+        assert run.model.grid == (8, 8) and run.image_size == 64
+        convert.export(tmp_path / name, tmp_path / "again.pt")
+        again = torch.load(tmp_path / "again.pt")
+        assert list(again) == list(state) and all(torch.equal(again[key], state[key]) for key in state)
+
+
+def test_without_a_framework_the_message_says_what_to_pass(tmp_path):
+    path = saved(tmp_path / "plain.pt", published_state(4))
+    with pytest.raises(ValueError, match=r"holds no settings that name a model.*: pass --framework=sit\|dit\|repa"):
+        convert.import_checkpoint(path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_configuration_of_ones_own_says_what_other_channels_are(tmp_path):
@@ -215,10 +235,10 @@ def test_without_statistics_the_message_says_where_they_are_published(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.skipif(not PUBLISHED_PCA.exists(), reason=f"needs {PUBLISHED_PCA}")
-def test_the_published_statistics_travel_in_the_checkpoint(tmp_path):
+def test_the_published_statistics_travel_in_the_checkpoint(tmp_path, outside_data):
     path = saved(tmp_path / "redi.pt", published_state(12))
-    convert.import_checkpoint(path, tmp_path / "run", framework="sit", pca=PUBLISHED_PCA / "dino_pca_model.pth")
+    pca = outside_data("published-pca/dino_pca_model.pth")
+    convert.import_checkpoint(path, tmp_path / "run", framework="sit", pca=pca)
     reducer = redi.load(tmp_path / "run", device="cpu").codec.representations["dinov2"].reducer
     # The standard deviations of the first components, as published.
     expected = torch.tensor([5.77, 4.90, 4.79, 4.20, 4.01, 3.77, 3.68, 3.56])

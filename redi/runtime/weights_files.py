@@ -1,0 +1,159 @@
+"""Files of tensors that other people made, read without running any code in them."""
+
+import argparse
+import contextlib
+import errno
+import pickletools
+import re
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+# Where training programs keep the weights in their checkpoints; the averaged ones are meant for use.
+CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+MAX_ENTRIES = 10_000  # of a zip archive: its reader makes an object of each
+MAX_TUPLES = 100_000  # of a pickle; a checkpoint of XL/2 with its optimizer has 10,000
+
+
+class Inert:
+    """An object in a pickle that is not built: the arguments and the state that it would be built from."""
+
+    def __new__(cls, *arguments):
+        inert = super().__new__(cls)
+        inert.arguments, inert.state = arguments, None
+        return inert
+
+    def __setstate__(self, state):
+        self.state = state
+
+
+def read_weights_file(path: Path, *, inert: Iterable[str] = ()) -> object:
+    """What safetensors or `torch.save` wrote.
+
+    Nothing in the file is executed: safetensors, or PyTorch's format with weights_only. Beside tensors and plain values
+    only an argparse.Namespace is accepted.
+
+    Args:
+        inert: full names of further classes and functions that may occur. They are never imported or called: an
+            `Inert` takes the place of what they would make.
+
+    Raises:
+        ValueError: truncated, something else, or a class that would run code; the message follows the name of the file.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        check_unpacked_size(path)
+        _check_nesting(path)
+        accepted = [argparse.Namespace, *((Inert, name) for name in inert)]
+        with torch.serialization.safe_globals(accepted), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unusual pickles, which are refused below
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a malformed file can raise anything
+        # Of a truncated zip file torch's reader says "invalid argument"; other errors of the system are not the file's.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
+        raise ValueError(_reason(path, str(error) or type(error).__name__, {"argparse.Namespace", *inert})) from None
+
+
+def read_tensors(path: Path, *, binding: str) -> dict[str, Tensor]:
+    """The tensors of a weights file by their names: .safetensors, or PyTorch's format (.bin, .pt, .pth).
+
+    From a training checkpoint, those of its model, averaged where it has them, without the prefixes of wrappers. See
+    `read_weights_file`.
+
+    Raises:
+        ValueError: truncated, something else than named tensors, or tensors that are larger than the file.
+    """
+    try:
+        content = read_weights_file(path)
+        if not isinstance(content, Mapping):
+            raise ValueError(f"holds no tensors by name, but a {type(content).__name__}")
+        state = next((content[name] for name in CONTAINERS if isinstance(content.get(name), Mapping)), content)
+        named = {name: value for name, value in state.items() if isinstance(name, str)}
+        tensors = {bare_name(name): value for name, value in named.items() if isinstance(value, Tensor)}
+        if not tensors:
+            raise ValueError(f"holds no tensors by name, but {', '.join(named)[:200] or 'nothing'}")
+        check_tensors(tensors.values(), path.stat().st_size)
+    except ValueError as error:
+        raise ValueError(f"{binding}: {path} {error}") from None
+    return tensors
+
+
+def bare_name(name: str) -> str:
+    """A parameter's name without the prefixes of DistributedDataParallel and torch.compile."""
+    name = name.replace("_orig_mod.", "")
+    while name.startswith("module."):
+        name = name.removeprefix("module.")
+    return name
+
+
+def check_unpacked_size(path: Path) -> None:
+    """Raises ValueError where a zip archive would unpack to more than it has: torch.save compresses nothing.
+
+    Only the directory is read; files that are not zip archives pass.
+    """
+    try:
+        if not zipfile.is_zipfile(path):  # which on some damage raises
+            return
+        with open(path, "rb") as file:  # the directory is last
+            file.seek(max(0, path.stat().st_size - 2**22))
+            too_many = file.read().count(b"PK\x01\x02") > MAX_ENTRIES
+        if not too_many:
+            with zipfile.ZipFile(path) as archive:
+                unpacked = sum(entry.file_size for entry in archive.infolist())
+    except Exception as error:  # zipfile raises a dozen kinds on damaged input
+        raise ValueError(f"is not an intact zip archive ({type(error).__name__}: {str(error)[:200]})") from None
+    if too_many:
+        raise ValueError(f"has more than {MAX_ENTRIES} entries")
+    if unpacked > path.stat().st_size:
+        raise ValueError(f"holds entries larger than the archive: {unpacked:,} bytes")
+
+
+def _check_nesting(path: Path) -> None:
+    """Raises ValueError where hashing a key of nested tuples could exhaust the stack, which ends the process."""
+    most = 0
+    with contextlib.suppress(Exception), contextlib.ExitStack() as stack:  # what is damaged is refused later
+        if zipfile.is_zipfile(path):
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            files = [stack.enter_context(archive.open(name)) for name in archive.namelist() if name.endswith(".pkl")]
+        else:  # in the older format up to five pickles, one after the other
+            files = [stack.enter_context(open(path, "rb"))] * 5
+        for file in files:
+            most = max(most, sum(code.name.startswith("TUPLE") for code, _, _ in pickletools.genops(file)))
+    if most > MAX_TUPLES:
+        raise ValueError(f"holds a pickle of {most} tuples: more than {MAX_TUPLES} are not read")
+
+
+def check_tensors(tensors: Iterable[Tensor], num_bytes: int) -> None:
+    """Raises ValueError where a tensor is not a plain one, or takes more than the `num_bytes` of its file.
+
+    Strides of 0 make a tensor of any size from one number, and a sparse tensor only states its size: copying either
+    to plain memory can exhaust it.
+    """
+    for tensor in tensors:
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise ValueError(f"holds a tensor that is {tensor.layout} on {tensor.device}, not a plain one")
+        if tensor.numel() * tensor.element_size() > num_bytes:
+            raise ValueError(f"holds a tensor of shape {tuple(tensor.shape)}, which is larger than the file")
+
+
+def _reason(path: Path, message: str, accepted: set[str]) -> str:
+    """What is wrong with a file, in place of PyTorch's advice to switch the check off."""
+    if named := re.search(r"GLOBAL (\S+) (was not an allowed|whose module)", message):
+        names = {named[1]}
+        with contextlib.suppress(Exception):  # of an archive of today's format, all of them
+            names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - accepted or names
+        return (
+            f"was refused: beside tensors it holds {', '.join(sorted(names))[:500]}, and reading such objects can "
+            "run code. Nothing was run. If you trust it, load it where it was made and save the state dict alone"
+        )
+    reason = message.rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0].partition(" Please use")[0]
+    if "weights_only" in reason:
+        reason = "a pickle of something else"
+    return f"is truncated, or holds something else than tensors ({reason[:500]}): download it again"

@@ -1,0 +1,69 @@
+"""SiT, DiT or REPA: what a file says of itself, and what has to be passed."""
+
+import pytest
+
+from redi.models.published.bindings import FRAMEWORKS, choose_framework, model_bindings, process_bindings
+from redi.models.published.layout import Layout
+
+
+def layout(**changes) -> Layout:
+    sizes = {"width": 32, "depth": 12, "patch_size": 2, "patch_grid": (4, 4), "num_classes": 5, "mlp_hidden": 128}
+    return Layout(**sizes | {"in_channels": 4, "out_channels": 8} | changes)
+
+
+PLAIN, REPA = layout(), layout(projectors=("projectors.0.",))
+
+
+@pytest.mark.parametrize(
+    ("args", "of", "expected"),
+    [
+        ({"model": "SiT-XL/2", "path_type": "Linear"}, PLAIN, "sit"),
+        ({"model": "SiT-XL/2"}, layout(projectors=("projector.",)), "sit"),
+        ({"model": "DiT-B/4"}, PLAIN, "dit"),
+        ({"model": "DiT-B/4"}, layout(out_channels=4), "dit"),
+        ({"model": "SiT-XL/2", "path_type": "linear", "enc_type": "dinov2-vit-b"}, REPA, "repa"),
+        ({}, REPA, "repa"),
+    ],
+)
+def test_the_file_decides_where_it_says_it(args, of, expected):
+    assert choose_framework(of, args, None)[0] == expected
+    assert choose_framework(of, args, expected) == (expected, "--framework")
+    for other in set(FRAMEWORKS) - {expected}:
+        with pytest.raises(ValueError, match=f"--framework={other}: it is one of {expected} for this checkpoint: it"):
+            choose_framework(of, args, other)
+
+
+def test_a_file_without_settings_needs_the_flag():
+    with pytest.raises(ValueError, match=r"does not say whether it is of sit, dit, repa.*--framework=sit\|dit\|repa"):
+        choose_framework(PLAIN, {}, None)
+    for framework in FRAMEWORKS:
+        assert choose_framework(layout(out_channels=4), {}, framework) == (framework, "--framework")
+
+
+@pytest.mark.parametrize("args", [{"model": "SiT-XL/2", "enc_type": "dinov2-vit-b"}, {"path_type": "linear"}])
+def test_settings_of_sit_and_repa_leave_the_direction_open(args):
+    with pytest.raises(ValueError, match=r"as SiT's and REPA's do\): pass --framework=sit\|repa"):
+        choose_framework(PLAIN, args, None)
+    assert choose_framework(PLAIN, args, "repa")[0] == "repa"
+    with pytest.raises(ValueError, match="--framework=dit: it is one of sit, repa"):
+        choose_framework(PLAIN, args, "dit")
+
+
+def test_an_unknown_framework_is_refused():
+    with pytest.raises(ValueError, match="--framework=edm: it is one of sit, dit, repa"):
+        choose_framework(PLAIN, {}, "edm")
+
+
+def test_the_process_follows_from_framework_and_settings():
+    assert "FlowMatching.reversed = True" in process_bindings(REPA, "repa", {})
+    assert process_bindings(PLAIN, "dit", {}) == ["JointObjective.process = @processes.DDPM()"]
+    assert "DDPM.learned_variance = ()" in process_bindings(layout(out_channels=4), "dit", {})
+    assert "GVP.prediction = 'noise'" in process_bindings(PLAIN, "sit", {"path_type": "GVP", "prediction": "noise"})
+    with pytest.raises(ValueError, match="path_type = 'spiral'"):
+        process_bindings(PLAIN, "sit", {"path_type": "Spiral"})
+
+
+def test_the_aligned_layer_is_that_of_the_settings():
+    assert "DiffusionTransformer.alignment_layer = 8" in model_bindings(REPA, {}, 2)
+    assert "DiffusionTransformer.alignment_layer = 4" in model_bindings(REPA, {"encoder_depth": 4}, 2)
+    assert not any("alignment" in binding for binding in model_bindings(PLAIN, {"encoder_depth": 4}, 2))
