@@ -14,13 +14,11 @@ from redi.data.cache.prepare import cache_folder
 from redi.data.cache.write import check_encoded
 from redi.data.datasets import Dataset, MixedSizes
 from redi.evaluation.metrics.features import Features
-from redi.evaluation.samples.parts import Parts
 from redi.models.encoders import Encoder
-from redi.runtime.artefact import load_artefact
+from redi.runtime.artefact import RECORD, load_artefact, write_record
 from redi.runtime.atomic import stamp
 from redi.runtime.checksums import BrokenArtefact, json_sha256, without_versions
-from redi.runtime.progress import progress
-from redi.runtime.shared_work import complete
+from redi.runtime.shared_work import SharedJob
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +43,7 @@ def reference_features(
 
     Args:
         max_images: at most so many, drawn from a fixed seed; default: all.
-        rank, world_size: see `redi.runtime.shared_work.complete`.
+        rank, world_size: see `redi.runtime.shared_work.SharedJob`.
 
     Raises:
         ValueError: images of different sizes, NaN or infinite features (both named), no images.
@@ -57,29 +55,28 @@ def reference_features(
     key = [images, without_versions(made_by), identity(network).get("source_sha256"), len(positions)]
     digest = json_sha256(key)
     folder = cache_folder(cache_dir) / "references" / f"{type(dataset).__name__}-{digest[:16]}"
-    refused = stamp(folder)
-    if (found := _read(folder)) is None:
-        network.load()
-        starts = range(0, len(positions), BLOCK)
-        blocks = {f"part-{i:05d}": positions[start : start + BLOCK] for i, start in enumerate(starts)}
-        parts = Parts(folder, folder.with_name(f".{folder.name}.work"), list(blocks))
+    before = stamp(folder)
+    if (features := _read(folder)) is not None:
+        return features
+    network.load()
+    blocks = [positions[start : start + BLOCK] for start in range(0, len(positions), BLOCK)]
+    job = SharedJob(folder.with_name(f".{folder.name}.work"), [len(block) for block in blocks])
 
-        def compute(part: str) -> None:
-            found = list(_features(network, dataset, blocks[part], batch_size, bar))
-            parts.write(part, {name: torch.cat([rows[name] for rows in found]) for name in found[0]}, {})
+    def compute(index: int) -> None:
+        rows = list(_features(network, dataset, blocks[index], batch_size, job.bar))
+        job.store(index, {folder.name: {name: torch.cat([row[name] for row in rows]) for name in rows[0]}})
 
-        def finish() -> None:
-            if (whole := parts.checked()) is not None:  # else `complete` has the damaged ones computed again
-                record = {"images": dataset.provenance(), "fingerprint": images, "network": made_by}
-                parts.assemble(record | {"rows": len(positions)}, whole)
+    def finish() -> None:
+        if (records := job.records()) is not None:
+            record = {"images": dataset.provenance(), "fingerprint": images, "network": made_by, "rows": len(positions)}
+            write_record(job.path(folder.name), record | {"files": job.files(folder.name, records)})
+            job.assemble(folder.name, folder, {RECORD})
 
-        with progress(total=len(positions), desc="reference features", unit="img", disable=rank > 0) as bar:
-            complete(
-                parts.work, parts.names, is_done=parts.__contains__, do=compute, finish=finish, rank=rank,
-                finished=lambda: stamp(folder) not in (None, refused), world_size=world_size,
-            )  # fmt: skip
-        found = _joined(load_artefact(folder)[0])
-    return found
+    job.run(
+        do=compute, finish=finish, finished=lambda: stamp(folder) not in (None, before), rank=rank,
+        world_size=world_size, desc="reference features",
+    )  # fmt: skip
+    return _joined(load_artefact(folder)[0])
 
 
 def reference_positions(dataset: Dataset, max_images: int | None) -> list[int]:

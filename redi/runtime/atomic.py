@@ -24,16 +24,35 @@ def atomic_folder(folder: Path, needed_bytes: int = 0) -> Iterator[Path]:
     with _temporary_folder(Path(folder), needed_bytes) as temporary:
         yield temporary
         _sync(temporary)
-        before = temporary.with_suffix(".replaced")
-        if folder.exists():
-            folder.rename(before)
-        try:
-            rename(temporary, folder)
-        except OSError:
-            if before.exists():
-                before.rename(folder)
-            raise
-        shutil.rmtree(before, ignore_errors=True)
+        replace_folder(temporary, folder)
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Puts a folder in its place; one that is there already is deleted, once the new one stands."""
+    before = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.replaced")
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(before)
+    try:
+        rename(new, folder)
+    except OSError:
+        if before.exists():
+            before.rename(folder)
+        raise
+    for old in folder.parent.glob(f".{folder.name}.*.replaced"):  # also of a process that was killed here
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside a file, which is synced and becomes the file when the block ends well."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        rename(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

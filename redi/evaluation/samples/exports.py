@@ -41,7 +41,7 @@ def write_exports(run_dir: Path, samples: Samples, formats: Collection[str]) -> 
             stored, write = (_stored_png, write_png) if name == "png" else (_stored_adm, write_adm)
             if name in formats:
                 complete(
-                    path.with_name(f".{path.name}.work"), (),
+                    path.with_name(f".{path.name}.work"),
                     finished=lambda path=path, stored=stored: stored(path) == samples.sha256,
                     finish=lambda path=path, one=one, write=write: write(path, samples, one),
                 )  # fmt: skip

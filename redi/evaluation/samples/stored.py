@@ -1,6 +1,6 @@
 """Samples on disk, as `redi.evaluation.samples.sample.sample` wrote them: read part by part, every file checked."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -8,9 +8,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from redi.evaluation.samples.parts import load_part
-from redi.runtime.artefact import RECORD, check_size, read_record
-from redi.runtime.checksums import BrokenArtefact, tensors_sha256
+from redi.runtime.artefact import RECORD, check_size, load_tensors, read_record
+from redi.runtime.checksums import BrokenArtefact, sha256, tensors_sha256
 from redi.sampling.generate import Generated
 
 FOLDER = "samples"
@@ -133,6 +132,15 @@ def _is_sound(record: dict) -> bool:
         return all(type(number) is int for number in numbers) and all(listed for *_, listed in places)
     except (TypeError, KeyError):
         return False
+
+
+def load_part(folder: Path, file: str, expected: Mapping) -> dict[str, Tensor]:
+    """The tensors of one file of a folder, as its record expects them. Raises BrokenArtefact."""
+    path = folder / file
+    check_size(path, expected)
+    if sha256(path) != expected["sha256"]:
+        raise BrokenArtefact(f"{path} was altered after it was written: its SHA-256 differs from {RECORD}")
+    return load_tensors(path)
 
 
 def load_samples(run_dir: str | Path) -> Samples:
