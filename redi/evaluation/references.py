@@ -15,7 +15,7 @@ from redi.data.cache.write import check_encoded
 from redi.data.datasets import Dataset, MixedSizes
 from redi.evaluation.metrics.features import Features
 from redi.models.encoders import Encoder
-from redi.runtime.artefact import RECORD, load_artefact, write_record
+from redi.runtime.artefact import load_artefact
 from redi.runtime.atomic import stamp
 from redi.runtime.checksums import BrokenArtefact, json_sha256, without_versions
 from redi.runtime.shared_work import SharedJob
@@ -69,8 +69,7 @@ def reference_features(
     def finish() -> None:
         if (records := job.records()) is not None:
             record = {"images": dataset.provenance(), "fingerprint": images, "network": made_by, "rows": len(positions)}
-            write_record(job.path(folder.name), record | {"files": job.files(folder.name, records)})
-            job.assemble(folder.name, folder, {RECORD})
+            job.assemble_artefact(folder.name, folder, record, records)
 
     job.run(
         do=compute, finish=finish, finished=lambda: stamp(folder) not in (None, before), rank=rank,

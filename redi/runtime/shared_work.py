@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
+from redi.runtime.artefact import RECORD, write_record
 from redi.runtime.atomic import atomic_file, replace_folder, save_tensors, write_json
 from redi.runtime.checksums import altered_files, sealed, sha256, unsealed
 from redi.runtime.progress import progress
@@ -168,9 +169,11 @@ class SharedJob:
             self._record(index).unlink(missing_ok=True)
         return None
 
-    def files(self, group: str, records: Sequence[dict]) -> dict[str, dict]:
-        """{file name: {"bytes", "sha256"}} of a group, as a record.json lists them."""
-        return {self.path(group, index).name: record["files"][group] for index, record in enumerate(records)}
+    def assemble_artefact(self, group: str, folder: Path, record: Mapping, records: Sequence[dict]) -> None:
+        """As `assemble`, with a record.json that lists the files, which lie in `records`."""
+        files = {self.path(group, index).name: part["files"][group] for index, part in enumerate(records)}
+        write_record(self.path(group), {**record, "files": files})
+        self.assemble(group, folder, {RECORD})
 
     def assemble(self, group: str, folder: Path, others: Collection[str]) -> None:
         """Put the parts of a group in their place as one folder, with the files `others`; replace what is there."""

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 import redi
-from redi.evaluation.samples.feature_store import assemble_features, feature_folder, features_of, is_stored
+from redi.evaluation.samples.feature_store import feature_folder, feature_record, features_of, is_stored
 from redi.evaluation.samples.stored import Samples
 from redi.models.encoders import Encoder
-from redi.runtime.artefact import RECORD, read_record, write_record
+from redi.runtime.artefact import read_record
 from redi.runtime.atomic import stamp
 from redi.runtime.checksums import BrokenArtefact, json_sha256, tensors_sha256
 from redi.runtime.progress import part_of
@@ -129,10 +129,9 @@ class SamplingJob:
         record = self._record(records)
         # The features first: samples without images are finished only with them.
         for path, network in self.networks.items():
-            assemble_features(self.job, path, network, records, record["samples_sha256"], record["parts"])
-        record["files"] = self.job.files(self.folder.name, records)
-        write_record(self.job.path(self.folder.name), record)
-        self.job.assemble(self.folder.name, self.folder, {RECORD})
+            facts = feature_record(network, record["samples_sha256"], record["parts"])
+            self.job.assemble_artefact(path.name, path, facts, records)
+        self.job.assemble_artefact(self.folder.name, self.folder, record, records)
 
     def _record(self, records: list[dict]) -> dict:
         common = self._agreed([record["generated"] for record in records])

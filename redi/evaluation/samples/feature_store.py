@@ -14,7 +14,7 @@ from redi.core.registry import identity
 from redi.evaluation.metrics.features import Features
 from redi.evaluation.samples.stored import Samples, load_part
 from redi.models.encoders import Encoder
-from redi.runtime.artefact import RECORD, read_record, write_record
+from redi.runtime.artefact import read_record
 from redi.runtime.atomic import stamp
 from redi.runtime.checksums import BrokenArtefact, without_versions
 from redi.runtime.shared_work import SharedJob
@@ -65,7 +65,7 @@ def sample_features(
 
     def finish() -> None:
         if (records := job.records()) is not None:
-            assemble_features(job, folder, network, records, samples.sha256, parts)
+            job.assemble_artefact(folder.name, folder, feature_record(network, samples.sha256, parts), records)
 
     job.run(
         do=extract, finish=finish, finished=lambda: is_stored(folder, samples.sha256) and stamp(folder) != before,
@@ -103,19 +103,11 @@ def feature_folder(run_dir: str | Path, network: Encoder) -> Path:
     return Path(run_dir) / FOLDER / f"{network.name}-{hashlib.sha256(known.encode()).hexdigest()[:12]}"
 
 
-def assemble_features(
-    job: SharedJob, folder: Path, network: Encoder, records: Sequence[dict], samples_sha256: str, parts: Sequence[dict]
-) -> None:
-    """Put the features that a job has stored in their place; `parts` as in the record of the samples."""
-    record = {
-        "network": network.provenance(),
-        "samples_sha256": samples_sha256,
-        "parts": list(parts),
-        "versions": {"redi": redi.__version__, "torch": str(torch.__version__)},
-        "files": job.files(folder.name, records),
-    }
-    write_record(job.path(folder.name), record)
-    job.assemble(folder.name, folder, {RECORD})
+def feature_record(network: Encoder, samples_sha256: str, parts: Sequence[dict]) -> dict:
+    """The record of stored features; `parts` as in the record of the samples."""
+    versions = {"redi": redi.__version__, "torch": str(torch.__version__)}
+    known = {"network": network.provenance(), "samples_sha256": samples_sha256}
+    return known | {"parts": list(parts), "versions": versions}
 
 
 def is_stored(folder: Path, samples_sha256: str) -> bool:
