@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from redi.core.registry import configurable
-from redi.data.cache.prepare import cache_folder, fit_or_restore
+from redi.data.cache.fits import fit_encoder
+from redi.data.cache.prepare import cache_folder
 from redi.data.datasets import Dataset
 from redi.evaluation.checking import check_evaluation, check_size
 from redi.evaluation.measures import FLOORED, METRICS, Comparison, first, measure
@@ -113,8 +114,7 @@ def prepare_networks(
     for network in networks:
         network.to(choose_device("auto") if device is None else device)
         if network.learns_from_data:
-            key = {"fit": network.fit_settings(), "dataset": dataset.fingerprint()}
-            fit_or_restore(cache_folder(cache_dir) / "encoders", network, key, lambda net=network: net.fit(dataset))
+            fit_encoder(cache_folder(cache_dir) / "encoders", network, dataset)
         else:
             network.load()
 

@@ -76,11 +76,11 @@ def measure(comparison: Comparison, metrics: Sequence[str]) -> list[dict]:
     entries, left_out = [], []
     for metric in metrics:
         better, function = METRICS[metric]
-        found = function(comparison)
-        if isinstance(found, str):
-            left_out.append(f"{metric} ({found})")
-        elif found is not None:
-            entries.append(_entry(metric, better, comparison, *found))
+        result = function(comparison)
+        if isinstance(result, str):
+            left_out.append(f"{metric} ({result})")
+        elif result is not None:
+            entries.append(_entry(metric, better, comparison, *result))
     if left_out:
         note = f"left out in these features: {', '.join(left_out)}"
         log.warning("%s: %s", type(comparison.network).__name__, note)
@@ -89,23 +89,23 @@ def measure(comparison: Comparison, metrics: Sequence[str]) -> list[dict]:
     return entries
 
 
-def _entry(metric: str, better: str, comparison: Comparison, found: list[dict], num_reference, warnings=()) -> dict:
+def _entry(metric: str, better: str, comparison: Comparison, sets: list[dict], num_reference, warnings=()) -> dict:
     name = metric if metric == "recognised_as_label" else comparison.network.metric_name(metric)
     for warning in warnings:
         log.warning("%s: %s", name, warning)
-    conditions, num_samples = dict(comparison.conditions), found[0].get("num_samples", len(comparison.samples[0]))
+    conditions, num_samples = dict(comparison.conditions), sets[0].get("num_samples", len(comparison.samples[0]))
     if num_reference is not None and comparison.images_record is not None:
         conditions["reference"] = comparison.images_record  # images were looked at, not the statistics beside them
-    made = entry(
-        name, found, better=better, num_samples=num_samples, num_reference=num_reference, conditions=conditions,
+    record = entry(
+        name, sets, better=better, num_samples=num_samples, num_reference=num_reference, conditions=conditions,
         warnings=[*comparison.warnings, *warnings],
     )  # fmt: skip
     if name.startswith("fid_") and comparison.conditions["samples"].get("labels") == "equal":
-        made["note"] = (
+        record["note"] = (
             "every class has the same number of samples: on ImageNet this lowers FID by about 0.1 against labels drawn "
             "with the data set's frequencies (sample.labels = 'dataset')"
         )
-    return made
+    return record
 
 
 def _frechet(comparison: Comparison, kind: str):
@@ -117,26 +117,26 @@ def _frechet(comparison: Comparison, kind: str):
     floor = None
     if comparison.training is not None:
         floor = frechet_distance(Gaussian.of(comparison.training.tensors[kind]), reference)
-    found, warnings = [], []
+    sets, warnings = [], []
     for samples in comparison.samples:
         distance = frechet_distance(samples, reference, name=kind)
         error = finite_sample_error(samples, reference, name=kind)
         warnings += [warning for warning in error.pop("warnings", ()) if warning not in warnings]
-        measured = {"value": distance} | error
-        if floor is not None:
-            measured |= {"floor": floor, "num_floor": len(comparison.training)}
-        found.append(measured)
-    return found, None if kind in comparison.statistics else len(comparison.reference), warnings
+        floored = {} if floor is None else {"floor": floor, "num_floor": len(comparison.training)}
+        sets.append({"value": distance} | error | floored)
+    return sets, None if kind in comparison.statistics else len(comparison.reference), warnings
 
 
 def _kernel(comparison: Comparison):
     if comparison.reference is None:
         return NO_IMAGES
     size = min(len(comparison.samples[0]), len(comparison.reference), SUBSET_SIZE)
-    settings = {"num_subsets": SUBSETS, "max_subset_size": size}
-    found = [kernel_distance(samples=one, reference=comparison.reference, **settings) for one in comparison.samples]
+    sets = [
+        kernel_distance(samples=one, reference=comparison.reference, num_subsets=SUBSETS, max_subset_size=size)
+        for one in comparison.samples
+    ]
     subsets = {"num_subsets": SUBSETS, "subset_size": size}
-    return [{"value": one["kernel_distance"]} | subsets for one in found], len(comparison.reference)
+    return [{"value": one["kernel_distance"]} | subsets for one in sets], len(comparison.reference)
 
 
 def _inception_score(comparison: Comparison):
@@ -144,8 +144,8 @@ def _inception_score(comparison: Comparison):
         return None
     if len(comparison.samples[0]) < SPLITS:
         return f"it takes {SPLITS} samples"
-    found = [inception_score(samples, SPLITS) for samples in comparison.samples]
-    return [{"value": one.mean, "std_over_splits": one.std, "num_splits": SPLITS} for one in found], None
+    sets = [inception_score(samples, SPLITS) for samples in comparison.samples]
+    return [{"value": one.mean, "std_over_splits": one.std, "num_splits": SPLITS} for one in sets], None
 
 
 def _neighbours(comparison: Comparison, which: str):
@@ -164,15 +164,15 @@ def _recognised(comparison: Comparison):
         return None
     if all(bool((labels >= network.head.out_features).all()) for labels in comparison.labels):
         return "samples of the null label have none"
-    found = []
+    sets, accuracy, num_reference = [], {}, None
     for samples, labels in zip(comparison.samples, comparison.labels, strict=True):
         right = _answers(network, samples) == labels
         per_class = {int(label): float(right[labels == label].float().mean()) for label in labels.unique()}
-        found.append({"value": float(right.float().mean()), "per_class": per_class})
+        sets.append({"value": float(right.float().mean()), "per_class": per_class})
     if comparison.reference_labels is not None:
         right = _answers(network, comparison.reference) == comparison.reference_labels
-        found = [one | {"held_out_accuracy": float(right.float().mean())} for one in found]
-    return found, None if comparison.reference_labels is None else len(comparison.reference_labels)
+        accuracy, num_reference = {"held_out_accuracy": float(right.float().mean())}, len(right)
+    return [one | accuracy for one in sets], num_reference
 
 
 def _answers(network: DomainEncoder, features: Features) -> Tensor:

@@ -55,9 +55,13 @@ def reference_features(
     key = [images, without_versions(made_by), identity(network).get("source_sha256"), len(positions)]
     digest = json_sha256(key)
     folder = cache_folder(cache_dir) / "references" / f"{type(dataset).__name__}-{digest[:16]}"
-    before = stamp(folder)
-    if (features := _read(folder)) is not None:
-        return features
+    if (before := stamp(folder)) is not None:
+        try:
+            features = _joined(load_artefact(folder)[0])
+            log.info("reference features of %d images from %s", len(features), folder)
+            return features
+        except BrokenArtefact as error:
+            log.warning("the reference's features are computed again, because they were damaged: %s", error)
     network.load()
     blocks = [positions[start : start + BLOCK] for start in range(0, len(positions), BLOCK)]
     job = SharedJob(folder.with_name(f".{folder.name}.work"), [len(block) for block in blocks])
@@ -91,10 +95,10 @@ def _features(
     for start in range(0, len(positions), batch_size):
         chosen = positions[start : start + batch_size]
         names = [dataset.names[position] for position in chosen]
-        found = network.metric_features(_images(dataset, chosen))
-        for name, tensor in found.items():
+        features = network.metric_features(_images(dataset, chosen))
+        for name, tensor in features.items():
             check_encoded(tensor, f"the features ({name!r}) of {type(network).__name__}", names)
-        yield {name: tensor.float().cpu() for name, tensor in found.items() if name not in UNUSED}
+        yield {name: tensor.float().cpu() for name, tensor in features.items() if name not in UNUSED}
         bar.update(len(chosen))
 
 
@@ -117,19 +121,6 @@ def _images(dataset: Dataset, positions: Sequence[int]) -> Tensor:
                 f"{other[2]}x{other[1]}: bind Preprocessing.image_size to the samples' size"
             )
     return dataset.batch(positions)["images"]
-
-
-def _read(folder: Path) -> Features | None:
-    """What was stored; None where there is nothing, or it is damaged, which is then said."""
-    if not folder.exists():
-        return None
-    try:
-        parts, record = load_artefact(folder)
-    except BrokenArtefact as error:
-        log.warning("the reference's features are computed again, for they were damaged: %s", error)
-        return None
-    log.info("reference features of %d images from %s", record["rows"], folder)
-    return _joined(parts)
 
 
 def _joined(parts: Mapping[str, Mapping[str, Tensor]]) -> Features:

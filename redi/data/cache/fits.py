@@ -26,22 +26,23 @@ log = logging.getLogger(__name__)
 BLOCK = 1024  # images whose moments are summed together: the unit that is divided over processes and stored
 
 
-def fit_or_restore(folder: Path, module: nn.Module, key: dict, fit: Callable[[], object]) -> None:
-    """Load the module's state from `folder` where the same fit was made before; else, or where it is damaged, fit and
+def fit_encoder(folder: Path, encoder: Encoder, dataset: Dataset) -> None:
+    """Load the encoder's state from `folder` where the same fit was made before; else, or where it is damaged, fit and
     store it.
 
     Of several processes that ask for the same fit, one makes it and the others wait.
     """
-    path = _place(folder, module, key)
+    key = {"fit": encoder.fit_settings(), "dataset": dataset.fingerprint()}
+    path = _place(folder, encoder, key)
 
     def finish() -> None:
-        log.info("fitting %s", type(module).__name__)
-        fit()
-        record = {"key": key | {"code": identity(module)}, "provenance": module.provenance()}
-        save_artefact(path, {"state": module.state_dict()}, record)
+        log.info("fitting %s", type(encoder).__name__)
+        encoder.fit(dataset)
+        record = {"key": key | {"code": identity(encoder)}, "provenance": encoder.provenance()}
+        save_artefact(path, {"state": encoder.state_dict()}, record)
 
     tensors, _ = _restore_or(path, lambda finished: complete(_work(path), finished=finished, finish=finish))
-    module.load_state_dict(tensors["state"])
+    encoder.load_state_dict(tensors["state"])
 
 
 def fit_reducer(
@@ -57,7 +58,7 @@ def fit_reducer(
     rank: int = 0,
     world_size: int = 1,
 ) -> None:
-    """As `fit_or_restore`, on the features of a seeded sample of the images.
+    """As `fit_encoder`, on the features of a seeded sample of the images.
 
     A reducer that needs only their moments is fitted by all processes together: the sample is cut into blocks of
     1,024 images, whose moments are stored one by one and merged in the order of the blocks. So the fit is bit-equal

@@ -7,11 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 log = logging.getLogger(__name__)
@@ -43,6 +38,12 @@ def linear_probe(train: Labelled, *, max_iterations: int = 500):
     Raises:
         ValueError: fewer than two classes.
     """
+    # Here, because it takes a second, which every start of a training run would pay.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=max_iterations))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # reported below, once
@@ -58,6 +59,10 @@ def knn(train: Labelled, *, k: int | None = None):
     Args:
         k: neighbours; default: see `num_neighbours`.
     """
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     k = num_neighbours(train.labels) if k is None else k
     probe = make_pipeline(StandardScaler(with_std=False), KNeighborsClassifier(k, metric="cosine"))
     return probe.fit(*_arrays(train, least_classes=2))
