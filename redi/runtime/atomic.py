@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -139,19 +140,13 @@ def write_json(path: Path, value) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file atomically: other processes read the old or the new one. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        rename(temporary, path)
+        with atomic_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         if error.filename is None:  # a full disk shows when a file is written, and then without its name
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def stamp(folder: Path) -> tuple[int, int] | None:
@@ -170,14 +165,12 @@ def only_process(run_dir: Path) -> Iterator[None]:
     Raises:
         ValueError: another process holds it.
     """
+    lock = FileLock(run_dir / ".lock", blocking=False)
     try:
-        import fcntl
-    except ImportError:  # Windows: no protection rather than no training
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"another process is training in {run_dir}: choose another --run_dir") from None
+    try:
         yield
-        return
-    with open(run_dir / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process is training in {run_dir}: choose another --run_dir") from None
-        yield
+    finally:
+        lock.release()
