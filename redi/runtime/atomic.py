@@ -57,19 +57,6 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside a file, which is synced and becomes the file when the block ends well."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        rename(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
 def shared_folder(folder: Path, needed_bytes: int = 0) -> Iterator[Path]:
     """As `atomic_folder`, but where another process was first, its folder stays and this one's is dropped."""
     with _temporary_folder(Path(folder), needed_bytes) as temporary:
