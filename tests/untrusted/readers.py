@@ -21,7 +21,7 @@ from redi.core.configurables import import_all
 from redi.data.cache.cache import Cache, manifest_sha256
 from redi.data.cache.shards import map_shard, shard_tensors, with_names
 from redi.data.datasets import AdmBatch, ImageFolder, WebDataset
-from redi.data.datasets.image_folder import _labels_of_index
+from redi.data.datasets.image_folder import labels_of_index
 from redi.data.preprocessing import Preprocessing, open_image
 from redi.evaluation.samples.stored import Samples
 from redi.evaluation.stored_statistics import StoredStatistics
@@ -239,7 +239,7 @@ READERS = {
     "images": Reader(images, anything_of_pillow, 5),
     "zips of images": Reader(zips, read_folder, 3, suffix=".zip"),
     "labels": Reader(
-        labels, lambda path: _labels_of_index(path.open("rb"), ["a.png", "b.png"], "x"), 3, json_damaged
+        labels, lambda path: labels_of_index(path.open("rb"), ["a.png", "b.png"], "x"), 3, json_damaged
     ),
     "tar shards": Reader(tars, read_shards, 2, suffix=".tar"),
     "ADM batches": Reader(batches, lambda path: AdmBatch(path=str(path)).load(0), 2, suffix=".npz"),

@@ -39,7 +39,7 @@ class ImageFolder(EncodedImages):
                 index = self.source.open("dataset.json")
             except ValueError as error:  # of a zip file, which does not name it
                 raise ValueError(f"{where}: dataset.json: {error}") from None
-            labels, class_names = _labels_of_index(index, names, where)
+            labels, class_names = labels_of_index(index, names, where)
         else:
             labels, class_names = _labels_of_folders(names, self.source.folders, where)
         super().__init__(names=names, labels=labels, class_names=class_names, **part)
@@ -74,7 +74,7 @@ def _labels_of_folders(names: list[str], folders: set[str], where: str) -> tuple
     return np.array([label_of[PurePosixPath(name).parts[0]] for name in names]), class_names
 
 
-def _labels_of_index(file: IO[bytes], names: list[str], where: str) -> tuple[np.ndarray, list[str]]:
+def labels_of_index(file: IO[bytes], names: list[str], where: str) -> tuple[np.ndarray, list[str]]:
     """What dataset.json says about each of `names`."""
     where = f"{where}: dataset.json"
     try:
