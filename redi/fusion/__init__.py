@@ -15,18 +15,12 @@ from redi.core.registry import Registry, discover
 class Fusion(nn.Module, ABC):
     """Patch embeddings and output heads of every channel group (paper, section 3.3: W_emb and W_dec per stream).
 
-    A strategy implements `embed` and `tokens_of`. Both streams lie on the same latent grid, so one table of 2-D
-    sin-cos positions serves all.
+    All groups lie on the same latent grid (H, W), so one table of 2-D sin-cos positions serves them all.
 
     Args:
-        channels: the channel groups of the joint state.
-        grid: (H, W) of the joint state.
-        patch_size: p; P = HW / p^2 patches.
+        patch_size: p; P = HW / p^2 patches. Raises ValueError where it does not divide the grid.
         width: D, the model width.
         variance_groups: groups with a second output per channel (see `Process.variance_groups`).
-
-    Raises:
-        ValueError: the patch size does not divide the grid.
     """
 
     def __init__(
@@ -72,19 +66,15 @@ class Fusion(nn.Module, ABC):
     def unembed(self, tokens: Tensor) -> Tensor:
         """Tokens (N, T, D) after the last modulation -> joint prediction (N, C, H, W), and after it along the channels
         the second outputs of `variance_groups`."""
-        own = self.tokens_of(tokens)
-        heads = [(own[name], head) for name, head in (*self.heads.items(), *self.variance_heads.items())]
-        return torch.cat([self._unpatch(head(tokens)) for tokens, head in heads], dim=1)
+        groups, (h, w), p = self.tokens_of(tokens), self.patch_grid, self.patch_size
+        heads = (*self.heads.items(), *self.variance_heads.items())
+        patches = torch.cat([head(groups[name]).unflatten(-1, (p, p, -1)) for name, head in heads], dim=-1)
+        # Row order of the heads: (row, column, channel), as published.
+        return rearrange(patches, "n (h w) p q c -> n c (h p) (w q)", h=h, w=w)
 
     def embed_group(self, name: str, group: Tensor) -> Tensor:
         """One group (N, C_m, H, W) -> (N, P, D), with its bias where it has one, without positions."""
         return rearrange(self.embeddings[name](group), "n d h w -> n (h w) d")
-
-    def _unpatch(self, patches: Tensor) -> Tensor:
-        """(N, P, p p C_m) -> (N, C_m, H, W). Row order of the heads: (row, column, channel), as published."""
-        h, w = self.patch_grid
-        p = self.patch_size
-        return rearrange(patches, "n (h w) (p q c) -> n c (h p) (w q)", h=h, w=w, p=p, q=p)
 
     @property
     @abstractmethod

@@ -2,11 +2,10 @@
 
 import logging
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
-from redi.core.channels import Channels
 from redi.fusion import Fusion, register
 
 log = logging.getLogger(__name__)
@@ -20,19 +19,9 @@ class Merged(Fusion):
     move under Adam by as many times the published step.
     """
 
-    def __init__(
-        self,
-        *,
-        channels: Channels,
-        grid: tuple[int, int],
-        patch_size: int,
-        width: int,
-        variance_groups: Sequence[str] = (),
-    ):
-        super().__init__(
-            channels=channels, grid=grid, patch_size=patch_size, width=width, variance_groups=variance_groups
-        )
-        for name in channels.representations:  # after they were made, so that the same random numbers are drawn
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        for name in self.channels.representations:  # after they were made, so that the same random numbers are drawn
             self.embeddings[name].register_parameter("bias", None)
         self.register_load_state_dict_pre_hook(_take_one_bias)
 

@@ -327,7 +327,7 @@ def test_a_guided_trajectory_of_the_sde_is_that_of_a_loop_on_the_reference(rules
     state, y = published_state(12, 24), torch.tensor([1, 4])
     model, imported = imported_model(state)
     rule, combine = RULES[rules]
-    denoise = guided(model, rule, imported.runtime["channels"], y, K, FlowMatching().network_time)
+    denoise = guided(model, rule, imported.runtime["channels"], y, K, FlowMatching().model_time)
     drawn = EulerMaruyama(num_evaluations=6)(denoise, FlowMatching(), ImageNoise(0, [0, 1], (12, GRID, GRID)))
 
     draw, velocity = ImageNoise(0, [0, 1], (12, GRID, GRID)), guided_reference(state, combine, y)
@@ -346,7 +346,7 @@ def test_a_guided_trajectory_of_the_sde_is_that_of_a_loop_on_the_reference(rules
 def test_a_trajectory_of_the_ode_is_that_of_a_loop_on_the_reference():
     state, y = published_state(4, 8), torch.tensor([1, 4])
     model, imported = imported_model(state)
-    denoise = guided(model, [], imported.runtime["channels"], y, K, FlowMatching().network_time)
+    denoise = guided(model, [], imported.runtime["channels"], y, K, FlowMatching().model_time)
     drawn = Euler(num_evaluations=8)(denoise, FlowMatching(), ImageNoise(0, [0, 1], (4, GRID, GRID)))
     x = ImageNoise(0, [0, 1], (4, GRID, GRID))()
     for step in range(8):
@@ -359,7 +359,7 @@ def test_repa_counts_time_from_data_and_its_velocity_has_the_other_sign():
     state, y = published_state(4, 8, projectors=("projectors.0.",)), torch.tensor([1, 4])
     model, imported = imported_model(state)
     process = FlowMatching(reversed=True)
-    denoise = guided(model, [], imported.runtime["channels"], y, K, process.network_time)
+    denoise = guided(model, [], imported.runtime["channels"], y, K, process.model_time)
     drawn = Euler(num_evaluations=8)(denoise, process, ImageNoise(0, [0, 1], (4, GRID, GRID)))
     x = ImageNoise(0, [0, 1], (4, GRID, GRID))()
     for step in range(8):
@@ -372,7 +372,7 @@ def test_a_respaced_ancestral_trajectory_of_dit_is_that_of_a_loop_on_the_referen
     state, y = published_state(4, 8), torch.tensor([1, 4])
     model, imported = imported_model(state, learned_variance=True)
     process = DDPM().for_channels(imported.runtime["channels"])
-    denoise = guided(model, [ClassifierFree(scale=1.5)], process._channels, y, K, process.network_time)
+    denoise = guided(model, [ClassifierFree(scale=1.5)], imported.runtime["channels"], y, K, process.model_time)
     drawn = Ancestral(num_evaluations=5)(denoise, process, ImageNoise(0, [0, 1], (4, GRID, GRID)))
 
     kept = np.linspace(0, 999, 5).round().astype(int)
