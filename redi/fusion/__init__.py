@@ -34,9 +34,8 @@ class Fusion(nn.Module, ABC):
     ):
         super().__init__()
         if grid[0] % patch_size or grid[1] % patch_size:
-            raise ValueError(
-                f"DiffusionTransformer.patch_size = {patch_size} does not divide the latent grid {grid[0]}x{grid[1]}"
-            )
+            setting = f"DiffusionTransformer.patch_size = {patch_size}"
+            raise ValueError(f"{setting} does not divide the latent grid {grid[0]}x{grid[1]}")
         self.channels = channels
         self.patch_size = patch_size
         self.patch_grid = (grid[0] // patch_size, grid[1] // patch_size)
@@ -64,13 +63,12 @@ class Fusion(nn.Module, ABC):
         """Tokens (N, T, D) -> {group: (N, P, D)}, what each group's head reads."""
 
     def unembed(self, tokens: Tensor) -> Tensor:
-        """Tokens (N, T, D) after the last modulation -> joint prediction (N, C, H, W), and after it along the channels
-        the second outputs of `variance_groups`."""
+        """Tokens (N, T, D) -> joint prediction (N, C, H, W), then the second outputs of `variance_groups`."""
         groups, (h, w), p = self.tokens_of(tokens), self.patch_grid, self.patch_size
-        heads = (*self.heads.items(), *self.variance_heads.items())
-        patches = torch.cat([head(groups[name]).unflatten(-1, (p, p, -1)) for name, head in heads], dim=-1)
-        # Row order of the heads: (row, column, channel), as published.
-        return rearrange(patches, "n (h w) p q c -> n c (h p) (w q)", h=h, w=w)
+        patches = [head(groups[name]) for name, head in (*self.heads.items(), *self.variance_heads.items())]
+        # The rows of the heads are ordered (row, column, channel), as published.
+        maps = [rearrange(part, "n (h w) (p q c) -> n c (h p) (w q)", h=h, w=w, p=p, q=p) for part in patches]
+        return torch.cat(maps, dim=1)
 
     def embed_group(self, name: str, group: Tensor) -> Tensor:
         """One group (N, C_m, H, W) -> (N, P, D), with its bias where it has one, without positions."""

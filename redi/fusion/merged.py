@@ -43,14 +43,13 @@ EMBEDDING_BIAS = re.compile(r"\bembeddings\.[^./]+\.bias$")
 def with_one_bias(
     groups: Mapping[str, Mapping[str, Tensor]], parameters: Collection[str]
 ) -> dict[str, dict[str, Tensor]]:
-    """The groups of a checkpoint, where it has an embedding bias for every group and the model has one: their sum.
+    """Sum the embedding biases of a checkpoint that has one for every group, where the model has one alone.
 
-    Exact for weights and averages. The optimizer's moments of all these biases are equal, because their gradients are:
-    the image's are kept.
+    Exact for weights and averages. Of the optimizer's moments, which are equal, the image's are kept.
 
     Args:
-        groups: {"model", "ema", "averages", "optimizer", ...}, or some of them. A part of a tensor's name between
-            slashes is that of its parameter.
+        groups: {"model", "ema", "averages", "optimizer", ...}, or some of them; a parameter's name stands in a tensor's
+            name between slashes.
         parameters: names of the model's parameters.
     """
     result, surplus = {}, set()
@@ -73,7 +72,7 @@ def with_one_bias(
 
 
 def _take_one_bias(fusion: Merged, state: dict, prefix: str, *_) -> None:
-    """Before loading: state dicts from before the groups shared one bias."""
+    """Before loading, for state dicts from before the groups shared one bias."""
     tensors = with_one_bias({"model": state}, [prefix + name for name, _ in fusion.named_parameters()])["model"]
     state.clear()
     state.update(tensors)

@@ -19,11 +19,8 @@ def choose_attention(
 ) -> tuple[Attention, str]:
     """Return the attention function to use and one line that says which and why.
 
-    'auto' takes xformers on a GPU where it passes `problem_of`, else sdpa; without CUDA it takes sdpa.
-    benchmarks/attention.py tells which backend is fastest on a machine.
-
-    Raises:
-        ValueError: an unknown backend, or one bound by name that cannot run here.
+    'auto' takes xformers on a GPU where it passes `problem_of`, else sdpa. Raises ValueError for an unknown backend, or
+    one bound by name that cannot run here.
     """
     if backend not in ("auto", *BACKENDS):
         raise ValueError(f"DiffusionTransformer.attention = {backend!r}: it is one of auto, {', '.join(BACKENDS)}")

@@ -21,13 +21,12 @@ def attend_math(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    return functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
 
 def attend_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """PyTorch's scaled_dot_product_attention; on a GPU its flash kernel, else the memory-efficient one, else plain
-    products. Left alone it may take cuDNN's, of whose gradients there are open reports of NaN."""
+    """PyTorch's scaled_dot_product_attention. On a GPU it could choose cuDNN's kernel, whose gradients are reported to
+    be NaN at times: the flash kernel comes first here, then the memory-efficient one, then plain products."""
     if q.device.type != "cuda":
         return _sdpa(q, k, v)
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH], set_priority=True):
@@ -35,20 +34,17 @@ def attend_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def attend_sdpa_flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """PyTorch's flash kernel, or an error."""
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         return _sdpa(q, k, v)
 
 
 def attend_sdpa_cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """cuDNN's kernel as PyTorch calls it, or an error."""
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
         return _sdpa(q, k, v)
 
 
 def attend_xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """xformers' memory-efficient attention, after `load`. xformers chooses its kernel: FlashAttention-3 where that is
-    installed; flash in half precision up to head dimension 256; else, and where deterministic, cutlass."""
+    """xformers' memory-efficient attention, after `load`; it chooses its kernel itself."""
     return _xformers_forward(q, k, v)[0]
 
 
@@ -102,12 +98,7 @@ GPU_ONLY = ("sdpa_cudnn", "xformers", "flash3")
 
 
 def load(backend: str) -> None:
-    """Import the library that a backend comes from.
-
-    Raises:
-        ImportError: it is not installed, or in a version that does not serve.
-        OSError: a shared library that it needs cannot be loaded.
-    """
+    """Import the library that a backend comes from. Raises ImportError or OSError where it does not load."""
     if backend == "flash3":
         import flash_attn_interface  # noqa: F401
 
@@ -125,5 +116,5 @@ def load(backend: str) -> None:
     import xformers.ops.fmha
 
     if not getattr(xformers, "_has_cpp_library", True):
-        what = "its compiled library does not load"
-        raise ImportError(f"{what}: beside torch for CUDA 13 it needs nvidia-cuda-runtime-cu12 (the extra `gpu`)")
+        hint = "with torch for CUDA 13 it needs nvidia-cuda-runtime-cu12 (the extra `gpu`)"
+        raise ImportError(f"its compiled library does not load: {hint}")

@@ -20,16 +20,8 @@ from redi.runtime.device import PRECISIONS
 
 # What stands beside the groups' names in batches, in losses and in the log.
 RESERVED = {
-    "images",
-    "labels",
-    "alignment",
-    "vlb",
-    "loss",
-    "step",
-    "gradient_norm",
-    "images_per_second",
-    "learning_rate",
-}
+    "images", "labels", "alignment", "vlb", "loss", "step", "gradient_norm", "images_per_second", "learning_rate",
+}  # fmt: skip
 
 
 @configurable
@@ -37,11 +29,7 @@ class Representation(nn.Module):
     """A frozen encoder and the reducer of its features; one channel group of the joint state.
 
     Args:
-        encoder, reducer: objects of these kinds.
         name: of the channel group; default: the encoder's name.
-
-    Raises:
-        ValueError: the wrong kind of object, or a reducer that cannot reduce the encoder's width.
     """
 
     def __init__(self, *, encoder: Encoder, reducer: Reducer, name: str | None = None):
@@ -52,14 +40,11 @@ class Representation(nn.Module):
             reducer.check_width(encoder.dim)
         except ValueError as error:
             raise ValueError(f"{error} of {type(encoder).__name__}") from None
-        self.encoder = encoder
-        self.reducer = reducer
-        self.name = name or encoder.name
+        self.encoder, self.reducer, self.name = encoder, reducer, name or encoder.name
         if not self.name.isidentifier() or self.name in RESERVED or hasattr(nn.ModuleDict, self.name):
-            raise ValueError(
-                f"Representation.name = {self.name!r} cannot name a channel group, for it is no identifier or means "
-                f"something else in batches, losses or logs: choose another, such as {encoder.name!r}"
-            )
+            reason = "it is no identifier, or means something else in batches, losses or logs"
+            setting = f"Representation.name = {self.name!r} cannot name a channel group"
+            raise ValueError(f"{setting}: {reason}. Choose another, such as {encoder.name!r}")
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) uint8 -> reduced features on the encoder's own grid (N, R, h, w) float32."""
@@ -70,24 +55,18 @@ class Representation(nn.Module):
 class JointCodec(nn.Module):
     """Owns the autoencoder, the representations and the `Channels` of the joint state.
 
-    Encoding has two halves, so that a cache can stand between them: `precompute` runs the networks,
-    `join` draws the latents, scales every representation, resizes it bilinearly to the latent grid (paper,
-    section 3.1) and concatenates.
+    Encoding has two halves, so that a cache can stand between them: `precompute` runs the networks; `join` draws the
+    latents, scales the representations, resizes them bilinearly to the latent grid (paper, section 3.1) and joins all.
 
     Args:
         autoencoder: default: pixels.
         representations: none is the plain model.
         alignment: the encoder whose features REPA aligns hidden tokens with (see `JointObjective`); they are
             precomputed, but are no part of the joint state.
-        precision: in which `precompute` runs encoders and pretrained autoencoders: 'float32' (each in its own; torch's
-            setting decides whether a GPU rounds convolutions to TF32, and by default it does), 'tf32' (products too) or
-            'bfloat16' (autocast). Lower it to train without a cache on a GPU: the networks then run
-            in every step, and a GPU multiplies many times faster in bfloat16, with errors of about a hundredth of the
-            features. For a cache, made once, float32 is worth its time. Reducers are fitted and run in float32, and
-            what is stored is float16, in any case.
-
-    Raises:
-        ValueError: the wrong kind of object, two groups of one name, or no such precision.
+        precision: of encoders and pretrained autoencoders in `precompute`: 'float32' (each in its own; torch's default
+            rounds convolutions on a GPU to TF32), 'tf32' (products too) or 'bfloat16' (autocast; errors of about a
+            hundredth of the features). Lower it to train without a cache on a GPU, where the networks run in every
+            step. Reducers run in float32, and the result is stored in float16, in any case.
     """
 
     def __init__(
@@ -125,11 +104,7 @@ class JointCodec(nn.Module):
 
     def grid(self, image_size: int) -> tuple[int, int]:
         """(H, W) of the joint state for square images of this size."""
-        if image_size % self.autoencoder.downsample:
-            raise ValueError(
-                f"images of {image_size} pixels cannot be encoded by {type(self.autoencoder).__name__}, which divides "
-                f"the size by {self.autoencoder.downsample}: change Preprocessing.image_size"
-            )
+        self.autoencoder.check_size(image_size)
         side = image_size // self.autoencoder.downsample
         return side, side
 
@@ -168,10 +143,8 @@ class JointCodec(nn.Module):
         return self.join(self.precompute(images))
 
     def encode_sample(self, dataset, num_images: int = 1024) -> Tensor:
-        """x of at most so many images spread evenly over a `Dataset` or `Cache`, on the CPU.
-
-        Fewer where x is large (unreduced features): at most 64 million values, for statistics are taken in float64.
-        """
+        """x of at most `num_images` images spread evenly over a `Dataset` or `Cache`, on the CPU; fewer where they
+        would have more than 64 million values, because statistics are taken in float64."""
         height, width = self.grid(dataset.image_size)
         num_images = max(1, min(num_images, 2**26 // (self.channels.total * height * width)))
         if hasattr(dataset, "sample_positions"):  # of a stream, which would fetch all shards for an even spread
@@ -191,8 +164,8 @@ class JointCodec(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where its networks are, and so where images must be; the CPU for a codec without networks. Networks whose
-        weights are read at first use have no parameters before it, but buffers."""
+        """Where its networks are, and so where images must be; the CPU for a codec without networks."""
+        # Networks whose weights are read at first use have no parameters before it, but buffers.
         return next((tensor.device for tensor in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
     @property
@@ -202,13 +175,13 @@ class JointCodec(nn.Module):
         return aligned and all(r.encoder.fitted and r.reducer.fitted for r in self.representations.values())
 
     def load(self) -> None:
-        """Reads all pretrained weights now, not at first use. Raises ValueError where some are nowhere to be found."""
+        """Read all pretrained weights now, not at first use. Raises ValueError where some are missing."""
         for network in (self.autoencoder, *(r.encoder for r in self.representations.values()), self.alignment):
             if network is not None:
                 network.load()
 
     def learned_state(self) -> dict[str, Tensor]:
-        """What was learned from data here and cannot be had elsewhere: all reducers, and encoders trained here."""
+        """What was learned from data: the state of all reducers, and of encoders trained here."""
         return {
             f"{name}.{part}.{key}": tensor
             for name, part, module in self._learned_modules()
@@ -218,14 +191,13 @@ class JointCodec(nn.Module):
     def load_learned_state(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `learned_state`. Raises ValueError where it was written for another codec."""
         expected = {f"{name}.{part}" for name, part, _ in self._learned_modules()}
-        found = {".".join(key.split(".")[:2]) for key in state}
-        if expected != found:
-            raise ValueError(f"the stored codec has {sorted(found)}, the configured one {sorted(expected)}")
+        stored = {".".join(key.split(".")[:2]) for key in state}
+        if expected != stored:
+            raise ValueError(f"the stored codec has {sorted(stored)}, the configured one {sorted(expected)}")
         for name, part, module in self._learned_modules():
             prefix = f"{name}.{part}."
-            own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
             try:
-                module.load_state_dict(own)
+                module.load_state_dict({k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)})
             except RuntimeError as error:
                 raise ValueError(f"the stored {part} of {name} does not fit the configured one: {error}") from None
 
@@ -238,7 +210,7 @@ class JointCodec(nn.Module):
             yield "alignment", "encoder", self.alignment
 
     def provenance(self) -> dict:
-        """Everything that decides x, as JSON, with a hash of what was learned."""
+        """Everything that decides x, as JSON."""
         return self._provenance(lambda part: part.provenance())
 
     def fingerprint(self) -> str:

@@ -7,8 +7,8 @@ from torch import nn
 
 from redi.models.attention import attend_math
 
-# FLOP/s of dense bfloat16 products, by a part of the device's name. H100 and H200: what large products
-# reach within the power limit (the data sheet says 989); the others are the data sheets' rates with float32 sums.
+# FLOP/s of dense bfloat16 products, by a part of the device's name, from the data sheets (float32 sums); H100 and H200:
+# what large products reach within the power limit (the data sheet says 989).
 NOMINAL_RATES = {
     "H200": 790e12, "H100": 790e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
 }  # fmt: skip
@@ -17,13 +17,12 @@ NOMINAL_RATES = {
 def forward_flops(model: nn.Module, *, align: bool = False) -> float:
     """FLOPs of the forward pass of one image: twice the multiply-adds of its matrix products and convolutions.
 
-    A training step is three of them, since a backward pass is two; what checkpointing computes again is not counted.
-    Attention is counted in full, norms and activations are not, as in the published numbers (which are
-    multiply-adds: half of this). Counted on a copy without memory; the model stays as it is.
+    A training step takes three of them; what checkpointing computes again is not counted. Attention is counted in full,
+    norms and activations are not, as in the published numbers (multiply-adds: half of this).
 
     Args:
-        model: a `DiffusionTransformer`, or what has its `forward`, `channels` and `grid`.
-        align: with the projection for REPA.
+        model: a `DiffusionTransformer`, or an object with its `forward`, `channels` and `grid`.
+        align: include the projection for REPA.
     """
     from torch._subclasses import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode  # imports Triton where there is one
@@ -48,10 +47,7 @@ def without_memory(model: nn.Module, device: torch.device | str) -> nn.Module:
 
 
 def matmul_rate(device: torch.device | str, dtype: torch.dtype, *, seconds: float = 0.5) -> float:
-    """FLOP/s of large square matrix products on this device now: warmed up, the best of several within `seconds`.
-
-    float32 on a GPU is what `torch.backends.cuda.matmul` allows at the moment (TF32 or not).
-    """
+    """FLOP/s of large square matrix products on this device now, the best of several within `seconds`."""
     from torch.utils.benchmark import Timer  # it looks for a compiler and CUDA, and warns where there is none
 
     device = torch.device(device)
@@ -63,5 +59,5 @@ def matmul_rate(device: torch.device | str, dtype: torch.dtype, *, seconds: floa
 
 def nominal_rate(name: str, dtype: torch.dtype) -> float | None:
     """FLOP/s of a device by its name ('NVIDIA H200'), or None where it is not known for this dtype."""
-    known = (rate for part, rate in NOMINAL_RATES.items() if part in name.upper() and dtype == torch.bfloat16)
-    return next(known, None)
+    rates = (rate for part, rate in NOMINAL_RATES.items() if part in name.upper() and dtype == torch.bfloat16)
+    return next(rates, None)

@@ -18,8 +18,8 @@ _lowered: ContextVar[bool] = ContextVar("lowered", default=False)  # whether all
 
 @contextlib.contextmanager
 def networks_in(precision: str) -> Iterator[None]:
-    """Context in which pretrained networks run in 'tf32' or 'bfloat16', though their own precision be float32.
-    'float32' changes nothing, not even how torch is set."""
+    """Context in which pretrained networks run in 'tf32' or 'bfloat16' even if their own precision is float32.
+    'float32' leaves everything as it is, torch's settings included."""
     if precision == "float32":
         yield
         return
@@ -32,18 +32,15 @@ def networks_in(precision: str) -> Iterator[None]:
 
 
 class PretrainedNetwork(nn.Module, ABC):
-    """Its weights are read at first use, or by `load`; subclasses say where they lie and build the network of them.
+    """Reads its weights at first use, or by `load`; subclasses find them and build the network.
 
-    The network is no submodule: it is in no state dict, for it can be had elsewhere, but it follows `.to(device)`.
+    The network is not a submodule: it is in no state dict, but it follows `.to(device)`.
 
     Args:
         weights: where they are, as the subclass understands it.
-        weights_sha256: of the tensors, as in the provenance; other weights are refused. Where it is given, training
-            from a cache needs no weights.
+        weights_sha256: of the tensors, as in the provenance; other weights are refused. With it, training from a cache
+            needs no weights.
         precision: 'bfloat16' runs the network under autocast.
-
-    Raises:
-        ValueError: no such precision.
     """
 
     def __init__(self, *, weights: str | None, weights_sha256: str | None, precision: str):
@@ -75,28 +72,22 @@ class PretrainedNetwork(nn.Module, ABC):
         return self
 
     def _autocast(self) -> torch.autocast:
-        """The context that the network runs in, whatever autocast the caller is in (but see `networks_in`)."""
         lowered = self.precision == "bfloat16" or _lowered.get()
         return torch.autocast(self.anchor.device.type, torch.bfloat16, enabled=lowered)
 
     @abstractmethod
     def _weights_path(self) -> Path:
-        """The weights file. Raises ValueError: there is none, and the message says where to get it."""
-
-    def _converted(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What is hashed and built of the tensors in the file."""
-        return tensors
+        """The weights file. Raises ValueError, which says where to get it, if there is none."""
 
     def _tensors_and_sha256(self, path: Path) -> tuple[dict[str, Tensor], str]:
-        tensors = self._converted(read_tensors(path, binding=self._binding("weights")))
+        tensors = read_tensors(path, binding=self._binding("weights"))
         return tensors, tensors_sha256(tensors)
 
     @abstractmethod
     def _build(self, path: Path, tensors: dict[str, Tensor]) -> nn.Module:
-        """The network with these weights, which `path` holds. Raises ValueError: they are of another network."""
+        """The network with these weights, read from `path`. Raises ValueError if they belong to another."""
 
     def _read_weights(self) -> tuple[Path, dict[str, Tensor]]:
-        """The file and its tensors; notes their hash, or compares it with the one given."""
         path, binding = self._weights_path(), self._binding("weights")
         tensors, digest = self._tensors_and_sha256(path)
         if self.weights_sha256 not in (None, digest):
@@ -108,7 +99,7 @@ class PretrainedNetwork(nn.Module, ABC):
         return path, tensors
 
     def _known_sha256(self) -> str:
-        """For the provenance: the hash of the weights, without building the network, which a cached run never needs."""
+        """The hash of the weights, without building the network, which a cached run never needs."""
         if self.weights_sha256 is None:
             self._read_weights()
         return self.weights_sha256

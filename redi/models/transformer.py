@@ -26,24 +26,19 @@ class DiffusionTransformer(nn.Module):
     """x_t (N, C, H, W), t (N,), y (N,) -> prediction (N, C, H, W), for DiT and SiT alike.
 
     Args:
-        channels: the channel groups of the joint state (supplied by `train`, as the next four).
-        grid: (H, W) of the joint state.
+        channels, grid: groups and (H, W) of the joint state (supplied by `train`, as the next three).
         num_classes: K; row K of the label table is the null label.
         variance_groups: groups with a learned variance, for which the prediction has further channels after the C.
         alignment_dim: E of the encoder that REPA aligns hidden tokens with; None: no projector.
         size: S, B, L or XL with a patch size, as in 'B/2'; the four arguments after it override its parts.
         fusion: the class of a fusion strategy.
         attention: a backend, or 'auto'; see `choose_attention`.
-        checkpointing: keep only the input of every block for the backward pass and compute the rest again, for GPUs
-            that cannot hold a batch otherwise; about a third more compute.
-        timestep_scale: what the time is multiplied with before its sinusoidal embedding; the published models do not
-            (SiT's process gives times in [0, 1], DiT's 0 ... 999).
+        checkpointing: recompute the blocks in the backward pass: less memory, about a third more compute.
+        timestep_scale: multiplies the time before its sinusoidal embedding (1 in the published models: SiT's process
+            gives times in [0, 1], DiT's 0 ... 999).
         group_timesteps: an embedding of every representation's own time, for `JointObjective.independent_timesteps`.
         alignment_layer: the block (counted from 1) whose output the projector reads (REPA: 8).
         alignment_width: of the projector's two hidden layers.
-
-    Raises:
-        ValueError: an unknown size, a width that the heads do not divide, a patch size that does not divide the grid.
     """
 
     def __init__(
@@ -80,8 +75,7 @@ class DiffusionTransformer(nn.Module):
             raise ValueError(f"DiffusionTransformer.num_heads = {num_heads} does not divide the width {width}")
         self.channels, self.grid, self.num_classes = channels, tuple(grid), num_classes
         self.null_label = num_classes
-        self.attention = attention
-        self.checkpointing = checkpointing
+        self.attention, self.checkpointing = attention, checkpointing
         self.attention_for: tuple | None = None  # the device and dtype that the backend was chosen for
         self.trained_with: tuple[float, float] | None = None  # label and representation dropout, where that is known
         runtime = {"variance_groups": tuple(variance_groups)} if variance_groups else {}
@@ -91,19 +85,15 @@ class DiffusionTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio) for _ in range(depth))
         self.final_norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.final_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
-        self.group_embeddings = nn.ModuleDict()
-        if group_timesteps:
-            self.group_embeddings.update(
-                {name: TimestepEmbedding(width, scale=timestep_scale) for name in channels.representations}
-            )
+        names = channels.representations if group_timesteps else ()
+        self.group_embeddings = nn.ModuleDict({n: TimestepEmbedding(width, scale=timestep_scale) for n in names})
         self._initialise()
         self.alignment_layer = alignment_layer
         self.projector: nn.Module | None = None
         if alignment_dim is not None:
             if not 1 <= alignment_layer <= depth:
-                raise ValueError(
-                    f"DiffusionTransformer.alignment_layer = {alignment_layer}: the model has blocks 1 ... {depth}"
-                )
+                setting = f"DiffusionTransformer.alignment_layer = {alignment_layer}"
+                raise ValueError(f"{setting}: the model has blocks 1 ... {depth}")
             self.projector = nn.Sequential(  # REPA (Yu et al., arXiv 2410.06940): three layers, SiLU between them
                 nn.Linear(width, alignment_width), nn.SiLU(),
                 nn.Linear(alignment_width, alignment_width), nn.SiLU(),
@@ -128,37 +118,33 @@ class DiffusionTransformer(nn.Module):
             nn.init.zeros_(modulation[1].bias)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor, *, align: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """
+        """Return the prediction (N, C, H, W), with further channels for learned variances.
+
         Args:
             x: the joint state at t, (N, C, H, W).
             t: the process's `model_time`: one for all, (N,), or (N, groups) where every group has a time of its own,
                 of which a model without `group_timesteps` reads the image's.
             y: labels (N,) in 0 ... K.
             align: return also the projection (N, P, E) of the hidden image tokens, for REPA.
-
-        Returns:
-            The prediction (N, C, H, W), with further channels for learned variances.
         """
         t = torch.as_tensor(t, device=x.device)
         tokens = self.fusion.embed(x)  # (N, T, D)
         condition = self._embed_times(t) + self.label_embedding(y)  # (N, D)
         for number, block in enumerate(self.blocks, start=1):
-            tokens = self._run(block, tokens, condition)
+            if self.checkpointing and self.training and torch.is_grad_enabled():
+                # Nothing in a block is random, so no generator has to be restored for the second time.
+                tokens = checkpoint(block, tokens, condition, use_reentrant=False, preserve_rng_state=False)
+            else:
+                tokens = block(tokens, condition)
             if align and number == self.alignment_layer:
                 aligned = self.projector(self.fusion.tokens_of(tokens)["image"])
         shift, scale = in_full(self.final_modulation, condition).chunk(2, dim=-1)
         prediction = self.fusion.unembed(modulate(self.final_norm(tokens), shift, scale))
         return (prediction, aligned) if align else prediction
 
-    def _run(self, block: nn.Module, tokens: Tensor, condition: Tensor) -> Tensor:
-        if not (self.checkpointing and self.training and torch.is_grad_enabled()):
-            return block(tokens, condition)
-        # Nothing in a block is random, so no generator has to be put back for the second time.
-        return checkpoint(block, tokens, condition, use_reentrant=False, preserve_rng_state=False)
-
     @property
     def has_group_times(self) -> bool:
-        """Whether the model is told every group's t; else it reads the image's alone."""
+        """Whether the model reads every group's t; else the image's alone."""
         return len(self.group_embeddings) > 0
 
     def _embed_times(self, t: Tensor) -> Tensor:
@@ -170,7 +156,7 @@ class DiffusionTransformer(nn.Module):
         return embedded
 
     def choose_attention(self, device: torch.device | str, dtype: torch.dtype) -> str:
-        """Settles the attention backend for this device and dtype; returns the line that says which and why."""
+        """Set the attention backend for this device and dtype; return one line that says which and why."""
         head_dim = self.blocks[0].qkv.in_features // self.blocks[0].num_heads
         attend, reason = choose_attention(
             self.attention, device=device, dtype=dtype, head_dim=head_dim, num_tokens=self.fusion.num_tokens
@@ -186,8 +172,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: float):
         super().__init__()
-        self.num_heads = num_heads
-        self.attend = attend_sdpa
+        self.num_heads, self.attend = num_heads, attend_sdpa
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.qkv = nn.Linear(width, 3 * width)
         self.projection = nn.Linear(width, width)
@@ -212,8 +197,7 @@ class TimestepEmbedding(nn.Module):
 
     def __init__(self, width: int, *, num_frequencies: int = 128, scale: float = 1.0):
         super().__init__()
-        self.num_frequencies = num_frequencies
-        self.scale = scale
+        self.num_frequencies, self.scale = num_frequencies, scale
         self.mlp = nn.Sequential(nn.Linear(2 * num_frequencies, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
@@ -224,11 +208,8 @@ class TimestepEmbedding(nn.Module):
 
 
 def in_full(layers: nn.Module, x: Tensor) -> Tensor:
-    """layers(x) in the precision of the weights, also under autocast.
-
-    For what acts on the condition (N, D): bfloat16 keeps 1 + scale to two digits and a half, in every block, and saves
-    nothing here, for there is one condition for hundreds of tokens. With it, the residual stream stays in float32.
-    """
+    """layers(x) in the precision of the weights, also under autocast: for the condition (N, D), where bfloat16 would
+    round 1 + scale in every block and save nothing. The residual stream stays in float32 with it."""
     if x.is_meta:  # knows no autocast
         return layers(x)
     with torch.autocast(x.device.type, enabled=False):
@@ -244,6 +225,6 @@ def parse_size(size: str) -> tuple[int, int, int, int]:
     """'B/2' -> width, depth, heads, patch size."""
     letter, _, patch = size.partition("/")
     if letter not in SIZES or not patch.isdigit() or int(patch) < 1:
-        sizes = ", ".join(SIZES)
-        raise ValueError(f"DiffusionTransformer.size = {size!r}: it is one of {sizes}, then / and patch size: 'B/2'")
+        allowed = f"one of {', '.join(SIZES)}, then / and patch size: 'B/2'"
+        raise ValueError(f"DiffusionTransformer.size = {size!r}: it is {allowed}")
     return *SIZES[letter], int(patch)

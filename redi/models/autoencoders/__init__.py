@@ -19,11 +19,16 @@ class Autoencoder(nn.Module, ABC):
     downsample: int
 
     def load(self) -> None:
-        """Reads pretrained weights now instead of at first use, so that missing ones show before anything is run.
+        """Read pretrained weights now instead of at first use. Raises ValueError naming the file, its source and the
+        binding if they are missing."""
 
-        Raises:
-            ValueError: they are nowhere to be found; the message names the file, its source and the binding.
-        """
+    def check_size(self, image_size: int) -> None:
+        """Raises ValueError where images of this size in pixels cannot be encoded."""
+        if image_size % self.downsample:
+            raise ValueError(
+                f"images of {image_size} pixels cannot be encoded by {type(self).__name__}, which divides the size by "
+                f"{self.downsample}: change Preprocessing.image_size"
+            )
 
     @abstractmethod
     def moments(self, images: Tensor) -> Tensor:
@@ -31,11 +36,7 @@ class Autoencoder(nn.Module, ABC):
 
     @abstractmethod
     def latents(self, moments: Tensor, randn: Callable[..., Tensor] = torch.randn) -> Tensor:
-        """Stored moments -> scaled latents (N, channels, H, W) float32.
-
-        Args:
-            randn: all that is random comes from this function; training on several processes gives another one.
-        """
+        """Stored moments -> scaled latents (N, channels, H, W) float32; `randn` draws all that is random."""
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:

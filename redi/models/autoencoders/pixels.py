@@ -24,8 +24,7 @@ class Pixels(Autoencoder):
         super().__init__()
         if channels not in (1, 3):
             raise ValueError(f"Pixels.channels = {channels}: it is 1 (grey) or 3 (colour)")
-        self.channels = channels
-        self.downsample = 1
+        self.channels, self.downsample = channels, 1
 
     def moments(self, images: Tensor) -> Tensor:
         if self.channels == 3:

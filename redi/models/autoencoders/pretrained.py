@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from redi.models.autoencoders import Autoencoder
 from redi.models.pretrained_network import PretrainedNetwork
+from redi.runtime.checksums import tensors_sha256
 from redi.runtime.hub_files import cached_hub_file, find_hub_file
+from redi.runtime.weights_files import read_tensors
 
 log = logging.getLogger(__name__)
 
@@ -31,15 +33,11 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
     Args:
         weights: hub id; or a folder in diffusers' format (config.json, diffusion_pytorch_model.safetensors or .bin);
             or the weights' file in such a folder.
-        weights_sha256: of the tensors, as in the provenance; other weights are refused.
+        weights_sha256, precision: see `PretrainedNetwork`.
         scale, shift: the latents are (z - shift) * scale.
         batch_size: images per pass through the network; bounds the memory.
-        precision: 'bfloat16' runs the network under autocast.
         uint8_rule: of decoded x in [-1, 1]: 'round' rounds 127.5 x + 127.5, 'truncate' cuts off the fraction of
-            127.5 x + 128, as the code published with the paper does. They differ where rounding errors decide.
-
-    Raises:
-        ValueError: weights that cannot be such an autoencoder; at first use (or `load`) weights that are not there.
+            127.5 x + 128, as the code published with the paper does.
     """
 
     diffusers_class: ClassVar[str]
@@ -77,11 +75,8 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
 
     def _encode(self, images: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
         """(N, 3, S, S) uint8 -> what `encode` gives for them in [-1, 1], `batch_size` at a time."""
-        if images.shape[-1] % self.downsample or images.shape[-2] % self.downsample:
-            raise ValueError(
-                f"images of {images.shape[-2]}x{images.shape[-1]} pixels cannot be encoded by {type(self).__name__}, "
-                f"which divides the size by {self.downsample}: change Preprocessing.image_size"
-            )
+        for size in images.shape[-2:]:
+            self.check_size(size)
         return self._in_passes(lambda part: encode(part.float() / 127.5 - 1), images)
 
     def latents(self, moments: Tensor, randn: Callable[..., Tensor] = torch.randn) -> Tensor:
@@ -100,8 +95,8 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
         return torch.cat(parts)  # outside, since autocast on the CPU cannot join float16
 
     def provenance(self) -> dict:
-        # Neither id nor path: the same weights from the hub and from a folder are the same autoencoder everywhere.
-        # What only `decode` depends on (uint8_rule) does not decide the latents.
+        # Neither id nor path, since weights from the hub and from a folder are the same; nor uint8_rule, which only
+        # `decode` reads.
         return {
             "autoencoder": type(self).__name__,
             "architecture": {key: self.config.get(key, default) for key, default in self.decisive.items()},
@@ -137,7 +132,7 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
         return config
 
     def _folder(self) -> Path | None:
-        """The local folder that `weights` names, or that its file lies in; None for a hub id."""
+        """The local folder of the weights; None for a hub id."""
         path = Path(self.weights).expanduser()
         return path if path.is_dir() else path.parent if path.is_file() else None
 
@@ -154,9 +149,10 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
                 return path
         raise ValueError(f"{binding}: {folder} has neither {WEIGHTS[0]} nor {WEIGHTS[1]}")
 
-    def _converted(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """{name as in diffusers today: float32 tensor}"""
-        return {OLD.sub(lambda m: m[1] + RENAMED[m[2]], name): tensor.float() for name, tensor in tensors.items()}
+    def _tensors_and_sha256(self, path: Path) -> tuple[dict[str, Tensor], str]:
+        stored = read_tensors(path, binding=self._binding("weights"))
+        tensors = {OLD.sub(lambda m: m[1] + RENAMED[m[2]], name): tensor.float() for name, tensor in stored.items()}
+        return tensors, tensors_sha256(tensors)
 
     def _build(self, path: Path, tensors: dict[str, Tensor]) -> nn.Module:
         logging.getLogger("xformers").setLevel(logging.ERROR)  # diffusers imports it where it is; it warns on a CPU

@@ -11,17 +11,12 @@ from torch import Tensor
 from redi.models.autoencoders import register
 from redi.models.autoencoders.pretrained import PretrainedAutoencoder
 
-# config.json of the hub repositories named below; the entries that diffusers needs to build the network.
+# config.json of the hub repositories named below, where it differs from the defaults of diffusers.
 SD_VAE = {
     "_class_name": "AutoencoderKL",
-    "act_fn": "silu",
     "block_out_channels": [128, 256, 512, 512],
     "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "in_channels": 3,
-    "latent_channels": 4,
     "layers_per_block": 2,
-    "norm_num_groups": 32,
-    "out_channels": 3,
     "sample_size": 256,
     "up_block_types": ["UpDecoderBlock2D"] * 4,
 }
@@ -31,18 +26,14 @@ SD_VAE = {
 class StableVAE(PretrainedAutoencoder):
     """The VAE of Stable Diffusion, or any other AutoencoderKL of diffusers, frozen.
 
-    Its latents are (z - shift) * scale, for z from the posterior N(mean, std^2). Stored are mean and log-variance in
-    float16, or z itself for 'frozen'. The log-variance, and not std, because its relative error in std is at most
-    0.4 % over the whole range that diffusers allows, [-30, 20], where std itself in float16 has 9 % at the low end.
-
-    Sampling needs the decoder's weights; training from a cache needs none, but their hash is part of what the cache
-    is known by: bind `weights_sha256` where they are not at hand.
+    Its latents are (z - shift) * scale, for z from the posterior N(mean, std^2). A cache stores mean and log-variance
+    in float16 (more exact than std itself over its range), or z for 'frozen'. Training from a cache needs no weights:
+    bind `weights_sha256`, by which the cache knows them, where they are not at hand.
 
     Args:
         scale, shift: 0.18215 and 0 belong to the SD-VAE. Other VAEs have others, which their config.json names.
-        posterior: 'sample' draws z whenever latents are made of the stored moments, that is in every training
-            step; 'mean' takes the mean; 'frozen' draws it once, when images are encoded, from noise that the bytes
-            of each image determine.
+        posterior: 'sample' draws z in every training step; 'mean' takes the mean; 'frozen' draws it once, when images
+            are encoded, from noise that the bytes of each image determine.
         weights, weights_sha256, batch_size, precision, uint8_rule: see `PretrainedAutoencoder`.
     """
 

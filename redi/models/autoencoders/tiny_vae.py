@@ -7,27 +7,15 @@ from torch import Tensor
 from redi.models.autoencoders import register
 from redi.models.autoencoders.pretrained import PretrainedAutoencoder
 
-# config.json of the hub repository madebyollin/taesd; the entries that diffusers needs to build the network.
-TAESD = {
-    "_class_name": "AutoencoderTiny",
-    "act_fn": "relu",
-    "decoder_block_out_channels": (64, 64, 64, 64),
-    "encoder_block_out_channels": (64, 64, 64, 64),
-    "in_channels": 3,
-    "latent_channels": 4,
-    "num_decoder_blocks": (3, 3, 3, 1),
-    "num_encoder_blocks": (1, 3, 3, 3),
-    "out_channels": 3,
-    "upsampling_scaling_factor": 2,
-}
+TAESD = {"_class_name": "AutoencoderTiny"}  # config.json of madebyollin/taesd: all else has the defaults of diffusers
 
 
 @register
 class TinyVAE(PretrainedAutoencoder):
     """TAESD, or any other AutoencoderTiny of diffusers, frozen; deterministic.
 
-    It imitates the SD-VAE's *scaled* latents, so its own scale is 1: its latents can stand where StableVAE's with
-    scale 0.18215 do. Stored are the latents as the network gives them, in float16. Arguments: `PretrainedAutoencoder`.
+    Its latents, of scale 1, imitate the scaled ones of the SD-VAE. A cache stores them in float16. Arguments:
+    `PretrainedAutoencoder`.
     """
 
     diffusers_class = "AutoencoderTiny"

@@ -20,7 +20,7 @@ class Encoder(nn.Module, ABC):
 
     @property
     def learns_from_data(self) -> bool:
-        """True for an encoder that `prepare` trains on the data set; its weights then travel in checkpoints."""
+        """True for an encoder that `prepare` trains on the data set; checkpoints then hold its weights."""
         return False
 
     @property
@@ -29,11 +29,8 @@ class Encoder(nn.Module, ABC):
         return True
 
     def load(self) -> None:
-        """Reads pretrained weights now instead of at first use, so that missing ones show before anything is run.
-
-        Raises:
-            ValueError: they are nowhere to be found; the message names the file, its source and the binding.
-        """
+        """Read pretrained weights now instead of at first use. Raises ValueError naming the file, its source and the
+        binding if they are missing."""
 
     def fit(self, dataset) -> None:
         """Learns from a data set (see `redi.data.datasets.Dataset`), where `learns_from_data`."""

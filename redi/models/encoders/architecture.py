@@ -10,39 +10,26 @@ from redi.runtime.spelling import did_you_mean
 
 @dataclass(frozen=True)
 class Architecture:
-    """Shapes and origin of a timm model.
+    """Shapes and origin of a timm model."""
 
-    Attributes:
-        name: with the tag of the weights, such as 'vit_base_patch14_reg4_dinov2.lvd142m'.
-        widths, strides: of every layer (block or stage): channels, and pixels of the input per feature.
-        fixed_size: the only side in pixels that its input can have; None: any multiple of a stride.
-        names: of its weights.
-        options: what `timm.create_model` needs to make it take any.
-        config: timm's `pretrained_cfg`: normalisation, hub id, name of the classifier.
-    """
-
-    name: str
-    widths: tuple[int, ...]
-    strides: tuple[int, ...]
-    fixed_size: int | None
-    names: frozenset[str] = field(repr=False)
-    options: dict = field(repr=False)
-    config: dict = field(repr=False)
+    name: str  # with the tag of the weights, such as 'vit_base_patch14_reg4_dinov2.lvd142m'
+    widths: tuple[int, ...]  # channels of every layer (block or stage)
+    strides: tuple[int, ...]  # pixels of the input per feature
+    fixed_size: int | None  # the only side in pixels that its input can have; None: any multiple of a stride
+    names: frozenset[str] = field(repr=False)  # of its weights
+    options: dict = field(repr=False)  # what `timm.create_model` needs to make it take any size
+    config: dict = field(repr=False)  # timm's `pretrained_cfg`: normalisation, hub id, name of the classifier
 
 
 @cache
 def describe(model: str, binding: str) -> Architecture:
-    """The architecture of a timm model; `binding` is the argument that named it.
-
-    Raises:
-        ValueError: timm knows no such model, or it has no feature maps to give.
-    """
+    """The architecture of a timm model, which the argument `binding` named. Raises ValueError where timm does not know
+    it, or has no feature maps of it."""
     import timm
 
     version = f"timm {timm.__version__}"
     if not timm.is_model(model):
-        nearest = did_you_mean(model, timm.list_models())
-        raise ValueError(f"{binding} = {model!r} is no model of {version}{nearest}")
+        raise ValueError(f"{binding} = {model!r} is no model of {version}{did_you_mean(model, timm.list_models())}")
     options = {"dynamic_img_size": True}
     with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
         try:

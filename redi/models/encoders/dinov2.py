@@ -19,15 +19,13 @@ from redi.models.encoders.timm_model import Timm
 class DINOv2(Family):
     """Patch features of DINOv2 (Oquab et al., arXiv 2304.07193), `x_norm_patchtokens` of the authors' code.
 
-    The paper takes size B with registers (Darcet et al., arXiv 2309.16588) and leaves the resize rule open: published
-    weights of ReDi need `DINOv2.resize = 'released'`. E is 384, 768, 1024 or 1536; the patch size is 14.
+    The paper takes size B with registers (Darcet et al., arXiv 2309.16588); published weights of ReDi need
+    `DINOv2.resize = 'released'`. E is 384, 768, 1024 or 1536; the patch size is 14.
 
     Args:
         size: 'S', 'B', 'L' or 'g'.
-        registers: the models with four register tokens. Those without have their position embedding resampled by
-            another rule, that of the authors' code for them (see `positioned`).
-        image_size, resize, layers, weights, weights_sha256, precision: see `Timm`. `weights` may be
-            the authors' own file, such as dinov2_vitb14_reg4_pretrain.pth.
+        registers: the models with four register tokens.
+        image_size, resize, layers, weights, weights_sha256, precision: see `Timm`.
     """
 
     models = {
@@ -74,9 +72,8 @@ class DINOv2(Family):
 
 
 def positioned(network: nn.Module, patches: Tensor) -> Tensor:
-    """(N, h, w, D) -> class and patch tokens (N, 1 + h w, D) with their positions, as the authors' code for the models
-    without registers: bicubic without antialiasing, by a scale that is a tenth of a patch too large. (timm resamples
-    to the size itself, antialiased, as the authors do for the models with registers.)"""
+    """(N, h, w, D) -> class and patch tokens (N, 1 + h w, D) with their positions, resampled as in the authors' code
+    for models without registers: bicubic, not antialiased as in timm, and a tenth of a patch too large."""
     _, h, w, _ = patches.shape
     of_class, of_patches = network.pos_embed[:, :1], network.pos_embed[:, 1:]
     side = math.isqrt(of_patches.shape[1])

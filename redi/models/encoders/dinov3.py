@@ -8,8 +8,7 @@ from redi.models.encoders.family import Family
 
 @register
 class DINOv3(Family):
-    """Patch features of DINOv3 (Siméoni et al., arXiv 2508.10104), trained on LVD-1689M; its weights have a licence
-    of their own.
+    """Patch features of DINOv3 (Siméoni et al., arXiv 2508.10104); its weights have a licence of their own.
 
     E is 384, 384, 768, 1024, 1280 or 4096; the patch size is 16.
 

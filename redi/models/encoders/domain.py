@@ -19,8 +19,7 @@ class DomainEncoder(Encoder):
     """A residual network of stride 4, trained by `fit` in well under a minute and frozen after it.
 
     With labels it learns to classify; without, by contrast between two views of each image (NT-Xent of SimCLR,
-    Chen et al., arXiv 2002.05709). It serves where no pretrained encoder is at hand, and as the independent
-    network of the evaluation.
+    Chen et al., arXiv 2002.05709).
 
     Args:
         width: E, the width of the features.
@@ -28,7 +27,7 @@ class DomainEncoder(Encoder):
         image_size: images are resized to this (antialiased bilinear); the features have image_size / 4 a side.
         objective: 'labels', 'contrastive', or 'auto': labels where there are at least two classes.
         num_steps, batch_size, learning_rate, seed: of the training (AdamW, one-cycle).
-        max_images: at most this many images, drawn from the seed, are held in memory for it.
+        max_images: at most this many images are held in memory for it.
     """
 
     def __init__(
@@ -49,8 +48,7 @@ class DomainEncoder(Encoder):
             raise ValueError(f"DomainEncoder.image_size = {image_size} must be a multiple of 4, the network's stride")
         if objective not in ("auto", "labels", "contrastive"):
             raise ValueError(f"DomainEncoder.objective = {objective!r}: it is 'auto', 'labels' or 'contrastive'")
-        self.dim = width
-        self.depth, self.image_size, self.objective = depth, image_size, objective
+        self.dim, self.depth, self.image_size, self.objective = width, depth, image_size, objective
         self.num_steps, self.batch_size, self.learning_rate = num_steps, batch_size, learning_rate
         self.max_images, self.seed = max_images, seed
         self.register_buffer("trained", torch.tensor(False))
@@ -181,7 +179,7 @@ def _head(width: int, num_classes: int | None) -> nn.Module:
 
 
 def _take_head_shape(encoder: DomainEncoder, state: dict, prefix: str, *_) -> None:
-    """Before loading: the head becomes what the stored weights hold, for only `fit` knows the classes."""
+    """Before loading: build the head that the stored weights belong to."""
     weight = state.get(prefix + "head.weight")
     if weight is None and prefix + "head.0.weight" not in state:
         return
@@ -191,7 +189,7 @@ def _take_head_shape(encoder: DomainEncoder, state: dict, prefix: str, *_) -> No
 
 
 def _random_view(images: Tensor, shift: float) -> Tensor:
-    """Shifted, scaled, contrast-changed copies of images in [-1, 1]; no mirroring, for digits and text have sides."""
+    """Shifted, scaled, contrast-changed copies of images in [-1, 1]; not mirrored, because of digits and text."""
     n = len(images)
     theta = torch.zeros(n, 2, 3, device=images.device)
     scale = 1 + shift * (2 * torch.rand(n, 2, device=images.device) - 1)

@@ -7,15 +7,7 @@ from redi.models.encoders.timm_model import Timm
 
 
 class Family(Timm):
-    """Timm models by size. A subclass states its table and, as in `CLIP`, its default.
-
-    Args:
-        size: a key of `models`.
-        image_size, resize, layers, weights, weights_sha256, precision: see `Timm`.
-
-    Raises:
-        ValueError: a size that the family does not have; or as `Timm`.
-    """
+    """Timm models by size, a key of `models`. A subclass states its table and, as in `CLIP`, its default."""
 
     models: ClassVar[Mapping[str, str]]  # {size: timm's name with the tag of the weights}
 

@@ -18,11 +18,8 @@ SIDE = 299
 
 
 def find_weights(weights: str | None, binding: str) -> Path:
-    """The weights file: itself, one of the two known names in a folder, or for None clean-fid's download.
-
-    Raises:
-        ValueError: there is none, and the download failed; the message says where to get it and where to put it.
-    """
+    """The weights file: itself, one of the two known names in a folder, or for None clean-fid's download. Raises
+    ValueError, which says where to get it and where to put it, where there is none."""
     if weights is None:
         return _downloaded(binding)
     path = Path(weights).expanduser()
@@ -35,7 +32,6 @@ def find_weights(weights: str | None, binding: str) -> Path:
 
 
 def _downloaded(binding: str) -> Path:
-    """Where clean-fid, through torch.hub, keeps the file; downloaded there where it is not."""
     from cleanfid.inception_pytorch import FID_WEIGHTS_URL
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / STATE_DICT
@@ -55,8 +51,8 @@ def _downloaded(binding: str) -> Path:
 
 
 def build(path: Path, tensors: dict[str, Tensor], binding: str, *, resize_inside: bool) -> nn.Module:
-    """clean-fid's own network with these tensors, all of its layers by name; of the TorchScript file clean-fid's
-    wrapper, which runs its code (`resize_inside`: the resizing too). Raises ValueError: a file of another network."""
+    """clean-fid's network with these tensors; of the TorchScript file its wrapper, which runs the file's code
+    (`resize_inside`: the resizing too). Raises ValueError: a file of another network."""
     from cleanfid import inception_pytorch, inception_torchscript
 
     original = inception_pytorch.load_state_dict_from_url

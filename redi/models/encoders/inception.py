@@ -17,10 +17,9 @@ NAMES = {"frechet_distance": "fid", "kernel_distance": "kid", "spatial_frechet_d
 
 @register
 class Inception(PretrainedNetwork, Encoder):
-    """The network of FID (Heusel et al., arXiv 1706.08500): Inception v3 of TensorFlow's 2015 release.
+    """The network of FID (Heusel et al., arXiv 1706.08500), Inception v3, as in clean-fid (Parmar et al., 2104.11222).
 
-    Network, weights and resize rules are those of the package clean-fid (Parmar et al., arXiv 2104.11222). As an
-    encoder it gives the maps of its last block, (N, 2048, 8, 8).
+    As an encoder it gives the maps of its last block, (N, 2048, 8, 8).
 
     Args:
         mode: how images become 299 pixels wide. 'clean': bicubic with antialiasing, each channel in float;
@@ -28,13 +27,9 @@ class Inception(PretrainedNetwork, Encoder):
             'legacy_pytorch': bilinear of PyTorch without antialiasing, as pytorch-fid. Distances of different modes do
             not compare; the names of the metrics end in the mode.
         weights: pt_inception-2015-12-05-6726825d.pth (the release of pytorch-fid), or a folder with it; default:
-            clean-fid's download of it. Only its tensors are read. Or inception-2015-12-05.pt, the TorchScript file that
-            clean-fid uses for the first two modes and reads under this name: it is code as well as weights, and that
-            code is run, so it must have the SHA-256 of NVIDIA's file. It gives the pooled features alone.
+            clean-fid's download of it. Or inception-2015-12-05.pt, NVIDIA's TorchScript file for the first two modes:
+            its code is run, so other files of this name are refused. It gives the pooled features alone.
         weights_sha256: of the tensors (of the TorchScript file), as in the provenance; other weights are refused.
-
-    Raises:
-        ValueError: no such mode.
     """
 
     dim = 2048
@@ -65,9 +60,9 @@ class Inception(PretrainedNetwork, Encoder):
     def metric_features(self, images: Tensor) -> dict[str, Tensor]:
         """uint8 images (N, 3, S, S) -> float32 features.
 
-        "pooled": (N, 2048), of FID, KID, precision and recall. "spatial": (N, 2023), of sFID (Nash et al., arXiv
-        2103.03841): 7 of the 192 channels of the first branch of Mixed_6d, 17 x 17 x 7 with the channels last, as ADM
-        orders them. "logits": (N, 1008) without the bias, of the Inception Score of ADM. TorchScript: "pooled" alone.
+        "pooled": (N, 2048). "spatial": (N, 2023), of sFID (Nash et al., arXiv 2103.03841): 17 x 17 x 7 channels of the
+        first branch of Mixed_6d, as ADM orders them. "logits": (N, 1008) without the bias, as in ADM's Inception Score.
+        TorchScript: "pooled" alone.
         """
         if self._is_torchscript():
             check_images(images)
@@ -111,7 +106,7 @@ class Inception(PretrainedNetwork, Encoder):
         }
 
     def _is_torchscript(self) -> bool:
-        """By the name, under which alone clean-fid reads such a file: nothing else is run for being executable."""
+        """By the name, under which alone clean-fid reads such a file: no other file is run."""
         if self.weights is None:
             return False
         path = Path(self.weights).expanduser()

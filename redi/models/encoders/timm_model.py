@@ -22,9 +22,9 @@ class Timm(PretrainedNetwork, Encoder):
     Args:
         model: timm's name with the tag of the weights, such as 'vit_base_patch16_224.mae' (without a tag: timm's
             first); `timm.list_models(pretrained=True)` lists them.
-        image_size: the side in pixels that images are resized to; a multiple of the patch size. Default: the patch
-            size for every 16 pixels of the image, which gives a 16x16 grid at 256 pixels and 32x32 at 512 (paper:
-            images of 256 pixels at 224, for patches of 14). A network of one fixed size gets that.
+        image_size: the side in pixels that images are resized to; a multiple of the patch size. Default: one patch for
+            every 16 pixels of the image (paper: images of 256 pixels at 224, for patches of 14), or the one size that
+            the network takes.
         resize: 'antialiased' (bicubic, before normalising), or 'released': the rule of ReDi's released code, which
             its published weights need (bicubic without antialiasing, after normalising).
         layers: block whose features are taken, or several, concatenated along E in this order; negative numbers
@@ -33,9 +33,6 @@ class Timm(PretrainedNetwork, Encoder):
         weights: a weights file (.safetensors, .pth, .bin; timm's format or the authors'), or a folder with one.
             Default: from the model hub, or its local cache.
         weights_sha256, precision: see `PretrainedNetwork`. The features are float32 either way.
-
-    Raises:
-        ValueError: a setting that the model cannot have.
     """
 
     def __init__(
@@ -74,8 +71,7 @@ class Timm(PretrainedNetwork, Encoder):
         """uint8 images (N, 3, S, S) -> one vector an image, (N, E) float32: the class token after the final norm where
         the model has one (of every layer, as in `forward`), else the mean over the grid.
 
-        FD-DINOv2 of Stein et al. (arXiv 2306.04675) is the Fréchet distance in the class tokens of
-        DINOv2(size='L', registers=False, image_size=224), resized before normalising, as 'antialiased' does.
+        FD-DINOv2 of Stein et al. (arXiv 2306.04675) takes those of DINOv2(size='L', registers=False, image_size=224).
         """
         network = self.network
         # Where timm keeps a class token to itself (CaiT, XCiT), it enters after the patches are done.
@@ -107,8 +103,6 @@ class Timm(PretrainedNetwork, Encoder):
         return self.stride * (image_size // 16)
 
     def provenance(self) -> dict:
-        """As JSON. The hash is of the tensors in the weights file, before timm's conversion, whose floating-point
-        resampling may differ between machines."""
         import timm
 
         return {
@@ -121,7 +115,7 @@ class Timm(PretrainedNetwork, Encoder):
             "mean": list(self.architecture.config["mean"]),
             "std": list(self.architecture.config["std"]),
             "precision": self.precision,
-            "weights_sha256": self._known_sha256(),
+            "weights_sha256": self._known_sha256(),  # before timm's conversion, whose rounding depends on the machine
         }
 
     def _by_layer(self, images: Tensor, **options) -> dict:

@@ -14,16 +14,13 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 def find_weights(architecture: Architecture, weights: str | None, binding: str) -> Path:
     """The file that `weights` means: itself, the only one of a folder, or for None that of the model's hub page.
-
-    Raises:
-        ValueError: there is none, or more than one.
-    """
+    Raises ValueError where there is none, or more than one."""
     if weights is None:
         return _hub_weights(architecture, binding)
     path = Path(weights).expanduser()
+    if not path.exists():
+        raise ValueError(f"{binding} = {weights!r}: there is no such file or folder")
     if not path.is_dir():
-        if not path.exists():
-            raise ValueError(f"{binding} = {weights!r}: there is no such file or folder")
         return path
     files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
     if len(files) != 1:
@@ -45,12 +42,7 @@ def _hub_weights(architecture: Architecture, binding: str) -> Path:
 
 def build(architecture: Architecture, path: Path, tensors: Mapping[str, Tensor], binding: str) -> nn.Module:
     """The timm model with these weights, `tensors` being what `path` holds, in timm's or the authors' own format.
-
-    timm converts formats and, where the file was made for another input size, resamples the position embedding.
-
-    Raises:
-        ValueError: the file is not of this model, or not all of it.
-    """
+    Raises ValueError where the file is not of this model, or not all of it."""
     import timm
 
     # The tensors, not the file: timm's own reader may unpickle, depending on its version.
@@ -60,11 +52,9 @@ def build(architecture: Architecture, path: Path, tensors: Mapping[str, Tensor],
         with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: no draw of the caller's
             network = timm.create_model(architecture.name, pretrained=True, **options)
     except (RuntimeError, AssertionError, KeyError, ValueError, TypeError, IndexError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = " ".join(lines[:3])
-        raise ValueError(
-            f"{binding}: {path} holds other weights than those of timm's {architecture.name}: {reason[:500]}"
-        ) from None
+        reason = " ".join(str(error).split())[:500]
+        what = f"holds other weights than those of timm's {architecture.name}"
+        raise ValueError(f"{binding}: {path} {what}: {reason}") from None
     network.pretrained_cfg.pop("state_dict", None)  # timm keeps a copy there
     if _is_lenient(architecture):
         known = set(tensors) | {name.removeprefix("visual.trunk.") for name in tensors}
@@ -74,10 +64,7 @@ def build(architecture: Architecture, path: Path, tensors: Mapping[str, Tensor],
 
 
 def _head(architecture: Architecture, tensors: Mapping[str, Tensor]) -> dict:
-    """The number of classes that makes timm load a file strictly whose classifier is another one, or cut off.
-
-    Where file and model differ in it, timm loads whatever fits without a word.
-    """
+    """The number of classes in the file: where it differs from the model's, timm loads whatever fits without a word."""
     classifier = architecture.config.get("classifier")
     others = {name for name in architecture.names if not name.startswith(f"{classifier}.")}
     if not isinstance(classifier, str) or not others <= tensors.keys():

@@ -11,34 +11,25 @@ PREDICTIONS = {"velocity": "velocity", "v": "velocity", "noise": "noise", "score
 
 
 def choose_framework(layout: Layout, args: Mapping, requested: str | None) -> tuple[str, str]:
-    """-> 'sit', 'dit' or 'repa', and what says so: the file where it does, else the request.
+    """-> 'sit', 'dit' or 'repa', and what says so: `args` of the file where they do, else `requested` (--framework).
 
-    It decides which process the weights were trained for, which no shape says. SiT and ReDi count time from noise (0)
-    to data (1) and predict x - noise; REPA counts from data (0) to noise (1) and predicts noise - x; DiT predicts the
-    noise at steps 0 (data) ... 999. Under another process the numbers are plausible and there are no images.
-
-    Args:
-        args: of the file (see `read_published`).
-        requested: --framework.
-
-    Raises:
-        ValueError: the file says something else than requested, or neither says anything.
+    It decides the process, which no shape tells. SiT and ReDi count time from noise (0) to data (1) and predict
+    x - noise; REPA counts from data (0) to noise (1) and predicts noise - x; DiT predicts the noise at steps 0 (data)
+    ... 999. Raises ValueError where the file contradicts the request, or neither says anything.
     """
     allowed, reason = _stated(layout, args)
     if requested is None and len(allowed) == 1:
         return allowed[0], reason
     if requested is None:
-        raise ValueError(
-            f"the checkpoint does not say whether it is of {', '.join(allowed)} ({reason}): pass "
-            f"--framework={'|'.join(allowed)}"
-        )
+        what = f"the checkpoint does not say whether it is of {', '.join(allowed)} ({reason})"
+        raise ValueError(f"{what}: pass --framework={'|'.join(allowed)}")
     if requested not in allowed:
         raise ValueError(f"--framework={requested}: it is one of {', '.join(allowed)} for this checkpoint: {reason}")
     return requested, "--framework"
 
 
 def _stated(layout: Layout, args: Mapping) -> tuple[tuple[str, ...], str]:
-    """The frameworks that the settings of the training program leave; REPA's projectors have names of their own."""
+    """The frameworks that the file leaves possible, and why."""
     name = str(args.get("model", ""))
     if name.startswith("DiT"):
         return ("dit",), f"its settings name {name}"
@@ -53,7 +44,7 @@ def _stated(layout: Layout, args: Mapping) -> tuple[tuple[str, ...], str]:
 
 
 def layout_bindings(layout: Layout) -> list[str]:
-    """Of the shipped ImageNet files, what the shapes decide."""
+    """What the shapes decide of the shipped ImageNet files."""
     bindings = [f"Preprocessing.image_size = {8 * layout.grid[0]}"]  # 8: of the Stable Diffusion VAE
     if layout.in_channels == 4:
         return [*bindings, "StableVAE.uint8_rule = 'truncate'"]
@@ -61,19 +52,14 @@ def layout_bindings(layout: Layout) -> list[str]:
 
 
 def process_bindings(layout: Layout, framework: str, args: Mapping) -> list[str]:
-    """The process, as the framework and the settings of its training program say.
-
-    Raises:
-        ValueError: settings that are not known here.
-    """
+    """The process, from the framework and the settings of its training program. Raises ValueError for unknown ones."""
     if framework == "dit":
         fixed = [] if layout.learn_sigma else ["DDPM.learned_variance = ()"]
         return ["JointObjective.process = @processes.DDPM()", *fixed]
     path, prediction = str(args.get("path_type", "linear")).lower(), args.get("prediction", "velocity")
     if path not in PATHS or prediction not in PREDICTIONS:
-        raise ValueError(
-            f"the checkpoint's settings path_type = {path!r}, prediction = {prediction!r} are not known here"
-        )
+        what = f"path_type = {path!r}, prediction = {prediction!r}"
+        raise ValueError(f"the checkpoint's settings {what} are not known here")
     name = PATHS[path]
     bindings = [f"JointObjective.process = @processes.{name}()", f"{name}.reversed = {framework == 'repa'}"]
     return [*bindings, f"{name}.prediction = {PREDICTIONS[prediction]!r}"]

@@ -13,33 +13,23 @@ from redi.runtime.weights_files import bare_name, check_tensors, read_weights_fi
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """What a checkpoint file holds.
-
-    Attributes:
-        weights: "ema" and "model", as far as they are there, each {published name: tensor} in the file's order without
-            the prefixes of wrappers. A bare state dict counts as "ema".
-        args: the settings of the training program where the file has them, as JSON.
-        step: training steps; 0 where the file does not say.
-    """
+    """What a checkpoint file holds."""
 
     path: Path
+    # "ema" or "model" or both, each {published name without prefixes of wrappers: tensor} in the file's order. A bare
+    # state dict counts as "ema".
     weights: dict[str, dict[str, Tensor]]
-    args: dict
-    step: int
+    args: dict  # the settings of the training program where the file has them, as JSON
+    step: int  # 0 where the file does not say
 
     def state(self, which: str = "ema") -> dict[str, Tensor]:
-        """The averaged weights ('ema', else what there is) or the raw ones ('model', else what there is)."""
+        """The averaged weights ('ema') or the raw ones ('model'); the others where the file has only those."""
         return self.weights.get(which) or next(iter(self.weights.values()))
 
 
 def read_published(path: str | Path) -> PublishedFile:
-    """Read a .safetensors file, or a .pt / .pth file: a state dict, or {model, ema, opt, args} around it.
-
-    Nothing in the file is executed (see `read_weights_file`).
-
-    Raises:
-        ValueError: no such file, truncated, something else than named tensors, or classes that would run code.
-    """
+    """Read a .safetensors, .pt or .pth file: a state dict, or {model, ema, opt, args} around it. Nothing is executed.
+    Raises ValueError where it is missing, truncated, not named tensors, or has classes that would run code."""
     path = Path(path).expanduser()
     if not path.is_file():
         what = "a folder, and the path of a checkpoint file is needed" if path.is_dir() else "no such file"
@@ -71,10 +61,8 @@ def _named_tensors(state: Mapping) -> dict[str, Tensor]:
     if not state or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
         named = {key[:100]: value for key, value in state.items() if isinstance(key, str)}
         others = [f"{key}: {type(value).__name__}" for key, value in named.items() if not isinstance(value, Tensor)]
-        raise ValueError(
-            "holds no state dict: expected named tensors, or 'model' and 'ema' with named tensors in them, got "
-            f"{', '.join(others[:5]) or 'nothing'}"
-        )
+        expected = "named tensors, or 'model' and 'ema' with named tensors in them"
+        raise ValueError(f"holds no state dict: expected {expected}, got {', '.join(others[:5]) or 'nothing'}")
     tensors: dict[str, Tensor] = {}
     for key, tensor in state.items():
         if (name := bare_name(key)) in tensors:

@@ -55,10 +55,7 @@ class Layout:
         return self.patch_grid[0] * self.patch_size, self.patch_grid[1] * self.patch_size
 
     def channels(self) -> Channels:
-        """The groups that C means in the published models: 4 latent channels, then principal components of DINOv2.
-
-        Raises ValueError where that would be a guess.
-        """
+        """The groups of the published models: 4 latents, then DINOv2's components. Raises ValueError for other C."""
         if self.in_channels == 4:
             return Channels(image=4)
         if 4 < self.in_channels <= 68:  # ReDi: up to 64 components
@@ -71,8 +68,8 @@ class Layout:
     def model_settings(self, num_heads: int | None = None) -> dict:
         """Settings of `DiffusionTransformer`: `size` where the shapes are those of a published one, else its parts.
 
-        The number of heads is in no shape: it is that of the published size of this width; of another width, heads of
-        64, as the published S, B and L have. Raises ValueError where 64 does not divide the width.
+        The number of heads is in no shape. Default: that of the published size of this width; else heads of 64. Raises
+        ValueError where 64 does not divide the width.
         """
         settings: dict = {"size": f"B/{self.patch_size}", "width": self.width, "depth": self.depth}
         for letter, (width, depth, heads) in SIZES.items():
@@ -95,21 +92,14 @@ class Layout:
 
 
 def parse_layout(state: Mapping[str, Tensor], grid: tuple[int, int] | None = None) -> Layout:
-    """Infer everything that names and shapes tell.
-
-    Args:
-        grid: (H, W) of the joint state, for a state dict without `pos_embed`, which alone tells it.
-
-    Raises:
-        ValueError: other names or shapes than those of the published layout, naming what is wrong and what it may be.
-    """
+    """Infer the layout from names and shapes; `grid` is (H, W) of the joint state, for a file without `pos_embed`.
+    Raises ValueError for another layout, naming what is wrong and what it may be."""
     if missing := [name for name in ANCHORS if name not in state]:
         raise ValueError(f"the checkpoint lacks {', '.join(missing)}: {_recognise(state)}")
     for name, dims in [*ANCHORS.items(), *([("pos_embed", 3)] if "pos_embed" in state else [])]:
         if state[name].ndim != dims:
-            raise ValueError(
-                f"the checkpoint has {name} {tuple(state[name].shape)}, which should have {dims} dimensions"
-            )
+            shape = tuple(state[name].shape)
+            raise ValueError(f"the checkpoint has {name} {shape}, which should have {dims} dimensions")
     width, channels, p, _ = state["x_embedder.proj.weight"].shape
     rows = len(state["final_layer.linear.weight"])
     if rows % (p * p) or rows // (p * p) not in (channels, 2 * channels):
@@ -180,7 +170,7 @@ def published_shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
 
 
 def projector_prefixes(names) -> tuple[str, ...]:
-    """The prefixes of the REPA projectors among these names, in the order of their numbers."""
+    """The prefixes of the REPA projectors among these names."""
     if any(name.startswith("projector.") for name in names):
         return ("projector.",)
     numbers = {int(match[1]) for name in names if (match := re.match(r"projectors\.(\d+)\.", name))}

@@ -29,29 +29,21 @@ IN_BLOCKS = {
 }
 PATCHES, HEAD = "x_embedder.proj", "final_layer.linear"
 STORED = ("float32", "float16", "bfloat16")
-# By how much a table may differ that was computed with other rounding, and stored as it is; another table does by 1.
+# Largest difference that rounding makes between position tables; another table differs by 1.
 TABLE_TOLERANCE = {"float32": 1e-4, "float16": 4e-3, "bfloat16": 3e-2}
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A published state dict as this library's model takes it.
-
-    Attributes:
-        runtime: arguments of `DiffusionTransformer` that the loop supplies (channels, grid, number of classes, ...).
-        settings: its other arguments (size, ...).
-        state: its state dict, float32.
-        leftovers: by published name, what it has no place for: the rows of a dead sigma, further projectors, a position
-            table that differs in the last digits.
-        dtypes: {published name: dtype as stored}, in the file's order; `to_published` needs it to be exact.
-    """
+    """A published state dict as this library's model takes it."""
 
     layout: Layout
-    runtime: dict
-    settings: dict
-    state: dict[str, Tensor]
+    runtime: dict  # arguments of `DiffusionTransformer` that the loop supplies (channels, grid, number of classes, ...)
+    settings: dict  # its other arguments (size, ...)
+    state: dict[str, Tensor]  # its state dict, float32
+    # By published name, what it has no place for: a dead sigma, further projectors, a slightly other position table.
     leftovers: dict[str, Tensor]
-    dtypes: dict[str, str]
+    dtypes: dict[str, str]  # {published name: dtype as stored}, in the file's order
 
 
 def from_published(
@@ -62,17 +54,16 @@ def from_published(
     num_heads: int | None = None,
     grid: tuple[int, int] | None = None,
 ) -> Imported:
-    """Take a published state dict apart. Nothing is lost: `to_published` gives every bit of it back.
+    """Convert a published state dict; `to_published` gives every bit of it back.
 
     The one patch embedding is cut by channels into one per group, and its bias is the image's (see `fusion.Merged`);
     the head is cut by its rows (i p + j) O + c.
 
     Args:
-        channels: the groups along C. Default: 4 are the image's latents; of more (up to 68) the others are DINOv2's.
-        learned_variance: whether the rows c >= C are variances (DiT) or dead (SiT and its relatives), which no shape
-            tells; see `redi.models.published.bindings`.
-        num_heads: default: of the published sizes; for another width, heads of 64.
-        grid: (H, W) of the joint state, for a state dict without `pos_embed`, whose table is fixed.
+        channels: the groups along C. Default: see `Layout.channels`.
+        learned_variance: whether the rows c >= C are variances (DiT) or dead (SiT and its relatives).
+        num_heads: default: see `Layout.model_settings`.
+        grid: (H, W) of the joint state, for a state dict without `pos_embed`.
 
     Raises:
         ValueError: another architecture, channels that do not add up, learned variances that are not there, NaN.
@@ -126,9 +117,6 @@ def to_published(
     Args:
         weights: to use in place of the model's own, by its names (an EMA).
         leftovers, dtypes: of the import. Without: no dead sigma, all as it is, in the order of the published code.
-
-    Raises:
-        ValueError: a model that this layout has no place for.
     """
     _check_exportable(model)
     own = model.state_dict()
@@ -164,7 +152,7 @@ def to_published(
 
 
 def our_name(published: str) -> str | None:
-    """What a tensor that is taken over as it is is called here; None for those that are taken apart."""
+    """Our name of a published tensor that is not cut; None for the others."""
     stem, _, part = published.rpartition(".")
     if match := re.fullmatch(r"(blocks\.\d+)\.(.+)", stem):
         return f"{match[1]}.{IN_BLOCKS[match[2]]}.{part}"
@@ -193,9 +181,7 @@ def _leftover_positions(stored: Tensor, layout: Layout) -> dict[str, Tensor]:
 
 def _check_exportable(model: DiffusionTransformer) -> None:
     if len(model.channels) > 1 and not isinstance(model.fusion, Merged):
-        what = (
-            f"{type(model.fusion).__name__} tokens: the published layout has one patch embedding and one head, merged"
-        )
+        what = f"{type(model.fusion).__name__} tokens instead of one patch embedding and one head, merged"
     elif len(model.group_embeddings):
         what = "an embedding of every group's own time"
     elif len(model.fusion.variance_heads) not in (0, len(model.channels)):

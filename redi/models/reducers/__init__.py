@@ -18,13 +18,10 @@ FORMAT = "redi reducer 1"
 
 
 class Reducer(nn.Module, ABC):
-    """Maps encoder features (N, E, h, w) to (N, R, h, w). What it learns is its state, which travels in checkpoints.
+    """Maps encoder features (N, E, h, w) to (N, R, h, w), R being the rank. Checkpoints hold its state.
 
     It has two halves, so that a cache can stand between them: `project` (what a cache stores, S channels) and
     `finish` (cheap; S channels to R). A cache of S channels serves every rank up to S.
-
-    Args:
-        rank: R, the channels that remain.
     """
 
     def __init__(self, *, rank: int = 8):
@@ -32,7 +29,7 @@ class Reducer(nn.Module, ABC):
         if rank < 1:
             raise ValueError(f"{type(self).__name__}.rank = {rank}: at least 1 is needed")
         self.rank = rank
-        # Part of the state, so that a fit and what is known of it cannot part: see `fitted_on`.
+        # `fitted_on` as JSON; part of the state, so that it stays with the fit.
         self.register_buffer("origin", torch.empty(0, dtype=torch.uint8))
         self.register_load_state_dict_pre_hook(_take_shapes)
 
@@ -91,28 +88,22 @@ class Reducer(nn.Module, ABC):
         if not self.fitted:
             raise ValueError(f"this {type(self).__name__} has not been fitted: call fit(batches) or prepare() first")
 
-    # A fit as a folder of its own
-
     @property
     def fitted_on(self) -> dict | None:
-        """What the fit was made on, where `record_fit` was told; travels with the state. None: unknown."""
+        """What the fit was made on, as `record_fit` noted it; None: unknown."""
         return json.loads(bytes(self.origin.tolist())) if len(self.origin) else None
 
     def record_fit(self, *, encoder: dict | None, sample: dict, **others) -> None:
-        """Notes what the present fit was made on: the encoder's provenance and the sample of images, as JSON."""
+        """Note what the fit was made on: the encoder's provenance and the sample of images, as JSON."""
         text = json.dumps({"encoder": encoder, "sample": sample, **others}, sort_keys=True)
         self.origin = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.origin.device)
 
     def forget_fit(self) -> None:
-        """The first thing in `fit`: what was known of the fit before does not hold for the new one."""
+        """What `fit` calls first: the record of the fit before does not hold for the new one."""
         self.origin = self.origin.new_empty(0)
 
     def check_encoder(self, encoder_provenance: dict) -> None:
-        """Raises ValueError where the reducer is known to be fitted on another encoder, naming what differs.
-
-        Only what was recorded at the fit is compared, so a reducer of unknown origin fits every encoder; and no
-        version of a library, for an upgrade is no other encoder.
-        """
+        """Raises ValueError where the record of the fit names another encoder; versions of libraries may differ."""
         recorded = (self.fitted_on or {}).get("encoder") or {}
         differing = [
             f"{key}: {old!r} -> {encoder_provenance.get(key)!r}"
@@ -130,11 +121,7 @@ class Reducer(nn.Module, ABC):
         return {}
 
     def save(self, folder: str | Path) -> None:
-        """Writes the fit as an artefact, to which the argument `path` of a reducer of this class can point.
-
-        Its record holds the settings, `provenance`, `report`, `fitted_on`, the versions of redi and torch and the
-        SHA-256 of the state. Raises ValueError where nothing was fitted.
-        """
+        """Write the fit as an artefact for `path` of a reducer of this class. Raises ValueError before a fit."""
         if not self.fitted:
             raise ValueError(f"this {type(self).__name__} has not been fitted: there is nothing to save")
         state = self.state_dict()
@@ -152,11 +139,8 @@ class Reducer(nn.Module, ABC):
         save_artefact(Path(folder), {"state": state}, record)
 
     def restore(self, path: str | Path) -> None:
-        """Takes over the fit that `save` wrote to `path`.
-
-        Raises:
-            ValueError: missing, damaged, of another class or with other settings, or too narrow for the rank.
-        """
+        """Load the fit that `save` wrote to `path`. Raises ValueError where it is missing, damaged, of another class,
+        with other settings, or too narrow for the rank."""
         binding = f"{type(self).__name__}.path = {str(path)!r}"
         try:
             tensors, record = load_artefact(Path(path).expanduser())
@@ -176,7 +160,7 @@ class Reducer(nn.Module, ABC):
         self.take_over(tensors["state"], record["fitted_on"], binding)
 
     def take_over(self, state: dict[str, Tensor], fitted_on: dict | None, binding: str) -> None:
-        """Loads a state that was found under `binding` and notes what it was fitted on."""
+        """Load a state that `binding` names, and note what it was fitted on."""
         try:
             self.load_state_dict(state)
         except (RuntimeError, ValueError) as error:

@@ -19,20 +19,18 @@ log = logging.getLogger(__name__)
 class ConvBottleneck(Reducer):
     """PCA with a learned correction: an autoencoder of the features whose code is the joint state.
 
-    code = linear(f) + convolutions(f), and the same way back, on features f standardised one by one. Both linear
-    maps begin as those of PCA and both corrections at zero, so that training goes on from what PCA keeps. The code
-    is shifted to mean 0 and divided by one number, so that the R channels have mean square 1 together. Unlike
-    those of PCA its channels have no order: a cache serves the one rank.
+    code = linear(f) + convolutions(f), and the same way back, on standardised features f. The linear maps start as
+    those of PCA and the corrections at zero. The code is shifted to mean 0 and divided by one number, so that the R
+    channels have mean square 1 together. They have no order: a cache serves one rank.
 
     Args:
         rank: R.
         hidden: channels of the corrections.
-        num_steps, batch_size, learning_rate: of the training (AdamW, one-cycle, mean squared error); a batch is of
-            images, drawn with replacement.
-        max_images: images whose features are held in memory for it, a uniform sample of the stream; at DINOv2-B's
-            16x16x768 an image takes 0.8 MB. A tenth of them is held out to measure the explained variance.
+        num_steps, batch_size, learning_rate: of the training (AdamW, one-cycle, mean squared error).
+        max_images: images whose features are held in memory, a uniform sample of the stream (0.8 MB each at DINOv2-B's
+            16x16x768). A tenth of them is held out to measure the explained variance.
         seed: of the sample, the weights and the batches. On the CPU the fit is reproducible bit for bit.
-        path: a fit to use instead of making one: what `save` wrote. Read at once.
+        path: what `save` wrote, to use instead of a new fit.
     """
 
     def __init__(
@@ -60,8 +58,7 @@ class ConvBottleneck(Reducer):
         self.register_buffer("code_mean", torch.zeros(rank))
         self.register_buffer("code_rms", torch.ones(()))
         self.register_buffer("explained", torch.zeros(2))  # by this and by PCA, of the held-out images' variance
-        self.encode: nn.Module | None = None
-        self.decode: nn.Module | None = None
+        self.encode = self.decode = None  # modules, made by a fit
         self.register_load_state_dict_pre_hook(_take_networks)
         if path is not None:
             self.restore(path)
@@ -78,7 +75,6 @@ class ConvBottleneck(Reducer):
         self.forget_fit()
         self.mean = self.mean.new_empty(0)  # starts afresh
         sample, device = self._sample(batches), self.mean.device
-        # By a generator of its own: the first images of a data set may all be of one class.
         order = torch.randperm(len(sample), generator=torch.Generator().manual_seed(self.seed))
         test, train = order.tensor_split([max(1, len(order) // 10)])
         moments = Moments()
@@ -90,7 +86,10 @@ class ConvBottleneck(Reducer):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self._build(len(pca.mean))
-            self._start_from(pca)
+            rows = pca.components[: self.rank]  # (R, E), orthonormal
+            with torch.no_grad():
+                self.encode.linear.weight.copy_(rows[:, :, None, None])
+                self.decode.linear.weight.copy_(rows.T[:, :, None, None])
             self._optimise(sample, train)
         self.requires_grad_(False)
         self._scale_code(sample, train)
@@ -101,13 +100,10 @@ class ConvBottleneck(Reducer):
             self.rank, len(self.mean), own, len(test), linear,
         )  # fmt: skip
         if own < linear:
-            log.warning("ConvBottleneck has learned by heart: fit it to more images, or bind fewer num_steps or hidden")
+            log.warning("ConvBottleneck overfits: fit it to more images, or bind fewer num_steps or hidden")
 
     def _sample(self, batches: Iterable[Tensor]) -> Tensor:
-        """A uniform sample of the images' features (at most max_images, E, h, w), however they are batched.
-
-        Algorithm R of Vitter (1985): image i takes a random place among i + 1, if that is one of those held.
-        """
+        """A uniform sample of the images' features (at most max_images, E, h, w), by algorithm R of Vitter (1985)."""
         generator, kept, seen, vectors = torch.Generator().manual_seed(self.seed), torch.empty(0), 0, 0
         for number, features in enumerate(batches):
             self.check_width(features.shape[1])
@@ -126,15 +122,8 @@ class ConvBottleneck(Reducer):
         return kept[:seen]
 
     def _build(self, width: int) -> None:
-        """Networks for features of this width, on the device of the buffers."""
         self.encode = _Corrected(width, self.rank, self.hidden).to(self.mean.device)
         self.decode = _Corrected(self.rank, width, self.hidden).to(self.mean.device)
-
-    @torch.no_grad()
-    def _start_from(self, pca: PCA) -> None:
-        rows = pca.components[: self.rank]  # (R, E), orthonormal
-        self.encode.linear.weight.copy_(rows[:, :, None, None])
-        self.decode.linear.weight.copy_(rows.T[:, :, None, None])
 
     def _optimise(self, sample: Tensor, train: Tensor) -> None:
         parameters = [*self.encode.parameters(), *self.decode.parameters()]
@@ -150,7 +139,6 @@ class ConvBottleneck(Reducer):
 
     @torch.no_grad()
     def _scale_code(self, sample: Tensor, train: Tensor) -> None:
-        """Sets what makes the code's mean 0 and its mean square 1, over the images it learned from."""
         codes = Moments()
         for part in train.split(self.batch_size):
             codes.add(self.encode(self._standardised(sample[part])))
@@ -201,7 +189,7 @@ class ConvBottleneck(Reducer):
 
 
 class _Corrected(nn.Module):
-    """(N, I, h, w) -> (N, O, h, w): a linear map of every position plus a correction that sees those around it."""
+    """(N, I, h, w) -> (N, O, h, w): a linear map of every position plus a correction that sees its neighbours."""
 
     def __init__(self, inputs: int, outputs: int, hidden: int):
         super().__init__()
@@ -218,9 +206,8 @@ class _Corrected(nn.Module):
 
 
 def _take_networks(reducer: ConvBottleneck, *_) -> None:
-    """Before loading: networks for the width of what is stored."""
     if reducer.fitted:
-        with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: no draw of the caller's
+        with torch.random.fork_rng(devices=[]):  # without a draw of the caller's random numbers
             reducer._build(len(reducer.mean))
     else:
         reducer.encode = reducer.decode = None

@@ -9,11 +9,7 @@ from redi.models.reducers.linear import LinearReducer
 
 @register
 class Identity(LinearReducer):
-    """Keeps every feature: the joint state without a reduction, centred and scaled like the others.
-
-    The rank must be the encoder's width, for the number of channels is needed before features are seen. See
-    `LinearReducer` for the other arguments; 'unit_rms' divides by one number, 'whiten' standardises.
-    """
+    """Keeps every feature, centred and scaled. The rank must be the encoder's width; see `LinearReducer`."""
 
     def __init__(self, *, rank: int = 768, scale: str = "unit_rms", standardize: bool = False, path: str | None = None):
         super().__init__(rank=rank, scale=scale, standardize=standardize, path=path)

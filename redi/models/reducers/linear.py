@@ -15,23 +15,16 @@ log = logging.getLogger(__name__)
 
 
 class LinearReducer(Reducer):
-    """reduced = scale * components (features - mean) / std.
-
-    A component supplies the rows; everything else follows from the features' moments.
+    """reduced = scale * components (features - mean) / std. Subclasses supply the rows.
 
     Args:
-        rank: R, the rows kept.
+        rank: R, the rows used.
         scale: 'raw' leaves the projection as it is; 'unit_rms' divides it by one number so that the R channels
             have mean square 1 together, comparable to latents; 'whiten' divides every channel by its own
-            standard deviation. The signal-to-noise ratio at each t follows from this. Measured on the encoder's
-            grid: where the latent grid is finer, the bilinear resize smooths, and the mean square falls below 1.
+            standard deviation. Measured on the encoder's grid: resizing to a finer latent grid smooths.
         standardize: divide every feature by its own standard deviation first.
-        store_rank: S, the channels that a cache keeps; every rank up to it then needs no new encoding.
-            Default: the rank.
-        path: a fit to use instead of making one: what `save` wrote. Read at once.
-
-    Raises:
-        ValueError: a setting that cannot be, or a `path` that holds no fit for these settings.
+        store_rank: S, the channels that a cache stores; ranks up to it need no new encoding. Default: the rank.
+        path: what `save` wrote, to use instead of a new fit. Raises ValueError where it does not fit the settings.
     """
 
     def __init__(
@@ -50,8 +43,7 @@ class LinearReducer(Reducer):
         self.store_rank = rank if store_rank is None else store_rank
         if scale not in ("raw", "unit_rms", "whiten"):
             raise ValueError(f"{type(self).__name__}.scale = {scale!r}: it is 'raw', 'unit_rms' or 'whiten'")
-        self.scale = scale
-        self.standardize = standardize
+        self.scale, self.standardize = scale, standardize
         for name in ("mean", "std", "components", "deviations", "explained"):
             self.register_buffer(name, torch.empty(0))
         self.register_load_state_dict_post_hook(_check_loaded)
@@ -79,12 +71,8 @@ class LinearReducer(Reducer):
         self.solve(moments)
 
     def solve(self, moments: Moments) -> None:
-        """Fits from the moments of features, which is all that a fit needs of them (several processes can share
-        the work: see `Moments`).
-
-        Raises:
-            ValueError: too few vectors, features that never vary, or a scale that would divide by zero.
-        """
+        """Fit to the moments of features. Raises ValueError for too few vectors, features that never vary, or a scale
+        that would divide by zero."""
         self._forget()
         name = type(self).__name__
         if moments.count <= self.rank:
@@ -92,7 +80,7 @@ class LinearReducer(Reducer):
         self.check_width(len(moments.mean))
         covariance = moments.covariance
         variances = covariance.diagonal()
-        # What varies by less than the rounding of float32 is constant: standardising would blow the rounding up.
+        # A feature that varies by less than the rounding of float32 is constant; it must not be standardised.
         varies = variances > (torch.finfo(torch.float32).eps * moments.mean).square()
         if not varies.any():
             raise ValueError("the encoder's features never vary: there is nothing to reduce")
@@ -111,7 +99,6 @@ class LinearReducer(Reducer):
         )  # fmt: skip
 
     def _forget(self) -> None:
-        """A fit starts afresh: features may be of another width than those of the one before."""
         self.forget_fit()
         self.components = self.components.new_empty(0)
 
@@ -157,11 +144,10 @@ class LinearReducer(Reducer):
 
     @property
     def _units(self) -> Tensor:
-        """(K,) what stored channels are measured in: float16 has a range, and few digits outside of it.
+        """(K,) the units of stored channels, for float16's range: the power of two below a channel's own deviation.
 
-        The power of two below a channel's own deviation, so that weak channels keep as many digits as strong ones,
-        and undoing it is exact. At least 2^-10 of the strongest deviation, for what was weak in the fit may not be
-        so in other images: float16 overflows at 64 times the strongest. The same for every rank and scale.
+        At least 2^-10 of the strongest deviation, because a channel that is weak in the fit may not be so in other
+        images: float16 overflows at 64 times the strongest. The same for every rank and scale.
         """
         strongest = self.deviations.max()
         floor = torch.where(strongest > 0, strongest * 2**-9, 1.0)
@@ -194,7 +180,7 @@ class LinearReducer(Reducer):
         return settings | ({"fitted_on": self.fitted_on} if self.fitted_on else {})
 
     def report(self) -> dict:
-        """Of all K rows: their standard deviation, and the share of the variance that each adds to those before it."""
+        """Of all K rows: standard deviation, and the share of the variance that each adds to those before it."""
         shares = self.explained.diff(prepend=self.explained.new_zeros(1))
         settings = {"scale": self.scale, "standardize": self.standardize, "store_rank": self.store_rank}
         return settings | {"deviations": self.deviations.tolist(), "explained_variance_ratio": shares.tolist()}

@@ -6,21 +6,15 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-# Values turned to float64 at once: 16 MB, all the memory needed beside a batch and a few matrices (E, E). On a CPU
-# longer chunks were no faster, nor were blocks (see `_add_products`) of other sizes.
-CHUNK = 2**21
+CHUNK = 2**21  # values turned to float64 at once: 16 MB; larger chunks and other blocks were not faster on a CPU
 BLOCK = 192
 
 
 class Moments:
     """Count, mean and covariance of feature vectors, in float64, one pass, O(E^2) memory, on the features' device.
 
-    Batches are merged by the update of Chan, Golub & LeVeque (1979), which does not cancel as E[x^2] - E[x]^2
-    would; two objects merge the same way, so that several processes can each take a share of the images.
-
-    The same batches in the same order give bit-equal moments, and so do the same shares merged in the same order,
-    whether or not they were stored in between (`state`). Another division into batches or shares gives the same
-    up to the rounding of float64.
+    Batches, and the moments of several processes, are merged by the update of Chan, Golub & LeVeque (1979). The same
+    batches and shares in the same order give bit-equal moments; others give the same up to the rounding of float64.
     """
 
     def __init__(self):
@@ -31,11 +25,8 @@ class Moments:
 
     @torch.no_grad()
     def add(self, features: Tensor) -> None:
-        """Takes in features (N, E, h, w). On a GPU it waits for nothing.
-
-        Raises:
-            ValueError: they are of another width, or not finite (on a GPU that is found when the moments are read).
-        """
+        """Add features (N, E, h, w), on a GPU without waiting for it. Raises ValueError where they are of another width
+        or not finite (on a GPU only when the moments are read)."""
         num_images, width, height, columns = features.shape
         self._require_width(width)
         at_once = max(1, CHUNK // max(1, width * height * columns))
@@ -55,7 +46,7 @@ class Moments:
         self.batches += 1
 
     def merge(self, other: "Moments") -> None:
-        """Takes in all that `other` has seen. Raises ValueError where its features are of another width."""
+        """Add those of `other`. Raises ValueError where its features are of another width."""
         if not other.count:
             return
         self._require_width(len(other.mean))
@@ -90,7 +81,7 @@ class Moments:
         return self.scatter / (self.count - 1)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything, as float64 tensors: count (), mean (E,), scatter (E, E); E is 0 where nothing was seen."""
+        """As float64 tensors: count (), mean (E,), scatter (E, E); E is 0 where nothing was added."""
         count = torch.tensor(float(self.count), dtype=torch.float64)  # exact below 2^53
         if not self.count:
             return {"count": count, "mean": count.new_empty(0), "scatter": count.new_empty(0, 0)}
@@ -100,8 +91,8 @@ class Moments:
     def from_state(cls, state: Mapping[str, Tensor]) -> "Moments":
         """The inverse of `state`, bit for bit. Raises ValueError where it is no such state."""
         if set(state) != {"count", "mean", "scatter"} or any(t.dtype != torch.float64 for t in state.values()):
-            found = {name: str(tensor.dtype) for name, tensor in state.items()}
-            raise ValueError(f"moments are count, mean and scatter in float64, got {found}")
+            dtypes = {name: str(tensor.dtype) for name, tensor in state.items()}
+            raise ValueError(f"moments are count, mean and scatter in float64, got {dtypes}")
         count, mean, scatter = state["count"], state["mean"], state["scatter"]
         whole = count.shape == () and count >= 0 and count == count.round()
         if not whole or mean.dim() != 1 or scatter.shape != (len(mean), len(mean)) or bool(len(mean)) != bool(count):

@@ -16,9 +16,8 @@ log = logging.getLogger(__name__)
 class PCA(LinearReducer):
     """Eigenvectors of the features' covariance, largest first (paper, section 3.4).
 
-    One fit holds all E components, so every rank is a slice of it. See `LinearReducer` for the arguments; the
-    released code of the paper standardises and leaves the scale raw, the paper says nothing of either. `path` may
-    also be the file of statistics published with that code, dino_pca_model.pth (see `published`).
+    One fit holds all E components, so every rank is a slice of it. Arguments: `LinearReducer`; the paper's released
+    code standardises and leaves the scale raw. `path` may also be the file published with it, dino_pca_model.pth.
     """
 
     def rows(self, covariance: Tensor) -> Tensor:

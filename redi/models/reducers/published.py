@@ -1,8 +1,6 @@
 """The PCA statistics published with the paper's code (dino_pca_model.pth), read without executing the pickle.
 
-The released code standardises features with `mean` and `std`, then applies scikit-learn's PCA, which subtracts its own
-mean: z = components ((f - mean) / std - pca_mean). With mean' = mean + std * pca_mean this is
-z = components (f - mean') / std, the form of `LinearReducer`.
+They mean z = components ((f - mean) / std - pca_mean): that of `LinearReducer` with mean + std * pca_mean for its mean.
 """
 
 from pathlib import Path
@@ -15,8 +13,7 @@ from redi.runtime.checksums import sha256
 from redi.runtime.weights_files import Inert, check_tensors, read_weights_file
 
 PUBLISHED_SHA256 = "60edf20f780c27cdb528af77a15ab41a82f32eadeb1cd97cc322f528e7edc13d"
-# What the released code made that file from: DINOv2-B with registers, its last layer, its own resize rule. A file that
-# someone else made with the code does not say which encoder it belongs to.
+# What that file was made from: DINOv2-B with registers. Other files of this format do not name their encoder.
 PUBLISHED_ENCODER = {"timm_model": "vit_base_patch14_reg4_dinov2.lvd142m", "layers": [11], "resize": "released"}
 VECTORS_PER_IMAGE = 256  # the grid of that encoder is 16 x 16
 MAX_BYTES = 2**28  # of a file; the published one takes 3.5 MB at 768 components, and it grows with the square
@@ -27,11 +24,8 @@ INERT = (
 
 
 def read_published_pca(path: str | Path) -> tuple[dict[str, Tensor], dict]:
-    """-> the state of a `PCA` with standardize=True, and what it was fitted on, as far as the file tells.
-
-    Raises:
-        ValueError: missing, damaged, hostile, or not {pca_model, mean, std} of one width; says what.
-    """
+    """-> the state of a `PCA` with standardize=True, and what it was fitted on, as far as the file tells. Raises
+    ValueError for a file that is missing, damaged, hostile, or not {pca_model, mean, std} of one width."""
     path = Path(path).expanduser()
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
@@ -41,8 +35,8 @@ def read_published_pca(path: str | Path) -> tuple[dict[str, Tensor], dict]:
         saved = read_weights_file(path, inert=INERT)
         absent = sorted({"pca_model", "mean", "std"} - set(saved)) if isinstance(saved, dict) else ["a dictionary"]
         if absent:
-            what = f"it lacks {', '.join(absent)}"
-            raise ValueError(f"does not hold the published statistics (pca_model, mean, std): {what}")
+            lacks = f"it lacks {', '.join(absent)}"
+            raise ValueError(f"does not hold the published statistics (pca_model, mean, std): {lacks}")
         model = saved["pca_model"].state if isinstance(saved["pca_model"], Inert) else None
         if not isinstance(model, dict) or model.get("whiten"):
             raise ValueError("holds a pca_model that is not a PCA of scikit-learn without whitening")
@@ -50,11 +44,10 @@ def read_published_pca(path: str | Path) -> tuple[dict[str, Tensor], dict]:
         state = _state(saved, model)
     except ValueError as error:
         raise ValueError(f"{path} {error}") from None
-    digest, count = sha256(path), model.get("n_samples_")
-    known = digest == PUBLISHED_SHA256
+    digest, count, encoder = sha256(path), model.get("n_samples_"), None
     sample = {"num_vectors": count} if type(count) is int else {}
-    sample |= {"num_images": count // VECTORS_PER_IMAGE} if known else {}
-    encoder = PUBLISHED_ENCODER if known else None
+    if digest == PUBLISHED_SHA256:
+        encoder, sample["num_images"] = PUBLISHED_ENCODER, count // VECTORS_PER_IMAGE
     return state, {"source": "published", "file_sha256": digest, "encoder": encoder, "sample": sample}
 
 

@@ -468,6 +468,6 @@ def test_weights_that_lack_or_add_a_tensor_or_have_another_shape_are_refused(cop
 
 @pytest.mark.parametrize("side", [30, 33])
 def test_images_that_the_downsampling_does_not_divide_are_refused(folder, side):
-    message = f"images of {side}x{side} pixels cannot be encoded by StableVAE, which divides the size by 4"
+    message = f"images of {side} pixels cannot be encoded by StableVAE, which divides the size by 4"
     with pytest.raises(ValueError, match=message):
         StableVAE(weights=folder).moments(images(side=side))
