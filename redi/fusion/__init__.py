@@ -39,13 +39,10 @@ class Fusion(nn.Module, ABC):
         self.channels = channels
         self.patch_size = patch_size
         self.patch_grid = (grid[0] // patch_size, grid[1] // patch_size)
-        self.embeddings = nn.ModuleDict(
-            {name: nn.Conv2d(size, width, patch_size, stride=patch_size) for name, size in channels.items()}
-        )
-        self.heads = nn.ModuleDict({name: nn.Linear(width, size * patch_size**2) for name, size in channels.items()})
-        self.variance_heads = nn.ModuleDict(
-            {name: nn.Linear(width, channels[name] * patch_size**2) for name in variance_groups}
-        )
+        p = patch_size
+        self.embeddings = nn.ModuleDict({name: nn.Conv2d(c, width, p, stride=p) for name, c in channels.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(width, p * p * c) for name, c in channels.items()})
+        self.variance_heads = nn.ModuleDict({n: nn.Linear(width, p * p * channels[n]) for n in variance_groups})
         self.register_buffer("positions", sincos_positions(self.patch_grid, width), persistent=False)  # (P, D)
         for embedding in self.embeddings.values():
             nn.init.xavier_uniform_(embedding.weight.flatten(1))  # as the linear layer on patches that it is

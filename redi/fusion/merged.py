@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Collection, Mapping
+from functools import wraps
 
 from torch import Tensor
 
@@ -19,6 +20,7 @@ class Merged(Fusion):
     move under Adam by as many times the published step.
     """
 
+    @wraps(Fusion.__init__)
     def __init__(self, **arguments):
         super().__init__(**arguments)
         for name in self.channels.representations:  # after they were made, so that the same random numbers are drawn
@@ -52,15 +54,12 @@ def with_one_bias(
             name between slashes.
         parameters: names of the model's parameters.
     """
-    result, surplus = {}, set()
+    result, surplus = {group: dict(tensors) for group, tensors in groups.items()}, set()
     for group, tensors in groups.items():
-        result[group] = dict(tensors)
         for key, tensor in tensors.items():
             name = next((part for part in key.split("/") if EMBEDDING_BIAS.search(part)), None)
-            if name is None or name in parameters:
-                continue
-            one = EMBEDDING_BIAS.sub("embeddings.image.bias", name)
-            if one not in parameters:
+            one = EMBEDDING_BIAS.sub("embeddings.image.bias", name or "")
+            if name is None or name in parameters or one not in parameters:
                 continue
             surplus.add(name)
             del result[group][key]

@@ -1,6 +1,7 @@
 """The joint codec: images to the joint state x and back."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import chain
 from typing import Literal
 
@@ -65,8 +66,7 @@ class JointCodec(nn.Module):
             precomputed, but are no part of the joint state.
         precision: of encoders and pretrained autoencoders in `precompute`: 'float32' (each in its own; torch's default
             rounds convolutions on a GPU to TF32), 'tf32' (products too) or 'bfloat16' (autocast; errors of about a
-            hundredth of the features). Lower it to train without a cache on a GPU, where the networks run in every
-            step. Reducers run in float32, and the result is stored in float16, in any case.
+            hundredth of the features). Lower it to train without a cache on a GPU. Reducers run in float32.
     """
 
     def __init__(
@@ -122,11 +122,9 @@ class JointCodec(nn.Module):
         return stored
 
     def _features(self, encoder: Encoder, images: Tensor) -> Tensor:
-        if self.precision != "bfloat16":
-            with networks_in(self.precision):
-                return encoder(images)
-        # Autocast for encoders that are no pretrained networks, whose features may then be bfloat16.
-        with networks_in(self.precision), torch.autocast(images.device.type, torch.bfloat16):
+        # Autocast for encoders that are not pretrained networks, whose features may then be bfloat16.
+        autocast = torch.autocast(images.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
+        with networks_in(self.precision), autocast:
             return encoder(images).float()
 
     @torch.no_grad()

@@ -21,7 +21,6 @@ def forward_flops(model: nn.Module, *, align: bool = False) -> float:
     norms and activations are not, as in the published numbers (multiply-adds: half of this).
 
     Args:
-        model: a `DiffusionTransformer`, or an object with its `forward`, `channels` and `grid`.
         align: include the projection for REPA.
     """
     from torch._subclasses import FakeTensorMode

@@ -18,8 +18,7 @@ _lowered: ContextVar[bool] = ContextVar("lowered", default=False)  # whether all
 
 @contextlib.contextmanager
 def networks_in(precision: str) -> Iterator[None]:
-    """Context in which pretrained networks run in 'tf32' or 'bfloat16' even if their own precision is float32.
-    'float32' leaves everything as it is, torch's settings included."""
+    """Context that runs float32 pretrained networks in 'tf32' or 'bfloat16'; 'float32' changes nothing."""
     if precision == "float32":
         yield
         return
@@ -32,14 +31,11 @@ def networks_in(precision: str) -> Iterator[None]:
 
 
 class PretrainedNetwork(nn.Module, ABC):
-    """Reads its weights at first use, or by `load`; subclasses find them and build the network.
-
-    The network is not a submodule: it is in no state dict, but it follows `.to(device)`.
+    """Reads its weights at first use, or by `load`. The network is not in the state dict, but follows `.to(device)`.
 
     Args:
         weights: where they are, as the subclass understands it.
-        weights_sha256: of the tensors, as in the provenance; other weights are refused. With it, training from a cache
-            needs no weights.
+        weights_sha256: of the tensors; others are refused. With it, training from a cache needs no weights.
         precision: 'bfloat16' runs the network under autocast.
     """
 

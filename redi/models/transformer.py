@@ -31,14 +31,11 @@ class DiffusionTransformer(nn.Module):
         variance_groups: groups with a learned variance, for which the prediction has further channels after the C.
         alignment_dim: E of the encoder that REPA aligns hidden tokens with; None: no projector.
         size: S, B, L or XL with a patch size, as in 'B/2'; the four arguments after it override its parts.
-        fusion: the class of a fusion strategy.
         attention: a backend, or 'auto'; see `choose_attention`.
         checkpointing: recompute the blocks in the backward pass: less memory, about a third more compute.
-        timestep_scale: multiplies the time before its sinusoidal embedding (1 in the published models: SiT's process
-            gives times in [0, 1], DiT's 0 ... 999).
+        timestep_scale: multiplies the time before its sinusoidal embedding (1 in the published models).
         group_timesteps: an embedding of every representation's own time, for `JointObjective.independent_timesteps`.
-        alignment_layer: the block (counted from 1) whose output the projector reads (REPA: 8).
-        alignment_width: of the projector's two hidden layers.
+        alignment_layer, alignment_width: block (counted from 1) that the projector reads; its hidden layers' width.
     """
 
     def __init__(

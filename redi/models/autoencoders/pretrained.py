@@ -31,8 +31,8 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
     """A frozen autoencoder in diffusers' format. Subclasses name the class of diffusers and encode.
 
     Args:
-        weights: hub id; or a folder in diffusers' format (config.json, diffusion_pytorch_model.safetensors or .bin);
-            or the weights' file in such a folder.
+        weights: hub id, or a folder in diffusers' format (config.json, diffusion_pytorch_model.safetensors or .bin),
+            or the weights' file in it.
         weights_sha256, precision: see `PretrainedNetwork`.
         scale, shift: the latents are (z - shift) * scale.
         batch_size: images per pass through the network; bounds the memory.

@@ -31,7 +31,7 @@ class StableVAE(PretrainedAutoencoder):
     bind `weights_sha256`, by which the cache knows them, where they are not at hand.
 
     Args:
-        scale, shift: 0.18215 and 0 belong to the SD-VAE. Other VAEs have others, which their config.json names.
+        scale, shift: 0.18215 and 0 for the SD-VAE; for other VAEs see their config.json.
         posterior: 'sample' draws z in every training step; 'mean' takes the mean; 'frozen' draws it once, when images
             are encoded, from noise that the bytes of each image determine.
         weights, weights_sha256, batch_size, precision, uint8_rule: see `PretrainedAutoencoder`.

@@ -12,21 +12,13 @@ class Encoder(nn.Module, ABC):
     """uint8 images (N, 3, S, S) -> patch features (N, E, h, w) float32. Frozen; resizes and normalises itself."""
 
     dim: int  # E
+    learns_from_data = False  # True: `prepare` trains it on the data set, and checkpoints hold its weights
+    fitted = True  # whether its weights are ready for use, or will be at first use (see `load`)
 
     @property
     def name(self) -> str:
         """What its channel group is called by default: the class name without 'Encoder', in lower case."""
         return type(self).__name__.removesuffix("Encoder").lower()
-
-    @property
-    def learns_from_data(self) -> bool:
-        """True for an encoder that `prepare` trains on the data set; checkpoints then hold its weights."""
-        return False
-
-    @property
-    def fitted(self) -> bool:
-        """Whether its weights are ready for use, or will be at first use (see `load`)."""
-        return True
 
     def load(self) -> None:
         """Read pretrained weights now instead of at first use. Raises ValueError naming the file, its source and the

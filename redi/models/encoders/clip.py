@@ -3,7 +3,7 @@
 from functools import partialmethod
 
 from redi.models.encoders import register
-from redi.models.encoders.family import Family
+from redi.models.encoders.timm_model import Family
 
 
 @register

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from redi.models.encoders import register
-from redi.models.encoders.family import Family
-from redi.models.encoders.timm_model import Timm
+from redi.models.encoders.timm_model import Family, Timm
 
 
 @register

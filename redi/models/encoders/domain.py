@@ -18,17 +18,17 @@ log = logging.getLogger(__name__)
 class DomainEncoder(Encoder):
     """A residual network of stride 4, trained by `fit` in well under a minute and frozen after it.
 
-    With labels it learns to classify; without, by contrast between two views of each image (NT-Xent of SimCLR,
-    Chen et al., arXiv 2002.05709).
+    It learns from labels, or by contrast of two views of each image (SimCLR, Chen et al., arXiv 2002.05709).
 
     Args:
         width: E, the width of the features.
         depth: residual blocks at the final resolution.
         image_size: images are resized to this (antialiased bilinear); the features have image_size / 4 a side.
         objective: 'labels', 'contrastive', or 'auto': labels where there are at least two classes.
-        num_steps, batch_size, learning_rate, seed: of the training (AdamW, one-cycle).
-        max_images: at most this many images are held in memory for it.
+        num_steps, batch_size, learning_rate, seed: of the training (AdamW, one-cycle), on at most `max_images`.
     """
+
+    learns_from_data = True
 
     def __init__(
         self,
@@ -61,10 +61,6 @@ class DomainEncoder(Encoder):
             self.head: nn.Module = nn.Identity()  # fit makes it a classifier or a contrastive projection
         self.register_load_state_dict_pre_hook(_take_head_shape)
         self.eval().requires_grad_(False)
-
-    @property
-    def learns_from_data(self) -> bool:
-        return True
 
     @property
     def fitted(self) -> bool:

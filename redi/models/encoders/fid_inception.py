@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 STATE_DICT = "pt_inception-2015-12-05-6726825d.pth"  # the eight digits begin the SHA-256 of the file
-TORCHSCRIPT = "inception-2015-12-05.pt"
-# Of NVIDIA's file, which many projects check: it is a program, and none but this one is run.
+TORCHSCRIPT = "inception-2015-12-05.pt"  # of NVIDIA: a program; no other is run
 TORCHSCRIPT_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 SIDE = 299
 
@@ -86,7 +85,7 @@ def resized(images: Tensor, mode: str) -> Tensor:
 
 def tensorflow_bilinear(images: Tensor, side: int) -> Tensor:
     """(N, C, S, S) -> (N, C, side, side) as `tf.image.resize_bilinear(align_corners=False)` of TensorFlow 1: pixel i
-    of the output lies at i * S / side of the input, not at pixel centres, and nothing is averaged in between."""
+    of the output lies at i * S / side of the input."""
     size = images.shape[-1]
     position = torch.arange(side, device=images.device, dtype=torch.float32) * (size / side)
     low = position.floor().long().clamp(max=size - 1)

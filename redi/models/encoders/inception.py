@@ -22,10 +22,9 @@ class Inception(PretrainedNetwork, Encoder):
     As an encoder it gives the maps of its last block, (N, 2048, 8, 8).
 
     Args:
-        mode: how images become 299 pixels wide. 'clean': bicubic with antialiasing, each channel in float;
-            'legacy_tensorflow': bilinear of TensorFlow 1 without antialiasing, as ADM's evaluation and Heusel et al.;
-            'legacy_pytorch': bilinear of PyTorch without antialiasing, as pytorch-fid. Distances of different modes do
-            not compare; the names of the metrics end in the mode.
+        mode: how images are resized to 299 pixels. 'clean': bicubic, antialiased, in float; 'legacy_tensorflow':
+            bilinear of TensorFlow 1, not antialiased, as in ADM's evaluation; 'legacy_pytorch': bilinear of PyTorch,
+            not antialiased, as in pytorch-fid. Do not compare distances of different modes.
         weights: pt_inception-2015-12-05-6726825d.pth (the release of pytorch-fid), or a folder with it; default:
             clean-fid's download of it. Or inception-2015-12-05.pt, NVIDIA's TorchScript file for the first two modes:
             its code is run, so other files of this name are refused. It gives the pooled features alone.

@@ -1,9 +1,9 @@
-"""Any vision model of timm, by its name: features of its layers, frozen."""
+"""Any vision model of timm, by its name or by family and size: features of its layers, frozen."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +23,11 @@ class Timm(PretrainedNetwork, Encoder):
         model: timm's name with the tag of the weights, such as 'vit_base_patch16_224.mae' (without a tag: timm's
             first); `timm.list_models(pretrained=True)` lists them.
         image_size: the side in pixels that images are resized to; a multiple of the patch size. Default: one patch for
-            every 16 pixels of the image (paper: images of 256 pixels at 224, for patches of 14), or the one size that
-            the network takes.
+            every 16 pixels of the image (256 -> 224 for patches of 14), or the one size that the network takes.
         resize: 'antialiased' (bicubic, before normalising), or 'released': the rule of ReDi's released code, which
             its published weights need (bicubic without antialiasing, after normalising).
-        layers: block whose features are taken, or several, concatenated along E in this order; negative numbers
-            count from the last. All pass the final norm. Default: the last block. The layers of a network of stages
-            are its stages; its patch size is the stride of the chosen one.
+        layers: block (or stage) whose features are taken, or several, concatenated along E in this order; negative
+            numbers count from the last, which is the default. All pass the final norm.
         weights: a weights file (.safetensors, .pth, .bin; timm's format or the authors'), or a folder with one.
             Default: from the model hub, or its local cache.
         weights_sha256, precision: see `PretrainedNetwork`. The features are float32 either way.
@@ -154,3 +152,31 @@ class Timm(PretrainedNetwork, Encoder):
             raise ValueError(f"{setting}: {name} takes images of {self.architecture.fixed_size} pixels only")
         if image_size < self.stride or image_size % self.stride:
             raise ValueError(f"{setting} is no multiple of {self.stride}, the patch size of {name}")
+
+
+class Family(Timm):
+    """Timm models by size, a key of `models`. A subclass states its table and, as in `CLIP`, its default."""
+
+    models: ClassVar[Mapping[str, str]]  # {size: timm's name with the tag of the weights}
+
+    def __init__(
+        self,
+        *,
+        size: str,
+        image_size: int | None = None,
+        resize: Literal["antialiased", "released"] = "antialiased",
+        layers: int | Sequence[int] | None = None,
+        weights: str | None = None,
+        weights_sha256: str | None = None,
+        precision: Literal["float32", "bfloat16"] = "float32",
+    ):
+        super().__init__(
+            model=self.model_of(size), image_size=image_size, resize=resize, layers=layers,
+            weights=weights, weights_sha256=weights_sha256, precision=precision,
+        )  # fmt: skip
+
+    @classmethod
+    def model_of(cls, size: str) -> str:
+        if size not in cls.models:
+            raise ValueError(f"{cls.__name__}.size = {size!r}: it is one of {', '.join(cls.models)}")
+        return cls.models[size]

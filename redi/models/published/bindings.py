@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from redi.models.published.layout import Layout
 
 FRAMEWORKS = ("sit", "dit", "repa")
-# path_type and prediction in the settings of SiT's and REPA's training programs, and what they are here.
+# path_type and prediction in the settings of SiT's and REPA's training programs, and our names.
 PATHS = {"linear": "FlowMatching", "gvp": "GVP", "cosine": "GVP", "vp": "VP"}
 PREDICTIONS = {"velocity": "velocity", "v": "velocity", "noise": "noise", "score": "score"}
 
@@ -35,7 +35,6 @@ def _stated(layout: Layout, args: Mapping) -> tuple[tuple[str, ...], str]:
         return ("dit",), f"its settings name {name}"
     if any(prefix.startswith("projectors.") for prefix in layout.projectors):
         return ("repa",), "it holds projectors.*, as REPA's checkpoints do"
-    # REPA's program names its models SiT too, and so may ReDi's.
     if name.startswith("SiT") and not {"enc_type", "proj_coeff"} & set(args):
         return ("sit",), f"its settings name {name}, without enc_type and proj_coeff, which REPA's program adds"
     if name.startswith("SiT") or "path_type" in args:

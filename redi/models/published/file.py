@@ -16,8 +16,7 @@ class PublishedFile:
     """What a checkpoint file holds."""
 
     path: Path
-    # "ema" or "model" or both, each {published name without prefixes of wrappers: tensor} in the file's order. A bare
-    # state dict counts as "ema".
+    # "ema" (also a bare state dict) and "model": {published name without wrappers' prefixes: tensor} in file order
     weights: dict[str, dict[str, Tensor]]
     args: dict  # the settings of the training program where the file has them, as JSON
     step: int  # 0 where the file does not say

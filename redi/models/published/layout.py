@@ -78,10 +78,9 @@ class Layout:
                 if (depth, heads) == (self.depth, num_heads):
                     settings = {"size": f"{letter}/{self.patch_size}"}
         if num_heads is None and self.width % 64:
-            raise ValueError(
-                f"the number of heads is in no checkpoint, and the width {self.width} is that of no published size and "
-                "no multiple of 64: say it (num_heads=, or --gin_bindings='DiffusionTransformer.num_heads = ...')"
-            )
+            advice = "say it (num_heads=, or --gin_bindings='DiffusionTransformer.num_heads = ...')"
+            width = f"the width {self.width} is that of no published size and no multiple of 64"
+            raise ValueError(f"the number of heads is in no checkpoint, and {width}: {advice}")
         if "width" in settings:
             settings["num_heads"] = num_heads or self.width // 64
         if self.mlp_hidden != 4 * self.width:
@@ -139,10 +138,8 @@ def _patch_grid(state: Mapping[str, Tensor], patch_size: int, grid: tuple[int, i
             raise ValueError(f"the checkpoint has {tokens} positions, which make no square grid: {SPECIFICATION}")
         return isqrt(tokens), isqrt(tokens)
     if grid is None:
-        raise ValueError(
-            "the checkpoint stores no pos_embed, which alone tells the size of its images: pass grid=, (32, 32) for "
-            "256 pixels and (64, 64) for 512"
-        )
+        advice = "pass grid=, (32, 32) for 256 pixels and (64, 64) for 512"
+        raise ValueError(f"the checkpoint stores no pos_embed, which alone tells the size of its images: {advice}")
     return grid[0] // patch_size, grid[1] // patch_size
 
 
@@ -182,12 +179,8 @@ def _compare(state: Mapping[str, Tensor], expected: Mapping[str, tuple]) -> None
         raise ValueError(f"the checkpoint lacks {_some(missing)}: {_recognise(state)}")
     if surplus := [name for name in state if name not in expected]:
         raise ValueError(f"the checkpoint holds {_some(surplus)} too much: {_recognise(state)}")
-    wrong = [
-        f"{name} {tuple(tensor.shape)} instead of {expected[name]}"
-        for name, tensor in state.items()
-        if tuple(tensor.shape) != expected[name]
-    ]
-    if wrong:
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if wrong := [f"{name} {s} instead of {expected[name]}" for name, s in shapes.items() if s != expected[name]]:
         raise ValueError(f"the checkpoint's shapes do not belong together: {_some(wrong)}; {SPECIFICATION}")
 
 

@@ -15,18 +15,13 @@ from redi.models.transformer import DiffusionTransformer
 
 # Published stems and ours, of what is taken over as it is.
 ELSEWHERE = {
-    "t_embedder.mlp.0": "timestep_embedding.mlp.0",
-    "t_embedder.mlp.2": "timestep_embedding.mlp.2",
-    "y_embedder.embedding_table": "label_embedding",
-    "final_layer.adaLN_modulation.1": "final_modulation.1",
-}
+    "t_embedder.mlp.0": "timestep_embedding.mlp.0", "t_embedder.mlp.2": "timestep_embedding.mlp.2",
+    "y_embedder.embedding_table": "label_embedding", "final_layer.adaLN_modulation.1": "final_modulation.1",
+}  # fmt: skip
 IN_BLOCKS = {
-    "attn.qkv": "qkv",
-    "attn.proj": "projection",
-    "mlp.fc1": "mlp.0",
-    "mlp.fc2": "mlp.2",
+    "attn.qkv": "qkv", "attn.proj": "projection", "mlp.fc1": "mlp.0", "mlp.fc2": "mlp.2",
     "adaLN_modulation.1": "modulation.1",
-}
+}  # fmt: skip
 PATCHES, HEAD = "x_embedder.proj", "final_layer.linear"
 STORED = ("float32", "float16", "bfloat16")
 # Largest difference that rounding makes between position tables; another table differs by 1.
@@ -172,10 +167,8 @@ def _leftover_positions(stored: Tensor, layout: Layout) -> dict[str, Tensor]:
     ours = sincos_positions(layout.patch_grid, layout.width)[None]
     difference = float((stored.float() - ours).abs().max())
     if not difference <= TABLE_TOLERANCE[str(stored.dtype).removeprefix("torch.")]:
-        raise ValueError(
-            f"the checkpoint's pos_embed differs by up to {difference:.2g} from the fixed 2-D sin-cos table of DiT: "
-            "learned, or in another order; this model has no place for it"
-        )
+        table = "the fixed 2-D sin-cos table of DiT: learned, or in another order; this model has no place for it"
+        raise ValueError(f"the checkpoint's pos_embed differs by up to {difference:.2g} from {table}")
     return {} if torch.equal(stored, ours.to(stored.dtype)) else {"pos_embed": stored}
 
 

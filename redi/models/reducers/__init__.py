@@ -24,6 +24,8 @@ class Reducer(nn.Module, ABC):
     `finish` (cheap; S channels to R). A cache of S channels serves every rank up to S.
     """
 
+    width: int | None = None  # E of the features that it was fitted to; None where it works for any
+
     def __init__(self, *, rank: int = 8):
         super().__init__()
         if rank < 1:
@@ -69,11 +71,6 @@ class Reducer(nn.Module, ABC):
     def stored_provenance(self) -> dict:
         """What decides the output of `project`, as JSON: a cache fits all reducers for which this is the same."""
         return self.provenance()
-
-    @property
-    def width(self) -> int | None:
-        """E of the features that it was fitted to; None where it works for any."""
-        return None
 
     def check_width(self, width: int) -> None:
         """Raises ValueError unless it can reduce features of this width E; asked before anything is encoded."""
@@ -122,8 +119,7 @@ class Reducer(nn.Module, ABC):
 
     def save(self, folder: str | Path) -> None:
         """Write the fit as an artefact for `path` of a reducer of this class. Raises ValueError before a fit."""
-        if not self.fitted:
-            raise ValueError(f"this {type(self).__name__} has not been fitted: there is nothing to save")
+        self.require_fit()
         state = self.state_dict()
         record = {
             "format": FORMAT,

@@ -27,8 +27,8 @@ class ConvBottleneck(Reducer):
         rank: R.
         hidden: channels of the corrections.
         num_steps, batch_size, learning_rate: of the training (AdamW, one-cycle, mean squared error).
-        max_images: images whose features are held in memory, a uniform sample of the stream (0.8 MB each at DINOv2-B's
-            16x16x768). A tenth of them is held out to measure the explained variance.
+        max_images: images whose features are held in memory (0.8 MB each at 16x16x768), a uniform sample; a tenth is
+            held out to measure the explained variance.
         seed: of the sample, the weights and the batches. On the CPU the fit is reproducible bit for bit.
         path: what `save` wrote, to use instead of a new fit.
     """

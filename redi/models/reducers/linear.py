@@ -12,6 +12,7 @@ from redi.models.reducers import Reducer
 from redi.models.reducers.moments import Moments
 
 log = logging.getLogger(__name__)
+BUFFERS = ("mean", "std", "components", "deviations", "explained")
 
 
 class LinearReducer(Reducer):
@@ -44,7 +45,7 @@ class LinearReducer(Reducer):
         if scale not in ("raw", "unit_rms", "whiten"):
             raise ValueError(f"{type(self).__name__}.scale = {scale!r}: it is 'raw', 'unit_rms' or 'whiten'")
         self.scale, self.standardize = scale, standardize
-        for name in ("mean", "std", "components", "deviations", "explained"):
+        for name in BUFFERS:
             self.register_buffer(name, torch.empty(0))
         self.register_load_state_dict_post_hook(_check_loaded)
         if path is not None:
@@ -144,11 +145,8 @@ class LinearReducer(Reducer):
 
     @property
     def _units(self) -> Tensor:
-        """(K,) the units of stored channels, for float16's range: the power of two below a channel's own deviation.
-
-        At least 2^-10 of the strongest deviation, because a channel that is weak in the fit may not be so in other
-        images: float16 overflows at 64 times the strongest. The same for every rank and scale.
-        """
+        """(K,) the units of stored channels, for float16's range: the power of two below a channel's own deviation, at
+        least 2^-10 of the strongest, because channels that are weak in the fit may not be so in other images."""
         strongest = self.deviations.max()
         floor = torch.where(strongest > 0, strongest * 2**-9, 1.0)
         mantissa, exponent = torch.frexp(self.deviations.maximum(floor))  # mantissa in [0.5, 1)
@@ -193,9 +191,8 @@ class LinearReducer(Reducer):
 
 
 def _check_loaded(reducer: LinearReducer, _) -> None:
-    """After loading: a fit is shared by all scales and ranks, and not every one of them can use it."""
-    names = ("mean", "std", "components", "deviations", "explained")
-    shapes = {name: tuple(getattr(reducer, name).shape) for name in names}
+    """After loading, because a fit is shared by all scales and ranks, and some cannot use it."""
+    shapes = {name: tuple(getattr(reducer, name).shape) for name in BUFFERS}
     rows, width = len(reducer.deviations), len(reducer.mean)
     expected = {"mean": (width,), "std": (width,), "deviations": (rows,), "explained": (rows,)}
     if reducer.fitted and shapes != expected | {"components": (rows, width)}:

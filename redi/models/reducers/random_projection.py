@@ -36,10 +36,8 @@ class RandomRows(LinearReducer):
         rows = torch.from_numpy(dense).to(covariance)
         if torch.linalg.matrix_rank(rows) < len(rows):  # sparse rows can be empty or equal where E is small
             name = type(self).__name__
-            raise ValueError(
-                f"{name}.seed = {self.seed} draws linearly dependent rows at rank {self.rank} of {rows.shape[1]}: "
-                f"choose another {name}.seed or a lower {name}.rank"
-            )
+            what = f"draws linearly dependent rows at rank {self.rank} of {rows.shape[1]}"
+            raise ValueError(f"{name}.seed = {self.seed} {what}: choose another {name}.seed or a lower {name}.rank")
         return rows
 
     def fit_settings(self) -> dict:
