@@ -36,13 +36,6 @@ class AveragedWeights(ABC):
         """What is to be kept for good of the averages after `step` steps, in groups; None where nothing is due."""
         return None
 
-    @torch.no_grad()
-    def copy_to(self, model: nn.Module) -> None:
-        """Writes `parameters` into a model of the same shape."""
-        current = dict(model.named_parameters())
-        for name, tensor in self.parameters.items():
-            current[name].copy_(tensor)
-
 
 def copied(model: nn.Module) -> dict[str, Tensor]:
     """A copy of the parameters, by name."""

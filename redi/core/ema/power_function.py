@@ -29,13 +29,9 @@ class PowerFunctionEMA(AveragedWeights):
     """
 
     def __init__(
-        self,
-        *,
-        model: nn.Module,
-        sigma_rels: Sequence[float] = (0.05, 0.1),
-        snapshot_every: int = 4096,
+        self, *, model: nn.Module, sigma_rels: Sequence[float] = (0.05, 0.1), snapshot_every: int = 4096,
         snapshot_dtype: str = "float16",
-    ):
+    ):  # fmt: skip
         what = type(self).__name__
         if isinstance(sigma_rels, str) or not isinstance(sigma_rels, Sequence) or not sigma_rels:
             raise ValueError(f"{what}.sigma_rels = {sigma_rels!r}: a list of lengths is needed, as (0.05, 0.1)")
@@ -60,11 +56,9 @@ class PowerFunctionEMA(AveragedWeights):
             lerp(average, model, 1 - (step / (step + 1)) ** (self.exponents[sigma] + 1))
 
     def extra_state(self) -> dict[str, Tensor]:
-        lengths = list(self.averages)
-        state = {LENGTHS: torch.tensor(lengths, dtype=torch.float64)}
-        for sigma in lengths[1:]:
-            state |= {f"{GROUP}{sigma}/{name}": tensor for name, tensor in self.averages[sigma].items()}
-        return state
+        _, *further = lengths = list(self.averages)
+        named = {f"{GROUP}{sigma}/{name}": t for sigma in further for name, t in self.averages[sigma].items()}
+        return {LENGTHS: torch.tensor(lengths, dtype=torch.float64)} | named
 
     def load(self, parameters: Mapping[str, Tensor], extra: Mapping[str, Tensor] | None = None) -> None:
         stored = stored_averages(parameters, extra or {})

@@ -39,7 +39,7 @@ class Combination:
 
     @property
     def noise(self) -> float:
-        """How many times larger than the rounding errors of the others, which are independent, that of the sum is."""
+        """The rounding error of the sum relative to that of the others, which are independent."""
         return float(np.linalg.norm(self.weights))
 
 
@@ -47,8 +47,8 @@ def combine(stored: Sequence[tuple[float, int]], wanted: tuple[float, int]) -> C
     """The sum of stored averages whose density comes closest to the one wanted, by least squares (section 3.2 and
     appendix C). Averages are given by (sigma_rel, step).
 
-    Beyond the paper the weights are held to sum up to 1, so that what training does not change, the sum leaves as it
-    is: the fit is as close, and without it a short list of snapshots shrinks all weights by up to some per cent.
+    Beyond the paper the weights sum to 1: without that, a short list of snapshots shrinks all parameters by some per
+    cent.
     """
     sigmas, steps = np.array(stored, dtype=np.float64).T
     gammas = np.array([exponent(sigma) for sigma in sigmas])

@@ -30,15 +30,9 @@ class Sampler:
         """Raises ValueError where this sampler cannot follow such a process; called before the first evaluation."""
 
     def __call__(
-        self,
-        denoise: Denoise,
-        process: Process,
-        draw: Draw,
-        *,
-        start: float = 0.0,
-        end: float = 1.0,
+        self, denoise: Denoise, process: Process, draw: Draw, *, start: float = 0.0, end: float = 1.0,
         trajectory: list[tuple[float, Tensor]] | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """-> x (N, C, H, W) at `end`.
 
         Args:
