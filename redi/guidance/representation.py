@@ -19,13 +19,9 @@ class RepresentationGuidance(Guidance):
     """
 
     def __init__(
-        self,
-        *,
-        scale: float = 1.5,
-        without: tuple[str, ...] | None = None,
-        groups: tuple[str, ...] = ("image",),
+        self, *, scale: float = 1.5, without: tuple[str, ...] | None = None, groups: tuple[str, ...] = ("image",),
         interval: tuple[float, float] = (0.0, 1.0),
-    ):
+    ):  # fmt: skip
         self.scale = scale
         self.interval = checked_interval("RepresentationGuidance", interval)
         without = (without,) if isinstance(without, str) else without
@@ -36,9 +32,8 @@ class RepresentationGuidance(Guidance):
         if not channels.representations:
             raise ValueError("RepresentationGuidance needs a representation, and this model has only the image")
         if self.without == ():
-            raise ValueError(
-                "RepresentationGuidance.without = () leaves nothing out: name representations, or None for all"
-            )
+            what = "RepresentationGuidance.without = () leaves nothing out"
+            raise ValueError(f"{what}: name representations, or None for all")
         self.check_names("groups", self.groups, tuple(channels))
         self.check_names("without", self.without or (), channels.representations)
 

@@ -59,8 +59,7 @@ def sample_grid(drawn, codec: JointCodec, colours: ColourBasis, title: str = "",
     """
     layers = [drawn.images]
     if drawn.x is not None:
-        groups = codec.channels.split(drawn.x)
-        layers += [colours(name, groups[name]) for name in codec.channels.representations]
+        layers += [colours(*group) for group in list(codec.channels.split(drawn.x).items())[1:]]
     cells = [thumbnails(layer, like=drawn.images) for layer in layers]
     return tile(cells, drawn.labels.tolist(), title, columns)
 

@@ -63,10 +63,9 @@ class Observer:
 
     def _draw(self, model: DiffusionTransformer, weights: Mapping[str, Tensor], step: int) -> None:
         """Writes a grid to the log and to previews/step_<step>.png."""
-        state = self.state
-        samples = self.preview(model, state.codec, self.process, labels=self.labels, weights=weights)
-        picture = sample_grid(samples, state.codec, state.colours, columns=num_columns(self.labels))
-        folder = state.run_dir / "previews"
+        codec, folder = self.state.codec, self.state.run_dir / "previews"
+        samples = self.preview(model, codec, self.process, labels=self.labels, weights=weights)
+        picture = sample_grid(samples, codec, self.state.colours, columns=num_columns(self.labels))
         folder.mkdir(exist_ok=True)
         picture.save(folder / f"step_{step:08d}.png")
         self.guards.log.picture(step, "samples", picture)

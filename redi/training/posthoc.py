@@ -43,8 +43,8 @@ class Reconstruction:
 def reconstruct_average(run_dir: str | Path, sigma_rel: float, *, at_step: int | None = None) -> Reconstruction:
     """The average of this length after `at_step` steps of a run that was trained with `ema.PowerFunctionEMA`.
 
-    It is the sum of snapshots that comes closest (`combine`), and of the averages in the newest checkpoint, which have
-    full precision. Memory: the average in float64, and one snapshot at a time.
+    The closest sum (`combine`) of snapshots and of the newest checkpoint's averages, which have full precision. Memory:
+    the average in float64, and one snapshot at a time.
 
     Args:
         sigma_rel: in (0, 12^-1/2]; see docs/ema.md for what snapshots can give.
@@ -59,10 +59,8 @@ def reconstruct_average(run_dir: str | Path, sigma_rel: float, *, at_step: int |
     checkpoint, tensors, record = good
     newest = stored_averages(tensors.pop("ema"), tensors.pop("averages", {}))
     if not newest:
-        raise ValueError(
-            f"{run_dir} was not trained with power-function averages, of which others can be made: bind "
-            "train.ema = @ema.PowerFunctionEMA in the next training"
-        )
+        what = f"{run_dir} was not trained with power-function averages, of which others can be made"
+        raise ValueError(f"{what}: bind train.ema = @ema.PowerFunctionEMA in the next training")
     snapshots = list_snapshots(run_dir)
     steps = sorted(snapshots.keys() | {record["step"]})
     at_step = steps[-1] if at_step is None else at_step

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from redi.runtime.artefact import load_artefact, save_artefact
@@ -28,11 +27,9 @@ def save_snapshot(run_dir: Path, step: int, groups: Mapping[str, Mapping[str, Te
     """
     for tensors in groups.values():
         for name, tensor in tensors.items():
-            if not torch.isfinite(tensor).all():
-                raise ValueError(
-                    f"snapshot at step {step}: {name} is not finite as {str(tensor.dtype).removeprefix('torch.')}: "
-                    "bind PowerFunctionEMA.snapshot_dtype = 'float32'"
-                )
+            if not tensor.isfinite().all():
+                what = f"{name} is not finite as {str(tensor.dtype).removeprefix('torch.')}"
+                raise ValueError(f"snapshot at step {step}: {what}: bind PowerFunctionEMA.snapshot_dtype = 'float32'")
     folder = Path(run_dir) / "snapshots" / f"step_{step:08d}"
     for pattern in (".step_*.partial", ".step_*.replaced"):  # of a process that was killed while it wrote
         for leftover in folder.parent.glob(pattern):
@@ -52,10 +49,8 @@ def load_snapshot(folder: Path) -> dict[str, dict[str, Tensor]]:
     try:
         groups, record = load_artefact(folder)
     except BrokenArtefact as error:
-        raise ValueError(
-            f"cannot use this snapshot: {error}. Delete {folder} to do without it: how close the "
-            "others come is told then"
-        ) from None
+        advice = f"Delete {folder} to do without it: how close the others come is told then"
+        raise ValueError(f"cannot use this snapshot: {error}. {advice}") from None
     if record.get("format") != FORMAT:
         raise ValueError(f"{folder} is not a snapshot of this version of redi: its record.json says no '{FORMAT}'")
     return groups

@@ -23,15 +23,12 @@ from redi.training.snapshots import save_snapshot
 
 log = logging.getLogger(__name__)
 
-
 RESUMED = ("model", "ema", "averages", "optimizer", "colours")  # the codec was restored before: see runs.prepare
 
 
 @dataclass
 class TrainingState:
-    """The objects of a run whose tensors a checkpoint holds, and what is recorded beside them.
-
-    A checkpoint holds whole tensors, however they lie on the processes: it resumes on any number of them.
+    """The objects of a run whose tensors a checkpoint holds, whole for any number of processes, and its record.
 
     Args:
         keep: `train.keep_checkpoints`, `keep_every` and `keep_best`.
