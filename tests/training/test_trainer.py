@@ -419,9 +419,9 @@ def test_ctrl_c_writes_a_checkpoint_and_the_same_command_ends_as_an_unbroken_run
     step = json.loads((list_checkpoints(run_dir)[-1] / "record.json").read_text())["step"]
     assert 3 <= step < 150
     assert f"stopped by SIGINT at step {step}; the same command goes on from there" in errors
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     command_line.FLAGS.mark_as_parsed()
     with flagsaver.flagsaver(gin_file=[str(tmp_path / "tiny.gin")]):
+        train_program.main(run_dir)
         train_program.main(tmp_path / "unbroken")
     assert_same_training(run_dir, tmp_path / "unbroken")
 
