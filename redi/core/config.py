@@ -47,7 +47,6 @@ def parse(
         gin.add_config_file_search_path(str(config_dir()))
     muted = logging.root.manager.disable
     logging.disable(logging.ERROR)  # gin logs an error for every place where it looks for a file in vain
-    source = "the bindings"
     try:
         for text in texts:
             source = text.name
@@ -240,8 +239,7 @@ def explained(types: bool = False) -> Iterator[None]:
         missing = r"missing \d+ required .*arguments?: (.+)(?:\n.*)*?\n  In call to configurable '(\S+)'"
         match = re.search(missing, str(error))
         if not match and types:
-            what = "a bound value is of the wrong type, or a list is missing around it"
-            raise ValueError(f"{what}: {error}") from error
+            raise ValueError(f"a bound value is of the wrong type, or a list is missing around it: {error}") from error
         if not match:
             raise
         names = re.findall(r"'(\w+)'", match[1])

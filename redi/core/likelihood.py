@@ -58,10 +58,8 @@ def log_likelihood(
         ValueError: a discrete process, a method that does not go with num_steps, wrong probes; or as `integrate`.
     """
     if process.num_timesteps is not None:
-        raise ValueError(
-            f"log_likelihood needs a velocity, but {type(process).__name__} has discrete timesteps: take a model "
-            "that was trained with a continuous process"
-        )
+        what = f"log_likelihood needs a velocity, but {type(process).__name__} has discrete timesteps"
+        raise ValueError(f"{what}: take a model that was trained with a continuous process")
     known = ADAPTIVE if num_steps is None else EVALUATIONS_PER_STEP
     if method not in known:
         raise ValueError(f"method = {method!r} with num_steps = {num_steps}: it is one of {', '.join(known)}")

@@ -21,8 +21,7 @@ from redi.runtime.randomness import Rows
 class JointObjective:
     """L = mean |error_image|^2 + sum over representations of lambda_m mean |error_m|^2 (paper, Eq. 6).
 
-    The mean is taken within each group, so lambda does not depend on the number of channels. Timestep t is
-    shared by all groups and drawn by the process.
+    The mean is taken within each group, so lambda does not depend on the number of channels. All groups share t.
 
     Args:
         process: how x is corrupted and what is predicted.
@@ -73,10 +72,8 @@ class JointObjective:
         if not isinstance(representation_weight, Mapping):
             representation_weight = dict.fromkeys(channels.representations, representation_weight)
         if set(representation_weight) != set(channels.representations):
-            raise ValueError(
-                f"JointObjective.representation_weight names {sorted(representation_weight)}, "
-                f"the codec has {sorted(channels.representations)}"
-            )
+            names = f"names {sorted(representation_weight)}, the codec has {sorted(channels.representations)}"
+            raise ValueError(f"JointObjective.representation_weight {names}")
         if bad := {name: value for name, value in representation_weight.items() if not 0 <= value < math.inf}:
             raise ValueError(f"JointObjective.representation_weight = {bad}: finite numbers of at least 0 are needed")
         for name, value in {"variance_weight": variance_weight, "alignment_weight": alignment_weight}.items():
@@ -197,10 +194,9 @@ class JointObjective:
     def check_model(self, model: object) -> None:
         """Raises ValueError where the model does not take the times that this objective draws."""
         if self.independent_timesteps and not getattr(model, "has_group_times", False):
-            raise ValueError(
-                "JointObjective.independent_timesteps = True needs a model that takes each group's t: bind "
-                "DiffusionTransformer.group_timesteps = True (and have at least one representation)"
-            )
+            advice = "bind DiffusionTransformer.group_timesteps = True (and have at least one representation)"
+            what = "JointObjective.independent_timesteps = True needs a model that takes each group's t"
+            raise ValueError(f"{what}: {advice}")
 
 
 def alignment_loss(projected: Tensor, features: Tensor, per_sample: bool = False) -> Tensor:

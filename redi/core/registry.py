@@ -63,7 +63,7 @@ class Registry(Mapping[str, type]):
         return component
 
     def check(self, value: object, binding: str) -> None:
-        """Raises ValueError unless `value` is an instance of this kind's interface; for `binding`, a gin name."""
+        """Raises ValueError, which names the `binding`, unless `value` is an instance of this kind's interface."""
         if not isinstance(value, self.interface):
             self._refuse(value, binding, parentheses="()")
 
@@ -109,8 +109,7 @@ def configurable(
 
     Args:
         runtime: arguments that the library supplies; gin refuses bindings to them.
-        harmless: arguments that a resumed run may change: they decide how long, how often and where, not what is
-            learned.
+        harmless: arguments that a resumed run may change: they do not decide what is learned.
         entry: programs call this function; what it refers to is in use (see `entry_points`).
         trains: its bindings decide what is learned (see `training_entry_points`); implies `entry`.
     """
@@ -140,12 +139,11 @@ def identity(component: object) -> dict[str, str]:
     return known | {"source_sha256": hashlib.sha256(source.encode()).hexdigest()}
 
 
-def external(cls: type, module: str, *, harmless: tuple[str, ...] = ()) -> type:
+def external(cls: type, module: str, *, harmless: tuple[str, ...] = ()) -> None:
     """Makes a class of another library known to gin as `<module>.<ClassName>`; the class stays untouched."""
     with gin.unlock_config():
         gin.external_configurable(cls, module=module)
     harmless_arguments[f"{module}.{cls.__name__}"] = harmless
-    return cls
 
 
 def discover(package: str, registry: Registry) -> None:

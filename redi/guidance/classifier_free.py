@@ -26,10 +26,8 @@ class ClassifierFree(Guidance):
     def check(self, channels: Channels, num_classes: int) -> None:
         self.check_names("groups", self.groups, tuple(channels))
         if num_classes == 1:
-            raise ValueError(
-                "ClassifierFree guidance needs labels, and this model is unconditional (num_classes = 1): "
-                "remove it from generate.guidance, or use guidance.RepresentationGuidance"
-            )
+            what = "ClassifierFree guidance needs labels, and this model is unconditional (num_classes = 1)"
+            raise ValueError(f"{what}: remove it from generate.guidance, or use guidance.RepresentationGuidance")
 
     def check_training(self, label_dropout: float, representation_dropout: float) -> str:
         if label_dropout:

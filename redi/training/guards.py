@@ -50,10 +50,7 @@ class Guards:
     """Context of the training loop: the run's lock, signals, the watchdog, skipped steps, and the log.
 
     The loop takes its batches from `batches`, and after each step calls `after` and `checkpoint`. Data that cannot be
-    read end a run with a checkpoint of the steps before.
-
-    Args:
-        record: what `TrainingState.begin` returned.
+    read end a run with a checkpoint of the steps before. `record`: what `TrainingState.begin` returned.
     """
 
     def __init__(

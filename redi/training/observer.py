@@ -15,9 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Observer:
-    """Draws sample grids and calls the monitor, on rank 0, with weights that all processes collect.
-
-    A grid has the same labels and the same noise every time, so that the pictures show what the model has learned.
+    """Draws sample grids, of the same labels and noise every time, and calls the monitor, on rank 0.
 
     Args:
         build: the whole model on this process, where `Parallel` keeps only a part of it.

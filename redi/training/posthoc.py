@@ -71,11 +71,9 @@ def reconstruct_average(run_dir: str | Path, sigma_rel: float, *, at_step: int |
     sources = tuple((sigma, step) for step in used for sigma in newest)
     combination = combine(sources, (sigma_rel, at_step))
     if combination.error > CLOSE:
-        log.warning(
-            "sigma_rel = %g at step %d: the closest sum of %d averages is off by %.0f %%; more snapshots, or a length "
-            "nearer to the tracked %s, come closer (docs/ema.md)",
-            sigma_rel, at_step, len(sources), 100 * combination.error, " and ".join(map(str, newest)),
-        )  # fmt: skip
+        what = f"the closest sum of {len(sources)} averages is off by {100 * combination.error:.0f} %"
+        advice = f"more snapshots, or a length nearer to the tracked {' and '.join(map(str, newest))}, come closer"
+        log.warning("sigma_rel = %g at step %d: %s; %s (docs/ema.md)", sigma_rel, at_step, what, advice)
     shares = dict(zip(sources, combination.weights.tolist(), strict=True))
     total: dict[str, Tensor] = {}
     for step in used:

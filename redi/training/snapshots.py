@@ -19,11 +19,9 @@ def list_snapshots(run_dir: Path) -> dict[int, Path]:
 
 
 def save_snapshot(run_dir: Path, step: int, groups: Mapping[str, Mapping[str, Tensor]], record: Mapping) -> Path:
-    """Writes what `AveragedWeights.snapshot` gave after `step` steps, as whole tensors.
+    """Write what `AveragedWeights.snapshot` gave after `step` steps, as whole tensors.
 
-    Raises:
-        ValueError: a weight is beyond the range of the numbers that snapshots are stored as.
-        OSError: the disk is full or not writable; nothing is left behind.
+    Raises ValueError where a weight is out of the stored type's range, and OSError with nothing left behind.
     """
     for tensors in groups.values():
         for name, tensor in tensors.items():
@@ -37,10 +35,9 @@ def save_snapshot(run_dir: Path, step: int, groups: Mapping[str, Mapping[str, Te
     try:
         save_artefact(folder, groups, {"format": FORMAT, "step": step, **record})
     except OSError as error:
-        raise OSError(
-            f"snapshot at step {step} not written: {error}. Free some space, or bind a larger "
-            "PowerFunctionEMA.snapshot_every, and run the same command again: it goes on from the last checkpoint"
-        ) from None
+        advice = "Free some space, or bind a larger PowerFunctionEMA.snapshot_every, and run the same command again"
+        what = f"snapshot at step {step} not written: {error}"
+        raise OSError(f"{what}. {advice}: it resumes from the last checkpoint") from None
     return folder
 
 

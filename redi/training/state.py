@@ -110,10 +110,9 @@ class TrainingState:
 
     def _restore(self, folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], record: Mapping) -> None:
         if "optimizer" not in tensors:
-            raise ValueError(
-                f"{folder} was imported, not trained here, or averaged, and holds no optimizer: to train on, begin "
-                f"another run with train.initial_weights = {str(folder.parent.parent)!r}"
-            )
+            what = f"{folder} was imported, not trained here, or averaged, and holds no optimizer"
+            advice = f"begin another run with train.initial_weights = {str(folder.parent.parent)!r}"
+            raise ValueError(f"{what}: to train on, {advice}")
         channels = dict(self.codec.channels)
         if (stored := record["model_arguments"]["channels"]) != channels:
             raise ValueError(f"{folder} was trained with channels {stored}, this run has {channels}")

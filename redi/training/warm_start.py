@@ -31,23 +31,18 @@ def begin_with(model: DiffusionTransformer, path: str | Path | None, run_dir: Pa
 def warm_start(model: DiffusionTransformer, path: str | Path) -> str:
     """Copies the weights of a smaller model into `model`, and zeros into what belongs to its further groups.
 
-    With merged tokens the patch embedding of every further group is 0 and so are its heads: at step 0 the prediction
-    of the source's groups is the source's, whatever the others hold; for the same reason the last layer of every
-    embedding of a group's own time is 0. Projectors keep their initial values; no random number is drawn. The position
-    table is fixed, so the grids may differ.
+    The patch embeddings and heads of further groups, and the last layer of every embedding of a group's own time, are
+    0: at step 0 the prediction of the source's groups is the source's, whatever the others hold. Projectors keep their
+    initial values; no random number is drawn. The position table is fixed, so the grids may differ.
 
-    Whether both were made for one process is in no shape: a SiT's weights are of use to a velocity network whose time
-    runs the same way, a DiT's to a noise prediction. A learned variance is taken over where both have it.
+    No shape tells whether both are made for one process: use a SiT's weights for a velocity network whose time runs the
+    same way, a DiT's for a noise prediction. A learned variance is taken over where both have it.
 
     Args:
-        path: a published checkpoint (see `read_published`; the averaged weights where it has them), or the folder of a
-            run, whose newest EMA weights are taken.
+        path: a published checkpoint (see `read_published`; its averages, if any), or a run's folder: its newest EMA.
 
-    Returns:
-        The line that says what was taken over.
-
-    Raises:
-        ValueError: other width, depth, patch size, classes or channels than the model's, or separate tokens.
+    Returns the line that says what was taken over. Raises ValueError for another width, depth, patch size, number of
+    classes or channels than the model's, or separate tokens.
     """
     path = Path(path).expanduser()
     state, source = _of_run(path) if path.is_dir() else _of_file(path, model)

@@ -23,10 +23,7 @@ class AveragedWeights(ABC):
 
     @abstractmethod
     def load(self, parameters: Mapping[str, Tensor], extra: Mapping[str, Tensor] | None = None) -> None:
-        """Load a stored average: `parameters` and the result of `extra_state`.
-
-        Raises ValueError where another way of averaging stored them, or this one with other settings.
-        """
+        """Load `parameters` and the result of `extra_state`; raises ValueError where those are of other settings."""
 
     def extra_state(self) -> dict[str, Tensor]:
         """What a checkpoint must hold besides `parameters`; its group "averages"."""

@@ -17,8 +17,8 @@ GROUP = "sigma_rel_"
 class PowerFunctionEMA(AveragedWeights):
     """The power-function averages of EDM2 (arXiv 2312.02696, section 3): a step's weight grows with a power of it.
 
-    Initial weights have none, so there is no warmup. Snapshots of the averages are kept, and of them an average of any
-    length can be made after training (`redi.average`, docs/ema.md).
+    Initial weights have none, so there is no warmup. From snapshots of the averages an average of any length can be
+    made after training (`redi.average`, docs/ema.md).
 
     Args:
         sigma_rels: lengths of the averages as parts of the training; the first is the one that previews, sampling
@@ -64,10 +64,9 @@ class PowerFunctionEMA(AveragedWeights):
         stored = stored_averages(parameters, extra or {})
         if list(stored) != list(self.averages):
             kind = f"of sigma_rels = {tuple(stored)}" if stored else "that are no power-function ones"
-            raise ValueError(
-                f"the checkpoint holds averages {kind}, and PowerFunctionEMA.sigma_rels = {tuple(self.averages)}: "
-                "bind train.ema as it was, or begin another run with train.initial_weights"
-            )
+            advice = "bind train.ema as it was, or begin another run with train.initial_weights"
+            own = f"PowerFunctionEMA.sigma_rels = {tuple(self.averages)}"
+            raise ValueError(f"the checkpoint holds averages {kind}, and {own}: {advice}")
         for sigma, average in self.averages.items():
             for name, tensor in average.items():
                 tensor.copy_(stored[sigma][name])

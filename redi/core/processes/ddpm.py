@@ -119,9 +119,8 @@ class DDPM(Process):
     def reverse_step(self, prediction: Tensor, x_t: Tensor, t: float | Tensor, s: float | Tensor):
         """p(x_s | x_t) for a step from t to the less noisy s: mean and log-variance, both (N, C, H, W).
 
-        For steps that leave out timesteps the variances are those of the shortened process ("respacing").
-
-        Raises ValueError where the prediction has another number of channels than C and the learned variances need.
+        For steps that leave out timesteps the variances are those of the shortened process ("respacing"). Raises
+        ValueError where the prediction has another number of channels than C and the learned variances need.
         """
         data = self.clean(prediction, x_t, t)
         mean, low = self.posterior(data, x_t, t, s)
@@ -147,10 +146,9 @@ class DDPM(Process):
         else:
             learned = [i for name in self.variance_groups for i in range(c)[self._channels.slice(name)]]
         if prediction.shape[1] != c + len(learned):
-            raise ValueError(
-                f"the prediction has {prediction.shape[1]} channels, but {c} of the noise and {len(learned)} of "
-                f"learned variances are needed: DDPM.learned_variance = {self.learned_variance!r}, () is none"
-            )
+            needed = f"{c} of the noise and {len(learned)} of learned variances are needed"
+            setting = f"DDPM.learned_variance = {self.learned_variance!r}, () is none"
+            raise ValueError(f"the prediction has {prediction.shape[1]} channels, but {needed}: {setting}")
         return learned
 
     def posterior(self, data: Tensor, x_t: Tensor, t, s):

@@ -50,8 +50,7 @@ class Shifted(Process):
 
     def _slope(self, t):
         """ds/dt."""
-        t = per_sample(t)
-        shift = self._per_channel(t)
+        t, shift = per_sample(t), self._per_channel(per_sample(t))
         return shift / (t + shift * (1 - t)) ** 2
 
     def _per_channel(self, t):

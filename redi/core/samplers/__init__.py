@@ -69,10 +69,9 @@ class ContinuousSampler(Sampler):
 
     def check(self, process: Process) -> None:
         if process.num_timesteps is not None:
-            raise ValueError(
-                f"samplers.{type(self).__name__} needs a velocity, but {type(process).__name__} has discrete "
-                "timesteps: bind @samplers.Ancestral() or @samplers.DDIM() in its place"
-            )
+            needs = f"needs a velocity, but {type(process).__name__} has discrete timesteps"
+            advice = "bind @samplers.Ancestral() or @samplers.DDIM() in its place"
+            raise ValueError(f"samplers.{type(self).__name__} {needs}: {advice}")
 
 
 def clipped(process: Process, start: float, end: float) -> tuple[float, float]:

@@ -46,8 +46,8 @@ class FixedODE(ContinuousSampler):
 class AdaptiveODE(ContinuousSampler):
     """Steps as long as the estimated error allows, in as many evaluations as that takes.
 
-    The worst image's error decides, so every image keeps the tolerance; but the batch shares its steps, so an image
-    depends on its neighbours within the tolerance. FixedODE, Heun and Euler do not have that.
+    The worst image's error decides. The batch shares its steps, so an image depends on its neighbours within the
+    tolerance, which it does not with FixedODE, Heun and Euler.
 
     Args:
         method: of torchdiffeq; 'dopri5' is Dormand and Prince's of order 5.

@@ -54,10 +54,8 @@ class SDE(ContinuousSampler):
     def check(self, process: Process) -> None:
         super().check(process)
         if self.diffusion_form == "sbdm" and not hasattr(process, "d_alpha"):
-            raise ValueError(
-                f"{type(self).__name__}.diffusion_form = 'sbdm' needs the derivatives d_alpha and d_sigma, which "
-                f"{type(process).__name__} does not have: use another form"
-            )
+            needs = f"needs the derivatives d_alpha and d_sigma, which {type(process).__name__} does not have"
+            raise ValueError(f"{type(self).__name__}.diffusion_form = 'sbdm' {needs}: use another form")
 
     latest = 1.0  # where the noisy steps end at the latest
 
@@ -68,9 +66,8 @@ class SDE(ContinuousSampler):
             first, last = clipped(process, max(first, MARGIN), end)
         if self.last_step is None or end < 1:
             return uniform_times(*clipped(process, first, min(last, self.latest)), num_steps)
-        size, even = self.last_step_size, (1 - first) / (num_steps + 1)
-        if size is None:
-            size = max(0.04, even)
+        even = (1 - first) / (num_steps + 1)
+        size = max(0.04, even) if self.last_step_size is None else self.last_step_size
         if start and start >= 1 - size:  # too late for a last step of its own size
             size = even
         return uniform_times(first, min(max(1 - size, first), last), num_steps) if num_steps else [first]
