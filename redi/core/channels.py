@@ -34,7 +34,6 @@ class Channels(Mapping[str, int]):
 
     @property
     def representations(self) -> tuple[str, ...]:
-        """The names of all groups but the image."""
         return tuple(self._sizes)[1:]
 
     def slice(self, name: str) -> slice:
@@ -70,9 +69,7 @@ class Channels(Mapping[str, int]):
     def per_channel(self, values: Mapping[str, float], like: Tensor) -> Tensor:
         """{group: value} -> (1, C, 1, 1), each group's value repeated over its channels."""
         # Filled on the device: a list would have to be copied there, for which the host waits.
-        return torch.cat([like.new_full((size,), values[name]) for name, size in self._sizes.items()])[
-            None, :, None, None
-        ]
+        return torch.cat([like.new_full((1, size, 1, 1), values[name]) for name, size in self._sizes.items()], dim=1)
 
     def _check(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.total:

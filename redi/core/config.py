@@ -7,6 +7,7 @@ import re
 import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,16 @@ def config_dir() -> Path:
 def parse(
     gin_files: Sequence[str | Path] = (), gin_bindings: Sequence[str] = (), *, found: Sequence[Path] = ()
 ) -> None:
-    """Replaces gin's configuration by these files (found in the current folder, then among the shipped ones) and
-    then these bindings. What they import, saved configurations may import from now on.
+    """Replace gin's configuration by these files (of the current folder, or shipped) and then these bindings.
+
+    What they import, saved configurations may import from now on.
 
     Args:
-        found: files that the user has not named, but which lie in a folder that was; read first. They may import only
-            what `redi.runtime.trusted_imports` lets in, and include nothing.
+        found: files in a folder that the user named, not named themselves; read first. They may import only what
+            `redi.runtime.trusted_imports` lets in, and include nothing.
 
-    Raises:
-        ValueError: unknown file, configurable, parameter or macro, with the place and the nearest valid name; a found
-            file that would import what nobody has named.
+    Raises ValueError for an unknown file, configurable, parameter or macro, with the nearest valid name, and for a
+    found file that would import what nobody has named.
     """
     texts = [read_saved(path) for path in found]
     gin.clear_config()
@@ -46,7 +47,6 @@ def parse(
         gin.add_config_file_search_path(str(config_dir()))
     muted = logging.root.manager.disable
     logging.disable(logging.ERROR)  # gin logs an error for every place where it looks for a file in vain
-    source = "the bindings"
     try:
         for text in texts:
             source = text.name
@@ -74,10 +74,9 @@ def read_saved(path: str | Path):
 
 
 def call(function: Callable, **arguments: Any) -> Any:
-    """Calls a configurable function with its bindings; `arguments` take precedence over them.
+    """Call a configurable function with its bindings; `arguments` take precedence over them.
 
-    Raises:
-        ValueError: an argument without a default that nothing binds; and what the function raises.
+    Raises ValueError for an argument without a default that nothing binds.
     """
     selector = gin.config._INVERSE_REGISTRY[function].selector
     bindings = gin.config._CONFIG.get(("", selector), {})
@@ -91,17 +90,9 @@ def call(function: Callable, **arguments: Any) -> Any:
 
 
 def bound(name: str, default: Any = None) -> Any:
-    """The value that 'function.argument' is bound to, with references resolved as gin would for a call.
-
-    Raises:
-        ValueError: as `call`, for the components that it refers to.
-    """
-    try:
-        value = gin.query_parameter(name)
-    except ValueError:  # nothing bound
-        return default
+    """The value that 'function.argument' is bound to, with references resolved; raises ValueError as `call`."""
     with explained():
-        return copy.deepcopy(value)
+        return copy.deepcopy(unevaluated(name, default))  # which makes gin build the references
 
 
 def unevaluated(name: str, default: Any = None) -> Any:
@@ -114,17 +105,13 @@ def unevaluated(name: str, default: Any = None) -> Any:
 
 def is_bound(name: str, default: bool = False) -> bool:
     """Whether something other than None is bound to 'function.argument'; nothing is built. `default`: if unbound."""
-    try:
-        return gin.query_parameter(name) is not None
-    except ValueError:  # nothing bound
-        return default
+    return unevaluated(name, default or None) is not None
 
 
 def canonical(key: str) -> str:
     """A binding's key as saved configurations have it: 'reducers.PCA.rank' -> 'PCA.rank'.
 
-    Raises:
-        ValueError: nothing can be bound to it.
+    Raises ValueError where nothing can be bound to it.
     """
     if "." not in key:  # a macro
         return key
@@ -166,18 +153,17 @@ def operative_text() -> str:
     return gin.operative_config_str()
 
 
-class isolated:
+@contextmanager
+def isolated() -> Iterator[None]:
     """Context in which another configuration can be parsed; the one before comes back at the end."""
-
-    def __enter__(self):
-        self.text, self.locked = gin.config_str(), gin.config_is_locked()
-        self.operative = gin.config._OPERATIVE_CONFIG.copy()
-
-    def __exit__(self, *_):
+    text, locked, operative = gin.config_str(), gin.config_is_locked(), gin.config._OPERATIVE_CONFIG.copy()
+    try:
+        yield
+    finally:
         gin.clear_config()
-        gin.parse_config(self.text)
-        gin.config._OPERATIVE_CONFIG.update(self.operative)
-        if self.locked:
+        gin.parse_config(text)
+        gin.config._OPERATIVE_CONFIG.update(operative)
+        if locked:
             gin.finalize()
 
 
@@ -191,12 +177,9 @@ def conflicts(saved: str, roots: Sequence[Callable]) -> list[str]:
 def relevant(text: str, roots: Sequence[Callable]) -> dict[str, str]:
     """The statements of a saved configuration that decide what these functions compute, harmless ones left out."""
     matters = {f"{scope}/{_short(selector)}".lstrip("/") for scope, selector in _reached(roots, but=is_harmless)}
-    kept = {}
-    for key, value in statements(text).items():
-        owner = key.rsplit(".", 1)[0] if "." in key else f"{key}/macro"
-        if owner in matters and not is_harmless(key):
-            kept[key] = value
-    return kept
+    values = statements(text)
+    owner = {key: key.rsplit(".", 1)[0] if "." in key else f"{key}/macro" for key in values}
+    return {key: value for key, value in values.items() if owner[key] in matters and not is_harmless(key)}
 
 
 def without_effect(roots: Sequence[Callable]) -> list[str]:
@@ -226,7 +209,8 @@ def _reached(roots: Sequence[Callable], but: Callable[[str], Any] | None = None)
     pending = [("", gin.config._INVERSE_REGISTRY[root].selector) for root in roots]
     reached = set()
     for scope, selector in pending:  # grows while it is walked
-        for outer in _enclosing(scope):
+        # A call in scope 'a/b' takes the bindings of 'a/b', 'a' and ''.
+        for outer in {"", *accumulate(scope.split("/"), "{}/{}".format)}:
             reached.add((outer, selector))
             parameters = gin.config._CONFIG.get((outer, selector), {})
             followed = {k: v for k, v in parameters.items() if not (but and but(f"{_short(selector)}.{k}"))}
@@ -238,35 +222,24 @@ def _reached(roots: Sequence[Callable], but: Callable[[str], Any] | None = None)
     return reached
 
 
-def _enclosing(scope: str) -> list[str]:
-    """'a/b' -> '', 'a', 'a/b': a call in scope a/b takes the bindings of all three."""
-    parts = scope.split("/")
-    return [""] + ["/".join(parts[: depth + 1]) for depth in range(len(parts))] if scope else [""]
-
-
 def _short(selector: str) -> str:
     return gin.config._REGISTRY.minimal_selector(selector)
 
 
 @contextmanager
 def explained(types: bool = False) -> Iterator[None]:
-    """Context in which an argument without a default that nothing binds raises a ValueError that names the binding.
-
-    For calls of bound classes, in which gin raises a TypeError; `call` and `bound` have it in them.
+    """Context for building bound classes: a missing argument raises a ValueError that names the binding.
 
     Args:
-        types: explain every other TypeError too, as a value of the wrong type: where nothing but bound components
-            is built.
+        types: explain every other TypeError too, as a value of the wrong type.
     """
     try:
         yield
     except TypeError as error:
-        match = re.search(
-            r"missing \d+ required .*arguments?: (.+)(?:\n.*)*?\n  In call to configurable '(\S+)'", str(error)
-        )
+        missing = r"missing \d+ required .*arguments?: (.+)(?:\n.*)*?\n  In call to configurable '(\S+)'"
+        match = re.search(missing, str(error))
         if not match and types:
-            what = "a bound value is of the wrong type, or a list is missing around it"
-            raise ValueError(f"{what}: {error}") from error
+            raise ValueError(f"a bound value is of the wrong type, or a list is missing around it: {error}") from error
         if not match:
             raise
         names = re.findall(r"'(\w+)'", match[1])

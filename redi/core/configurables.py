@@ -44,24 +44,17 @@ def import_all() -> None:
 def table() -> str:
     """Every registered component with its arguments, defaults and first docstring line."""
     import_all()
-
     parts = []
     for kind, registry in sorted(registries.items()):
         parts.append(f"{kind}")
         for name in registry:
             component = registry[name]
-            first_line = (inspect.getdoc(component) or "").partition("\n")[0]
+            summary = (inspect.getdoc(component) or "").partition("\n")[0]
             arguments = [
-                _argument(parameter)
-                for parameter in inspect.signature(component).parameters.values()
-                if parameter.name not in registry.runtime and parameter.kind is not parameter.VAR_KEYWORD
+                p.name if p.default is p.empty else f"{p.name}={p.default!r}"
+                for p in inspect.signature(component).parameters.values()
+                if p.name not in registry.runtime and p.kind is not p.VAR_KEYWORD
             ]
-            parts.append(f"  @{kind}.{name}({', '.join(arguments)})\n      {first_line}")
+            parts.append(f"  @{kind}.{name}({', '.join(arguments)})\n      {summary}")
         parts.append("")
     return "\n".join(parts)
-
-
-def _argument(parameter: inspect.Parameter) -> str:
-    if parameter.default is inspect.Parameter.empty:
-        return parameter.name
-    return f"{parameter.name}={parameter.default!r}"

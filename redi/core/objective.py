@@ -21,8 +21,7 @@ from redi.runtime.randomness import Rows
 class JointObjective:
     """L = mean |error_image|^2 + sum over representations of lambda_m mean |error_m|^2 (paper, Eq. 6).
 
-    The mean is taken within each group, so lambda does not depend on the number of channels. Timestep t is
-    shared by all groups and drawn by the process.
+    The mean is taken within each group, so lambda does not depend on the number of channels. All groups share t.
 
     Args:
         process: how x is corrupted and what is predicted.
@@ -73,32 +72,20 @@ class JointObjective:
         if not isinstance(representation_weight, Mapping):
             representation_weight = dict.fromkeys(channels.representations, representation_weight)
         if set(representation_weight) != set(channels.representations):
-            raise ValueError(
-                f"JointObjective.representation_weight names {sorted(representation_weight)}, "
-                f"the codec has {sorted(channels.representations)}"
-            )
+            names = f"names {sorted(representation_weight)}, the codec has {sorted(channels.representations)}"
+            raise ValueError(f"JointObjective.representation_weight {names}")
         if bad := {name: value for name, value in representation_weight.items() if not 0 <= value < math.inf}:
             raise ValueError(f"JointObjective.representation_weight = {bad}: finite numbers of at least 0 are needed")
         for name, value in {"variance_weight": variance_weight, "alignment_weight": alignment_weight}.items():
             if not 0 <= value < math.inf:
                 raise ValueError(f"JointObjective.{name} = {value}: a finite number of at least 0 is needed")
-        self.process = process.for_channels(channels)
-        self.channels = channels
-        self.null_label = num_classes
-        self.weights = dict(representation_weight)
-        self.label_dropout = label_dropout
-        self.representation_dropout = representation_dropout
-        self.dropout_rule = dropout_rule
-        self.independent_timesteps = independent_timesteps
-        self.variance_weight = variance_weight
-        self.alignment_weight = alignment_weight
+        self.process, self.channels, self.null_label = process.for_channels(channels), channels, num_classes
+        self.weights, self.independent_timesteps = dict(representation_weight), independent_timesteps
+        self.label_dropout, self.representation_dropout = label_dropout, representation_dropout
+        self.dropout_rule, self.variance_weight, self.alignment_weight = dropout_rule, variance_weight, alignment_weight
 
     def __call__(
-        self,
-        model: Callable[..., Tensor],
-        x: Tensor,
-        y: Tensor,
-        alignment: Tensor | None = None,
+        self, model: Callable[..., Tensor], x: Tensor, y: Tensor, alignment: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Clean states (N, C, H, W) and labels (N,) -> {"loss": (), "image": (), "<representation>": ()}.
 
@@ -127,17 +114,9 @@ class JointObjective:
         return y, rows.of(times), rows.of(noise), rows.of(dropped), num_kept
 
     def losses(
-        self,
-        model: Callable[..., Tensor],
-        x: Tensor,
-        y: Tensor,
-        times: Tensor,
-        noise: Tensor,
-        dropped: Tensor,
-        num_kept: Tensor | None = None,
-        alignment: Tensor | None = None,
-        per_sample: bool = False,
-    ) -> dict[str, Tensor]:
+        self, model: Callable[..., Tensor], x: Tensor, y: Tensor, times: Tensor, noise: Tensor, dropped: Tensor,
+        num_kept: Tensor | None = None, alignment: Tensor | None = None, per_sample: bool = False,
+    ) -> dict[str, Tensor]:  # fmt: skip
         """The same for given draws, without randomness or branches on values, so that it compiles as one graph.
 
         Args:
@@ -146,8 +125,7 @@ class JointObjective:
             noise: (N, C, H, W).
             dropped: (N,) bool, the samples without their representations.
             num_kept: (), by how many the errors of representations are divided; default: the samples that keep theirs.
-                For a part of a batch its share of that number in the batch, so that the mean over equal parts is the
-                batch's error.
+                For a part of a batch, its share of the batch's number.
             per_sample: return (N,) for every entry. The mean of "loss" is then the batch's loss; a representation's
                 error is 0 where it was dropped.
         """
@@ -216,17 +194,14 @@ class JointObjective:
     def check_model(self, model: object) -> None:
         """Raises ValueError where the model does not take the times that this objective draws."""
         if self.independent_timesteps and not getattr(model, "has_group_times", False):
-            raise ValueError(
-                "JointObjective.independent_timesteps = True needs a model that takes each group's t: bind "
-                "DiffusionTransformer.group_timesteps = True (and have at least one representation)"
-            )
+            advice = "bind DiffusionTransformer.group_timesteps = True (and have at least one representation)"
+            what = "JointObjective.independent_timesteps = True needs a model that takes each group's t"
+            raise ValueError(f"{what}: {advice}")
 
 
 def alignment_loss(projected: Tensor, features: Tensor, per_sample: bool = False) -> Tensor:
     """The negative mean cosine between projected tokens (N, P, E) and features (N, E, h, w), () or per sample (N,)
-    (Yu et al., arXiv 2410.06940, Eq. 6).
-
-    Where the encoder's grid is not the tokens' square grid, features are resized to it bilinearly.
+    (Yu et al., arXiv 2410.06940, Eq. 6). Features are resized to the tokens' square grid.
     """
     side = math.isqrt(projected.shape[1])
     if side * side != projected.shape[1]:

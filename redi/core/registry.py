@@ -1,8 +1,7 @@
 """Registries: what can be swapped, under which names, behind which interface.
 
-A kind of component (encoders, reducers, fusion strategies, ...) is a package with an interface class
-and one `Registry`. A component joins by one decorator, which lists it and makes it known to gin under
-`<kind>.<ClassName>`; the class itself stays untouched, so it works the same without gin.
+A kind of component (encoders, reducers, ...) is a package with an interface class and one `Registry`. A decorator
+lists a component and makes it known to gin as `<kind>.<ClassName>`; the class stays untouched, and works without gin.
 """
 
 import hashlib
@@ -35,13 +34,8 @@ class Registry(Mapping[str, type]):
         harmless: constructor arguments that a resumed run may change (see `configurable`).
     """
 
-    def __init__(
-        self, kind: str, interface: type, runtime: tuple[str, ...] = (), *, harmless: tuple[str, ...] = ()
-    ):
-        self.kind = kind
-        self.interface = interface
-        self.runtime = runtime
-        self.harmless = harmless
+    def __init__(self, kind: str, interface: type, runtime: tuple[str, ...] = (), *, harmless: tuple[str, ...] = ()):
+        self.kind, self.interface, self.runtime, self.harmless = kind, interface, runtime, harmless
         self._components: dict[str, type] = {}
         registries[kind] = self
 
@@ -69,10 +63,7 @@ class Registry(Mapping[str, type]):
         return component
 
     def check(self, value: object, binding: str) -> None:
-        """Raises ValueError unless `value` is an instance of this kind's interface.
-
-        `binding` is the argument it was given for, as a user would write it (`Representation.reducer`).
-        """
+        """Raises ValueError, which names the `binding`, unless `value` is an instance of this kind's interface."""
         if not isinstance(value, self.interface):
             self._refuse(value, binding, parentheses="()")
 
@@ -82,13 +73,12 @@ class Registry(Mapping[str, type]):
             self._refuse(value, binding, parentheses="")
 
     def _refuse(self, value: object, binding: str, parentheses: str) -> None:
-        given = value if inspect.isclass(value) else type(value)
-        kinds = [r.kind for r in registries.values() if issubclass(given, r.interface)]
-        what = f"{given.__name__}, which is of kind {kinds[0]}" if kinds else repr(value)
+        cls = value if inspect.isclass(value) else type(value)
+        kinds = [r.kind for r in registries.values() if issubclass(cls, r.interface)]
+        what = f"{cls.__name__}, which is of kind {kinds[0]}" if kinds else repr(value)
         example = next(iter(self), "Name")
-        if issubclass(given, self.interface):  # the right kind, but a class for an object or the reverse
-            what = f"the class {given.__name__}" if inspect.isclass(value) else f"an object of {given.__name__}"
-            example = given.__name__
+        if issubclass(cls, self.interface):  # the right kind, but a class for an object or the reverse
+            what, example = f"{'the class' if cls is value else 'an object of'} {cls.__name__}", cls.__name__
         raise ValueError(
             f"{binding} takes one of {self.kind} ({', '.join(self)}) but got {what}. "
             f"Bind, for example: {binding} = @{self.kind}.{example}{parentheses}"
@@ -113,19 +103,13 @@ training_entry_points: list[Callable] = []  # those whose bindings decide what i
 
 
 def configurable(
-    target=None,
-    *,
-    runtime: tuple[str, ...] = (),
-    harmless: tuple[str, ...] = (),
-    entry: bool = False,
-    trains: bool = False,
+    target=None, *, runtime: tuple[str, ...] = (), harmless: tuple[str, ...] = (), entry=False, trains=False
 ):
     """Decorator: makes a function or class known to gin under its own name and returns it unchanged.
 
     Args:
         runtime: arguments that the library supplies; gin refuses bindings to them.
-        harmless: arguments that a resumed run may change: they decide how long, how often and where, not what is
-            learned.
+        harmless: arguments that a resumed run may change: they do not decide what is learned.
         entry: programs call this function; what it refers to is in use (see `entry_points`).
         trains: its bindings decide what is learned (see `training_entry_points`); implies `entry`.
     """
@@ -142,9 +126,8 @@ def configurable(
 
 
 def identity(component: object) -> dict[str, str]:
-    """Which code a component is, as JSON, for the keys of caches: class and library version, and for a class from
-    outside this library the hash of its module's source, so that an edited plug-in is not taken for its former self.
-    (Of a class in a script or notebook, its own source alone: the rest changes all the time.)"""
+    """Which code a component is, as JSON, for the keys of caches: class, library version, and of a plug-in the hash of
+    its module's source. (Of a class in a script or notebook, its own source alone: the rest changes all the time.)"""
     cls = type(component)
     known = {"class": f"{cls.__module__}.{cls.__qualname__}", "redi": redi.__version__}
     if cls.__module__.split(".")[0] == "redi":
@@ -156,12 +139,11 @@ def identity(component: object) -> dict[str, str]:
     return known | {"source_sha256": hashlib.sha256(source.encode()).hexdigest()}
 
 
-def external(cls: type, module: str, *, harmless: tuple[str, ...] = ()) -> type:
+def external(cls: type, module: str, *, harmless: tuple[str, ...] = ()) -> None:
     """Makes a class of another library known to gin as `<module>.<ClassName>`; the class stays untouched."""
     with gin.unlock_config():
         gin.external_configurable(cls, module=module)
     harmless_arguments[f"{module}.{cls.__name__}"] = harmless
-    return cls
 
 
 def discover(package: str, registry: Registry) -> None:
@@ -172,5 +154,3 @@ def discover(package: str, registry: Registry) -> None:
         importlib.import_module(f"{package}.{module.name}")
     for name, component in registry.items():
         setattr(namespace, name, component)
-
-

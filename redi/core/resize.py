@@ -15,8 +15,7 @@ def restored(features: Tensor, grid: tuple[int, int]) -> Tensor:
     """The inverse of `resized`: (N, R, H, W) -> (N, R, h, w), the map on `grid` that was resized to `features`.
 
     Uses the pseudoinverse of the resize, which is linear and separable. Where h, w are at most H, W, it is exact for
-    what `resized` returns and least squares for other maps, which grow by at most 1.4 a side at twice the size. Where
-    h, w are larger, details are lost: it returns the map of least norm.
+    what `resized` returns and least squares for other maps; where they are larger, the map of least norm.
     """
     if tuple(features.shape[-2:]) == tuple(grid):
         return features

@@ -20,8 +20,7 @@ def spreads(channels: Channels, x: Tensor) -> dict[str, float]:
 
 def noise_table(channels: Channels, process: Process, weights: Mapping[str, float], spread: Mapping[str, float]) -> str:
     """A line per group: spread, lambda (`weights`), signal-to-noise ratio alpha^2 spread^2 / sigma^2 in dB at some t;
-    and a line for each group that is denoised earlier or later than the image, because its spread is another.
-    """
+    and one for each group that is denoised earlier or later than the image, because its spread is another."""
     process = process.for_channels(channels)
     width = max(len(name) for name in channels)
     heads = "".join(f"{f't={t}':>8}" for t in TIMES)
@@ -36,10 +35,8 @@ def noise_table(channels: Channels, process: Process, weights: Mapping[str, floa
             when = "earlier" if times > 1 else "later"
             farther = abs(math.log(spread[name])) > abs(math.log(spread["image"]))  # from 1
             scale = "its reducer's scale ('unit_rms' gives about 1)" if farther else "the autoencoder's scale"
-            lines.append(
-                f"{name} has {times:.2g} times the image's spread, so it is denoised {when} than the image: if that "
-                f"is not wanted, change {scale}"
-            )
+            what = f"{name} has {times:.2g} times the image's spread, so it is denoised {when} than the image"
+            lines.append(f"{what}: if that is not wanted, change {scale}")
     return "\n".join(lines)
 
 

@@ -5,8 +5,8 @@ zeroed. A rule gives the weight of each condition per channel group. The guided 
 
     prediction_g = sum_k w_gk(t) model(condition k)_g,     sum_k w_gk(t) = 1.
 
-Rules add their offsets to the weights of the unguided prediction. Equal conditions are evaluated once, all of them in
-one batch; a condition with weight 0 is not evaluated.
+Rules add offsets to the weights of the unguided prediction. Equal conditions are evaluated once, all in one batch; one
+with weight 0 is not evaluated.
 """
 
 from abc import ABC, abstractmethod
@@ -77,10 +77,8 @@ def contrast(rule, condition: Condition, t: float) -> Weights:
     """The offsets of prediction = condition + scale (everything - condition) on the rule's groups, in its interval."""
     if not rule.interval[0] <= t <= rule.interval[1]:
         return {}
-    return {
-        EVERYTHING: dict.fromkeys(rule.groups, rule.scale - 1),
-        condition: dict.fromkeys(rule.groups, 1 - rule.scale),
-    }
+    up, down = (dict.fromkeys(rule.groups, value) for value in (rule.scale - 1, 1 - rule.scale))
+    return {EVERYTHING: up, condition: down}
 
 
 def total_weights(rules: Sequence[Guidance], channels: Channels, t: float) -> Weights:
@@ -95,13 +93,9 @@ def total_weights(rules: Sequence[Guidance], channels: Channels, t: float) -> We
 
 
 def guided(
-    model: Callable[[Tensor, Tensor, Tensor], Tensor],
-    rules: Sequence[Guidance],
-    channels: Channels,
-    y: Tensor,
-    null_label: int,
-    model_time: Callable[[Tensor], Tensor],
-) -> Callable[[Tensor, float], Tensor]:
+    model: Callable[[Tensor, Tensor, Tensor], Tensor], rules: Sequence[Guidance], channels: Channels, y: Tensor,
+    null_label: int, model_time: Callable[[Tensor], Tensor],
+) -> Callable[[Tensor, float], Tensor]:  # fmt: skip
     """The model under guidance, as a function of x_t (N, C, H, W) and t alone.
 
     A learned variance (further channels of the prediction) is not guided: it is that of the first condition, which

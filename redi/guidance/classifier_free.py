@@ -17,11 +17,7 @@ class ClassifierFree(Guidance):
     """
 
     def __init__(
-        self,
-        *,
-        scale: float = 2.4,
-        groups: tuple[str, ...] = ("image",),
-        interval: tuple[float, float] = (0.0, 1.0),
+        self, *, scale: float = 2.4, groups: tuple[str, ...] = ("image",), interval: tuple[float, float] = (0.0, 1.0)
     ):
         self.scale = scale
         self.groups = (groups,) if isinstance(groups, str) else tuple(groups)
@@ -30,10 +26,8 @@ class ClassifierFree(Guidance):
     def check(self, channels: Channels, num_classes: int) -> None:
         self.check_names("groups", self.groups, tuple(channels))
         if num_classes == 1:
-            raise ValueError(
-                "ClassifierFree guidance needs labels, and this model is unconditional (num_classes = 1): "
-                "remove it from generate.guidance, or use guidance.RepresentationGuidance"
-            )
+            what = "ClassifierFree guidance needs labels, and this model is unconditional (num_classes = 1)"
+            raise ValueError(f"{what}: remove it from generate.guidance, or use guidance.RepresentationGuidance")
 
     def check_training(self, label_dropout: float, representation_dropout: float) -> str:
         if label_dropout:

@@ -11,21 +11,15 @@ from redi.core.samplers import Denoise, Draw
 
 
 def clamped(
-    denoise: Denoise,
-    process: Process,
-    draw: Draw,
-    channels: Channels,
-    given: Mapping[str, Tensor],
-    *,
+    denoise: Denoise, process: Process, draw: Draw, channels: Channels, given: Mapping[str, Tensor], *,
     own_time: bool = False,
-) -> tuple[Denoise, Draw, Callable[..., Tensor]]:
+) -> tuple[Denoise, Draw, Callable[..., Tensor]]:  # fmt: skip
     """Wraps the arguments of a sampler so that the given groups follow their own path.
 
     The network sees the known groups at t as alpha(t) known + sigma(t) noise, with the sampler's initial noise for the
-    whole path; the sampler's own state of them is ignored. This works with every sampler and costs no evaluation, but
-    conditions on the noised groups instead of the clean ones (inpainting by replacement; Song et al., arXiv
-    2011.13456, appendix I.2). EulerMaruyama with a large `diffusion_norm` and many evaluations, which follows the
-    distribution at every t, turns that into the true conditional; an ODE sampler follows the known groups weakly.
+    whole path; the sampler's own state of them is ignored. This conditions on the noised groups, not the clean ones
+    (inpainting by replacement; Song et al., arXiv 2011.13456, appendix I.2). EulerMaruyama with a large
+    `diffusion_norm` and many evaluations turns that into the true conditional; an ODE sampler follows weakly.
 
     Args:
         given: {group: (N, C_m, H, W)} clean values, of scaled latents or reduced features.

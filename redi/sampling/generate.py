@@ -41,24 +41,16 @@ RUNTIME = "model", "codec", "process", "labels", "weights", "first_index", "give
 
 @configurable(runtime=RUNTIME)
 def generate(
-    model: DiffusionTransformer,
-    codec: JointCodec,
-    process: Process,
-    *,
-    labels: Sequence[int] | Tensor,
-    weights: Mapping[str, Tensor] | None = None,
-    first_index: int = 0,
-    given: Mapping[str, Tensor] | None = None,
-    own_time: bool = False,
-    draw: Sequence[Tensor] | Tensor | None = None,
-    trajectory: bool = False,
+    model: DiffusionTransformer, codec: JointCodec, process: Process, *, labels: Sequence[int] | Tensor,
+    weights: Mapping[str, Tensor] | None = None, first_index: int = 0, given: Mapping[str, Tensor] | None = None,
+    own_time: bool = False, draw: Sequence[Tensor] | Tensor | None = None, trajectory: bool = False,
     sampler: Sampler | None = None,
     guidance: Sequence[Guidance] = (),
     batch_size: int = 250,
     precision: str = "auto",
     compile: str | bool = "auto",
     seed: int = 0,
-) -> Generated:
+) -> Generated:  # fmt: skip
     """Draws one image per label. Image i depends on (seed, first_index + i), its label and the weights alone.
 
     Args:
@@ -131,14 +123,11 @@ def generate(
             bar.update(count)
             drawn += len(rows)
     record = {
-        "seed": seed if draw is None else None,
-        "sampler": sampler.provenance(),
-        "guidance": [rule.provenance() for rule in guidance],
-        "given": sorted(given or ()),
-        "precision": how.name,
+        "seed": seed if draw is None else None, "sampler": sampler.provenance(),
+        "guidance": [rule.provenance() for rule in guidance], "given": sorted(given or ()), "precision": how.name,
         "function_evaluations": network.calls // len(states),
         "network_evaluations_per_image": network.evaluations / drawn,
-    }
+    }  # fmt: skip
     generated = Generated(torch.cat(images), torch.cat(states), labels, record)
     if trajectory:
         generated.times = [t for t, _ in paths[0]]
@@ -161,8 +150,7 @@ def _replayed(draw: Sequence[Tensor], rows: Tensor, device: torch.device) -> Dra
 def check_generation(
     sampler: Sampler | None, process: Process, guidance: Sequence[Guidance], channels: Channels, num_classes: int
 ) -> None:
-    """Raises ValueError for the wrong kind of object, a sampler that cannot follow the process, or a rule that a model
-    of such channels cannot follow."""
+    """Raises ValueError for the wrong kind of object, or a sampler or rule that such a model cannot follow."""
     if sampler is not None:
         samplers.check(sampler, "generate.sampler")
         sampler.check(process)
@@ -179,21 +167,17 @@ def check_generation(
 
 
 class _Network:
-    """The model with `weights` in some precision, which counts its evaluations: another module around the same tensors,
-    so that the caller's keeps its mode and its attention backend.
-    """
+    """The model with `weights`, in some precision, which counts evaluations; the caller's module stays as it is."""
 
     def __init__(self, model: DiffusionTransformer, weights: Mapping[str, Tensor], how: Precision, compiled: bool):
         taken = {id(p): weights.get(name, p) for name, p in model.named_parameters()}
         own = {key: nn.Parameter(tensor.detach(), requires_grad=False) for key, tensor in taken.items()}
-        self.model = copy.deepcopy(model, own).eval()  # what is in `own` is taken, not copied
-        device = next(self.model.parameters()).device
-        self.model.choose_attention(device, how.dtype)
+        net = copy.deepcopy(model, own).eval()  # what is in `own` is taken, not copied
+        device = next(net.parameters()).device
+        net.choose_attention(device, how.dtype)
         self.how, self.graphs = how, compiled and device.type == "cuda"
-        mode = "reduce-overhead" if self.graphs else None
-        self.predict = compiled_whole(self.model, mode) if compiled else self.model
-        self.calls = 0  # one per batch and function evaluation
-        self.evaluations = 0  # one per image, condition and function evaluation
+        self.predict = compiled_whole(net, "reduce-overhead" if self.graphs else None) if compiled else net
+        self.calls = self.evaluations = 0  # one per function evaluation of a batch; of an image under a condition
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         self.calls += 1

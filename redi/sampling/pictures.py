@@ -16,10 +16,8 @@ WHITE, GREY = (255, 255, 255), (90, 90, 90)
 
 
 class ColourBasis:
-    """A fixed map from each representation's channels to RGB, so that equal features have equal colours everywhere.
-
-    The first three principal components of the *training* features (fewer where there are fewer channels),
-    stretched from their 1st to their 99th percentile.
+    """A fixed map from each representation's channels to RGB, so that equal features have equal colours everywhere: the
+    first three (or fewer) principal components of the *training* features, from their 1st to their 99th percentile.
     """
 
     def __init__(self, tensors: dict[str, Tensor]):
@@ -59,8 +57,7 @@ def sample_grid(drawn, codec: JointCodec, colours: ColourBasis, title: str = "",
     """
     layers = [drawn.images]
     if drawn.x is not None:
-        groups = codec.channels.split(drawn.x)
-        layers += [colours(name, groups[name]) for name in codec.channels.representations]
+        layers += [colours(*group) for group in list(codec.channels.split(drawn.x).items())[1:]]
     cells = [thumbnails(layer, like=drawn.images) for layer in layers]
     return tile(cells, drawn.labels.tolist(), title, columns)
 
@@ -91,8 +88,7 @@ def stack(pictures: Sequence[Image.Image]) -> Image.Image:
 
 
 def thumbnails(images: Tensor, like: Tensor) -> list[Image.Image]:
-    """(N, 3, H, W) uint8 -> PIL pictures of one size, that in which `like` is best shown; small ones keep their
-    pixels' edges."""
+    """(N, 3, H, W) uint8 -> PIL pictures of the size that suits `like`; small ones keep their pixels' edges."""
     size = max(64, like.shape[-1]) if like.shape[-1] < 192 else 128
     rule = Image.Resampling.NEAREST if images.shape[-1] < size else Image.Resampling.LANCZOS
     arrays = images.permute(0, 2, 3, 1).contiguous().numpy()

@@ -50,10 +50,7 @@ class Guards:
     """Context of the training loop: the run's lock, signals, the watchdog, skipped steps, and the log.
 
     The loop takes its batches from `batches`, and after each step calls `after` and `checkpoint`. Data that cannot be
-    read end a run with a checkpoint of the steps before.
-
-    Args:
-        record: what `TrainingState.begin` returned.
+    read end a run with a checkpoint of the steps before. `record`: what `TrainingState.begin` returned.
     """
 
     def __init__(
@@ -67,10 +64,8 @@ class Guards:
         self.skipped = SkipGuard(max_skipped_steps, warns=self.processes.is_first)
         self.reading = {"batch_size": batch_size, "seed": take_step.seed, "shuffle": shuffle}
         self.reading["rows"] = self.processes.rows(batch_size)
-        self.watchdog = Watchdog(
-            state.run_dir, self.processes.rank, self.processes.size, self.processes.store,
-            stalled_seconds=stalled_seconds,
-        )  # fmt: skip
+        rank, size, store = self.processes.rank, self.processes.size, self.processes.store
+        self.watchdog = Watchdog(state.run_dir, rank, size, store, stalled_seconds=stalled_seconds)
         self.vote, self.stop = Vote(self.processes), StopRequest()
 
     def __enter__(self) -> "Guards":
@@ -83,9 +78,8 @@ class Guards:
             self.log = exits.enter_context(closing(RunLog(run_dir, self.step))) if first else None
             exits.enter_context(self.watchdog)
             exits.enter_context(self.stop)
-            reader = batches(
-                self.dataset, start=self.step, stop=self.num_steps, pin=self.state.device.type == "cuda", **self.reading
-            )
+            pin = self.state.device.type == "cuda"
+            reader = batches(self.dataset, start=self.step, stop=self.num_steps, pin=pin, **self.reading)
             self.data = exits.enter_context(closing(reader))
             options = {"desc": "training", "unit": "step", "smoothing": 0.1, "leave": True, "disable": not first}
             self.bar = exits.enter_context(progress(total=self.num_steps, initial=self.step, **options))

@@ -32,8 +32,7 @@ LOWER = "Lower the learning rate, set train.precision = 'float32', or train.max_
 class SkipGuard:
     """Counts the steps that changed nothing because their gradient was not finite.
 
-    Steps are counted from 0 here, and from 1 in messages. Skipped steps in a row count on over a checkpoint, so that a
-    run of nothing else ends.
+    Steps count from 0 here, from 1 in messages. Those in a row count on over a checkpoint: a run of nothing else ends.
     """
 
     def __init__(self, max_skipped: int, *, warns: bool = True):
@@ -94,7 +93,9 @@ def explain(model: nn.Module, losses: Callable[[], dict[str, Tensor]], x: Tensor
 
     def check(value: Tensor, phase: str, module: str, text: str) -> None:
         if phase not in first and not is_finite(value):
-            rows = bad_rows(value) if value.ndim and len(value) == len(x) else []
+            rows = []
+            if value.shape[:1] == x.shape[:1]:
+                rows = (~value.detach().isfinite()).reshape(len(x), -1).any(1).nonzero().flatten().tolist()
             first[phase] = Finding(phase, module, f"{text} is not finite", rows)
 
     def watch(name: str, module: nn.Module, _args, output) -> None:
@@ -129,7 +130,7 @@ def explain(model: nn.Module, losses: Callable[[], dict[str, Tensor]], x: Tensor
 def diagnosis(run_dir: Path, skipped: SkipGuard, take_step: TrainingStep, dataset, reading: dict) -> str:
     """Take the last skipped step again with the weights of now -> what training ends with. All processes call it.
 
-    Details go to `nonfinite_step_<step>.json`, for each rank. `reading`: how `batches` read the data.
+    Details go to `nonfinite_step_<step>.json`, for each rank. `reading`: the arguments of `batches`.
     """
     step, processes = skipped.last, take_step.processes
     device = next(take_step.model.parameters()).device
@@ -156,8 +157,7 @@ def diagnosis(run_dir: Path, skipped: SkipGuard, take_step: TrainingStep, datase
         f"{ADVICE.get(finding.phase, LOWER)}"
     )
     # By FSDP's exchange, the gradients of all ranks are not finite: the rank with the earliest phase is to blame.
-    ranked = processes.gathered((PHASES.index(finding.phase), processes.rank, message))
-    _, rank, message = min(ranked)
+    _, rank, message = min(processes.gathered((PHASES.index(finding.phase), processes.rank, message)))
     return f"rank {rank}: {message}" if processes.size > 1 else message
 
 
@@ -167,10 +167,6 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all of it is; of a sharded tensor, this process's part."""
     return bool(local(tensor).isfinite().all())
 
 
-def bad_rows(tensor: Tensor) -> list[int]:
-    """Along its first dimension, those with a number that is not finite."""
-    return (~tensor.detach().isfinite()).reshape(len(tensor), -1).any(1).nonzero().flatten().tolist()

@@ -15,9 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Observer:
-    """Draws sample grids and calls the monitor, on rank 0, with weights that all processes collect.
-
-    A grid has the same labels and the same noise every time, so that the pictures show what the model has learned.
+    """Draws sample grids, of the same labels and noise every time, and calls the monitor, on rank 0.
 
     Args:
         build: the whole model on this process, where `Parallel` keeps only a part of it.
@@ -63,10 +61,9 @@ class Observer:
 
     def _draw(self, model: DiffusionTransformer, weights: Mapping[str, Tensor], step: int) -> None:
         """Writes a grid to the log and to previews/step_<step>.png."""
-        state = self.state
-        samples = self.preview(model, state.codec, self.process, labels=self.labels, weights=weights)
-        picture = sample_grid(samples, state.codec, state.colours, columns=num_columns(self.labels))
-        folder = state.run_dir / "previews"
+        codec, folder = self.state.codec, self.state.run_dir / "previews"
+        samples = self.preview(model, codec, self.process, labels=self.labels, weights=weights)
+        picture = sample_grid(samples, codec, self.state.colours, columns=num_columns(self.labels))
         folder.mkdir(exist_ok=True)
         picture.save(folder / f"step_{step:08d}.png")
         self.guards.log.picture(step, "samples", picture)

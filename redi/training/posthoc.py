@@ -43,8 +43,8 @@ class Reconstruction:
 def reconstruct_average(run_dir: str | Path, sigma_rel: float, *, at_step: int | None = None) -> Reconstruction:
     """The average of this length after `at_step` steps of a run that was trained with `ema.PowerFunctionEMA`.
 
-    It is the sum of snapshots that comes closest (`combine`), and of the averages in the newest checkpoint, which have
-    full precision. Memory: the average in float64, and one snapshot at a time.
+    The closest sum (`combine`) of snapshots and of the newest checkpoint's averages, which have full precision. Memory:
+    the average in float64, and one snapshot at a time.
 
     Args:
         sigma_rel: in (0, 12^-1/2]; see docs/ema.md for what snapshots can give.
@@ -59,10 +59,8 @@ def reconstruct_average(run_dir: str | Path, sigma_rel: float, *, at_step: int |
     checkpoint, tensors, record = good
     newest = stored_averages(tensors.pop("ema"), tensors.pop("averages", {}))
     if not newest:
-        raise ValueError(
-            f"{run_dir} was not trained with power-function averages, of which others can be made: bind "
-            "train.ema = @ema.PowerFunctionEMA in the next training"
-        )
+        what = f"{run_dir} was not trained with power-function averages, of which others can be made"
+        raise ValueError(f"{what}: bind train.ema = @ema.PowerFunctionEMA in the next training")
     snapshots = list_snapshots(run_dir)
     steps = sorted(snapshots.keys() | {record["step"]})
     at_step = steps[-1] if at_step is None else at_step
@@ -73,11 +71,9 @@ def reconstruct_average(run_dir: str | Path, sigma_rel: float, *, at_step: int |
     sources = tuple((sigma, step) for step in used for sigma in newest)
     combination = combine(sources, (sigma_rel, at_step))
     if combination.error > CLOSE:
-        log.warning(
-            "sigma_rel = %g at step %d: the closest sum of %d averages is off by %.0f %%; more snapshots, or a length "
-            "nearer to the tracked %s, come closer (docs/ema.md)",
-            sigma_rel, at_step, len(sources), 100 * combination.error, " and ".join(map(str, newest)),
-        )  # fmt: skip
+        what = f"the closest sum of {len(sources)} averages is off by {100 * combination.error:.0f} %"
+        advice = f"more snapshots, or a length nearer to the tracked {' and '.join(map(str, newest))}, come closer"
+        log.warning("sigma_rel = %g at step %d: %s; %s (docs/ema.md)", sigma_rel, at_step, what, advice)
     shares = dict(zip(sources, combination.weights.tolist(), strict=True))
     total: dict[str, Tensor] = {}
     for step in used:

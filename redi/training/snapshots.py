@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from redi.runtime.artefact import load_artefact, save_artefact
@@ -20,19 +19,15 @@ def list_snapshots(run_dir: Path) -> dict[int, Path]:
 
 
 def save_snapshot(run_dir: Path, step: int, groups: Mapping[str, Mapping[str, Tensor]], record: Mapping) -> Path:
-    """Writes what `AveragedWeights.snapshot` gave after `step` steps, as whole tensors.
+    """Write what `AveragedWeights.snapshot` gave after `step` steps, as whole tensors.
 
-    Raises:
-        ValueError: a weight is beyond the range of the numbers that snapshots are stored as.
-        OSError: the disk is full or not writable; nothing is left behind.
+    Raises ValueError where a weight is out of the stored type's range, and OSError with nothing left behind.
     """
     for tensors in groups.values():
         for name, tensor in tensors.items():
-            if not torch.isfinite(tensor).all():
-                raise ValueError(
-                    f"snapshot at step {step}: {name} is not finite as {str(tensor.dtype).removeprefix('torch.')}: "
-                    "bind PowerFunctionEMA.snapshot_dtype = 'float32'"
-                )
+            if not tensor.isfinite().all():
+                what = f"{name} is not finite as {str(tensor.dtype).removeprefix('torch.')}"
+                raise ValueError(f"snapshot at step {step}: {what}: bind PowerFunctionEMA.snapshot_dtype = 'float32'")
     folder = Path(run_dir) / "snapshots" / f"step_{step:08d}"
     for pattern in (".step_*.partial", ".step_*.replaced"):  # of a process that was killed while it wrote
         for leftover in folder.parent.glob(pattern):
@@ -40,10 +35,9 @@ def save_snapshot(run_dir: Path, step: int, groups: Mapping[str, Mapping[str, Te
     try:
         save_artefact(folder, groups, {"format": FORMAT, "step": step, **record})
     except OSError as error:
-        raise OSError(
-            f"snapshot at step {step} not written: {error}. Free some space, or bind a larger "
-            "PowerFunctionEMA.snapshot_every, and run the same command again: it goes on from the last checkpoint"
-        ) from None
+        advice = "Free some space, or bind a larger PowerFunctionEMA.snapshot_every, and run the same command again"
+        what = f"snapshot at step {step} not written: {error}"
+        raise OSError(f"{what}. {advice}: it resumes from the last checkpoint") from None
     return folder
 
 
@@ -52,10 +46,8 @@ def load_snapshot(folder: Path) -> dict[str, dict[str, Tensor]]:
     try:
         groups, record = load_artefact(folder)
     except BrokenArtefact as error:
-        raise ValueError(
-            f"cannot use this snapshot: {error}. Delete {folder} to do without it: how close the "
-            "others come is told then"
-        ) from None
+        advice = f"Delete {folder} to do without it: how close the others come is told then"
+        raise ValueError(f"cannot use this snapshot: {error}. {advice}") from None
     if record.get("format") != FORMAT:
         raise ValueError(f"{folder} is not a snapshot of this version of redi: its record.json says no '{FORMAT}'")
     return groups

@@ -23,15 +23,12 @@ from redi.training.snapshots import save_snapshot
 
 log = logging.getLogger(__name__)
 
-
 RESUMED = ("model", "ema", "averages", "optimizer", "colours")  # the codec was restored before: see runs.prepare
 
 
 @dataclass
 class TrainingState:
-    """The objects of a run whose tensors a checkpoint holds, and what is recorded beside them.
-
-    A checkpoint holds whole tensors, however they lie on the processes: it resumes on any number of them.
+    """The objects of a run whose tensors a checkpoint holds, whole for any number of processes, and its record.
 
     Args:
         keep: `train.keep_checkpoints`, `keep_every` and `keep_best`.
@@ -113,10 +110,9 @@ class TrainingState:
 
     def _restore(self, folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], record: Mapping) -> None:
         if "optimizer" not in tensors:
-            raise ValueError(
-                f"{folder} was imported, not trained here, or averaged, and holds no optimizer: to train on, begin "
-                f"another run with train.initial_weights = {str(folder.parent.parent)!r}"
-            )
+            what = f"{folder} was imported, not trained here, or averaged, and holds no optimizer"
+            advice = f"begin another run with train.initial_weights = {str(folder.parent.parent)!r}"
+            raise ValueError(f"{what}: to train on, {advice}")
         channels = dict(self.codec.channels)
         if (stored := record["model_arguments"]["channels"]) != channels:
             raise ValueError(f"{folder} was trained with channels {stored}, this run has {channels}")

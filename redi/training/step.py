@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from redi.core.ema import EMA
+from redi.core.ema import AveragedWeights
 from redi.core.objective import JointObjective
 from redi.models.codec import JointCodec
 from redi.runtime.device import Precision, compiled_whole, matmul_precision
@@ -27,35 +27,18 @@ class TrainingStep:
     Every random number is a function of (seed, step) and of the sample's row in the batch: neither the number of
     processes nor that of parts changes it. The parts have names in a profile.
 
-    Args:
-        codec, model, objective, optimizer, ema: built for each other, on one device.
-        precision: of the forward and backward pass.
-        accumulate: equal parts that a process's rows are cut into, one after the other.
-        max_grad_norm: gradients are scaled down to this norm; 0 leaves them.
-        warmup_steps: the learning rate rises linearly over so many steps, then stays.
-        seed: of the run.
+    Args (the others as of `train`; built for each other, on one device):
         compiled: the losses as one graph (torch.compile), at the first call.
         processes: which rows of a step's batch are given here.
         parallel: how several processes share the gradients; `parallel.distribute(model)` was called.
     """
 
     def __init__(
-        self,
-        *,
-        codec: JointCodec,
-        model: nn.Module,
-        objective: JointObjective,
-        optimizer: torch.optim.Optimizer,
-        ema: EMA,
-        precision: Precision = FLOAT32,
-        accumulate: int = 1,
-        max_grad_norm: float = 1.0,
-        warmup_steps: int = 0,
-        seed: int = 0,
-        compiled: bool = False,
-        processes: Processes | None = None,
+        self, *, codec: JointCodec, model: nn.Module, objective: JointObjective, optimizer: torch.optim.Optimizer,
+        ema: AveragedWeights, precision: Precision = FLOAT32, accumulate: int = 1, max_grad_norm: float = 1.0,
+        warmup_steps: int = 0, seed: int = 0, compiled: bool = False, processes: Processes | None = None,
         parallel: Parallel | None = None,
-    ):
+    ):  # fmt: skip
         self.codec, self.model, self.optimizer, self.ema = codec, model, optimizer, ema
         self.precision, self.accumulate, self.seed = precision, accumulate, seed
         self.max_grad_norm, self.warmup_steps = max_grad_norm, warmup_steps
@@ -118,11 +101,10 @@ class TrainingStep:
         if "alignment" in stored:
             given["alignment"] = stored["alignment"]
         cut = zip(*(tensor.chunk(self.accumulate) for tensor in given.values()), strict=True)
-        share = {"num_kept": num_kept / self.accumulate}
-        return [dict(zip(given, part, strict=True)) | share for part in cut]
+        return [dict(zip(given, part, strict=True), num_kept=num_kept / self.accumulate) for part in cut]
 
     def _encoded(self, images: Tensor) -> dict[str, Tensor]:
-        """Part by part, for the encoders need memory too."""
+        """Part by part, because the encoders need memory too."""
         parts = [self.codec.precompute(part) for part in images.chunk(self.accumulate)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -137,18 +119,16 @@ class TrainingStep:
 
     def _update(self, skipped: Tensor) -> None:
         """The optimizer's step, unless `skipped` () is 1."""
-        if getattr(self.optimizer, "_step_supports_amp_scaling", False):
-            self.optimizer.found_inf = skipped  # as torch.amp.GradScaler does it, without waiting
-            self.optimizer.step()
-        elif not skipped:
+        if waits_for_nothing := getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            self.optimizer.found_inf = skipped  # as torch.amp.GradScaler does it
+        if waits_for_nothing or not skipped:
             self.optimizer.step()
 
 
 class _Losses(nn.Module):
     """The forward pass of a step, as a module: what DistributedDataParallel can be put around.
 
-    Compiled, corruption, network and losses are one graph, forward and backward, for one batch size. Random numbers are
-    drawn outside of it, so they are the same either way.
+    Compiled, it is one graph for one batch size. Random numbers are drawn outside of it, so they are the same without.
     """
 
     def __init__(self, model: nn.Module, objective: JointObjective, compiled: bool):

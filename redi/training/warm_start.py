@@ -31,29 +31,23 @@ def begin_with(model: DiffusionTransformer, path: str | Path | None, run_dir: Pa
 def warm_start(model: DiffusionTransformer, path: str | Path) -> str:
     """Copies the weights of a smaller model into `model`, and zeros into what belongs to its further groups.
 
-    With merged tokens the patch embedding of every further group is 0 and so are its heads: at step 0 the prediction
-    of the source's groups is the source's, whatever the others hold; for the same reason the last layer of every
-    embedding of a group's own time is 0. Projectors keep their initial values; no random number is drawn. The position
-    table is fixed, so the grids may differ.
+    The patch embeddings and heads of further groups, and the last layer of every embedding of a group's own time, are
+    0: at step 0 the prediction of the source's groups is the source's, whatever the others hold. Projectors keep their
+    initial values; no random number is drawn. The position table is fixed, so the grids may differ.
 
-    Whether both were made for one process is in no shape: a SiT's weights are of use to a velocity network whose time
-    runs the same way, a DiT's to a noise prediction. A learned variance is taken over where both have it.
+    No shape tells whether both are made for one process: use a SiT's weights for a velocity network whose time runs the
+    same way, a DiT's for a noise prediction. A learned variance is taken over where both have it.
 
     Args:
-        path: a published checkpoint (see `read_published`; the averaged weights where it has them), or the folder of a
-            run, whose newest EMA weights are taken.
+        path: a published checkpoint (see `read_published`; its averages, if any), or a run's folder: its newest EMA.
 
-    Returns:
-        The line that says what was taken over.
-
-    Raises:
-        ValueError: other width, depth, patch size, classes or channels than the model's, or separate tokens.
+    Returns the line that says what was taken over. Raises ValueError for another width, depth, patch size, number of
+    classes or channels than the model's, or separate tokens.
     """
     path = Path(path).expanduser()
     state, source = _of_run(path) if path.is_dir() else _of_file(path, model)
     own = dict(model.named_parameters())
-    unknown = {name: size for name, size in source.items() if model.channels.get(name) != size}
-    if unknown:
+    if any(model.channels.get(name) != size for name, size in source.items()):
         raise _refusal(path, f"it has the channels {dict(source)}, the model {dict(model.channels)}")
     further = [name for name in model.channels if name not in source]
     if not isinstance(model.fusion, Merged) and (further or (path.is_file() and len(source) > 1)):
@@ -87,26 +81,19 @@ def _of_file(path: Path, model: DiffusionTransformer) -> tuple[Mapping[str, Tens
         if sum(groups.values()) >= layout.in_channels:
             break
     if sum(groups.values()) != layout.in_channels:
-        what = (
-            f"it has {layout.in_channels} input channels, of which the model's {dict(model.channels)} can make nothing"
-        )
-        raise _refusal(path, what)
+        count = f"{layout.in_channels} input channels"
+        raise _refusal(path, f"it has {count}, of which the model's {dict(model.channels)} can make nothing")
     if any(prefix.startswith("projectors.") for prefix in layout.projectors):
         log.warning("%s is REPA's, whose time runs from data to noise: bind FlowMatching.reversed = True", path)
-    wants_variance = len(model.fusion.variance_heads) > 0
-    imported = from_published(
-        state,
-        channels=groups,
-        learned_variance=wants_variance and layout.learn_sigma,
-        num_heads=model.blocks[0].num_heads,
-        grid=model.grid,
-    )
+    learned, num_heads = layout.learn_sigma and len(model.fusion.variance_heads) > 0, model.blocks[0].num_heads
+    imported = from_published(state, channels=groups, learned_variance=learned, num_heads=num_heads, grid=model.grid)
     return imported.state, imported.runtime["channels"]
 
 
 def _check(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor], model: DiffusionTransformer) -> None:
     """Raises ValueError where the source is not of the model's shapes."""
-    classes, depth = len(state["label_embedding.weight"]) - 1, _depth(state)
+    classes = len(state["label_embedding.weight"]) - 1
+    depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
     if classes != model.num_classes:
         raise _refusal(path, f"it knows {classes} classes, the data have {model.num_classes}: the labels mean others")
     if depth != len(model.blocks):
@@ -115,13 +102,8 @@ def _check(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor], m
         if name in own and not name.startswith(KEPT) and state[name].shape != own[name].shape:
             shapes = f"{name} is {tuple(state[name].shape)} there and {tuple(own[name].shape)} in the model"
             raise _refusal(path, f"{shapes}: bind DiffusionTransformer.size (width, patch size) to that of the source")
-    lacking = [name for name in own if not name.startswith((*KEPT, "fusion.")) and name not in state]
-    if lacking:
+    if lacking := [name for name in own if not name.startswith((*KEPT, "fusion.")) and name not in state]:
         raise _refusal(path, f"it lacks {', '.join(lacking[:3])}")
-
-
-def _depth(state: Mapping[str, Tensor]) -> int:
-    return 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
 
 
 def _refusal(path: Path, reason: str) -> ValueError:

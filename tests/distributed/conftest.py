@@ -1,6 +1,5 @@
 """Real processes: torchrun starts 2 or 4 of them, which meet over gloo."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -22,13 +21,3 @@ def started():
         return done.stdout + done.stderr
 
     return started
-
-
-@pytest.fixture(scope="session")
-def trained_by(started):
-    """Trains as `trainings.py` does, {name: settings}, with so many processes."""
-
-    def trained_by(processes: int, folder: Path, **trainings: dict) -> str:
-        return started(processes, "trainings.py", str(folder), json.dumps(trainings))
-
-    return trained_by

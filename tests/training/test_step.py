@@ -83,6 +83,7 @@ def test_the_step_compiles_as_one_graph_and_computes_the_same(set_up, monkeypatc
         torch.testing.assert_close(fast.ema.parameters[name], average, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.chaos
 def test_the_step_compiles_to_machine_code_and_computes_the_same():
     torch._dynamo.reset()
     assert_same(run(step_of(compiled=True, depth=1)), run(step_of(depth=1)), rtol=1e-5)

@@ -13,9 +13,12 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from absl.testing import flagsaver
 from PIL import Image
 
 import redi
+from redi import command_line
+from redi import train as train_program
 from redi.core.ema import EMA
 from redi.core.objective import JointObjective
 from redi.core.samplers.euler import Euler
@@ -403,17 +406,10 @@ train.device = 'cpu'
 def test_ctrl_c_writes_a_checkpoint_and_the_same_command_ends_as_an_unbroken_run(tmp_path):
     (tmp_path / "tiny.gin").write_text(TINY)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
-
-    def command(name):
-        return [sys.executable, "-m", "redi.train", "--gin_file=tiny.gin", f"--run_dir={name}"]
-
-    def finish(name):
-        subprocess.run(command(name), cwd=tmp_path, env=environment, check=True, capture_output=True)
-        return tmp_path / name
-
+    command = [sys.executable, "-m", "redi.train", "--gin_file=tiny.gin", "--run_dir=stopped"]
     run_dir = tmp_path / "stopped"
     with subprocess.Popen(
-        command("stopped"), cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     ) as process:
         while process.poll() is None and len(read_log(run_dir)) < 3:
             time.sleep(0.01)
@@ -423,7 +419,11 @@ def test_ctrl_c_writes_a_checkpoint_and_the_same_command_ends_as_an_unbroken_run
     step = json.loads((list_checkpoints(run_dir)[-1] / "record.json").read_text())["step"]
     assert 3 <= step < 150
     assert f"stopped by SIGINT at step {step}; the same command goes on from there" in errors
-    assert_same_training(finish("stopped"), finish("unbroken"))
+    command_line.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(gin_file=[str(tmp_path / "tiny.gin")]):
+        train_program.main(run_dir)
+        train_program.main(tmp_path / "unbroken")
+    assert_same_training(run_dir, tmp_path / "unbroken")
 
 
 def test_a_folder_in_which_another_process_trains_is_refused_and_left_alone(start, tmp_path):

@@ -23,10 +23,7 @@ class AveragedWeights(ABC):
 
     @abstractmethod
     def load(self, parameters: Mapping[str, Tensor], extra: Mapping[str, Tensor] | None = None) -> None:
-        """Load a stored average: `parameters` and the result of `extra_state`.
-
-        Raises ValueError where another way of averaging stored them, or this one with other settings.
-        """
+        """Load `parameters` and the result of `extra_state`; raises ValueError where those are of other settings."""
 
     def extra_state(self) -> dict[str, Tensor]:
         """What a checkpoint must hold besides `parameters`; its group "averages"."""
@@ -35,13 +32,6 @@ class AveragedWeights(ABC):
     def snapshot(self, step: int) -> dict[str, dict[str, Tensor]] | None:
         """What is to be kept for good of the averages after `step` steps, in groups; None where nothing is due."""
         return None
-
-    @torch.no_grad()
-    def copy_to(self, model: nn.Module) -> None:
-        """Writes `parameters` into a model of the same shape."""
-        current = dict(model.named_parameters())
-        for name, tensor in self.parameters.items():
-            current[name].copy_(tensor)
 
 
 def copied(model: nn.Module) -> dict[str, Tensor]:

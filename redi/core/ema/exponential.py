@@ -19,8 +19,7 @@ class EMA(AveragedWeights):
     def __init__(self, *, model: nn.Module, decay: float = 0.9999, warmup: bool = False):
         if not 0 <= decay < 1:
             raise ValueError(f"EMA.decay = {decay} lies outside [0, 1)")
-        self.decay = decay
-        self.warmup = warmup
+        self.decay, self.warmup = decay, warmup
         self.parameters = copied(model)
 
     def update(self, model: nn.Module, step: int) -> None:

@@ -17,8 +17,8 @@ GROUP = "sigma_rel_"
 class PowerFunctionEMA(AveragedWeights):
     """The power-function averages of EDM2 (arXiv 2312.02696, section 3): a step's weight grows with a power of it.
 
-    Initial weights have none, so there is no warmup. Snapshots of the averages are kept, and of them an average of any
-    length can be made after training (`redi.average`, docs/ema.md).
+    Initial weights have none, so there is no warmup. From snapshots of the averages an average of any length can be
+    made after training (`redi.average`, docs/ema.md).
 
     Args:
         sigma_rels: lengths of the averages as parts of the training; the first is the one that previews, sampling
@@ -29,13 +29,9 @@ class PowerFunctionEMA(AveragedWeights):
     """
 
     def __init__(
-        self,
-        *,
-        model: nn.Module,
-        sigma_rels: Sequence[float] = (0.05, 0.1),
-        snapshot_every: int = 4096,
+        self, *, model: nn.Module, sigma_rels: Sequence[float] = (0.05, 0.1), snapshot_every: int = 4096,
         snapshot_dtype: str = "float16",
-    ):
+    ):  # fmt: skip
         what = type(self).__name__
         if isinstance(sigma_rels, str) or not isinstance(sigma_rels, Sequence) or not sigma_rels:
             raise ValueError(f"{what}.sigma_rels = {sigma_rels!r}: a list of lengths is needed, as (0.05, 0.1)")
@@ -60,20 +56,17 @@ class PowerFunctionEMA(AveragedWeights):
             lerp(average, model, 1 - (step / (step + 1)) ** (self.exponents[sigma] + 1))
 
     def extra_state(self) -> dict[str, Tensor]:
-        lengths = list(self.averages)
-        state = {LENGTHS: torch.tensor(lengths, dtype=torch.float64)}
-        for sigma in lengths[1:]:
-            state |= {f"{GROUP}{sigma}/{name}": tensor for name, tensor in self.averages[sigma].items()}
-        return state
+        _, *further = lengths = list(self.averages)
+        named = {f"{GROUP}{sigma}/{name}": t for sigma in further for name, t in self.averages[sigma].items()}
+        return {LENGTHS: torch.tensor(lengths, dtype=torch.float64)} | named
 
     def load(self, parameters: Mapping[str, Tensor], extra: Mapping[str, Tensor] | None = None) -> None:
         stored = stored_averages(parameters, extra or {})
         if list(stored) != list(self.averages):
             kind = f"of sigma_rels = {tuple(stored)}" if stored else "that are no power-function ones"
-            raise ValueError(
-                f"the checkpoint holds averages {kind}, and PowerFunctionEMA.sigma_rels = {tuple(self.averages)}: "
-                "bind train.ema as it was, or begin another run with train.initial_weights"
-            )
+            advice = "bind train.ema as it was, or begin another run with train.initial_weights"
+            own = f"PowerFunctionEMA.sigma_rels = {tuple(self.averages)}"
+            raise ValueError(f"the checkpoint holds averages {kind}, and {own}: {advice}")
         for sigma, average in self.averages.items():
             for name, tensor in average.items():
                 tensor.copy_(stored[sigma][name])

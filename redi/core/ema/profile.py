@@ -1,8 +1,8 @@
-"""The weights that power-function averages give to the steps of a training, and how such averages combine.
+"""The weights that power-function averages give to the steps of a run, and how such averages combine.
 
-After t steps the average with exponent gamma gives step tau the weight p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1),
-tau <= t (EDM2: Karras et al., arXiv 2312.02696, section 3.1). Its length is told by the deviation of this density as a
-part of the training, sigma_rel, which unlike a decay means the same for a short training and a long one.
+After t steps the average with exponent gamma gives step tau <= t the weight (gamma + 1) tau^gamma / t^(gamma + 1)
+(EDM2: Karras et al., arXiv 2312.02696, section 3.1). The standard deviation of this density as a part of the run,
+sigma_rel, is the average's length: unlike a decay it means the same for a short run and a long one.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,8 @@ def exponent(sigma_rel: float) -> float:
 def check_sigma_rel(value: object, where: str) -> float:
     """The value as a float. Raises ValueError, with `where` it was given, unless it is a number in (0, 12^-1/2]."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LONGEST:
-        raise ValueError(
-            f"{where}: {value!r} is no length of an average, which is a part of the training: greater than 0 and at "
-            f"most {LONGEST:.4f} (all steps alike)"
-        )
+        length = f"a part of the training: greater than 0 and at most {LONGEST:.4f} (all steps alike)"
+        raise ValueError(f"{where}: {value!r} is no length of an average, which is {length}")
     return float(value)
 
 
@@ -39,7 +37,7 @@ class Combination:
 
     @property
     def noise(self) -> float:
-        """How many times larger than the rounding errors of the others, which are independent, that of the sum is."""
+        """The rounding error of the sum relative to that of the others, which are independent."""
         return float(np.linalg.norm(self.weights))
 
 
@@ -47,8 +45,8 @@ def combine(stored: Sequence[tuple[float, int]], wanted: tuple[float, int]) -> C
     """The sum of stored averages whose density comes closest to the one wanted, by least squares (section 3.2 and
     appendix C). Averages are given by (sigma_rel, step).
 
-    Beyond the paper the weights are held to sum up to 1, so that what training does not change, the sum leaves as it
-    is: the fit is as close, and without it a short list of snapshots shrinks all weights by up to some per cent.
+    Beyond the paper the weights sum to 1: without that, a short list of snapshots shrinks all parameters by some per
+    cent.
     """
     sigmas, steps = np.array(stored, dtype=np.float64).T
     gammas = np.array([exponent(sigma) for sigma in sigmas])

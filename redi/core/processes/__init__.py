@@ -43,9 +43,7 @@ class Process(ABC):
         """The first and last t at which every conversion is finite."""
         return 0.0, 1.0
 
-    def draw_times(
-        self, shape: tuple[int, ...], device: torch.device | str, uniforms: Tensor | None = None
-    ) -> Tensor:
+    def draw_times(self, shape: tuple[int, ...], device: torch.device | str, uniforms: Tensor | None = None) -> Tensor:
         """Training times, uniform over `t_range`.
 
         Args:

@@ -33,14 +33,9 @@ class DDPM(Process):
     """
 
     def __init__(
-        self,
-        *,
-        num_timesteps: int = 1000,
-        beta_min: float = 1e-4,
-        beta_max: float = 0.02,
-        learned_variance: Sequence[str] | None = None,
-        variance: Literal["small", "large"] = "small",
-    ):
+        self, *, num_timesteps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02,
+        learned_variance: Sequence[str] | None = None, variance: Literal["small", "large"] = "small",
+    ):  # fmt: skip
         if num_timesteps < 2:
             raise ValueError(f"DDPM.num_timesteps = {num_timesteps}: at least 2 are needed")
         if not 0 < beta_min <= beta_max < 1:
@@ -58,12 +53,10 @@ class DDPM(Process):
         self._alphas_cumprod = table.tolist()  # for floats, which no device has to be asked for
 
     def for_channels(self, channels: Channels, device: torch.device | str = "cpu") -> "DDPM":
-        unknown = [name for name in self.learned_variance or () if name not in channels]
-        if unknown:
+        if unknown := [name for name in self.learned_variance or () if name not in channels]:
             raise ValueError(f"DDPM.learned_variance names {unknown}: the joint state has {', '.join(channels)}")
         bound = copy.copy(self)
-        bound._channels = channels
-        bound._table = self._table.to(device)
+        bound._channels, bound._table = channels, self._table.to(device)
         return bound
 
     @property
@@ -86,9 +79,7 @@ class DDPM(Process):
         """The t of k + 1."""
         return 1 - step / self.num_timesteps
 
-    def draw_times(
-        self, shape: tuple[int, ...], device: torch.device | str, uniforms: Tensor | None = None
-    ) -> Tensor:
+    def draw_times(self, shape: tuple[int, ...], device: torch.device | str, uniforms: Tensor | None = None) -> Tensor:
         if uniforms is None:
             steps = torch.randint(1, self.num_timesteps + 1, shape, device=device)
         else:  # 0 is the first timestep of sampling, T - 1: the times keep the order of the uniforms
@@ -128,9 +119,8 @@ class DDPM(Process):
     def reverse_step(self, prediction: Tensor, x_t: Tensor, t: float | Tensor, s: float | Tensor):
         """p(x_s | x_t) for a step from t to the less noisy s: mean and log-variance, both (N, C, H, W).
 
-        For steps that leave out timesteps the variances are those of the shortened process ("respacing").
-
-        Raises ValueError where the prediction has another number of channels than C and the learned variances need.
+        For steps that leave out timesteps the variances are those of the shortened process ("respacing"). Raises
+        ValueError where the prediction has another number of channels than C and the learned variances need.
         """
         data = self.clean(prediction, x_t, t)
         mean, low = self.posterior(data, x_t, t, s)
@@ -156,10 +146,9 @@ class DDPM(Process):
         else:
             learned = [i for name in self.variance_groups for i in range(c)[self._channels.slice(name)]]
         if prediction.shape[1] != c + len(learned):
-            raise ValueError(
-                f"the prediction has {prediction.shape[1]} channels, but {c} of the noise and {len(learned)} of "
-                f"learned variances are needed: DDPM.learned_variance = {self.learned_variance!r}, () is none"
-            )
+            needed = f"{c} of the noise and {len(learned)} of learned variances are needed"
+            setting = f"DDPM.learned_variance = {self.learned_variance!r}, () is none"
+            raise ValueError(f"the prediction has {prediction.shape[1]} channels, but {needed}: {setting}")
         return learned
 
     def posterior(self, data: Tensor, x_t: Tensor, t, s):
@@ -171,13 +160,10 @@ class DDPM(Process):
         beta = 1 - at_t / at_s
         of_data = _like(t, s, at_s**0.5 * beta / (1 - at_t))
         of_x_t = _like(t, s, (1 - beta) ** 0.5 * (1 - at_s) / (1 - at_t))
-        log_variance = _log(beta * (1 - at_s) / (1 - at_t), floor=self._smallest_variance())
-        return of_data * data + of_x_t * x_t, _like(t, s, log_variance)
-
-    def _smallest_variance(self) -> float:
-        """The posterior variance of the second step, which stands in for the 0 of the first."""
         first, second = self._alphas_cumprod[1:3]
-        return (1 - second / first) * (1 - first) / (1 - second)
+        smallest = (1 - second / first) * (1 - first) / (1 - second)  # of the second step, in place of the first's 0
+        log_variance = _log(beta * (1 - at_s) / (1 - at_t), floor=smallest)
+        return of_data * data + of_x_t * x_t, _like(t, s, log_variance)
 
     def variational_bound(self, prediction: Tensor, x: Tensor, x_t: Tensor, t) -> dict[str, Tensor]:
         """KL(q(x_s | x_t, x) || p(x_s | x_t)) of the next step, or -log p(x | x_t) at the last (Ho et al., Eq. 5).
@@ -206,8 +192,8 @@ def _log(variance, floor: float = 0.0):
 
 def _like(t, s, value):
     """What was computed in float64, in the type of the time that is a tensor."""
-    times = [time for time in (t, s) if isinstance(time, Tensor)]
-    return value.to(times[0].dtype) if times else value
+    time = t if isinstance(t, Tensor) else s
+    return value.to(time.dtype) if isinstance(time, Tensor) else value
 
 
 def kl_divergence(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What the continuous paths of SiT share: four things a network can predict, and the conversions between them."""
 
 from abc import abstractmethod
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -25,14 +25,12 @@ class Interpolant(Process):
     """
 
     def __init__(self, *, prediction: Prediction = "velocity", reversed: bool = False, margin: float = 1e-3):
-        if prediction not in ("velocity", "noise", "score", "data"):
-            name = type(self).__name__
+        name = type(self).__name__
+        if prediction not in get_args(Prediction):
             raise ValueError(f"{name}.prediction = {prediction!r}: it is 'velocity', 'noise', 'score' or 'data'")
         if not 0 < margin < 0.5:
-            raise ValueError(f"{type(self).__name__}.margin = {margin} lies outside (0, 0.5)")
-        self.prediction = prediction
-        self.reversed = reversed
-        self.margin = margin
+            raise ValueError(f"{name}.margin = {margin} lies outside (0, 0.5)")
+        self.prediction, self.reversed, self.margin = prediction, reversed, margin
 
     @abstractmethod
     def d_alpha(self, t):

@@ -40,8 +40,7 @@ class Shifted(Process):
         if unknown := [name for name in self.shift if name not in channels]:
             raise ValueError(f"Shifted.shift names {unknown}: the joint state has {', '.join(channels)}")
         bound = copy.copy(self)
-        bound.process = self.process.for_channels(channels, device)
-        bound._channels, bound._device = channels, device
+        bound.process, bound._channels, bound._device = self.process.for_channels(channels, device), channels, device
         return bound
 
     def group_time(self, t):
@@ -51,8 +50,7 @@ class Shifted(Process):
 
     def _slope(self, t):
         """ds/dt."""
-        t = per_sample(t)
-        shift = self._per_channel(t)
+        t, shift = per_sample(t), self._per_channel(per_sample(t))
         return shift / (t + shift * (1 - t)) ** 2
 
     def _per_channel(self, t):

@@ -12,9 +12,8 @@ from redi.core.processes.interpolant import Interpolant, Prediction
 class VP(Interpolant):
     """The VP-SDE's path: sigma^2 = 1 - alpha^2, alpha = exp(-s^2 (beta_max - beta_min)/4 - s beta_min/2), s = 1 - t.
 
-    Song et al., arXiv 2011.13456, Eq. 29. At t = 0 some data is left: alpha = 0.0066.
-
-    sigma' is infinite at t = 1, so times end at 1 - margin.
+    Song et al., arXiv 2011.13456, Eq. 29. At t = 0 some data is left: alpha = 0.0066. sigma' is infinite at t = 1, so
+    times end at 1 - margin.
 
     Args:
         beta_min, beta_max: of the linear noise schedule.
@@ -25,14 +24,9 @@ class VP(Interpolant):
     ends_with_a_pole = True
 
     def __init__(
-        self,
-        *,
-        beta_min: float = 0.1,
-        beta_max: float = 20.0,
-        prediction: Prediction = "velocity",
-        reversed: bool = False,
-        margin: float = 1e-3,
-    ):
+        self, *, beta_min: float = 0.1, beta_max: float = 20.0, prediction: Prediction = "velocity",
+        reversed: bool = False, margin: float = 1e-3,
+    ):  # fmt: skip
         super().__init__(prediction=prediction, reversed=reversed, margin=margin)
         if not 0 < beta_min <= beta_max:
             raise ValueError(f"VP.beta_min = {beta_min}, VP.beta_max = {beta_max}: 0 < beta_min <= beta_max is needed")

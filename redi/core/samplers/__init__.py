@@ -30,15 +30,9 @@ class Sampler:
         """Raises ValueError where this sampler cannot follow such a process; called before the first evaluation."""
 
     def __call__(
-        self,
-        denoise: Denoise,
-        process: Process,
-        draw: Draw,
-        *,
-        start: float = 0.0,
-        end: float = 1.0,
+        self, denoise: Denoise, process: Process, draw: Draw, *, start: float = 0.0, end: float = 1.0,
         trajectory: list[tuple[float, Tensor]] | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """-> x (N, C, H, W) at `end`.
 
         Args:
@@ -75,10 +69,9 @@ class ContinuousSampler(Sampler):
 
     def check(self, process: Process) -> None:
         if process.num_timesteps is not None:
-            raise ValueError(
-                f"samplers.{type(self).__name__} needs a velocity, but {type(process).__name__} has discrete "
-                "timesteps: bind @samplers.Ancestral() or @samplers.DDIM() in its place"
-            )
+            needs = f"needs a velocity, but {type(process).__name__} has discrete timesteps"
+            advice = "bind @samplers.Ancestral() or @samplers.DDIM() in its place"
+            raise ValueError(f"samplers.{type(self).__name__} {needs}: {advice}")
 
 
 def clipped(process: Process, start: float, end: float) -> tuple[float, float]:

@@ -12,9 +12,8 @@ from redi.core.samplers.respacing import Respaced
 @register
 class Ancestral(Respaced):
     """Draws x_s from p(x_s | x_t) step by step, with the process's learned or fixed variances (Ho et al., arXiv
-    2006.11239, Algorithm 2); the last step, onto the data, takes the mean. Of DDPM only. Arguments: see `Respaced`.
-
-    Where timesteps are left out, the variances are those of the shortened process.
+    2006.11239, Algorithm 2); the last step, onto the data, takes the mean. Of DDPM only. Where timesteps are left out,
+    the variances are those of the shortened process. Arguments: see `Respaced`.
     """
 
     def check(self, process: Process) -> None:

@@ -30,10 +30,8 @@ class DDIM(Respaced):
 
     def check(self, process: Process) -> None:
         if process.num_timesteps is None and self.respacing is not None:
-            raise ValueError(
-                f"DDIM.respacing = {self.respacing!r} chooses among discrete timesteps, which {type(process).__name__} "
-                "does not have: bind DDIM.num_evaluations instead"
-            )
+            lacks = f"chooses among discrete timesteps, which {type(process).__name__} does not have"
+            raise ValueError(f"DDIM.respacing = {self.respacing!r} {lacks}: bind DDIM.num_evaluations instead")
         super().check(process)
 
     def run(self, denoise: Denoise, process: Process, draw: Draw, start: float, end: float, keep: Keep) -> Tensor:

@@ -25,8 +25,7 @@ class ImageNoise:
     def __init__(
         self, seed: int, indices: Iterable[int], shape: tuple[int, int, int], device: torch.device | str = "cpu"
     ):
-        keys = torch.tensor([mix_seeds(seed, int(i)) for i in indices], dtype=torch.int64)
-        self.keys = keys.to(device)
+        self.keys = torch.tensor([mix_seeds(seed, int(i)) for i in indices], dtype=torch.int64).to(device)
         self.draws = torch.zeros((), dtype=torch.int64, device=device)  # so far; on the device, for CUDA graphs
         self.shape = shape
 

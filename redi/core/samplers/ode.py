@@ -46,8 +46,8 @@ class FixedODE(ContinuousSampler):
 class AdaptiveODE(ContinuousSampler):
     """Steps as long as the estimated error allows, in as many evaluations as that takes.
 
-    The worst image's error decides, so every image keeps the tolerance; but the batch shares its steps, so an image
-    depends on its neighbours within the tolerance. FixedODE, Heun and Euler do not have that.
+    The worst image's error decides. The batch shares its steps, so an image depends on its neighbours within the
+    tolerance, which it does not with FixedODE, Heun and Euler.
 
     Args:
         method: of torchdiffeq; 'dopri5' is Dormand and Prince's of order 5.
@@ -55,19 +55,15 @@ class AdaptiveODE(ContinuousSampler):
     """
 
     def __init__(
-        self,
-        *,
-        method: Literal["dopri5", "dopri8", "bosh3", "adaptive_heun"] = "dopri5",
-        rtol: float = 1e-3,
+        self, *, method: Literal["dopri5", "dopri8", "bosh3", "adaptive_heun"] = "dopri5", rtol: float = 1e-3,
         atol: float = 1e-6,
-    ):
+    ):  # fmt: skip
         if method not in ADAPTIVE:
             raise ValueError(f"AdaptiveODE.method = {method!r}: it is one of {', '.join(ADAPTIVE)}")
         for name, value in (("rtol", rtol), ("atol", atol)):
             if not value > 0:
                 raise ValueError(f"AdaptiveODE.{name} = {value} must be positive")
-        self.num_evaluations = None
-        self.method, self.rtol, self.atol = method, rtol, atol
+        self.num_evaluations, self.method, self.rtol, self.atol = None, method, rtol, atol
 
     def run(self, denoise: Denoise, process: Process, draw: Draw, start: float, end: float, keep: Keep) -> Tensor:
         settings = {"method": self.method, "rtol": self.rtol, "atol": self.atol, "keep": keep}
@@ -75,17 +71,9 @@ class AdaptiveODE(ContinuousSampler):
 
 
 def integrate(
-    slope: Callable[[State, float], State],
-    state: State,
-    start: float,
-    end: float,
-    *,
-    method: str,
-    num_steps: int | None = None,
-    rtol: float = 1e-3,
-    atol: float = 1e-6,
-    keep: Keep = lambda t, x: x,
-) -> State:
+    slope: Callable[[State, float], State], state: State, start: float, end: float, *, method: str,
+    num_steps: int | None = None, rtol: float = 1e-3, atol: float = 1e-6, keep: Keep = lambda t, x: x,
+) -> State:  # fmt: skip
     """The state at `end`, from that at `start`, in float64 time; `slope` is never asked outside of the two.
 
     Args:
@@ -104,14 +92,14 @@ def integrate(
         # The probe for the first step and rounding could leave the part on which the process is defined.
         return slope(y, min(max(float(t), low), high))
 
-    # torchdiffeq calls the first of fixed steps and the second of adaptive ones, with the state before the step.
-    callback = "callback_accept_step" if num_steps is None else "callback_step"
-    setattr(function, callback, lambda t, y, dt: keep(float(t), y[0]))
-    if num_steps is not None:
+    # torchdiffeq calls back with the state before the step.
+    if num_steps is None:
+        options = {"step_t": times[1:], "norm": _worst_sample}  # ends at `end`, instead of interpolating there
+        function.callback_accept_step = lambda t, y, dt: keep(float(t), y[0])
+    else:
         grid = torch.linspace(start, end, num_steps + 1, dtype=torch.float64, device=times.device)
         options = {"grid_constructor": lambda *_: grid}
-    else:
-        options = {"step_t": times[1:], "norm": _worst_sample}  # ends at `end`, instead of interpolating there
+        function.callback_step = lambda t, y, dt: keep(float(t), y[0])
     try:
         solution = odeint(function, state, times, method=method, rtol=rtol, atol=atol, options=options)
     except AssertionError as error:

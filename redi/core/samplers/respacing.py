@@ -22,13 +22,12 @@ class Respaced(Sampler):
         super().__init__(num_evaluations=num_evaluations)
         if respacing is not None:
             name = type(self).__name__
-            counts = _parse(respacing, f"{name}.respacing = {respacing!r}")
+            what = f"{name}.respacing = {respacing!r}"
+            counts = _parse(respacing, what)
             total = counts if isinstance(counts, int) else sum(counts)
             if num_evaluations not in (250, total):
-                raise ValueError(
-                    f"{name}.respacing = {respacing!r} takes {total} evaluations, {name}.num_evaluations = "
-                    f"{num_evaluations}: bind one of the two"
-                )
+                other = f"{name}.num_evaluations = {num_evaluations}"
+                raise ValueError(f"{what} takes {total} evaluations, {other}: bind one of the two")
             self.num_evaluations = total
         self.respacing = respacing if respacing is None or isinstance(respacing, str | int) else list(respacing)
 

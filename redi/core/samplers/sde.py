@@ -1,7 +1,7 @@
 """What the samplers of the reverse-time SDE share: diffusion coefficients, their singularities, the last step."""
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -9,7 +9,8 @@ from torch import Tensor
 from redi.core.processes import Process
 from redi.core.samplers import ContinuousSampler, Denoise, Draw, clipped, uniform_times
 
-DIFFUSION_FORMS = ("constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing")
+Form = Literal["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"]
+DIFFUSION_FORMS = get_args(Form)
 LAST_STEPS = ("mean", "euler", "tweedie", None)
 MARGIN = 1e-3  # kept from the poles that a diffusion coefficient adds to those of the process
 
@@ -34,14 +35,9 @@ class SDE(ContinuousSampler):
     """
 
     def __init__(
-        self,
-        *,
-        num_evaluations: int = 250,
-        diffusion_form: Literal["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"] = "sigma",
-        diffusion_norm: float = 1.0,
-        last_step: Literal["mean", "euler", "tweedie"] | None = "mean",
-        last_step_size: float | None = 0.04,
-    ):
+        self, *, num_evaluations: int = 250, diffusion_form: Form = "sigma", diffusion_norm: float = 1.0,
+        last_step: Literal["mean", "euler", "tweedie"] | None = "mean", last_step_size: float | None = 0.04,
+    ):  # fmt: skip
         super().__init__(num_evaluations=num_evaluations)
         name = type(self).__name__
         if diffusion_form not in DIFFUSION_FORMS:
@@ -58,10 +54,8 @@ class SDE(ContinuousSampler):
     def check(self, process: Process) -> None:
         super().check(process)
         if self.diffusion_form == "sbdm" and not hasattr(process, "d_alpha"):
-            raise ValueError(
-                f"{type(self).__name__}.diffusion_form = 'sbdm' needs the derivatives d_alpha and d_sigma, which "
-                f"{type(process).__name__} does not have: use another form"
-            )
+            needs = f"needs the derivatives d_alpha and d_sigma, which {type(process).__name__} does not have"
+            raise ValueError(f"{type(self).__name__}.diffusion_form = 'sbdm' {needs}: use another form")
 
     latest = 1.0  # where the noisy steps end at the latest
 
@@ -72,9 +66,8 @@ class SDE(ContinuousSampler):
             first, last = clipped(process, max(first, MARGIN), end)
         if self.last_step is None or end < 1:
             return uniform_times(*clipped(process, first, min(last, self.latest)), num_steps)
-        size, even = self.last_step_size, (1 - first) / (num_steps + 1)
-        if size is None:
-            size = max(0.04, even)
+        even = (1 - first) / (num_steps + 1)
+        size = max(0.04, even) if self.last_step_size is None else self.last_step_size
         if start and start >= 1 - size:  # too late for a last step of its own size
             size = even
         return uniform_times(first, min(max(1 - size, first), last), num_steps) if num_steps else [first]
@@ -103,7 +96,6 @@ class SDE(ContinuousSampler):
         return process.velocity(prediction, x, t) - ratio * process.noise(prediction, x, t)
 
     def add_noise(self, process: Process, x: Tensor, t: float, dt: float, draw: Draw) -> Tensor:
-        """x plus the noise of a step of length dt."""
         return x + (2 * self.diffusion(process, t) * dt) ** 0.5 * draw()
 
     def final_step(self, denoise: Denoise, process: Process, x: Tensor, t: float) -> Tensor:

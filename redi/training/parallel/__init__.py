@@ -28,9 +28,9 @@ class Parallel(ABC):
     def distribute(self, model: nn.Module, processes: Processes, *, compiled: bool) -> None:
         """Lays the model's parameters out over the processes, in place, before there is an optimizer."""
 
-    @abstractmethod
     def wrap(self, forward: nn.Module, model: nn.Module) -> nn.Module:
         """-> what is called in place of `forward`, a module around `model`, so that gradients are shared."""
+        return forward
 
     @abstractmethod
     def sharing(self, wrapped: nn.Module, model: nn.Module, last: bool) -> AbstractContextManager:
@@ -45,10 +45,7 @@ class Parallel(ABC):
         return dict(tensors)
 
     def write(self, groups: Mapping[str, Mapping[str, Tensor]], folder: Path, processes: Processes) -> dict[str, Path]:
-        """Groups of tensors that no process has whole, as one safetensors file each in `folder`: {group: file}.
-
-        All processes call it; the others' groups, which are whole, are left out. Raises OSError.
-        """
+        """Write the groups that no process has whole into `folder` -> {group: file}; all call it. Raises OSError."""
         return {}
 
 

@@ -43,9 +43,6 @@ class FSDP(Parallel):
             fully_shard(block, mesh=mesh, reshard_after_forward=self.reshard)
         fully_shard(model, mesh=mesh, reshard_after_forward=self.reshard)
 
-    def wrap(self, forward: nn.Module, model: nn.Module) -> nn.Module:
-        return forward
-
     def sharing(self, wrapped: nn.Module, model: nn.Module, last: bool) -> AbstractContextManager:
         model.set_requires_gradient_sync(last)
         return nullcontext()
@@ -100,7 +97,7 @@ class FSDP(Parallel):
 
 
 def _write_scalars(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Puts the numbers () of an optimizer, its steps, in their places in a file, where torch 2.11 leaves zeros."""
+    """Writes an optimizer's tensors of shape () into a file, where torch 2.11 leaves zeros."""
     with open(path, "r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
