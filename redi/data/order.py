@@ -11,20 +11,15 @@ from redi.runtime.randomness import mix_seeds
 
 ROWS_PER_BLOCK = 128  # 2 MiB of SD latents in one piece: disks and network file systems read it at full speed
 WINDOW = 16_384  # 128 blocks from all over the data set; 400 MB of SD latents and eight reduced channels
-BLOCKS, ROWS = 2, 3  # keep these draws apart from each other, and from those of `loader`, of the same seed and epoch
+BLOCKS, ROWS = 2, 3  # tell these draws from each other, and from those of `loader`
 
 
 @dataclass(frozen=True, eq=False)  # compared, and hashed, by identity
 class Blocks:
-    """A data set cut into blocks of consecutive rows, of which one window at a time is read and mixed.
+    """A data set cut into blocks of consecutive rows, of which one window at a time is read and mixed."""
 
-    Attributes:
-        starts: (blocks + 1,) the first row of each block, and the number of all rows.
-        window: how many rows are mixed with one another; a window may have up to a block more.
-    """
-
-    starts: np.ndarray
-    window: int = WINDOW
+    starts: np.ndarray  # (blocks + 1,) the first row of each block, and the number of all rows
+    window: int = WINDOW  # how many rows are mixed with one another; a window may have up to a block more
 
     @classmethod
     def cut(cls, shard_starts: np.ndarray, rows_per_block: int = ROWS_PER_BLOCK, window: int = WINDOW) -> "Blocks":

@@ -25,12 +25,9 @@ class Retention:
     """Which checkpoints stay when another is written.
 
     Args:
-        last: the newest so many.
+        last: how many of the newest.
         every: those whose step is a multiple of this.
         best: the one that the monitor measured best, as 'lowest frechet_distance_domain_network_of_500'.
-
-    Raises:
-        ValueError: what none of these can be.
     """
 
     last: int = 2
@@ -38,22 +35,22 @@ class Retention:
     best: str | None = None
 
     def __post_init__(self):
-        for name, count in (("keep_checkpoints", self.last), ("keep_every", self.every)):
-            if not (count is None and name == "keep_every") and (type(count) is not int or count < 1):
+        for name, count in (("keep_checkpoints", self.last), ("keep_every", 1 if self.every is None else self.every)):
+            if type(count) is not int or count < 1:
                 raise ValueError(f"train.{name} = {count!r}: a whole number of at least 1 is needed")
         if self.best is not None:
             best_of(self.best)
 
     def keeps(self, folders: Sequence[Path]) -> set[Path]:
         """Those of the checkpoints, oldest first, that stay."""
-        kept = {*folders[-self.last :]}
-        kept |= {folder for folder in folders if self.every and step_of(folder) % self.every == 0}
+        stay = {*folders[-self.last :]}
+        stay |= {folder for folder in folders if self.every and step_of(folder) % self.every == 0}
         if self.best is not None:
             choose, name = best_of(self.best)
             values = {folder: measured(folder).get(name) for folder in reversed(folders)}
             values = {f: v for f, v in values.items() if isinstance(v, int | float) and math.isfinite(v)}
-            kept |= {choose(values, key=values.get)} if values else set()
-        return kept
+            stay |= {choose(values, key=values.get)} if values else set()
+        return stay
 
 
 def best_of(best: str) -> tuple:
@@ -76,13 +73,12 @@ def check_best(best: str | None, monitor) -> None:
         raise ValueError(f"train.keep_best = {best!r}, but nothing is measured: bind train.monitor = @Monitor()")
     known = getattr(monitor, "names", None)
     if known is not None and name not in known:
-        raise ValueError(
-            f"train.keep_best names {name!r}; train.monitor measures {', '.join(known)}{did_you_mean(name, known)}"
-        )
+        hint = did_you_mean(name, known)
+        raise ValueError(f"train.keep_best names {name!r}; train.monitor measures {', '.join(known)}{hint}")
 
 
 def measured(folder: Path) -> Mapping:
-    """What the monitor had measured when a checkpoint was written; {} where it had not, or the record is broken."""
+    """What the monitor measured for a checkpoint; {} where it did not, or the record is broken."""
     try:
         return read_record(folder).get("monitor") or {}
     except BrokenArtefact:
@@ -105,18 +101,10 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
 
 
 def save_checkpoint(
-    run_dir: Path,
-    step: int,
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    record: Mapping,
-    keep: Retention,
-    *,
-    ready: Mapping[str, Path] | None = None,
-) -> Path:
-    """Writes one checkpoint, then removes those that `keep` does not name.
-
-    Args:
-        ready: {group: safetensors file} of groups that are written already, on the same file system; they are moved.
+    run_dir: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], record: Mapping, keep: Retention,
+    *, ready: Mapping[str, Path] | None = None,
+) -> Path:  # fmt: skip
+    """Writes one checkpoint, `ready` as of `save_artefact`, then removes those that `keep` does not name.
 
     Raises:
         OSError: disk full or not writable. The checkpoints before it are untouched.
@@ -136,7 +124,7 @@ def save_checkpoint(
         ) from None
     folders = sorted({*before, folder})
     for old in sorted({*folders} - {folder} - keep.keeps(folders)):
-        leaving = old.with_name(f".{old.name}.partial")  # whoever is killed now leaves no half a checkpoint
+        leaving = old.with_name(f".{old.name}.partial")  # so that a process killed now leaves no half a checkpoint
         old.rename(leaving)
         shutil.rmtree(leaving)
     return folder
@@ -160,9 +148,9 @@ def load_checkpoint(folder: Path, groups: Collection[str] | None = None) -> tupl
 def newest_good(
     run_dir: Path, groups: Collection[str] | None = None, *, set_aside: bool = True
 ) -> tuple[Path, dict[str, dict[str, Tensor]], dict] | None:
-    """The newest checkpoint that is as it was written: its folder and what `load_checkpoint` gives; None without any.
+    """The newest intact checkpoint: its folder and what `load_checkpoint` returns; None without any.
 
-    Newer ones that are damaged are warned of.
+    Warns of newer ones that are damaged.
 
     Args:
         groups: read and verify these alone; default: all.
@@ -204,10 +192,10 @@ def is_good(folder: Path) -> bool:
 
 
 def _check_format(folder: Path) -> None:
-    found = read_record(folder).get("format")
-    if isinstance(found, str) and found.startswith(FORMAT[:-1]) and found != FORMAT:
-        raise ValueError(f"{folder} is a '{found}', of another version of redi: begin a new run in another folder")
-    if found != FORMAT:
+    name = read_record(folder).get("format")
+    if isinstance(name, str) and name.startswith(FORMAT[:-1]) and name != FORMAT:
+        raise ValueError(f"{folder} is a '{name}', of another version of redi: begin a new run in another folder")
+    if name != FORMAT:
         raise BrokenArtefact(f"{folder} is not a redi checkpoint: its record.json says no '{FORMAT}'")
 
 

@@ -61,8 +61,5 @@ LIBRARIES = {"timm", "diffusers"}  # entries of an encoder's provenance that are
 
 def without_versions(provenance: dict) -> dict:
     """A provenance less the versions of the libraries that ran the networks: an upgrade makes no other encoder."""
-    return {
-        name: without_versions(value) if isinstance(value, dict) else value
-        for name, value in provenance.items()
-        if name not in LIBRARIES
-    }
+    rest = {name: value for name, value in provenance.items() if name not in LIBRARIES}
+    return {name: without_versions(value) if isinstance(value, dict) else value for name, value in rest.items()}

@@ -18,11 +18,9 @@ from redi.runtime.randomness import Rows
 Result = TypeVar("Result")
 # How long a process waits for the others before it gives up: rank 0 may write a checkpoint, draw or measure meanwhile.
 PATIENCE = timedelta(minutes=60)
-ENVIRONMENTS = (
-    ("RANK", "WORLD_SIZE"),  # torchrun
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),  # srun; a batch script's own step has no number of tasks
-)
-# What gloo and NCCL say, which raise RuntimeErrors like anybody else.
+# Of torchrun and srun; a batch script's own step has no number of tasks.
+ENVIRONMENTS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"))
+# In the messages of gloo and NCCL, whose errors are plain RuntimeErrors.
 NETWORK = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe|Socket|TCPStore", re.IGNORECASE)
 
 
@@ -42,13 +40,13 @@ def process_rank(rank: int | None = None, world_size: int | None = None) -> tupl
     if rank is None:
         rank, world_size = 0, 1
         for names in ENVIRONMENTS:
-            found = [os.environ.get(name, "") for name in names]
-            if all(found):
+            values = [os.environ.get(name, "") for name in names]
+            if all(values):
                 where = ", ".join(names)
                 try:
-                    rank, world_size = map(int, found)
+                    rank, world_size = map(int, values)
                 except ValueError:
-                    raise ValueError(f"the environment has {where} = {', '.join(found)}: whole numbers") from None
+                    raise ValueError(f"the environment has {where} = {', '.join(values)}: whole numbers") from None
                 break
     if not 0 <= rank < world_size:
         raise ValueError(f"{where} = {rank}, {world_size}: the rank lies outside [0, {world_size})")
@@ -97,21 +95,20 @@ class Processes:
         """What rank 0 gives, to all. Raises everywhere what it raises there: a ValueError or an OSError."""
         if self.size == 1:
             return do()
-        outcome: list = [None, None, None]
-        caught = None
+        outcome: list = [None, None, ""]  # result, kind of error, message
+        failure = None
         if self.is_first:
             try:
                 outcome[0] = do()
             except (ValueError, OSError) as error:
-                caught = error
-                outcome[1:] = [isinstance(error, ValueError), str(error)]
+                failure = error
+                outcome[1:] = [ValueError if isinstance(error, ValueError) else OSError, str(error)]
         with as_lost_process():
             dist.broadcast_object_list(outcome, src=0)
-        if caught is not None:
-            raise caught
-        if outcome[2] is not None:
-            raise (ValueError if outcome[1] else OSError)(f"rank 0: {outcome[2]}")
-        return outcome[0]
+        result, kind, message = outcome
+        if kind is not None:
+            raise failure or kind(f"rank 0: {message}")
+        return result
 
     def from_first(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Names and tensors on the CPU, sent by rank 0 one at a time; the others pass tensors without memory (meta)."""
@@ -126,16 +123,16 @@ class Processes:
         """What every process gave, in the order of their ranks; small objects."""
         if self.size == 1:
             return [value]
-        found: list = [None] * self.size
+        values: list = [None] * self.size
         with as_lost_process():
-            dist.all_gather_object(found, value)
-        return found
+            dist.all_gather_object(values, value)
+        return values
 
 
 class Vote:
-    """The largest number that any process says, which all learn one step later: nobody waits for the slowest at once.
+    """The largest number that any process casts, known to all one step later, so that none waits for the slowest.
 
-    Alone, at once.
+    With one process, at once.
     """
 
     def __init__(self, processes: Processes):
@@ -143,7 +140,7 @@ class Vote:
         self.pending: tuple[dist.Work, Tensor] | None = None
 
     def cast(self, number: int) -> int:
-        """Says a number of at least 0 -> the largest that was said at the call before; 0 at the first."""
+        """A number of at least 0 -> the largest of the call before; 0 at the first."""
         if self.processes.size == 1:
             return number
         last = self.result()
@@ -164,10 +161,7 @@ class Vote:
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[Processes]:
-    """Joins the processes that torchrun or srun started; alone where neither did.
-
-    A process group that the caller has set up is used as it is. Gradients go by NCCL between GPUs, and by gloo between
-    CPUs, as everything small does.
+    """Joins the processes that torchrun or srun started, or the caller's process group; alone where there is none.
 
     Raises:
         ValueError: the environment lacks what is needed to find the others.
@@ -203,22 +197,16 @@ def process_group(device: torch.device) -> Iterator[Processes]:
         together = True
         raise
     finally:
-        # gloo's threads let go of the last tensors, for which they may need the GIL; the group's destructor would wait
-        # for these threads with the GIL in its hands.
-        time.sleep(0.5)
-        # Where this process alone has failed, the others wait for it in a step, and to take NCCL down would wait for
-        # them, for ever (pytorch/torchtitan#1342). What tells them is that it ends.
+        time.sleep(0.5)  # gloo's threads may need the GIL for the last tensors; the group's destructor would hold it
+        # Where this process alone has failed, destroying NCCL's group would wait for the others for ever
+        # (pytorch/torchtitan#1342). What tells them is that it ends.
         if together or device.type != "cuda":
             dist.destroy_process_group()
 
 
 @contextlib.contextmanager
 def as_lost_process(*, network_only: bool = False) -> Iterator[None]:
-    """Turns what torch.distributed raises into a LostProcess with advice.
-
-    Args:
-        network_only: other things happen in the block too, whose errors are left as they are.
-    """
+    """Turns what torch.distributed raises (`network_only`: and only that) into a LostProcess with advice."""
     try:
         yield
     except RuntimeError as error:

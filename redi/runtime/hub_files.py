@@ -10,19 +10,16 @@ def find_hub_file(
 ) -> Path:
     """The local path of a file of a hub repository: from the hub cache, else downloaded into it.
 
-    The hub client alone retries for about a minute where there is no network, and its message names neither page nor
-    file. This asks the server once, with its proxies and certificates, and downloads only when it answers.
+    The server is asked once: the hub client alone would retry for about a minute without a network.
 
     Args:
         repo_id: as 'timm/vit_base_patch14_reg4_dinov2.lvd142m'.
-        filename: inside of the repository.
         binding: what a user may set instead, as 'StableVAE.weights'.
         folder: where `binding` takes a folder: all files that must lie in it. Default: it takes the path of the file.
         revision: branch, tag or commit; default: main.
 
     Raises:
-        ValueError: not in the cache, and offline, unreachable, refused, or not in the repository. The message names
-            the file, its page, where to put it and the binding.
+        ValueError: not in the cache, and offline, unreachable, refused, or not in the repository.
     """
     cached = cached_hub_file(repo_id, filename, binding=binding, revision=revision)
     if cached is not None:
@@ -31,10 +28,12 @@ def find_hub_file(
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
 
-    advice = _how_to_get(repo_id, filename, binding, folder)
+    page = f"https://huggingface.co/{repo_id}"
     missing = f"{filename} of {repo_id} is not in the local hub cache ({constants.HF_HUB_CACHE})"
+    advice = f"Download {filename} from {page}, and bind {binding} = 'the path of that file'"
     if folder:
         missing = f"{binding}: there is no folder {repo_id!r} here, and {missing}"
+        advice = f"Download {' and '.join(folder)} from {page} into a folder, and bind {binding} = 'that folder'"
     if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise ValueError(f"{missing}, and HF_HUB_OFFLINE is set. {advice}")
     try:
@@ -63,10 +62,3 @@ def cached_hub_file(repo_id: str, filename: str, *, binding: str, revision: str 
         raise ValueError(f"{binding} = {repo_id!r}: there is no such file or folder, nor can a hub id be so") from None
     path = try_to_load_from_cache(repo_id, filename, revision=revision)
     return Path(path) if isinstance(path, str) else None
-
-
-def _how_to_get(repo_id: str, filename: str, binding: str, folder: Sequence[str]) -> str:
-    page = f"https://huggingface.co/{repo_id}"
-    if folder:
-        return f"Download {' and '.join(folder)} from {page} into a folder, and bind {binding} = 'that folder'"
-    return f"Download {filename} from {page}, and bind {binding} = 'the path of that file'"

@@ -4,16 +4,14 @@ import signal
 import threading
 
 # Ctrl-C; what schedulers and torchrun end a job with; what Slurm and submitit warn with before they take it away.
-SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
-]  # fmt: skip
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 
 
 class StopRequest:
     """Context in which the first of SIGNALS sets `requested`, its number; a Ctrl-C after it interrupts at once.
 
-    All others that follow are ignored. Schedulers signal every process of a job, and who started it passes the signal
-    on, so a warning may come twice; the second must not break the checkpoint that the first asked for.
+    All others that follow are ignored: a scheduler's warning may come twice, from it and passed on by the launcher, and
+    the second must not break the checkpoint that the first asked for.
     """
 
     def __enter__(self) -> "StopRequest":

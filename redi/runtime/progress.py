@@ -11,8 +11,7 @@ _whole: ContextVar[tqdm | None] = ContextVar("whole", default=None)
 
 
 def progress(*args, leave: bool = False, **options) -> tqdm:
-    """A tqdm bar on stderr. In a terminal it is lively; in a log file it writes a line every ten seconds, and
-    none at all for what is over before that."""
+    """A tqdm bar on stderr; in a log file a line every ten seconds, the first one after ten."""
     if (whole := _whole.get()) is not None:
         part = tqdm(*args, **options | {"disable": True})
         part.update = whole.update

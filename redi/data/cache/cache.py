@@ -30,18 +30,14 @@ ENTRIES = {
 
 
 class EncodedRows(ABC):
-    """What `JointCodec.precompute` gave for every image of a data set, in its order, plus labels.
+    """What `JointCodec.precompute` returned for every image of a data set, in its order, plus labels.
 
     Args:
         where: the folder or URL, for messages.
-        manifest: see docs/cache.md.
-
-    Attributes:
-        mirrored: whether it also holds what the mirrored images gave.
-        blocks: what the order 'shards' shuffles.
+        manifest: see docs/cache.md; `mirrored` says whether the mirrored images are encoded too.
     """
 
-    blocks: Blocks
+    blocks: Blocks  # what the order 'shards' shuffles
 
     def __init__(self, where: str, manifest: dict):
         self.where = where
@@ -89,7 +85,7 @@ class EncodedRows(ABC):
         names = [name for name in stored if not name.startswith(MIRRORED)]
         mirrored = [MIRRORED + name if MIRRORED + name in stored else name for name in names]
         arrays = [np.empty((len(rows), *stored[name]["shape"]), DTYPES[stored[name]["dtype"]]) for name in names]
-        # Shard by shard, for only one may be at hand; one copy per row, for gathering a shard's would copy all twice.
+        # Shard by shard, since only one may be at hand; one copy per row, since gathering a shard's would copy twice.
         order = np.argsort(shards, kind="stable")
         places = zip(order.tolist(), shards[order].tolist(), rows[order].tolist(), flags[order].tolist(), strict=True)
         current = -1
@@ -106,13 +102,12 @@ class EncodedRows(ABC):
 
         Library versions are not compared; `prepare` takes a cache of its own version only.
         """
-        made = {"codec": without_versions(self.manifest["codec"]), "code": _unversioned(self.manifest["code"])}
+        stored = {"codec": without_versions(self.manifest["codec"]), "code": _unversioned(self.manifest["code"])}
         wanted = {"codec": without_versions(codec.cache_provenance()), "code": _unversioned(code_of(codec))}
-        if found := list(_differences(made, wanted)):
+        if differences := "\n  ".join(_differences(stored, wanted)):
             raise ValueError(
-                f"the cache {self.where} was made with another codec (cache -> codec at hand):\n  "
-                + "\n  ".join(found)
-                + "\nRun prepare with this codec, or use the codec that the cache was made with"
+                f"the cache {self.where} was made with another codec (cache -> codec at hand):\n  {differences}\n"
+                "Run prepare with this codec, or use the codec that the cache was made with"
             )
 
 
@@ -123,9 +118,9 @@ class Cache(EncodedRows):
         folder: as written by `redi.data.cache.write.write_cache`.
 
     Raises:
-        BrokenArtefact: the manifest or a shard is missing, cut short, altered or of another format; a label that is
-            no class. That every byte is as it was written is checked by `verify`, and by `prepare`. A shard that is cut
-            short later, while it is mapped, ends the process with SIGBUS (docs/reliability.md).
+        BrokenArtefact: the manifest or a shard is missing, cut short or of another format, or a label is not a class.
+            `verify` (and `prepare`) compares every byte. A shard that is cut short while it is mapped ends the process
+            with SIGBUS (docs/reliability.md).
     """
 
     def __init__(self, folder: Path):
@@ -151,7 +146,7 @@ class Cache(EncodedRows):
     @cached_property
     def names(self) -> list[str]:
         """The images' names, in the order of the rows."""
-        found = []
+        all_names = []
         for shard, record in zip(self.shards, self.manifest["shards"], strict=True):
             path = self.folder / record["file"]
             try:
@@ -160,8 +155,8 @@ class Cache(EncodedRows):
                 names = None
             if not isinstance(names, list) or len(names) != record["rows"]:
                 raise BrokenArtefact(f"{path} does not name its {record['rows']} images: {remedy(path)}")
-            found += names
-        return found
+            all_names += names
+        return all_names
 
     def verify(self) -> None:
         """Reads every shard and compares its SHA-256. Raises BrokenArtefact naming those that were altered."""
@@ -187,23 +182,19 @@ def _unversioned(code: dict[str, dict]) -> dict[str, dict]:
 
 def altered_files(records: dict[Path, str]) -> list[Path]:
     """Those of the files (path -> SHA-256) that are missing or have another SHA-256; read by several threads."""
-
-    def is_altered(path: Path) -> bool:
-        return not path.exists() or sha256(path) != records[path]
-
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        bar = progress(pool.map(is_altered, records), total=len(records), desc="verifying", unit="shard")
-        return [path for path, altered in zip(records, bar, strict=True) if altered]
+        hashes = pool.map(lambda path: sha256(path) if path.exists() else None, records)
+        bar = progress(hashes, total=len(records), desc="verifying", unit="shard")
+        return [path for path, digest in zip(records, bar, strict=True) if digest != records[path]]
 
 
 def manifest_sha256(manifest: dict) -> str:
     """The hash that a manifest carries of all its other entries."""
-    rest = {key: value for key, value in manifest.items() if key != "sha256"}
-    return json_sha256(rest)
+    return json_sha256({key: value for key, value in manifest.items() if key != "sha256"})
 
 
 def read_manifest(path: Path) -> dict:
-    """What a manifest on this machine says. Raises BrokenArtefact."""
+    """The manifest of a cache on this machine. Raises BrokenArtefact."""
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -212,7 +203,7 @@ def read_manifest(path: Path) -> dict:
 
 
 def parse_manifest(text: bytes, where: str, remedy: str) -> dict:
-    """What a manifest says. Raises BrokenArtefact with the place and the remedy where it is none, or altered."""
+    """A manifest from its text. Raises BrokenArtefact with the place and the remedy where it is damaged."""
     try:
         manifest = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -235,9 +226,5 @@ def _differences(old, new, where: str = "") -> Iterator[str]:
         for key in sorted(old.keys() | new.keys()):
             yield from _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
     elif old != (new := json.loads(json.dumps(new))):  # tuples are lists in a manifest
-        yield f"{where}: {_short(old)} -> {_short(new)}"
-
-
-def _short(value) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+        texts = (json.dumps(value) for value in (old, new))
+        yield f"{where}: {' -> '.join(text if len(text) <= 60 else text[:57] + '...' for text in texts)}"

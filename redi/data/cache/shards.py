@@ -5,7 +5,6 @@ import json
 import mmap
 import uuid
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,20 +16,14 @@ from redi.runtime.atomic import rename, save_tensors
 from redi.runtime.checksums import BrokenArtefact, sha256
 
 DTYPES = {"U8": np.uint8, "F16": np.float16, "F32": np.float32, "I64": np.int64}
-NAMES = "names.json"  # a tensor of bytes, for safetensors has no strings; the dot keeps it from any channel group
+NAMES = "names.json"  # a tensor of bytes: safetensors has no strings; no channel group has a dot in its name
 
 
 def write_shard(path: Path, rows: Mapping[str, Tensor], names: Sequence[str], *, scratch: Path) -> dict:
-    """Writes tensors (rows, ...) and the images' names; the file appears only when it is whole.
+    """Writes tensors (rows, ...) and the images' names -> its record: file, rows, bytes, sha256.
 
-    Args:
-        scratch: a folder on the same file system, in which the file lies until then.
-
-    Returns:
-        What identifies it: file, rows, bytes, sha256.
-
-    Raises:
-        OSError: the disk is full or not writable; nothing is left behind.
+    The file lies in `scratch`, on the same file system, until it is whole. Raises OSError: the disk is full or not
+    writable; nothing is left behind.
     """
     text = np.frombuffer(json.dumps(list(names)).encode(), dtype=np.uint8)
     temporary = scratch / f".{path.name}.{uuid.uuid4().hex[:12]}.partial"
@@ -82,28 +75,22 @@ def read_ahead(rows: np.ndarray) -> None:
     # By address, since the mapping is torch's. Advice only: what the system answers changes nothing.
     start = rows.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
     length = rows.ctypes.data + rows.nbytes - start
-    _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)
 
 
 def shard_tensors(rows: Mapping[str, Tensor]) -> dict[str, dict]:
     """The `tensors` argument of `map_shard`, of what is about to be written."""
     code = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
-    found = {}
+    tensors = {}
     for name, tensor in rows.items():
         if (dtype := tensor.numpy().dtype) not in code:
-            raise ValueError(f"{name!r} has dtype {dtype}; a cache stores {', '.join(str(d) for d in code)}")
-        found[name] = {"dtype": code[dtype], "shape": list(tensor.shape[1:])}
-    return found
+            raise ValueError(f"{name!r} has dtype {dtype}; a cache stores {', '.join(map(str, code))}")
+        tensors[name] = {"dtype": code[dtype], "shape": list(tensor.shape[1:])}
+    return tensors
 
 
 def describes_shards(manifest: Mapping) -> bool:
-    """Whether the entries of a cache's manifest by which tensors are found are what they should be; its hash may be
-    right and tell nothing, for anybody can write one."""
+    """Whether the entries of a cache's manifest by which tensors are found are valid; its hash proves nothing."""
     try:
         numbers = [manifest["num_classes"], manifest["image_size"], manifest["rows"]]
         numbers += [shard[name] for shard in manifest["shards"] for name in ("rows", "bytes")]
@@ -123,12 +110,11 @@ def describes_shards(manifest: Mapping) -> bool:
 
 def check_labels(labels: np.ndarray, num_classes: int, where: str, remedy: str) -> None:
     """Raises BrokenArtefact unless all lie in [0, num_classes)."""
-    outside = (labels < 0) | (labels >= num_classes)
-    if outside.any():
-        raise BrokenArtefact(
-            f"{where} holds labels outside [0, {num_classes}), first {labels[outside][0]} at row "
-            f"{int(np.flatnonzero(outside)[0])}: {remedy}"
-        )
+    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(outside):
+        row = int(outside[0])
+        first = f"first {labels[row]} at row {row}"
+        raise BrokenArtefact(f"{where} holds labels outside [0, {num_classes}), {first}: {remedy}")
 
 
 def remedy(path: Path) -> str:

@@ -13,11 +13,10 @@ from redi.data.storage.npz import NpzArray, npz_entries
 
 @register
 class AdmBatch(PreprocessedImages):
-    """A reference or sample batch as guided-diffusion (Dhariwal and Nichol 2021) writes it: a .npz with the images as
-    arr_0 (N, H, W, 3) uint8, and perhaps their labels as arr_1 (N,).
+    """A reference or sample batch of guided-diffusion (Dhariwal and Nichol 2021): a .npz with the images as
+    arr_0 (N, H, W, 3) uint8, and perhaps their labels as arr_1 (N,); without, one class, all labels 0.
 
-    Images that are stored uncompressed are mapped into memory and read as they are needed; compressed ones are held
-    in memory as a whole. Without arr_1 they are unlabelled: one class, all labels 0. No pickle is ever loaded.
+    Uncompressed images are mapped into memory, compressed ones are held there as a whole. No pickle is ever loaded.
 
     Args:
         path: the file.
@@ -32,14 +31,13 @@ class AdmBatch(PreprocessedImages):
             raise ValueError(f"{where} is not a file (looked for {file})")
         members = npz_entries(file, where)
         if "arr_0" not in members:
-            held = ", ".join(sorted(members)) or "nothing"
+            names = ", ".join(sorted(members)) or "nothing"
             hint = "; stored statistics are no images" if {"mu", "sigma"} <= set(members) else ""
-            raise ValueError(f"{where} holds no images: an ADM batch has arr_0, this file {held}{hint}")
-        self.images = NpzArray(file, members["arr_0"], where)
-        if self.images.dtype != np.uint8 or len(self.images.shape) != 4 or self.images.shape[3] != 3:
-            got = f"{self.images.dtype} {self.images.shape}"
-            raise ValueError(f"{where}: arr_0 holds {got}; images are uint8 (N, H, W, 3)")
-        check_pixels(*self.images.shape[1:3])
+            raise ValueError(f"{where} holds no images: an ADM batch has arr_0, this file {names}{hint}")
+        self.images = images = NpzArray(file, members["arr_0"], where)
+        if images.dtype != np.uint8 or len(images.shape) != 4 or images.shape[3] != 3:
+            raise ValueError(f"{where}: arr_0 holds {images.dtype} {images.shape}; images are uint8 (N, H, W, 3)")
+        check_pixels(*images.shape[1:3])
         self.sums = {name: [info.CRC, info.file_size] for name, info in members.items() if name in ("arr_0", "arr_1")}
         labels, class_names = self._labels(members, where)
         names = [f"image {number:06d}" for number in range(len(labels))]

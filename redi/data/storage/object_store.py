@@ -50,9 +50,7 @@ def open_store(url: str, *, attempts: int = 4) -> tuple["ObjectStore", str]:
 
 
 class ObjectStore:
-    """Reads the files of one store. Threads may share it; pickling keeps no connection.
-
-    Credentials are those of the store's own tools: environment or configuration files.
+    """Reads the files of one store; threads may share it. Credentials are those of the store's own tools.
 
     Args:
         files: an fsspec file system.
@@ -89,15 +87,14 @@ class ObjectStore:
         """The bytes of each range; those that lie close together come with one request. Raises Unreachable."""
         if not ranges:
             return []
-        columns = (list(column) for column in zip(*sorted(set(ranges)), strict=True))
+        columns = map(list, zip(*sorted(set(ranges)), strict=True))
         merged = merge_offset_ranges(*columns, max_gap=GAP_BYTES, max_block=PIECE_BYTES)
         pieces: list[Range] = list(zip(*merged, strict=True))
         content: dict[Range, bytes] = {}
 
         def fetch() -> None:
             missing, error = [piece for piece in pieces if piece not in content], None
-            columns = (list(column) for column in zip(*missing, strict=True))
-            answers = self.files.cat_ranges(*columns, on_error="return")
+            answers = self.files.cat_ranges(*map(list, zip(*missing, strict=True)), on_error="return")
             for piece, answer in zip(missing, answers, strict=True):
                 if isinstance(answer, Exception):
                     error = answer
@@ -108,12 +105,12 @@ class ObjectStore:
             if error:
                 raise error
 
-        def cut(path: str, start: int, stop: int) -> bytes:
-            piece = pieces[bisect.bisect_right(pieces, (path, start, math.inf)) - 1]
-            return content[piece][start - piece[1] : stop - piece[1]]
-
         self.retried(pieces[0][0] if len({path for path, _, _ in pieces}) == 1 else "shards", fetch)
-        return [cut(*one) for one in ranges]
+        parts = []
+        for path, start, stop in ranges:
+            piece = pieces[bisect.bisect_right(pieces, (path, start, math.inf)) - 1]
+            parts.append(content[piece][start - piece[1] : stop - piece[1]])
+        return parts
 
     def retried(self, where: str, call: Callable[[], Result]) -> Result:
         """The result of `call`, which is not repeated for what is missing or denied. Raises Unreachable."""
@@ -141,12 +138,9 @@ class ObjectStore:
 
 
 class RangedFile:
-    """A file for `tarfile` that reads ahead little where it skips much: headers between images of 100 kB take 4 KiB
-    each, a file of small images comes in pieces of 1 MiB.
+    """A file for `tarfile`: headers between images of 100 kB take 4 KiB each, small images come in pieces of 1 MiB.
 
-    Raises:
-        ValueError, when read: more than a header or a label can have is asked for.
-        Unreachable
+    `read` raises ValueError for more than a header or a label can have, and Unreachable.
     """
 
     def __init__(self, store: ObjectStore, path: str, size: int):
