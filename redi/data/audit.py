@@ -29,12 +29,11 @@ def audit(
 
     Args:
         batch_size: of a training step, over all devices; for the steps per epoch.
-        skip_unreadable: leave images out that cannot be decoded; otherwise they are a reason to refuse.
+        skip_unreadable: leave out images that cannot be decoded, instead of refusing the data set.
         allow_missing_classes: train although some of the model's classes have no image.
 
-    Raises:
-        AuditError (a ValueError): no images, labels outside [0, num_classes), missing classes, unreadable
-            images, sizes that are mixed or not square after preprocessing. Labels are checked before decoding.
+    Raises AuditError (a ValueError): no images, labels outside [0, num_classes), missing classes, unreadable images,
+    sizes that are mixed or not square after preprocessing.
     """
     if batch_size < 1:
         raise ValueError(f"audit.batch_size = {batch_size}: it is at least 1")
@@ -171,14 +170,14 @@ def _size_problems(dataset: Dataset, facts: dict[int, tuple[int, int, str]], rec
         remedy = f"bind {record['dataset']}.preprocessing = @Preprocessing() and Preprocessing.image_size = 256, say"
     elif _takes(dataset, "image_size"):
         remedy = f"bind {record['dataset']}.image_size"
-    after = record["sizes_after_preprocessing"]
-    if record["num_sizes_after_preprocessing"] > 1:
-        common = ", ".join(f"{size} ({count:,})" for size, count in list(after.items())[:3])
+    if (num_sizes := record["num_sizes_after_preprocessing"]) > 1:
+        sizes = list(record["sizes_after_preprocessing"].items())[:3]
+        common = ", ".join(f"{size} ({count:,})" for size, count in sizes)
         return [
-            f"the images have {record['num_sizes_after_preprocessing']} different sizes after preprocessing "
-            f"(the commonest, width x height: {common}); one is needed: {remedy}"
+            f"the images have {num_sizes} different sizes after preprocessing (the commonest, width x height: {common})"
+            f"; one is needed: {remedy}"
         ]
-    first, size = next((position, found[:2]) for position, found in facts.items())
+    first, (*size, _) = next(iter(facts.items()))
     width, height = dataset.output_size(*size)
     image = dataset.load(int(dataset.indices[first]))
     if image.shape != (height, width, 3) or image.dtype != np.uint8:  # a component that breaks its contract
@@ -186,9 +185,8 @@ def _size_problems(dataset: Dataset, facts: dict[int, tuple[int, int, str]], rec
             f"{record['dataset']}.load gives {image.dtype} {image.shape} for {dataset.names[first]}; inspect and "
             f"output_size announce uint8 {(height, width, 3)}"
         ]
-    if width != height:
-        return [f"the images are {width} wide and {height} high after preprocessing; squares are needed: {remedy}"]
-    return []
+    what = f"the images are {width} wide and {height} high after preprocessing; squares are needed: {remedy}"
+    return [what] if width != height else []
 
 
 def describe(record: dict) -> str:

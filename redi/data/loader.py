@@ -18,21 +18,15 @@ SHUFFLES = ("global", "shards")
 def batch_positions(num_images: int, batch_size: int, seed: int, step: int, blocks: Blocks | None = None) -> np.ndarray:
     """The data-set positions of one step's batch: (batch_size,) int64.
 
-    The steps walk through an endless row of epochs, each a permutation of its own; a batch may span two.
-    A function of its arguments alone, so a resumed run needs no stored state.
-
-    Args:
-        blocks: shuffle these, a window at a time, instead of all images at once.
+    The steps walk through an endless row of epochs, each a permutation of its own; a batch may span two. `blocks` are
+    shuffled, a window at a time, instead of all images at once. A resumed run needs no stored state.
     """
     epochs = _epochs(num_images, batch_size, step)
     return np.concatenate([_order(num_images, seed, epoch, blocks)[offsets] for epoch, offsets in epochs])
 
 
 def batch_mirror(num_images: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Which samples of one step's batch are mirrored, each with probability 1/2: (batch_size,) bool.
-
-    A function of its arguments alone, and independent from the order: see `batch_positions`.
-    """
+    """Which samples of one step's batch are mirrored, each with probability 1/2: (batch_size,) bool."""
     epochs = _epochs(num_images, batch_size, step)
     return np.concatenate([_coins(num_images, seed, epoch)[offsets] for epoch, offsets in epochs])
 
@@ -77,8 +71,7 @@ def batches(
         pin: into page-locked memory, for copies to a GPU in the background.
         rows: read only these rows of each batch, where several processes share it.
 
-    Raises:
-        ValueError: `shuffle` is not an order, or the source cannot be read in it.
+    Raises ValueError: `shuffle` is not an order, or the source cannot be read in it.
     """
     check_shuffle(shuffle)
     if shuffle == "global" and getattr(source, "streamed", False):

@@ -37,11 +37,10 @@ class Blocks:
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
         """The rows in the order of an epoch: a permutation of all, within each window a random one."""
-        generator, parts = _generator(seed, epoch, ROWS), []
-        for blocks in self.windows(seed, epoch):
-            rows = [np.arange(self.starts[block], self.starts[block + 1]) for block in blocks]
-            parts.append(generator.permutation(np.concatenate(rows)))
-        return np.concatenate(parts)
+        generator = _generator(seed, epoch, ROWS)
+        rows = np.split(np.arange(self.starts[-1]), self.starts[1:-1])  # of each block
+        windows = self.windows(seed, epoch)
+        return np.concatenate([generator.permutation(np.concatenate([rows[b] for b in w])) for w in windows])
 
     def windows_from(self, seed: int, place: int) -> Iterator[tuple[int, np.ndarray]]:
         """Endless: where each window ends in the row of all epochs, and its blocks; the first one holds `place`."""

@@ -27,15 +27,12 @@ def save_artefact(
 ) -> None:
     """Writes `<folder>/<name>.safetensors` for every group and `<folder>/record.json`, all of it or nothing.
 
-    The record lists every file with its size and SHA-256, and its own hash.
-
     Args:
         extra: {file name: content} of further files; text is written as UTF-8.
         ready: {group: safetensors file} of further groups on the same file system; they are moved.
         shared: several processes may write the same one at once.
 
-    Raises:
-        OSError: the disk is full or not writable; nothing is left behind.
+    Raises OSError: the disk is full or not writable; nothing is left behind.
     """
     folder = Path(folder)
     extra = {name: content.encode() if isinstance(content, str) else content for name, content in (extra or {}).items()}
@@ -61,8 +58,7 @@ def load_artefact(
         groups: read and verify the existing ones of these alone; default: all, and every other file.
         editable: files that may have been changed or removed since, and are not looked at.
 
-    Raises:
-        BrokenArtefact: naming the file and the cause.
+    Raises BrokenArtefact: naming the file and the cause.
     """
     record, files = verify_artefact(folder, groups=groups, editable=editable)
     return {path.stem: load_tensors(path) for path in files if path.suffix == TENSORS}, record
@@ -112,9 +108,8 @@ def read_record(folder: Path) -> dict:
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BrokenArtefact(f"{path} is not JSON: {error}") from None
     files = record.get("files") if isinstance(record, dict) else None
-    if not isinstance(files, dict) or not all(
-        isinstance(f, dict) and {"bytes", "sha256"} <= set(f) for f in files.values()
-    ):
+    entries = files.values() if isinstance(files, dict) else [None]
+    if not all(isinstance(entry, dict) and {"bytes", "sha256"} <= set(entry) for entry in entries):
         raise BrokenArtefact(f"{path} was not written by redi: it lists no files")
     if outside := [name for name in files if Path(name).name != name]:
         raise BrokenArtefact(f"{path} was not written by redi: {outside[0][:200]!r} in it is no name of a file")

@@ -22,17 +22,11 @@ WAYS = {"lowest": min, "highest": max}
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints stay when another is written.
+    """Which checkpoints stay when another is written."""
 
-    Args:
-        last: how many of the newest.
-        every: those whose step is a multiple of this.
-        best: the one that the monitor measured best, as 'lowest frechet_distance_domain_network_of_500'.
-    """
-
-    last: int = 2
-    every: int | None = None
-    best: str | None = None
+    last: int = 2  # how many of the newest
+    every: int | None = None  # those whose step is a multiple of this
+    best: str | None = None  # the one measured best, as 'lowest frechet_distance_domain_network_of_500'
 
     def __post_init__(self):
         for name, count in (("keep_checkpoints", self.last), ("keep_every", 1 if self.every is None else self.every)):
@@ -106,8 +100,7 @@ def save_checkpoint(
 ) -> Path:  # fmt: skip
     """Writes one checkpoint, `ready` as of `save_artefact`, then removes those that `keep` does not name.
 
-    Raises:
-        OSError: disk full or not writable. The checkpoints before it are untouched.
+    Raises OSError: disk full or not writable. The checkpoints before it are untouched.
     """
     folder = checkpoint_dir(run_dir, step)
     before = list_checkpoints(run_dir)
@@ -118,10 +111,8 @@ def save_checkpoint(
         save_artefact(folder, tensors, {"format": FORMAT, "step": step, **record}, ready=ready)
     except OSError as error:
         last = f"the last good checkpoint is {before[-1]}" if before else "there is no earlier checkpoint"
-        raise OSError(
-            f"checkpoint at step {step} not written: {error}; {last}. "
-            "Free some space and run the same command again to go on from there"
-        ) from None
+        advice = "Free some space and run the same command again to go on from there"
+        raise OSError(f"checkpoint at step {step} not written: {error}; {last}. {advice}") from None
     folders = sorted({*before, folder})
     for old in sorted({*folders} - {folder} - keep.keeps(folders)):
         leaving = old.with_name(f".{old.name}.partial")  # so that a process killed now leaves no half a checkpoint
@@ -133,8 +124,7 @@ def save_checkpoint(
 def load_checkpoint(folder: Path, groups: Collection[str] | None = None) -> tuple[dict[str, dict[str, Tensor]], dict]:
     """-> {"model": ..., "ema": ..., "optimizer": ..., "codec": ...} and the record; `groups` alone are read.
 
-    Raises:
-        ValueError: truncated, altered or foreign, naming the file, the cause and what to do.
+    Raises ValueError: truncated, altered or foreign, naming the file, the cause and what to do.
     """
     others = [path.name for path in list_checkpoints(folder.parent.parent) if path != folder]
     advice = f"delete {folder} to go on from {others[-1]}" if others else f"delete {folder} to start from step 0"
@@ -150,14 +140,10 @@ def newest_good(
 ) -> tuple[Path, dict[str, dict[str, Tensor]], dict] | None:
     """The newest intact checkpoint: its folder and what `load_checkpoint` returns; None without any.
 
-    Warns of newer ones that are damaged.
+    Warns of newer ones that are damaged; `set_aside` renames them to broken_step_..., so that training writes these
+    steps again.
 
-    Args:
-        groups: read and verify these alone; default: all.
-        set_aside: rename the damaged ones to broken_step_..., so that training writes these steps again.
-
-    Raises:
-        ValueError: all are damaged, and then nothing is renamed; or one is of another version.
+    Raises ValueError: all are damaged, and then nothing is renamed; or one is of another version.
     """
     causes: dict[Path, BrokenArtefact] = {}
     for folder in reversed(list_checkpoints(run_dir)):

@@ -77,11 +77,7 @@ def matmul_precision(precision: str) -> Iterator[None]:
 
 
 def choose_compile(compile: str | bool, device: torch.device, binding: str = "train.compile") -> bool:
-    """Whether to compile: 'auto' is on a GPU, where there is what compiling needs.
-
-    Raises:
-        ValueError: another value, or True where a compiler is missing.
-    """
+    """Whether to compile; 'auto': on a GPU with a compiler. Raises ValueError: True without one, or another value."""
     if compile not in ("auto", True, False):
         raise ValueError(f"{binding} = {compile!r}: it is 'auto', True or False")
     if compile is False or (compile == "auto" and device.type != "cuda"):

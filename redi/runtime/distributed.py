@@ -25,14 +25,13 @@ NETWORK = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe|S
 
 
 class LostProcess(OSError):
-    """Another process of this training ended or fell silent; or the network between them did."""
+    """Another process of this run ended or fell silent; or the network between them did."""
 
 
 def process_rank(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
-    """-> rank and world size: as given, else torchrun's RANK and WORLD_SIZE, else those of srun, else 0 of 1.
+    """-> rank and world size: the arguments, else torchrun's RANK and WORLD_SIZE, else those of srun, else 0 of 1.
 
-    Raises:
-        ValueError: a rank outside [0, world size), or only one of the two.
+    Raises ValueError for a rank outside [0, world size), or only one of the two.
     """
     if (rank is None) != (world_size is None):
         raise ValueError(f"rank = {rank} and world_size = {world_size}: give both, or neither")
@@ -56,7 +55,7 @@ def process_rank(rank: int | None = None, world_size: int | None = None) -> tupl
 class Processes:
     """The processes that train one model together; by default this one alone, and then nothing is communicated.
 
-    What all do in the same order: `mean`, `on_first`, `Vote`. Where another process is gone they raise LostProcess.
+    All call `mean`, `on_first`, ... in the same order, which raise LostProcess where another process is gone.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, store: dist.Store | None = None):
@@ -67,7 +66,7 @@ class Processes:
         return self.rank == 0
 
     def rows(self, batch_size: int) -> Rows:
-        """Those of a step's batch that are this process's."""
+        """This process's part of a step's batch."""
         count = batch_size // self.size
         return Rows(self.rank * count, count, batch_size)
 
@@ -84,15 +83,15 @@ class Processes:
         """The means over processes of numbers that all have under the same names; on their device."""
         if self.size == 1 or not values:
             return dict(values)
-        values = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in values.items()}
-        device = next((value.device for value in values.values() if value.is_cuda), torch.device("cpu"))
-        stacked = torch.stack([value.to(device) for value in values.values()])
+        tensors = [torch.as_tensor(value, dtype=torch.float32) for value in values.values()]
+        device = next((tensor.device for tensor in tensors if tensor.is_cuda), torch.device("cpu"))
+        stacked = torch.stack([tensor.to(device) for tensor in tensors])
         with as_lost_process():
             dist.all_reduce(stacked)
         return dict(zip(values, stacked / self.size, strict=True))
 
     def on_first(self, do: Callable[[], Result]) -> Result:
-        """What rank 0 gives, to all. Raises everywhere what it raises there: a ValueError or an OSError."""
+        """The result on rank 0, for all. Raises everywhere what rank 0 raises: a ValueError or an OSError."""
         if self.size == 1:
             return do()
         outcome: list = [None, None, ""]  # result, kind of error, message
@@ -120,7 +119,7 @@ class Processes:
             yield name, tensor
 
     def gathered(self, value: Result) -> list[Result]:
-        """What every process gave, in the order of their ranks; small objects."""
+        """The values of all processes, in the order of their ranks; small objects."""
         if self.size == 1:
             return [value]
         values: list = [None] * self.size
@@ -136,8 +135,7 @@ class Vote:
     """
 
     def __init__(self, processes: Processes):
-        self.processes = processes
-        self.pending: tuple[dist.Work, Tensor] | None = None
+        self.processes, self.pending = processes, None
 
     def cast(self, number: int) -> int:
         """A number of at least 0 -> the largest of the call before; 0 at the first."""

@@ -34,15 +34,12 @@ class StopRequest:
 
 
 class Stopped(KeyboardInterrupt):
-    """Training was asked to stop and has written its checkpoint.
+    """Training was asked to stop by a signal and has written its checkpoint at `step`.
 
-    Args:
-        signal_number: of the signal; a program exits with 128 + it, as a shell says of a process that a signal killed:
-            130 Ctrl-C, 138 SIGUSR1, 140 SIGUSR2, 143 SIGTERM. A batch script queues its job again after 138 and 140.
-        step: of the checkpoint.
+    A program exits with 128 + `signal_number`, as shells do: 130 Ctrl-C, 138 SIGUSR1, 140 SIGUSR2, 143 SIGTERM. A batch
+    script queues its job again after 138 and 140.
     """
 
     def __init__(self, signal_number: int, step: int):
         super().__init__(f"stopped by {signal.Signals(signal_number).name} at step {step}")
-        self.signal_number = signal_number
-        self.step = step
+        self.signal_number, self.step = signal_number, step

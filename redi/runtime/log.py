@@ -25,8 +25,7 @@ class RunLog:
     Args:
         step: where the run stands; entries after it, of an earlier attempt, are dropped.
 
-    Raises:
-        OSError: `log.jsonl` cannot be written.
+    Raises OSError: `log.jsonl` cannot be written.
     """
 
     def __init__(self, run_dir: Path, step: int):
@@ -114,11 +113,8 @@ class AsyncScalars:
 
 
 class LogWindow:
-    """What happened since the last line of the log: sums over steps, on their device, and a clock.
-
-    Args:
-        stored: what `state` returned, when a run is resumed between two lines.
-    """
+    """What happened since the last line of the log: sums over steps, on their device, and a clock. `stored` is the
+    `state` of a run that is resumed between two lines."""
 
     def __init__(self, stored: Mapping | None = None):
         self.steps: int = stored["steps"] if stored else 0  # skipped ones included

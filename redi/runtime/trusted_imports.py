@@ -17,11 +17,7 @@ named: set[str] = {name for name in os.environ.get("REDI_PLUGINS", "").split(","
 
 
 def name(*modules: str) -> None:
-    """Lets configurations import these modules, and what lies in them, from now on.
-
-    Raises:
-        ValueError: no name of a module.
-    """
+    """Lets configurations import these modules, and what lies in them, from now on. Raises ValueError: not a module."""
     for module in modules:
         if not all(part.isidentifier() for part in module.split(".")) or module.startswith("__gin__"):
             raise ValueError(f"{module!r} is no name of a Python module, as 'my_lab' or 'my_lab.reducing'")
@@ -31,11 +27,9 @@ def name(*modules: str) -> None:
 def read(path: str | os.PathLike, registered: Collection[str] = ()) -> io.StringIO:
     """A configuration that lies in a folder, as a file for gin: exactly the text that was looked through.
 
-    Args:
-        registered: modules whose components are registered: imported before, so importing them again runs nothing.
+    Modules whose components are `registered` were imported before: importing them again runs nothing.
 
-    Raises:
-        ValueError: it would import or include what nobody has named. Nothing has been imported.
+    Raises ValueError: it would import or include what nobody has named. Nothing has been imported.
     """
     text, lines = _text_and_lines(path)
     if refused := [line for line in lines if not is_allowed(line, registered)]:
@@ -96,9 +90,9 @@ def is_allowed(line: list[str], registered: Collection[str] = ()) -> bool:
     module = _module(line)
     if module is None:
         return False
-    if any(module == known or module.startswith(f"{known}.") for known in ("redi", *named)):
+    if any(f"{module}.".startswith(f"{known}.") for known in ("redi", *named)):
         return True
-    return module in sys.modules and any(name == module or name.startswith(f"{module}.") for name in registered)
+    return module in sys.modules and any(f"{name}.".startswith(f"{module}.") for name in registered)
 
 
 def _message(path: str | os.PathLike, refused: list[list[str]]) -> str:

@@ -63,8 +63,7 @@ def read_tensors(path: Path, *, binding: str) -> dict[str, Tensor]:
 
     From a training checkpoint, those of its model, averaged where it has them, without the prefixes of wrappers.
 
-    Raises:
-        ValueError: truncated, something else than named tensors, or tensors that are larger than the file.
+    Raises ValueError: truncated, something else than named tensors, or tensors that are larger than the file.
     """
     try:
         content = read_weights_file(path)

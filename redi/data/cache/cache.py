@@ -1,5 +1,6 @@
 """The cache of encoded images: safetensors shards, memory-mapped, with a manifest (docs/cache.md)."""
 
+import itertools
 import json
 import os
 from abc import ABC, abstractmethod
@@ -32,20 +33,15 @@ ENTRIES = {
 class EncodedRows(ABC):
     """What `JointCodec.precompute` returned for every image of a data set, in its order, plus labels.
 
-    Args:
-        where: the folder or URL, for messages.
-        manifest: see docs/cache.md; `mirrored` says whether the mirrored images are encoded too.
+    `where` is the folder or URL, for messages; for `manifest` see docs/cache.md.
     """
 
     blocks: Blocks  # what the order 'shards' shuffles
 
     def __init__(self, where: str, manifest: dict):
-        self.where = where
-        self.manifest = manifest
-        self.num_classes = manifest["num_classes"]
-        self.image_size = manifest["image_size"]
-        self.cache_fingerprint = manifest["cache_fingerprint"]
-        self.mirrored = manifest["mirrored"]
+        self.where, self.manifest = where, manifest
+        self.num_classes, self.image_size = manifest["num_classes"], manifest["image_size"]
+        self.cache_fingerprint, self.mirrored = manifest["cache_fingerprint"], manifest["mirrored"]
         self.starts = np.cumsum([0] + [shard["rows"] for shard in manifest["shards"]])
 
     @abstractmethod
@@ -66,12 +62,9 @@ class EncodedRows(ABC):
     def batch(self, positions: Sequence[int], mirror: np.ndarray | None = None) -> dict[str, Tensor]:
         """Rows at these positions: {"image": ..., "<representation>": ..., "labels": (N,) int64}.
 
-        Args:
-            mirror: (N,) bool, which of them are taken from the mirrored images; default: none.
+        `mirror` (N,) bool says which of them to take from the mirrored images.
 
-        Raises:
-            IndexError: a position outside [0, len).
-            ValueError: `mirror` for a cache without the mirrored images.
+        Raises IndexError for a position outside [0, len), ValueError for `mirror` without mirrored images.
         """
         positions = np.asarray(positions, dtype=np.int64)
         if len(positions) and not 0 <= positions.min() <= positions.max() < len(self):
@@ -98,10 +91,8 @@ class EncodedRows(ABC):
         return {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
 
     def check(self, codec: JointCodec) -> None:
-        """Raises ValueError, naming what differs, unless this codec would compute what is stored here.
-
-        Library versions are not compared; `prepare` takes a cache of its own version only.
-        """
+        """Raises ValueError, naming what differs, unless this codec would compute what is stored here, by any version
+        of the libraries."""
         stored = {"codec": without_versions(self.manifest["codec"]), "code": _unversioned(self.manifest["code"])}
         wanted = {"codec": without_versions(codec.cache_provenance()), "code": _unversioned(code_of(codec))}
         if differences := "\n  ".join(_differences(stored, wanted)):
@@ -117,10 +108,9 @@ class Cache(EncodedRows):
     Args:
         folder: as written by `redi.data.cache.write.write_cache`.
 
-    Raises:
-        BrokenArtefact: the manifest or a shard is missing, cut short or of another format, or a label is not a class.
-            `verify` (and `prepare`) compares every byte. A shard that is cut short while it is mapped ends the process
-            with SIGBUS (docs/reliability.md).
+    Raises BrokenArtefact: the manifest or a shard is missing, cut short or of another format, or a label is not a
+    class. `verify` (and `prepare`) compares every byte. A shard that is cut short while it is mapped ends the process
+    with SIGBUS (docs/reliability.md).
     """
 
     def __init__(self, folder: Path):
@@ -136,12 +126,12 @@ class Cache(EncodedRows):
         return self.shards[number]
 
     def expect(self, windows: Sequence[np.ndarray]) -> None:
-        for block in (block for blocks in windows for block in blocks):
-            first, end = self.blocks.starts[block : block + 2]
-            number = int(np.searchsorted(self.starts, first, side="right")) - 1
-            start, stop = first - self.starts[number], end - self.starts[number]
+        for block in itertools.chain(*windows):
+            bounds = self.blocks.starts[block : block + 2]
+            number = int(np.searchsorted(self.starts, bounds[0], side="right")) - 1
+            rows = slice(*(bounds - self.starts[number]))
             for name in self.manifest["tensors"]:
-                read_ahead(self.shards[number][name][start:stop])
+                read_ahead(self.shards[number][name][rows])
 
     @cached_property
     def names(self) -> list[str]:

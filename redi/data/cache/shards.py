@@ -41,16 +41,14 @@ def map_shard(path: Path, record: Mapping, tensors: Mapping[str, Mapping]) -> di
     """The tensors of a shard as read-only arrays on the disk's pages; "names.json" as bytes.
 
     Args:
-        record: what `write_shard` returned.
+        record: of `write_shard`.
         tensors: name -> {"dtype": as safetensors writes it, "shape": of one row}, for every tensor.
 
-    Raises:
-        BrokenArtefact: the file is missing or cut short, or its header is not that of such a shard.
+    Raises BrokenArtefact where the file is missing or cut short, or its header is not that of such a shard.
     """
     if not path.exists():
         raise BrokenArtefact(f"{path} is missing: {remedy(path)}")
-    size = path.stat().st_size
-    if size != record["bytes"]:
+    if (size := path.stat().st_size) != record["bytes"]:
         raise BrokenArtefact(f"{path} has {size} bytes instead of {record['bytes']}: cut short? {remedy(path)}")
     arrays = {}
     try:
@@ -92,17 +90,16 @@ def shard_tensors(rows: Mapping[str, Tensor]) -> dict[str, dict]:
 def describes_shards(manifest: Mapping) -> bool:
     """Whether the entries of a cache's manifest by which tensors are found are valid; its hash proves nothing."""
     try:
+        shards, tensors = manifest["shards"], manifest["tensors"]
         numbers = [manifest["num_classes"], manifest["image_size"], manifest["rows"]]
-        numbers += [shard[name] for shard in manifest["shards"] for name in ("rows", "bytes")]
-        numbers += [side for tensor in manifest["tensors"].values() for side in tensor["shape"]]
-        files = [shard["file"] for shard in manifest["shards"]]
+        numbers += [shard[name] for shard in shards for name in ("rows", "bytes")]
+        numbers += [side for tensor in tensors.values() for side in tensor["shape"]]
         return (
             all(type(number) is int and number >= 0 for number in numbers)
-            and manifest["rows"] == sum(shard["rows"] for shard in manifest["shards"])
-            and all(Path(name).name == name for name in files)
-            and all(isinstance(shard["sha256"], str) for shard in manifest["shards"])
-            and all(tensor["dtype"] in DTYPES for tensor in manifest["tensors"].values())
-            and manifest["tensors"]["labels"] == {"dtype": "I64", "shape": []}
+            and manifest["rows"] == sum(shard["rows"] for shard in shards)
+            and all(Path(shard["file"]).name == shard["file"] and isinstance(shard["sha256"], str) for shard in shards)
+            and all(tensor["dtype"] in DTYPES for tensor in tensors.values())
+            and tensors["labels"] == {"dtype": "I64", "shape": []}
         )
     except (TypeError, KeyError, AttributeError):
         return False

@@ -34,20 +34,17 @@ class CacheStream(EncodedRows):
         url: the folder of the cache, as fsspec takes it: s3://, gs://, hf://, https://, a path, ...
         folder, max_bytes: where fetched shards lie, and the most disk space that they may take.
         window: rows that are mixed with one another.
-        attempts: how often a shard that is missing or damaged is fetched.
 
-    Raises:
-        ValueError: `max_bytes` holds fewer than two windows; no such kind of URL.
-        OSError: the manifest cannot be fetched.
-        BrokenArtefact: it is altered or of another format.
+    Raises ValueError where `max_bytes` holds fewer than two windows or the kind of URL is unknown, OSError where the
+    manifest cannot be fetched, and BrokenArtefact where it is altered or of another format.
     """
 
     streamed = True
 
-    def __init__(self, url: str, *, folder: Path, max_bytes: int, window: int = WINDOW, attempts: int = 4):
+    def __init__(self, url: str, *, folder: Path, max_bytes: int, window: int = WINDOW):
         url = str(url).rstrip("/")
         try:
-            self.store, self.path = open_store(url, attempts=attempts)
+            self.store, self.path = open_store(url)
         except ValueError as error:
             raise ValueError(f"prepare.cache_url = {url!r}: {error}") from None
         self.remedy = f"copy the cache to {url} again, whole"
@@ -57,7 +54,13 @@ class CacheStream(EncodedRows):
         self.blocks = Blocks(self.starts, window)
         self.folder, self.max_bytes = Path(folder), max_bytes
         self.sizes = [shard["bytes"] for shard in self.manifest["shards"]]
-        self._check_room()
+        per_window = window * sum(self.sizes) / len(self) + max(self.sizes)
+        if max_bytes < (needed := min(sum(self.sizes), 2 * per_window)):
+            raise ValueError(
+                f"prepare.local_gib = {max_bytes / 2**30:.2f} is too little for {self.where}: this window and the "
+                f"next take {needed / 2**30:.2f} GiB. Raise it, or lower prepare.window_images = {window}, "
+                "which mixes fewer images with one another"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_stale(self.folder)
         self.local: dict[int, Future] = {}  # shard -> its tensors, in the order of the requests
@@ -72,15 +75,6 @@ class CacheStream(EncodedRows):
             yield
         except Unreachable as error:
             raise Unreachable(f"{error}. Is this the URL of the cache's own folder? Else {self.remedy}") from None
-
-    def _check_room(self) -> None:
-        per_window = self.blocks.window * sum(self.sizes) / len(self) + max(self.sizes)
-        if self.max_bytes < (needed := min(sum(self.sizes), 2 * per_window)):
-            raise ValueError(
-                f"prepare.local_gib = {self.max_bytes / 2**30:.2f} is too little for {self.where}: this window and the "
-                f"next take {needed / 2**30:.2f} GiB. Raise it, or lower prepare.window_images = {self.blocks.window}, "
-                "which mixes fewer images with one another"
-            )
 
     def expect(self, windows: Sequence[np.ndarray]) -> None:
         """Fetches these shards, soonest first, as far as there is room for them."""
@@ -149,8 +143,8 @@ class CacheStream(EncodedRows):
 
     def _begin(self, number: int) -> Future:
         self.local_bytes += self.sizes[number]
-        future = self.local[number] = self._threads.submit(self._fetch, number)
-        return future
+        self.local[number] = self._threads.submit(self._fetch, number)
+        return self.local[number]
 
     def _fetch(self, number: int) -> dict[str, np.ndarray]:
         record = self.manifest["shards"][number]

@@ -73,25 +73,21 @@ class Dataset(ABC):
 
     @abstractmethod
     def load(self, index: int) -> np.ndarray:
-        """Image number `index` of the source (see `indices`), preprocessed: (H, W, 3) uint8 RGB.
-
-        Raises UnreadableImage. Must be safe to call from several threads.
-        """
+        """Image number `index` of the source (see `indices`), preprocessed: (H, W, 3) uint8 RGB. Raises
+        UnreadableImage. Must be safe to call from several threads, as `inspect`."""
 
     @abstractmethod
     def provenance(self) -> dict:
         """What these images are, as JSON: everything that decides pixels, order and labels."""
 
     def inspect(self, index: int) -> tuple[int, int, str]:
-        """Width, height and mode (Pillow's: RGB, L, ...) of stored image `index`, fully decoded and upright.
-
-        Raises UnreadableImage. Must be safe to call from several threads. Default: what `load` gives.
-        """
+        """Width, height and mode (Pillow's: RGB, L, ...) of stored image `index`, fully decoded and upright. Raises
+        UnreadableImage. Default: of what `load` returns."""
         height, width, _ = self.load(index).shape
         return width, height, "RGB"
 
     def output_size(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) that `load` gives for an image of which `inspect` gives this width and height."""
+        """(width, height) of what `load` returns for an image of which `inspect` returns this width and height."""
         return width, height
 
     def __len__(self) -> int:
@@ -103,11 +99,8 @@ class Dataset(ABC):
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), int(self.labels[position])
 
     def batch(self, positions: Sequence[int], mirror: np.ndarray | None = None) -> dict[str, Tensor]:
-        """-> {"images": (N, 3, H, W) uint8, "labels": (N,) int64}, decoded by several threads.
-
-        Args:
-            mirror: (N,) bool, which of them are flipped left to right; default: none.
-        """
+        """-> {"images": (N, 3, H, W) uint8, "labels": (N,) int64}, decoded by several threads; those of `mirror` (N,)
+        bool are flipped left to right."""
         images, labels = zip(*_readers().map(self.__getitem__, positions), strict=True)
         if odd := next((i for i, image in enumerate(images) if image.shape != images[0].shape), None):
             sizes = [f"{self.names[positions[i]]} has {tuple(images[i].shape)}" for i in (0, odd)]
@@ -138,11 +131,7 @@ class Dataset(ABC):
 
 
 class PreprocessedImages(Dataset):
-    """Images of any size.
-
-    Args:
-        preprocessing: default: sizes as stored.
-    """
+    """Images of any size; without `preprocessing`, sizes stay as stored."""
 
     def __init__(self, *, preprocessing: Preprocessing | None = None, **rest):
         super().__init__(**rest)

@@ -76,7 +76,7 @@ def _load(path: str, split_name: str):
     except FileNotFoundError as cause:
         raise ValueError(
             f"{where} was not written by save_to_disk of the package datasets. Load the data set there and save it: "
-            f"datasets.load_dataset(...).save_to_disk(folder); for a folder of image files bind ImageFolder.path"
+            "datasets.load_dataset(...).save_to_disk(folder); for a folder of image files bind ImageFolder.path"
         ) from cause
     except Exception as cause:  # on damage the package raises whatever that leads to
         raise ValueError(f"{where} cannot be read ({type(cause).__name__}: {str(cause)[:300]})") from cause

@@ -62,11 +62,7 @@ class WebDataset(EncodedImages):
         return io.BytesIO(self._bytes([index])[0] if data is None else data)
 
     def batch(self, positions: Sequence[int], mirror: np.ndarray | None = None) -> dict[str, Tensor]:
-        """As of every data set; from object storage, all that it needs is asked for at once.
-
-        Raises:
-            Unreachable (an OSError): the store does not give it, in four attempts.
-        """
+        """As of every data set; from object storage, with all requests at once. Raises Unreachable (an OSError)."""
         if not self.store.files.async_impl:  # a disk: each thread reads what it decodes
             return super().batch(positions, mirror)
         indices = self.indices[np.asarray(positions, dtype=np.int64)].tolist()

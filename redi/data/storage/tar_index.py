@@ -28,10 +28,7 @@ class Entry(NamedTuple):
 def scan(tar: RangedFile, where: str, *, labelled: bool = True, label_field: str | None = None) -> list[Entry]:
     """The samples of a tar file in their order; reads headers and labels alone.
 
-    Args:
-        where: its name, for messages.
-        labelled: whether to look for labels.
-        label_field: of key.json, which then holds all labels; None: they are in key.cls, or else in key.json.
+    With `label_field`, key.json holds all labels; else they are in key.cls, or in key.json.
 
     Raises ValueError where it is not an intact, uncompressed tar file of samples, and Unreachable.
     """

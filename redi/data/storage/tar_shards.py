@@ -1,5 +1,6 @@
 """Which tar files a pattern stands for, and the index of each: made once, and kept."""
 
+import contextlib
 import json
 import os
 import random
@@ -124,7 +125,7 @@ def _index(store: ObjectStore, shard: Shard, folder: Path, settings: dict) -> In
             return json.loads((place / "keys.json").read_text()), tensors["index"]
         except (BrokenArtefact, OSError, ValueError, KeyError):
             shutil.rmtree(place, ignore_errors=True)
-    with RangedFile(store, shard.path, shard.size) as tar:
+    with contextlib.closing(RangedFile(store, shard.path, shard.size)) as tar:
         keys, offsets, sizes, times, labels = zip(*scan(tar, shard.path, **settings), strict=True)
     numbers = {"offsets": offsets, "sizes": sizes, "labels": labels}
     tensors = {name: torch.tensor(values, dtype=torch.int64) for name, values in numbers.items()}
