@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 
 from redi.core.registry import configurable
-from redi.data.cache.prepare import cache_folder, fit_or_restore
+from redi.data.cache.fits import fit_encoder
+from redi.data.cache.prepare import cache_folder
 from redi.data.datasets import Dataset
 from redi.evaluation.checking import check_evaluation, check_size
-from redi.evaluation.measures import FLOORED, METRICS, Compared, first, measure
+from redi.evaluation.measures import FLOORED, METRICS, Comparison, first, measure
 from redi.evaluation.metrics.self_test import check_direction
 from redi.evaluation.records import conditions, network_record, reference_record
 from redi.evaluation.references import reference_features, reference_positions
@@ -83,13 +84,13 @@ def evaluate(
     ranks = dict(zip(("rank", "world_size"), process_rank(rank, world_size), strict=True))
     warnings = _outdated(run_dir, samples, trained)
     prepare_networks(networks, dataset, cache_dir, device)
-    settings = {"max_images": max_images, "cache_dir": cache_dir, **ranks}
+    settings = {"cache_dir": cache_dir, **ranks}
     entries, floors = [], bool({*FLOORED} & {*metrics})
     for network in networks:
-        compared = _compared(network, run_dir, samples, dataset, reference, floors=floors, **settings)
-        compared.warnings, compared.device = warnings, device
+        comparison = _compare(network, samples, dataset, reference, max_images, settings, floors)
+        comparison.warnings, comparison.device = warnings, device
         if ranks["rank"] == 0:
-            entries += measure(compared, [name for name in METRICS if name in metrics])
+            entries += measure(comparison, [name for name in METRICS if name in metrics])
     if ranks["rank"] > 0:
         return []
     if representation is not None and trained is not None:
@@ -113,52 +114,45 @@ def prepare_networks(
     for network in networks:
         network.to(choose_device("auto") if device is None else device)
         if network.learns_from_data:
-            key = {"fit": network.fit_settings(), "dataset": dataset.fingerprint()}
-            fit_or_restore(cache_folder(cache_dir) / "encoders", network, key, lambda net=network: net.fit(dataset))
+            fit_encoder(cache_folder(cache_dir) / "encoders", network, dataset)
         else:
             network.load()
 
 
-def _compared(
-    network, run_dir, samples: Samples, dataset, reference, *, floors: bool, max_images, rank, world_size, cache_dir
-) -> Compared:
-    """Features of all sides in one network; every process helps."""
-    drawn = [first(features, max_images) for features in sample_features(run_dir, samples, network, rank, world_size)]
-    labels = [samples.labels[part["start"] : part["stop"]][: len(drawn[0])] for part in samples.sets]
-    settings = {"cache_dir": cache_dir, "rank": rank, "world_size": world_size}
+def _compare(network, samples: Samples, dataset, reference, max_images, settings: dict, floors: bool) -> Comparison:
+    """Features of all sides in one network; every process helps. `settings`: cache_dir, rank and world_size."""
+    ranks = settings["rank"], settings["world_size"]
+    sets = [first(one, max_images) for one in sample_features(samples.folder.parent, samples, network, *ranks)]
+    labels = [samples.labels[part["start"] : part["stop"]][: len(sets[0])] for part in samples.sets]
     images = dataset if reference is None else images_of(reference)
     fits = isinstance(reference, StoredStatistics) and reference.fits(network)
-    against = reference_features(images, network, max_images=max_images, **settings) if images else None
-    training = None
-    if floors and reference is not None and images is not None and not fits:
-        # As many training images as samples: the distance of finite sets depends on their size. None for stored
-        # statistics, which are mostly of the training images themselves: that would be no floor of held-out images.
-        training = reference_features(dataset, network, max_images=len(drawn[0]), **settings)
-    reference_labels = None
-    if reference is not None and images is not None and images.class_names == dataset.class_names:
-        reference_labels = torch.from_numpy(images.labels)[reference_positions(images, max_images)]
-    made_of = reference_record(reference if fits or images is None else images)
-    common = conditions(samples.record, network_record(network, dataset), made_of)
-    statistics = reference.gaussians if fits else {}
-    beside = reference_record(images) if fits and images is not None else None
-    return Compared(network, drawn, labels, against, common, reference_labels, statistics, training, beside)
+    source = reference_record(reference if fits or images is None else images)
+    comparison = Comparison(
+        network, sets, labels, statistics=reference.gaussians if fits else {},
+        reference=reference_features(images, network, max_images=max_images, **settings) if images else None,
+        conditions=conditions(samples.record, network_record(network, dataset), source),
+        images_record=reference_record(images) if fits and images is not None else None,
+    )  # fmt: skip
+    if reference is not None and images is not None:
+        if floors and not fits:
+            # As many training images as samples: the distance of finite sets depends on their size. None for stored
+            # statistics, which are mostly of the training images themselves: no floor of held-out images.
+            comparison.training = reference_features(dataset, network, max_images=len(sets[0]), **settings)
+        if images.class_names == dataset.class_names:
+            comparison.reference_labels = torch.from_numpy(images.labels)[reference_positions(images, max_images)]
+    return comparison
 
 
 def _of_representation(representation, trained, samples: Samples, dataset, reference, warnings) -> list[dict]:
     """The entries about what was generated beside the image, completed like the others."""
-    codec = trained.codec
-    if not codec.channels.representations:
+    images, codec = images_of(reference), trained.codec
+    if not (entries := representation(trained, samples, dataset, images)):
         return []
-    if not (samples.has_images and samples.has_x):
-        log.warning("the generated representation is not measured: sample.keep left images or x out")
-        return []
-    images = images_of(reference)
+    representation_picture(trained, samples).save(samples.folder.parent / "representation.png")
     network = codec.provenance() | {"sha256": codec.fingerprint()}
     common = conditions(samples.record, network, reference_record(images or dataset))
-    entries = representation(trained, samples, dataset, images)
-    representation_picture(trained, samples).save(samples.folder.parent / "representation.png")
-    given = {"warnings": list(warnings)} if warnings else {}
-    return [found | {"num_reference": found.get("num_held_out")} | common | given for found in entries]
+    common |= {"warnings": list(warnings)} if warnings else {}
+    return [{**entry, "num_reference": entry.get("num_held_out"), **common} for entry in entries]
 
 
 def _outdated(run_dir, samples: Samples, trained) -> list[str]:

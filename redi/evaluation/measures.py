@@ -26,7 +26,7 @@ NO_IMAGES = "it needs the reference's images"
 
 
 @dataclass
-class Compared:
+class Comparison:
     """What is measured in one network.
 
     Attributes:
@@ -71,108 +71,108 @@ class Compared:
         return [precision_recall(samples=samples, reference=reference, k=K, device=device) for samples in sets]
 
 
-def measure(compared: Compared, metrics: Sequence[str]) -> list[dict]:
+def measure(comparison: Comparison, metrics: Sequence[str]) -> list[dict]:
     """The entries of metrics.json for all of `metrics` that this network and reference allow; warns of the rest."""
     entries, left_out = [], []
     for metric in metrics:
         better, function = METRICS[metric]
-        found = function(compared)
-        if isinstance(found, str):
-            left_out.append(f"{metric} ({found})")
-        elif found is not None:
-            entries.append(_entry(metric, better, compared, *found))
+        result = function(comparison)
+        if isinstance(result, str):
+            left_out.append(f"{metric} ({result})")
+        elif result is not None:
+            entries.append(_entry(metric, better, comparison, *result))
     if left_out:
         note = f"left out in these features: {', '.join(left_out)}"
-        log.warning("%s: %s", type(compared.network).__name__, note)
+        log.warning("%s: %s", type(comparison.network).__name__, note)
         if entries:
             entries[0]["note"] = "; ".join(filter(None, (entries[0].get("note"), note)))
     return entries
 
 
-def _entry(metric: str, better: str, compared: Compared, found: list[dict], num_reference, warnings=()) -> dict:
-    name = metric if metric == "recognised_as_label" else compared.network.metric_name(metric)
+def _entry(metric: str, better: str, comparison: Comparison, sets: list[dict], num_reference, warnings=()) -> dict:
+    name = metric if metric == "recognised_as_label" else comparison.network.metric_name(metric)
     for warning in warnings:
         log.warning("%s: %s", name, warning)
-    conditions, num_samples = dict(compared.conditions), found[0].get("num_samples", len(compared.samples[0]))
-    if num_reference is not None and compared.images_record is not None:
-        conditions["reference"] = compared.images_record  # images were looked at, not the statistics beside them
-    made = entry(
-        name, found, better=better, num_samples=num_samples, num_reference=num_reference, conditions=conditions,
-        warnings=[*compared.warnings, *warnings],
+    conditions, num_samples = dict(comparison.conditions), sets[0].get("num_samples", len(comparison.samples[0]))
+    if num_reference is not None and comparison.images_record is not None:
+        conditions["reference"] = comparison.images_record  # images were looked at, not the statistics beside them
+    record = entry(
+        name, sets, better=better, num_samples=num_samples, num_reference=num_reference, conditions=conditions,
+        warnings=[*comparison.warnings, *warnings],
     )  # fmt: skip
-    if name.startswith("fid_") and compared.conditions["samples"].get("labels") == "equal":
-        made["note"] = (
+    if name.startswith("fid_") and comparison.conditions["samples"].get("labels") == "equal":
+        record["note"] = (
             "every class has the same number of samples: on ImageNet this lowers FID by about 0.1 against labels drawn "
             "with the data set's frequencies (sample.labels = 'dataset')"
         )
-    return made
+    return record
 
 
-def _frechet(compared: Compared, kind: str):
+def _frechet(comparison: Comparison, kind: str):
     """-> per set: value, finite-sample error, floor; the reference's size; warnings."""
-    if not compared.has(kind):
+    if not comparison.has(kind):
         return None
-    if (reference := compared.gaussian(kind)) is None:
+    if (reference := comparison.gaussian(kind)) is None:
         return "the stored statistics are of another network" if kind == "pooled" else "no stored spatial statistics"
     floor = None
-    if compared.training is not None:
-        floor = frechet_distance(Gaussian.of(compared.training.tensors[kind]), reference)
-    found, warnings = [], []
-    for samples in compared.samples:
+    if comparison.training is not None:
+        floor = frechet_distance(Gaussian.of(comparison.training.tensors[kind]), reference)
+    sets, warnings = [], []
+    for samples in comparison.samples:
         distance = frechet_distance(samples, reference, name=kind)
         error = finite_sample_error(samples, reference, name=kind)
         warnings += [warning for warning in error.pop("warnings", ()) if warning not in warnings]
-        measured = {"value": distance} | error
-        if floor is not None:
-            measured |= {"floor": floor, "num_floor": len(compared.training)}
-        found.append(measured)
-    return found, None if kind in compared.statistics else len(compared.reference), warnings
+        floored = {} if floor is None else {"floor": floor, "num_floor": len(comparison.training)}
+        sets.append({"value": distance} | error | floored)
+    return sets, None if kind in comparison.statistics else len(comparison.reference), warnings
 
 
-def _kernel(compared: Compared):
-    if compared.reference is None:
+def _kernel(comparison: Comparison):
+    if comparison.reference is None:
         return NO_IMAGES
-    size = min(len(compared.samples[0]), len(compared.reference), SUBSET_SIZE)
-    settings = {"num_subsets": SUBSETS, "max_subset_size": size}
-    found = [kernel_distance(samples=one, reference=compared.reference, **settings) for one in compared.samples]
+    size = min(len(comparison.samples[0]), len(comparison.reference), SUBSET_SIZE)
+    sets = [
+        kernel_distance(samples=one, reference=comparison.reference, num_subsets=SUBSETS, max_subset_size=size)
+        for one in comparison.samples
+    ]
     subsets = {"num_subsets": SUBSETS, "subset_size": size}
-    return [{"value": one["kernel_distance"]} | subsets for one in found], len(compared.reference)
+    return [{"value": one["kernel_distance"]} | subsets for one in sets], len(comparison.reference)
 
 
-def _inception_score(compared: Compared):
-    if not compared.has("logits"):
+def _inception_score(comparison: Comparison):
+    if not comparison.has("logits"):
         return None
-    if len(compared.samples[0]) < SPLITS:
+    if len(comparison.samples[0]) < SPLITS:
         return f"it takes {SPLITS} samples"
-    found = [inception_score(samples, SPLITS) for samples in compared.samples]
-    return [{"value": one.mean, "std_over_splits": one.std, "num_splits": SPLITS} for one in found], None
+    sets = [inception_score(samples, SPLITS) for samples in comparison.samples]
+    return [{"value": one.mean, "std_over_splits": one.std, "num_splits": SPLITS} for one in sets], None
 
 
-def _neighbours(compared: Compared, which: str):
-    if compared.reference is None:
+def _neighbours(comparison: Comparison, which: str):
+    if comparison.reference is None:
         return NO_IMAGES
-    if min(len(compared.samples[0]), len(compared.reference)) <= K:
+    if min(len(comparison.samples[0]), len(comparison.reference)) <= K:
         return f"it takes more than {K} images on each side"
-    settings = {"k": K, "num_samples": min(len(compared.samples[0]), MOST)}
-    return [{"value": one[which]} | settings for one in compared.neighbours], min(len(compared.reference), MOST)
+    settings = {"k": K, "num_samples": min(len(comparison.samples[0]), MOST)}
+    return [{"value": one[which]} | settings for one in comparison.neighbours], min(len(comparison.reference), MOST)
 
 
-def _recognised(compared: Compared):
+def _recognised(comparison: Comparison):
     """How many samples a classifier takes for what they were drawn as."""
-    network = compared.network
+    network = comparison.network
     if not (isinstance(network, DomainEncoder) and network.is_classifier):
         return None
-    if all(bool((labels >= network.head.out_features).all()) for labels in compared.labels):
+    if all(bool((labels >= network.head.out_features).all()) for labels in comparison.labels):
         return "samples of the null label have none"
-    found = []
-    for samples, labels in zip(compared.samples, compared.labels, strict=True):
+    sets, accuracy, num_reference = [], {}, None
+    for samples, labels in zip(comparison.samples, comparison.labels, strict=True):
         right = _answers(network, samples) == labels
         per_class = {int(label): float(right[labels == label].float().mean()) for label in labels.unique()}
-        found.append({"value": float(right.float().mean()), "per_class": per_class})
-    if compared.reference_labels is not None:
-        right = _answers(network, compared.reference) == compared.reference_labels
-        found = [one | {"held_out_accuracy": float(right.float().mean())} for one in found]
-    return found, None if compared.reference_labels is None else len(compared.reference_labels)
+        sets.append({"value": float(right.float().mean()), "per_class": per_class})
+    if comparison.reference_labels is not None:
+        right = _answers(network, comparison.reference) == comparison.reference_labels
+        accuracy, num_reference = {"held_out_accuracy": float(right.float().mean())}, len(right)
+    return [one | accuracy for one in sets], num_reference
 
 
 def _answers(network: DomainEncoder, features: Features) -> Tensor:

@@ -24,7 +24,7 @@ AVERAGED = ("standard_error", "value_at_infinity", "bias", "std_over_splits")
 
 def entry(
     metric: str,
-    found: Sequence[Mapping],
+    sets: Sequence[Mapping],
     *,
     better: str,
     num_samples: int,
@@ -35,24 +35,22 @@ def entry(
     """One entry of metrics.json.
 
     Args:
-        found: for every set of samples (one per seed) {"value": ...} and what goes with it: the entry's value is their
+        sets: for every set of samples (one per seed) {"value": ...} and what goes with it: the entry's value is their
             mean, and `spread` their sample standard deviation; of what is not averaged, the first set's stands.
         better: 'lower', 'higher' or 'closer to ceiling'.
         num_samples: per seed.
         num_reference: None where it is not known, of stored statistics.
         conditions: what `conditions` gave.
     """
-    per_seed = [float(one["value"]) for one in found]
-    made = {"metric": metric, "value": statistics.fmean(per_seed), "better": better, "per_seed": per_seed}
-    made["spread"] = statistics.stdev(per_seed) if len(per_seed) > 1 else None
-    for name in found[0]:
-        if name != "value":
-            given = [one[name] for one in found]
-            made[name] = statistics.fmean(given) if name in AVERAGED else given[0]
-    if made.get("floor", 0) > 0:
-        made["times_floor"] = made["value"] / made["floor"]
-    made |= {"num_samples": num_samples, "num_reference": num_reference, **conditions}
-    return made | ({"warnings": list(warnings)} if warnings else {})
+    per_seed = [float(one["value"]) for one in sets]
+    record = {"metric": metric, "value": statistics.fmean(per_seed), "better": better, "per_seed": per_seed}
+    record["spread"] = statistics.stdev(per_seed) if len(per_seed) > 1 else None
+    for name in (name for name in sets[0] if name != "value"):
+        record[name] = statistics.fmean(one[name] for one in sets) if name in AVERAGED else sets[0][name]
+    if record.get("floor", 0) > 0:
+        record["times_floor"] = record["value"] / record["floor"]
+    record |= {"num_samples": num_samples, "num_reference": num_reference, **conditions}
+    return record | ({"warnings": list(warnings)} if warnings else {})
 
 
 def read_metrics(path: Path) -> list[dict]:
@@ -62,7 +60,7 @@ def read_metrics(path: Path) -> list[dict]:
     except ValueError as error:
         raise BrokenArtefact(f"{path} cannot be read ({error}): run redi.evaluate again") from None
     if not isinstance(entries, list) or not all(isinstance(one, dict) and "metric" in one for one in entries):
-        raise BrokenArtefact(f"{path} cannot be read: it is no list of metrics")
+        raise BrokenArtefact(f"{path} cannot be read: it is not a list of metrics")
     for one in entries:
         unsealed(one, path)
     return entries
@@ -80,10 +78,10 @@ def conditions(samples: Mapping, network: Mapping | None, reference: Mapping) ->
 
 def network_record(network: Encoder, trained_on: Dataset) -> dict:
     """A feature network: what its provenance says, and one hash of its weights."""
-    made = network.provenance()
-    digest = made.get("weights_sha256") or made.get("sha256") or tensors_sha256(network.state_dict())
+    known = network.provenance()
+    digest = known.get("weights_sha256") or known.get("sha256") or tensors_sha256(network.state_dict())
     learned = {"trained_on": reference_record(trained_on)} if network.learns_from_data else {}
-    return made | {"sha256": digest, **learned}
+    return known | {"sha256": digest, **learned}
 
 
 def reference_record(reference) -> dict:

@@ -14,13 +14,11 @@ from redi.data.cache.prepare import cache_folder
 from redi.data.cache.write import check_encoded
 from redi.data.datasets import Dataset, MixedSizes
 from redi.evaluation.metrics.features import Features
-from redi.evaluation.samples.parts import Parts
 from redi.models.encoders import Encoder
 from redi.runtime.artefact import load_artefact
 from redi.runtime.atomic import stamp
 from redi.runtime.checksums import BrokenArtefact, json_sha256, without_versions
-from redi.runtime.progress import progress
-from redi.runtime.shared_work import complete
+from redi.runtime.shared_work import SharedJob
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +43,7 @@ def reference_features(
 
     Args:
         max_images: at most so many, drawn from a fixed seed; default: all.
-        rank, world_size: see `redi.runtime.shared_work.complete`.
+        rank, world_size: see `redi.runtime.shared_work.SharedJob`.
 
     Raises:
         ValueError: images of different sizes, NaN or infinite features (both named), no images.
@@ -57,29 +55,31 @@ def reference_features(
     key = [images, without_versions(made_by), identity(network).get("source_sha256"), len(positions)]
     digest = json_sha256(key)
     folder = cache_folder(cache_dir) / "references" / f"{type(dataset).__name__}-{digest[:16]}"
-    refused = stamp(folder)
-    if (found := _read(folder)) is None:
-        network.load()
-        starts = range(0, len(positions), BLOCK)
-        blocks = {f"part-{i:05d}": positions[start : start + BLOCK] for i, start in enumerate(starts)}
-        parts = Parts(folder, folder.with_name(f".{folder.name}.work"), list(blocks))
+    if (before := stamp(folder)) is not None:
+        try:
+            features = _joined(load_artefact(folder)[0])
+            log.info("reference features of %d images from %s", len(features), folder)
+            return features
+        except BrokenArtefact as error:
+            log.warning("the reference's features are computed again, because they were damaged: %s", error)
+    network.load()
+    blocks = [positions[start : start + BLOCK] for start in range(0, len(positions), BLOCK)]
+    job = SharedJob(folder.with_name(f".{folder.name}.work"), [len(block) for block in blocks])
 
-        def compute(part: str) -> None:
-            found = list(_features(network, dataset, blocks[part], batch_size, bar))
-            parts.write(part, {name: torch.cat([rows[name] for rows in found]) for name in found[0]}, {})
+    def compute(index: int) -> None:
+        rows = list(_features(network, dataset, blocks[index], batch_size, job.bar))
+        job.store(index, {folder.name: {name: torch.cat([row[name] for row in rows]) for name in rows[0]}})
 
-        def finish() -> None:
-            if (whole := parts.checked()) is not None:  # else `complete` has the damaged ones computed again
-                record = {"images": dataset.provenance(), "fingerprint": images, "network": made_by}
-                parts.assemble(record | {"rows": len(positions)}, whole)
+    def finish() -> None:
+        if (records := job.records()) is not None:
+            record = {"images": dataset.provenance(), "fingerprint": images, "network": made_by, "rows": len(positions)}
+            job.assemble_artefact(folder.name, folder, record, records)
 
-        with progress(total=len(positions), desc="reference features", unit="img", disable=rank > 0) as bar:
-            complete(
-                parts.work, parts.names, is_done=parts.__contains__, do=compute, finish=finish, rank=rank,
-                finished=lambda: stamp(folder) not in (None, refused), world_size=world_size,
-            )  # fmt: skip
-        found = _joined(load_artefact(folder)[0])
-    return found
+    job.run(
+        do=compute, finish=finish, finished=lambda: stamp(folder) not in (None, before), rank=rank,
+        world_size=world_size, desc="reference features",
+    )  # fmt: skip
+    return _joined(load_artefact(folder)[0])
 
 
 def reference_positions(dataset: Dataset, max_images: int | None) -> list[int]:
@@ -95,10 +95,10 @@ def _features(
     for start in range(0, len(positions), batch_size):
         chosen = positions[start : start + batch_size]
         names = [dataset.names[position] for position in chosen]
-        found = network.metric_features(_images(dataset, chosen))
-        for name, tensor in found.items():
+        features = network.metric_features(_images(dataset, chosen))
+        for name, tensor in features.items():
             check_encoded(tensor, f"the features ({name!r}) of {type(network).__name__}", names)
-        yield {name: tensor.float().cpu() for name, tensor in found.items() if name not in UNUSED}
+        yield {name: tensor.float().cpu() for name, tensor in features.items() if name not in UNUSED}
         bar.update(len(chosen))
 
 
@@ -121,19 +121,6 @@ def _images(dataset: Dataset, positions: Sequence[int]) -> Tensor:
                 f"{other[2]}x{other[1]}: bind Preprocessing.image_size to the samples' size"
             )
     return dataset.batch(positions)["images"]
-
-
-def _read(folder: Path) -> Features | None:
-    """What was stored; None where there is nothing, or it is damaged, which is then said."""
-    if not folder.exists():
-        return None
-    try:
-        parts, record = load_artefact(folder)
-    except BrokenArtefact as error:
-        log.warning("the reference's features are computed again, for they were damaged: %s", error)
-        return None
-    log.info("reference features of %d images from %s", record["rows"], folder)
-    return _joined(parts)
 
 
 def _joined(parts: Mapping[str, Mapping[str, Tensor]]) -> Features:

@@ -1,6 +1,5 @@
 """Means and covariances that others computed: a reference for distances without its images."""
 
-import uuid
 from functools import cached_property
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from redi.data.storage.npz import NpzArray, npz_entries
 from redi.evaluation.metrics.features import Features
 from redi.evaluation.metrics.frechet import Gaussian
 from redi.models.encoders import Encoder
+from redi.runtime.atomic import atomic_file
 from redi.runtime.checksums import sha256
 
 KEYS = {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
@@ -105,13 +105,8 @@ def save_statistics(path: str | Path, features: Features) -> None:
         if kind in features.tensors:
             gaussian = Gaussian.of(features.tensors[kind])
             arrays |= {mean_key: gaussian.mean.numpy(), covariance_key: gaussian.covariance.numpy()}
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
-    try:
-        with open(temporary, "wb") as file:  # given a name, NumPy would add .npz to it
-            np.savez(file, **arrays)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as temporary, open(temporary, "wb") as file:  # given a name, NumPy would add .npz to it
+        np.savez(file, **arrays)
 
 
 def ending(network: Encoder) -> str:

@@ -4,7 +4,6 @@ import copy
 
 import torch
 from torch import nn
-from torch.utils.benchmark import Timer
 
 from redi.models.attention import attend_math
 
@@ -53,6 +52,8 @@ def matmul_rate(device: torch.device | str, dtype: torch.dtype, *, seconds: floa
 
     float32 on a GPU is what `torch.backends.cuda.matmul` allows at the moment (TF32 or not).
     """
+    from torch.utils.benchmark import Timer  # it looks for a compiler and CUDA, and warns where there is none
+
     device = torch.device(device)
     size = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))

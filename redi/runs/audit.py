@@ -51,7 +51,7 @@ def audited(run_dir: Path) -> Dataset:
         write_json(path, sealed(record))
         print(describe(record), flush=True)
 
-    complete(run_dir / ".audit", (), finished=lambda: stored() is not None, finish=look)  # by one of all processes
+    complete(run_dir / ".audit", finished=lambda: stored() is not None, finish=look)  # by one of all processes
     record = stored()
     if "refused" in record:
         raise AuditError(record["refused"], record)

@@ -89,7 +89,7 @@ def _train_with_others(experiment: Experiment, seconds: dict[str, float]) -> Non
         with _timed(seconds, "train"):
             train_stage(experiment, evaluates=True)
 
-    complete(folder / ".training", (), finished=lambda: is_trained(folder), finish=train_it)
+    complete(folder / ".training", finished=lambda: is_trained(folder), finish=train_it)
 
 
 def is_trained(trained_dir: Path) -> bool:

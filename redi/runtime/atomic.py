@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,16 +25,22 @@ def atomic_folder(folder: Path, needed_bytes: int = 0) -> Iterator[Path]:
     with _temporary_folder(Path(folder), needed_bytes) as temporary:
         yield temporary
         _sync(temporary)
-        before = temporary.with_suffix(".replaced")
-        if folder.exists():
-            folder.rename(before)
-        try:
-            rename(temporary, folder)
-        except OSError:
-            if before.exists():
-                before.rename(folder)
-            raise
-        shutil.rmtree(before, ignore_errors=True)
+        replace_folder(temporary, folder)
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Puts a folder in its place; one that is there already is deleted, once the new one stands."""
+    before = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.replaced")
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(before)
+    try:
+        rename(new, folder)
+    except OSError:
+        if before.exists():
+            before.rename(folder)
+        raise
+    for old in folder.parent.glob(f".{folder.name}.*.replaced"):  # also of a process that was killed here
+        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -120,19 +127,13 @@ def write_json(path: Path, value) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file atomically: other processes read the old or the new one. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        rename(temporary, path)
+        with atomic_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         if error.filename is None:  # a full disk shows when a file is written, and then without its name
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def stamp(folder: Path) -> tuple[int, int] | None:
@@ -151,14 +152,12 @@ def only_process(run_dir: Path) -> Iterator[None]:
     Raises:
         ValueError: another process holds it.
     """
+    lock = FileLock(run_dir / ".lock", blocking=False)
     try:
-        import fcntl
-    except ImportError:  # Windows: no protection rather than no training
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"another process is training in {run_dir}: choose another --run_dir") from None
+    try:
         yield
-        return
-    with open(run_dir / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process is training in {run_dir}: choose another --run_dir") from None
-        yield
+    finally:
+        lock.release()

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from redi.runtime.progress import progress
+
 OWN_HASH = "sha256_of_the_rest"  # the entries beside it; what earlier versions wrote has none
 
 
@@ -45,6 +47,14 @@ def hashes_of(paths: Sequence[Path]) -> dict[Path, str]:
     """Hex digests of files, read by several threads."""
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         return dict(zip(paths, pool.map(sha256, paths), strict=True))
+
+
+def altered_files(records: Mapping[Path, str]) -> list[Path]:
+    """Those of the files (path -> SHA-256) that are missing or have another SHA-256; read by several threads."""
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        hashes = pool.map(lambda path: sha256(path) if path.exists() else None, records)
+        bar = progress(hashes, total=len(records), desc="verifying", unit="shard")
+        return [path for path, digest in zip(records, bar, strict=True) if digest != records[path]]
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:

@@ -1,199 +1,209 @@
-"""Work divided over processes that share nothing but a folder: no process group, no network."""
+"""Work in parts that any number of processes do together: no process group, no network, only a shared folder."""
 
 import contextlib
-import errno
+import json
 import logging
-import os
 import shutil
-import socket
-import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+from torch import Tensor
+from tqdm import tqdm
+
+from redi.runtime.artefact import RECORD, write_record
+from redi.runtime.atomic import atomic_file, replace_folder, save_tensors, write_json
+from redi.runtime.checksums import altered_files, sealed, sha256, unsealed
+from redi.runtime.progress import progress
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_SECONDS = 5.0  # a lease is touched so often while its holder lives
-LOST_SECONDS = 60.0  # after so long without a touch, the holder is taken for dead and its part is done by another
-POLL_SECONDS = 2.0  # waiting processes look again after at most so long
-FINISH = "finish"
+POLL_SECONDS = 2.0  # waiting processes look again after at most this long
 
 
-def complete(
-    work: Path,
-    parts: Sequence[str],
-    *,
-    finished: Callable[[], bool],
-    finish: Callable[[], None],
-    is_done: Callable[[str], bool] | None = None,
-    do: Callable[[str], None] | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-) -> None:
-    """Does every part and then `finish`, together with all processes that call this with the same folder.
+class SharedJob:
+    """Parts by index: each is stored on disk, whichever process is free takes the next, and one process finishes.
 
-    Part i belongs to rank i modulo the world size, which does it unless another has begun to. A process that is
-    through with its own goes on with those that nobody works on, so a rank that is slow, lost or never started
-    delays the others and stops nothing. `finish` is done by one process; it may find parts damaged and make them
-    undone, then they are done again. All return once it is finished.
-
-    What holds a part is a lease: a file in `work`, touched every HEARTBEAT_SECONDS. A lease that stays untouched for
-    LOST_SECONDS, or whose process is known to be dead, is taken over. If a process that was only asleep wakes up,
-    two do the same part: `do` and `finish` must write what they make atomically and the same each time. What the
-    sleeper stumbles over once the others have finished and cleared `work` away is no error.
+    A process locks the part that it does. The operating system releases the lock when the process ends, however it
+    ends, so another takes the part. A part is `<work>/<group>/<name>.safetensors` for one group of tensors or
+    several, and `<work>/records/<name>.json` with their checksums, which is written last. An interrupted job resumes
+    with the parts that are stored.
 
     Args:
-        work: is made where it is missing, and deleted once all is finished.
-        finished, is_done: read the file system; `finish`, `do` make them true. The last two are for parts only.
+        work: a folder of this job alone, deleted once the job is finished.
+        sizes: the number of images in each part.
+        kind: parts are named '<kind>-00000', '<kind>-00001', ...
+        counts: whether a stored record is one of this job's part; default: every record is.
 
-    Raises:
-        OSError: of `do` and `finish`, as any error of theirs, unless all is finished nonetheless.
-    """
-    order = [part for i, part in enumerate(parts) if i % world_size == rank]
-    order += [part for i, part in enumerate(parts) if i % world_size != rank]
-    leases, pause, quiet_until = _Leases(work), 0.05, 0.0
-    while not finished():
-        work.mkdir(parents=True, exist_ok=True)
-        missing, worked = [part for part in order if not is_done(part)], False
-        for part in missing or [FINISH]:
-            with leases.take(part) as held:
-                if held and not finished() and not (missing and is_done(part)):
-                    try:
-                        do(part) if missing else finish()
-                    except OSError:
-                        if not finished():
-                            raise
-                    worked = True
-        if worked:
-            pause = 0.05
-            continue
-        if time.monotonic() > quiet_until and leases.seen:
-            log.info("waiting for other processes: %s", ", ".join(leases.holders()[:4]))
-            quiet_until = time.monotonic() + 30
-        time.sleep(pause)
-        pause = min(2 * pause, POLL_SECONDS)
-    shutil.rmtree(work, ignore_errors=True)
-
-
-class _Leases:
-    """Who does what, as folders `<part>.holder` with one file each, whose name says who holds the part.
-
-    Because the name is the holder's alone, taking over is one rename, which a single process can win, and neither it
-    nor giving back can hit the lease of whoever was faster.
+    Attributes:
+        whole: the parts that this process stored, so that they need no check.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.seen: dict[str, tuple[tuple, float]] = {}  # part -> another's lease and mtime, and when first seen so
+    def __init__(
+        self, work: Path, sizes: Sequence[int] = (), kind: str = "part",
+        counts: Callable[[int, dict], bool] = lambda index, record: True,
+    ):  # fmt: skip
+        self.work, self.sizes, self.kind, self.counts = work, list(sizes), kind, counts
+        self.whole: set[int] = set()
+        self.done = [0] * len(self.sizes)  # images of each part that are done, by any process
+        self.bar = tqdm(disable=True)
+
+    def run(
+        self,
+        *,
+        finished: Callable[[], bool],
+        finish: Callable[[], None],
+        do: Callable[[int], None] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        desc: str = "",
+        unit: str = "img",
+    ) -> None:
+        """Do every part and then `finish`, together with all processes that run this job; return once it is finished.
+
+        Part i belongs to rank i modulo the world size. A process that is done with its own takes those that nobody is
+        working on, so a rank that is slow, lost or never started delays the others and stops nothing. `finish` may
+        find damaged parts (`records`), which are then done again.
+
+        Args:
+            do: stores a part; the same each time.
+        """
+        order = sorted(range(len(self.sizes)), key=lambda i: (i % world_size != rank, i))
+        with progress(total=sum(self.sizes), desc=desc, unit=unit, disable=rank > 0 or not order) as self.bar:
+            if done := len(order) - len(self._missing(order)):
+                log.info("%s: %d of %d parts were done before", desc, done, len(order))
+            self.bar.initial = self.bar.n  # what was done before is not part of the bar's speed
+            pause, quiet_until = 0.05, time.monotonic() + 1
+            while not finished():
+                self.work.mkdir(parents=True, exist_ok=True)
+                missing, busy = self._missing(order), []
+                for index in missing or [None]:
+                    name = "finish" if index is None else self.name(index)
+                    with self._locked(name) as mine:
+                        if not mine:
+                            busy.append(name)
+                        elif not finished() and not (missing and self.is_done(index)):
+                            do(index) if missing else finish()
+                if len(busy) < len(missing or [None]):
+                    pause = 0.05
+                    continue
+                if time.monotonic() > quiet_until:
+                    log.info("waiting for other processes, which are working on %s", ", ".join(busy[:4]))
+                    quiet_until = time.monotonic() + 30
+                time.sleep(pause)
+                pause = min(2 * pause, POLL_SECONDS)
+        shutil.rmtree(self.work, ignore_errors=True)
 
     @contextlib.contextmanager
-    def take(self, part: str) -> Iterator[bool]:
-        """Whether the part is this process's until the block ends."""
-        mine = self._acquire(part)
-        if mine is None:
+    def _locked(self, name: str) -> Iterator[bool]:
+        """Whether this process holds the lock until the block ends."""
+        lock = FileLock(self.work / f"{name}.lock", blocking=False)
+        try:
+            lock.acquire()
+        except (Timeout, FileNotFoundError):  # another holds it; or has finished, and the folder is gone
             yield False
             return
-        self.seen.pop(part, None)
-        over = threading.Event()
-        heart = threading.Thread(target=_beat, args=(mine, over), daemon=True, name="lease")
-        heart.start()
         try:
             yield True
         finally:
-            over.set()
-            heart.join()
-            mine.unlink(missing_ok=True)  # missing where another took this process for dead
-            with contextlib.suppress(OSError):  # or is no longer empty
-                mine.parent.rmdir()
+            lock.release()
 
-    def _acquire(self, part: str) -> Path | None:
-        place, name = self._place(part), _own_name()
-        if (lease := _lease(place)) is not None:
-            if not self._abandoned(part, lease):
-                return None
-            try:
-                lease.rename(place / name)
-            except FileNotFoundError:  # another was faster, or it was given back
-                return None
-            log.warning("taking over %s, which %s left unfinished", part, _described(lease))
-            return place / name
-        prepared = self.folder / f".{name}"
-        try:
-            prepared.mkdir()
-            (prepared / name).touch()
-            prepared.rename(place)  # onto nothing or an empty folder: fails where there is a lease
-        except OSError as error:
-            shutil.rmtree(prepared, ignore_errors=True)
-            # Another was faster; or all is finished, and the folder is gone.
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT):
-                raise
-            return None
-        return place / name
+    def _missing(self, order: Sequence[int]) -> list[int]:
+        return [index for index in order if not self.is_done(index)]
 
-    def _abandoned(self, part: str, lease: Path) -> bool:
-        try:
-            state = lease.name, lease.stat().st_mtime_ns
-        except FileNotFoundError:  # given back this moment
-            return False
-        if self.seen.get(part, (None,))[0] != state:  # by this machine's clock: those of others may differ
-            self.seen[part] = state, time.monotonic()
-        return _is_dead(lease) or time.monotonic() - self.seen[part][1] > LOST_SECONDS
+    def is_done(self, index: int) -> bool:
+        if done := self._record(index).exists():
+            self.count(index, self.sizes[index])
+        return done
 
-    def holders(self) -> list[str]:
-        """The leases of others, for people."""
-        found = {part: _lease(self._place(part)) for part in sorted(self.seen)}
-        return [f"{part} is done by {_described(lease)}" for part, lease in found.items() if lease]
+    def count(self, index: int, num_images: int) -> None:
+        """Show that this many images of a part are done."""
+        if self.done[index] != num_images:
+            self.done[index] = num_images
+            self.bar.update(sum(self.done) - self.bar.n)
 
-    def _place(self, part: str) -> Path:
-        return self.folder / f"{part}.holder"
+    def store(self, index: int, groups: Mapping[str, Mapping[str, Tensor]], record: Mapping = {}) -> None:
+        """Store the tensors of every group, and then the record. Raises OSError for a full disk."""
+        size = sum(tensor.nbytes for tensors in groups.values() for tensor in tensors.values())
+        self.require_space(size / self.sizes[index], "what was finished is kept")
+        files = {}
+        for group, tensors in groups.items():
+            path = self.path(group, index)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(path) as temporary:
+                save_tensors(temporary, tensors)
+                files[group] = {"bytes": temporary.stat().st_size, "sha256": sha256(temporary)}
+        self.store_record(index, {"files": files, **record})
+        self.whole.add(index)
+        self.count(index, self.sizes[index])
 
+    def store_record(self, index: int, record: Mapping) -> None:
+        """Declare that a part is stored; `record` lists {"files": {group: {"bytes", "sha256"}}}."""
+        self._record(index).parent.mkdir(parents=True, exist_ok=True)
+        write_json(self._record(index), sealed(record))
 
-def _lease(place: Path) -> Path | None:
-    try:
-        return next(place.iterdir(), None)
-    except FileNotFoundError:
+    def require_space(self, bytes_per_image: float, remedy: str) -> None:
+        """Raise OSError unless the disk has space for all parts that are missing."""
+        needed = bytes_per_image * sum(self.sizes[index] for index in self._missing(range(len(self.sizes))))
+        if (free := shutil.disk_usage(self.work).free) < needed:
+            what = f"{needed / 2**30:.2f} GiB needed, {free / 2**30:.2f} GiB free"
+            raise OSError(f"no space for {self.work}: {what}; {remedy}")
+
+    def records(self) -> list[dict] | None:
+        """The records of all parts, in order; None where some are damaged, which are then done again.
+
+        Every file that another process stored, now or before, is compared with its checksum.
+        """
+        records = [self._read(index) for index in range(len(self.sizes))]
+        others = [i for i, record in enumerate(records) if record is not None and i not in self.whole]
+        expected = {self.path(group, i): (i, file) for i in others for group, file in records[i]["files"].items()}
+        altered = altered_files({path: file["sha256"] for path, (_, file) in expected.items()})
+        damaged = {i for i, record in enumerate(records) if record is None} | {expected[path][0] for path in altered}
+        if not damaged:
+            return records
+        names = ", ".join(self.name(index) for index in sorted(damaged))
+        log.warning("doing again what is damaged or outdated: %s in %s", names, self.work)
+        for index in damaged:
+            self.whole.discard(index)
+            self._record(index).unlink(missing_ok=True)
         return None
 
+    def assemble_artefact(self, group: str, folder: Path, record: Mapping, records: Sequence[dict]) -> None:
+        """As `assemble`, with a record.json that lists the files, which lie in `records`."""
+        files = {self.path(group, index).name: part["files"][group] for index, part in enumerate(records)}
+        write_record(self.path(group), {**record, "files": files})
+        self.assemble(group, folder, {RECORD})
 
-def _beat(path: Path, over: threading.Event) -> None:
-    while not over.wait(HEARTBEAT_SECONDS):
-        with contextlib.suppress(OSError):  # taken over; or a network file system that will be back
-            os.utime(path)
+    def assemble(self, group: str, folder: Path, others: Collection[str]) -> None:
+        """Put the parts of a group in their place as one folder, with the files `others`; replace what is there."""
+        known = {self.path(group, index).name for index in range(len(self.sizes))}.union(others)
+        for path in self.path(group).iterdir():
+            if path.name not in known:  # of an interrupted call with other parts, or of a killed process
+                path.unlink()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        replace_folder(self.path(group), folder)
+
+    def name(self, index: int) -> str:
+        return f"{self.kind}-{index:05d}"
+
+    def path(self, group: str, index: int | None = None) -> Path:
+        """The file of a part; without an index, the folder of the group."""
+        return self.work / group / ("" if index is None else f"{self.name(index)}.safetensors")
+
+    def _record(self, index: int) -> Path:
+        return self.work / "records" / f"{self.name(index)}.json"
+
+    def _read(self, index: int) -> dict | None:
+        path = self._record(index)
+        try:
+            record = unsealed(json.loads(path.read_text()), path)
+            sound = all({"bytes", "sha256"} <= set(file) for file in record["files"].values())
+            return record if sound and (index in self.whole or self.counts(index, record)) else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # also BrokenArtefact
+            return None
 
 
-def _own_name() -> str:
-    """A new lease's name: '<unique>@<process id>@<namespace of process ids>@<host>'."""
-    return "@".join((uuid.uuid4().hex, str(os.getpid()), _pid_namespace(), socket.gethostname()))
-
-
-def _pid_namespace() -> str:
-    """Process ids are comparable within it alone: containers of one machine may share its host name."""
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:  # no Linux
-        return ""
-
-
-def _described(lease: Path) -> str:
-    _, pid, _, host = _fields(lease)
-    return f"process {pid} on {host}"
-
-
-def _fields(lease: Path) -> list[str]:
-    fields = lease.name.split("@", 3)
-    return fields if len(fields) == 4 and fields[1].isdecimal() else ["?"] * 4
-
-
-def _is_dead(lease: Path) -> bool:
-    """Whether a lease's process ran on this machine and does no longer: no need to wait then."""
-    _, pid, namespace, host = _fields(lease)
-    if (namespace, host) != (_pid_namespace(), socket.gethostname()) or os.name != "posix":
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
-    return False
+def complete(work: Path, *, finished: Callable[[], bool], finish: Callable[[], None]) -> None:
+    """Have one of all processes that call this do `finish`; the others wait for it. Like `SharedJob.run`."""
+    SharedJob(work).run(finished=finished, finish=finish)

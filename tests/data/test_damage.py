@@ -90,7 +90,7 @@ def test_a_damaged_fit_is_said_and_made_again(whole, images, caplog, place, how)
     (path,) = folder.glob(place)
     damage(path, how)
     codec, cache = prepared(folder, images)
-    assert "fitted again, for what was stored is damaged" in caplog.text and path.name in caplog.text
+    assert "fitted again, because what was stored is damaged" in caplog.text and path.name in caplog.text
     assert codec.fitted and len(cache) == COUNT
     assert contents(folder) == before
 
@@ -124,7 +124,7 @@ def test_with_a_damaged_manifest_all_is_encoded_again(whole, images, caplog, how
     (path,) = folder.glob("encoded/*/manifest.json")
     damage(path, how)
     prepared(folder, images)
-    assert "all is encoded again, for nothing says what it was" in caplog.text and "manifest.json" in caplog.text
+    assert "all is encoded again, because nothing says what it was" in caplog.text and "manifest.json" in caplog.text
     assert contents(folder) == before
 
 
@@ -207,7 +207,7 @@ def test_an_interrupted_repair_goes_on(whole, images, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("redi.data.cache.write.write_shard", interrupted)
+        patch.setattr("redi.data.cache.write.with_names", interrupted)
         prepared(folder, images)
     prepared(folder, images)
     assert contents(folder) == before

@@ -14,7 +14,7 @@ from redi.data.datasets.digits import Digits
 from redi.evaluation import evaluate as stage
 from redi.evaluation import measures
 from redi.evaluation.evaluate import ALL, evaluate, prepare_networks
-from redi.evaluation.measures import Compared, measure
+from redi.evaluation.measures import Comparison, measure
 from redi.evaluation.metrics.features import Features
 from redi.evaluation.metrics.frechet import Gaussian, frechet_distance
 from redi.evaluation.metrics.kernel import kernel_distance
@@ -219,7 +219,7 @@ def test_at_most_so_many_images_are_measured(measured, run, held_out, tmp_path):
 
 def test_swapped_samples_and_reference_are_refused():
     one, other = (torch.randn(20, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
-    swapped = Compared(
+    swapped = Comparison(
         Patches(), [Features("reference", {"pooled": one})], [torch.zeros(20)], Features("samples", {"pooled": other}),
         {"samples": {}},
     )  # fmt: skip
@@ -359,11 +359,11 @@ def test_images_beside_statistics_serve_what_statistics_cannot(measured, statist
 def test_of_a_reference_that_is_too_large_for_neighbours_all_classes_are_looked_at(monkeypatch):
     by_class = torch.arange(100.0).repeat_interleave(10)[:, None]  # sorted, as a folder's images are
     monkeypatch.setattr(measures, "MOST", 200)
-    compared = Compared(
+    comparison = Comparison(
         Patches(), [Features("samples", {"pooled": by_class[::5]})], [], Features("reference", {"pooled": by_class}),
         {"samples": {}},
     )  # fmt: skip
-    precision, recall = measure(compared, ["precision", "recall"])
+    precision, recall = measure(comparison, ["precision", "recall"])
     assert precision["num_reference"] == precision["num_samples"] == recall["num_samples"] == 200
     assert precision["value"] > 0.5
 

@@ -60,9 +60,7 @@ def test_nothing_but_whole_lines_after_a_kill_at_any_moment(tmp_path):
             finally:
                 os._exit(1)
         size = (tmp_path / "log.jsonl").stat().st_size if attempt else 0
-        deadline = time.monotonic() + 20
         while not (tmp_path / "log.jsonl").exists() or (tmp_path / "log.jsonl").stat().st_size <= size:
-            assert time.monotonic() < deadline
             time.sleep(0.001)
         time.sleep(moments.uniform(0, 0.03))
         os.kill(child, signal.SIGKILL)

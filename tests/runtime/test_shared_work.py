@@ -1,252 +1,178 @@
-"""Work divided over processes: each part once, dead and silent holders, and real processes with one result."""
+"""Work divided over processes: each part once, locks that outlive nobody, and real processes with one result."""
 
-import contextlib
 import json
-import os
-import socket
 import subprocess
 import sys
-import time
 
 import pytest
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file
 
 from redi.runtime import shared_work
 from redi.runtime.distributed import process_rank
-from redi.runtime.shared_work import complete
+from redi.runtime.shared_work import SharedJob, complete
 
 
-class Job:
-    """Parts that write a file each, and a finish that joins them; counts what was done."""
+class Letters:
+    """A job that stores a letter a part, and joins them; notes what it did."""
 
-    def __init__(self, folder, parts):
-        self.folder, self.parts, self.did = folder, parts, []
-        self.result = folder / "result"
+    def __init__(self, folder, letters="abcde", **options):
+        self.letters, self.did, self.result = letters, [], folder / "result"
+        self.job = SharedJob(folder / "work", [1] * len(letters), **options)
 
-    def do(self, part):
-        self.did.append(part)
-        (self.folder / part).write_text(part)
+    def do(self, index):
+        self.did.append(self.letters[index])
+        tensors = {"letter": torch.tensor([ord(self.letters[index])])}
+        self.job.store(index, {"letters": tensors}, {"letter": self.letters[index]})
 
     def finish(self):
-        self.did.append("finish")
-        self.result.write_text("".join((self.folder / part).read_text() for part in self.parts))
+        if (records := self.job.records()) is not None:
+            self.did.append("finish")
+            self.result.write_text("".join(record["letter"] for record in records))
 
     def run(self, **options):
-        actions = {"is_done": lambda part: (self.folder / part).exists(), "do": self.do, "finish": self.finish}
-        complete(self.folder / "work", self.parts, finished=self.result.exists, **actions | options)
+        self.job.run(**{"do": self.do, "finish": self.finish, "finished": self.result.exists} | options)
         return self.did
 
 
 @pytest.fixture
-def job(tmp_path):
-    return Job(tmp_path, ["a", "b", "c", "d", "e"])
+def letters(tmp_path):
+    return Letters(tmp_path)
 
 
-def lease(job, part, host="elsewhere", pid=1, namespace=None):
-    """A lease as another process leaves it; by default one of another machine."""
-    namespace = shared_work._pid_namespace() if namespace is None else namespace
-    path = job.folder / "work" / f"{part}.holder" / f"t@{pid}@{namespace}@{host}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    return path
+def interrupted(letters, after):
+    """The job after Ctrl-C at the part after so many."""
+
+    def do(index):
+        if len(letters.did) == after:
+            raise KeyboardInterrupt
+        letters.do(index)
+
+    with pytest.raises(KeyboardInterrupt):
+        letters.run(do=do)
+    letters.did.clear()
 
 
-def test_one_process_does_every_part_once_in_order(job):
-    assert job.run() == ["a", "b", "c", "d", "e", "finish"]
-    assert job.result.read_text() == "abcde"
+def test_one_process_does_every_part_once_in_order(letters):
+    assert letters.run() == ["a", "b", "c", "d", "e", "finish"]
+    assert letters.result.read_text() == "abcde"
 
 
-def test_nothing_but_the_result_is_left(job):
-    job.run()
-    assert not (job.folder / "work").exists()
+def test_nothing_but_the_result_is_left(letters, tmp_path):
+    letters.run()
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
 
 
-def test_a_rank_does_its_own_share_first_and_then_what_nobody_does(job):
-    assert job.run(rank=1, world_size=3) == ["b", "e", "a", "c", "d", "finish"]
+def test_a_rank_does_its_own_share_first_and_then_what_nobody_does(letters):
+    assert letters.run(rank=1, world_size=3) == ["b", "e", "a", "c", "d", "finish"]
 
 
-def test_what_is_done_is_not_done_again(job):
-    (job.folder / "c").write_text("c")
-    assert job.run() == ["a", "b", "d", "e", "finish"]
+def test_an_interrupted_job_resumes_with_the_parts_that_are_stored(letters, tmp_path):
+    interrupted(letters, after=3)
+    assert Letters(tmp_path).run() == ["d", "e", "finish"]
+    assert letters.result.read_text() == "abcde"
 
 
-def test_what_is_finished_is_left_alone(job):
-    job.result.write_text("before")
-    assert job.run() == []
+def test_what_is_finished_is_left_alone(letters):
+    letters.result.write_text("before")
+    assert letters.run() == []
 
 
-def test_a_finish_that_finds_damage_has_the_part_done_again(job):
-    def finish():
-        if job.did.count("b") == 1:
-            (job.folder / "b").unlink()
-        else:
-            job.finish()
+@pytest.mark.parametrize("damage", ["altered", "cut", "gone", "record", "record gone"])
+def test_a_part_that_was_damaged_since_is_done_again_and_no_other(letters, tmp_path, damage):
+    interrupted(letters, after=4)
+    path, record = letters.job.path("letters", 1), tmp_path / "work" / "records" / "part-00001.json"
+    content = path.read_bytes()
+    if damage == "altered":
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "cut":
+        path.write_bytes(content[:-1])
+    elif damage == "gone":
+        path.unlink()
+    elif damage == "record":
+        record.write_text(record.read_text().replace('"b"', '"x"'))
+    else:
+        record.unlink()
+    did = Letters(tmp_path).run()
+    assert sorted(did[:-1]) == ["b", "e"] and letters.result.read_text() == "abcde"
 
-    assert job.run(finish=finish) == ["a", "b", "c", "d", "e", "b", "finish"]
+
+def test_a_stored_part_that_does_not_count_is_done_again(letters, tmp_path):
+    interrupted(letters, after=2)
+    again = Letters(tmp_path, "xb", counts=lambda index, record: record["letter"] == "xb"[index])
+    assert again.run() == ["x", "finish"]
 
 
-def test_an_error_gives_the_part_back(job):
+def test_an_error_gives_the_part_back(letters):
     with pytest.raises(ZeroDivisionError):
-        job.run(do=lambda part: 1 / 0)
-    assert list((job.folder / "work").iterdir()) == []
-    job.run()
-    assert job.result.read_text() == "abcde"
+        letters.run(do=lambda index: 1 / 0)
+    letters.run()
+    assert letters.result.read_text() == "abcde"
+
+
+def test_a_group_becomes_a_folder_without_strays_and_replaces_the_one_before(letters, tmp_path):
+    folder = tmp_path / "letters"
+    folder.mkdir()
+    (folder / "part-00009.safetensors").touch()
+
+    def finish():
+        (letters.job.path("letters") / ".part-00001.safetensors.0123.partial").touch()
+        (letters.job.path("letters") / "notes").touch()
+        letters.job.assemble("letters", folder, {"notes"})
+        assert {path.name for path in folder.iterdir()} == {f"part-0000{i}.safetensors" for i in range(5)} | {"notes"}
+        letters.result.touch()
+
+    letters.run(finish=finish)
+    assert load_file(folder / "part-00004.safetensors")["letter"].item() == ord("e")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["letters", "result"]
+
+
+def test_a_disk_without_space_for_all_that_is_missing_is_refused(letters, monkeypatch):
+    monkeypatch.setattr(shared_work.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 39}))
+    with pytest.raises(OSError, match="no space for .*work: 0.00 GiB needed, .* what was finished is kept"):
+        letters.run()
 
 
 @pytest.fixture
-def dead_pid():
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    return dead.pid
+def elsewhere(letters, tmp_path, monkeypatch):
+    """Part b is another process's. `elsewhere(then)` says what it does at the third time that this one waits."""
+    (tmp_path / "work").mkdir()
+    lock, sleeps = FileLock(tmp_path / "work" / "part-00001.lock"), []
+    lock.acquire()
+
+    def arrange(then):
+        def sleep(seconds):
+            sleeps.append(seconds)
+            if len(sleeps) == 3:
+                then()
+                lock.release()
+
+        clock = type("Clock", (), {"monotonic": staticmethod(lambda: 10.0 * len(sleeps)), "sleep": staticmethod(sleep)})
+        monkeypatch.setattr(shared_work, "time", clock)
+
+    yield arrange
+    lock.release()
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """Time that passes in sleeps alone, and what is to happen at each of them."""
-    clock = type("Clock", (), {"now": 0.0, "at_each_sleep": [], "monotonic": lambda self: self.now})()
-
-    def sleep(seconds):
-        clock.now += seconds
-        for happen in clock.at_each_sleep:
-            happen()
-
-    clock.sleep = sleep
-    monkeypatch.setattr(shared_work, "time", clock)
-    return clock
-
-
-def test_a_part_of_a_dead_process_on_this_machine_is_taken_over_at_once(job, clock, dead_pid):
-    lease(job, "b", host=socket.gethostname(), pid=dead_pid)
-    assert job.run() == ["a", "b", "c", "d", "e", "finish"]
-    assert clock.now == 0
-
-
-def test_a_process_of_another_container_with_the_same_host_name_is_not_taken_for_dead(job, clock, dead_pid):
-    lease(job, "b", host=socket.gethostname(), pid=dead_pid, namespace="pid:[1]")
-    assert job.run() == ["a", "c", "d", "e", "b", "finish"]
-    assert clock.now > shared_work.LOST_SECONDS
-
-
-def test_a_part_that_falls_silent_elsewhere_is_taken_over_after_a_while(job, clock):
-    lease(job, "b")
-    assert job.run() == ["a", "c", "d", "e", "b", "finish"]
-    assert shared_work.LOST_SECONDS < clock.now <= shared_work.LOST_SECONDS + 2 * shared_work.POLL_SECONDS
-
-
-def test_a_part_of_a_living_holder_is_waited_for(job, clock):
-    path, beats = lease(job, "b"), iter(range(100))
-
-    def elsewhere():
-        if (beat := next(beats)) < 90:
-            os.utime(path, ns=(beat, beat))
-        elif beat == 90:
-            (job.folder / "b").write_text("B")
-            path.unlink()
-
-    clock.at_each_sleep.append(elsewhere)
-    assert job.run() == ["a", "c", "d", "e", "finish"]
-    assert job.result.read_text() == "aBcde"
-    assert clock.now > 2 * shared_work.LOST_SECONDS
-
-
-def test_a_holder_shows_that_it_lives(job, monkeypatch):
-    monkeypatch.setattr(shared_work, "HEARTBEAT_SECONDS", 0.02)
-    times = set()
-
-    def do(part):
-        for _ in range(10):
-            (path,) = (job.folder / "work" / f"{part}.holder").iterdir()
-            times.add(path.stat().st_mtime_ns)
-            time.sleep(0.02)
-        job.do(part)
-
-    job.parts = ["a"]
-    job.run(do=do)
-    assert len(times) > 2
-
-
-def test_a_damaged_lease_counts_as_silent_and_not_as_dead(job, clock):
-    path = lease(job, "b")
-    path.rename(path.with_name("t"))
-    assert job.run()[-2:] == ["b", "finish"]
-    assert clock.now > shared_work.LOST_SECONDS
-
-
-def test_a_holder_killed_between_freeing_a_part_and_clearing_up_blocks_nobody(job, clock):
-    lease(job, "b").unlink()
-    assert job.run() == ["a", "b", "c", "d", "e", "finish"]
-    assert clock.now == 0
-
-
-def test_a_waiting_process_says_whom_it_waits_for(job, clock, caplog):
-    lease(job, "b")
+def test_a_part_that_another_process_is_doing_is_waited_for(letters, elsewhere, caplog):
+    elsewhere(lambda: letters.job.store(1, {}, {"letter": "B"}))
     with caplog.at_level("INFO", logger="redi"):
-        job.run()
-    assert "waiting for other processes: b is done by process 1 on elsewhere" in caplog.text
-    assert "taking over b, which process 1 on elsewhere left unfinished" in caplog.text
+        assert letters.run() == ["a", "c", "d", "e", "finish"]
+    assert letters.result.read_text() == "aBcde"
+    assert "waiting for other processes, which are working on part-00001" in caplog.text
 
 
-@pytest.fixture
-def overtaken(tmp_path, monkeypatch):
-    """Three that want the part "b": one holds it and sleeps; both others judge it dead, `slow` after `fast` took over.
-
-    Gives the sleeper's and the fast one's hold, to be ended, and whether the slow one got the part.
-    """
-    asleep, fast, slow = (shared_work._Leases(tmp_path) for _ in range(3))
-    holds = [contextlib.ExitStack() for _ in range(3)]
-
-    def abandoned(leases, *_):
-        if leases is slow:
-            assert holds[1].enter_context(fast.take("b"))
-        return True
-
-    with monkeypatch.context() as patch:
-        assert holds[0].enter_context(asleep.take("b"))
-        patch.setattr(shared_work._Leases, "_abandoned", abandoned)
-        got = holds[2].enter_context(slow.take("b"))
-    with holds[2], holds[1], holds[0]:
-        yield holds[0], holds[1], got
+def test_a_part_that_another_process_gave_up_is_taken_over(letters, elsewhere):
+    elsewhere(lambda: None)
+    assert letters.run() == ["a", "c", "d", "e", "b", "finish"]
 
 
-def is_free(folder):
-    with shared_work._Leases(folder).take("b") as held:
-        return held
-
-
-def test_of_two_that_judge_a_lease_abandoned_one_takes_it_over(overtaken, tmp_path):
-    _, _, slow_got_it = overtaken
-    assert not slow_got_it
-    assert not is_free(tmp_path)
-
-
-def test_a_sleeper_that_wakes_up_does_not_give_back_the_lease_of_its_successor(overtaken, tmp_path):
-    sleeper, successor, _ = overtaken
-    sleeper.close()
-    assert not is_free(tmp_path)
-    successor.close()
-    assert is_free(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("stage", ["do", "finish"])
-def test_what_a_sleeper_stumbles_over_after_the_others_have_finished_is_no_error(job, stage):
-    def stumble(*part):
-        job.result.write_text("by others")
-        (job.folder / "work" / "gone" / "x").touch()
-
-    job.run(**{stage: stumble})
-    assert job.result.read_text() == "by others"
-
-
-@pytest.mark.parametrize("stage", ["do", "finish"])
-def test_an_error_of_the_file_system_is_raised_while_nothing_is_finished(job, stage):
-    with pytest.raises(FileNotFoundError, match="gone"):
-        job.run(**{stage: lambda *part: (job.folder / "work" / "gone" / "x").touch()})
-
-
-def test_a_lease_that_cannot_be_written_is_an_error_and_not_waited_for(job, monkeypatch):
-    monkeypatch.setattr(shared_work, "_own_name", lambda: "x" * 300)
-    with pytest.raises(OSError, match="too long"):
-        job.run()
+def test_work_without_parts_is_done_once(tmp_path):
+    done = []
+    for _ in range(2):
+        complete(tmp_path / "work", finished=lambda: bool(done), finish=lambda: done.append(1))
+    assert done == [1] and list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
@@ -296,7 +222,7 @@ SCENARIOS = {"alone": (1, 1, None), "two": (2, 2, None), "killed": (2, 2, 1)}
 SCRIPT = """
 import json, os, signal, sys, time
 from pathlib import Path
-import torch._dynamo  # as torch.optim does at first use: once here instead of in every process
+import torch
 from redi.models.codec import JointCodec, Representation
 from redi.runtime import shared_work
 from redi.data.cache import fits
@@ -307,18 +233,21 @@ from redi.models.encoders.domain import DomainEncoder
 from redi.models.reducers.pca import PCA
 
 fits.BLOCK = 10
-shared_work.POLL_SECONDS = 0.1
+shared_work.POLL_SECONDS = 0.05
 dataset = Digits().without(range(60, 1438))
 
 def work(folder, rank, world_size, killed):
     encoder = DomainEncoder(width=8, depth=1, image_size=8, num_steps=5, batch_size=16)
     representation = Representation(encoder=encoder, reducer=PCA(rank=3))
     codec = JointCodec(autoencoder=Pixels(channels=1), representations=[representation])
-    fit, precompute, calls = encoder.fit, codec.precompute, []
+    precompute, calls = codec.precompute, []
     def noted_fit(dataset):
         with open(folder.with_suffix(".fits"), "a") as file:
             file.write(f"{rank}\\n")
-        fit(dataset)
+        torch.manual_seed(0)  # random weights will do
+        for tensor in encoder.parameters():
+            torch.nn.init.normal_(tensor, std=0.2)
+        encoder.trained.fill_(True)
     def noted_precompute(images):
         calls.append(rank)
         if rank == killed and len(calls) == 2:

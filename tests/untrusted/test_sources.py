@@ -10,6 +10,7 @@ SOURCES = sorted((Path(__file__).resolve().parents[2] / "redi").rglob("*.py"))
 REFUSED = {
     "pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml", "xml", "runpy",
 }  # fmt: skip
+EXCEPTIONS = {"plots": ["xml.etree"]}  # reads the SVG that matplotlib has just drawn, and no file
 # (function, what must be among its arguments); None: it must not be called at all.
 CALLS = {
     "torch.load": "weights_only=True",
@@ -45,7 +46,7 @@ def refused(tree: ast.AST) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_no_source_executes_what_it_reads(path):
-    assert list(refused(ast.parse(path.read_text()))) == []
+    assert list(refused(ast.parse(path.read_text()))) == EXCEPTIONS.get(path.stem, [])
 
 
 @pytest.mark.parametrize(

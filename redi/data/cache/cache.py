@@ -2,10 +2,8 @@
 
 import itertools
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
@@ -17,8 +15,7 @@ from redi.core.registry import identity
 from redi.data.cache.shards import DTYPES, NAMES, check_labels, describes_shards, map_shard, read_ahead, remedy
 from redi.data.order import Blocks
 from redi.models.codec import JointCodec
-from redi.runtime.checksums import BrokenArtefact, json_sha256, sha256, without_versions
-from redi.runtime.progress import progress
+from redi.runtime.checksums import BrokenArtefact, altered_files, json_sha256, without_versions
 
 MANIFEST = "manifest.json"
 LEARNED = "learned.safetensors"  # what the codec had learned from data, where it learns anything
@@ -168,14 +165,6 @@ def code_of(codec: JointCodec) -> dict[str, dict]:
 
 def _unversioned(code: dict[str, dict]) -> dict[str, dict]:
     return {place: {key: value for key, value in part.items() if key != "redi"} for place, part in code.items()}
-
-
-def altered_files(records: dict[Path, str]) -> list[Path]:
-    """Those of the files (path -> SHA-256) that are missing or have another SHA-256; read by several threads."""
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        hashes = pool.map(lambda path: sha256(path) if path.exists() else None, records)
-        bar = progress(hashes, total=len(records), desc="verifying", unit="shard")
-        return [path for path, digest in zip(records, bar, strict=True) if digest != records[path]]
 
 
 def manifest_sha256(manifest: dict) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from redi.core.registry import configurable
 from redi.data.cache.cache import FORMAT, Cache, code_of
-from redi.data.cache.fits import fit_or_restore, fit_reducer
+from redi.data.cache.fits import fit_encoder, fit_reducer
 from redi.data.cache.stream import WINDOW, CacheStream
 from redi.data.cache.verify import verify_cache
 from redi.data.cache.write import write_cache
@@ -74,8 +74,7 @@ def prepare(
             cache at `cache_url` that is not of this codec and data set.
     """
     counts = {"num_fit_images": num_fit_images, "batch_size": batch_size, "rows_per_shard": rows_per_shard}
-    counts |= {"window_images": window_images}
-    for name, count in counts.items():
+    for name, count in (counts | {"window_images": window_images}).items():
         if count < 1:
             raise ValueError(f"prepare.{name} = {count}: at least 1 is needed")
     if not isinstance(local_gib, int | float) or not local_gib > 0:
@@ -87,14 +86,11 @@ def prepare(
     if dataset is None:
         raise ValueError("no data set: bind train.dataset, or prepare.cache_url")
     ranks = dict(zip(("rank", "world_size"), place, strict=True))
-    data = dataset.fingerprint()
-    encoders = [representation.encoder for representation in codec.representations.values()]
-    for encoder in (*encoders, codec.alignment):
+    representations = codec.representations.values()
+    for encoder in (*(representation.encoder for representation in representations), codec.alignment):
         if encoder is not None and not encoder.fitted:
-            key = {"fit": encoder.fit_settings(), "dataset": data}
-            fit_or_restore(cache_dir / "encoders", encoder, key, lambda e=encoder: e.fit(dataset))
-    for representation in codec.representations.values():
-        encoder, reducer = representation.encoder, representation.reducer
+            fit_encoder(cache_dir / "encoders", encoder, dataset)
+    for encoder, reducer in ((representation.encoder, representation.reducer) for representation in representations):
         if not reducer.fitted:
             sample = {"num_images": num_fit_images, "seed": seed, "batch_size": batch_size}
             fit_reducer(cache_dir / "reducers", reducer, encoder, dataset, device=codec.device, **sample, **ranks)
@@ -104,9 +100,8 @@ def prepare(
             dataset = copy.copy(dataset)
             dataset.mirrored = mirror
         return dataset
-    key = [FORMAT, codec.cache_fingerprint(), code_of(codec)]
-    digest = json_sha256(key)
-    name = f"{type(dataset).__name__}-{data[:12]}-{digest[:12]}" + ("-mirrored" if mirror else "")
+    digest = json_sha256([FORMAT, codec.cache_fingerprint(), code_of(codec)])
+    name = f"{type(dataset).__name__}-{dataset.fingerprint()[:12]}-{digest[:12]}" + ("-mirrored" if mirror else "")
     folder = cache_dir / "encoded" / name
     if verify and folder.exists():
         verify_cache(folder, **ranks)

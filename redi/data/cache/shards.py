@@ -3,7 +3,6 @@
 import ctypes
 import json
 import mmap
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,36 +11,23 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from redi.runtime.atomic import rename, save_tensors
-from redi.runtime.checksums import BrokenArtefact, sha256
+from redi.runtime.checksums import BrokenArtefact
 
 DTYPES = {"U8": np.uint8, "F16": np.float16, "F32": np.float32, "I64": np.int64}
 NAMES = "names.json"  # a tensor of bytes: safetensors has no strings; no channel group has a dot in its name
 
 
-def write_shard(path: Path, rows: Mapping[str, Tensor], names: Sequence[str], *, scratch: Path) -> dict:
-    """Writes tensors (rows, ...) and the images' names -> its record: file, rows, bytes, sha256.
-
-    The file lies in `scratch`, on the same file system, until it is whole. Raises OSError: the disk is full or not
-    writable; nothing is left behind.
-    """
+def with_names(rows: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors of a shard's file: (rows, ...) and the images' names as JSON."""
     text = np.frombuffer(json.dumps(list(names)).encode(), dtype=np.uint8)
-    temporary = scratch / f".{path.name}.{uuid.uuid4().hex[:12]}.partial"
-    try:
-        save_tensors(temporary, dict(rows) | {NAMES: torch.from_numpy(text.copy())})
-        record = {"file": path.name, "rows": len(names), "bytes": temporary.stat().st_size}
-        record["sha256"] = sha256(temporary)
-        rename(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return record
+    return dict(rows) | {NAMES: torch.from_numpy(text.copy())}
 
 
 def map_shard(path: Path, record: Mapping, tensors: Mapping[str, Mapping]) -> dict[str, np.ndarray]:
     """The tensors of a shard as read-only arrays on the disk's pages; "names.json" as bytes.
 
     Args:
-        record: of `write_shard`.
+        record: the entry of the manifest: file, rows, bytes, sha256.
         tensors: name -> {"dtype": as safetensors writes it, "shape": of one row}, for every tensor.
 
     Raises BrokenArtefact where the file is missing or cut short, or its header is not that of such a shard.

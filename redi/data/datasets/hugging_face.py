@@ -53,10 +53,8 @@ class HuggingFace(EncodedImages):
             return io.BytesIO(image["bytes"])
         path = (self.folder / str(image["path"])).resolve()
         if not path.is_relative_to(self.folder) or not path.is_file():
-            raise ValueError(
-                f"the row has no image, but names a file outside of the data set, {str(path)[:200]}: save the data set "
-                "with its images in it, as save_to_disk does by itself"
-            )
+            what = f"the row has no image, but names a file outside of the data set, {str(path)[:200]}"
+            raise ValueError(f"{what}: save the data set with its images in it, as save_to_disk does by itself")
         return open(path, "rb")
 
     def provenance(self) -> dict:
@@ -92,9 +90,8 @@ def _load(path: str, split_name: str):
 
 def _check_column(table, argument: str, column: str, kind) -> None:
     if column not in table.features:
-        raise ValueError(
-            f"HuggingFace.{argument} = {column!r}: the data set has the columns {', '.join(table.column_names)}"
-        )
+        columns = ", ".join(table.column_names)
+        raise ValueError(f"HuggingFace.{argument} = {column!r}: the data set has the columns {columns}")
     if kind and not isinstance(table.features[column], kind):
         raise ValueError(f"HuggingFace.{argument} = {column!r} is no column of images but {table.features[column]}")
 

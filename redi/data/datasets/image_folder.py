@@ -39,7 +39,7 @@ class ImageFolder(EncodedImages):
                 index = self.source.open("dataset.json")
             except ValueError as error:  # of a zip file, which does not name it
                 raise ValueError(f"{where}: dataset.json: {error}") from None
-            labels, class_names = _labels_of_index(index, names, f"{where}: dataset.json")
+            labels, class_names = labels_of_index(index, names, where)
         else:
             labels, class_names = _labels_of_folders(names, self.source.folders, where)
         super().__init__(names=names, labels=labels, class_names=class_names, **part)
@@ -72,8 +72,9 @@ def _labels_of_folders(names: list[str], folders: set[str], where: str) -> tuple
     return np.array([label_of[name.partition("/")[0]] for name in names]), class_names
 
 
-def _labels_of_index(file: IO[bytes], names: list[str], where: str) -> tuple[np.ndarray, list[str]]:
+def labels_of_index(file: IO[bytes], names: list[str], where: str) -> tuple[np.ndarray, list[str]]:
     """The labels that dataset.json gives to `names`, and class names."""
+    where = f"{where}: dataset.json"
     try:
         with file:
             text = file.read(MAX_BYTES + 1)

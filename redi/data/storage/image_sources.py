@@ -41,10 +41,8 @@ class Folder:
             below[:] = [name for name in below if not _is_hidden(name)]
             for path in map(here.joinpath, below):
                 if path.is_symlink():
-                    raise ValueError(
-                        f"{where}: {self._name(path)} is a symbolic link to the folder {path.resolve()}; "
-                        "such links are not followed: put the files themselves there"
-                    )
+                    what = f"{self._name(path)} is a symbolic link to the folder {path.resolve()}"
+                    raise ValueError(f"{where}: {what}; such links are not followed: put the files themselves there")
             if here == self.root:
                 self.folders.update(below)
             for name in files:

@@ -26,9 +26,8 @@ class Entry(NamedTuple):
 
 
 def scan(tar: RangedFile, where: str, *, labelled: bool = True, label_field: str | None = None) -> list[Entry]:
-    """The samples of a tar file in their order; reads headers and labels alone.
-
-    With `label_field`, key.json holds all labels; else they are in key.cls, or in key.json.
+    """The samples of a tar file in their order; reads headers and labels alone. Labels are in the field `label_field`
+    of key.json; without one in key.cls, or else in key.json.
 
     Raises ValueError where it is not an intact, uncompressed tar file of samples, and Unreachable.
     """

@@ -3,9 +3,9 @@
 The question that the paper leaves open; docs/representations.md has the definitions.
 """
 
+import itertools
 import logging
 import statistics
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -54,7 +54,8 @@ def representation_metrics(
     if not (names := trained.codec.channels.representations):
         return []
     real = RealFeatures(dataset, reference, seed=seed, batch_size=batch_size)
-    found: dict[str, list[Measured]] = {name: [] for name in names}
+    spaces: dict[str, EncoderSpace] = {}
+    measured = {name: ([], [], []) for name in names}  # of each seed: Agreement, the share off the grid, accuracies
     for group in samples.sets:
         drawn = samples.take(_positions(group, max_images, seed))
         if drawn.images is None or drawn.x is None:
@@ -65,24 +66,16 @@ def representation_metrics(
         labels = torch.where(drawn.labels < dataset.num_classes, drawn.labels, -1)  # the null label is no class
         labels = labels if dataset.num_classes > 1 else torch.full_like(labels, -1)
         for name in names:
-            space = EncoderSpace(trained.codec, name, drawn.images[:1])
+            space = spaces[name] = EncoderSpace(trained.codec, name, drawn.images[:1])
             z = trained.codec.channels.split(drawn.x)[name]
             agreed = agreement(space, drawn.images, z, labels, seed=seed, batch_size=batch_size)
-            off_grid = float(space.off_grid(z).mean())
-            found[name].append(Measured(space, agreed, off_grid, _probed(agreed, labels, real, space)))
-    return [
-        entry for name, sets in found.items() for entry in (_agreement_entry(name, sets), *_probe_entries(name, sets))
-    ]
-
-
-@dataclass
-class Measured:
-    """Of one representation of one seed's samples."""
-
-    space: EncoderSpace
-    agreed: Agreement
-    off_grid: float  # see EncoderSpace.off_grid
-    probed: dict | None  # {probe: {question: accuracy}, "conditions": ...}; None without two classes
+            values = agreed, float(space.off_grid(z).mean()), _probed(agreed, labels, real, space)
+            for column, value in zip(measured[name], values, strict=True):
+                column.append(value)
+    entries = []
+    for name, (agreements, off_grid, probed) in measured.items():
+        entries += [_agreement_entry(spaces[name], agreements, off_grid), *_probe_entries(name, probed)]
+    return entries
 
 
 class RealFeatures:
@@ -92,26 +85,21 @@ class RealFeatures:
         self.dataset, self.seed, self.batch_size = dataset, seed, batch_size
         comparable = isinstance(reference, Dataset) and reference.class_names == dataset.class_names
         self.reference = reference if comparable else None
-        self.known: dict[tuple, tuple[Labelled, Labelled, str]] = {}
+        self.encoded: dict[tuple, tuple[Labelled, Labelled, str]] = {}
 
     def of(self, space: EncoderSpace, classes: Tensor, count: int) -> tuple[Labelled, Labelled, str]:
         """-> at most so many images of these classes to learn from, others to be asked about, what the others are."""
         key = space.name, tuple(classes.tolist()), count
-        if key not in self.known:
-            self.known[key] = self._encoded(space, classes, count)
-        return self.known[key]
-
-    def _encoded(self, space: EncoderSpace, classes: Tensor, count: int) -> tuple[Labelled, Labelled, str]:
-        if self.reference is not None and len(held_out := self._chosen(self.reference, classes, count)):
-            train = self._chosen(self.dataset, classes, count)
-            return (
-                self._pooled(space, self.dataset, train),
-                self._pooled(space, self.reference, held_out),
-                "held-out images",
-            )
-        both = np.random.default_rng(self.seed).permutation(self._chosen(self.dataset, classes, 2 * count))
-        halves = (self._pooled(space, self.dataset, half) for half in np.array_split(both, 2))
-        return *halves, "training images that the probe has not seen"
+        if key not in self.encoded:
+            source, what = self.reference, "held-out images"
+            if source is not None and len(test := self._chosen(source, classes, count)):
+                train = self._chosen(self.dataset, classes, count)
+            else:
+                source, what = self.dataset, "training images that the probe has not seen"
+                both = np.random.default_rng(self.seed).permutation(self._chosen(source, classes, 2 * count))
+                train, test = np.array_split(both, 2)
+            self.encoded[key] = self._pooled(space, self.dataset, train), self._pooled(space, source, test), what
+        return self.encoded[key]
 
     def _chosen(self, source: Dataset, classes: Tensor, most: int) -> np.ndarray:
         members = np.flatnonzero(np.isin(source.labels, classes.numpy()))
@@ -137,16 +125,14 @@ def _positions(group: dict, max_images: int, seed: int) -> list[int]:
     return (group["start"] + sample_positions(count, max_images, seed)).tolist()
 
 
-def _agreement_entry(name: str, sets: list[Measured]) -> dict:
-    space = sets[0].space
-    centred = [_means(one.agreed.centred) for one in sets]
-    raw = _averaged([_means(one.agreed.raw) for one in sets])
-    per_image = torch.stack([one.agreed.centred["generated"].mean(dim=(1, 2)) for one in sets])
-    means = _averaged(centred)
-    per_token = torch.cat([one.agreed.centred["generated"] for one in sets]).mean(dim=0)
-    where = "encoder space" if space.inverts else "the reduced space, for this reducer has no inverse"
+def _agreement_entry(space: EncoderSpace, sets: list[Agreement], off_grid: list[float]) -> dict:
+    centred = [_means(one.centred) for one in sets]
+    means, raw = _averaged(centred), _averaged([_means(one.raw) for one in sets])
+    per_token = torch.stack([one.centred["generated"] for one in sets])  # (seeds, N, h, w)
+    per_image = per_token.mean(dim=(2, 3))
+    where = "encoder space" if space.inverts else "the reduced space, because this reducer has no inverse"
     return {
-        "metric": f"representation_agreement_{name}",
+        "metric": f"representation_agreement_{space.name}",
         **_over_seeds([m["generated"] for m in centred]),
         "standard_error": float(per_image.std() / per_image.numel() ** 0.5),
         "floor": means["floor"],
@@ -155,8 +141,8 @@ def _agreement_entry(name: str, sets: list[Measured]) -> dict:
         "same_class": means["same_class"],
         "fraction_within_class": _fraction(means["generated"], means["same_class"], means["ceiling"]),
         "raw": {"value": raw.pop("generated"), **raw},
-        "per_token": [[round(value, 4) for value in row] for row in per_token.tolist()],
-        "off_grid": statistics.fmean(one.off_grid for one in sets),
+        "per_token": [[round(value, 4) for value in row] for row in per_token.flatten(0, 1).mean(dim=0).tolist()],
+        "off_grid": statistics.fmean(off_grid),
         "space": "encoder" if space.inverts else "reduced",
         "num_samples": per_image.shape[1],
         "note": f"cosine of centred features per token in {where}, between what was drawn and the encoder's features "
@@ -166,36 +152,33 @@ def _agreement_entry(name: str, sets: list[Measured]) -> dict:
     }  # fmt: skip
 
 
-def _probe_entries(name: str, sets: list[Measured]) -> list[dict]:
-    probed = [one.probed for one in sets if one.probed is not None]
-    if len(probed) < len(sets):
+NOTES = {
+    "generated": "trained on real images' features, asked for the label that generated features were drawn with",
+    "generated_images": "trained on real images' features, asked for the label by the encoder's features of the "
+    "generated images",
+    "from_generated": "trained on generated features, asked about held-out real images",
+}
+
+
+def _probe_entries(name: str, sets: list[dict | None]) -> list[dict]:
+    if None in sets:
         return []
-    conditions = probed[0]["conditions"]
-    notes = {
-        "generated": "trained on real images' features, asked for the label that generated features were drawn with",
-        "generated_images": "trained on real images' features, asked for the label by the encoder's features of the "
-        "generated images",
-        "from_generated": "trained on generated features, asked about held-out real images",
-    }
-    entries = []
-    for probe in PROBES:
-        for question, note in notes.items():
-            means = _averaged([answers[probe] for answers in probed])
-            floor = conditions["chance_held_out" if question == "from_generated" else "chance"]
-            entries.append(
-                {
-                    "metric": f"{probe}_{question}_{name}",
-                    **_over_seeds([answers[probe][question] for answers in probed]),
-                    "floor": floor,
-                    "ceiling": means["held_out"],
-                    "fraction": _fraction(means[question], floor, means["held_out"]),
-                    **{key: conditions[key] for key in ("num_train", "num_held_out", "num_classes")},
-                    **({"k": conditions["k"]} if probe == "knn" else {}),
-                    "num_samples": conditions["num_samples"],
-                    "note": f"{note}; features averaged over tokens, all through the reducer and back; ceiling: "
-                    f"trained on real images, asked about {conditions['held_out']}; floor: the most frequent label",
-                }
-            )
+    conditions, entries = sets[0]["conditions"], []
+    for probe, (question, note) in itertools.product(PROBES, NOTES.items()):
+        means = _averaged([accuracies[probe] for accuracies in sets])
+        floor = conditions["chance_held_out" if question == "from_generated" else "chance"]
+        entries.append({
+            "metric": f"{probe}_{question}_{name}",
+            **_over_seeds([accuracies[probe][question] for accuracies in sets]),
+            "floor": floor,
+            "ceiling": means["held_out"],
+            "fraction": _fraction(means[question], floor, means["held_out"]),
+            **{key: conditions[key] for key in ("num_train", "num_held_out", "num_classes")},
+            **({"k": conditions["k"]} if probe == "knn" else {}),
+            "num_samples": conditions["num_samples"],
+            "note": f"{note}; features averaged over tokens, all through the reducer and back; ceiling: "
+            f"trained on real images, asked about {conditions['held_out']}; floor: the most frequent label",
+        })  # fmt: skip
     return entries
 
 

@@ -83,6 +83,9 @@ class EncoderSpace:
         return centred, functional.cosine_similarity(features, others, dim=1)
 
 
+KINDS = ("generated", "ceiling", "floor", "same_class")
+
+
 @dataclass
 class Agreement:
     """Cosines with the encoder's features of the images, per token, and features averaged over tokens.
@@ -94,7 +97,7 @@ class Agreement:
 
     centred: dict[str, Tensor]  # kind: (N, h, w)
     raw: dict[str, Tensor]  # kind: (N, h, w)
-    pooled: dict[str, Tensor]  # "generated" and "ceiling": (N, E)
+    pooled: dict[str, Tensor]  # kind: (N, E)
 
 
 def agreement(
@@ -107,29 +110,21 @@ def agreement(
         seed: of the shuffles.
     """
     if len(images) < 2:
-        raise ValueError("agreement needs two images or more, for its floor is measured with another's features")
+        raise ValueError("agreement needs two images or more, because its floor is measured with another's features")
     alone = torch.where(labels < 0, -1 - torch.arange(len(labels)), labels)
     others, siblings = derangement(torch.zeros_like(labels), seed), derangement(alone, seed)
-    parts = []
+    parts: dict[str, list[tuple]] = {kind: [] for kind in KINDS}
     bar = progress(range(0, len(images), batch_size), desc="features of samples", unit="batch")
     for at in (torch.arange(start, min(start + batch_size, len(images))) for start in bar):
-        target, kept = space.encode(images[at])
-        kinds = {"generated": z[at], "ceiling": kept, "floor": z[others[at]], "same_class": z[siblings[at]]}
-        part = {}
-        for kind, channels in kinds.items():
+        target, round_trip = space.encode(images[at])
+        for kind, channels in zip(KINDS, (z[at], round_trip, z[others[at]], z[siblings[at]]), strict=True):
             features = space.features_of(channels)
-            part[kind, "centred"], part[kind, "raw"] = space.cosine(features, target)
-            part[kind, "pooled"] = features.mean(dim=(2, 3))
-        parts.append({key: tensor.cpu() for key, tensor in part.items()})
-    whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-    for what in ("centred", "raw"):
-        whole["same_class", what][siblings == torch.arange(len(images))] = torch.nan
-    kinds = ("generated", "ceiling", "floor", "same_class")
-    return Agreement(
-        {kind: whole[kind, "centred"] for kind in kinds},
-        {kind: whole[kind, "raw"] for kind in kinds},
-        {kind: whole[kind, "pooled"] for kind in ("generated", "ceiling")},
-    )
+            values = *space.cosine(features, target), features.mean(dim=(2, 3))
+            parts[kind].append(tuple(tensor.cpu() for tensor in values))
+    whole = {kind: [torch.cat(column) for column in zip(*rows, strict=True)] for kind, rows in parts.items()}
+    for cosines in whole["same_class"][:2]:
+        cosines[siblings == torch.arange(len(images))] = torch.nan
+    return Agreement(*({kind: columns[i] for kind, columns in whole.items()} for i in range(3)))
 
 
 def derangement(groups: Tensor, seed: int) -> Tensor:

@@ -38,16 +38,16 @@ def linear_probe(train: Labelled, *, max_iterations: int = 500):
     Raises:
         ValueError: fewer than two classes.
     """
+    # Here, because it takes a second, which every start of a training run would pay.
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    _check_classes(train)
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=max_iterations))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # said below, once and in our words
-        probe.fit(*_arrays(train))
+        warnings.simplefilter("ignore", ConvergenceWarning)  # reported below, once
+        probe.fit(*_arrays(train, least_classes=2))
     if probe[-1].n_iter_.max() >= max_iterations:
         log.warning("a linear probe had not converged after %d iterations", max_iterations)
     return probe
@@ -63,10 +63,9 @@ def knn(train: Labelled, *, k: int | None = None):
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    _check_classes(train)
     k = num_neighbours(train.labels) if k is None else k
     probe = make_pipeline(StandardScaler(with_std=False), KNeighborsClassifier(k, metric="cosine"))
-    return probe.fit(*_arrays(train))
+    return probe.fit(*_arrays(train, least_classes=2))
 
 
 def num_neighbours(labels: Tensor) -> int:
@@ -95,10 +94,7 @@ def probe_both_ways(train: Labelled, generated: Labelled, tests: Mapping[str, La
     return found
 
 
-def _check_classes(train: Labelled) -> None:
-    if len(train.labels.unique()) < 2:
+def _arrays(labelled: Labelled, least_classes: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    if len(labelled.labels.unique()) < least_classes:
         raise ValueError("a probe needs images of at least two classes to learn from")
-
-
-def _arrays(labelled: Labelled) -> tuple[np.ndarray, np.ndarray]:
     return labelled.features.double().numpy(), labelled.labels.to(torch.int64).numpy()

@@ -1,26 +1,24 @@
-"""How samples are drawn part by part: the work that `redi.evaluation.samples.sample.sample` divides over processes."""
+"""The samples of a run as a job: drawn part by part, by as many processes as there are, and resumed."""
 
 import logging
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import redi
 from redi.evaluation.samples.feature_store import feature_folder, feature_record, features_of, is_stored
-from redi.evaluation.samples.parts import Parts
 from redi.evaluation.samples.stored import Samples
 from redi.models.encoders import Encoder
 from redi.runtime.artefact import read_record
 from redi.runtime.atomic import stamp
 from redi.runtime.checksums import BrokenArtefact, json_sha256, tensors_sha256
 from redi.runtime.progress import part_of
+from redi.runtime.shared_work import SharedJob
 from redi.sampling.generate import Generated
 
 log = logging.getLogger(__name__)
@@ -28,183 +26,155 @@ log = logging.getLogger(__name__)
 COUNTED = ("function_evaluations", "network_evaluations_per_image")  # an adaptive solver's differ between parts
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is to be drawn."""
-
-    labels: Tensor  # (N,) int64, of every set
-    scheme: str | list[int]  # as `sample.labels`
-    weights: str
-    seeds: tuple[int, ...] | None
-    keep: tuple[str, ...]
-    images_per_part: int
-    key: str
-
-    def __len__(self) -> int:
-        return len(self.labels) * len(self.seeds or (None,))
-
-    def parts(self) -> dict[str, tuple[int | None, int, int]]:
-        """Name -> seed, and the first image and the one after the last in the seed's set."""
-        size, each = self.images_per_part, len(self.labels)
-        cuts = [(s, i, min(i + size, each)) for s in self.seeds or (None,) for i in range(0, each, size)]
-        return {f"part-{number:05d}": cut for number, cut in enumerate(cuts)}
-
-
-class Drawing:
-    """What `redi.runtime.shared_work.complete` is given to do.
+class SamplingJob:
+    """Draws samples into `folder`; see `redi.evaluation.samples.sample.sample`.
 
     Args:
-        folder: where the samples will be.
-        networks: whose features are computed while drawing, for the images are not kept.
+        labels: (N,) int64, of every set; `scheme` is the setting that chose them.
+        seeds: one set of samples for each; None for one set, of the seed that `generate` has.
+        networks: whose features are computed while drawing, because the images are not kept.
     """
 
     def __init__(
-        self, folder: Path, trained, plan: Plan, generate: Callable[..., Generated], networks: Sequence[Encoder],
-        bar: tqdm,
+        self, folder: Path, trained, generate: Callable[..., Generated], networks: Sequence[Encoder], *, labels: Tensor,
+        scheme: str | list[int], weights: str, seeds: tuple[int, ...] | None, keep: tuple[str, ...],
+        images_per_part: int, key: str,
     ):  # fmt: skip
-        self.folder, self.trained, self.plan, self.generate, self.bar = folder, trained, plan, generate, bar
-        self.parts = plan.parts()
-        self.weights = trained.weights[plan.weights]
-        self.weights_sha256 = tensors_sha256(self.weights)
+        self.folder, self.trained, self.generate = folder, trained, generate
+        self.labels, self.seeds, self.keep = labels, seeds, keep
+        self.weights, self.weights_sha256 = trained.weights[weights], tensors_sha256(trained.weights[weights])
         self.networks = {feature_folder(folder.parent, network): network for network in networks}
-        self.settings_sha256 = json_sha256(self._settings())
-        self.work = folder.with_name(f".{folder.name}.{self.settings_sha256[:16]}.work")
-        self.samples = Parts(folder, self.work, list(self.parts))
-        self.features = {path: Parts(path, self.work, list(self.parts)) for path in self.networks}
-        self.refused: tuple | None = None  # the stamp of finished samples that do not count
-        self.drawn: dict[str, int] = {}  # images per part, by whomever, for the bar
-        self.told = _Once()
-
-    def _settings(self) -> dict:
-        """All that is known to decide the result before it is drawn."""
-        return vars(self.plan) | {
-            "labels": tensors_sha256({"labels": self.plan.labels}),
+        # All that is known to decide the result before it is drawn.
+        settings = {
+            "labels": tensors_sha256({"labels": labels}),
+            "scheme": scheme,
+            "weights": weights,
+            "seeds": seeds,
+            "keep": keep,
+            "images_per_part": images_per_part,
+            "key": key,
             "weights_sha256": self.weights_sha256,
-            "decoder": self.trained.codec.autoencoder.provenance(),
+            "decoder": trained.codec.autoencoder.provenance(),
             "networks": sorted(path.name for path in self.networks),
-            "noise": "philox4x32-10",  # unfinished samples of the generators before it cannot be gone on with
+            "noise": "philox4x32-10",  # unfinished samples of earlier generators cannot be resumed
             "redi": redi.__version__,
         }
+        self.settings, self.settings_sha256 = settings, json_sha256(settings)
+        # Of each part: the seed, the first image and the one after the last in the seed's set.
+        size, total = images_per_part, len(labels)
+        self.parts = [(s, i, min(i + size, total)) for s in seeds or (None,) for i in range(0, total, size)]
+        work = folder.with_name(f".{folder.name}.{self.settings_sha256[:16]}.work")
+        self.job = SharedJob(work, [stop - start for _, start, stop in self.parts])
+        self.refused: tuple | None = None  # the stamp of finished samples that do not count
+        self.told = _Once()
 
-    def resume(self, alone: bool) -> None:
-        """Looks what of these samples is there already and counts. `alone`: no other process is at work."""
-        if not self.plan.key and alone:
+    def run(self, rank: int, world_size: int) -> None:
+        """Draw what is missing, together with all processes that call this."""
+        self._look(alone=world_size == 1)
+        self.job.run(
+            do=self._draw, finish=self._finish, finished=self._finished, rank=rank, world_size=world_size,
+            desc="sampling",
+        )  # fmt: skip
+
+    def _look(self, alone: bool) -> None:
+        """Check which samples exist already and count. `alone`: no other process is at work."""
+        if not self.settings["key"] and alone:
             self.refused = stamp(self.folder)
-            shutil.rmtree(self.work, ignore_errors=True)
+            shutil.rmtree(self.job.work, ignore_errors=True)
         if self.folder.exists():
             try:
                 read_record(self.folder)
-                if self.finished():
+                if self._finished():
                     Samples(self.folder).verify()
-                    log.info("samples of these settings are there already: %s", self.folder)
+                    log.info("samples of these settings exist already: %s", self.folder)
             except BrokenArtefact as error:
-                log.warning("drawn anew, for it was damaged: %s", error)
+                log.warning("drawn again, because it was damaged: %s", error)
                 self.refused = stamp(self.folder)
         for other in self.folder.parent.glob(f".{self.folder.name}.*.work"):
-            if other != self.work:
+            if other != self.job.work:
                 log.info("%s holds unfinished samples of other settings; delete it if nobody draws them", other)
-        if done := sum(self.is_done(part) for part in self.parts):
-            log.info("%d of %d parts were drawn before", done, len(self.parts))
-        self.bar.initial = self.bar.n  # what was there is no part of the bar's speed
 
-    def finished(self) -> bool:
+    def _finished(self) -> bool:
         try:
             record = read_record(self.folder)
         except BrokenArtefact:
             return False
         if record.get("settings_sha256") != self.settings_sha256 or stamp(self.folder) == self.refused:
             return False
-        return all(is_stored(path, record["samples_sha256"]) for path in self.features)
+        return all(is_stored(path, record["samples_sha256"]) for path in self.networks)
 
-    def is_done(self, part: str) -> bool:
-        if done := all(part in parts for parts in (self.samples, *self.features.values())):
-            self._show(part)
-        return done
-
-    def _show(self, part: str) -> None:
-        _, start, stop = self.parts[part]
-        self.drawn[part] = stop - start
-        self.bar.update(sum(self.drawn.values()) - self.bar.n)
-
-    def draw(self, part: str) -> None:
-        seed, start, stop = self.parts[part]
-        trained, labels = self.trained, self.plan.labels[start:stop]
-        given = {} if seed is None else {"seed": seed}
-        with part_of(self.bar), _filtered(self.told):
+    def _draw(self, index: int) -> None:
+        seed, start, stop = self.parts[index]
+        trained, seeded = self.trained, {} if seed is None else {"seed": seed}
+        with part_of(self.job.bar), _filtered(self.told):
             drawn = self.generate(
-                trained.model, trained.codec, trained.process, labels=labels, weights=self.weights, first_index=start,
-                **given,
+                trained.model, trained.codec, trained.process, labels=self.labels[start:stop], weights=self.weights,
+                first_index=start, **seeded,
             )  # fmt: skip
         check_states(drawn, start)
-        for path, network in self.networks.items():
-            self.features[path].write(part, features_of(network, drawn.images, start), {})
-        everything = {"images": drawn.images, "x": drawn.x, "labels": drawn.labels}
+        tensors = {"images": drawn.images, "x": drawn.x, "labels": drawn.labels}
+        groups = {path.name: features_of(network, drawn.images, start) for path, network in self.networks.items()}
+        groups[self.folder.name] = {name: tensors[name] for name in ("labels", *self.keep)}
         record = {
-            "drawn_sha256": tensors_sha256(everything),
+            "drawn_sha256": tensors_sha256(tensors),
             "labels_sha256": tensors_sha256({"labels": drawn.labels}),
             "image_size": drawn.images.shape[-1],
             "generated": drawn.record,
         }
-        kept = {name: tensor for name, tensor in everything.items() if name in ("labels", *self.plan.keep)}
-        self.samples.write(part, kept, record)
-        self._show(part)
+        self.job.store(index, groups, record)
 
-    def finish(self) -> None:
-        """Compares every part that another process drew, now or before, with its checksum; then the records."""
-        records = self.samples.checked()
-        features = {path: parts.checked() for path, parts in self.features.items()}
-        if records is None or None in features.values():
-            return  # `complete` has the damaged parts drawn again
+    def _finish(self) -> None:
+        if (records := self.job.records()) is None:
+            return
         record = self._record(records)
         # The features first: samples without images are finished only with them.
-        for path, parts in self.features.items():
-            found = feature_record(self.networks[path], record["samples_sha256"], record["parts"])
-            parts.assemble(found, features[path])
-        self.samples.assemble(record, records)
+        for path, network in self.networks.items():
+            facts = feature_record(network, record["samples_sha256"], record["parts"])
+            self.job.assemble_artefact(path.name, path, facts, records)
+        self.job.assemble_artefact(self.folder.name, self.folder, record, records)
 
-    def _record(self, records: dict[str, dict]) -> dict:
-        generated = {part: record["generated"] for part, record in records.items()}
-        common = self._agreed(generated)
-        codec, seeds, parts = self.trained.codec, self.plan.seeds or (common["seed"],), []
-        for (name, (seed, start, stop)), record in zip(self.parts.items(), records.values(), strict=True):
-            place = {"seed": seeds[0] if seed is None else seed, "start": start, "stop": stop}
-            parts.append({"file": f"{name}.safetensors", **place, "labels_sha256": record["labels_sha256"]})
-        lengths = [part["stop"] - part["start"] for part in parts]
-        counted = {name: [found[name] for found in generated.values()] for name in COUNTED}
-        # The mean over images, but a whole number where all parts have the same.
-        means = {
-            name: v[0] if len(set(v)) == 1 else float(np.average(v, weights=lengths)) for name, v in counted.items()
-        }
+    def _record(self, records: list[dict]) -> dict:
+        common = self._agreed([record["generated"] for record in records])
+        seeds, parts = self.seeds or (common["seed"],), []
+        for index, ((seed, start, stop), record) in enumerate(zip(self.parts, records, strict=True)):
+            part = {"file": f"{self.job.name(index)}.safetensors", "seed": seeds[0] if seed is None else seed}
+            parts.append(part | {"start": start, "stop": stop, "labels_sha256": record["labels_sha256"]})
+        means = {}
+        for name in COUNTED:  # the mean over images, but an integer where all parts have the same
+            values = [record["generated"][name] for record in records]
+            means[name] = values[0] if len(set(values)) == 1 else float(np.average(values, weights=self.job.sizes))
         common.pop("seed")
+        autoencoder = self.trained.codec.autoencoder
         return {
             "seeds": list(seeds),
-            "num_images": len(self.plan.labels),
-            "labels": self.plan.scheme,
-            "weights": self.plan.weights,
+            "num_images": len(self.labels),
+            "labels": self.settings["scheme"],
+            "weights": self.settings["weights"],
             "weights_sha256": self.weights_sha256,
             "checkpoint_step": self.trained.step,
             **common,
             **means,
-            "decoder": codec.autoencoder.provenance(),
-            "uint8_rule": getattr(codec.autoencoder, "uint8_rule", "round"),
-            "image_size": next(iter(records.values()))["image_size"],
-            "kept": list(self.plan.keep),
+            "decoder": autoencoder.provenance(),
+            "uint8_rule": getattr(autoencoder, "uint8_rule", "round"),
+            "image_size": records[0]["image_size"],
+            "kept": list(self.keep),
             "settings_sha256": self.settings_sha256,
-            "samples_sha256": json_sha256([record["drawn_sha256"] for record in records.values()]),
+            "samples_sha256": json_sha256([record["drawn_sha256"] for record in records]),
             "versions": {"redi": redi.__version__, "torch": str(torch.__version__)},
             "parts": parts,
         }
 
-    def _agreed(self, generated: dict[str, dict]) -> dict:
+    def _agreed(self, generated: list[dict]) -> dict:
         """What the records of all parts have in common. Raises ValueError naming what differs."""
-        first, *_ = generated
-        common = {name: value for name, value in generated[first].items() if name not in COUNTED}
-        for part, record in generated.items():
-            expected = common if self.parts[part][0] is None else common | {"seed": self.parts[part][0]}
+        common = {name: value for name, value in generated[0].items() if name not in COUNTED}
+        for index, record in enumerate(generated):
+            seed = self.parts[index][0]
+            expected = common if seed is None else common | {"seed": seed}
             for name in sorted((expected.keys() | record.keys()) - set(COUNTED)):
                 if expected.get(name) != record.get(name):
-                    what = f"{name} = {record.get(name)!r}, and {first} with {expected.get(name)!r}"
-                    raise ValueError(f"{part} was drawn with {what}: delete {self.work} to draw all anew, in one way")
+                    what = f"{name} = {record.get(name)!r}, and {self.job.name(0)} with {expected.get(name)!r}"
+                    what = f"{self.job.name(index)} was drawn with {what}"
+                    raise ValueError(f"{what}: delete {self.job.work} to draw all again, in one way")
         return common
 
 

@@ -1,10 +1,10 @@
 """Samples in forms that other programs read: PNG files, and the batches of ADM's evaluation."""
 
+import itertools
 import json
 import logging
 import os
 import shutil
-import uuid
 import zipfile
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from redi.evaluation.samples.stored import Samples
-from redi.runtime.artefact import atomic_folder, write_json
+from redi.runtime.atomic import atomic_file, atomic_folder, write_json
 from redi.runtime.shared_work import complete
 
 log = logging.getLogger(__name__)
@@ -34,21 +34,20 @@ def write_exports(run_dir: Path, samples: Samples, formats: Collection[str]) -> 
         OSError: the disk is full or not writable; what is half-written is removed.
     """
     written = []
-    for name in FORMATS:
-        for one in samples.sets:
-            suffix = f"_seed{one['seed']}" if len(samples.sets) > 1 else ""
-            path = run_dir / (f"samples_png{suffix}" if name == "png" else f"samples_adm{suffix}.npz")
-            stored, write = (_stored_png, write_png) if name == "png" else (_stored_adm, write_adm)
-            if name in formats:
-                complete(
-                    path.with_name(f".{path.name}.work"), (),
-                    finished=lambda path=path, stored=stored: stored(path) == samples.sha256,
-                    finish=lambda path=path, one=one, write=write: write(path, samples, one),
-                )  # fmt: skip
-                log.info("exported: %s", path)
-                written.append(path)
-            elif path.exists() and stored(path) != samples.sha256:
-                log.warning("%s is of earlier samples: delete it, or add %r to sample.export", path, name)
+    for name, one in itertools.product(FORMATS, samples.sets):
+        suffix = f"_seed{one['seed']}" if len(samples.sets) > 1 else ""
+        path = run_dir / (f"samples_png{suffix}" if name == "png" else f"samples_adm{suffix}.npz")
+        source, write = (_source_of_png, write_png) if name == "png" else (_source_of_adm, write_adm)
+        if name in formats:
+            complete(
+                path.with_name(f".{path.name}.work"),
+                finished=lambda path=path, source=source: source(path) == samples.sha256,
+                finish=lambda path=path, one=one, write=write: write(path, samples, one),
+            )
+            log.info("exported: %s", path)
+            written.append(path)
+        elif path.exists() and source(path) != samples.sha256:
+            log.warning("%s is of earlier samples: delete it, or add %r to sample.export", path, name)
     return written
 
 
@@ -65,22 +64,15 @@ def write_adm(path: Path, samples: Samples, one: dict) -> None:
     if (free := shutil.disk_usage(path.parent).free) < needed:
         what = f"{needed / 2**30:.2f} GiB needed, {free / 2**30:.2f} GiB free"
         raise OSError(f"no space for {path}: {what}")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-            archive.comment = samples.sha256.encode()
-            with archive.open("arr_0.npy", "w", force_zip64=True) as member:
-                _write_header(member, np.dtype(np.uint8), (count, size, size, 3))
-                for images in _images(samples, one):
-                    member.write(images.permute(0, 2, 3, 1).contiguous().numpy().data)
-            with archive.open("arr_1.npy", "w", force_zip64=True) as member:
-                _write_header(member, labels.dtype, labels.shape)
-                member.write(labels.data)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        archive.comment = samples.sha256.encode()
+        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            _write_header(member, np.dtype(np.uint8), (count, size, size, 3))
+            for images in _images(samples, one):
+                member.write(images.permute(0, 2, 3, 1).contiguous().numpy().data)
+        with archive.open("arr_1.npy", "w", force_zip64=True) as member:
+            _write_header(member, labels.dtype, labels.shape)
+            member.write(labels.data)
 
 
 def _write_header(member, dtype: np.dtype, shape: tuple[int, ...]) -> None:
@@ -108,7 +100,7 @@ def _images(samples: Samples, one: dict) -> Iterator[Tensor]:
             yield samples.part(index)["images"]
 
 
-def _stored_png(path: Path) -> str | None:
+def _source_of_png(path: Path) -> str | None:
     """The hash of the samples that a folder was made of."""
     try:
         return json.loads((path / "record.json").read_text())["samples_sha256"]
@@ -116,7 +108,7 @@ def _stored_png(path: Path) -> str | None:
         return None
 
 
-def _stored_adm(path: Path) -> str | None:
+def _source_of_adm(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.comment.decode(errors="replace")

@@ -12,14 +12,12 @@ from torch import Tensor
 import redi
 from redi.core.registry import identity
 from redi.evaluation.metrics.features import Features
-from redi.evaluation.samples.parts import Parts, load_part
-from redi.evaluation.samples.stored import Samples
+from redi.evaluation.samples.stored import Samples, load_part
 from redi.models.encoders import Encoder
 from redi.runtime.artefact import read_record
 from redi.runtime.atomic import stamp
 from redi.runtime.checksums import BrokenArtefact, without_versions
-from redi.runtime.progress import progress
-from redi.runtime.shared_work import complete
+from redi.runtime.shared_work import SharedJob
 
 log = logging.getLogger(__name__)
 
@@ -37,61 +35,43 @@ def sample_features(
 
     Args:
         network: ready for use, on the device that it is to run on.
-        rank, world_size: see `redi.runtime.shared_work.complete`; the result is the same for all.
+        rank, world_size: see `redi.runtime.shared_work.SharedJob`; the result is the same for all.
 
     Raises:
         ValueError: neither features nor images are there; features that are not finite, naming the sample.
     """
-    folder, refused = feature_folder(run_dir, network), None
-    if folder.exists():
-        try:
-            read_record(folder)
-        except BrokenArtefact as error:
-            log.warning("computed anew, for they were damaged: %s", error)
-    if is_stored(folder, samples.sha256):
-        try:
+    folder, before = feature_folder(run_dir, network), None
+    try:
+        if folder.exists() and read_record(folder).get("samples_sha256") == samples.sha256:
             return _load(folder, samples)
-        except BrokenArtefact as error:
-            if not samples.has_images:
-                what = f"{error}; the images were not kept: delete {folder} and run redi.sample again"
-                raise BrokenArtefact(what) from None
-            log.warning("computed anew, for they were damaged: %s", error)
-            refused = stamp(folder)
+    except BrokenArtefact as error:
+        if not samples.has_images and is_stored(folder, samples.sha256):
+            what = f"{error}; the images were not kept: delete {folder} and run redi.sample again"
+            raise BrokenArtefact(what) from None
+        log.warning("computed again, because they were damaged: %s", error)
+        before = stamp(folder)
     if not samples.has_images:
         raise ValueError(
             f"{samples.folder} holds no images (sample.keep = {tuple(samples.record['kept'])}), and {folder} no "
             f"features of these samples: bind sample.networks to this network, or keep 'images', and sample again"
         )
-    with progress(total=len(samples), desc=f"features in {network.name}", unit="img", disable=rank > 0) as bar:
-        job = _Extraction(folder, samples, network, refused, bar)
-        complete(
-            job.parts.work, job.parts.names, is_done=job.parts.__contains__, do=job.extract, finished=job.finished,
-            finish=job.finish, rank=rank, world_size=world_size,
-        )  # fmt: skip
+    parts = samples.record["parts"]
+    work = folder.with_name(f".{folder.name}.{samples.sha256[:12]}.work")
+    job = SharedJob(work, [part["stop"] - part["start"] for part in parts])
+
+    def extract(index: int) -> None:
+        images = samples.part(index)["images"]
+        job.store(index, {folder.name: features_of(network, images, parts[index]["start"])})
+
+    def finish() -> None:
+        if (records := job.records()) is not None:
+            job.assemble_artefact(folder.name, folder, feature_record(network, samples.sha256, parts), records)
+
+    job.run(
+        do=extract, finish=finish, finished=lambda: is_stored(folder, samples.sha256) and stamp(folder) != before,
+        rank=rank, world_size=world_size, desc=f"features in {network.name}",
+    )  # fmt: skip
     return _load(folder, samples)
-
-
-class _Extraction:
-    """What `complete` is given to do: one part is one of the samples'."""
-
-    def __init__(self, folder: Path, samples: Samples, network: Encoder, refused: tuple | None, bar):
-        self.folder, self.samples, self.network, self.refused, self.bar = folder, samples, network, refused, bar
-        names = [Path(part["file"]).stem for part in samples.record["parts"]]
-        self.parts = Parts(folder, folder.with_name(f".{folder.name}.{samples.sha256[:12]}.work"), names)
-
-    def finished(self) -> bool:
-        return is_stored(self.folder, self.samples.sha256) and stamp(self.folder) != self.refused
-
-    def extract(self, name: str) -> None:
-        index = self.parts.names.index(name)
-        images = self.samples.part(index)["images"]
-        self.parts.write(name, features_of(self.network, images, self.samples.record["parts"][index]["start"]), {})
-        self.bar.update(len(images))
-
-    def finish(self) -> None:
-        if (records := self.parts.checked()) is not None:
-            parts = self.samples.record["parts"]
-            self.parts.assemble(feature_record(self.network, self.samples.sha256, parts), records)
 
 
 def features_of(network: Encoder, images: Tensor, first: int) -> dict[str, Tensor]:
@@ -125,12 +105,9 @@ def feature_folder(run_dir: str | Path, network: Encoder) -> Path:
 
 def feature_record(network: Encoder, samples_sha256: str, parts: Sequence[dict]) -> dict:
     """The record of stored features; `parts` as in the record of the samples."""
-    return {
-        "network": network.provenance(),
-        "samples_sha256": samples_sha256,
-        "parts": list(parts),
-        "versions": {"redi": redi.__version__, "torch": str(torch.__version__)},
-    }
+    versions = {"redi": redi.__version__, "torch": str(torch.__version__)}
+    known = {"network": network.provenance(), "samples_sha256": samples_sha256}
+    return known | {"parts": list(parts), "versions": versions}
 
 
 def is_stored(folder: Path, samples_sha256: str) -> bool:

@@ -5,15 +5,13 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from redi.core.registry import configurable
-from redi.evaluation.samples.drawing import Drawing, Plan
+from redi.evaluation.samples.drawing import SamplingJob
 from redi.evaluation.samples.exports import FORMATS, write_exports
 from redi.evaluation.samples.feature_store import sample_features
 from redi.evaluation.samples.label_schemes import SCHEMES, choose_labels
 from redi.evaluation.samples.stored import FOLDER, Samples
 from redi.models.encoders import Encoder, encoders
 from redi.runtime.distributed import process_rank
-from redi.runtime.progress import progress
-from redi.runtime.shared_work import complete
 from redi.sampling.generate import Generated, generate
 
 log = logging.getLogger(__name__)
@@ -42,7 +40,7 @@ def sample(
     """Draws images and writes them, with their latents, features and record, to `run_dir/samples`.
 
     The work is cut into parts of fixed images, which any number of processes share (see
-    `redi.runtime.shared_work.complete`): the images are the same for all. A call that is interrupted leaves its
+    `redi.runtime.shared_work.SharedJob`): the images are the same for all. A call that is interrupted leaves its
     finished parts beside the folder, for the next call with the same settings. What `run_dir/samples` held is replaced.
 
     Args:
@@ -83,15 +81,12 @@ def sample(
         network.to(trained.codec.device)
     chosen = choose_labels(labels, num_images, trained.num_classes, trained.folder or run_dir)
     scheme = labels if isinstance(labels, str) else list(labels)
-    plan = Plan(chosen, scheme, weights, seeds and tuple(seeds), tuple(sorted(keep)), images_per_part, key)
     streamed = () if "images" in keep else networks
-    with progress(total=len(plan), desc="sampling", unit="img", disable=rank > 0) as bar:
-        drawing = Drawing(run_dir / FOLDER, trained, plan, generate, streamed, bar)
-        drawing.resume(alone=world_size == 1)
-        complete(
-            drawing.work, list(drawing.parts), is_done=drawing.is_done, do=drawing.draw, finished=drawing.finished,
-            finish=drawing.finish, rank=rank, world_size=world_size,
-        )  # fmt: skip
+    job = SamplingJob(
+        run_dir / FOLDER, trained, generate, streamed, labels=chosen, scheme=scheme, weights=weights,
+        seeds=seeds and tuple(seeds), keep=tuple(sorted(keep)), images_per_part=images_per_part, key=key,
+    )  # fmt: skip
+    job.run(rank, world_size)
     samples = Samples(run_dir / FOLDER)
     for network in networks if samples.has_images else ():
         sample_features(run_dir, samples, network, rank, world_size)

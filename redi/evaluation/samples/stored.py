@@ -1,6 +1,6 @@
 """Samples on disk, as `redi.evaluation.samples.sample.sample` wrote them: read part by part, every file checked."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -8,9 +8,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from redi.evaluation.samples.parts import load_part
-from redi.runtime.artefact import RECORD, check_size, read_record
-from redi.runtime.checksums import BrokenArtefact, tensors_sha256
+from redi.runtime.artefact import RECORD, check_size, load_tensors, read_record
+from redi.runtime.checksums import BrokenArtefact, sha256, tensors_sha256
 from redi.sampling.generate import Generated
 
 FOLDER = "samples"
@@ -101,23 +100,21 @@ class Samples:
         lengths = torch.tensor([part["stop"] - part["start"] for part in self.record["parts"]])
         ends = lengths.cumsum(0)
         owners = torch.searchsorted(ends, wanted, right=True)
-        rows, places = [], []
+        rows, places = [], [torch.empty(0, dtype=torch.int64)]
         for owner in owners.unique().tolist():
-            here = (owners == owner).nonzero().flatten()
-            inside = wanted[here] - (ends[owner] - lengths[owner])
+            places.append((owners == owner).nonzero().flatten())
+            inside = wanted[places[-1]] - (ends[owner] - lengths[owner])
             rows.append({name: tensor[inside] for name, tensor in self.part(owner).items()})
-            places.append(here)
-        return self._joined(rows, torch.cat(places).argsort() if places else None)
+        return self._joined(rows, torch.cat(places).argsort())
 
     def read(self) -> Generated:
         """All of them in memory; what was not kept is None. Raises BrokenArtefact."""
-        return self._joined(list(self.parts()))
+        return self._joined(list(self.parts()), torch.arange(len(self)))
 
-    def _joined(self, rows: list[dict[str, Tensor]], order: Tensor | None = None) -> Generated:
-        found = {name: torch.cat([row[name] for row in rows]) for name in rows[0]} if rows else {}
-        found = {name: tensor if order is None else tensor[order] for name, tensor in found.items()}
-        labels = found.get("labels", torch.empty(0, dtype=torch.int64))
-        return Generated(found.get("images"), found.get("x"), labels, self.record)
+    def _joined(self, rows: list[dict[str, Tensor]], order: Tensor) -> Generated:
+        tensors = {name: torch.cat([row[name] for row in rows])[order] for name in rows[0]} if rows else {}
+        labels = tensors.get("labels", torch.empty(0, dtype=torch.int64))
+        return Generated(tensors.get("images"), tensors.get("x"), labels, self.record)
 
     def verify(self) -> None:
         """Reads every file. Raises BrokenArtefact naming the first that is not as it was written."""
@@ -133,6 +130,15 @@ def _is_sound(record: dict) -> bool:
         return all(type(number) is int for number in numbers) and all(listed for *_, listed in places)
     except (TypeError, KeyError):
         return False
+
+
+def load_part(folder: Path, file: str, expected: Mapping) -> dict[str, Tensor]:
+    """The tensors of one file of a folder, as its record expects them. Raises BrokenArtefact."""
+    path = folder / file
+    check_size(path, expected)
+    if sha256(path) != expected["sha256"]:
+        raise BrokenArtefact(f"{path} was altered after it was written: its SHA-256 differs from {RECORD}")
+    return load_tensors(path)
 
 
 def load_samples(run_dir: str | Path) -> Samples:

@@ -2,7 +2,6 @@
 
 import io
 import json
-from pathlib import Path
 
 import diffusers
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from redi.data.cache import write as write_module
 from redi.data.cache.cache import Cache
 from redi.data.cache.write import write_cache
 from redi.data.datasets.digits import Digits
@@ -21,7 +19,6 @@ from redi.models.encoders.domain import DomainEncoder
 from redi.models.reducers.pca import PCA
 from redi.models.reducers.random_projection import GaussianRandomProjection, SparseRandomProjection
 from redi.runtime import shared_work
-from redi.runtime.progress import progress
 
 COUNT = 20
 BATCH = 8
@@ -183,7 +180,7 @@ def test_an_interrupted_write_is_no_cache(interrupted):
     assert sorted(path.name for path in (work / "shards").iterdir()) == [
         "shard-00000.safetensors", "shard-00001.safetensors",
     ]  # fmt: skip
-    assert list(work.glob("*.holder")) == []
+    assert not list(work.rglob("*.partial"))
 
 
 def test_an_interrupted_write_goes_on_with_the_missing_shards(interrupted, codec, tmp_path, images):
@@ -226,14 +223,14 @@ def test_other_shard_sizes_do_not_mix(interrupted, codec, tmp_path):
     assert contents(folder) == contents(write(tmp_path / "new", codec, dataset, rows_per_shard=5).folder)
 
 
-def test_a_shard_of_as_many_other_images_is_not_taken_for_the_one_of_its_number(interrupted, codec, tmp_path):
+def test_a_shard_of_as_many_other_images_is_not_taken_for_the_one_of_its_number(interrupted, codec):
     folder, dataset = interrupted
-    dataset.count = 1000
-    work = folder.with_name(".cache.work")
-    _writer(folder, codec, dataset).encode("shard-00002")  # images 16 to 19; in shards of 4, number 2 holds 8 to 11
+    dataset.count = COUNT - 2 * BATCH
+    with pytest.raises(KeyboardInterrupt):
+        write(folder, codec, dataset)  # number 2 holds images 16 to 19; in shards of 4 it is images 8 to 11
     for part in (0, 1):
-        (work / "records" / f"shard-0000{part}.json").unlink()
-    cache = write(folder, codec, dataset, rows_per_shard=4)
+        (folder.with_name(".cache.work") / "records" / f"shard-0000{part}.json").unlink()
+    cache = write(folder, codec, dataset_of(dataset), rows_per_shard=4)
     assert cache.names == dataset.names
     assert np.array_equal(cache.labels, dataset.labels)
 
@@ -246,60 +243,6 @@ def test_what_others_left_in_the_work_folder_is_no_part_of_the_cache(interrupted
     assert {path.name for path in folder.iterdir()} == {
         "manifest.json", "learned.safetensors", *(shard["file"] for shard in cache.manifest["shards"]),
     }  # fmt: skip
-
-
-def _writer(folder, codec, dataset):
-    return write_module._Writer(folder, codec, dataset, BATCH, BATCH, False, progress(disable=True))
-
-
-# Where the first of two processes falls asleep, while another takes all over and finishes.
-MOMENTS = {
-    "encoding": (JointCodec, "precompute"),
-    "writing a shard": (write_module, "write_shard"),
-    "writing a record": (write_module, "shard_tensors"),
-    "comparing checksums": (write_module, "altered_files"),
-    "writing the manifest": (write_module, "manifest_sha256"),
-    "renaming": (Path, "replace"),
-}
-
-
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_a_process_that_others_took_for_dead_wakes_up_to_their_cache(tmp_path, codec, images, monkeypatch, moment):
-    place, name = MOMENTS[moment]
-    original, folder = getattr(place, name), tmp_path / "cache"
-
-    def sleeps(*args, **options):
-        if moment != "renaming" or args[1] == folder:
-            monkeypatch.setattr(place, name, original)
-            with monkeypatch.context() as patch:
-                patch.setattr(shared_work, "LOST_SECONDS", -1)
-                write(folder, codec, images)
-        return original(*args, **options)
-
-    monkeypatch.setattr(place, name, sleeps)
-    write(folder, codec, images)
-    assert getattr(place, name) is original  # it did fall asleep
-    monkeypatch.undo()
-    assert contents(folder) == contents(write(tmp_path / "unbroken", codec, images).folder)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "unbroken"]
-
-
-def test_two_that_encode_a_shard_at_the_same_time_do_not_disturb_each_other(tmp_path, codec, images, monkeypatch):
-    first, second = (_writer(tmp_path / "cache", codec, images) for _ in range(2))
-    first.work.mkdir()
-    replace = Path.replace
-
-    def preceded(path, target):
-        if target.name == "shard-00001.json":
-            monkeypatch.setattr(Path, "replace", replace)
-            second.encode("shard-00001")
-        return replace(path, target)
-
-    monkeypatch.setattr(Path, "replace", preceded)
-    first.encode("shard-00001")
-    assert Path.replace is replace
-    assert first.is_done("shard-00001") and second.is_done("shard-00001")
-    assert [len(list(path.iterdir())) for path in sorted(first.work.iterdir())] == [1, 1]  # records, shards
 
 
 @pytest.fixture
@@ -317,7 +260,7 @@ def bars(monkeypatch):
             super().update(n)
             self.stood_at.append(self.n)
 
-    monkeypatch.setattr(write_module, "progress", Noted)
+    monkeypatch.setattr(shared_work, "progress", Noted)
     return made
 
 
@@ -331,9 +274,8 @@ def test_the_bar_begins_at_the_images_that_an_interrupted_call_encoded(interrupt
 def test_the_bar_of_rank_0_counts_the_images_that_others_encode(tmp_path, codec, images, bars, monkeypatch):
     def helped(self, batch, whole=codec.precompute):
         monkeypatch.undo()
-        other = _writer(tmp_path / "cache", codec, images)
-        other.work.mkdir(exist_ok=True)
-        other.encode("shard-00001")
+        with pytest.raises(KeyboardInterrupt):  # after shard 1
+            write(tmp_path / "cache", codec, Interrupted(BATCH + 1).without(range(COUNT, 1438)), rank=1, world_size=2)
         return whole(batch)
 
     monkeypatch.setattr(JointCodec, "precompute", helped)
@@ -387,8 +329,8 @@ def test_labels_that_are_no_class_are_refused_before_encoding(tmp_path, codec):
 
 def test_a_full_disk_is_refused_after_the_first_batch(tmp_path, codec, images, monkeypatch):
     usage = type("Usage", (), {"free": 100})
-    monkeypatch.setattr("redi.data.cache.write.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(OSError, match="no space for .*cache: .* GiB needed, .* prepare.cache_dir"):
+    monkeypatch.setattr("redi.runtime.shared_work.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match="no space for .*cache.work: .* GiB needed, .* prepare.cache_dir"):
         write(tmp_path / "cache", codec, images)
 
 

@@ -23,7 +23,6 @@ from redi.core.processes.flow_matching import FlowMatching
 from redi.core.samplers.euler import Euler
 from redi.core.samplers.heun import Heun
 from redi.data.datasets.adm_batch import AdmBatch
-from redi.evaluation.samples import sample as sample_module
 from redi.evaluation.samples.feature_store import feature_folder, sample_features
 from redi.evaluation.samples.label_schemes import choose_labels, in_proportion
 from redi.evaluation.samples.sample import sample
@@ -35,6 +34,7 @@ from redi.models.codec import JointCodec, Representation
 from redi.models.encoders.domain import DomainEncoder
 from redi.models.reducers.pca import PCA
 from redi.models.transformer import DiffusionTransformer
+from redi.runtime import shared_work
 from redi.runtime.checksums import BrokenArtefact
 from redi.sampling.generate import generate
 
@@ -182,7 +182,7 @@ def test_one_bar_counts_the_images_of_all_calls(interrupted, trained, monkeypatc
             super().update(n)
             self.stood_at.append(self.n)
 
-    monkeypatch.setattr(sample_module, "progress", Noted)
+    monkeypatch.setattr(shared_work, "progress", Noted)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     draw(interrupted, trained, generate=partial(draw_tiny, batch_size=1))
     (bar,) = bars
@@ -197,7 +197,7 @@ def test_one_bar_counts_the_images_of_all_calls(interrupted, trained, monkeypatc
 PROGRAM = """
 import os, sys
 from pathlib import Path
-from test_sampling import draw, opened
+from test_sample import draw, opened
 
 trained = opened()
 for rank in range(2):
@@ -265,7 +265,7 @@ def test_a_finished_part_that_was_damaged_meanwhile_is_drawn_again(interrupted, 
     elif damage == "deleted":
         part.unlink()
     else:
-        (work_of(interrupted) / "samples.records" / "part-00001.json").write_text("{")
+        (work_of(interrupted) / "records" / "part-00001.json").write_text("{")
     rest = interrupted_after(99)
     draw(interrupted, trained, generate=rest)
     assert rest.calls == [8, 4]
@@ -356,7 +356,7 @@ def test_samples_with_a_damaged_record_are_said_and_drawn_anew(tmp_path, trained
     with pytest.raises(BrokenArtefact, match="record.json (was altered after|is not JSON)"):
         load_samples(tmp_path)
     assert draw(tmp_path, trained).sha256 == sha256
-    assert "drawn anew, for it was damaged" in caplog.text
+    assert "drawn again, because it was damaged" in caplog.text
     assert path.read_text() == content
 
 

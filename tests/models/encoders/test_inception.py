@@ -3,7 +3,6 @@
 import hashlib
 import os
 import threading
-import time
 import warnings
 from collections.abc import Iterator
 from functools import partial
@@ -310,9 +309,7 @@ def message_for(monkeypatch, url: str) -> str:
 
 
 def test_offline_the_message_says_which_file_whence_where_to_and_the_binding(empty_hub, monkeypatch):
-    start = time.perf_counter()
     message = message_for(monkeypatch, "http://127.0.0.1:9/weights.pth")  # the discard port: nobody listens
-    assert time.perf_counter() - start < 5
     for part in (STATE_DICT, "clean-fid", "pytorch-fid", str(empty_hub), "bind Inception.weights = 'the path"):
         assert part in message
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
