@@ -54,11 +54,8 @@ def load_artefact(
 ) -> tuple[dict[str, dict[str, Tensor]], dict]:
     """-> {group: {name: tensor}} of the .safetensors files and the record; every file that is read is verified.
 
-    Args:
-        groups: read and verify the existing ones of these alone; default: all, and every other file.
-        editable: files that may have been changed or removed since, and are not looked at.
-
-    Raises BrokenArtefact: naming the file and the cause.
+    With `groups`, only the existing ones of these are read and verified; `editable` files may be changed or removed.
+    Raises BrokenArtefact, naming the file and the cause.
     """
     record, files = verify_artefact(folder, groups=groups, editable=editable)
     return {path.stem: load_tensors(path) for path in files if path.suffix == TENSORS}, record

@@ -29,10 +29,8 @@ class LostProcess(OSError):
 
 
 def process_rank(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
-    """-> rank and world size: the arguments, else torchrun's RANK and WORLD_SIZE, else those of srun, else 0 of 1.
-
-    Raises ValueError for a rank outside [0, world size), or only one of the two.
-    """
+    """-> rank and world size: the arguments, else those of torchrun or srun, else 0 of 1. Raises ValueError for a rank
+    outside [0, world size), or only one of the two."""
     if (rank is None) != (world_size is None):
         raise ValueError(f"rank = {rank} and world_size = {world_size}: give both, or neither")
     where = "rank, world_size"
@@ -161,9 +159,7 @@ class Vote:
 def process_group(device: torch.device) -> Iterator[Processes]:
     """Joins the processes that torchrun or srun started, or the caller's process group; alone where there is none.
 
-    Raises:
-        ValueError: the environment lacks what is needed to find the others.
-        LostProcess: they do not come.
+    Raises ValueError where the environment lacks what finds the others, and LostProcess where they do not come.
     """
     if dist.is_available() and dist.is_initialized():
         yield Processes(dist.get_rank(), dist.get_world_size())

@@ -10,8 +10,7 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "S
 class StopRequest:
     """Context in which the first of SIGNALS sets `requested`, its number; a Ctrl-C after it interrupts at once.
 
-    All others that follow are ignored: a scheduler's warning may come twice, from it and passed on by the launcher, and
-    the second must not break the checkpoint that the first asked for.
+    Others after it are ignored: a scheduler's warning may come twice, and must not break the checkpoint.
     """
 
     def __enter__(self) -> "StopRequest":

@@ -22,10 +22,7 @@ log = logging.getLogger(__name__)
 class RunLog:
     """Writes scalars and pictures to `log.jsonl` and `tensorboard/`; a line is there whole or not at all.
 
-    Args:
-        step: where the run stands; entries after it, of an earlier attempt, are dropped.
-
-    Raises OSError: `log.jsonl` cannot be written.
+    Entries after `step`, of an earlier attempt, are dropped. Raises OSError: `log.jsonl` cannot be written.
     """
 
     def __init__(self, run_dir: Path, step: int):

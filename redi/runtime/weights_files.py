@@ -62,7 +62,6 @@ def read_tensors(path: Path, *, binding: str) -> dict[str, Tensor]:
     """The tensors of a weights file (see `read_weights_file`) by their names: .safetensors, .bin, .pt, .pth.
 
     From a training checkpoint, those of its model, averaged where it has them, without the prefixes of wrappers.
-
     Raises ValueError: truncated, something else than named tensors, or tensors that are larger than the file.
     """
     try:
@@ -86,10 +85,8 @@ def bare_name(name: str) -> str:
 
 
 def check_unpacked_size(path: Path) -> None:
-    """Raises ValueError where a zip archive would unpack to more than it has: torch.save compresses nothing.
-
-    Only the directory is read; files that are not zip archives pass.
-    """
+    """Raises ValueError where a zip archive, by its directory, would unpack to more than it has: torch.save compresses
+    nothing."""
     try:
         if not zipfile.is_zipfile(path):  # which on some damage raises
             return
