@@ -13,7 +13,7 @@ from redi.runtime.progress import progress
 
 
 class AuditError(ValueError):
-    """A data set that must not be trained on. `record` is what the audit had found by then."""
+    """A data set that must not be trained on. `record` is that of the audit until then."""
 
     def __init__(self, problems: list[str], record: dict):
         self.record = {**record, "refused": problems}
@@ -29,12 +29,11 @@ def audit(
 
     Args:
         batch_size: of a training step, over all devices; for the steps per epoch.
-        skip_unreadable: leave images out that cannot be decoded; otherwise they are a reason to refuse.
+        skip_unreadable: leave out images that cannot be decoded, instead of refusing the data set.
         allow_missing_classes: train although some of the model's classes have no image.
 
-    Raises:
-        AuditError (a ValueError): no images, labels outside [0, num_classes), missing classes, unreadable
-            images, sizes that are mixed or not square after preprocessing. Labels are checked before decoding.
+    Raises AuditError (a ValueError): no images, labels outside [0, num_classes), missing classes, unreadable images,
+    sizes that are mixed or not square after preprocessing.
     """
     if batch_size < 1:
         raise ValueError(f"audit.batch_size = {batch_size}: it is at least 1")
@@ -45,7 +44,6 @@ def audit(
 
     facts, unreadable = _decode_all(dataset)
     record["unreadable"] = {dataset.names[position]: cause for position, cause in unreadable.items()}
-    problems = []
     if unreadable and skip_unreadable:
         dataset = dataset.without(list(unreadable))
         record.update(_label_facts(dataset, batch_size))  # the last image of a class may be among them
@@ -67,10 +65,9 @@ def audit(
 
 
 def _label_facts(dataset: Dataset, batch_size: int) -> dict:
-    found, counts = np.unique(dataset.labels, return_counts=True)
-    per_class = dict(zip(found.tolist(), counts.tolist(), strict=True))
-    missing = [label for label in range(dataset.num_classes) if label not in per_class]
+    per_class = dict(sorted(Counter(dataset.labels.tolist()).items()))
     known = [per_class.get(label, 0) for label in range(dataset.num_classes)]
+    missing = [label for label, count in enumerate(known) if not count]
     return {
         "num_images": len(dataset),
         "num_classes": dataset.num_classes,
@@ -110,7 +107,7 @@ def _label_problems(dataset: Dataset, record: dict, allow_missing_classes: bool)
     return [
         f"only {record['num_classes_present']} of the {dataset.num_classes} classes that the model is built for have "
         f"images; {record['num_missing_classes']} have none: {missing}. If the images are all there, {remedy}"
-        f"bind audit.allow_missing_classes = True"
+        "bind audit.allow_missing_classes = True"
     ]
 
 
@@ -130,10 +127,10 @@ def _decode_all(dataset: Dataset) -> tuple[dict[int, tuple[int, int, str]], dict
     readable, unreadable = {}, {}
     bar = progress(total=len(dataset), desc="looking at every image", unit="img")
     with bar, ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(dataset), 1024):  # map() queues all it is given: bounded, for millions of images
+        for start in range(0, len(dataset), 1024):  # bounded, for millions of images: map() queues all of its input
             block = range(start, min(start + 1024, len(dataset)))
-            for position, found in zip(block, pool.map(look, block), strict=True):
-                (unreadable if isinstance(found, str) else readable)[position] = found
+            for position, facts in zip(block, pool.map(look, block), strict=True):
+                (unreadable if isinstance(facts, str) else readable)[position] = facts
                 bar.update()
     return readable, unreadable
 
@@ -143,11 +140,12 @@ def _add_size_facts(dataset: Dataset, facts: dict[int, tuple[int, int, str]], re
     after = Counter()
     for size, count in sizes.items():
         after[dataset.output_size(*size)] += count
+    widths, heights = zip(*sizes, strict=True)
     record |= {
         "sizes": _named(sizes.most_common(10)),
         "num_sizes": len(sizes),
-        "width_min_max": [min(width for width, _ in sizes), max(width for width, _ in sizes)],
-        "height_min_max": [min(height for _, height in sizes), max(height for _, height in sizes)],
+        "width_min_max": [min(widths), max(widths)],
+        "height_min_max": [min(heights), max(heights)],
         "modes": dict(Counter(mode for *_, mode in facts.values()).most_common()),
         "sizes_after_preprocessing": _named(after.most_common(10)),
         "num_sizes_after_preprocessing": len(after),
@@ -157,8 +155,9 @@ def _add_size_facts(dataset: Dataset, facts: dict[int, tuple[int, int, str]], re
         _, position = min(small)
         width, height, _ = facts[position]
         smallest = f"the smallest, {dataset.names[position]}, has {width}x{height}"
-        what = f"images are smaller than the size used and are enlarged ({smallest})"
-        record["warnings"].append(f"{len(small):,} of {len(facts):,} {what}")
+        record["warnings"].append(
+            f"{len(small):,} of {len(facts):,} images are smaller than the size used and are enlarged ({smallest})"
+        )
 
 
 def _named(sizes: list[tuple[tuple[int, int], int]]) -> dict[str, int]:
@@ -171,14 +170,14 @@ def _size_problems(dataset: Dataset, facts: dict[int, tuple[int, int, str]], rec
         remedy = f"bind {record['dataset']}.preprocessing = @Preprocessing() and Preprocessing.image_size = 256, say"
     elif _takes(dataset, "image_size"):
         remedy = f"bind {record['dataset']}.image_size"
-    after = record["sizes_after_preprocessing"]
-    if record["num_sizes_after_preprocessing"] > 1:
-        common = ", ".join(f"{size} ({count:,})" for size, count in list(after.items())[:3])
+    if (num_sizes := record["num_sizes_after_preprocessing"]) > 1:
+        sizes = list(record["sizes_after_preprocessing"].items())[:3]
+        common = ", ".join(f"{size} ({count:,})" for size, count in sizes)
         return [
-            f"the images have {record['num_sizes_after_preprocessing']} different sizes after preprocessing "
-            f"(the commonest, width x height: {common}); one is needed: {remedy}"
+            f"the images have {num_sizes} different sizes after preprocessing (the commonest, width x height: {common})"
+            f"; one is needed: {remedy}"
         ]
-    first, size = next((position, found[:2]) for position, found in facts.items())
+    first, (*size, _) = next(iter(facts.items()))
     width, height = dataset.output_size(*size)
     image = dataset.load(int(dataset.indices[first]))
     if image.shape != (height, width, 3) or image.dtype != np.uint8:  # a component that breaks its contract
@@ -186,13 +185,12 @@ def _size_problems(dataset: Dataset, facts: dict[int, tuple[int, int, str]], rec
             f"{record['dataset']}.load gives {image.dtype} {image.shape} for {dataset.names[first]}; inspect and "
             f"output_size announce uint8 {(height, width, 3)}"
         ]
-    if width != height:
-        return [f"the images are {width} wide and {height} high after preprocessing; squares are needed: {remedy}"]
-    return []
+    what = f"the images are {width} wide and {height} high after preprocessing; squares are needed: {remedy}"
+    return [what] if width != height else []
 
 
 def describe(record: dict) -> str:
-    """The record as a table for people, one fact per line; also that of an audit that refused the data set."""
+    """The record as a table, one fact per line; also that of an audit that refused the data set."""
     low, median, high = record["images_per_class_min_median_max"] or (0, 0, 0)
     rows = {
         "data set": f"{record['dataset']}, split {record['split']}",

@@ -16,37 +16,27 @@ SHUFFLES = ("global", "shards")
 
 
 def batch_positions(num_images: int, batch_size: int, seed: int, step: int, blocks: Blocks | None = None) -> np.ndarray:
-    """The data-set positions of one step's batch.
+    """The data-set positions of one step's batch: (batch_size,) int64.
 
-    The steps walk through an endless row of epochs, each a permutation of its own; a batch may span two.
-    A function of its arguments alone, so a resumed run needs no stored state.
-
-    Args:
-        blocks: shuffle these, a window at a time, instead of all images at once.
+    The steps walk through an endless row of epochs, each a permutation of its own; a batch may span two. `blocks` are
+    shuffled, a window at a time, instead of all images at once. A resumed run needs no stored state.
     """
-    positions = np.empty(batch_size, dtype=np.int64)
-    for epoch, here, offsets in _epochs(num_images, batch_size, step):
-        positions[here] = _order(num_images, seed, epoch, blocks)[offsets]
-    return positions
+    epochs = _epochs(num_images, batch_size, step)
+    return np.concatenate([_order(num_images, seed, epoch, blocks)[offsets] for epoch, offsets in epochs])
 
 
 def batch_mirror(num_images: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Which samples of one step's batch are mirrored, each with probability 1/2: (batch_size,) bool.
-
-    A function of its arguments alone, and independent from the order: see `batch_positions`.
-    """
-    mirror = np.empty(batch_size, dtype=bool)
-    for epoch, here, offsets in _epochs(num_images, batch_size, step):
-        mirror[here] = _coins(num_images, seed, epoch)[offsets]
-    return mirror
+    """Which samples of one step's batch are mirrored, each with probability 1/2: (batch_size,) bool."""
+    epochs = _epochs(num_images, batch_size, step)
+    return np.concatenate([_coins(num_images, seed, epoch)[offsets] for epoch, offsets in epochs])
 
 
-def _epochs(num_images: int, batch_size: int, step: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """For each epoch that a batch reaches into: its number, which samples (bool), and their places in the epoch."""
-    stream = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs, offsets = stream // num_images, stream % num_images
-    for epoch in np.unique(epochs).tolist():
-        yield epoch, epochs == epoch, offsets[epochs == epoch]
+def _epochs(num_images: int, batch_size: int, step: int) -> Iterator[tuple[int, slice]]:
+    """The epochs that a batch reaches into, in order, and the places of its samples in them."""
+    first, end = step * batch_size, (step + 1) * batch_size
+    for epoch in range(first // num_images, (end - 1) // num_images + 1):
+        start = epoch * num_images
+        yield epoch, slice(max(first - start, 0), min(end - start, num_images))
 
 
 @lru_cache(maxsize=2)  # a permutation of ImageNet takes 20 ms, and the next step mostly wants the same one
@@ -68,29 +58,20 @@ def check_shuffle(shuffle: str) -> None:
 
 
 def batches(
-    source,
-    *,
-    batch_size: int,
-    seed: int,
-    start: int,
-    stop: int,
-    prefetch: int = 4,
-    shuffle: str = "global",
-    pin: bool = False,
-    rows: Rows | None = None,
-) -> Iterator[dict[str, Tensor]]:
+    source, *, batch_size: int, seed: int, start: int, stop: int, prefetch: int = 4, shuffle: str = "global",
+    pin: bool = False, rows: Rows | None = None,
+) -> Iterator[dict[str, Tensor]]:  # fmt: skip
     """The batches of steps start ... stop - 1, read ahead by one thread.
 
     Args:
         source: has `__len__` and `batch(positions)`: a `Dataset`, a `Cache` or a `CacheStream`. Where its attribute
-            `mirrored` is true, `batch` is given as `mirror` which samples to mirror (see `batch_mirror`).
-        shuffle: 'global': every epoch is one permutation of all images; 'shards': rows that lie together are read
-            together, some blocks from all over the data set at a time (see `Blocks`).
-        pin: into page-locked memory, from which a GPU copies while the program goes on.
-        rows: read these rows of each batch alone, where several processes share it.
+            `mirrored` is true, `batch` gets as `mirror` which samples to mirror (see `batch_mirror`).
+        shuffle: 'global': every epoch is one permutation of all images; 'shards': some blocks of consecutive rows from
+            all over the data set at a time (see `Blocks`).
+        pin: into page-locked memory, for copies to a GPU in the background.
+        rows: read only these rows of each batch, where several processes share it.
 
-    Raises:
-        ValueError: `shuffle` is no order, or one that the source cannot be read in.
+    Raises ValueError: `shuffle` is not an order, or the source cannot be read in it.
     """
     check_shuffle(shuffle)
     if shuffle == "global" and getattr(source, "streamed", False):
@@ -98,17 +79,15 @@ def batches(
             "train.shuffle = 'global' would fetch a shard for every image of a streamed cache: bind "
             "train.shuffle = 'shards'"
         )
-    blocks = _blocks(source, shuffle)
+    blocks, rows = _blocks(source, shuffle), rows or Rows.whole(batch_size)
     announce = _announcer(source, blocks, batch_size, seed, stop)
-
-    rows = rows or Rows.whole(batch_size)
 
     def read(step: int) -> dict[str, Tensor]:
         announce(step)
-        positions, coins = rows.of(batch_positions(len(source), batch_size, seed, step, blocks)), {}
+        positions, options = rows.of(batch_positions(len(source), batch_size, seed, step, blocks)), {}
         if getattr(source, "mirrored", False):
-            coins = {"mirror": rows.of(batch_mirror(len(source), batch_size, seed, step))}
-        batch = source.batch(positions, **coins)
+            options["mirror"] = rows.of(batch_mirror(len(source), batch_size, seed, step))
+        batch = source.batch(positions, **options)
         return {name: tensor.pin_memory() for name, tensor in batch.items()} if pin else batch
 
     return _read_ahead(read, range(start, stop), prefetch, end=announce)
@@ -142,10 +121,10 @@ def _read_ahead(read: Callable, steps: range, prefetch: int, end: Callable) -> I
 
 
 def _announcer(source, blocks: Blocks | None, batch_size: int, seed: int, stop: int) -> Callable:
-    """-> a function that tells the source, before a step is read, which windows it and the next steps lie in.
+    """-> a function that tells the source, before a step is read, the windows of this step and the next ones.
 
-    `source.expect` gets the blocks of each of these windows and of the one after them, in order, whenever a window
-    begins or ends; nothing at the end (step None).
+    Whenever a window begins or ends, `source.expect` gets the blocks of each of these and of the one after, in order;
+    an empty list at the end (step None).
     """
     if blocks is None or not hasattr(source, "expect"):
         return lambda step: None
@@ -157,8 +136,9 @@ def _announcer(source, blocks: Blocks | None, batch_size: int, seed: int, stop: 
             near.append(window)
             if window[0] >= stop * batch_size or (len(near) > 1 and near[-2][0] >= (step + 1) * batch_size):
                 break
-        if step is None or [end for end, _ in near] != announced:
-            announced[:] = [end for end, _ in near]
+        ends = [end for end, _ in near]
+        if step is None or ends != announced:
+            announced[:] = ends
             source.expect([blocks for _, blocks in near])
 
     return announce

@@ -11,20 +11,15 @@ from redi.runtime.randomness import mix_seeds
 
 ROWS_PER_BLOCK = 128  # 2 MiB of SD latents in one piece: disks and network file systems read it at full speed
 WINDOW = 16_384  # 128 blocks from all over the data set; 400 MB of SD latents and eight reduced channels
-BLOCKS, ROWS = 2, 3  # keep these draws apart from each other, and from those of `loader`, of the same seed and epoch
+BLOCKS, ROWS = 2, 3  # tell these draws from each other, and from those of `loader`
 
 
 @dataclass(frozen=True, eq=False)  # compared, and hashed, by identity
 class Blocks:
-    """A data set cut into blocks of consecutive rows, of which one window at a time is read and mixed.
+    """A data set cut into blocks of consecutive rows, of which one window at a time is read and mixed."""
 
-    Attributes:
-        starts: (blocks + 1,) the first row of each block, and the number of all rows.
-        window: how many rows are mixed with one another; a window may have up to a block more.
-    """
-
-    starts: np.ndarray
-    window: int = WINDOW
+    starts: np.ndarray  # (blocks + 1,) the first row of each block, and the number of all rows
+    window: int = WINDOW  # how many rows are mixed with one another; a window may have up to a block more
 
     @classmethod
     def cut(cls, shard_starts: np.ndarray, rows_per_block: int = ROWS_PER_BLOCK, window: int = WINDOW) -> "Blocks":
@@ -42,11 +37,10 @@ class Blocks:
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
         """The rows in the order of an epoch: a permutation of all, within each window a random one."""
-        generator, parts = _generator(seed, epoch, ROWS), []
-        for blocks in self.windows(seed, epoch):
-            rows = [np.arange(self.starts[block], self.starts[block + 1]) for block in blocks]
-            parts.append(generator.permutation(np.concatenate(rows)))
-        return np.concatenate(parts)
+        generator = _generator(seed, epoch, ROWS)
+        rows = np.split(np.arange(self.starts[-1]), self.starts[1:-1])  # of each block
+        windows = self.windows(seed, epoch)
+        return np.concatenate([generator.permutation(np.concatenate([rows[b] for b in w])) for w in windows])
 
     def windows_from(self, seed: int, place: int) -> Iterator[tuple[int, np.ndarray]]:
         """Endless: where each window ends in the row of all epochs, and its blocks; the first one holds `place`."""

@@ -10,8 +10,7 @@ from redi.core.registry import configurable
 EIGHT_BIT_MODES = frozenset("1 L P RGB RGBA CMYK YCbCr HSV LA La PA RGBX RGBa".split())
 SIXTEEN_BIT_MODES = frozenset("I I;16 I;16L I;16B I;16N".split())  # older Pillows open a 16-bit PNG as "I"
 
-# Formats that Pillow decodes by itself. Of the others some start other programs (EPS runs Ghostscript), and some are
-# read by code that hardly anybody uses.
+# Formats that Pillow decodes by itself in code that is widely used. EPS, say, would run Ghostscript.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
 MAX_PIXELS = 89_478_485  # of an image, stored or resized: where Pillow begins to warn; 0.25 GiB of RGB
 MAX_BYTES = 2**28  # of a stored image, and of what lists their labels; those of ImageNet have at most 2**24
@@ -32,16 +31,13 @@ UPRIGHT = {  # EXIF tag 0x0112 -> what undoes it
 class Preprocessing:
     """PIL image -> (H, W, 3) uint8 RGB.
 
-    `image_size=None` keeps the size. Otherwise the rule of ADM (Dhariwal and Nichol 2021), which makes
-    results comparable with the published ImageNet ones: halve with a box filter while the shorter side is
-    at least twice `image_size`, resize with a bicubic filter so that the shorter side is `image_size`,
-    cut the square out of the centre. Images smaller than `image_size` are enlarged.
-
-    Transparent images are laid on white, for which graphics with transparency are usually drawn (dropping
-    the alpha channel would show whatever colour the invisible pixels happen to have).
+    The square is cut by the rule of ADM (Dhariwal and Nichol 2021), as in the published ImageNet results: halve with a
+    box filter while the shorter side is at least twice `image_size`, resize with a bicubic filter so that the shorter
+    side is `image_size` (smaller images are enlarged), cut the square out of the centre. Transparent images are laid on
+    white.
 
     Args:
-        image_size: side of the square, in pixels.
+        image_size: side of the square, in pixels; None keeps the size.
         exif_orientation: turn photos the way the camera was held. ADM does not: False matches its pixels.
     """
 
@@ -76,21 +72,13 @@ class Preprocessing:
 
     def provenance(self) -> dict:
         """Everything that decides the pixels; `version` goes up when the arithmetic here changes."""
-        return {
-            "name": type(self).__name__,
-            "version": 2,
-            "image_size": self.image_size,
-            "exif_orientation": self.exif_orientation,
-        }
+        settings = {"image_size": self.image_size, "exif_orientation": self.exif_orientation}
+        return {"name": type(self).__name__, "version": 2, **settings}
 
 
 def open_image(data: bytes) -> Image.Image:
-    """The header of an encoded image; pixels are decoded by `load`.
-
-    Raises:
-        ValueError: more pixels or passes than any image needs that trains.
-        UnidentifiedImageError, and whatever else Pillow raises on damage.
-    """
+    """The header of an encoded image; `load` decodes the pixels. Raises ValueError for too many pixels or passes, and
+    Pillow's errors on damage."""
     if len(data) > MAX_BYTES:
         raise ValueError(f"an image of more than {MAX_BYTES:,} bytes")
     if data[:2] == b"\xff\xd8" and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
@@ -118,8 +106,7 @@ def centre_square(image: Image.Image, image_size: int) -> Image.Image:
 
 
 def _resize(image: Image.Image, width: int, height: int, resample: Image.Resampling) -> Image.Image:
-    # Both passes round to bytes. The Pillow of ADM's time went along the width first; new ones choose the order by the
-    # sizes. One pass at a time, the bytes are ADM's with all of them.
+    # One pass at a time, width first, as in the Pillow of ADM's time; both round to bytes, so the order shows.
     return image.resize((width, image.height), resample).resize((width, height), resample)
 
 
@@ -148,7 +135,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
         grey = np.rint(np.asarray(image) / 257).astype(np.uint8)  # 65535 / 257 = 255
         return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
-        image = image.convert("LA") if image.mode == "La" else image
-        image = image.convert("RGBA")
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")

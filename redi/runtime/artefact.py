@@ -25,18 +25,14 @@ def save_artefact(
     ready: Mapping[str, Path] | None = None,
     shared: bool = False,
 ) -> None:
-    """Writes `<folder>/<name>.safetensors` for every group and `<folder>/record.json`, atomically.
-
-    The files are written beside the final place, synced and renamed together, so that a crash or a full disk
-    leaves either the whole artefact or none. The record lists every file with its size and SHA-256, and its own.
+    """Writes `<folder>/<name>.safetensors` for every group and `<folder>/record.json`, all of it or nothing.
 
     Args:
         extra: {file name: content} of further files; text is written as UTF-8.
-        ready: {group: safetensors file} of further groups that lie on the same file system; they are moved.
+        ready: {group: safetensors file} of further groups on the same file system; they are moved.
         shared: several processes may write the same one at once.
 
-    Raises:
-        OSError: the disk is full or not writable; nothing is left behind.
+    Raises OSError: the disk is full or not writable; nothing is left behind.
     """
     folder = Path(folder)
     extra = {name: content.encode() if isinstance(content, str) else content for name, content in (extra or {}).items()}
@@ -44,13 +40,12 @@ def save_artefact(
     with (shared_folder if shared else atomic_folder)(folder, needed_bytes=needed) as temporary:
         for name, group in tensors.items():
             save_tensors(temporary / f"{name}{TENSORS}", group)
-        for name, content in extra.items():
-            (temporary / name).write_bytes(content)
         for name, path in (ready or {}).items():
             path.replace(temporary / f"{name}{TENSORS}")
-        written = [temporary / name for name in (*(f"{name}{TENSORS}" for name in (*tensors, *(ready or {}))), *extra)]
-        hashes = hashes_of(written)
-        files = {path.name: {"bytes": path.stat().st_size, "sha256": hashes[path]} for path in written}
+        for name, content in extra.items():
+            (temporary / name).write_bytes(content)
+        hashes = hashes_of(sorted(temporary.iterdir()))
+        files = {path.name: {"bytes": path.stat().st_size, "sha256": digest} for path, digest in hashes.items()}
         write_record(temporary, {**record, "files": files})
 
 
@@ -59,17 +54,11 @@ def load_artefact(
 ) -> tuple[dict[str, dict[str, Tensor]], dict]:
     """-> {group: {name: tensor}} of the .safetensors files and the record; every file that is read is verified.
 
-    Args:
-        groups: read and verify these alone, as far as there are such; default: all, and every other file.
-        editable: files that may have been changed or removed since, and are not looked at.
-
-    Raises:
-        BrokenArtefact: naming the file and the cause.
+    With `groups`, only the existing ones of these are read and verified; `editable` files may be changed or removed.
+    Raises BrokenArtefact, naming the file and the cause.
     """
-    record = verify_artefact(folder, groups=groups, editable=editable)
-    files = [name for name in record["files"] if name.endswith(TENSORS) and name not in editable]
-    names = {name: name.removesuffix(TENSORS) for name in files}
-    return {g: load_tensors(Path(folder) / name) for name, g in names.items() if groups is None or g in groups}, record
+    record, files = verify_artefact(folder, groups=groups, editable=editable)
+    return {path.stem: load_tensors(path) for path in files if path.suffix == TENSORS}, record
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -80,19 +69,20 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise BrokenArtefact(f"{path} is not a safetensors file: {error}") from None
 
 
-def verify_artefact(folder: Path, *, groups: Collection[str] | None = None, editable: Collection[str] = ()) -> dict:
-    """The record, once its files (of these `groups` alone) were read and are as written. Raises BrokenArtefact."""
+def verify_artefact(
+    folder: Path, *, groups: Collection[str] | None = None, editable: Collection[str] = ()
+) -> tuple[dict, list[Path]]:
+    """The record, and the files (of these `groups` alone) that were read and are as written. Raises BrokenArtefact."""
     record = read_record(folder)
     files = {Path(folder) / name: entry for name, entry in record["files"].items() if name not in editable}
     if groups is not None:
         files = {path: entry for path, entry in files.items() if path.suffix == TENSORS and path.stem in groups}
     for path, entry in files.items():
         check_size(path, entry)
-    hashes = hashes_of(list(files))
-    for path, entry in files.items():
-        if hashes[path] != entry["sha256"]:
+    for path, digest in hashes_of(list(files)).items():
+        if digest != files[path]["sha256"]:
             raise BrokenArtefact(f"{path} was altered after it was written: its SHA-256 differs from {RECORD}")
-    return record
+    return record, list(files)
 
 
 def check_size(path: Path, expected: Mapping) -> None:
@@ -115,9 +105,8 @@ def read_record(folder: Path) -> dict:
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BrokenArtefact(f"{path} is not JSON: {error}") from None
     files = record.get("files") if isinstance(record, dict) else None
-    if not isinstance(files, dict) or not all(
-        isinstance(f, dict) and {"bytes", "sha256"} <= set(f) for f in files.values()
-    ):
+    entries = files.values() if isinstance(files, dict) else [None]
+    if not all(isinstance(entry, dict) and {"bytes", "sha256"} <= set(entry) for entry in entries):
         raise BrokenArtefact(f"{path} was not written by redi: it lists no files")
     if outside := [name for name in files if Path(name).name != name]:
         raise BrokenArtefact(f"{path} was not written by redi: {outside[0][:200]!r} in it is no name of a file")

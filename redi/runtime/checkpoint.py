@@ -22,38 +22,29 @@ WAYS = {"lowest": min, "highest": max}
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints stay when another is written.
+    """Which checkpoints stay when another is written."""
 
-    Args:
-        last: the newest so many.
-        every: those whose step is a multiple of this.
-        best: the one that the monitor measured best, as 'lowest frechet_distance_domain_network_of_500'.
-
-    Raises:
-        ValueError: what none of these can be.
-    """
-
-    last: int = 2
-    every: int | None = None
-    best: str | None = None
+    last: int = 2  # how many of the newest
+    every: int | None = None  # those whose step is a multiple of this
+    best: str | None = None  # the one measured best, as 'lowest frechet_distance_domain_network_of_500'
 
     def __post_init__(self):
-        for name, count in (("keep_checkpoints", self.last), ("keep_every", self.every)):
-            if not (count is None and name == "keep_every") and (type(count) is not int or count < 1):
+        for name, count in (("keep_checkpoints", self.last), ("keep_every", 1 if self.every is None else self.every)):
+            if type(count) is not int or count < 1:
                 raise ValueError(f"train.{name} = {count!r}: a whole number of at least 1 is needed")
         if self.best is not None:
             best_of(self.best)
 
     def keeps(self, folders: Sequence[Path]) -> set[Path]:
         """Those of the checkpoints, oldest first, that stay."""
-        kept = {*folders[-self.last :]}
-        kept |= {folder for folder in folders if self.every and step_of(folder) % self.every == 0}
+        stay = {*folders[-self.last :]}
+        stay |= {folder for folder in folders if self.every and step_of(folder) % self.every == 0}
         if self.best is not None:
             choose, name = best_of(self.best)
             values = {folder: measured(folder).get(name) for folder in reversed(folders)}
             values = {f: v for f, v in values.items() if isinstance(v, int | float) and math.isfinite(v)}
-            kept |= {choose(values, key=values.get)} if values else set()
-        return kept
+            stay |= {choose(values, key=values.get)} if values else set()
+        return stay
 
 
 def best_of(best: str) -> tuple:
@@ -76,13 +67,12 @@ def check_best(best: str | None, monitor) -> None:
         raise ValueError(f"train.keep_best = {best!r}, but nothing is measured: bind train.monitor = @Monitor()")
     known = getattr(monitor, "names", None)
     if known is not None and name not in known:
-        raise ValueError(
-            f"train.keep_best names {name!r}; train.monitor measures {', '.join(known)}{did_you_mean(name, known)}"
-        )
+        hint = did_you_mean(name, known)
+        raise ValueError(f"train.keep_best names {name!r}; train.monitor measures {', '.join(known)}{hint}")
 
 
 def measured(folder: Path) -> Mapping:
-    """What the monitor had measured when a checkpoint was written; {} where it had not, or the record is broken."""
+    """What the monitor measured for a checkpoint; {} where it did not, or the record is broken."""
     try:
         return read_record(folder).get("monitor") or {}
     except BrokenArtefact:
@@ -105,21 +95,12 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
 
 
 def save_checkpoint(
-    run_dir: Path,
-    step: int,
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    record: Mapping,
-    keep: Retention,
-    *,
-    ready: Mapping[str, Path] | None = None,
-) -> Path:
-    """Writes one checkpoint, then removes those that `keep` does not name.
+    run_dir: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], record: Mapping, keep: Retention,
+    *, ready: Mapping[str, Path] | None = None,
+) -> Path:  # fmt: skip
+    """Writes one checkpoint, `ready` as of `save_artefact`, then removes those that `keep` does not name.
 
-    Args:
-        ready: {group: safetensors file} of groups that are written already, on the same file system; they are moved.
-
-    Raises:
-        OSError: disk full or not writable. The checkpoints before it are untouched.
+    Raises OSError: disk full or not writable. The checkpoints before it are untouched.
     """
     folder = checkpoint_dir(run_dir, step)
     before = list_checkpoints(run_dir)
@@ -130,13 +111,11 @@ def save_checkpoint(
         save_artefact(folder, tensors, {"format": FORMAT, "step": step, **record}, ready=ready)
     except OSError as error:
         last = f"the last good checkpoint is {before[-1]}" if before else "there is no earlier checkpoint"
-        raise OSError(
-            f"checkpoint at step {step} not written: {error}; {last}. "
-            "Free some space and run the same command again to go on from there"
-        ) from None
+        advice = "Free some space and run the same command again to go on from there"
+        raise OSError(f"checkpoint at step {step} not written: {error}; {last}. {advice}") from None
     folders = sorted({*before, folder})
     for old in sorted({*folders} - {folder} - keep.keeps(folders)):
-        leaving = old.with_name(f".{old.name}.partial")  # whoever is killed now leaves no half a checkpoint
+        leaving = old.with_name(f".{old.name}.partial")  # so that a process killed now leaves no half a checkpoint
         old.rename(leaving)
         shutil.rmtree(leaving)
     return folder
@@ -145,8 +124,7 @@ def save_checkpoint(
 def load_checkpoint(folder: Path, groups: Collection[str] | None = None) -> tuple[dict[str, dict[str, Tensor]], dict]:
     """-> {"model": ..., "ema": ..., "optimizer": ..., "codec": ...} and the record; `groups` alone are read.
 
-    Raises:
-        ValueError: truncated, altered or foreign, naming the file, the cause and what to do.
+    Raises ValueError: truncated, altered or foreign, naming the file, the cause and what to do.
     """
     others = [path.name for path in list_checkpoints(folder.parent.parent) if path != folder]
     advice = f"delete {folder} to go on from {others[-1]}" if others else f"delete {folder} to start from step 0"
@@ -160,16 +138,12 @@ def load_checkpoint(folder: Path, groups: Collection[str] | None = None) -> tupl
 def newest_good(
     run_dir: Path, groups: Collection[str] | None = None, *, set_aside: bool = True
 ) -> tuple[Path, dict[str, dict[str, Tensor]], dict] | None:
-    """The newest checkpoint that is as it was written: its folder and what `load_checkpoint` gives; None without any.
+    """The newest intact checkpoint: its folder and what `load_checkpoint` returns; None without any.
 
-    Newer ones that are damaged are warned of.
+    Warns of newer ones that are damaged; `set_aside` renames them to broken_step_..., so that training writes these
+    steps again.
 
-    Args:
-        groups: read and verify these alone; default: all.
-        set_aside: rename the damaged ones to broken_step_..., so that training writes these steps again.
-
-    Raises:
-        ValueError: all are damaged, and then nothing is renamed; or one is of another version.
+    Raises ValueError: all are damaged, and then nothing is renamed; or one is of another version.
     """
     causes: dict[Path, BrokenArtefact] = {}
     for folder in reversed(list_checkpoints(run_dir)):
@@ -204,10 +178,10 @@ def is_good(folder: Path) -> bool:
 
 
 def _check_format(folder: Path) -> None:
-    found = read_record(folder).get("format")
-    if isinstance(found, str) and found.startswith(FORMAT[:-1]) and found != FORMAT:
-        raise ValueError(f"{folder} is a '{found}', of another version of redi: begin a new run in another folder")
-    if found != FORMAT:
+    name = read_record(folder).get("format")
+    if isinstance(name, str) and name.startswith(FORMAT[:-1]) and name != FORMAT:
+        raise ValueError(f"{folder} is a '{name}', of another version of redi: begin a new run in another folder")
+    if name != FORMAT:
         raise BrokenArtefact(f"{folder} is not a redi checkpoint: its record.json says no '{FORMAT}'")
 
 

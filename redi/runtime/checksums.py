@@ -51,13 +51,10 @@ def hashes_of(paths: Sequence[Path]) -> dict[Path, str]:
 
 def altered_files(records: Mapping[Path, str]) -> list[Path]:
     """Those of the files (path -> SHA-256) that are missing or have another SHA-256; read by several threads."""
-
-    def is_altered(path: Path) -> bool:
-        return not path.exists() or sha256(path) != records[path]
-
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        bar = progress(pool.map(is_altered, records), total=len(records), desc="verifying", unit="shard")
-        return [path for path, altered in zip(records, bar, strict=True) if altered]
+        hashes = pool.map(lambda path: sha256(path) if path.exists() else None, records)
+        bar = progress(hashes, total=len(records), desc="verifying", unit="shard")
+        return [path for path, digest in zip(records, bar, strict=True) if digest != records[path]]
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
@@ -74,8 +71,5 @@ LIBRARIES = {"timm", "diffusers"}  # entries of an encoder's provenance that are
 
 def without_versions(provenance: dict) -> dict:
     """A provenance less the versions of the libraries that ran the networks: an upgrade makes no other encoder."""
-    return {
-        name: without_versions(value) if isinstance(value, dict) else value
-        for name, value in provenance.items()
-        if name not in LIBRARIES
-    }
+    rest = {name: value for name, value in provenance.items() if name not in LIBRARIES}
+    return {name: without_versions(value) if isinstance(value, dict) else value for name, value in rest.items()}

@@ -39,8 +39,10 @@ def choose_device(device: str) -> torch.device:
 
 
 def own_gpu(device: torch.device) -> torch.device:
-    """The GPU of this process, where several on a machine share the work, as torchrun or Slurm number them; from now on
-    the current one, on which pinned memory and whatever names no device end up. Another device as it is."""
+    """The GPU of this process among those of its machine, as torchrun or Slurm number them, made the current one.
+
+    Another device is returned as it is.
+    """
     if device.type != "cuda":
         return device
     if device.index is None:
@@ -63,8 +65,7 @@ def choose_precision(precision: str, device: torch.device, binding: str = "train
 
 @contextlib.contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
-    """Context in which float32 products and convolutions on a GPU are exact ('float32') or may round their inputs to
-    TF32's ten bits (every other precision: next to bfloat16's seven, what stays in float32 loses nothing by it)."""
+    """Context in which float32 products and convolutions on a GPU are exact ('float32') or may use TF32 (others)."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest" if precision == "float32" else "high")
     torch.backends.cudnn.allow_tf32 = precision != "float32"
@@ -76,11 +77,7 @@ def matmul_precision(precision: str) -> Iterator[None]:
 
 
 def choose_compile(compile: str | bool, device: torch.device, binding: str = "train.compile") -> bool:
-    """Whether to compile: 'auto' is on a GPU, where there is what compiling needs.
-
-    Raises:
-        ValueError: another value, or True where a compiler is missing.
-    """
+    """Whether to compile; 'auto': on a GPU with a compiler. Raises ValueError: True without one, or another value."""
     if compile not in ("auto", True, False):
         raise ValueError(f"{binding} = {compile!r}: it is 'auto', True or False")
     if compile is False or (compile == "auto" and device.type != "cuda"):
@@ -99,11 +96,7 @@ def choose_compile(compile: str | bool, device: torch.device, binding: str = "tr
 
 
 def compiled_whole(function: Callable, mode: str | None = None) -> Callable:
-    """`function` by torch.compile, as one graph for every set of shapes, without a limit to their number.
-
-    From its ninth graph of one function on (other batch sizes, numbers of conditions, models, precisions), torch would
-    refuse, over all calls in the process.
-    """
-    dynamo = torch._dynamo.config
+    """`function` by torch.compile, as one graph for every set of shapes, without a limit to their number."""
+    dynamo = torch._dynamo.config  # torch refuses a ninth graph of one function, over all calls in the process
     dynamo.recompile_limit = max(dynamo.recompile_limit, dynamo.accumulated_recompile_limit)
     return torch.compile(function, fullgraph=True, dynamic=False, mode=mode)

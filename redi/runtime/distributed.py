@@ -18,37 +18,32 @@ from redi.runtime.randomness import Rows
 Result = TypeVar("Result")
 # How long a process waits for the others before it gives up: rank 0 may write a checkpoint, draw or measure meanwhile.
 PATIENCE = timedelta(minutes=60)
-ENVIRONMENTS = (
-    ("RANK", "WORLD_SIZE"),  # torchrun
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),  # srun; a batch script's own step has no number of tasks
-)
-# What gloo and NCCL say, which raise RuntimeErrors like anybody else.
+# Of torchrun and srun; a batch script's own step has no number of tasks.
+ENVIRONMENTS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"))
+# In the messages of gloo and NCCL, whose errors are plain RuntimeErrors.
 NETWORK = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe|Socket|TCPStore", re.IGNORECASE)
 
 
 class LostProcess(OSError):
-    """Another process of this training ended or fell silent; or the network between them did."""
+    """Another process of this run ended or fell silent; or the network between them did."""
 
 
 def process_rank(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
-    """-> rank and world size: as given, else torchrun's RANK and WORLD_SIZE, else those of srun, else 0 of 1.
-
-    Raises:
-        ValueError: a rank outside [0, world size), or only one of the two.
-    """
+    """-> rank and world size: the arguments, else those of torchrun or srun, else 0 of 1. Raises ValueError for a rank
+    outside [0, world size), or only one of the two."""
     if (rank is None) != (world_size is None):
         raise ValueError(f"rank = {rank} and world_size = {world_size}: give both, or neither")
     where = "rank, world_size"
     if rank is None:
         rank, world_size = 0, 1
         for names in ENVIRONMENTS:
-            found = [os.environ.get(name, "") for name in names]
-            if all(found):
+            values = [os.environ.get(name, "") for name in names]
+            if all(values):
                 where = ", ".join(names)
                 try:
-                    rank, world_size = map(int, found)
+                    rank, world_size = map(int, values)
                 except ValueError:
-                    raise ValueError(f"the environment has {where} = {', '.join(found)}: whole numbers") from None
+                    raise ValueError(f"the environment has {where} = {', '.join(values)}: whole numbers") from None
                 break
     if not 0 <= rank < world_size:
         raise ValueError(f"{where} = {rank}, {world_size}: the rank lies outside [0, {world_size})")
@@ -58,7 +53,7 @@ def process_rank(rank: int | None = None, world_size: int | None = None) -> tupl
 class Processes:
     """The processes that train one model together; by default this one alone, and then nothing is communicated.
 
-    What all do in the same order: `mean`, `on_first`, `Vote`. Where another process is gone they raise LostProcess.
+    All call `mean`, `on_first`, ... in the same order, which raise LostProcess where another process is gone.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, store: dist.Store | None = None):
@@ -69,7 +64,7 @@ class Processes:
         return self.rank == 0
 
     def rows(self, batch_size: int) -> Rows:
-        """Those of a step's batch that are this process's."""
+        """This process's part of a step's batch."""
         count = batch_size // self.size
         return Rows(self.rank * count, count, batch_size)
 
@@ -86,32 +81,31 @@ class Processes:
         """The means over processes of numbers that all have under the same names; on their device."""
         if self.size == 1 or not values:
             return dict(values)
-        values = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in values.items()}
-        device = next((value.device for value in values.values() if value.is_cuda), torch.device("cpu"))
-        stacked = torch.stack([value.to(device) for value in values.values()])
+        tensors = [torch.as_tensor(value, dtype=torch.float32) for value in values.values()]
+        device = next((tensor.device for tensor in tensors if tensor.is_cuda), torch.device("cpu"))
+        stacked = torch.stack([tensor.to(device) for tensor in tensors])
         with as_lost_process():
             dist.all_reduce(stacked)
         return dict(zip(values, stacked / self.size, strict=True))
 
     def on_first(self, do: Callable[[], Result]) -> Result:
-        """What rank 0 gives, to all. Raises everywhere what it raises there: a ValueError or an OSError."""
+        """The result on rank 0, for all. Raises everywhere what rank 0 raises: a ValueError or an OSError."""
         if self.size == 1:
             return do()
-        outcome: list = [None, None, None]
-        caught = None
+        outcome: list = [None, None, ""]  # result, kind of error, message
+        failure = None
         if self.is_first:
             try:
                 outcome[0] = do()
             except (ValueError, OSError) as error:
-                caught = error
-                outcome[1:] = [isinstance(error, ValueError), str(error)]
+                failure = error
+                outcome[1:] = [ValueError if isinstance(error, ValueError) else OSError, str(error)]
         with as_lost_process():
             dist.broadcast_object_list(outcome, src=0)
-        if caught is not None:
-            raise caught
-        if outcome[2] is not None:
-            raise (ValueError if outcome[1] else OSError)(f"rank 0: {outcome[2]}")
-        return outcome[0]
+        result, kind, message = outcome
+        if kind is not None:
+            raise failure or kind(f"rank 0: {message}")
+        return result
 
     def from_first(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Names and tensors on the CPU, sent by rank 0 one at a time; the others pass tensors without memory (meta)."""
@@ -123,27 +117,26 @@ class Processes:
             yield name, tensor
 
     def gathered(self, value: Result) -> list[Result]:
-        """What every process gave, in the order of their ranks; small objects."""
+        """The values of all processes, in the order of their ranks; small objects."""
         if self.size == 1:
             return [value]
-        found: list = [None] * self.size
+        values: list = [None] * self.size
         with as_lost_process():
-            dist.all_gather_object(found, value)
-        return found
+            dist.all_gather_object(values, value)
+        return values
 
 
 class Vote:
-    """The largest number that any process says, which all learn one step later: nobody waits for the slowest at once.
+    """The largest number that any process casts, known to all one step later, so that none waits for the slowest.
 
-    Alone, at once.
+    With one process, at once.
     """
 
     def __init__(self, processes: Processes):
-        self.processes = processes
-        self.pending: tuple[dist.Work, Tensor] | None = None
+        self.processes, self.pending = processes, None
 
     def cast(self, number: int) -> int:
-        """Says a number of at least 0 -> the largest that was said at the call before; 0 at the first."""
+        """A number of at least 0 -> the largest of the call before; 0 at the first."""
         if self.processes.size == 1:
             return number
         last = self.result()
@@ -164,14 +157,9 @@ class Vote:
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[Processes]:
-    """Joins the processes that torchrun or srun started; alone where neither did.
+    """Joins the processes that torchrun or srun started, or the caller's process group; alone where there is none.
 
-    A process group that the caller has set up is used as it is. Gradients go by NCCL between GPUs, and by gloo between
-    CPUs, as everything small does.
-
-    Raises:
-        ValueError: the environment lacks what is needed to find the others.
-        LostProcess: they do not come.
+    Raises ValueError where the environment lacks what finds the others, and LostProcess where they do not come.
     """
     if dist.is_available() and dist.is_initialized():
         yield Processes(dist.get_rank(), dist.get_world_size())
@@ -203,22 +191,16 @@ def process_group(device: torch.device) -> Iterator[Processes]:
         together = True
         raise
     finally:
-        # gloo's threads let go of the last tensors, for which they may need the GIL; the group's destructor would wait
-        # for these threads with the GIL in its hands.
-        time.sleep(0.5)
-        # Where this process alone has failed, the others wait for it in a step, and to take NCCL down would wait for
-        # them, for ever (pytorch/torchtitan#1342). What tells them is that it ends.
+        time.sleep(0.5)  # gloo's threads may need the GIL for the last tensors; the group's destructor would hold it
+        # Where this process alone has failed, destroying NCCL's group would wait for the others for ever
+        # (pytorch/torchtitan#1342). What tells them is that it ends.
         if together or device.type != "cuda":
             dist.destroy_process_group()
 
 
 @contextlib.contextmanager
 def as_lost_process(*, network_only: bool = False) -> Iterator[None]:
-    """Turns what torch.distributed raises into a LostProcess with advice.
-
-    Args:
-        network_only: other things happen in the block too, whose errors are left as they are.
-    """
+    """Turns what torch.distributed raises (`network_only`: and only that) into a LostProcess with advice."""
     try:
         yield
     except RuntimeError as error:

@@ -4,16 +4,13 @@ import signal
 import threading
 
 # Ctrl-C; what schedulers and torchrun end a job with; what Slurm and submitit warn with before they take it away.
-SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
-]  # fmt: skip
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 
 
 class StopRequest:
     """Context in which the first of SIGNALS sets `requested`, its number; a Ctrl-C after it interrupts at once.
 
-    All others that follow are ignored. Schedulers signal every process of a job, and who started it passes the signal
-    on, so a warning may come twice; the second must not break the checkpoint that the first asked for.
+    Others after it are ignored: a scheduler's warning may come twice, and must not break the checkpoint.
     """
 
     def __enter__(self) -> "StopRequest":
@@ -36,15 +33,12 @@ class StopRequest:
 
 
 class Stopped(KeyboardInterrupt):
-    """Training was asked to stop and has written its checkpoint.
+    """Training was asked to stop by a signal and has written its checkpoint at `step`.
 
-    Args:
-        signal_number: of the signal; a program exits with 128 + it, as a shell says of a process that a signal killed:
-            130 Ctrl-C, 138 SIGUSR1, 140 SIGUSR2, 143 SIGTERM. A batch script queues its job again after 138 and 140.
-        step: of the checkpoint.
+    A program exits with 128 + `signal_number`, as shells do: 130 Ctrl-C, 138 SIGUSR1, 140 SIGUSR2, 143 SIGTERM. A batch
+    script queues its job again after 138 and 140.
     """
 
     def __init__(self, signal_number: int, step: int):
         super().__init__(f"stopped by {signal.Signals(signal_number).name} at step {step}")
-        self.signal_number = signal_number
-        self.step = step
+        self.signal_number, self.step = signal_number, step

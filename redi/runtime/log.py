@@ -1,12 +1,13 @@
 """The run's log: one JSON line per entry, and TensorBoard beside it."""
 
+import contextlib
 import errno
 import json
 import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,50 +20,39 @@ log = logging.getLogger(__name__)
 
 
 class RunLog:
-    """Writes scalars and pictures to `log.jsonl` and `tensorboard/`.
+    """Writes scalars and pictures to `log.jsonl` and `tensorboard/`; a line is there whole or not at all.
 
-    A line is there whole or not at all, whatever ends the process: it goes to the system in one call, and what a full
-    disk took of it is cut off again.
-
-    Args:
-        run_dir: the run's folder.
-        step: where the run stands; entries after it, of an earlier attempt, are dropped.
-
-    Raises:
-        OSError: `log.jsonl` cannot be written.
+    Entries after `step`, of an earlier attempt, are dropped. Raises OSError: `log.jsonl` cannot be written.
     """
 
     def __init__(self, run_dir: Path, step: int):
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
         self.path = Path(run_dir) / "log.jsonl"
-        kept = [_line(entry) for entry in read_log(run_dir) if entry["step"] <= step]
-        try:
-            write_text(self.path, b"".join(kept).decode())
-        except OSError as error:
-            raise _not_written(self.path, error) from None
+        lines = [_line(entry) for entry in read_log(run_dir) if entry["step"] <= step]
+        with _advising(self.path):
+            write_text(self.path, b"".join(lines).decode())
         self.tensorboard = SummaryWriter(str(Path(run_dir) / "tensorboard"), purge_step=step + 1)
         self.file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
 
     def scalars(self, step: int, **values: float | None) -> None:
         """One line {"step": ..., name: value, ...}, null for what is not finite. Raises OSError."""
-        try:
-            _append(self.file, _line({"step": step, **values}))
+        line, before = _line({"step": step, **values}), os.fstat(self.file).st_size
+        with _advising(self.path, f" at step {step}"):
+            if os.write(self.file, line) != len(line):  # a full disk took a part of it
+                os.ftruncate(self.file, before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             for name, value in values.items():
                 if value is not None:
                     self.tensorboard.add_scalar(name, value, step)
-        except OSError as error:
-            raise _not_written(self.path, error, f" at step {step}") from None
 
     def picture(self, step: int, name: str, image) -> None:
         """A PIL image, to TensorBoard. Raises OSError."""
-        try:
+        with _advising(self.tensorboard.log_dir, f" at step {step}"):
             self.tensorboard.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
-        except OSError as error:
-            raise _not_written(self.tensorboard.log_dir, error, f" at step {step}") from None
 
     def close(self) -> None:
-        """Closes both; what TensorBoard cannot write any more is said, and no error: the lines are in log.jsonl."""
+        """Closes both. An error of TensorBoard is a warning only: the lines are in log.jsonl."""
         os.close(self.file)
         try:
             self.tensorboard.close()
@@ -86,23 +76,17 @@ def read_log(run_dir: Path) -> list[dict]:
 
 def _line(entry: Mapping) -> bytes:
     """JSON knows neither NaN nor infinity: null."""
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in entry.items()
-    }
+    finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in entry.items()}
     return json.dumps(finite, allow_nan=False).encode() + b"\n"
 
 
-def _append(file: int, line: bytes) -> None:
-    """Raises OSError where the line does not fit, and leaves the file as it was."""
-    before = os.fstat(file).st_size
-    if os.write(file, line) != len(line):
-        os.ftruncate(file, before)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _not_written(path: Path | str, error: OSError, when: str = "") -> OSError:
-    advice = "free some space and run the same command again to go on from the last checkpoint"
-    return OSError(f"could not write {path}{when}: {error}; {advice}")
+@contextlib.contextmanager
+def _advising(path: Path | str, when: str = "") -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        advice = "free some space and run the same command again to go on from the last checkpoint"
+        raise OSError(f"could not write {path}{when}: {error}; {advice}") from None
 
 
 class AsyncScalars:
@@ -126,29 +110,21 @@ class AsyncScalars:
 
 
 class LogWindow:
-    """What happened since the last line of the log: sums over steps, on their device, and a clock.
-
-    Attributes:
-        steps: how many, skipped ones included.
-        totals: {name: sum over the steps that were not skipped}; "skipped" is how many were.
-
-    Args:
-        stored: what `state` gave, when a run is resumed between two lines.
-    """
+    """What happened since the last line of the log: sums over steps, on their device, and a clock. `stored` is the
+    `state` of a run that is resumed between two lines."""
 
     def __init__(self, stored: Mapping | None = None):
-        self.steps: int = stored["steps"] if stored else 0
+        self.steps: int = stored["steps"] if stored else 0  # skipped ones included
+        # Sums over the steps that were not skipped; "skipped": how many were
         self.totals: dict[str, Tensor | float] = dict(stored["totals"]) if stored else {}
         self.restart_clock()
 
     def add(self, values: Mapping[str, Tensor]) -> None:
-        """Adds what one step gave, without waiting for the device; of a step with "skipped" 1 only that."""
-        values = dict(values)
-        if (skipped := values.pop("skipped", None)) is not None:
-            # Not by a product: a skipped step's numbers are no numbers.
-            values = {name: torch.where(skipped > 0, 0.0, value) for name, value in values.items()}
-            values["skipped"] = skipped
+        """Adds the values of one step, without waiting for the device; of a step with "skipped" 1 only that."""
+        skipped = values.get("skipped")
         for name, value in values.items():
+            if skipped is not None and name != "skipped":  # not by a product: a skipped step's values are not finite
+                value = torch.where(skipped > 0, 0.0, value)
             self.totals[name] = self.totals.get(name, 0.0) + value
         self.steps += 1
         self.timed += 1

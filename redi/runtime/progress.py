@@ -10,16 +10,14 @@ from tqdm import tqdm
 _whole: ContextVar[tqdm | None] = ContextVar("whole", default=None)
 
 
-def progress(*args, leave: bool = False, **options) -> tqdm:
-    """A tqdm bar on stderr. In a terminal it is lively; in a log file it writes a line every ten seconds, and
-    none at all for what is over before that."""
+def progress(*args, **options) -> tqdm:
+    """A tqdm bar on stderr; in a log file a line every ten seconds, the first one after ten."""
     if (whole := _whole.get()) is not None:
         part = tqdm(*args, **options | {"disable": True})
         part.update = whole.update
         return part
-    if sys.stderr.isatty():
-        return tqdm(*args, leave=leave, **options)
-    return tqdm(*args, leave=leave, mininterval=10, delay=10, **options)
+    pace = {} if sys.stderr.isatty() else {"mininterval": 10, "delay": 10}
+    return tqdm(*args, leave=False, **pace, **options)
 
 
 @contextlib.contextmanager

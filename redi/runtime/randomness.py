@@ -10,8 +10,8 @@ from torch import Tensor
 class Rows:
     """Rows [first, first + count) of a batch of `total`, which several processes share.
 
-    What is random is drawn for the whole batch, by every process alike, and then cut: so the numbers of a row are the
-    same whatever the division. That costs next to nothing: the noise of 256 images of 12 x 32 x 32 is 12 MiB.
+    What is random is drawn for the whole batch by every process and then cut, so the numbers of a row do not depend on
+    the division.
     """
 
     first: int
@@ -29,7 +29,6 @@ class Rows:
     def randn(self, shape: tuple[int, ...], **options) -> Tensor:
         """As torch.randn for these rows, (count, ...), from the draws of the whole batch."""
         return self.of(torch.randn((self.total, *shape[1:]), **options))
-
 
 
 def mix_seeds(*seeds: int) -> int:

@@ -1,8 +1,7 @@
-"""Which Python modules a configuration may import that nobody has named: one that merely lies in a folder.
+"""Which Python modules the config.gin of a run, or of a model from the hub, may import.
 
-gin files can import modules, and a module runs when it is imported. A file that the user names may import what it says,
-for naming it is saying so. Of the config.gin of a run, or of a model from the hub, only its folder was named: it may
-import modules of redi, and what the user has named in this process (`named`).
+A module runs when it is imported. A gin file that the user names may import what it says; of these files only the
+folder was named, so they may import modules of redi and what the user has named in this process (`named`).
 """
 
 import io
@@ -18,11 +17,7 @@ named: set[str] = {name for name in os.environ.get("REDI_PLUGINS", "").split(","
 
 
 def name(*modules: str) -> None:
-    """Lets configurations import these modules, and what lies in them, from now on.
-
-    Raises:
-        ValueError: no name of a module.
-    """
+    """Lets configurations import these modules, and what lies in them, from now on. Raises ValueError: not a module."""
     for module in modules:
         if not all(part.isidentifier() for part in module.split(".")) or module.startswith("__gin__"):
             raise ValueError(f"{module!r} is no name of a Python module, as 'my_lab' or 'my_lab.reducing'")
@@ -32,30 +27,26 @@ def name(*modules: str) -> None:
 def read(path: str | os.PathLike, registered: Collection[str] = ()) -> io.StringIO:
     """A configuration that lies in a folder, as a file for gin: exactly the text that was looked through.
 
-    Args:
-        registered: modules whose components are registered: the user imported them before, so importing them again
-            runs nothing.
+    Modules whose components are `registered` were imported before: importing them again runs nothing.
 
-    Raises:
-        ValueError: it would import or include what nobody has named. Nothing has been imported.
+    Raises ValueError: it would import or include what nobody has named. Nothing has been imported.
     """
-    text, lines = _looked_through(path)
+    text, lines = _text_and_lines(path)
     if refused := [line for line in lines if not is_allowed(line, registered)]:
         raise ValueError(_message(path, refused))
-    found = io.StringIO(text)
-    found.name = str(path)
-    return found
+    file = io.StringIO(text)
+    file.name = str(path)
+    return file
 
 
 def imported(path: str | os.PathLike) -> list[str]:
     """The modules that a configuration imports, as far as `name` takes them."""
-    _, lines = _looked_through(path)
-    modules = [_module(line) for line in lines]
+    modules = map(_module, _text_and_lines(path)[1])
     return [module for module in modules if module and not module.startswith("__gin__")]
 
 
-def _looked_through(path: str | os.PathLike) -> tuple[str, list[list[str]]]:
-    """The text of a configuration, and its `loading_lines`. Raises ValueError: it is none."""
+def _text_and_lines(path: str | os.PathLike) -> tuple[str, list[list[str]]]:
+    """The text of a configuration, and its `loading_lines`. Raises ValueError where it is not one."""
     with open(path, "rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
@@ -70,21 +61,17 @@ def _looked_through(path: str | os.PathLike) -> tuple[str, list[list[str]]]:
 def loading_lines(text: str) -> list[list[str]]:
     """The tokens of every logical line with `import`, `from` or `include` in it.
 
-    gin knows these words as Python tokens, from this very tokenizer, and a statement ends with a logical line: no
-    spelling escapes. Raises tokenize.TokenError and SyntaxError.
+    gin uses the same tokenizer, and a statement ends with a logical line: no spelling escapes. Raises
+    tokenize.TokenError and SyntaxError.
     """
-    lines, line = [], []
+    lines: list[list[tokenize.TokenInfo]] = [[]]
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type in (tokenize.NEWLINE, tokenize.ENDMARKER):
-            lines.append(line)
-            line = []
+            lines.append([])
         elif token.type not in (tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT):
-            line.append(token)
-    return [[token.string for token in line] for line in lines if any(_loads(token) for token in line)]
-
-
-def _loads(token: tokenize.TokenInfo) -> bool:
-    return token.type == tokenize.NAME and token.string in WORDS
+            lines[-1].append(token)
+    loading = [line for line in lines if any(t.type == tokenize.NAME and t.string in WORDS for t in line)]
+    return [[token.string for token in line] for line in loading]
 
 
 def _module(line: list[str]) -> str | None:
@@ -103,13 +90,14 @@ def is_allowed(line: list[str], registered: Collection[str] = ()) -> bool:
     module = _module(line)
     if module is None:
         return False
-    if any(module == known or module.startswith(f"{known}.") for known in ("redi", *named)):
+    if any(f"{module}.".startswith(f"{known}.") for known in ("redi", *named)):
         return True
-    return module in sys.modules and any(name == module or name.startswith(f"{module}.") for name in registered)
+    return module in sys.modules and any(f"{name}.".startswith(f"{module}.") for name in registered)
 
 
 def _message(path: str | os.PathLike, refused: list[list[str]]) -> str:
-    said = ", ".join(repr(_text(line)) for line in refused[:5]) + (", ..." if len(refused) > 5 else "")
+    texts = [" ".join(line).replace(" . ", ".")[:100] for line in refused[:5]]
+    said = ", ".join(map(repr, texts)) + (", ..." if len(refused) > 5 else "")
     modules = [_module(line) for line in refused]
     if None in modules or "__gin__.dynamic_registration" in modules:
         advice = f"Read it, and if you trust it, name it: --gin_file={path}"
@@ -121,8 +109,3 @@ def _message(path: str | os.PathLike, refused: list[list[str]]) -> str:
             f"that you run, REDI_PLUGINS={','.join(packages)} in the environment"
         )
     return f"{path} says {said}: that would run code of whoever wrote it, and you have not named it. {advice}"
-
-
-def _text(line: list[str]) -> str:
-    """Tokens as a line again, as far as a message shows them."""
-    return " ".join(line).replace(" . ", ".")[:100]

@@ -32,13 +32,10 @@ class Report(NamedTuple):
 class Watchdog:
     """Context of a training loop, which reports with `at` what it does; a thread watches.
 
-    Every process publishes its report in a store (TCPStore), which rank 0 reads. After `stalled_seconds` without a step
-    rank 0 warns: who is behind, in what, for how long; again after pauses that double; and when training resumes. A
-    process that stalls writes the stacks of its threads to `run_dir/stacks_rank_0.txt`. A run is never ended.
-
-    Args:
-        store: shared by all processes of this attempt; without one, each process watches itself.
-        stalled_seconds: longer than a step takes; 0 switches the watchdog off.
+    Every process publishes its report in `store` (TCPStore), which rank 0 reads; without one, each watches itself.
+    After `stalled_seconds` (0: never) without a step rank 0 warns who is behind, in what, for how long; again after
+    pauses that double; and when training resumes. A process that stalls writes the stacks of its threads to
+    `run_dir/stacks_rank_0.txt`. A run is never ended.
     """
 
     def __init__(

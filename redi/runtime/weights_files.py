@@ -33,14 +33,11 @@ class Inert:
 
 
 def read_weights_file(path: Path, *, inert: Iterable[str] = ()) -> object:
-    """What safetensors or `torch.save` wrote.
-
-    Nothing in the file is executed: safetensors, or PyTorch's format with weights_only. Beside tensors and plain values
-    only an argparse.Namespace is accepted.
+    """What safetensors or `torch.save` wrote; nothing in the file is executed.
 
     Args:
-        inert: full names of further classes and functions that may occur. They are never imported or called: an
-            `Inert` takes the place of what they would make.
+        inert: full names of classes and functions that may occur beside tensors, plain values and argparse.Namespace.
+            They are never imported or called: an `Inert` takes the place of what they would make.
 
     Raises:
         ValueError: truncated, something else, or a class that would run code; the message follows the name of the file.
@@ -62,13 +59,10 @@ def read_weights_file(path: Path, *, inert: Iterable[str] = ()) -> object:
 
 
 def read_tensors(path: Path, *, binding: str) -> dict[str, Tensor]:
-    """The tensors of a weights file by their names: .safetensors, or PyTorch's format (.bin, .pt, .pth).
+    """The tensors of a weights file (see `read_weights_file`) by their names: .safetensors, .bin, .pt, .pth.
 
-    From a training checkpoint, those of its model, averaged where it has them, without the prefixes of wrappers. See
-    `read_weights_file`.
-
-    Raises:
-        ValueError: truncated, something else than named tensors, or tensors that are larger than the file.
+    From a training checkpoint, those of its model, averaged where it has them, without the prefixes of wrappers.
+    Raises ValueError: truncated, something else than named tensors, or tensors that are larger than the file.
     """
     try:
         content = read_weights_file(path)
@@ -87,17 +81,12 @@ def read_tensors(path: Path, *, binding: str) -> dict[str, Tensor]:
 
 def bare_name(name: str) -> str:
     """A parameter's name without the prefixes of DistributedDataParallel and torch.compile."""
-    name = name.replace("_orig_mod.", "")
-    while name.startswith("module."):
-        name = name.removeprefix("module.")
-    return name
+    return re.sub(r"^(module\.)+", "", name.replace("_orig_mod.", ""))
 
 
 def check_unpacked_size(path: Path) -> None:
-    """Raises ValueError where a zip archive would unpack to more than it has: torch.save compresses nothing.
-
-    Only the directory is read; files that are not zip archives pass.
-    """
+    """Raises ValueError where a zip archive, by its directory, would unpack to more than it has: torch.save compresses
+    nothing."""
     try:
         if not zipfile.is_zipfile(path):  # which on some damage raises
             return
@@ -131,10 +120,9 @@ def _check_nesting(path: Path) -> None:
 
 
 def check_tensors(tensors: Iterable[Tensor], num_bytes: int) -> None:
-    """Raises ValueError where a tensor is not a plain one, or takes more than the `num_bytes` of its file.
+    """Raises ValueError where a tensor is not a plain one, or is larger than the `num_bytes` of its file.
 
-    Strides of 0 make a tensor of any size from one number, and a sparse tensor only states its size: copying either
-    to plain memory can exhaust it.
+    A tensor with strides of 0, or a sparse one, may have any size: copying it to plain memory could exhaust that.
     """
     for tensor in tensors:
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:

@@ -1,5 +1,6 @@
 """The cache of encoded images: safetensors shards, memory-mapped, with a manifest (docs/cache.md)."""
 
+import itertools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,26 +28,17 @@ ENTRIES = {
 
 
 class EncodedRows(ABC):
-    """What `JointCodec.precompute` gave for every image of a data set, in its order, plus labels.
+    """What `JointCodec.precompute` returned for every image of a data set, in its order, plus labels.
 
-    Args:
-        where: the folder or URL, for messages.
-        manifest: see docs/cache.md.
-
-    Attributes:
-        mirrored: whether it also holds what the mirrored images gave.
-        blocks: what the order 'shards' shuffles.
+    `where` is the folder or URL, for messages; for `manifest` see docs/cache.md.
     """
 
-    blocks: Blocks
+    blocks: Blocks  # what the order 'shards' shuffles
 
     def __init__(self, where: str, manifest: dict):
-        self.where = where
-        self.manifest = manifest
-        self.num_classes = manifest["num_classes"]
-        self.image_size = manifest["image_size"]
-        self.cache_fingerprint = manifest["cache_fingerprint"]
-        self.mirrored = manifest["mirrored"]
+        self.where, self.manifest = where, manifest
+        self.num_classes, self.image_size = manifest["num_classes"], manifest["image_size"]
+        self.cache_fingerprint, self.mirrored = manifest["cache_fingerprint"], manifest["mirrored"]
         self.starts = np.cumsum([0] + [shard["rows"] for shard in manifest["shards"]])
 
     @abstractmethod
@@ -67,12 +59,9 @@ class EncodedRows(ABC):
     def batch(self, positions: Sequence[int], mirror: np.ndarray | None = None) -> dict[str, Tensor]:
         """Rows at these positions: {"image": ..., "<representation>": ..., "labels": (N,) int64}.
 
-        Args:
-            mirror: (N,) bool, which of them are taken from the mirrored images; default: none.
+        `mirror` (N,) bool says which of them to take from the mirrored images.
 
-        Raises:
-            IndexError: a position outside [0, len).
-            ValueError: `mirror` for a cache without the mirrored images.
+        Raises IndexError for a position outside [0, len), ValueError for `mirror` without mirrored images.
         """
         positions = np.asarray(positions, dtype=np.int64)
         if len(positions) and not 0 <= positions.min() <= positions.max() < len(self):
@@ -86,7 +75,7 @@ class EncodedRows(ABC):
         names = [name for name in stored if not name.startswith(MIRRORED)]
         mirrored = [MIRRORED + name if MIRRORED + name in stored else name for name in names]
         arrays = [np.empty((len(rows), *stored[name]["shape"]), DTYPES[stored[name]["dtype"]]) for name in names]
-        # Shard by shard, for only one may be at hand; one copy per row, for gathering a shard's would copy all twice.
+        # Shard by shard, since only one may be at hand; one copy per row, since gathering a shard's would copy twice.
         order = np.argsort(shards, kind="stable")
         places = zip(order.tolist(), shards[order].tolist(), rows[order].tolist(), flags[order].tolist(), strict=True)
         current = -1
@@ -99,17 +88,14 @@ class EncodedRows(ABC):
         return {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
 
     def check(self, codec: JointCodec) -> None:
-        """Raises ValueError, naming what differs, unless this codec would compute what is stored here.
-
-        Library versions are not compared; `prepare` takes a cache of its own version only.
-        """
-        made = {"codec": without_versions(self.manifest["codec"]), "code": _unversioned(self.manifest["code"])}
+        """Raises ValueError, naming what differs, unless this codec would compute what is stored here, by any version
+        of the libraries."""
+        stored = {"codec": without_versions(self.manifest["codec"]), "code": _unversioned(self.manifest["code"])}
         wanted = {"codec": without_versions(codec.cache_provenance()), "code": _unversioned(code_of(codec))}
-        if found := list(_differences(made, wanted)):
+        if differences := "\n  ".join(_differences(stored, wanted)):
             raise ValueError(
-                f"the cache {self.where} was made with another codec (cache -> codec at hand):\n  "
-                + "\n  ".join(found)
-                + "\nRun prepare with this codec, or use the codec that the cache was made with"
+                f"the cache {self.where} was made with another codec (cache -> codec at hand):\n  {differences}\n"
+                "Run prepare with this codec, or use the codec that the cache was made with"
             )
 
 
@@ -119,10 +105,9 @@ class Cache(EncodedRows):
     Args:
         folder: as written by `redi.data.cache.write.write_cache`.
 
-    Raises:
-        BrokenArtefact: the manifest or a shard is missing, cut short, altered or of another format; a label that is
-            no class. That every byte is as it was written is checked by `verify`, and by `prepare`. A shard that is cut
-            short later, while it is mapped, ends the process with SIGBUS (docs/reliability.md).
+    Raises BrokenArtefact: the manifest or a shard is missing, cut short or of another format, or a label is not a
+    class. `verify` (and `prepare`) compares every byte. A shard that is cut short while it is mapped ends the process
+    with SIGBUS (docs/reliability.md).
     """
 
     def __init__(self, folder: Path):
@@ -138,17 +123,17 @@ class Cache(EncodedRows):
         return self.shards[number]
 
     def expect(self, windows: Sequence[np.ndarray]) -> None:
-        for block in (block for blocks in windows for block in blocks):
-            first, end = self.blocks.starts[block : block + 2]
-            number = int(np.searchsorted(self.starts, first, side="right")) - 1
-            start, stop = first - self.starts[number], end - self.starts[number]
+        for block in itertools.chain(*windows):
+            bounds = self.blocks.starts[block : block + 2]
+            number = int(np.searchsorted(self.starts, bounds[0], side="right")) - 1
+            rows = slice(*(bounds - self.starts[number]))
             for name in self.manifest["tensors"]:
-                read_ahead(self.shards[number][name][start:stop])
+                read_ahead(self.shards[number][name][rows])
 
     @cached_property
     def names(self) -> list[str]:
         """The images' names, in the order of the rows."""
-        found = []
+        all_names = []
         for shard, record in zip(self.shards, self.manifest["shards"], strict=True):
             path = self.folder / record["file"]
             try:
@@ -157,8 +142,8 @@ class Cache(EncodedRows):
                 names = None
             if not isinstance(names, list) or len(names) != record["rows"]:
                 raise BrokenArtefact(f"{path} does not name its {record['rows']} images: {remedy(path)}")
-            found += names
-        return found
+            all_names += names
+        return all_names
 
     def verify(self) -> None:
         """Reads every shard and compares its SHA-256. Raises BrokenArtefact naming those that were altered."""
@@ -184,12 +169,11 @@ def _unversioned(code: dict[str, dict]) -> dict[str, dict]:
 
 def manifest_sha256(manifest: dict) -> str:
     """The hash that a manifest carries of all its other entries."""
-    rest = {key: value for key, value in manifest.items() if key != "sha256"}
-    return json_sha256(rest)
+    return json_sha256({key: value for key, value in manifest.items() if key != "sha256"})
 
 
 def read_manifest(path: Path) -> dict:
-    """What a manifest on this machine says. Raises BrokenArtefact."""
+    """The manifest of a cache on this machine. Raises BrokenArtefact."""
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -198,7 +182,7 @@ def read_manifest(path: Path) -> dict:
 
 
 def parse_manifest(text: bytes, where: str, remedy: str) -> dict:
-    """What a manifest says. Raises BrokenArtefact with the place and the remedy where it is none, or altered."""
+    """A manifest from its text. Raises BrokenArtefact with the place and the remedy where it is damaged."""
     try:
         manifest = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -221,9 +205,5 @@ def _differences(old, new, where: str = "") -> Iterator[str]:
         for key in sorted(old.keys() | new.keys()):
             yield from _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
     elif old != (new := json.loads(json.dumps(new))):  # tuples are lists in a manifest
-        yield f"{where}: {_short(old)} -> {_short(new)}"
-
-
-def _short(value) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+        texts = (json.dumps(value) for value in (old, new))
+        yield f"{where}: {' -> '.join(text if len(text) <= 60 else text[:57] + '...' for text in texts)}"

@@ -4,7 +4,6 @@ import ctypes
 import json
 import mmap
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 from redi.runtime.checksums import BrokenArtefact
 
 DTYPES = {"U8": np.uint8, "F16": np.float16, "F32": np.float32, "I64": np.int64}
-NAMES = "names.json"  # a tensor of bytes, for safetensors has no strings; the dot keeps it from any channel group
+NAMES = "names.json"  # a tensor of bytes: safetensors has no strings; no channel group has a dot in its name
 
 
 def with_names(rows: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
@@ -31,13 +30,11 @@ def map_shard(path: Path, record: Mapping, tensors: Mapping[str, Mapping]) -> di
         record: the entry of the manifest: file, rows, bytes, sha256.
         tensors: name -> {"dtype": as safetensors writes it, "shape": of one row}, for every tensor.
 
-    Raises:
-        BrokenArtefact: the file is missing or cut short, or its header is not that of such a shard.
+    Raises BrokenArtefact where the file is missing or cut short, or its header is not that of such a shard.
     """
     if not path.exists():
         raise BrokenArtefact(f"{path} is missing: {remedy(path)}")
-    size = path.stat().st_size
-    if size != record["bytes"]:
+    if (size := path.stat().st_size) != record["bytes"]:
         raise BrokenArtefact(f"{path} has {size} bytes instead of {record['bytes']}: cut short? {remedy(path)}")
     arrays = {}
     try:
@@ -62,40 +59,33 @@ def read_ahead(rows: np.ndarray) -> None:
     # By address, since the mapping is torch's. Advice only: what the system answers changes nothing.
     start = rows.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
     length = rows.ctypes.data + rows.nbytes - start
-    _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)
 
 
 def shard_tensors(rows: Mapping[str, Tensor]) -> dict[str, dict]:
     """The `tensors` argument of `map_shard`, of what is about to be written."""
     code = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
-    found = {}
+    tensors = {}
     for name, tensor in rows.items():
         if (dtype := tensor.numpy().dtype) not in code:
-            raise ValueError(f"{name!r} has dtype {dtype}; a cache stores {', '.join(str(d) for d in code)}")
-        found[name] = {"dtype": code[dtype], "shape": list(tensor.shape[1:])}
-    return found
+            raise ValueError(f"{name!r} has dtype {dtype}; a cache stores {', '.join(map(str, code))}")
+        tensors[name] = {"dtype": code[dtype], "shape": list(tensor.shape[1:])}
+    return tensors
 
 
 def describes_shards(manifest: Mapping) -> bool:
-    """Whether the entries of a cache's manifest by which tensors are found are what they should be; its hash may be
-    right and tell nothing, for anybody can write one."""
+    """Whether the entries of a cache's manifest by which tensors are found are valid; its hash proves nothing."""
     try:
+        shards, tensors = manifest["shards"], manifest["tensors"]
         numbers = [manifest["num_classes"], manifest["image_size"], manifest["rows"]]
-        numbers += [shard[name] for shard in manifest["shards"] for name in ("rows", "bytes")]
-        numbers += [side for tensor in manifest["tensors"].values() for side in tensor["shape"]]
-        files = [shard["file"] for shard in manifest["shards"]]
+        numbers += [shard[name] for shard in shards for name in ("rows", "bytes")]
+        numbers += [side for tensor in tensors.values() for side in tensor["shape"]]
         return (
             all(type(number) is int and number >= 0 for number in numbers)
-            and manifest["rows"] == sum(shard["rows"] for shard in manifest["shards"])
-            and all(Path(name).name == name for name in files)
-            and all(isinstance(shard["sha256"], str) for shard in manifest["shards"])
-            and all(tensor["dtype"] in DTYPES for tensor in manifest["tensors"].values())
-            and manifest["tensors"]["labels"] == {"dtype": "I64", "shape": []}
+            and manifest["rows"] == sum(shard["rows"] for shard in shards)
+            and all(Path(shard["file"]).name == shard["file"] and isinstance(shard["sha256"], str) for shard in shards)
+            and all(tensor["dtype"] in DTYPES for tensor in tensors.values())
+            and tensors["labels"] == {"dtype": "I64", "shape": []}
         )
     except (TypeError, KeyError, AttributeError):
         return False
@@ -103,12 +93,11 @@ def describes_shards(manifest: Mapping) -> bool:
 
 def check_labels(labels: np.ndarray, num_classes: int, where: str, remedy: str) -> None:
     """Raises BrokenArtefact unless all lie in [0, num_classes)."""
-    outside = (labels < 0) | (labels >= num_classes)
-    if outside.any():
-        raise BrokenArtefact(
-            f"{where} holds labels outside [0, {num_classes}), first {labels[outside][0]} at row "
-            f"{int(np.flatnonzero(outside)[0])}: {remedy}"
-        )
+    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(outside):
+        row = int(outside[0])
+        first = f"first {labels[row]} at row {row}"
+        raise BrokenArtefact(f"{where} holds labels outside [0, {num_classes}), {first}: {remedy}")
 
 
 def remedy(path: Path) -> str:

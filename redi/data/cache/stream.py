@@ -8,6 +8,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor
 
 from redi.data.cache.cache import LEARNED, MANIFEST, EncodedRows, parse_manifest
@@ -24,31 +26,25 @@ SAMPLE_BYTES = 2**30  # how much may be fetched for statistics before training
 class CacheStream(EncodedRows):
     """A cache at a URL, of which a bounded part lies on this machine's disk.
 
-    Its rows are those of the same cache on disk. It is read in the order 'shards', with whole shards as blocks: each
-    is fetched once per epoch, or once in all where the whole cache fits.
-
-    A fetched file is unlinked as soon as it is mapped, so that its space is free again when it is let go, and also
-    when the process is killed. Labels and names of all images, and `verify`, are available only after fetching all.
+    It is read in the order 'shards', with whole shards as blocks: each is fetched once per epoch, or once in all where
+    the whole cache fits. A fetched file is unlinked as soon as it is mapped, so that its space is free again also when
+    the process is killed. It has no `labels`, `names` or `verify`, which need all shards.
 
     Args:
         url: the folder of the cache, as fsspec takes it: s3://, gs://, hf://, https://, a path, ...
-        folder: where fetched shards lie.
-        max_bytes: the most disk space that they may take.
+        folder, max_bytes: where fetched shards lie, and the most disk space that they may take.
         window: rows that are mixed with one another.
-        attempts: how often a shard that is missing or damaged is fetched.
 
-    Raises:
-        ValueError: `max_bytes` holds fewer than two windows; no such kind of URL.
-        OSError: the manifest cannot be fetched.
-        BrokenArtefact: it is altered or of another format.
+    Raises ValueError where `max_bytes` holds fewer than two windows or the kind of URL is unknown, OSError where the
+    manifest cannot be fetched, and BrokenArtefact where it is altered or of another format.
     """
 
     streamed = True
 
-    def __init__(self, url: str, *, folder: Path, max_bytes: int, window: int = WINDOW, attempts: int = 4):
+    def __init__(self, url: str, *, folder: Path, max_bytes: int, window: int = WINDOW):
         url = str(url).rstrip("/")
         try:
-            self.store, self.path = open_store(url, attempts=attempts)
+            self.store, self.path = open_store(url)
         except ValueError as error:
             raise ValueError(f"prepare.cache_url = {url!r}: {error}") from None
         self.remedy = f"copy the cache to {url} again, whole"
@@ -58,12 +54,18 @@ class CacheStream(EncodedRows):
         self.blocks = Blocks(self.starts, window)
         self.folder, self.max_bytes = Path(folder), max_bytes
         self.sizes = [shard["bytes"] for shard in self.manifest["shards"]]
-        self._check_room()
+        per_window = window * sum(self.sizes) / len(self) + max(self.sizes)
+        if max_bytes < (needed := min(sum(self.sizes), 2 * per_window)):
+            raise ValueError(
+                f"prepare.local_gib = {max_bytes / 2**30:.2f} is too little for {self.where}: this window and the "
+                f"next take {needed / 2**30:.2f} GiB. Raise it, or lower prepare.window_images = {window}, "
+                "which mixes fewer images with one another"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_stale(self.folder)
-        self.local: dict[int, Future] = {}  # shard -> its tensors, in the order in which they were asked for
-        self.local_bytes = 0  # bytes of these
-        self._wanted: dict[int, None] = {}  # as a set that keeps its order: soonest first
+        self.local: dict[int, Future] = {}  # shard -> its tensors, in the order of the requests
+        self.local_bytes = 0
+        self._wanted: dict[int, None] = {}  # a set that keeps its order: soonest first
         self._lock = threading.RLock()
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="fetch")
 
@@ -74,23 +76,13 @@ class CacheStream(EncodedRows):
         except Unreachable as error:
             raise Unreachable(f"{error}. Is this the URL of the cache's own folder? Else {self.remedy}") from None
 
-    def _check_room(self) -> None:
-        per_window = self.blocks.window * sum(self.sizes) / len(self) + max(self.sizes)
-        if self.max_bytes < (needed := min(sum(self.sizes), 2 * per_window)):
-            raise ValueError(
-                f"prepare.local_gib = {self.max_bytes / 2**30:.2f} is too little for {self.where}: this window and the "
-                f"next take {needed / 2**30:.2f} GiB. Raise it, or lower prepare.window_images = {self.blocks.window}, "
-                "which mixes fewer images with one another"
-            )
-
     def expect(self, windows: Sequence[np.ndarray]) -> None:
         """Fetches these shards, soonest first, as far as there is room for them."""
         with self._lock:
             self._wanted = dict.fromkeys(int(shard) for shards in windows for shard in shards)
-            spare = [n for n in self.local if n not in self._wanted]
-            for number in [n for n in spare if not self.local[n].done()]:
+            for number in [n for n in self.local if n not in self._wanted and not self.local[n].done()]:
                 self._let_go(number)
-            removable = iter([n for n in spare if n in self.local])
+            removable = iter([n for n in self.local if n not in self._wanted])
             for number in self._wanted:
                 if number not in self.local:
                     if not self._make_room(number, removable):
@@ -99,22 +91,19 @@ class CacheStream(EncodedRows):
 
     def learned_state(self) -> dict[str, Tensor]:
         """What the codec had learned from data; see `JointCodec.learned_state`. Raises OSError, BrokenArtefact."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
+        where = f"{self.where}/{LEARNED}"
         with self._with_remedy():
             content = self.store.read(f"{self.path}/{LEARNED}")
         expected = self.manifest.get("learned")
         if expected is not None and hashlib.sha256(content).hexdigest() != expected["sha256"]:
-            raise BrokenArtefact(f"{self.where}/{LEARNED} was altered after it was written: {self.remedy}")
+            raise BrokenArtefact(f"{where} was altered after it was written: {self.remedy}")
         try:
             return load(content)
         except SafetensorError as error:
-            where = f"{self.where}/{LEARNED}"
             raise BrokenArtefact(f"{where} is damaged ({error}): {self.remedy}") from None
 
     def sample_positions(self, num_images: int) -> np.ndarray:
-        """So many positions for statistics, evenly from a few shards that are themselves evenly spread: about 1 GiB."""
+        """Positions for statistics, evenly from a few shards that are themselves evenly spread: about 1 GiB."""
         num_images = min(num_images, len(self))
         num_shards = max(1, min(SAMPLE_BYTES // max(self.sizes), len(self.sizes), num_images))
         shards = np.linspace(0, len(self.sizes) - 1, num_shards).round().astype(int)
@@ -154,8 +143,8 @@ class CacheStream(EncodedRows):
 
     def _begin(self, number: int) -> Future:
         self.local_bytes += self.sizes[number]
-        future = self.local[number] = self._threads.submit(self._fetch, number)
-        return future
+        self.local[number] = self._threads.submit(self._fetch, number)
+        return self.local[number]
 
     def _fetch(self, number: int) -> dict[str, np.ndarray]:
         record = self.manifest["shards"][number]

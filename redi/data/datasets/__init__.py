@@ -1,5 +1,6 @@
 """Data sets: labelled images in a fixed order, and the registry of them."""
 
+import copy
 import hashlib
 import inspect
 import json
@@ -39,35 +40,25 @@ class Dataset(ABC):
     Args:
         names: one name per image, unique, for messages (a path inside the folder, an index).
         labels: (len(names),) integers in [0, num_classes).
-        class_names: what to call label 0, 1, ...; its length is the number of classes found.
-        num_classes: the classes a model is built for; default: those of the labels. 1 means unconditional.
+        class_names: the names of labels 0, 1, ...
+        num_classes: the classes a model is built for; default: those of `class_names`. 1 means unconditional.
         split, held_out_fraction, split_seed: which part this object is. The split is drawn per class
             from the seed, so that `train` and `held_out` of the same settings never share an image.
-
-    Attributes:
-        mirrored: whether training takes the images mirrored by chance; set by `prepare` on a copy.
     """
 
-    mirrored = False
+    mirrored = False  # whether training takes the images mirrored by chance; set by `prepare` on a copy
 
     def __init__(
-        self,
-        *,
-        names: Sequence[str],
-        labels: np.ndarray,
-        class_names: Sequence[str],
-        num_classes: int | None = None,
-        split: Split = "all",
-        held_out_fraction: float = 0.0,
-        split_seed: int = 0,
-    ):
-        kept = split_indices(labels, split, held_out_fraction, split_seed)
-        self.indices = kept  # position in this data set -> position in the source
-        self.names = [names[i] for i in kept]
-        self.labels = np.asarray(labels, dtype=np.int64)[kept]
+        self, *, names: Sequence[str], labels: np.ndarray, class_names: Sequence[str], num_classes: int | None = None,
+        split: Split = "all", held_out_fraction: float = 0.0, split_seed: int = 0,
+    ):  # fmt: skip
+        # Position in this data set -> position in the source
+        self.indices = split_indices(labels, split, held_out_fraction, split_seed)
+        self.names = [names[i] for i in self.indices]
+        self.labels = np.asarray(labels, dtype=np.int64)[self.indices]
         self.class_names = list(class_names)
         self.num_classes = len(class_names) if num_classes is None else num_classes
-        if self.num_classes == 1:  # unconditional: whatever the labels were
+        if self.num_classes == 1:
             self.labels = np.zeros_like(self.labels)
         self.split = split
 
@@ -82,25 +73,21 @@ class Dataset(ABC):
 
     @abstractmethod
     def load(self, index: int) -> np.ndarray:
-        """Image number `index` of the source (see `indices`), preprocessed: (H, W, 3) uint8 RGB.
-
-        Raises UnreadableImage. Must be safe to call from several threads.
-        """
+        """Image number `index` of the source (see `indices`), preprocessed: (H, W, 3) uint8 RGB. Raises
+        UnreadableImage. Must be safe to call from several threads, as `inspect`."""
 
     @abstractmethod
     def provenance(self) -> dict:
         """What these images are, as JSON: everything that decides pixels, order and labels."""
 
     def inspect(self, index: int) -> tuple[int, int, str]:
-        """Width, height and mode (Pillow's: RGB, L, ...) of stored image `index`, fully decoded and upright.
-
-        Raises UnreadableImage. Must be safe to call from several threads. Default: what `load` gives.
-        """
+        """Width, height and mode (Pillow's: RGB, L, ...) of stored image `index`, fully decoded and upright. Raises
+        UnreadableImage. Default: of what `load` returns."""
         height, width, _ = self.load(index).shape
         return width, height, "RGB"
 
     def output_size(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) that `load` gives for an image of which `inspect` gives this width and height."""
+        """(width, height) of what `load` returns for an image of which `inspect` returns this width and height."""
         return width, height
 
     def __len__(self) -> int:
@@ -112,11 +99,8 @@ class Dataset(ABC):
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), int(self.labels[position])
 
     def batch(self, positions: Sequence[int], mirror: np.ndarray | None = None) -> dict[str, Tensor]:
-        """-> {"images": (N, 3, H, W) uint8, "labels": (N,) int64}, decoded by several threads.
-
-        Args:
-            mirror: (N,) bool, which of them are flipped left to right; default: none.
-        """
+        """-> {"images": (N, 3, H, W) uint8, "labels": (N,) int64}, decoded by several threads; those of `mirror` (N,)
+        bool are flipped left to right."""
         images, labels = zip(*_readers().map(self.__getitem__, positions), strict=True)
         if odd := next((i for i, image in enumerate(images) if image.shape != images[0].shape), None):
             sizes = [f"{self.names[positions[i]]} has {tuple(images[i].shape)}" for i in (0, odd)]
@@ -133,30 +117,21 @@ class Dataset(ABC):
         return self[0][0].shape[-1]
 
     def without(self, positions: Sequence[int]) -> "Dataset":
-        """This data set less the images at `positions` (unreadable ones, say); the order stays."""
+        """This data set without the images at `positions`; the order stays."""
         keep = np.setdiff1d(np.arange(len(self)), np.asarray(positions, dtype=np.int64))
-        smaller = object.__new__(type(self))
-        smaller.__dict__.update(self.__dict__)
-        smaller.indices = self.indices[keep]
+        smaller = copy.copy(self)
+        smaller.indices, smaller.labels = self.indices[keep], self.labels[keep]
         smaller.names = [self.names[i] for i in keep]
-        smaller.labels = self.labels[keep]
         return smaller
 
     def fingerprint(self) -> str:
         """A hash of provenance, names, classes and labels: the key of everything computed from these images."""
-        digest = hashlib.sha256(
-            json.dumps([self.provenance(), self.names, self.class_names, self.num_classes], sort_keys=True).encode()
-        )
-        digest.update(self.labels.tobytes())
-        return digest.hexdigest()
+        content = [self.provenance(), self.names, self.class_names, self.num_classes]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode() + self.labels.tobytes()).hexdigest()
 
 
 class PreprocessedImages(Dataset):
-    """Images of any size.
-
-    Args:
-        preprocessing: default: sizes as stored.
-    """
+    """Images of any size; without `preprocessing`, sizes stay as stored."""
 
     def __init__(self, *, preprocessing: Preprocessing | None = None, **rest):
         super().__init__(**rest)
@@ -198,11 +173,11 @@ class EncodedImages(PreprocessedImages):
                 return image
         except Unreachable:  # not damage: the image must not be left out as unreadable
             raise
-        except Exception as cause:  # decoders raise OSError, SyntaxError, struct.error, DecompressionBombError, ...
-            what = f"{type(cause).__name__}: {cause}"
-            if isinstance(cause, UnidentifiedImageError):  # its own text is the address of a Python object
-                what = f"no image in a format that Pillow knows, or in none of {', '.join(FORMATS)}"
+        except UnidentifiedImageError as cause:  # its own text is the address of a Python object
+            what = f"no image in a format that Pillow knows, or in none of {', '.join(FORMATS)}"
             raise UnreadableImage(f"{self.source_names[index]}: {what}") from cause
+        except Exception as cause:  # decoders raise OSError, SyntaxError, struct.error, DecompressionBombError, ...
+            raise UnreadableImage(f"{self.source_names[index]}: {type(cause).__name__}: {cause}") from cause
 
 
 def numbered_classes(labels: np.ndarray, where: str) -> list[str]:

@@ -1,6 +1,5 @@
 """Image batches in the .npz format of ADM's evaluation suite."""
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,10 @@ from redi.data.storage.npz import NpzArray, npz_entries
 
 @register
 class AdmBatch(PreprocessedImages):
-    """A reference or sample batch as guided-diffusion (Dhariwal and Nichol 2021) writes it: a .npz with the images as
-    arr_0 (N, H, W, 3) uint8, and perhaps their labels as arr_1 (N,).
+    """A reference or sample batch of guided-diffusion (Dhariwal and Nichol 2021): a .npz with the images as
+    arr_0 (N, H, W, 3) uint8, and perhaps their labels as arr_1 (N,); without, one class, all labels 0.
 
-    Images that are stored uncompressed are mapped into memory and read as they are needed; compressed ones are held
-    in memory as a whole. Without arr_1 they are unlabelled: one class, all labels 0. No pickle is ever loaded.
+    Uncompressed images are mapped into memory, compressed ones are held there as a whole. No pickle is ever loaded.
 
     Args:
         path: the file.
@@ -32,31 +30,27 @@ class AdmBatch(PreprocessedImages):
             raise ValueError(f"{where} is not a file (looked for {file})")
         members = npz_entries(file, where)
         if "arr_0" not in members:
-            held = ", ".join(sorted(members)) or "nothing"
+            arrays = ", ".join(sorted(members)) or "nothing"
             hint = "; stored statistics are no images" if {"mu", "sigma"} <= set(members) else ""
-            raise ValueError(f"{where} holds no images: an ADM batch has arr_0, this file {held}{hint}")
-        self.images = NpzArray(file, members["arr_0"], where)
-        if self.images.dtype != np.uint8 or len(self.images.shape) != 4 or self.images.shape[3] != 3:
-            got = f"{self.images.dtype} {self.images.shape}"
-            raise ValueError(f"{where}: arr_0 holds {got}; images are uint8 (N, H, W, 3)")
-        check_pixels(*self.images.shape[1:3])
+            raise ValueError(f"{where} holds no images: an ADM batch has arr_0, this file {arrays}{hint}")
+        self.images = images = NpzArray(file, members["arr_0"], where)
+        if images.dtype != np.uint8 or len(images.shape) != 4 or images.shape[3] != 3:
+            raise ValueError(f"{where}: arr_0 holds {images.dtype} {images.shape}; images are uint8 (N, H, W, 3)")
+        check_pixels(*images.shape[1:3])
         self.sums = {name: [info.CRC, info.file_size] for name, info in members.items() if name in ("arr_0", "arr_1")}
-        labels, class_names = self._labels(members, where)
-        names = [f"image {number:06d}" for number in range(len(labels))]
+        count = images.shape[0]
+        labels, class_names = np.zeros(count, dtype=np.int64), ["unlabelled"]
+        if "arr_1" in members:
+            stored = NpzArray(file, members["arr_1"], where)
+            if stored.dtype.kind not in "iu" or stored.shape != (count,):
+                got = f"{stored.dtype} {stored.shape}"
+                raise ValueError(f"{where}: arr_1 holds {got}; the labels of these images are whole numbers ({count},)")
+            labels = np.array(stored.read(), dtype=np.int64)
+            if labels.min(initial=0) < 0:
+                raise ValueError(f"{where}: arr_1 holds the label {labels.min()}; labels count from 0")
+            class_names = numbered_classes(labels, where)
+        names = [f"image {number:06d}" for number in range(count)]
         super().__init__(names=names, labels=labels, class_names=class_names, **part)
-
-    def _labels(self, members: dict[str, zipfile.ZipInfo], where: str) -> tuple[np.ndarray, list[str]]:
-        count = self.images.shape[0]
-        if "arr_1" not in members:
-            return np.zeros(count, dtype=np.int64), ["unlabelled"]
-        stored = NpzArray(self.images.path, members["arr_1"], where)
-        if stored.dtype.kind not in "iu" or stored.shape != (count,):
-            got = f"{stored.dtype} {stored.shape}"
-            raise ValueError(f"{where}: arr_1 holds {got}; the labels of these images are whole numbers ({count},)")
-        labels = np.array(stored.read(), dtype=np.int64)
-        if labels.min(initial=0) < 0:
-            raise ValueError(f"{where}: arr_1 holds the label {labels.min()}; labels count from 0")
-        return labels, numbered_classes(labels, where)
 
     def load(self, index: int) -> np.ndarray:
         return self.preprocessing(Image.fromarray(np.ascontiguousarray(self.images.read()[index])))

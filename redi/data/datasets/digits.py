@@ -21,19 +21,14 @@ class Digits(Dataset):
     """
 
     def __init__(
-        self,
-        *,
-        image_size: int | None = None,
-        split: Split = "train",
-        held_out_fraction: float = 0.2,
-        **part,
+        self, *, image_size: int | None = None, split: Split = "train", held_out_fraction: float = 0.2, **part
     ):
         images, labels = _stored()
         self.images = np.rint(images * (255 / 16)).astype(np.uint8)  # 0..16 -> 0..255
         self.preprocessing = Preprocessing(image_size=image_size)
         part |= {"split": split, "held_out_fraction": held_out_fraction}
         names = [f"digit {number:04d}" for number in range(len(self.images))]
-        super().__init__(names=names, labels=labels, class_names=[str(label) for label in range(10)], **part)
+        super().__init__(names=names, labels=labels, class_names=[*map(str, range(10))], **part)
 
     def load(self, index: int) -> np.ndarray:
         return self.preprocessing(Image.fromarray(self.images[index]))
@@ -45,11 +40,8 @@ class Digits(Dataset):
         return self.preprocessing.output_size(width, height)
 
     def provenance(self) -> dict:
-        return {
-            "dataset": "Digits",
-            "pixels": hashlib.sha256(self.images.tobytes()).hexdigest(),
-            "preprocessing": self.preprocessing.provenance(),
-        }
+        pixels = hashlib.sha256(self.images.tobytes()).hexdigest()
+        return {"dataset": "Digits", "pixels": pixels, "preprocessing": self.preprocessing.provenance()}
 
 
 def _stored() -> tuple[np.ndarray, np.ndarray]:

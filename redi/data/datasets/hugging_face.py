@@ -23,14 +23,9 @@ class HuggingFace(EncodedImages):
     """
 
     def __init__(
-        self,
-        *,
-        path: str,
-        split_name: str = "train",
-        image_column: str = "image",
-        label_column: str | None = "label",
+        self, *, path: str, split_name: str = "train", image_column: str = "image", label_column: str | None = "label",
         **part,
-    ):
+    ):  # fmt: skip
         try:
             import datasets  # the third-party package, not redi.data.datasets
         except ImportError as cause:
@@ -58,10 +53,8 @@ class HuggingFace(EncodedImages):
             return io.BytesIO(image["bytes"])
         path = (self.folder / str(image["path"])).resolve()
         if not path.is_relative_to(self.folder) or not path.is_file():
-            what = "save the data set with its images in it, as save_to_disk does by itself"
-            raise ValueError(
-                f"the row has no image, but names a file outside of the data set, {str(path)[:200]}: {what}"
-            )
+            what = f"the row has no image, but names a file outside of the data set, {str(path)[:200]}"
+            raise ValueError(f"{what}: save the data set with its images in it, as save_to_disk does by itself")
         return open(path, "rb")
 
     def provenance(self) -> dict:
@@ -77,25 +70,22 @@ def _load(path: str, split_name: str):
     if not folder.is_dir():
         raise ValueError(f"{where} is no folder (looked for {folder.absolute()})")
     try:
-        found = datasets.load_from_disk(str(folder))
+        stored = datasets.load_from_disk(str(folder))
     except FileNotFoundError as cause:
         raise ValueError(
             f"{where} was not written by save_to_disk of the package datasets. Load the data set there and save it: "
-            f"datasets.load_dataset(...).save_to_disk(folder); for a folder of image files bind ImageFolder.path"
+            "datasets.load_dataset(...).save_to_disk(folder); for a folder of image files bind ImageFolder.path"
         ) from cause
     except Exception as cause:  # on damage the package raises whatever that leads to
         raise ValueError(f"{where} cannot be read ({type(cause).__name__}: {str(cause)[:300]})") from cause
-    if isinstance(found, datasets.DatasetDict):
-        if split_name not in found:
-            splits = ", ".join(sorted(found))
-            raise ValueError(f"HuggingFace.split_name = {split_name!r}: the data set at {str(path)!r} has {splits}")
-        return found[split_name]
-    if split_name not in ("train", str(found.split)):  # 'train' is the default: it says nothing about intent
-        raise ValueError(
-            f"HuggingFace.split_name = {split_name!r}: {str(path)!r} holds one data set, not several by name; "
-            f"remove the binding"
-        )
-    return found
+    binding = f"HuggingFace.split_name = {split_name!r}"
+    if isinstance(stored, datasets.DatasetDict):
+        if split_name not in stored:
+            raise ValueError(f"{binding}: the data set at {str(path)!r} has {', '.join(sorted(stored))}")
+        return stored[split_name]
+    if split_name not in ("train", str(stored.split)):  # 'train' is the default: it says nothing about intent
+        raise ValueError(f"{binding}: {str(path)!r} holds one data set, not several by name; remove the binding")
+    return stored
 
 
 def _check_column(table, argument: str, column: str, kind) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -49,33 +49,31 @@ class ImageFolder(EncodedImages):
 
     def provenance(self) -> dict:
         """Without the path: a folder moved elsewhere is the same data set, and keeps what was computed from it."""
-        digest = hashlib.sha256()
-        for name in self.source_names:
-            digest.update(f"{name}\0{self.source.files[name]}\0".encode(errors="surrogateescape"))
+        files = "".join(f"{name}\0{self.source.files[name]}\0" for name in self.source_names)
         return {
             "dataset": "ImageFolder",
             "num_files": len(self.source_names),
-            "files": digest.hexdigest(),
+            "files": hashlib.sha256(files.encode(errors="surrogateescape")).hexdigest(),
             "preprocessing": self.preprocessing.provenance(),
         }
 
 
 def _labels_of_folders(names: list[str], folders: set[str], where: str) -> tuple[np.ndarray, list[str]]:
     """One class per top-level folder; or one class in all, for images at the root."""
+    class_names = sorted(folders)
     if len(at_root := [name for name in names if "/" not in name]) == len(names):
         return np.zeros(len(names), dtype=np.int64), ["unlabelled"]
     if at_root:
         raise ValueError(
-            f"{where} holds images both at the root ({_few(at_root)}) and in class folders ({_few(sorted(folders))}): "
-            f"which class are the former? Move them into a folder, or list all labels in dataset.json"
+            f"{where} holds images both at the root ({_few(at_root)}) and in class folders ({_few(class_names)}): "
+            "which class are the former? Move them into a folder, or list all labels in dataset.json"
         )
-    class_names = sorted(folders)
     label_of = {name: label for label, name in enumerate(class_names)}
-    return np.array([label_of[PurePosixPath(name).parts[0]] for name in names]), class_names
+    return np.array([label_of[name.partition("/")[0]] for name in names]), class_names
 
 
 def labels_of_index(file: IO[bytes], names: list[str], where: str) -> tuple[np.ndarray, list[str]]:
-    """What dataset.json says about each of `names`."""
+    """The labels that dataset.json gives to `names`, and class names."""
     where = f"{where}: dataset.json"
     try:
         with file:

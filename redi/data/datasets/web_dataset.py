@@ -18,20 +18,19 @@ from redi.data.storage.tar_shards import find_shards, index_shards
 
 @register
 class WebDataset(EncodedImages):
-    """Images in uncompressed tar files in the layout of the library WebDataset, which itself is not needed: the files
-    of a sample follow one another and share a key, the name up to the first dot (key.jpg, .jpeg, .png or .webp, and
+    """Images in uncompressed tar files in the layout of the library WebDataset, which is not needed: the files of a
+    sample follow one another and share a key, the name up to the first dot (key.jpg, .jpeg, .png or .webp, and
     key.cls with the label as text, or key.json).
 
-    For data sets that no disk holds: nothing is unpacked or copied, images are read where they lie in the shards, each
-    batch of a remote data set with a few requests at once. The order is that of the shards and of the files in them.
+    Images are read where they lie in the shards, each batch of a remote data set with a few requests at once. The order
+    is that of the shards and of the files in them.
 
-    What lies where is found once, from the headers, and kept in `cache_dir`/tar_indices for as long as path, size and
-    ETag or time of change of a shard stay; a later start reads that alone. For remote shards the first scan costs one
-    request of 4 KiB per image (of images below some 60 kB, the shards are read as a whole), 16 shards at a time: for
-    ImageNet at 20 ms per request half an hour. Several processes that start together share the scan, mostly.
+    The first start indexes the headers, 16 shards at a time; the index in `cache_dir`/tar_indices holds while path,
+    size and ETag or time of change of a shard stay. Remote shards cost one request of 4 KiB per image (below some
+    60 kB, shards are read as a whole): for ImageNet at 20 ms per request half an hour.
 
     Args:
-        shards: paths or URLs of whatever fsspec reads (s3://, https://, ...; `pip install 'redi[stream]'`), one or a
+        shards: paths or URLs that fsspec reads (s3://, https://, ...; `pip install 'redi[stream]'`), one or a
             list, in one kind of store. {00000..00146} and {a,b} stand for several, * for what is there, sorted.
         label_field: the field of key.json that holds the label; None: key.cls, or else 'label' or 'cls' of key.json.
         preprocessing: default: sizes as stored.
@@ -41,43 +40,29 @@ class WebDataset(EncodedImages):
     """
 
     def __init__(
-        self,
-        *,
-        shards: str | Sequence[str],
-        label_field: str | None = None,
-        num_classes: int | None = None,
-        cache_dir: str | None = None,
-        **part,
-    ):
-        self.store, found = find_shards(shards)
+        self, *, shards: str | Sequence[str], label_field: str | None = None, num_classes: int | None = None,
+        cache_dir: str | None = None, **part,
+    ):  # fmt: skip
+        self.store, files = find_shards(shards)
         folder = Path(cache_dir or os.environ.get("REDI_CACHE") or "~/.cache/redi").expanduser() / "tar_indices"
         settings = {"labelled": num_classes != 1, "label_field": label_field}
-        indices = index_shards(self.store, found, folder, settings)
-        keys = [key for names, _ in indices for key in names]
+        indices = index_shards(self.store, files, folder, settings)
+        names = [f"{shard.name}/{key}" for shard, (keys, _) in zip(files, indices, strict=True) for key in keys]
         column = {name: torch.cat([tensors[name] for _, tensors in indices]).numpy() for name in indices[0][1]}
-        self.paths = [shard.path for shard in found]
-        self.shard = np.repeat(np.arange(len(found)), [len(names) for names, _ in indices])
+        self.paths = [shard.path for shard in files]
+        self.shard = np.repeat(np.arange(len(files)), [len(keys) for keys, _ in indices])
         self.starts, self.stops = column["offsets"], column["offsets"] + column["sizes"]
         self.times, self.fetched = column["times"], {}
         labels = np.zeros_like(column["labels"]) if num_classes == 1 else column["labels"]
-        super().__init__(
-            names=[f"{found[shard].name}/{key}" for shard, key in zip(self.shard, keys, strict=True)],
-            labels=labels,
-            class_names=numbered_classes(labels, "WebDataset.shards"),
-            num_classes=num_classes,
-            **part,
-        )
+        class_names = numbered_classes(labels, "WebDataset.shards")
+        super().__init__(names=names, labels=labels, class_names=class_names, num_classes=num_classes, **part)
 
     def read(self, index: int) -> IO[bytes]:
         data = self.fetched.get(index)
         return io.BytesIO(self._bytes([index])[0] if data is None else data)
 
     def batch(self, positions: Sequence[int], mirror: np.ndarray | None = None) -> dict[str, Tensor]:
-        """As of every data set; from object storage, all that it needs is asked for at once.
-
-        Raises:
-            Unreachable (an OSError): the store does not give it, in four attempts.
-        """
+        """As of every data set; from object storage, with all requests at once. Raises Unreachable (an OSError)."""
         if not self.store.files.async_impl:  # a disk: each thread reads what it decodes
             return super().batch(positions, mirror)
         indices = self.indices[np.asarray(positions, dtype=np.int64)].tolist()
@@ -91,13 +76,11 @@ class WebDataset(EncodedImages):
 
     def provenance(self) -> dict:
         """Without the shards' place: of each image its size and the time in its header, which travel with a copy."""
-        digest = hashlib.sha256()
-        for values in (self.stops - self.starts, self.times):
-            digest.update(values.tobytes())
-        digest.update("\0".join(self.source_names).encode(errors="surrogatepass"))
+        content = (self.stops - self.starts).tobytes() + self.times.tobytes()
+        content += "\0".join(self.source_names).encode(errors="surrogatepass")
         return {
             "dataset": "WebDataset",
             "num_images": len(self.source_names),
-            "images": digest.hexdigest(),
+            "images": hashlib.sha256(content).hexdigest(),
             "preprocessing": self.preprocessing.provenance(),
         }

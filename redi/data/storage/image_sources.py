@@ -39,9 +39,9 @@ class Folder:
         for folder, below, files in os.walk(self.root, onerror=_raise):
             here = Path(folder)
             below[:] = [name for name in below if not _is_hidden(name)]
-            for name in below:
-                if (here / name).is_symlink():
-                    what = f"{self._name(here / name)} is a symbolic link to the folder {(here / name).resolve()}"
+            for path in map(here.joinpath, below):
+                if path.is_symlink():
+                    what = f"{self._name(path)} is a symbolic link to the folder {path.resolve()}"
                     raise ValueError(f"{where}: {what}; such links are not followed: put the files themselves there")
             if here == self.root:
                 self.folders.update(below)
@@ -71,9 +71,8 @@ class Folder:
 class Zip:
     """Files of a zip by name, with what identifies each: size and CRC.
 
-    Each read opens the archive anew and goes straight to its member, so threads, forked workers and pickling
-    share nothing. A ZipFile per thread would read the whole directory again in each: for ImageNet's 1.3 million
-    files, several seconds and hundreds of megabytes per thread.
+    Each read opens the archive again and goes straight to its member, so threads and processes share nothing. A ZipFile
+    per thread would hold the whole directory: for ImageNet, hundreds of megabytes.
     """
 
     def __init__(self, path: Path, where: str):
@@ -120,7 +119,7 @@ class Zip:
 
 
 def _refuse_member(member: zipfile.ZipInfo, parts: list[str], where: str) -> None:
-    """Nothing is ever unpacked; but names that would lead elsewhere say that the archive is hostile, or broken."""
+    """Nothing is ever unpacked; but such names say that the archive is hostile, or broken."""
     if ".." in parts or not parts[0] or re.match(r"[A-Za-z]:", parts[0]) or "\\" in member.filename:
         raise ValueError(f"{where} holds the name {member.filename[:200]!r}, which leads out of the archive: refused")
     if stat.S_ISLNK(member.external_attr >> 16):

@@ -32,11 +32,8 @@ def npz_entries(path: Path, where: str) -> dict[str, zipfile.ZipInfo]:
 
 
 class NpzArray:
-    """One array of a .npz, opened when it is read, so that copies in other processes hold none of it.
-
-    Raises:
-        ValueError: a damaged header, Python objects, another length than the header says, or a zip bomb.
-    """
+    """One array of a .npz, opened when it is read, so that copies in other processes hold none of it. Raises
+    ValueError: a damaged header, Python objects, another length than the header says, or a zip bomb."""
 
     def __init__(self, path: Path, entry: zipfile.ZipInfo, where: str):
         self.path, self.name, self.where = path, entry.filename, where
@@ -58,20 +55,20 @@ class NpzArray:
         if expected > MAX_UNPACKED and not self.mapped and expected > MAX_RATIO * entry.compress_size:
             what = f"{expected:,} bytes of {entry.compress_size:,} compressed ones"
             raise ValueError(f"{where} would unpack {what}, as no images do: refused")
-        if entry.file_size - header != expected or self.mapped and self.offset + expected > path.stat().st_size:
-            what = f"{entry.file_size - header:,} bytes instead of the {expected:,} of {self.shape}"
+        stored = entry.file_size - header
+        if stored != expected or self.mapped and self.offset + expected > path.stat().st_size:
+            what = f"{stored:,} bytes instead of the {expected:,} of {self.shape}"
             raise ValueError(f"{where} is cut short or damaged: {what}")
         self._values: np.ndarray | None = None
 
     def read(self) -> np.ndarray:
         """All of it; mapped into memory, and its checksum not compared, where it is stored uncompressed."""
         with _opening:
-            if self._values is None:
+            if self._values is None and self.mapped and math.prod(self.shape):
                 order = "F" if self.fortran else "C"
-                if self.mapped and math.prod(self.shape):
-                    self._values = np.memmap(self.path, self.dtype, "r", self.offset, self.shape, order)
-                else:
-                    self._values = self.unpack()
+                self._values = np.memmap(self.path, self.dtype, "r", self.offset, self.shape, order)
+            elif self._values is None:
+                self._values = self.unpack()
             return self._values
 
     def unpack(self) -> np.ndarray:

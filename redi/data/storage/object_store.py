@@ -17,6 +17,7 @@ from redi.runtime.checksums import sha256
 
 log = logging.getLogger(__name__)
 
+ATTEMPTS = 4  # requests for the same bytes before they count as unreachable
 PAUSE_SECONDS = 0.5  # before the second attempt; twice as long before each further one
 GAP_BYTES = 2**16  # on a fast link a second request costs more than reading this much that nobody needs
 PIECE_BYTES = 2**22  # of one request: a batch that lies in one piece still comes by several connections
@@ -34,33 +35,22 @@ class Unreachable(OSError):
     """A file that its store does not give, or not as it was published."""
 
 
-def open_store(url: str, *, attempts: int = 4) -> tuple["ObjectStore", str]:
-    """-> the store of a URL or path, and the path in it.
-
-    Raises:
-        ValueError: fsspec knows no such kind of URL.
-        ImportError: the package for it is not installed; names it.
-    """
+def open_store(url: str) -> tuple["ObjectStore", str]:
+    """-> the store of a URL or path, and the path in it. Raises ValueError for an unknown kind of URL, ImportError
+    where its package is missing."""
     try:
         files, path = url_to_fs(url)
     except ImportError as error:
         package = EXTRAS.get(url.split("://")[0], "the package that it names")
         raise ImportError(f"{url} cannot be read ({error}): pip install {package}") from None
-    return ObjectStore(files, attempts=attempts), path
+    return ObjectStore(files), path
 
 
 class ObjectStore:
-    """Reads the files of one store. Threads may share it; pickling keeps no connection.
+    """Reads the files of one store, an fsspec file system; threads may share it."""
 
-    Credentials are those of the store's own tools: environment or configuration files.
-
-    Args:
-        files: an fsspec file system.
-        attempts: requests for the same bytes before they count as unreachable.
-    """
-
-    def __init__(self, files, *, attempts: int = 4):
-        self.files, self.attempts = files, attempts
+    def __init__(self, files):
+        self.files = files
 
     def read(self, path: str) -> bytes:
         """A small file. Raises Unreachable."""
@@ -89,15 +79,14 @@ class ObjectStore:
         """The bytes of each range; those that lie close together come with one request. Raises Unreachable."""
         if not ranges:
             return []
-        columns = (list(column) for column in zip(*sorted(set(ranges)), strict=True))
+        columns = map(list, zip(*sorted(set(ranges)), strict=True))
         merged = merge_offset_ranges(*columns, max_gap=GAP_BYTES, max_block=PIECE_BYTES)
         pieces: list[Range] = list(zip(*merged, strict=True))
         content: dict[Range, bytes] = {}
 
         def fetch() -> None:
             missing, error = [piece for piece in pieces if piece not in content], None
-            columns = (list(column) for column in zip(*missing, strict=True))
-            answers = self.files.cat_ranges(*columns, on_error="return")
+            answers = self.files.cat_ranges(*map(list, zip(*missing, strict=True)), on_error="return")
             for piece, answer in zip(missing, answers, strict=True):
                 if isinstance(answer, Exception):
                     error = answer
@@ -108,16 +97,16 @@ class ObjectStore:
             if error:
                 raise error
 
-        def cut(path: str, start: int, stop: int) -> bytes:
-            piece = pieces[bisect.bisect_right(pieces, (path, start, math.inf)) - 1]
-            return content[piece][start - piece[1] : stop - piece[1]]
-
         self.retried(pieces[0][0] if len({path for path, _, _ in pieces}) == 1 else "shards", fetch)
-        return [cut(*one) for one in ranges]
+        parts = []
+        for path, start, stop in ranges:
+            piece = pieces[bisect.bisect_right(pieces, (path, start, math.inf)) - 1]
+            parts.append(content[piece][start - piece[1] : stop - piece[1]])
+        return parts
 
     def retried(self, where: str, call: Callable[[], Result]) -> Result:
         """The result of `call`, which is not repeated for what is missing or denied. Raises Unreachable."""
-        for attempt in range(1, self.attempts + 1):
+        for attempt in range(1, ATTEMPTS + 1):
             try:
                 return call()
             except Exception as error:  # every file system has its own kinds
@@ -130,28 +119,21 @@ class ObjectStore:
                 what = f"access is denied ({problem}); credentials are those of the store's own tools"
                 raise Unreachable(f"{where}: {what} ($AWS_PROFILE, ...)") from None
             if "support range requests" in str(cause):
-                raise Unreachable(
-                    f"{where}: the server does not give parts of a file (no range requests), so images cannot be read "
-                    "at random places: copy the shards to a disk or to another store"
-                ) from None
-            if attempt < self.attempts:
-                log.warning("%s: attempt %d of %d failed: %s", where, attempt, self.attempts, problem)
+                what = "the server does not give parts of a file (no range requests), so images cannot be read"
+                advice = "at random places: copy the shards to a disk or to another store"
+                raise Unreachable(f"{where}: {what} {advice}") from None
+            if attempt < ATTEMPTS:
+                log.warning("%s: attempt %d of %d failed: %s", where, attempt, ATTEMPTS, problem)
                 time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
-        raise Unreachable(f"{where}: unreachable in {self.attempts} attempts, the last: {problem}") from None
+        raise Unreachable(f"{where}: unreachable in {ATTEMPTS} attempts, the last: {problem}") from None
 
 
 class RangedFile:
-    """A file for `tarfile` that reads ahead little where it skips much: headers between images of 100 kB take 4 KiB
-    each, a file of small images comes in pieces of 1 MiB.
-
-    Raises:
-        ValueError, when read: more than a header or a label can have is asked for.
-        Unreachable
-    """
+    """A file for `tarfile`: headers between images of 100 kB take 4 KiB each, small images come in pieces of 1 MiB."""
 
     def __init__(self, store: ObjectStore, path: str, size: int):
         self.store, self.path, self.size = store, path, size
-        # not cat_file: only an open file notices a server without ranges before all of it has come
+        # Not cat_file: only an open file notices a server without ranges before all of it has come
         self.file = store.retried(path, lambda: store.files.open(path, "rb", cache_type="none"))
         self.position, self.start, self.buffer, self.ahead = 0, 0, b"", LEAST_AHEAD
 
@@ -182,10 +164,7 @@ class RangedFile:
             raise _wrong_length((self.path, start, stop), len(content))
         return content
 
-    def __enter__(self) -> "RangedFile":
-        return self
-
-    def __exit__(self, *_) -> None:
+    def close(self) -> None:
         self.file.close()
 
 

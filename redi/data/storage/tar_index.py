@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from redi.data.preprocessing import MAX_BYTES
 from redi.data.storage.object_store import MAX_READ, RangedFile
 
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp"})
-MAX_IMAGE_BYTES = 2**28  # an image of so many bytes is none that trains
 LABEL_FIELDS = ("label", "cls")  # of key.json
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 END_BYTES = 2**16  # looked at behind the end mark; tar fills up to 10 KiB with zeros
@@ -26,20 +26,17 @@ class Entry(NamedTuple):
 
 
 def scan(tar: RangedFile, where: str, *, labelled: bool = True, label_field: str | None = None) -> list[Entry]:
-    """The samples of a tar file in their order; reads headers and labels alone.
+    """The samples of a tar file in their order; reads headers and labels alone. Labels are in the field `label_field`
+    of key.json; without one in key.cls, or else in key.json.
 
-    Args:
-        where: its name, for messages.
-        labelled: whether labels are looked for.
-        label_field: of key.json, which then holds all labels; None: they are in key.cls, or else in key.json.
-
-    Raises:
-        ValueError: no intact, uncompressed tar file of samples; names file, member and cause.
-        Unreachable
+    Raises ValueError where it is not an intact, uncompressed tar file of samples, and Unreachable.
     """
-    _refuse_compression(tar, where)
-    entries, sample = [], _Sample("")
-    known: set[str] = set()
+    start = tar.read(6)
+    tar.seek(0)
+    if name := next((name for magic, name in COMPRESSIONS.items() if start.startswith(magic)), None):
+        what = "its images cannot be read at random places: unpack it to a plain .tar"
+        raise ValueError(f"{where} is compressed ({name}); {what}")
+    entries, sample, known = [], _Sample(""), set()
     for member in _members(tar, where):
         key, extension = _split(member.name)
         if not key or not extension:  # hidden, or not of a sample
@@ -54,7 +51,7 @@ def scan(tar: RangedFile, where: str, *, labelled: bool = True, label_field: str
         if extension in IMAGES:
             sample.add_image(member, where)
         elif labelled and extension == ("cls" if label_field is None else "json"):
-            sample.label = _label(_content(tar, member, where), label_field, extension, f"{where}: {member.name}")
+            sample.label = _label(_content(tar, member, where), label_field, f"{where}: {member.name}")
         elif labelled and extension == "json" and sample.label is None:
             sample.json_label = _json_label(_content(tar, member, where), LABEL_FIELDS, f"{where}: {member.name}")
         sample.others.append(extension)
@@ -74,11 +71,11 @@ class _Sample:
 
     def add_image(self, member: tarfile.TarInfo, where: str) -> None:
         if self.image is not None:
-            what = f"two images, {self.image.name} and {member.name}"
-            raise ValueError(f"{where}: the sample {self.key!r} has {what}; one is needed")
-        if not 0 < member.size <= MAX_IMAGE_BYTES:
-            what = f"has {member.size:,} bytes; an image has 1 to {MAX_IMAGE_BYTES:,}"
-            raise ValueError(f"{where}: {member.name} {what}")
+            images = f"{self.image.name} and {member.name}"
+            raise ValueError(f"{where}: the sample {self.key!r} has two images, {images}; one is needed")
+        if not 0 < member.size <= MAX_BYTES:
+            size = f"{member.size:,} bytes"
+            raise ValueError(f"{where}: {member.name} has {size}; an image has 1 to {MAX_BYTES:,}")
         self.image = member
 
     def entries(self, where: str, labelled: bool) -> list[Entry]:
@@ -107,15 +104,6 @@ def _split(name: str) -> tuple[str, str]:
     return (folder + slash + stem if stem else ""), extension.lower()
 
 
-def _refuse_compression(tar: RangedFile, where: str) -> None:
-    start = tar.read(6)
-    tar.seek(0)
-    for magic, name in COMPRESSIONS.items():
-        if start.startswith(magic):
-            what = "its images cannot be read at random places: unpack it to a plain .tar"
-            raise ValueError(f"{where} is compressed ({name}); {what}")
-
-
 def _members(tar: RangedFile, where: str) -> Iterator[tarfile.TarInfo]:
     """The regular files, all of them whole; raises ValueError where anything else, or no end mark, comes."""
     archive, offset = None, -1
@@ -133,10 +121,9 @@ def _members(tar: RangedFile, where: str) -> Iterator[tarfile.TarInfo]:
             break
         if archive.offset <= offset or member.size < 0:
             raise ValueError(f"{where} is no intact tar file: {member.name} has a negative size")
-        offset = archive.offset
-        if member.offset_data + member.size > tar.size:
-            what = f"{member.name} ends at byte {member.offset_data + member.size:,} of {tar.size:,}"
-            raise ValueError(f"{where} is cut short: {what}")
+        offset, end = archive.offset, member.offset_data + member.size
+        if end > tar.size:
+            raise ValueError(f"{where} is cut short: {member.name} ends at byte {end:,} of {tar.size:,}")
         if member.name.startswith("/") or ".." in member.name.split("/"):  # nothing is unpacked; but it is no data set
             raise ValueError(f"{where} holds the name {member.name[:200]!r}, which leads out of the shard: refused")
         if member.isdir():
@@ -160,10 +147,10 @@ def _content(tar: RangedFile, member: tarfile.TarInfo, where: str) -> bytes:
     return tar.read(member.size)
 
 
-def _label(content: bytes, field: str | None, extension: str, where: str) -> int:
-    if extension == "json":
-        label = _json_label(content, (field,), where)
-        if label is None:
+def _label(content: bytes, field: str | None, where: str) -> int:
+    """Of key.json where there is a field, else of key.cls."""
+    if field is not None:
+        if (label := _json_label(content, (field,), where)) is None:
             raise ValueError(f"{where} has no field {field!r} (WebDataset.label_field)")
         return label
     text = content.strip()
@@ -177,10 +164,10 @@ def _json_label(content: bytes, fields: tuple, where: str) -> int | None:
         record = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON: {error}") from None
-    present = [field for field in fields if isinstance(record, dict) and field in record]
-    if not present:
+    field = next((field for field in fields if isinstance(record, dict) and field in record), None)
+    if field is None:
         return None
-    label = record[present[0]]
+    label = record[field]
     if type(label) is not int or not 0 <= label < 10**18:
-        raise ValueError(f"{where}: {present[0]!r} is {str(label)[:40]}; a label is a whole number from 0 on")
+        raise ValueError(f"{where}: {field!r} is {str(label)[:40]}; a label is a whole number from 0 on")
     return label

@@ -1,5 +1,6 @@
 """Which tar files a pattern stands for, and the index of each: made once, and kept."""
 
+import contextlib
 import json
 import os
 import random
@@ -59,17 +60,17 @@ def find_shards(shards: str | Sequence[str]) -> tuple[ObjectStore, list[Shard]]:
     def look(path: str) -> list[tuple[str, dict]]:
         if "*" not in path:
             return [(path, store.retried(path, lambda: store.files.info(path)))]
-        found = sorted(store.retried(path, lambda: store.files.glob(path, detail=True)).items())
-        if not found:
+        matches = sorted(store.retried(path, lambda: store.files.glob(path, detail=True)).items())
+        if not matches:
             raise ValueError(f"{where}: no shard is there that fits {path}")
-        return found
+        return matches
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        found = [shard for group in pool.map(look, [path for _, path in opened]) for shard in group]
-    path, count = Counter(path for path, _ in found).most_common(1)[0]
+        infos = [info for group in pool.map(look, [path for _, path in opened]) for info in group]
+    path, count = Counter(path for path, _ in infos).most_common(1)[0]
     if count > 1:
         raise ValueError(f"{where} names {path} more than once")
-    return store, [_shard(path, info, where) for path, info in found]
+    return store, [_shard(path, info, where) for path, info in infos]
 
 
 def _shard(path: str, info: dict, where: str) -> Shard:
@@ -82,7 +83,7 @@ def _shard(path: str, info: dict, where: str) -> Shard:
 
 
 def expand_braces(pattern: str, where: str) -> Iterator[str]:
-    """What braces stand for: {000..146} and {a,b}, each with all of the others."""
+    """The patterns that braces stand for: {000..146} and {a,b}, each with all of the others."""
     match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
     if not match:
         yield pattern
@@ -96,56 +97,40 @@ def expand_braces(pattern: str, where: str) -> Iterator[str]:
 
 def index_shards(store: ObjectStore, shards: list[Shard], folder: Path, settings: dict) -> list[Index]:
     """What lies where in each shard: kept, or found and kept. Raises ValueError and Unreachable."""
-    indices: list[Index | None] = [_kept(folder, shard, settings) for shard in shards]
-    missing = [number for number, index in enumerate(indices) if index is None]
-    random.Random(os.getpid()).shuffle(missing)  # so that of several processes each finds what others have indexed
+    indices: list[Index | None] = [None] * len(shards)
+    numbers = list(range(len(shards)))
+    random.Random(os.getpid()).shuffle(numbers)  # so that several processes share the scan
     pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="index")
     try:
-        found = pool.map(lambda number: _made(store, shards[number], folder, settings), missing)
-        for number, index in zip(missing, progress(found, total=len(missing), desc="indexing shards"), strict=True):
+        results = pool.map(lambda number: _index(store, shards[number], folder, settings), numbers)
+        for number, index in zip(numbers, progress(results, total=len(shards), desc="indexing shards"), strict=True):
             indices[number] = index
     finally:
         pool.shutdown(cancel_futures=True)
-    _refuse_duplicates(shards, indices)
-    return indices
-
-
-def _place(folder: Path, shard: Shard, settings: dict) -> Path:
-    key = [INDEX_VERSION, shard.path, shard.size, shard.mark, settings]
-    return folder / f"{json_sha256(key)[:24]}"
-
-
-def _kept(folder: Path, shard: Shard, settings: dict) -> Index | None:
-    place = _place(folder, shard, settings)
-    if shard.mark is None or not place.exists():
-        return None
-    try:
-        tensors, _ = load_artefact(place)
-        return json.loads((place / "keys.json").read_text()), tensors["index"]
-    except (BrokenArtefact, OSError, ValueError, KeyError):
-        shutil.rmtree(place, ignore_errors=True)
-        return None
-
-
-def _made(store: ObjectStore, shard: Shard, folder: Path, settings: dict) -> Index:
-    if (index := _kept(folder, shard, settings)) is not None:
-        return index
-    with RangedFile(store, shard.path, shard.size) as tar:
-        keys, offsets, sizes, times, labels = zip(*scan(tar, shard.path, **settings), strict=True)
-    numbers = {"offsets": offsets, "sizes": sizes, "labels": labels}
-    tensors = {name: torch.tensor(values, dtype=torch.int64) for name, values in numbers.items()}
-    tensors["times"] = torch.tensor(times, dtype=torch.float64)
-    if shard.mark is not None:
-        record = {"shard": shard.path, "bytes": shard.size, "mark": shard.mark, **settings}
-        content = {"keys.json": json.dumps(keys)}
-        save_artefact(_place(folder, shard, settings), {"index": tensors}, record, extra=content, shared=True)
-    return list(keys), tensors
-
-
-def _refuse_duplicates(shards: list[Shard], indices: list[Index]) -> None:
     home: dict[str, Shard] = {}
     for shard, (keys, _) in zip(shards, indices, strict=True):
         for key in keys:
             if (other := home.setdefault(key, shard)) is not shard:
                 what = "keys must differ: are the same images given twice?"
                 raise ValueError(f"the key {key!r} is in {other.path} and in {shard.path}; {what}")
+    return indices
+
+
+def _index(store: ObjectStore, shard: Shard, folder: Path, settings: dict) -> Index:
+    """Of one shard: as stored, or else from its headers."""
+    place = folder / json_sha256([INDEX_VERSION, shard.path, shard.size, shard.mark, settings])[:24]
+    if shard.mark is not None and place.exists():
+        try:
+            tensors, _ = load_artefact(place)
+            return json.loads((place / "keys.json").read_text()), tensors["index"]
+        except (BrokenArtefact, OSError, ValueError, KeyError):
+            shutil.rmtree(place, ignore_errors=True)
+    with contextlib.closing(RangedFile(store, shard.path, shard.size)) as tar:
+        keys, offsets, sizes, times, labels = zip(*scan(tar, shard.path, **settings), strict=True)
+    numbers = {"offsets": offsets, "sizes": sizes, "labels": labels}
+    tensors = {name: torch.tensor(values, dtype=torch.int64) for name, values in numbers.items()}
+    tensors["times"] = torch.tensor(times, dtype=torch.float64)
+    if shard.mark is not None:
+        record = {"shard": shard.path, "bytes": shard.size, "mark": shard.mark, **settings}
+        save_artefact(place, {"index": tensors}, record, extra={"keys.json": json.dumps(keys)}, shared=True)
+    return list(keys), tensors
