@@ -14,7 +14,7 @@ from pathlib import Path
 from redi.core import config
 from redi.core.configurables import import_all
 from redi.core.registry import entry_points
-from redi.runs.load import Run, load, open_run
+from redi.runs.load import Run, load, open_configured
 from redi.runtime import trusted_imports
 from redi.runtime.artefact import RECORD, load_artefact, read_record, save_artefact
 from redi.runtime.checksums import BrokenArtefact
@@ -33,10 +33,10 @@ ABSOLUTE = re.compile(r"""['"](?:~?/|[A-Za-z]:[\\/])""")
 
 
 def save_pretrained(run: Run | str | Path, folder: str | Path) -> Path:
-    """Writes what sampling needs: EMA weights, fitted reducers and encoders, colours, config.gin, a model card.
+    """Write what sampling needs: EMA weights, fitted reducers and encoders, colours, config.gin, a model card.
 
-    Weights of pretrained autoencoders and encoders are not in it: they have pages of their own. Nor is what only the
-    data set, `prepare` and `evaluate` take from the configuration. Absolute paths that remain in it are warned of.
+    Left out are the weights of pretrained autoencoders and encoders, and the bindings that only the data set, `prepare`
+    and `evaluate` take. Absolute paths that remain in config.gin are warned of.
 
     Args:
         run: an opened run, or its folder.
@@ -44,7 +44,7 @@ def save_pretrained(run: Run | str | Path, folder: str | Path) -> Path:
 
     Raises:
         ValueError: a run without config.gin, or a `folder` that holds something else.
-        OSError: the disk is full or not writable; nothing is left behind, and `folder` is as it was.
+        OSError: the disk is full or not writable; `folder` is as it was.
     """
     run = run if isinstance(run, Run) else load(run, device="cpu")
     folder = Path(folder)
@@ -76,11 +76,10 @@ def from_pretrained(
     trust_code: bool = False,
     device: str = "auto",
 ) -> Run:
-    """Opens what `save_pretrained` wrote: a folder, or a repository of the Hugging Face hub, which is
-    downloaded into the hub's cache.
+    """Open what `save_pretrained` wrote: a folder, or a repository of the Hugging Face hub (kept in the hub's cache).
 
     Weights are safetensors and cannot run code. The configuration could: gin imports the Python modules that it names.
-    Only those of this library are let in, and what you name, unless you trust the source.
+    Only those of this library, and those you name, are imported unless you trust the source.
 
     Args:
         revision: branch, tag or commit of the repository.
@@ -112,7 +111,7 @@ def from_pretrained(
         advice = "" if trust_code else "; or, for whatever it imports, from_pretrained(..., trust_code=True)"
         raise ValueError(f"{error}{advice}") from None
     groups = {"ema": tensors["model"], "codec": tensors.get("codec", {}), "colours": tensors.get("colours", {})}
-    return open_run(folder, folder, groups, record, device=choose_device(device), gin_bindings=gin_bindings)
+    return open_configured(folder, folder, groups, record, device=choose_device(device), gin_bindings=gin_bindings)
 
 
 def push_to_hub(
@@ -125,12 +124,11 @@ def push_to_hub(
     commit_message: str = "Upload a redi model",
     api=None,
 ) -> str:
-    """Uploads what `save_pretrained` writes; -> the address of the commit.
+    """Upload what `save_pretrained` writes to 'name/repository' on the Hugging Face hub -> the address of the commit.
 
     Args:
-        repo_id: 'name/repository' on the Hugging Face hub; made if it is not there.
-        private: of a repository that is made.
-        api: a `huggingface_hub.HfApi`, or whatever has its `create_repo` and `upload_folder`; default: a new one.
+        repo_id: created, `private` or not, if it does not exist.
+        api: a `huggingface_hub.HfApi`, or an object with its `create_repo` and `upload_folder`; default: a new one.
     """
     if api is None:
         from huggingface_hub import HfApi
@@ -140,18 +138,15 @@ def push_to_hub(
         folder = save_pretrained(run, Path(temporary) / "model")
         api.create_repo(repo_id, private=private, exist_ok=True)
         done = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            revision=revision,
-            commit_message=commit_message,
+            repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message,
             allow_patterns=list(FILES),
-        )
+        )  # fmt: skip
     return str(getattr(done, "commit_url", done))
 
 
 def model_card(run: Run, metrics: list[dict]) -> str:
-    """README.md of the model's page. The licence is left to whoever publishes it."""
-    groups = ", ".join(f"{name} ({size} channels)" for name, size in run.codec.channels.items())
+    """README.md of the model's page."""
+    groups = ", ".join(f"{name} ({count} channels)" for name, count in run.codec.channels.items())
     size = sum(tensor.numel() for tensor in run.weights["ema"].values())
     rows = [f"| {m['metric']} | {m['value']:.4g} | {m.get('num_samples', '')} | {_drawn(m)} |" for m in metrics]
     header = "| metric | value | samples | drawn with |\n|---|---|---|---|\n"
