@@ -14,6 +14,7 @@ from pathlib import Path
 from redi.core import config
 from redi.core.configurables import import_all
 from redi.core.registry import entry_points
+from redi.pages.render import render_text
 from redi.runs.load import Run, load, open_configured
 from redi.runtime import trusted_imports
 from redi.runtime.artefact import RECORD, load_artefact, read_record, save_artefact
@@ -24,8 +25,8 @@ log = logging.getLogger(__name__)
 
 FORMAT = "redi pretrained 1"
 CONFIG = "config.gin"
-CARD = "README.md"  # to be completed by whoever publishes the model, and so the one file that may change
-BESIDE = ("metrics.json", "samples.png")  # taken along from a run's folder where they are there
+CARD = "README.md"  # completed by hand before the model is published, and so the one file that may change
+BESIDE = ("metrics.json", "samples.png")  # copied from a run's folder
 FILES = (RECORD, CONFIG, CARD, "*.safetensors", *BESIDE)
 MAX_SIZE = 10**6  # of classes, channels, or pixels along a side
 # The start of a text with an absolute path, in a value of a gin file: /..., ~/..., C:\...
@@ -68,14 +69,9 @@ def save_pretrained(run: Run | str | Path, folder: str | Path) -> Path:
 
 
 def from_pretrained(
-    name_or_folder: str | Path,
-    *,
-    revision: str | None = None,
-    gin_bindings: Sequence[str] = (),
-    plugins: Sequence[str] = (),
-    trust_code: bool = False,
-    device: str = "auto",
-) -> Run:
+    name_or_folder: str | Path, *, revision: str | None = None, gin_bindings: Sequence[str] = (),
+    plugins: Sequence[str] = (), trust_code: bool = False, device: str = "auto",
+) -> Run:  # fmt: skip
     """Open what `save_pretrained` wrote: a folder, or a repository of the Hugging Face hub (kept in the hub's cache).
 
     Weights are safetensors and cannot run code. The configuration could: gin imports the Python modules that it names.
@@ -115,15 +111,9 @@ def from_pretrained(
 
 
 def push_to_hub(
-    run: Run | str | Path,
-    repo_id: str,
-    *,
-    private: bool = True,
-    revision: str | None = None,
-    token: str | None = None,
-    commit_message: str = "Upload a redi model",
-    api=None,
-) -> str:
+    run: Run | str | Path, repo_id: str, *, private: bool = True, revision: str | None = None,
+    token: str | None = None, commit_message: str = "Upload a redi model", api=None,
+) -> str:  # fmt: skip
     """Upload what `save_pretrained` writes to 'name/repository' on the Hugging Face hub -> the address of the commit.
 
     Args:
@@ -146,67 +136,20 @@ def push_to_hub(
 
 def model_card(run: Run, metrics: list[dict]) -> str:
     """README.md of the model's page."""
-    groups = ", ".join(f"{name} ({count} channels)" for name, count in run.codec.channels.items())
-    size = sum(tensor.numel() for tensor in run.weights["ema"].values())
-    rows = [f"| {m['metric']} | {m['value']:.4g} | {m.get('num_samples', '')} | {_drawn(m)} |" for m in metrics]
-    header = "| metric | value | samples | drawn with |\n|---|---|---|---|\n"
-    results = header + "\n".join(rows) if rows else "Not measured. Numbers come from `redi.evaluate`."
-    source = ""
-    if published := (run.record or {}).get("published"):
-        name, digest = published["file"], published["sha256"]
-        source = f"\nImported from `{name}` (SHA-256 {digest}), {published['framework']}.\n"
-    return f"""---
-library_name: redi
-license: other
-license_name: choose-one
-tags:
-- image-generation
-- diffusion
----
-
-# A joint image-feature diffusion model
-
-Trained with [redi](https://arxiv.org/abs/2504.16064): {groups}; {run.image_size}x{run.image_size} pixels,
-{run.num_classes} classes, {size / 1e6:.1f} M parameters, step {run.step}, EMA weights.
-{source}
-Licence: **to be chosen** by whoever publishes this model; the data and the pretrained networks that it was trained with
-have licences of their own.
-
-## Use
-
-```python
-import redi
-
-run = redi.from_pretrained("this/repository")
-drawn = redi.generate(run.model, run.codec, run.process, labels=[0, 1, 2, 3])
-```
-
-## Results
-
-{results}
-
-All settings are in `config.gin`.
-"""
-
-
-def _drawn(metric: Mapping) -> str:
-    drawn = metric.get("samples") or {}
-    name = dict(drawn.get("sampler") or {}).get("name", "")
-    rules = ", ".join(f"{rule.get('name')} {rule.get('scale', '')}".strip() for rule in drawn.get("guidance") or [])
-    evaluations, seeds = drawn.get("function_evaluations", ""), drawn.get("seeds") or []
-    named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-    return f"{name}, {evaluations} evaluations, guidance: {rules or 'none'}, {named}"
+    size = sum(tensor.numel() for tensor in run.weights["ema"].values()) / 1e6
+    published = (run.record or {}).get("published")
+    return render_text("model_card.md", run=run, metrics=metrics, millions=size, published=published)
 
 
 def _metrics(run: Run) -> list[dict]:
-    """Of this checkpoint: metrics.json of another step's samples is left out."""
+    """metrics.json, less the entries of another checkpoint's samples."""
     path = run.folder / "metrics.json"
     found = json.loads(path.read_text()) if path.is_file() else []
     return [metric for metric in found if metric.get("samples", {}).get("checkpoint_step", run.step) == run.step]
 
 
 def _not_saved_here(folder: Path) -> list[str]:
-    """What of a folder `save_pretrained` did not write, by name."""
+    """Names of the files in a folder that `save_pretrained` did not write."""
     try:
         record = read_record(folder)
     except BrokenArtefact:
@@ -235,7 +178,7 @@ def _portable(run: Run) -> str:
 
 
 def _check_claims(folder: Path, tensors: Mapping, record: Mapping) -> None:
-    """Raises ValueError where the record of somebody else lacks what a model is built of, or claims absurd sizes."""
+    """Raise ValueError where the record lacks what a model is built of, or claims absurd sizes."""
     try:
         arguments = record["model_arguments"]
         sizes = [*arguments["channels"].values(), *arguments["grid"], arguments["num_classes"], record["image_size"]]

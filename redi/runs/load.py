@@ -46,16 +46,9 @@ class Run:
 
 
 def load(
-    run_dir: str | Path,
-    *,
-    step: int | None = None,
-    device: str = "auto",
-    gin_bindings: Sequence[str] = (),
-    plugins: Sequence[str] = (),
-    codec: JointCodec | None = None,
-    model=None,
-    process: Process | None = None,
-) -> Run:
+    run_dir: str | Path, *, step: int | None = None, device: str = "auto", gin_bindings: Sequence[str] = (),
+    plugins: Sequence[str] = (), codec: JointCodec | None = None, model=None, process: Process | None = None,
+) -> Run:  # fmt: skip
     """Open a run: the model with its EMA weights, the fitted codec, the process.
 
     Only safetensors and JSON are read: no code in a checkpoint is ever run. The classes come from the run's
@@ -110,18 +103,10 @@ def open_configured(
 
 
 def open_run(
-    run_dir: Path,
-    folder: Path,
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    record: Mapping,
-    *,
-    device: torch.device,
-    codec: JointCodec,
-    model=None,
-    process: Process | None = None,
-    objective: Callable[..., JointObjective] | None = None,
-    gin_bindings: Sequence[str] = (),
-) -> Run:
+    run_dir: Path, folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], record: Mapping, *,
+    device: torch.device, codec: JointCodec, model=None, process: Process | None = None,
+    objective: Callable[..., JointObjective] | None = None, gin_bindings: Sequence[str] = (),
+) -> Run:  # fmt: skip
     """The run whose tensors and record were read from `folder`. Without raw weights ("model"), the EMA's stand in."""
     arguments = record["model_arguments"]
     channels, num_classes = Channels(**arguments["channels"]), arguments["num_classes"]
