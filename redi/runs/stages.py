@@ -109,4 +109,5 @@ def query_stage(experiment: Experiment) -> None:
 
 def report_stage(experiment: Experiment) -> None:
     """Write `report.html`."""
-    log.info("report: %s", config.call(report, run_dir=experiment.run_dir, trained_dir=experiment.trained_dir))
+    trained_dir = None if experiment.trained_dir == experiment.run_dir else experiment.trained_dir
+    log.info("report: %s", config.call(report, run_dir=experiment.run_dir, trained_dir=trained_dir))
