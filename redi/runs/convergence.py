@@ -47,7 +47,7 @@ def run_folders(side: str, patterns: list[str]) -> list[Path]:
 
 
 def warn_of_different_measures(folders: list[Path]) -> None:
-    """Where the runs' configurations say that the monitors' numbers do not compare."""
+    """Warn where the runs' configurations say that the monitors' numbers do not compare."""
     measured = {}
     for folder in folders:
         path = folder / "config.gin"

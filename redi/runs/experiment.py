@@ -59,7 +59,6 @@ class Experiment:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where this process computes."""
         return own_gpu(choose_device(config.bound("train.device", "auto")))
 
     @cached_property
@@ -82,12 +81,10 @@ class Experiment:
 
     @property
     def held_out(self) -> Dataset | None:
-        """The images of the reference, where it has any."""
         return images_of(self.reference)
 
     @cached_property
     def metric_networks(self) -> list | None:
-        """`evaluate.networks`."""
         return config.bound("evaluate.networks")
 
     @cached_property

@@ -121,8 +121,7 @@ def open_run(
     except RuntimeError as error:
         raise ValueError(f"{folder} holds another model than model= builds: {error}") from None
     net.to(device).eval().requires_grad_(False)
-    trained_with = objective and objective(channels=channels, num_classes=num_classes)
-    if trained_with is not None:
+    if trained_with := objective and objective(channels=channels, num_classes=num_classes):
         net.trained_with = (trained_with.label_dropout, trained_with.representation_dropout)
     tensors = with_one_bias(tensors, net.state_dict())
     weights = {

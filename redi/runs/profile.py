@@ -90,7 +90,7 @@ def profile(
 
 @contextmanager
 def _subject(experiment: Experiment, stage: str) -> Iterator[Subject]:
-    """What is profiled, with new weights; the data loader ends with the context."""
+    """What is profiled, with new weights."""
     codec, data, device = experiment.codec, prepared(experiment), experiment.device
     torch.manual_seed(setting(train, "seed"))
     objective = setting(train, "objective")(channels=codec.channels, num_classes=data.num_classes)
