@@ -16,7 +16,6 @@ from redi import command_line
 FLAGS = flags.FLAGS
 flags.DEFINE_list("sigma_rel", [], "Lengths of the averages, as parts of the training, between 0 and 0.2887.")
 flags.DEFINE_integer("at_step", None, "After how many steps; a snapshot's. Default: the newest.")
-OWN_FLAGS = ("sigma_rel", "at_step")
 
 
 def main(run_dir: Path) -> None:
@@ -30,13 +29,13 @@ def main(run_dir: Path) -> None:
         raise ValueError(f"--sigma_rel={','.join(FLAGS.sigma_rel)}: numbers with commas between them") from None
     trained = command_line.trained_dir(run_dir)
     if trained != run_dir and len(lengths) > 1:
-        raise ValueError("--trained_dir with several lengths, and --run_dir is one folder: leave --trained_dir away")
+        raise ValueError("--trained_dir writes one average, to --run_dir: give one length, or leave --trained_dir away")
     for sigma_rel in lengths:
         average(trained, sigma_rel, at_step=FLAGS.at_step, to=None if trained == run_dir else run_dir)
 
 
 def console() -> None:
-    command_line.run(main, __doc__, own_flags=OWN_FLAGS)
+    command_line.run(main)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import app, flags
@@ -23,40 +23,31 @@ flags.DEFINE_multi_string(
     "plugin", [], "Python package, or module, that the config.gin of a run's folder may import; may be repeated."
 )
 flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
-SHARED_FLAGS = ("gin_file", "gin_bindings", "run_dir", "trained_dir", "plugin", "traceback")
-# But tab and line feed: what steers a terminal must not come out of a file's name.
+# A file's name must not steer the terminal; tab and line feed are harmless.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def run(
-    main: Callable[[Path | None], None], doc: str, *, own_flags: Sequence[str] = (), in_run_dir: bool = True
-) -> None:
-    """Runs `main(run_dir)` as an absl program; ends the process. Without `in_run_dir`, run_dir is None.
-
-    Args:
-        own_flags: those of this program alone, which --help shows beside the ones that all have.
+def run(main: Callable[[Path | None], None], *, in_run_dir: bool = True) -> None:
+    """Run `main(run_dir)` as an absl program; end the process. Without `in_run_dir`, run_dir is None.
 
     Exit status: 0 done, 1 an error that stderr explains, 128 + a signal (130 Ctrl-C, 143 SIGTERM; see `Stopped`).
     """
     faulthandler.enable()  # a file that is cut short under a memory map ends a process without an exception
     if os.getcwd() not in sys.path:  # plug-ins in the current folder are found; last, so that they replace no package
         sys.path.append(os.getcwd())
-    sys.modules["__main__"].__doc__ = doc  # absl prints it for --help, also for a console script
-    for name in (*SHARED_FLAGS, *own_flags):  # by argv[0], so that a console script shows them too
-        FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
+    # absl shows the text and the flags of the main module for --help, which of a console script is another one.
+    sys.modules["__main__"].__doc__ = sys.modules[main.__module__].__doc__
+    for flag in [*FLAGS.get_flags_for_module(__name__), *FLAGS.get_flags_for_module(main.__module__)]:
+        FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     if "--help" in sys.argv[1:]:
         app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)  # absl by itself ends with status 1
     app.run(lambda argv: sys.exit(exit_status(main, argv, in_run_dir)))
 
 
 def parse(run_dir: Path):
-    """Parse the configuration of `--gin_file` (default: the run's own) and `--gin_bindings`; write nothing.
+    """Parse `--gin_file` (default: the run's own) and `--gin_bindings` -> the `Experiment`; write nothing.
 
-    Returns:
-        The `Experiment` of `run_dir` and `--trained_dir`.
-
-    Raises:
-        ValueError: mistakes in the configuration, or neither a file nor a run.
+    Raises ValueError: mistakes in the configuration, or neither a file nor a run.
     """
     from redi.core import config
     from redi.core.configurables import import_all
@@ -69,7 +60,7 @@ def parse(run_dir: Path):
     if not FLAGS.gin_file and not known:
         what = "name a gin file with --gin_file, or the folder of an earlier run with --run_dir"
         raise ValueError(f"{run_dir} holds no run: {what}")
-    # A file that was named may import what it says; one that lies in the folder, what was named besides.
+    # A file that was named may import what it says; one that lies in the folder, what --plugin names.
     config.parse(FLAGS.gin_file, FLAGS.gin_bindings, found=[] if FLAGS.gin_file else known[:1])
     if unused := config.without_effect(entry_points):
         log.warning("unused bindings, which no component in use refers to: %s", ", ".join(unused))
@@ -79,7 +70,7 @@ def parse(run_dir: Path):
 
 
 def configure(run_dir: Path, *, trains: bool):
-    """As `parse`; then claim the folders, see `Experiment.claim`."""
+    """`parse`, then `Experiment.claim`."""
     experiment = parse(run_dir)
     experiment.claim(trains=trains)
     return experiment
@@ -128,9 +119,7 @@ def _run_dir() -> Path:
     raise ValueError("name a gin file with --gin_file, or the folder of an earlier run with --run_dir")
 
 
-class _AboveBars(logging.Handler):
-    """Writes to stderr above a progress bar instead of through it."""
-
+class _AboveBars(logging.Handler):  # a progress bar is on stderr too
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
@@ -138,7 +127,7 @@ class _AboveBars(logging.Handler):
 
 
 def _rank() -> str:
-    """'rank 3: ' before what a further process of several says; of the first, and of one alone, nothing."""
+    """'rank 3: ' in front of what further processes say; '' for the first."""
     rank = os.environ.get("RANK") or ("SLURM_STEP_NUM_TASKS" in os.environ and os.environ.get("SLURM_PROCID"))
     return f"rank {rank}: " if rank and rank != "0" else ""
 

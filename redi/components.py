@@ -17,7 +17,7 @@ def main(_run_dir) -> None:
 
 
 def console() -> None:
-    command_line.run(main, __doc__, in_run_dir=False)
+    command_line.run(main, in_run_dir=False)
 
 
 if __name__ == "__main__":

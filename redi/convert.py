@@ -16,12 +16,9 @@ log = logging.getLogger("redi")
 FLAGS = flags.FLAGS
 flags.DEFINE_string("checkpoint", None, "A published checkpoint: .pt, .pth or .safetensors.")
 flags.DEFINE_enum("framework", None, ["sit", "dit", "repa"], "What it is of, where the file does not say so.")
-flags.DEFINE_string(
-    "pca", None, "The statistics of the features: dino_pca_model.pth, or the folder of a saved reducer."
-)
+flags.DEFINE_string("pca", None, "Statistics of the features: dino_pca_model.pth, or the folder of a saved reducer.")
 flags.DEFINE_string("export", None, "Write the run's weights to this file: .pt, .pth or .safetensors.")
 flags.DEFINE_enum("weights", "ema", ["ema", "model"], "Which weights to export.")
-OWN_FLAGS = ("checkpoint", "framework", "pca", "export", "weights")
 
 
 def main(run_dir: Path) -> None:
@@ -33,15 +30,14 @@ def main(run_dir: Path) -> None:
         export(run_dir, FLAGS.export, weights=FLAGS.weights)
         log.info("%s weights of %s: %s", FLAGS.weights, run_dir, FLAGS.export)
         return
-    folder = import_checkpoint(
-        FLAGS.checkpoint, run_dir, framework=FLAGS.framework, pca=FLAGS.pca,
-        gin_files=FLAGS.gin_file, gin_bindings=FLAGS.gin_bindings,
-    )  # fmt: skip
+    options = {"framework": FLAGS.framework, "pca": FLAGS.pca}
+    options |= {"gin_files": FLAGS.gin_file, "gin_bindings": FLAGS.gin_bindings}
+    folder = import_checkpoint(FLAGS.checkpoint, run_dir, **options)
     log.info("written: %s; draw from it: python -m redi.sample --run_dir=%s", folder, run_dir)
 
 
 def console() -> None:
-    command_line.run(main, __doc__, own_flags=OWN_FLAGS)
+    command_line.run(main)
 
 
 if __name__ == "__main__":

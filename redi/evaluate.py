@@ -39,7 +39,7 @@ def main(run_dir: Path) -> None:
 
 
 def console() -> None:
-    command_line.run(main, __doc__)
+    command_line.run(main)
 
 
 if __name__ == "__main__":

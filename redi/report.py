@@ -26,7 +26,7 @@ main.takes_folder = True  # `redi.report FOLDER` is short for --run_dir=FOLDER
 
 
 def console() -> None:
-    command_line.run(main, __doc__)
+    command_line.run(main)
 
 
 if __name__ == "__main__":

@@ -121,23 +121,35 @@ def test_the_saved_configuration_imports_the_package_by_itself(run):
     assert imported == ["my_lab.fusing", "my_lab.guiding", "my_lab.reducing"]
 
 
-def test_the_saved_configuration_parses_back_to_itself(run):
-    code = (
-        "from redi.core.configurables import import_all; from redi.core import config; from pathlib import Path;"
-        "import_all(); config.parse(['run/config.gin']);"
-        "print(config.full_text() == Path('run/config.gin').read_text())"
-    )
-    assert python("-c", code, cwd=run.parent, path=run.parent / "path").stdout == "True\n"
+@pytest.fixture(scope="module")
+def opened(run) -> list[str]:
+    """What a new process says that opens the run, then parses its configuration, then lists all components."""
+    code = """
+import redi
+from pathlib import Path
+
+run = redi.load("run", device="cpu", plugins=["my_lab"])
+print(type(run.model.fusion).__name__, run.model.fusion.factor)
+print(*(type(r.reducer).__name__ for r in run.codec.representations.values()))
+
+from redi.core import config
+from redi.core.configurables import table
+from redi.models.reducers import reducers
+
+config.parse(["run/config.gin"])
+print(config.full_text() == Path("run/config.gin").read_text())
+print("FirstChannels" in reducers)
+print(table())
+"""
+    return python("-c", code, cwd=run.parent, path=run.parent / "path").stdout.splitlines()
 
 
-def test_a_run_with_components_of_another_package_opens_again(run):
-    code = (
-        f"import redi; run = redi.load({str(run)!r}, device='cpu', plugins=['my_lab']);"
-        "print(type(run.model.fusion).__name__, run.model.fusion.factor);"
-        "print(*(type(r.reducer).__name__ for r in run.codec.representations.values()))"
-    )
-    done = python("-c", code, cwd=run.parent, path=run.parent / "path")
-    assert done.stdout.splitlines() == ["Scaled 0.5", "FirstChannels"]
+def test_a_run_with_components_of_another_package_opens_again(opened):
+    assert opened[:2] == ["Scaled 0.5", "FirstChannels"]
+
+
+def test_the_saved_configuration_parses_back_to_itself(opened):
+    assert opened[2] == "True"
 
 
 def test_what_nobody_has_named_is_not_imported_and_the_refusal_says_how_to_name_it(run):
@@ -151,18 +163,10 @@ def test_what_nobody_has_named_is_not_imported_and_the_refusal_says_how_to_name_
     assert (run / "samples" / "record.json").exists()
 
 
-def test_the_registry_and_the_table_list_them(run):
-    code = (
-        "import my_lab.reducing, my_lab.fusing, my_lab.guiding;"
-        "from redi.models.reducers import reducers;"
-        "from redi.core.configurables import table;"
-        "print('FirstChannels' in reducers);"
-        "print(table())"
-    )
-    lines = python("-c", code, cwd=run.parent, path=run.parent / "path").stdout.splitlines()
-    assert lines[0] == "True"
-    assert {"  @fusion.Scaled(factor=1.0)", "  @guidance.Nudge(strength=0.0)"} <= set(lines)
-    assert "      The first R features as they are." in lines
+def test_the_registry_and_the_table_list_them(opened):
+    assert opened[3] == "True"
+    assert {"  @fusion.Scaled(factor=1.0)", "  @guidance.Nudge(strength=0.0)"} <= set(opened)
+    assert "      The first R features as they are." in opened
 
 
 # ---- the worked example of the documentation

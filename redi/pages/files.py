@@ -31,8 +31,7 @@ class Folder:
     """A run's (or a sweep's) folder. `notes` collects what could not be read, and why."""
 
     def __init__(self, path: Path, notes: list[str] | None = None):
-        self.path = path
-        self.notes: list[str] = [] if notes is None else notes
+        self.path, self.notes = path, [] if notes is None else notes
 
     def json(self, name: str, kind: type = dict):
         """The contents of a JSON file, or None where it is missing, cut short or of another kind."""
@@ -50,7 +49,6 @@ class Folder:
             return None
 
     def text(self, name: str) -> str | None:
-        """The contents of a text file, or None."""
         path = self.path / name
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 

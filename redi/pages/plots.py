@@ -47,10 +47,9 @@ class Series:
 
 @dataclass
 class Panel:
-    """A plot.
+    """A plot of the curves that have a finite value.
 
     Attributes:
-        curves: those without a finite value are left out.
         names: of x = 0, 1, 2, ..., where they are places and not numbers.
         swept: x are a few numbers, each with a tick; logarithmic where they span more than a factor of six.
         y_scale: "auto" is logarithmic where values are positive and span more than a factor of thirty, "zero" linear
@@ -124,13 +123,12 @@ def _draw(axes, panel: Panel) -> None:
         slope = 30 if sum(map(len, names)) > 45 else 0
         axes.set_xticks(range(len(names)), names, rotation=slope, ha="right" if slope else "center")
         axes.margins(x=0.1)
-    elif panel.swept:
-        _scale(axes, "x", panel.x, panel.log_x)
-        if len(panel.x) <= 8:
-            axes.set_xticks(panel.x)
     else:
-        _scale(axes, "x", panel.x, log=False)
-        axes.locator_params(axis="x", integer=True)
+        _scale(axes, "x", panel.x, panel.log_x)
+        if not panel.swept:
+            axes.locator_params(axis="x", integer=True)
+        elif len(panel.x) <= 8:
+            axes.set_xticks(panel.x)
     _scale(axes, "y", panel.y, panel.log_y)
     if panel.y_scale == "zero":
         axes.set_ylim(bottom=min([0.0, *panel.y]))

@@ -1,4 +1,4 @@
-"""From templates to one HTML file that requests nothing. Jinja2 escapes every value."""
+"""From templates to documents: HTML pages that request nothing, with every value escaped by Jinja2, and Markdown."""
 
 import base64
 import hashlib
@@ -9,16 +9,24 @@ from redi.pages.plots import svg
 
 def render(template: str, **content: object) -> str:
     """A whole document. Its policy allows its own style and script and pictures in the page itself, and no request."""
-    from jinja2 import Environment, PackageLoader
-
-    loader = PackageLoader("redi.pages")
-    pages = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    pages = _templates(escape=True)
     functions = (svg, wording.measured, wording.number, wording.words, wording.phrase, wording.listed)
     pages.filters |= {function.__name__: function for function in (*functions, wording.gin_number, wording.gin_words)}
-    style, script = (loader.get_source(pages, name)[0] for name in ("page.css", "sorting.js"))
-    hashes = [
-        base64.b64encode(hashlib.sha256(source.encode()).digest()).decode() for source in (style, script)
-    ]
+    style, script = (pages.loader.get_source(pages, name)[0] for name in ("page.css", "sorting.js"))
+    hashes = [base64.b64encode(hashlib.sha256(source.encode()).digest()).decode() for source in (style, script)]
     policy = "default-src 'none'; img-src data:; style-src 'sha256-{}'; script-src 'sha256-{}'; ".format(*hashes)
     policy += "base-uri 'none'; form-action 'none'"
     return pages.get_template(template).render(content, policy=policy, style=style, script=script)
+
+
+def render_text(template: str, **content: object) -> str:
+    """A document that is not HTML, such as Markdown."""
+    return _templates(escape=False).get_template(template).render(content)
+
+
+def _templates(*, escape: bool):
+    from jinja2 import Environment, PackageLoader
+
+    loader = PackageLoader("redi.pages")
+    options = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    return Environment(loader=loader, autoescape=escape, **options)

@@ -31,12 +31,10 @@ def report(run_dir: str | Path, *, trained_dir: str | Path | None = None, title:
 
 
 def is_sweep(folder: str | Path) -> bool:
-    """Whether a folder is that of a sweep."""
     return (Path(folder) / "sweep.json").is_file()
 
 
 def is_point(folder: str | Path) -> bool:
-    """Whether a folder is that of a point of a sweep."""
     points = Path(folder).resolve().parent
     return points.name == "points" and is_sweep(points.parent)
 

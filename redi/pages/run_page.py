@@ -21,11 +21,7 @@ LISTINGS = {"config.gin": "all that was bound", "operative.gin": "all that took 
 
 
 def run_page(run_dir: Path, trained_dir: Path, title: str) -> str:
-    """The document.
-
-    Args:
-        trained_dir: the folder with training log, previews and audit; `run_dir`, except for a point of a sweep.
-    """
+    """The document; `trained_dir` has the log, previews and audit of the training."""
     run = Folder(run_dir)
     trained = Folder(trained_dir, run.notes)
     lead = "A run of redi: joint image-feature diffusion."
@@ -56,10 +52,8 @@ def _metrics(folder: Folder) -> list[dict]:
     if not all(isinstance(metric, dict) and "metric" in metric for metric in metrics):
         folder.notes.append("metrics.json cannot be read: it is not a list of metrics.")
     elif not all(isinstance(metric.get("samples"), dict) for metric in metrics):
-        folder.notes.append(
-            "metrics.json was written by an older version of redi, whose records say less, and is left out: draw the "
-            f"samples again and run {again}"
-        )
+        older = "metrics.json was written by an older version of redi, whose records say less, and is left out"
+        folder.notes.append(f"{older}: draw the samples again and run {again}")
     elif not metrics or not (folder.path / "samples").exists():
         return metrics
     else:
@@ -81,9 +75,8 @@ def _previews(folder: Folder) -> list[Picture]:
     paths = sorted((folder.path / "previews").glob("*.png"))
     shown = paths if len(paths) <= 4 else [paths[round(i * (len(paths) - 1) / 3)] for i in range(4)]
     steps = [path.stem.removeprefix("step_").lstrip("0") or path.stem for path in shown]
-    pictures = [
-        folder.picture(f"previews/{path.name}", f"step {step}") for path, step in zip(shown, steps, strict=True)
-    ]
+    named = zip(shown, steps, strict=True)
+    pictures = (folder.picture(f"previews/{path.name}", f"step {step}") for path, step in named)
     return [picture for picture in pictures if picture]
 
 

@@ -21,10 +21,8 @@ def sweep_page(sweep_dir: Path, title: str) -> str:
     num_samples = {metric: list(map(number, results.num_samples(metric))) for metric in results.metrics}
     for metric, counts in num_samples.items():
         if len(counts) > 1:  # it changes distances
-            message = "was measured on different numbers of samples"
-            folder.notes.append(
-                f"{words(metric)} {message} ({', '.join(counts)}): the values of these points do not compare."
-            )
+            message = f"was measured on different numbers of samples ({', '.join(counts)})"
+            folder.notes.append(f"{words(metric)} {message}: the values of these points do not compare.")
     models = dict.fromkeys(point.model for point in results.points if point.model)
     logs = {model: entries for model in models if (entries := read_log(sweep_dir / "models" / model))}
     done = sum(point.status == "done" for point in results.points)

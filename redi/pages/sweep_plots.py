@@ -40,15 +40,11 @@ def sweep_panels(results: SweepResults, metrics: Iterable[str]) -> list[Panel]:
 
 
 def placed(groups: Mapping[str, Mapping[str, str]]) -> tuple[str, dict[str, Place], list[str]]:
-    """-> what the x axis is, the place of every group, and the names of x = 0, 1, ... where no number is swept.
+    """The bindings of each group, without seeds -> the x axis, a place for each, the names of x = 0, 1, ... if any.
 
     The axis is the binding with the most different numbers, if every group with a swept number has that one. Else
     bindings of one name, as the scales of several rules, share the axis, with a curve each. Without swept numbers the
-    settings of the first binding are the places. The label of a curve says what else is particular about it; it is ''
-    where nothing is.
-
-    Args:
-        groups: the bindings of each, without seeds.
+    settings of the first binding are the places. The label of a curve says what else is particular about it, or ''.
     """
     keys = dict.fromkeys(key for bindings in groups.values() for key in bindings)
     axes = [key for key in keys if len({bindings.get(key) for bindings in groups.values()}) > 1]

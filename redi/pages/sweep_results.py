@@ -27,15 +27,14 @@ class Point:
     metrics: dict[str, dict] = field(default_factory=dict)
     seconds: dict[str, float | None] = field(default_factory=dict)  # stage -> how long it took
 
-    def value(self, metric: str) -> float | None:
+    def value(self, metric: str, what: str = "value") -> float | None:
         """None where it was not measured or is not a finite number."""
-        value = self.metrics.get(metric, {}).get("value")
+        value = self.metrics.get(metric, {}).get(what)
         return value if is_number(value) else None
 
     def spread(self, metric: str) -> float | None:
         """The sample standard deviation over its sampling seeds, if known."""
-        spread = self.metrics.get(metric, {}).get("spread")
-        return spread if is_number(spread) else None
+        return self.value(metric, "spread")
 
 
 @dataclass
@@ -54,7 +53,6 @@ class Group:
         return sum(point.status == "done" for point in self.points)
 
     def values(self, metric: str) -> list[float]:
-        """Of the points that have it."""
         return [value for point in self.points if (value := point.value(metric)) is not None]
 
     def mean(self, metric: str) -> float | None:
@@ -69,13 +67,7 @@ class Group:
 
 
 class SweepResults:
-    """A sweep's folder: the points in their order, with what each has come to.
-
-    Attributes:
-        folder: with the notes of what could not be read.
-        axes: the swept keys.
-        points: all of them.
-    """
+    """A sweep's folder (with the notes of what could not be read), its swept keys `axes` and its points."""
 
     def __init__(self, path: str | Path):
         self.folder = Folder(Path(path))
@@ -98,10 +90,8 @@ class SweepResults:
     @cached_property
     def groups(self) -> list[Group]:
         """In the order of their first points."""
-        groups: dict[str, Group] = {}
-        for point in self.points:
-            groups.setdefault(point.group, Group(point.group, [])).points.append(point)
-        return list(groups.values())
+        names = dict.fromkeys(point.group for point in self.points)
+        return [Group(name, [point for point in self.points if point.group == name]) for name in names]
 
     @cached_property
     def group_axes(self) -> list[str]:
@@ -111,7 +101,7 @@ class SweepResults:
 
     @cached_property
     def metrics(self) -> dict[str, str]:
-        """All that was measured -> 'lower', 'higher' or what else the points call better, '' where unknown."""
+        """Every metric -> 'lower', 'higher' or what else the points call better, '' where unknown."""
         metrics: dict[str, str] = {}
         for name, entry in (item for point in self.points for item in point.metrics.items()):
             metrics.setdefault(name, str(entry.get("better") or ""))
@@ -120,11 +110,10 @@ class SweepResults:
     @property
     def missing(self) -> dict[str, str]:
         """Names of the points that are not done -> why, in short."""
-        return {point.name: point.error.partition("\n\n")[0] or "not done"
-                for point in self.points if point.status != "done"}  # fmt: skip
+        return {p.name: p.error.partition("\n\n")[0] or "not done" for p in self.points if p.status != "done"}
 
     def num_samples(self, metric: str) -> list[int]:
-        """The numbers of samples that it was measured on, ascending; one number where points agree."""
+        """The numbers of samples that it was measured on, ascending."""
         counts = {point.metrics[metric].get("num_samples") for point in self.points if metric in point.metrics}
         return sorted(filter(is_number, counts))
 
@@ -145,7 +134,7 @@ def read_plan(folder: Folder) -> tuple[list[str], list[Point]]:
 
 
 def read_result(folder: Path) -> dict | None:
-    """The result of a point, or None where the point is not done or the file is damaged or another point's."""
+    """The result of a point; None where it is not done, or the file is damaged or another point's."""
     path = folder / "result.json"
     try:
         result = unsealed(json.loads(path.read_text()), path)

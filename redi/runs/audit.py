@@ -8,6 +8,7 @@ from redi.core import config
 from redi.data.audit import AuditError, audit, describe
 from redi.data.datasets import Dataset, datasets
 from redi.runtime.artefact import write_json
+from redi.runtime.atomic import stamp
 from redi.runtime.checksums import sealed, unsealed
 from redi.runtime.shared_work import complete
 
@@ -25,10 +26,7 @@ def audited(run_dir: Path) -> Dataset:
     batch_size = config.bound("train.batch_size", 256)
     asked = {"fingerprint": dataset.fingerprint(), "batch_size": batch_size, **settings}
 
-    def written() -> int | None:
-        return path.stat().st_mtime_ns if path.exists() else None
-
-    at_start = written()
+    at_start = stamp(path)
 
     def stored() -> dict | None:
         """What the audit found; a refusal counts for those who waited for it, and a new start looks again."""
@@ -40,7 +38,7 @@ def audited(run_dir: Path) -> Dataset:
             log.warning("the images are audited again, for %s is damaged: %s", path, error)
             path.unlink(missing_ok=True)
             return None
-        refused = record.get("refused_for") == asked and written() != at_start
+        refused = record.get("refused_for") == asked and stamp(path) != at_start
         return record if record.get("passed") == asked or refused else None
 
     def look() -> None:

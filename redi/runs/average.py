@@ -10,20 +10,13 @@ from redi.training.posthoc import reconstruct_average
 
 log = logging.getLogger("redi")
 
-# Of the run's record: what `redi.load` and whoever reads the result want to know.
-TAKEN = ("model_arguments", "image_size", "seed", "codec", "codec_fingerprint", "dataset")
-
 
 def average(run_dir: str | Path, sigma_rel: float, *, at_step: int | None = None, to: str | Path | None = None) -> Path:
-    """Writes a folder that `redi.load`, redi.sample and redi.evaluate open as a run, whose weights are the average.
+    """Write a folder that `redi.load`, redi.sample and redi.evaluate open as a run -> the folder.
 
     Args:
-        run_dir: trained with `ema.PowerFunctionEMA`.
-        sigma_rel, at_step: see `redi.training.posthoc.reconstruct_average`.
-        to: the folder; default: averages/sigma_rel_<..>_step_<..> in `run_dir`. An average there is replaced.
-
-    Returns:
-        The folder.
+        run_dir, sigma_rel, at_step: see `redi.training.posthoc.reconstruct_average`.
+        to: default: averages/sigma_rel_<..>_step_<..> in `run_dir`. An average there is replaced.
 
     Raises:
         ValueError: as `reconstruct_average`; or another run in `to`.
@@ -36,7 +29,8 @@ def average(run_dir: str | Path, sigma_rel: float, *, at_step: int | None = None
     to = Path(to or run_dir / "averages" / f"sigma_rel_{found.sigma_rel:g}_step_{found.step:08d}")
     groups, record = found.checkpoint
     tensors = {name: groups[name] for name in ("codec", "colours") if name in groups} | {"ema": found.parameters}
-    record = {key: record[key] for key in TAKEN} | {"average": found.provenance()}
+    same = ("model_arguments", "image_size", "seed", "codec", "codec_fingerprint", "dataset")
+    record = {key: record[key] for key in same} | {"average": found.provenance()}
     save_checkpoint(to, found.step, tensors, record, keep=Retention(1))
     if (run_dir / "config.gin").exists():
         shutil.copyfile(run_dir / "config.gin", to / "config.gin")

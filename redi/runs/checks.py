@@ -26,23 +26,12 @@ from redi.training.warm_start import warm_start
 
 log = logging.getLogger("redi")
 
-# What only matters where hidden tokens are aligned with an encoder's features.
-ALIGNMENT = (
-    "JointObjective.alignment_weight",
-    "DiffusionTransformer.alignment_layer",
-    "DiffusionTransformer.alignment_width",
-)
-
-
 def check_training(codec: JointCodec, dataset: Dataset, *, monitor=None, resumes: bool = False) -> None:
-    """Builds all that `train` will build, on the meta device: shapes alone, no memory, no random numbers.
+    """Build all that `train` will build, on the meta device. Raises ValueError as `train` and its previews would.
 
     Args:
         monitor: what `train` will be called with.
-        resumes: there is a checkpoint to go on from, so that `train.initial_weights` will not be read.
-
-    Raises:
-        ValueError: as `train` and its previews would.
+        resumes: from a checkpoint, so that `train.initial_weights` will not be read.
     """
     with config.explained(types=True):
         check_settings(**{name: setting(train, name) for name in inspect.signature(check_settings).parameters})
@@ -73,28 +62,22 @@ def check_training(codec: JointCodec, dataset: Dataset, *, monitor=None, resumes
     numbers = codec.channels.total * math.prod(net.grid) // net.fusion.num_tokens
     if numbers > (width := net.label_embedding.embedding_dim):
         log.warning(
-            "a token holds %d numbers (channels x patch size squared, the features resized to the latent grid among "
-            "them), more than the model's width of %d: the noise in them does not fit through, and the image suffers "
-            "too. Lower the reducer's rank or the patch size, or raise DiffusionTransformer.width",
-            numbers, width,
+            "a token holds %d numbers (channels x patch size squared, with the features resized to the latent grid), "
+            "more than the model's width of %d: the noise in them does not fit through, and image quality drops. "
+            "Lower the reducer's rank or the patch size, or raise DiffusionTransformer.width", numbers, width,
         )  # fmt: skip
-    without_effect = [name for name in ALIGNMENT if config.is_bound(name)]
+    of_alignment = ("JointObjective.alignment_weight", "DiffusionTransformer.alignment_layer",
+                    "DiffusionTransformer.alignment_width")  # fmt: skip
+    without_effect = [name for name in of_alignment if config.is_bound(name)]
     if codec.alignment is None and without_effect:
         log.warning("%s without effect: JointCodec.alignment is not bound (see repa.gin)", ", ".join(without_effect))
 
 
 def check_results(
-    codec: JointCodec,
-    dataset: Dataset,
-    *,
-    reference: Dataset | StoredStatistics | None,
+    codec: JointCodec, dataset: Dataset, *, reference: Dataset | StoredStatistics | None,
     networks: Sequence[Encoder] | None,
-) -> None:
-    """The same for the stages after training. Raises ValueError as `sample` and `evaluate` would.
-
-    Args:
-        reference, networks: what `evaluate` will be called with.
-    """
+) -> None:  # fmt: skip
+    """The same for the stages after training. Raises ValueError as `sample` and `evaluate` would."""
     with config.explained(types=True):
         names = set(inspect.signature(check_sampling).parameters) - {"num_classes"}
         settings = {name: setting(sample, name) for name in names}
@@ -110,7 +93,7 @@ def check_results(
 
 
 def check_independent(network: Encoder, encoder: Encoder) -> None:
-    """Raises ValueError for a metric's network that is the encoder whose features are generated."""
+    """Raise ValueError for a metric's network that is the encoder whose features are generated."""
     if type(network) is not type(encoder):
         return
     if network.learns_from_data:

@@ -21,12 +21,7 @@ MEASURES = re.compile(
 
 
 def compare(baseline: list[Path], method: list[Path], to: Path, *, metric: str | None = None) -> str:
-    """Write `convergence.json` and `convergence.png` to a folder -> the result as text.
-
-    Args:
-        baseline, method: folders of runs that were trained with a monitor of equal settings; several are seeds.
-        metric: name of a monitored distance; default: the first that all runs have.
-    """
+    """Write `convergence.json` and `convergence.png` to a folder -> the result as text. Folders of a side are seeds."""
     folders = {"baseline": baseline, "method": method}
     metric = metric or _common_distance([*baseline, *method])
     warn_of_different_measures([*baseline, *method])
@@ -52,7 +47,7 @@ def run_folders(side: str, patterns: list[str]) -> list[Path]:
 
 
 def warn_of_different_measures(folders: list[Path]) -> None:
-    """Where the runs' configurations say that the monitors' numbers do not compare."""
+    """Warn where the runs' configurations say that the monitors' numbers do not compare."""
     measured = {}
     for folder in folders:
         path = folder / "config.gin"
@@ -65,7 +60,6 @@ def warn_of_different_measures(folders: list[Path]) -> None:
 
 
 def _common_distance(folders: list[Path]) -> str:
-
     names = [dict.fromkeys(key for entry in read_log(folder) for key in entry) for folder in folders]
     common = [name for name in names[0] if name.startswith(PREFIX) and all(name in other for other in names)]
     distances = [name for name in common if "distance" in name or "fid" in name]

@@ -24,26 +24,18 @@ log = logging.getLogger("redi")
 
 
 def import_checkpoint(
-    checkpoint: str | Path,
-    run_dir: str | Path,
-    *,
-    framework: str | None = None,
-    pca: str | Path | None = None,
-    gin_files: Sequence[str] = (),
-    gin_bindings: Sequence[str] = (),
-) -> Path:
-    """Write a run folder that `redi.load`, redi.sample and redi.evaluate open. gin's current configuration is kept.
+    checkpoint: str | Path, run_dir: str | Path, *, framework: str | None = None, pca: str | Path | None = None,
+    gin_files: Sequence[str] = (), gin_bindings: Sequence[str] = (),
+) -> Path:  # fmt: skip
+    """Write a run folder that `redi.load`, redi.sample and redi.evaluate open -> the checkpoint's folder.
 
     Args:
-        checkpoint: see `read_published`. The averaged and the raw weights are taken over, as far as they are there.
+        checkpoint: see `read_published`. The averaged and the raw weights are taken over, where both are stored.
         framework: see `choose_framework`.
         pca: the fit of the one reducer that has none; read now and copied into the run.
         gin_files: default: imagenet.gin (without features imagenet_plain.gin), sit.gin or dit.gin, and published.gin.
-            What the file itself tells (sizes, process) wins over them.
+            What the file itself says (sizes, process) wins over them.
         gin_bindings: win over everything.
-
-    Returns:
-        The checkpoint's folder.
 
     Raises:
         ValueError: a file that is refused or not understood, a configuration that does not fit it, a run in `run_dir`.
@@ -65,11 +57,9 @@ def import_checkpoint(
         "file": file.path.name, "sha256": sha256(file.path), "args": file.args, "framework": framework,
         "evidence": [reason], "dtypes": {which: imported.dtypes for which, imported in both.items()},
     }  # fmt: skip
-    record = {
-        "model_arguments": both["ema"].runtime | {"channels": dict(codec.channels)},
-        "image_size": both["ema"].layout.grid[0] * codec.autoencoder.downsample,
-        "published": published,
-    }
+    arguments = both["ema"].runtime | {"channels": dict(codec.channels)}
+    image_size = both["ema"].layout.grid[0] * codec.autoencoder.downsample
+    record = {"model_arguments": arguments, "image_size": image_size, "published": published}
     folder = save_checkpoint(run_dir, file.step, tensors, record, keep=Retention(1))
     (run_dir / "config.gin").write_text(text)
     return folder
@@ -78,8 +68,7 @@ def import_checkpoint(
 def export(run_dir: str | Path, path: str | Path, *, weights: str = "ema") -> None:
     """Write the newest weights of a run in the published layout; of an imported one, bit for bit what was imported.
 
-    Raises:
-        ValueError: an unknown file type, or a model that the layout has no place for (see `to_published`).
+    Raises ValueError: an unknown file type, or a model that the layout has no place for (see `to_published`).
     """
     path = Path(path)
     if path.suffix not in (".pt", ".pth", ".safetensors"):
@@ -98,7 +87,7 @@ def export(run_dir: str | Path, path: str | Path, *, weights: str = "ema") -> No
 def _configure(
     file: PublishedFile, framework: str | None, gin_files: Sequence[str], gin_bindings: Sequence[str]
 ) -> tuple[str, str, tuple[int, int] | None]:
-    """Parse the configuration that fits a file -> its framework, what says so, and the grid where no table does."""
+    """Parse the configuration that fits a file -> its framework, the reason, and the grid unless the file has it."""
     import_all()
     grid = None if "pos_embed" in file.state() else _grid(file, gin_files, gin_bindings)
     layout = parse_layout(file.state(), grid)
@@ -163,8 +152,7 @@ def _take_pca(codec: JointCodec, pca: str | Path | None) -> None:
 
 
 def _colours(codec: JointCodec) -> dict[str, Tensor]:
-    """A colour basis without images: the first channels, which of a PCA are the first components, to 2.33 standard
-    deviations (the 1st and 99th percentile of a Gaussian)."""
+    """A colour basis without images: the first channels, to the 1st and 99th percentile of a Gaussian (2.33 stds)."""
     tensors = {}
     for name, representation in codec.representations.items():
         reducer = representation.reducer

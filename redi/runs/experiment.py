@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from redi.core import config
-from redi.core.channels import Channels
 from redi.core.objective import JointObjective
 from redi.core.registry import training_entry_points
 from redi.data.datasets import Dataset
@@ -22,11 +21,9 @@ from redi.runtime.distributed import process_rank
 
 
 class Experiment:
-    """The parsed configuration and the folders it is used for. Attributes are built when they are first read.
+    """The parsed configuration, `run_dir` for the results and `trained_dir` (default: `run_dir`) with the checkpoints.
 
-    Args:
-        run_dir: takes the results.
-        trained_dir: holds the checkpoints; default: `run_dir`.
+    Attributes are built when they are first read.
     """
 
     def __init__(self, run_dir: str | Path, trained_dir: str | Path | None = None):
@@ -34,22 +31,18 @@ class Experiment:
         self.trained_dir = Path(trained_dir or run_dir)
 
     def claim(self, *, trains: bool) -> None:
-        """Makes the folders and writes `config.gin`, unless they hold a run with another configuration.
+        """Make the folders and write `config.gin`. Only a caller that `trains` may start a run.
 
-        Args:
-            trains: whether the caller may start a run; others need one that exists.
-
-        Raises:
-            ValueError: the folder holds a run with another configuration, or no run where one is needed.
+        Raises ValueError: the folder holds a run with another configuration, or no run where one is needed.
         """
         saved, checkpoints = self.trained_dir / "config.gin", list_checkpoints(self.trained_dir)
         if saved.exists() and checkpoints:  # before the first, another configuration spoils nothing
             if differences := config.conflicts(saved.read_text(), training_entry_points):
                 where = "--run_dir" if self.trained_dir == self.run_dir else "--trained_dir"
+                lines = "\n  ".join(["", *differences])
                 raise ValueError(
-                    f"{self.trained_dir} holds a run with another configuration:\n  "
-                    + "\n  ".join(differences)
-                    + f"\nChoose another {where}, or give the bindings that the run was started with"
+                    f"{self.trained_dir} holds a run with another configuration:{lines}\n"
+                    f"Choose another {where}, or give the bindings that the run was started with"
                 )
         elif not trains:
             missing = f"train one with redi.train --run_dir={self.trained_dir}"
@@ -66,7 +59,6 @@ class Experiment:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where this process computes."""
         return own_gpu(choose_device(config.bound("train.device", "auto")))
 
     @cached_property
@@ -89,22 +81,17 @@ class Experiment:
 
     @property
     def held_out(self) -> Dataset | None:
-        """The images of the reference, where it has any."""
         return images_of(self.reference)
 
     @cached_property
     def metric_networks(self) -> list | None:
-        """`evaluate.networks`."""
         return config.bound("evaluate.networks")
 
     @cached_property
     def run(self) -> Run:
         """The newest good checkpoint of `trained_dir`, with this experiment's codec."""
-        folder, tensors, record = newest_good(self.trained_dir, SAMPLING, set_aside=False)
-        arguments = record["model_arguments"]
-        shapes = {"channels": Channels(**arguments["channels"]), "num_classes": arguments["num_classes"]}
         return open_run(
-            self.trained_dir, folder, tensors, record, device=self.device, codec=self.codec,
-            model=config.bound("train.model", DiffusionTransformer),
-            objective=config.bound("train.objective", JointObjective)(**shapes),
+            self.trained_dir, *newest_good(self.trained_dir, SAMPLING, set_aside=False), device=self.device,
+            codec=self.codec, model=config.bound("train.model", DiffusionTransformer),
+            objective=config.bound("train.objective", JointObjective),
         )  # fmt: skip

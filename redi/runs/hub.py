@@ -14,7 +14,8 @@ from pathlib import Path
 from redi.core import config
 from redi.core.configurables import import_all
 from redi.core.registry import entry_points
-from redi.runs.load import Run, load, open_run
+from redi.pages.render import render_text
+from redi.runs.load import Run, load, open_configured
 from redi.runtime import trusted_imports
 from redi.runtime.artefact import RECORD, load_artefact, read_record, save_artefact
 from redi.runtime.checksums import BrokenArtefact
@@ -24,8 +25,8 @@ log = logging.getLogger(__name__)
 
 FORMAT = "redi pretrained 1"
 CONFIG = "config.gin"
-CARD = "README.md"  # to be completed by whoever publishes the model, and so the one file that may change
-BESIDE = ("metrics.json", "samples.png")  # taken along from a run's folder where they are there
+CARD = "README.md"  # completed by hand before the model is published, and so the one file that may change
+BESIDE = ("metrics.json", "samples.png")  # copied from a run's folder
 FILES = (RECORD, CONFIG, CARD, "*.safetensors", *BESIDE)
 MAX_SIZE = 10**6  # of classes, channels, or pixels along a side
 # The start of a text with an absolute path, in a value of a gin file: /..., ~/..., C:\...
@@ -33,10 +34,10 @@ ABSOLUTE = re.compile(r"""['"](?:~?/|[A-Za-z]:[\\/])""")
 
 
 def save_pretrained(run: Run | str | Path, folder: str | Path) -> Path:
-    """Writes what sampling needs: EMA weights, fitted reducers and encoders, colours, config.gin, a model card.
+    """Write what sampling needs: EMA weights, fitted reducers and encoders, colours, config.gin, a model card.
 
-    Weights of pretrained autoencoders and encoders are not in it: they have pages of their own. Nor is what only the
-    data set, `prepare` and `evaluate` take from the configuration. Absolute paths that remain in it are warned of.
+    Left out are the weights of pretrained autoencoders and encoders, and the bindings that only the data set, `prepare`
+    and `evaluate` take. Absolute paths that remain in config.gin are warned of.
 
     Args:
         run: an opened run, or its folder.
@@ -44,7 +45,7 @@ def save_pretrained(run: Run | str | Path, folder: str | Path) -> Path:
 
     Raises:
         ValueError: a run without config.gin, or a `folder` that holds something else.
-        OSError: the disk is full or not writable; nothing is left behind, and `folder` is as it was.
+        OSError: the disk is full or not writable; `folder` is as it was.
     """
     run = run if isinstance(run, Run) else load(run, device="cpu")
     folder = Path(folder)
@@ -68,19 +69,13 @@ def save_pretrained(run: Run | str | Path, folder: str | Path) -> Path:
 
 
 def from_pretrained(
-    name_or_folder: str | Path,
-    *,
-    revision: str | None = None,
-    gin_bindings: Sequence[str] = (),
-    plugins: Sequence[str] = (),
-    trust_code: bool = False,
-    device: str = "auto",
-) -> Run:
-    """Opens what `save_pretrained` wrote: a folder, or a repository of the Hugging Face hub, which is
-    downloaded into the hub's cache.
+    name_or_folder: str | Path, *, revision: str | None = None, gin_bindings: Sequence[str] = (),
+    plugins: Sequence[str] = (), trust_code: bool = False, device: str = "auto",
+) -> Run:  # fmt: skip
+    """Open what `save_pretrained` wrote: a folder, or a repository of the Hugging Face hub (kept in the hub's cache).
 
     Weights are safetensors and cannot run code. The configuration could: gin imports the Python modules that it names.
-    Only those of this library are let in, and what you name, unless you trust the source.
+    Only those of this library, and those you name, are imported unless you trust the source.
 
     Args:
         revision: branch, tag or commit of the repository.
@@ -112,25 +107,18 @@ def from_pretrained(
         advice = "" if trust_code else "; or, for whatever it imports, from_pretrained(..., trust_code=True)"
         raise ValueError(f"{error}{advice}") from None
     groups = {"ema": tensors["model"], "codec": tensors.get("codec", {}), "colours": tensors.get("colours", {})}
-    return open_run(folder, folder, groups, record, device=choose_device(device), gin_bindings=gin_bindings)
+    return open_configured(folder, folder, groups, record, device=choose_device(device), gin_bindings=gin_bindings)
 
 
 def push_to_hub(
-    run: Run | str | Path,
-    repo_id: str,
-    *,
-    private: bool = True,
-    revision: str | None = None,
-    token: str | None = None,
-    commit_message: str = "Upload a redi model",
-    api=None,
-) -> str:
-    """Uploads what `save_pretrained` writes; -> the address of the commit.
+    run: Run | str | Path, repo_id: str, *, private: bool = True, revision: str | None = None,
+    token: str | None = None, commit_message: str = "Upload a redi model", api=None,
+) -> str:  # fmt: skip
+    """Upload what `save_pretrained` writes to 'name/repository' on the Hugging Face hub -> the address of the commit.
 
     Args:
-        repo_id: 'name/repository' on the Hugging Face hub; made if it is not there.
-        private: of a repository that is made.
-        api: a `huggingface_hub.HfApi`, or whatever has its `create_repo` and `upload_folder`; default: a new one.
+        repo_id: created, `private` or not, if it does not exist.
+        api: a `huggingface_hub.HfApi`, or an object with its `create_repo` and `upload_folder`; default: a new one.
     """
     if api is None:
         from huggingface_hub import HfApi
@@ -140,78 +128,28 @@ def push_to_hub(
         folder = save_pretrained(run, Path(temporary) / "model")
         api.create_repo(repo_id, private=private, exist_ok=True)
         done = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            revision=revision,
-            commit_message=commit_message,
+            repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message,
             allow_patterns=list(FILES),
-        )
+        )  # fmt: skip
     return str(getattr(done, "commit_url", done))
 
 
 def model_card(run: Run, metrics: list[dict]) -> str:
-    """README.md of the model's page. The licence is left to whoever publishes it."""
-    groups = ", ".join(f"{name} ({size} channels)" for name, size in run.codec.channels.items())
-    size = sum(tensor.numel() for tensor in run.weights["ema"].values())
-    rows = [f"| {m['metric']} | {m['value']:.4g} | {m.get('num_samples', '')} | {_drawn(m)} |" for m in metrics]
-    header = "| metric | value | samples | drawn with |\n|---|---|---|---|\n"
-    results = header + "\n".join(rows) if rows else "Not measured. Numbers come from `redi.evaluate`."
-    source = ""
-    if published := (run.record or {}).get("published"):
-        name, digest = published["file"], published["sha256"]
-        source = f"\nImported from `{name}` (SHA-256 {digest}), {published['framework']}.\n"
-    return f"""---
-library_name: redi
-license: other
-license_name: choose-one
-tags:
-- image-generation
-- diffusion
----
-
-# A joint image-feature diffusion model
-
-Trained with [redi](https://arxiv.org/abs/2504.16064): {groups}; {run.image_size}x{run.image_size} pixels,
-{run.num_classes} classes, {size / 1e6:.1f} M parameters, step {run.step}, EMA weights.
-{source}
-Licence: **to be chosen** by whoever publishes this model; the data and the pretrained networks that it was trained with
-have licences of their own.
-
-## Use
-
-```python
-import redi
-
-run = redi.from_pretrained("this/repository")
-drawn = redi.generate(run.model, run.codec, run.process, labels=[0, 1, 2, 3])
-```
-
-## Results
-
-{results}
-
-All settings are in `config.gin`.
-"""
-
-
-def _drawn(metric: Mapping) -> str:
-    drawn = metric.get("samples") or {}
-    name = dict(drawn.get("sampler") or {}).get("name", "")
-    rules = ", ".join(f"{rule.get('name')} {rule.get('scale', '')}".strip() for rule in drawn.get("guidance") or [])
-    evaluations, seeds = drawn.get("function_evaluations", ""), drawn.get("seeds") or []
-    named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-    return f"{name}, {evaluations} evaluations, guidance: {rules or 'none'}, {named}"
+    """README.md of the model's page."""
+    size = sum(tensor.numel() for tensor in run.weights["ema"].values()) / 1e6
+    published = (run.record or {}).get("published")
+    return render_text("model_card.md", run=run, metrics=metrics, millions=size, published=published)
 
 
 def _metrics(run: Run) -> list[dict]:
-    """Of this checkpoint: metrics.json of another step's samples is left out."""
+    """metrics.json, less the entries of another checkpoint's samples."""
     path = run.folder / "metrics.json"
     found = json.loads(path.read_text()) if path.is_file() else []
     return [metric for metric in found if metric.get("samples", {}).get("checkpoint_step", run.step) == run.step]
 
 
 def _not_saved_here(folder: Path) -> list[str]:
-    """What of a folder `save_pretrained` did not write, by name."""
+    """Names of the files in a folder that `save_pretrained` did not write."""
     try:
         record = read_record(folder)
     except BrokenArtefact:
@@ -240,7 +178,7 @@ def _portable(run: Run) -> str:
 
 
 def _check_claims(folder: Path, tensors: Mapping, record: Mapping) -> None:
-    """Raises ValueError where the record of somebody else lacks what a model is built of, or claims absurd sizes."""
+    """Raise ValueError where the record lacks what a model is built of, or claims absurd sizes."""
     try:
         arguments = record["model_arguments"]
         sizes = [*arguments["channels"].values(), *arguments["grid"], arguments["num_classes"], record["image_size"]]

@@ -25,21 +25,25 @@ log = logging.getLogger("redi")
 
 
 def job(experiment: Experiment, *, shared: bool = False) -> dict[str, float]:
-    """Train in `trained_dir`, then sample, evaluate and report in `run_dir`, under the parsed configuration.
+    """Train, sample, evaluate and report under the parsed configuration -> the seconds of each stage done here.
 
     Args:
-        shared: others may want the same model at the same time: one of them trains it, the others wait.
-
-    Returns:
-        The seconds of each stage that was done here.
+        shared: other processes may want the same model at the same time: one of them trains it, the others wait.
     """
     run_dir, seconds = experiment.run_dir, {}
     log.info("--- train")
-    if shared:
-        _train_with_others(experiment, seconds)
-    else:
+
+    def train_here() -> None:
+        if shared:
+            write_text(experiment.trained_dir / "config.gin", config.full_text())  # others may be reading it
         with _timed(seconds, "train"):
             train_stage(experiment, evaluates=True)
+
+    if shared:
+        folder = experiment.trained_dir
+        complete(folder / ".training", finished=lambda: is_trained(folder), finish=train_here)
+    else:
+        train_here()
     stages, key = run_dir / "stages.json", _key(experiment.trained_dir)
     pictures = ["samples.png"] if "images" in config.bound("sample.keep", ("images",)) else []
     results = ("samples/record.json", *pictures, "metrics.json", "operative.gin")
@@ -63,7 +67,7 @@ def job(experiment: Experiment, *, shared: bool = False) -> dict[str, float]:
 
 
 def still_holds(stages: Path, key: dict, results: Sequence[str]) -> bool:
-    """Whether `stages.json` says that the results are of this checkpoint and configuration, and nothing was damaged."""
+    """Whether `stages.json` says that the undamaged results are of this checkpoint and configuration."""
     try:
         stored = json.loads(stages.read_text())
         hashes = stored.pop("files", {})
@@ -80,24 +84,8 @@ def still_holds(stages: Path, key: dict, results: Sequence[str]) -> bool:
     return not damaged
 
 
-def _train_with_others(experiment: Experiment, seconds: dict[str, float]) -> None:
-    """Have one of all processes that ask for this model train it."""
-    folder = experiment.trained_dir
-
-    def train_it() -> None:
-        write_text(folder / "config.gin", config.full_text())  # others may be reading it
-        with _timed(seconds, "train"):
-            train_stage(experiment, evaluates=True)
-
-    complete(folder / ".training", finished=lambda: is_trained(folder), finish=train_it)
-
-
 def is_trained(trained_dir: Path) -> bool:
-    """Whether the folder holds the last checkpoint that the parsed configuration asks for, as it was written.
-
-    Raises:
-        ValueError: it holds a later one.
-    """
+    """Whether the folder holds an undamaged checkpoint of the last step. Raises ValueError: it holds a later one."""
     last, checkpoints = checkpoint_dir(trained_dir, num_steps()), list_checkpoints(trained_dir)
     if checkpoints and checkpoints[-1].name > last.name:
         beyond = f"{checkpoints[-1]} is beyond train.num_steps = {num_steps()}"

@@ -1,7 +1,7 @@
 """Run folders: opening a trained one again."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,32 +46,24 @@ class Run:
 
 
 def load(
-    run_dir: str | Path,
-    *,
-    step: int | None = None,
-    device: str = "auto",
-    gin_bindings: Sequence[str] = (),
-    plugins: Sequence[str] = (),
-    codec: JointCodec | None = None,
-    model=None,
-    process: Process | None = None,
-) -> Run:
-    """Opens a run: the model with its EMA weights, the fitted codec, the process.
+    run_dir: str | Path, *, step: int | None = None, device: str = "auto", gin_bindings: Sequence[str] = (),
+    plugins: Sequence[str] = (), codec: JointCodec | None = None, model=None, process: Process | None = None,
+) -> Run:  # fmt: skip
+    """Open a run: the model with its EMA weights, the fitted codec, the process.
 
     Only safetensors and JSON are read: no code in a checkpoint is ever run. The classes come from the run's
-    `config.gin`, which may import what was named (`plugins`) or imported before; gin's configuration at hand stays as
-    it was.
+    `config.gin`, which may import what was named (`plugins`) or imported before. gin's current configuration is kept.
 
     Args:
-        step: of the checkpoint; default: the newest that is as it was written, with a warning where others are not.
+        step: of the checkpoint; default: the newest undamaged one, with a warning where others are damaged.
         gin_bindings: win over the run's configuration, as "StableVAE.weights = '/where/they/are/here'".
         plugins: packages or modules that the run's configuration may import, as 'my_lab': their code runs.
         codec, model, process: for a run that was trained without gin: an unfitted codec, the function that builds
             the model (as given to `train`), and the process if it is not FlowMatching.
 
     Raises:
-        ValueError: no run or no such checkpoint there, or one that is damaged or foreign;
-            or bindings for a run that is built without gin; or a configuration that imports what was not named.
+        ValueError: no run or no such checkpoint, or one that is damaged or foreign; bindings for a run that is built
+            without gin; a configuration that imports what was not named.
     """
     trusted_imports.name(*plugins)
     run_dir, device = Path(run_dir), choose_device(device)
@@ -83,36 +75,41 @@ def load(
         tensors, record = load_checkpoint(folder, SAMPLING)
     else:
         raise ValueError(f"no checkpoint of step {step} in {run_dir}: there are {', '.join(p.name for p in found)}")
-    return open_run(
-        run_dir, folder, tensors, record, device=device, gin_bindings=gin_bindings,
-        codec=codec, model=model, process=process,
-    )  # fmt: skip
+    stored, options = (folder, tensors, record), {"device": device, "model": model, "process": process}
+    if codec is None:
+        return open_configured(run_dir, *stored, gin_bindings=gin_bindings, **options)
+    if gin_bindings:
+        raise ValueError(f"gin_bindings = {list(gin_bindings)} have no effect on the codec= that is given: drop one")
+    return open_run(run_dir, *stored, codec=codec, **options)
+
+
+def open_configured(
+    run_dir: Path, *stored, gin_bindings: Sequence[str] = (), model=None, process: Process | None = None, device
+) -> Run:
+    """`open_run` with the codec, the model class and the objective of `run_dir/config.gin`."""
+    path = run_dir / "config.gin"
+    if not path.exists():
+        raise ValueError(f"{path} is missing: for a run trained without gin, hand its codec= and model= to redi.load")
+    with config.isolated():
+        import_all()
+        config.parse([], gin_bindings, found=[path])
+        if gin_bindings and (unused := config.without_effect(entry_points)):
+            log.warning("unused bindings, which no component in use refers to: %s", ", ".join(unused))
+        return open_run(
+            run_dir, *stored, device=device, codec=config.bound("train.codec") or JointCodec(),
+            model=model or config.bound("train.model", DiffusionTransformer), process=process,
+            objective=config.bound("train.objective", JointObjective), gin_bindings=gin_bindings,
+        )  # fmt: skip
 
 
 def open_run(
-    run_dir: Path,
-    folder: Path,
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    record: Mapping,
-    *,
-    device: torch.device,
-    gin_bindings: Sequence[str] = (),
-    codec: JointCodec | None = None,
-    model=None,
-    process: Process | None = None,
-    objective: JointObjective | None = None,
-) -> Run:
-    """What `load` gives, of the tensors and the record that were read from `folder`; `run_dir` holds the config.gin.
-
-    Without raw weights ("model") those named so are the EMA's.
-    """
+    run_dir: Path, folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], record: Mapping, *,
+    device: torch.device, codec: JointCodec, model=None, process: Process | None = None,
+    objective: Callable[..., JointObjective] | None = None, gin_bindings: Sequence[str] = (),
+) -> Run:  # fmt: skip
+    """The run whose tensors and record were read from `folder`. Without raw weights ("model"), the EMA's stand in."""
     arguments = record["model_arguments"]
     channels, num_classes = Channels(**arguments["channels"]), arguments["num_classes"]
-    if codec is not None and gin_bindings:
-        raise ValueError(f"gin_bindings = {list(gin_bindings)} have no effect on the codec= that is given: drop one")
-    if codec is None:
-        codec, built_model, objective = _build(run_dir, channels, num_classes, gin_bindings)
-        model = model or built_model
     codec.load_learned_state(tensors["codec"])
     build, stored = model or DiffusionTransformer, dict(tensors.get("model", {})) | dict(tensors["ema"])
     try:
@@ -124,38 +121,15 @@ def open_run(
     except RuntimeError as error:
         raise ValueError(f"{folder} holds another model than model= builds: {error}") from None
     net.to(device).eval().requires_grad_(False)
-    if objective is not None:
-        net.trained_with = (objective.label_dropout, objective.representation_dropout)
+    if trained_with := objective and objective(channels=channels, num_classes=num_classes):
+        net.trained_with = (trained_with.label_dropout, trained_with.representation_dropout)
     tensors = with_one_bias(tensors, net.state_dict())
     weights = {
         name: {key: t.to(device) for key, t in tensors.get(name, tensors["ema"]).items() if key in tensors["ema"]}
         for name in ("ema", "model")
     }
-    process = process or (objective or JointObjective(channels=channels, num_classes=num_classes)).process
+    process = process or (trained_with or JointObjective(channels=channels, num_classes=num_classes)).process
     return Run(
-        net, codec.to(device), process, objective, weights, ColourBasis(tensors.get("colours", {})),
+        net, codec.to(device), process, trained_with, weights, ColourBasis(tensors.get("colours", {})),
         record["step"], num_classes, record["image_size"], run_dir, record, gin_bindings,
     )  # fmt: skip
-
-
-def _build(run_dir: Path, channels: Channels, num_classes: int, gin_bindings: Sequence[str]):
-    """Codec, model class and objective as the run's configuration says."""
-    path = run_dir / "config.gin"
-    if not path.exists():
-        raise ValueError(f"{path} is missing: for a run trained without gin, hand its codec= and model= to redi.load")
-    with config.isolated():
-        import_all()
-        config.parse([], gin_bindings, found=[path])
-        if gin_bindings and (unused := config.without_effect(entry_points)):
-            log.warning("unused bindings, which no component in use refers to: %s", ", ".join(unused))
-        codec = config.bound("train.codec") or JointCodec()
-        # Called inside the context: a bound class takes its arguments from the configuration when it is called.
-        objective = config.bound("train.objective", JointObjective)(channels=channels, num_classes=num_classes)
-        model_class = config.bound("train.model", DiffusionTransformer)
-
-        def model(**runtime) -> DiffusionTransformer:
-            with config.isolated():
-                config.parse([], gin_bindings, found=[path])
-                return model_class(**runtime)
-
-        return codec, model, objective

@@ -8,16 +8,13 @@ from redi.runtime.checkpoint import list_checkpoints, newest_good
 
 
 def prepared(experiment: Experiment, *, evaluates: bool = False, monitor=None):
-    """Fit the experiment's codec and return the data set that `train` takes: a cache, a stream, or images.
-
-    A resumed run keeps the codec that it was trained with.
+    """Fit the experiment's codec, or take that of a resumed run -> what `train` takes: a cache, a stream, or images.
 
     Args:
         evaluates: the samples will be evaluated too, so the settings for that are checked now.
         monitor: is made ready to measure during training.
 
-    Raises:
-        ValueError: whatever training (or evaluation) would fail of, before anything is fitted or encoded.
+    Raises ValueError: what training (or evaluation) would fail of, before anything is fitted or encoded.
     """
     codec, run_dir = experiment.codec, experiment.trained_dir
     codec.load()  # before the audit reads every image
@@ -29,12 +26,8 @@ def prepared(experiment: Experiment, *, evaluates: bool = False, monitor=None):
             f"{what} compares with images, and a cache streamed from prepare.cache_url holds none: bind train.dataset "
             "too, or call redi.train and redi.sample, without train.monitor"
         )
-    if streams_alone:
-        data = config.call(prepare, codec=codec, dataset=None)
-    else:
-        data = experiment.train_data
-    checkpoints = list_checkpoints(run_dir)
-    check_training(codec, data, monitor=monitor, resumes=bool(checkpoints))
+    data = config.call(prepare, codec=codec, dataset=None) if streams_alone else experiment.train_data
+    check_training(codec, data, monitor=monitor, resumes=bool(list_checkpoints(run_dir)))
     if evaluates:
         check_results(codec, data, reference=experiment.reference, networks=experiment.metric_networks)
     codec.to(experiment.device)

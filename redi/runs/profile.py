@@ -45,9 +45,9 @@ CPU = torch.autograd.DeviceType.CPU
 
 @dataclass
 class Subject:
-    """What is profiled. `call` handles `images` and returns its work in forward passes per image (training: 3)."""
+    """What is profiled."""
 
-    call: Callable[[], float]
+    call: Callable[[], float]  # for `images` -> its work in forward passes per image; 3 for training
     images: int
     model: nn.Module
     precision: Precision
@@ -61,11 +61,10 @@ def profile(
 ) -> dict:
     """Time some steps, trace as many more, and write `profile/` in `run_dir`, with everything built as `train` does.
 
-    `trace.json.gz` opens in ui.perfetto.dev or chrome://tracing; `report.md` and `report.json` hold what is returned.
     Speed and utilisation are those of the steps without a trace, shares those of the steps with one.
 
     Args:
-        stage: 'training', or 'sampling', of which a step is one batch.
+        stage: 'training', or 'sampling' of one batch.
         num_steps: training steps that are timed, and again traced.
         num_warmup_steps: training steps before them: compilation, the choice of kernels, caches.
         num_costs: lines of the list of costs.
@@ -91,7 +90,7 @@ def profile(
 
 @contextmanager
 def _subject(experiment: Experiment, stage: str) -> Iterator[Subject]:
-    """What is profiled, with new weights; the data loader ends with the context."""
+    """What is profiled, with new weights."""
     codec, data, device = experiment.codec, prepared(experiment), experiment.device
     torch.manual_seed(setting(train, "seed"))
     objective = setting(train, "objective")(channels=codec.channels, num_classes=data.num_classes)
@@ -145,7 +144,7 @@ def _repeat(subject: Subject, device: torch.device, times: int) -> tuple[float, 
 
 
 def _speed(subject: Subject, device: torch.device, num_steps: int, num_warmup_steps: int) -> dict:
-    """What the steps take without a trace, and how much of the device that uses."""
+    """Seconds, memory, FLOPs and utilisation of the steps without a trace."""
     _repeat(subject, device, num_warmup_steps)
     if cuda := device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -158,11 +157,10 @@ def _speed(subject: Subject, device: torch.device, num_steps: int, num_warmup_st
         rate = matmul_rate(device, subject.precision.dtype)
     name = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
     result = {
-        "device": name, "torch": torch.__version__, "precision": subject.precision.name,
-        "compiled": subject.compiled, "images_per_step": subject.images, "num_steps": num_steps,
-        "step_seconds": seconds / num_steps, "images_per_second": subject.images * num_steps / seconds,
-        "flops_per_image": flops, "flops_per_step": flops * subject.images,
-        "matmul_flops_per_second": rate, "utilisation": speed / rate,
+        "device": name, "torch": torch.__version__, "precision": subject.precision.name, "compiled": subject.compiled,
+        "images_per_step": subject.images, "num_steps": num_steps, "step_seconds": seconds / num_steps,
+        "images_per_second": subject.images * num_steps / seconds, "flops_per_image": flops,
+        "flops_per_step": flops * subject.images, "matmul_flops_per_second": rate, "utilisation": speed / rate,
         "peak_memory_gib": memory * unit / 2**30,
     }  # fmt: skip
     if nominal := nominal_rate(name, subject.precision.dtype):
@@ -171,7 +169,7 @@ def _speed(subject: Subject, device: torch.device, num_steps: int, num_warmup_st
 
 
 def _breakdown(subject: Subject, device: torch.device, num_steps: int, num_costs: int, path: Path) -> dict:
-    """Trace as many steps: their parts and most expensive operations (on a GPU: kernels), as shares of their time."""
+    """Trace the steps: their parts and most expensive operations (on a GPU: kernels), as shares of their time."""
     if not subject.compiled:
         _name_parts(subject.model)
     on_gpu = device.type == "cuda"

@@ -103,8 +103,8 @@ def query_stage(experiment: Experiment) -> None:
     result = config.call(query, run_dir=experiment.run_dir, trained=experiment.run, dataset=data)
     for question in ("features_given_image", "image_given_features"):
         for name, measured in result[question].items():
-            what = question.replace("_", " ")
-            print(f"{what} ({name}): agreement {measured['agreement']:.3f}, floor {measured['floor']:.3f}", flush=True)
+            values = f"agreement {measured['agreement']:.3f}, floor {measured['floor']:.3f}"
+            print(f"{question.replace('_', ' ')} ({name}): {values}", flush=True)
 
 
 def report_stage(experiment: Experiment) -> None:

@@ -20,20 +20,19 @@ POLL_SECONDS = 0.2
 
 
 def command(run_dir: Path, entry: Planned, *, processes: int | None = None) -> list[str]:
-    """What does one point; under torchrun, by so many processes."""
+    """The command of one point; by that many `processes` under torchrun."""
     launcher = [sys.executable]
     if processes is not None:
         # Sweeps run several at once: each finds a free port. By itself torchrun dies of a scheduler's warning (SIGUSR1,
         # SIGUSR2) and leaves its processes behind.
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         launcher += ["--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"]
-    # What the sweep file imports, which was named.
     plugins = [f"--plugin={name}" for name in sorted(trusted_imports.named)]
     return [*launcher, "-m", "redi.sweep", f"--run_dir={run_dir}", f"--point={entry.name}", *plugins]
 
 
 def printed(commands: Sequence[list[str]], threads: int | None) -> None:
-    """Prints the commands, one a line, for whatever scheduler there is."""
+    """Print the commands, one a line, for another scheduler."""
     for words in commands:
         print((f"OMP_NUM_THREADS={threads} " if threads else "") + shlex.join(words), flush=True)
 
@@ -41,9 +40,7 @@ def printed(commands: Sequence[list[str]], threads: int | None) -> None:
 def local(
     run_dir: Path, entries: Sequence[Planned], *, parallel: int, threads: int | None, processes: int | None = None
 ) -> None:
-    """Runs the points as processes of this machine, `parallel` at once; what each prints goes to its `output.txt`.
-
-    A point is not started while another trains its model: it would only wait.
+    """Run the points as processes of this machine, `parallel` at once; what each prints goes to its `output.txt`.
 
     Raises:
         KeyboardInterrupt: after a signal of `StopRequest`, once the processes have stopped, with their work saved.
@@ -52,6 +49,7 @@ def local(
     try:
         with StopRequest() as stop:
             while (waiting or running) and stop.requested is None:
+                # A point is not started while another trains its model: it would only wait.
                 while len(running) < parallel and (entry := _next(run_dir, waiting, running)):
                     waiting.remove(entry)
                     words = command(run_dir, entry, processes=processes)
@@ -75,7 +73,7 @@ def local(
 
 
 def start(run_dir: Path, entry: Planned, words: Sequence[str], threads: int | None) -> subprocess.Popen:
-    """Starts a point, out of reach of the terminal's Ctrl-C: it is told to stop once, by `local`."""
+    """Start a point, out of reach of the terminal's Ctrl-C: `local` alone tells it to stop, once."""
     folder = entry.folder(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "error.txt").unlink(missing_ok=True)  # of an earlier try
@@ -87,7 +85,7 @@ def start(run_dir: Path, entry: Planned, words: Sequence[str], threads: int | No
 
 
 def note_end(run_dir: Path, entry: Planned, status: object) -> None:
-    """Logs how a point's process ended; one that was killed could not say so itself."""
+    """Log how a point's process ended; one that was killed could not say so itself."""
     folder = entry.folder(run_dir)
     if read_result(folder) is not None:
         log.info("%s: done", entry.name)
@@ -105,7 +103,7 @@ def _next(run_dir: Path, waiting: Sequence[Planned], running: Mapping) -> Planne
 
 
 def _ended(running: dict) -> list[tuple[Planned, int]]:
-    """Takes the points whose processes have ended out of `running` -> these, with the exit status."""
+    """Take the points whose processes have ended out of `running` -> these, with the exit status."""
     ended = [(entry, process.poll()) for entry, process in running.values() if process.poll() is not None]
     for entry, _ in ended:
         del running[entry.name]

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Planned:
 
 
 def plan(run_dir: Path, base: str, *, grid: Any, points: Any, names: Any) -> list[Planned]:
-    """Parses every point over the configuration `base`; the one at hand stays as it is.
+    """Parse every point over the configuration `base`; gin's current configuration is kept.
 
     Raises:
         ValueError: as `expand`; a point that does not parse or has a binding without effect; a folder in `run_dir`
@@ -65,7 +66,7 @@ def plan(run_dir: Path, base: str, *, grid: Any, points: Any, names: Any) -> lis
 
 
 def write_plan(run_dir: Path, planned: Sequence[Planned]) -> None:
-    """Writes `run_dir/sweep.json`."""
+    """Write `run_dir/sweep.json`."""
     axes = list(dict.fromkeys(key for entry in planned for key in entry.bindings))
     points = [{"name": p.name, "bindings": p.bindings, "model": p.model, "group": p.group} for p in planned]
     write_json(run_dir / "sweep.json", {"name": run_dir.resolve().name, "axes": axes, "points": points})
@@ -96,10 +97,7 @@ def _roots() -> list[Callable]:
 
 
 def _decide_training(text: str) -> dict[str, str]:
-    """The statements of a configuration that decide which model is trained.
-
-    A run may be prolonged and find its weights elsewhere; points that differ in either are trained apart.
-    """
+    """The statements that decide which model is trained: also its length and its weights, which a run may change."""
     statements, idle = config.statements(text), set(config.without_effect(training_entry_points))
     decisive = config.relevant(text, training_entry_points)
     for key in [STEPS, *(key for key in statements if key.endswith(".weights") and key not in idle)]:
@@ -122,31 +120,28 @@ def _stored_ranks(base: str, points: Sequence[Point]) -> list[dict[str, int]]:
     for point in points:
         stored = {}
         for key in point.bindings:
-            owner = key.removesuffix(".rank")
-            if owner == key or not config.bindable(f"{owner}.store_rank"):
-                continue
+            store = f"{key.removesuffix('.rank')}.store_rank"
             others = {other: value for other, value in point.bindings.items() if other != key}
-            if config.canonical(f"{owner}.store_rank") in bound or f"{owner}.store_rank" in others:
+            if not key.endswith(".rank") or not config.bindable(store):
+                continue
+            if config.canonical(store) in bound or store in others:
                 continue
             alike = [p.bindings for p in points if {**others, key: p.bindings.get(key)} == dict(p.bindings)]
             ranks = [int(bindings[key]) for bindings in alike if re.fullmatch(r"\d+", bindings[key])]
             if len(ranks) > 1:
-                stored[f"{owner}.store_rank"] = max(ranks)
+                stored[store] = max(ranks)
         found.append(stored)
     return found
 
 
 def _model_name(point: Point, statements: dict[str, str], taken: set[str]) -> str:
     name = point.label([key for key in point.bindings if config.canonical(key) in statements]) or "model"
-    number, unique = 1, name
-    while unique in taken:  # alike in what the names say
-        number += 1
-        unique = shortened(f"{name}-{number}")
-    return unique
+    names = chain([name], (shortened(f"{name}-{number}") for number in count(2)))
+    return next(name for name in names if name not in taken)
 
 
 def _refuse_mixed(run_dir: Path, entry: Planned) -> None:
-    """Raises ValueError where the point's folders hold work of another configuration than the one parsed."""
+    """Raise ValueError where the point's folders hold work of another configuration than the one parsed."""
     folder, trained_dir = entry.folder(run_dir), entry.trained_dir(run_dir)
     if any((folder / name).exists() for name in ("result.json", "samples", "metrics.json")):
         _refuse(folder, _roots(), f"delete {folder} to do the point anew")
@@ -164,8 +159,5 @@ def _refuse(folder: Path, roots: Sequence, advice: str) -> None:
     changed = [key for key in old | new if old.get(key) != new.get(key)]
     differences += [f"{key}: {old.get(key, '(not bound)')} -> {new.get(key, '(not bound)')}" for key in changed]
     if differences:
-        raise ValueError(
-            f"{folder} holds another configuration:\n  "
-            + "\n  ".join(differences)
-            + f"\nChoose another --run_dir, or {advice}"
-        )
+        lines = "\n  ".join(["", *differences])
+        raise ValueError(f"{folder} holds another configuration:{lines}\nChoose another --run_dir, or {advice}")

@@ -31,12 +31,9 @@ class Point:
 
     def label(self, keys: Collection[str]) -> str:
         """The name restricted to these keys."""
-        if self.by_hand is not None and all(key in keys for key in self.entry):
-            parts = [self.by_hand]
-            keys = [key for key in keys if key not in self.entry]
-        else:
-            parts = []
-        return shortened(",".join(parts + [part for key, part in self.parts.items() if key in keys]))
+        named = self.by_hand is not None and all(key in keys for key in self.entry)
+        parts = [part for key, part in self.parts.items() if key in keys and not (named and key in self.entry)]
+        return shortened(",".join([self.by_hand] * named + parts))
 
 
 def is_seed(key: str) -> bool:
@@ -45,18 +42,12 @@ def is_seed(key: str) -> bool:
 
 
 def expand(grid: Any, points: Any, names: Any) -> list[Point]:
-    """Every entry of `points` with every element of the product of `grid`.
+    """Every entry of `points` with every element of the product of `grid`; see `sweep` for the arguments.
 
     Keys are sorted, seeds last, so that a saved sweep file, in which gin sorts them, names its points as the
-    original does.
+    original does. Values are what gin parsed, references unevaluated.
 
-    Args:
-        grid: {key: list of values}; values are what gin parsed, references unevaluated.
-        points: list of {key: value}.
-        names: of the entries of `points`, by hand.
-
-    Raises:
-        ValueError: an empty or misshapen sweep, a key in both, or two points with the same name.
+    Raises ValueError: an empty or misshapen sweep, a key in both, or two points with the same name.
     """
     grid, points, names = _checked(grid, points, names)
     ordered = {key: grid[key] for key in _sorted(grid)}

@@ -15,10 +15,7 @@ MAX_PANELS = 6
 
 
 def write_results(run_dir: Path, results: SweepResults) -> None:
-    """Write `results.csv`, `results.md` and `results.png`.
-
-    The plot has the first six metrics, without those that have a ceiling to reach, which a table shows better.
-    """
+    """Write `results.csv`, `results.md` and `results.png`, without metrics that have a ceiling: a table shows them."""
     (run_dir / "results.csv").write_text(table_csv(results), encoding="utf-8")
     (run_dir / "results.md").write_text(table_markdown(results, run_dir.resolve().name), encoding="utf-8")
     plotted = [name for name, better in results.metrics.items() if better != "closer to ceiling"]
@@ -36,8 +33,7 @@ def table_csv(results: SweepResults) -> str:
     for group in results.groups:
         numbers = []
         for metric in results.metrics:
-            several = len(group.values(metric)) > 1
-            numbers += [group.mean(metric), group.spread(metric) if several else None]
+            numbers += [group.mean(metric), group.spread(metric) if len(group.values(metric)) > 1 else None]
         cells = [group.bindings.get(axis, "") for axis in axes]
         writer.writerow([group.name, *cells, group.num_done, *("" if n is None else repr(n) for n in numbers)])
     return text.getvalue()

@@ -15,22 +15,15 @@ from redi.sweeps.task import Task
 
 log = logging.getLogger("redi")
 
-POLL_SECONDS = 5.0
 MAX_REQUEUES = 1000  # a long training runs out of time again and again; submitit by itself gives up after three times
 WARNING_SECONDS = 90  # submitit's default time between the signal and the end of a job
 
 
 def submitted(
-    run_dir: Path,
-    entries: Sequence[Planned],
-    *,
-    threads: int | None,
-    processes: int | None = None,
-    options: Mapping[str, Any],
-    cluster: str = "slurm",
-    poll_seconds: float = POLL_SECONDS,
-) -> None:
-    """Submits a job a point and waits for all; jobs that an earlier call left in the queue are waited for instead.
+    run_dir: Path, entries: Sequence[Planned], *, threads: int | None, processes: int | None = None,
+    options: Mapping[str, Any], cluster: str = "slurm", poll_seconds: float = 5.0,
+) -> None:  # fmt: skip
+    """Submit a job a point and wait for all; jobs that an earlier call left in the queue are waited for instead.
 
     Args:
         options: for submitit's `update_parameters`.
@@ -54,31 +47,26 @@ def submitted(
     patience = 2 / 3 * options.get("slurm_signal_delay_s", WARNING_SECONDS)
     jobs = {}
     for entry in entries:
-        job = _queued(submitit, folder, run_dir, entry) if cluster == "slurm" else None
+        point = entry.folder(run_dir)
+        job = _queued(submitit, folder, point) if cluster == "slurm" else None
         if job is None:
-            entry.folder(run_dir).mkdir(parents=True, exist_ok=True)
-            (entry.folder(run_dir) / "error.txt").unlink(missing_ok=True)  # of an earlier try
-            words = command(run_dir.resolve(), entry, processes=processes)
-            job = executor.submit(Task(words, threads, patience))
-            write_json(_record(run_dir, entry), {"job_id": job.job_id})
+            point.mkdir(parents=True, exist_ok=True)
+            (point / "error.txt").unlink(missing_ok=True)  # of an earlier try
+            job = executor.submit(Task(command(run_dir.resolve(), entry, processes=processes), threads, patience))
+            write_json(point / "job.json", {"job_id": job.job_id})
             log.info("%s: submitted as job %s", entry.name, job.job_id)
         jobs[entry.name] = entry, job
     _wait(run_dir, jobs, poll_seconds)
 
 
-def _record(run_dir: Path, entry: Planned) -> Path:
-    return entry.folder(run_dir) / "job.json"
-
-
-def _queued(submitit, folder: Path, run_dir: Path, entry: Planned):
+def _queued(submitit, folder: Path, point: Path):
     """The job that an earlier call submitted for this point and that has not ended."""
-    path = _record(run_dir, entry)
-    if not path.exists():
+    if not (path := point / "job.json").exists():
         return None
     job = submitit.SlurmJob(folder=folder, job_id=json.loads(path.read_text())["job_id"])
     if job.done():
         return None
-    log.info("%s: is in the queue as job %s", entry.name, job.job_id)
+    log.info("%s: is in the queue as job %s", point.name, job.job_id)
     return job
 
 

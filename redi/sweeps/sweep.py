@@ -11,7 +11,7 @@ from redi.pages.sweep_results import SweepResults, read_result
 from redi.runtime.atomic import write_text
 from redi.runtime.spelling import did_you_mean
 from redi.sweeps import launchers
-from redi.sweeps.plan import Planned, plan, write_plan
+from redi.sweeps.plan import plan, write_plan
 from redi.sweeps.point import run_point
 from redi.sweeps.results import table_markdown, write_results
 
@@ -36,7 +36,7 @@ def sweep(
     processes: int = 1,
     slurm: Mapping[str, Any] | None = None,
 ) -> None:
-    """Runs every point that is not done yet, then writes the tables and the plot of all that are.
+    """Run every point that is not done yet, then write the tables and the plot of all that are.
 
     Args:
         text: the whole configuration, for `config.gin`.
@@ -47,19 +47,22 @@ def sweep(
         names: of the entries of `points`, by hand.
         launcher: 'local': one process a point; 'torchrun': several; 'slurm': jobs by submitit; 'print': the commands
             for another scheduler, and nothing is started.
-        parallel: so many points at once, locally.
+        parallel: number of points at once, locally.
         threads: of each process, OMP_NUM_THREADS.
         processes: of each point, by torchrun; not with 'local'.
         slurm: options of submitit, such as {'timeout_min': 600, 'gpus_per_node': 1, 'slurm_partition': 'gpu'}.
 
     Raises:
-        ValueError: a sweep that cannot be, before anything starts; or points that failed, after the others.
+        ValueError: a mistake in the sweep, before anything starts; or points that failed, after the others.
     """
     run_dir = Path(run_dir)
     check_launcher(launcher, parallel, threads, processes)
     planned = plan(run_dir, base, grid=grid, points=points, names=names)
     if only is not None:
-        run_point(run_dir, _chosen(planned, only))
+        named = {entry.name: entry for entry in planned}
+        if only not in named:
+            raise ValueError(f"the sweep has no point {only!r}{did_you_mean(only, named)} (it has {'; '.join(named)})")
+        run_point(run_dir, named[only])
         return
     run_dir.mkdir(parents=True, exist_ok=True)
     write_text(run_dir / "config.gin", text)  # points that are under way read it
@@ -83,7 +86,7 @@ def sweep(
 
 
 def gather_all(run_dir: Path) -> SweepResults:
-    """Writes the tables, the plot and the page of all points that are done."""
+    """Write the tables, the plot and the page of all points that are done."""
     results = SweepResults(run_dir)
     if len(results.missing) < len(results.points):
         write_results(run_dir, results)
@@ -93,7 +96,7 @@ def gather_all(run_dir: Path) -> SweepResults:
 
 
 def check_launcher(launcher: str, parallel: int, threads: int | None, processes: int) -> None:
-    """Raises ValueError for settings that cannot work."""
+    """Raise ValueError for settings that cannot work."""
     if launcher not in LAUNCHERS:
         nearest = did_you_mean(launcher, LAUNCHERS)
         raise ValueError(f"sweep.launcher = {launcher!r}: it is one of {', '.join(LAUNCHERS)}{nearest}")
@@ -102,10 +105,3 @@ def check_launcher(launcher: str, parallel: int, threads: int | None, processes:
             raise ValueError(f"sweep.{name} = {number!r}: a whole number of at least 1 is needed")
     if launcher == "local" and processes > 1:
         raise ValueError(f"sweep.processes = {processes} without effect: bind sweep.launcher = 'torchrun' as well")
-
-
-def _chosen(planned: Sequence[Planned], name: str) -> Planned:
-    names = [entry.name for entry in planned]
-    if name not in names:
-        raise ValueError(f"the sweep has no point {name!r}{did_you_mean(name, names)} (it has {'; '.join(names)})")
-    return planned[names.index(name)]

@@ -23,9 +23,7 @@ class Task:
     """
 
     def __init__(self, words: Sequence[str], threads: int | None, patience_seconds: float = 60.0):
-        self.words = list(words)
-        self.threads = threads
-        self.patience_seconds = patience_seconds
+        self.words, self.threads, self.patience_seconds = list(words), threads, patience_seconds
         self._process: subprocess.Popen | None = None
 
     def __call__(self) -> int:
@@ -38,7 +36,7 @@ class Task:
         return status
 
     def checkpoint(self):
-        """What submitit calls in its signal handler: has the command stop -> what is to be queued again."""
+        """For submitit's signal handler: stop the command -> what is to be queued again."""
         from submitit.helpers import DelayedSubmission
 
         if self._process is not None:

@@ -34,7 +34,7 @@ def faults_of(kills: int, num_steps: int, stops: list[signal.Signals], seed: int
 @pytest.mark.parametrize(
     ("kills", "stops", "num_steps"),
     [
-        pytest.param(1, [signal.SIGTERM], 120, id="short", marks=SHORT),
+        pytest.param(1, [signal.SIGTERM], 80, id="short", marks=SHORT),
         pytest.param(50, [*SIGNALS] * 10, 2000, id="long", marks=LONG),
     ],
 )

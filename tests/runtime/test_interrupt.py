@@ -68,7 +68,7 @@ def main(_):
             time.sleep(0.01)
         raise Stopped(stop.requested, 7)
 
-command_line.run(main, "", in_run_dir=False)
+command_line.run(main, in_run_dir=False)
 """
 
 
