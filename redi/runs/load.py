@@ -121,15 +121,16 @@ def open_run(
     except RuntimeError as error:
         raise ValueError(f"{folder} holds another model than model= builds: {error}") from None
     net.to(device).eval().requires_grad_(False)
-    if trained_with := objective and objective(channels=channels, num_classes=num_classes):
-        net.trained_with = (trained_with.label_dropout, trained_with.representation_dropout)
+    built = objective and objective(channels=channels, num_classes=num_classes)
+    if built:
+        net.trained_with = (built.label_dropout, built.representation_dropout)
     tensors = with_one_bias(tensors, net.state_dict())
     weights = {
         name: {key: t.to(device) for key, t in tensors.get(name, tensors["ema"]).items() if key in tensors["ema"]}
         for name in ("ema", "model")
     }
-    process = process or (trained_with or JointObjective(channels=channels, num_classes=num_classes)).process
+    process = process or (built or JointObjective(channels=channels, num_classes=num_classes)).process
     return Run(
-        net, codec.to(device), process, trained_with, weights, ColourBasis(tensors.get("colours", {})),
+        net, codec.to(device), process, built, weights, ColourBasis(tensors.get("colours", {})),
         record["step"], num_classes, record["image_size"], run_dir, record, gin_bindings,
     )  # fmt: skip

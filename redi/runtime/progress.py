@@ -17,7 +17,7 @@ def progress(*args, **options) -> tqdm:
         part.update = whole.update
         return part
     pace = {} if sys.stderr.isatty() else {"mininterval": 10, "delay": 10}
-    return tqdm(*args, leave=False, **pace, **options)
+    return tqdm(*args, **{"leave": False} | pace | options)
 
 
 @contextlib.contextmanager
