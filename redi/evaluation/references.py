@@ -70,10 +70,9 @@ def reference_features(
         rows = list(_features(network, dataset, blocks[index], batch_size, job.bar))
         job.store(index, {folder.name: {name: torch.cat([row[name] for row in rows]) for name in rows[0]}})
 
-    def finish() -> None:
-        if (records := job.records()) is not None:
-            record = {"images": dataset.provenance(), "fingerprint": images, "network": made_by, "rows": len(positions)}
-            job.assemble_artefact(folder.name, folder, record, records)
+    def finish(records: list[dict]) -> None:
+        record = {"images": dataset.provenance(), "fingerprint": images, "network": made_by, "rows": len(positions)}
+        job.assemble_artefact(folder.name, folder, record, records)
 
     job.run(
         do=compute, finish=finish, finished=lambda: stamp(folder) not in (None, before), rank=rank,

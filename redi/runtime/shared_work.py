@@ -53,7 +53,7 @@ class SharedJob:
         self,
         *,
         finished: Callable[[], bool],
-        finish: Callable[[], None],
+        finish: Callable[[list[dict]], None],
         do: Callable[[int], None] | None = None,
         rank: int = 0,
         world_size: int = 1,
@@ -63,13 +63,14 @@ class SharedJob:
         """Do every part and then `finish`, together with all processes that run this job; return once it is finished.
 
         Part i belongs to rank i modulo the world size. A process that is done with its own takes those that nobody is
-        working on, so a rank that is slow, lost or never started delays the others and stops nothing. `finish` may
-        find damaged parts (`records`), which are then done again.
+        working on, so a rank that is slow, lost or never started delays the others and stops nothing. Parts that are
+        damaged in the end are done again.
 
         Args:
+            finish: takes the records of all parts.
             do: stores a part; the same each time.
         """
-        order = sorted(range(len(self.sizes)), key=lambda i: (i % world_size != rank, i))
+        order = sorted(range(len(self.sizes)), key=lambda i: i % world_size != rank)
         with progress(total=sum(self.sizes), desc=desc, unit=unit, disable=rank > 0 or not order) as self.bar:
             if done := len(order) - len(self._missing(order)):
                 log.info("%s: %d of %d parts were done before", desc, done, len(order))
@@ -83,8 +84,11 @@ class SharedJob:
                     with self._locked(name) as mine:
                         if not mine:
                             busy.append(name)
-                        elif not finished() and not (missing and self.is_done(index)):
-                            do(index) if missing else finish()
+                        elif not finished() and not (missing and self._is_done(index)):
+                            if missing:
+                                do(index)
+                            elif (records := self._records()) is not None:
+                                finish(records)
                 if len(busy) < len(missing or [None]):
                     pause = 0.05
                     continue
@@ -99,20 +103,17 @@ class SharedJob:
     def _locked(self, name: str) -> Iterator[bool]:
         """Whether this process holds the lock until the block ends."""
         lock = FileLock(self.work / f"{name}.lock", blocking=False)
-        try:
+        with contextlib.suppress(Timeout, FileNotFoundError):  # another holds it; or has finished, and all is gone
             lock.acquire()
-        except (Timeout, FileNotFoundError):  # another holds it; or has finished, and the folder is gone
-            yield False
-            return
         try:
-            yield True
+            yield lock.is_locked
         finally:
             lock.release()
 
     def _missing(self, order: Sequence[int]) -> list[int]:
-        return [index for index in order if not self.is_done(index)]
+        return [index for index in order if not self._is_done(index)]
 
-    def is_done(self, index: int) -> bool:
+    def _is_done(self, index: int) -> bool:
         if done := self._record(index).exists():
             self.count(index, self.sizes[index])
         return done
@@ -150,7 +151,7 @@ class SharedJob:
             what = f"{needed / 2**30:.2f} GiB needed, {free / 2**30:.2f} GiB free"
             raise OSError(f"no space for {self.work}: {what}; {remedy}")
 
-    def records(self) -> list[dict] | None:
+    def _records(self) -> list[dict] | None:
         """The records of all parts, in order; None where some are damaged, which are then done again.
 
         Every file that another process stored, now or before, is compared with its checksum.
@@ -206,4 +207,4 @@ class SharedJob:
 
 def complete(work: Path, *, finished: Callable[[], bool], finish: Callable[[], None]) -> None:
     """Have one of all processes that call this do `finish`; the others wait for it. Like `SharedJob.run`."""
-    SharedJob(work).run(finished=finished, finish=finish)
+    SharedJob(work).run(finished=finished, finish=lambda _: finish())

@@ -87,11 +87,9 @@ def fit_reducer(
             del batch  # freed before the encoder makes the next one
         job.store(index, {"moments": moments.state()})
 
-    def finish() -> None:
+    def finish(_: list[dict]) -> None:
         if not by_moments:
             reducer.fit(progress(features(positions), total=-(-len(positions) // batch_size), desc=desc, unit="batch"))
-        elif job.records() is None:
-            return
         else:
             total = Moments()
             for index in range(len(blocks)):

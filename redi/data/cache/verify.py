@@ -43,10 +43,8 @@ def verify_cache(folder: Path, *, rank: int = 0, world_size: int = 1) -> None:
         whole = path.exists() and path.stat().st_size == shard["bytes"] and sha256(path) == shard["sha256"]
         job.store(index, {}, {"whole": whole, "state": states[index], "time": time.time()})
 
-    def finish() -> None:
+    def finish(records: list[dict]) -> None:
         nonlocal over
-        if (records := job.records()) is None:
-            return
         damaged = [index for index, record in enumerate(records) if not record["whole"]]
         if damaged:
             names = ", ".join(Path(shards[index]["file"]).stem for index in damaged)

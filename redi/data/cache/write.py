@@ -53,7 +53,7 @@ def write_cache(
         job = shard_job(folder, shards)
         job.run(
             do=lambda index: _encode(job, index, shards[index], codec, dataset, batch_size, mirror),
-            finish=lambda: _finish(job, folder, codec, dataset, mirror),
+            finish=lambda records: _finish(job, records, folder, codec, dataset, mirror),
             finished=folder.exists, rank=rank, world_size=world_size, desc="encoding",
         )  # fmt: skip
     return Cache(folder)
@@ -97,10 +97,10 @@ def _batch(codec: JointCodec, dataset: Dataset, positions: Sequence[int], mirror
     return rows
 
 
-def _finish(job: SharedJob, folder: Path, codec: JointCodec, dataset: Dataset, mirror: bool) -> None:
+def _finish(
+    job: SharedJob, records: list[dict], folder: Path, codec: JointCodec, dataset: Dataset, mirror: bool
+) -> None:
     """Write the manifest and what the codec learned beside the shards, and put all in its place."""
-    if (records := job.records()) is None:
-        return
     shards = [
         {"file": job.path("shards", index).name, "rows": record["rows"], **record["files"]["shards"]}
         for index, record in enumerate(records)

@@ -3,7 +3,6 @@
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -66,15 +65,12 @@ class SamplingJob:
         work = folder.with_name(f".{folder.name}.{self.settings_sha256[:16]}.work")
         self.job = SharedJob(work, [stop - start for _, start, stop in self.parts])
         self.refused: tuple | None = None  # the stamp of finished samples that do not count
-        self.told = _Once()
 
     def run(self, rank: int, world_size: int) -> None:
         """Draw what is missing, together with all processes that call this."""
         self._look(alone=world_size == 1)
-        self.job.run(
-            do=self._draw, finish=self._finish, finished=self._finished, rank=rank, world_size=world_size,
-            desc="sampling",
-        )  # fmt: skip
+        ranks = {"rank": rank, "world_size": world_size}
+        self.job.run(do=self._draw, finish=self._finish, finished=self._finished, desc="sampling", **ranks)
 
     def _look(self, alone: bool) -> None:
         """Check which samples exist already and count. `alone`: no other process is at work."""
@@ -106,7 +102,7 @@ class SamplingJob:
     def _draw(self, index: int) -> None:
         seed, start, stop = self.parts[index]
         trained, seeded = self.trained, {} if seed is None else {"seed": seed}
-        with part_of(self.job.bar), _filtered(self.told):
+        with part_of(self.job.bar):
             drawn = self.generate(
                 trained.model, trained.codec, trained.process, labels=self.labels[start:stop], weights=self.weights,
                 first_index=start, **seeded,
@@ -115,17 +111,10 @@ class SamplingJob:
         tensors = {"images": drawn.images, "x": drawn.x, "labels": drawn.labels}
         groups = {path.name: features_of(network, drawn.images, start) for path, network in self.networks.items()}
         groups[self.folder.name] = {name: tensors[name] for name in ("labels", *self.keep)}
-        record = {
-            "drawn_sha256": tensors_sha256(tensors),
-            "labels_sha256": tensors_sha256({"labels": drawn.labels}),
-            "image_size": drawn.images.shape[-1],
-            "generated": drawn.record,
-        }
-        self.job.store(index, groups, record)
+        hashes = {"drawn_sha256": tensors_sha256(tensors), "labels_sha256": tensors_sha256({"labels": drawn.labels})}
+        self.job.store(index, groups, hashes | {"image_size": drawn.images.shape[-1], "generated": drawn.record})
 
-    def _finish(self) -> None:
-        if (records := self.job.records()) is None:
-            return
+    def _finish(self, records: list[dict]) -> None:
         record = self._record(records)
         # The features first: samples without images are finished only with them.
         for path, network in self.networks.items():
@@ -172,9 +161,10 @@ class SamplingJob:
             expected = common if seed is None else common | {"seed": seed}
             for name in sorted((expected.keys() | record.keys()) - set(COUNTED)):
                 if expected.get(name) != record.get(name):
-                    what = f"{name} = {record.get(name)!r}, and {self.job.name(0)} with {expected.get(name)!r}"
-                    what = f"{self.job.name(index)} was drawn with {what}"
-                    raise ValueError(f"{what}: delete {self.job.work} to draw all again, in one way")
+                    raise ValueError(
+                        f"{self.job.name(index)} was drawn with {name} = {record.get(name)!r}, and {self.job.name(0)} "
+                        f"with {expected.get(name)!r}: delete {self.job.work} to draw all again, in one way"
+                    )
         return common
 
 
@@ -189,27 +179,3 @@ def check_states(drawn: Generated, first: int) -> None:
             f"infinite values, and {len(bad)} of the {len(finite)} images of its part: try generate.precision = "
             f"'float32' (now {record.get('precision')}) or smaller guidance scales, and look at the training's losses"
         )
-
-
-class _Once(logging.Filter):
-    """Lets each message through once."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        new = record.getMessage() not in self.seen
-        self.seen.add(record.getMessage())
-        return new
-
-
-@contextmanager
-def _filtered(told: _Once):
-    """Context in which `generate`, called for every part, repeats no advice."""
-    logger = logging.getLogger("redi.sampling.generate")
-    logger.addFilter(told)
-    try:
-        yield
-    finally:
-        logger.removeFilter(told)

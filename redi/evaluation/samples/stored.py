@@ -1,6 +1,6 @@
 """Samples on disk, as `redi.evaluation.samples.sample.sample` wrote them: read part by part, every file checked."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -80,8 +80,11 @@ class Samples:
         Raises BrokenArtefact.
         """
         file = self.record["parts"][index]["file"]
-        expected = self.record["files"][file]
-        return load_part(self.folder, file, expected)
+        path, expected = self.folder / file, self.record["files"][file]
+        check_size(path, expected)
+        if sha256(path) != expected["sha256"]:
+            raise BrokenArtefact(f"{path} was altered after it was written: its SHA-256 differs from {RECORD}")
+        return load_tensors(path)
 
     def parts(self) -> Iterator[dict[str, Tensor]]:
         """All parts in order, one in memory at a time."""
@@ -130,15 +133,6 @@ def _is_sound(record: dict) -> bool:
         return all(type(number) is int for number in numbers) and all(listed for *_, listed in places)
     except (TypeError, KeyError):
         return False
-
-
-def load_part(folder: Path, file: str, expected: Mapping) -> dict[str, Tensor]:
-    """The tensors of one file of a folder, as its record expects them. Raises BrokenArtefact."""
-    path = folder / file
-    check_size(path, expected)
-    if sha256(path) != expected["sha256"]:
-        raise BrokenArtefact(f"{path} was altered after it was written: its SHA-256 differs from {RECORD}")
-    return load_tensors(path)
 
 
 def load_samples(run_dir: str | Path) -> Samples:
