@@ -114,16 +114,14 @@ def _frechet(comparison: Comparison, kind: str):
         return None
     if (reference := comparison.gaussian(kind)) is None:
         return "the stored statistics are of another network" if kind == "pooled" else "no stored spatial statistics"
-    floor = None
-    if comparison.training is not None:
-        floor = frechet_distance(Gaussian.of(comparison.training.tensors[kind]), reference)
-    sets, warnings = [], []
+    sets, warnings, floor = [], [], {}
+    if (training := comparison.training) is not None:
+        distance = frechet_distance(Gaussian.of(training.tensors[kind]), reference)
+        floor = {"floor": distance, "num_floor": len(training)}
     for samples in comparison.samples:
-        distance = frechet_distance(samples, reference, name=kind)
         error = finite_sample_error(samples, reference, name=kind)
         warnings += [warning for warning in error.pop("warnings", ()) if warning not in warnings]
-        floored = {} if floor is None else {"floor": floor, "num_floor": len(comparison.training)}
-        sets.append({"value": distance} | error | floored)
+        sets.append({"value": frechet_distance(samples, reference, name=kind)} | error | floor)
     return sets, None if kind in comparison.statistics else len(comparison.reference), warnings
 
 
@@ -160,24 +158,30 @@ def _neighbours(comparison: Comparison, which: str):
 def _recognised(comparison: Comparison):
     """How many samples a classifier takes for what they were drawn as."""
     network = comparison.network
-    if not (isinstance(network, DomainEncoder) and network.is_classifier):
+    if not recognises(network):
         return None
     if all(bool((labels >= network.head.out_features).all()) for labels in comparison.labels):
         return "samples of the null label have none"
     sets, accuracy, num_reference = [], {}, None
     for samples, labels in zip(comparison.samples, comparison.labels, strict=True):
-        right = _answers(network, samples) == labels
+        right = answers(network, samples.tensors["pooled"]) == labels
         per_class = {int(label): float(right[labels == label].float().mean()) for label in labels.unique()}
         sets.append({"value": float(right.float().mean()), "per_class": per_class})
     if comparison.reference_labels is not None:
-        right = _answers(network, comparison.reference) == comparison.reference_labels
+        right = answers(network, comparison.reference.tensors["pooled"]) == comparison.reference_labels
         accuracy, num_reference = {"held_out_accuracy": float(right.float().mean())}, len(right)
     return [one | accuracy for one in sets], num_reference
 
 
-def _answers(network: DomainEncoder, features: Features) -> Tensor:
-    with torch.no_grad():
-        return network.head(features.tensors["pooled"].to(network.trained.device)).argmax(dim=1).cpu()
+def recognises(network: Encoder) -> bool:
+    """Whether it can tell the class of an image."""
+    return isinstance(network, DomainEncoder) and network.is_classifier
+
+
+@torch.no_grad()
+def answers(network: DomainEncoder, pooled: Tensor) -> Tensor:
+    """Which class a classifier takes each image for, by its features: (N, P) -> (N,)."""
+    return network.head(pooled.to(network.trained.device)).argmax(dim=1).cpu()
 
 
 def first(features: Features | None, count: int | None) -> Features | None:
