@@ -421,9 +421,12 @@ def test_networks_that_learn_are_fitted_once(training, tmp_path):
     assert one.provenance() == other.provenance()
 
 
-def test_a_random_inception_gives_what_the_field_reports_under_its_names(measured, run, training, held_out, tmp_path):
+def test_a_random_inception_gives_what_the_field_reports_under_its_names(
+    measured, run, training, held_out, tmp_path, monkeypatch
+):
     weights = random_inception(tmp_path / "inception.pth")
-    draw(run, training, count=10)
+    monkeypatch.setattr(measures, "SPLITS", 2)
+    draw(run, training, count=4)
     # Without the distances: in 2,048 dimensions they take a minute.
     metrics = ["kernel_distance", "inception_score", "precision", "recall"]
     network, reference = Inception(mode="legacy_tensorflow", weights=str(weights)), held_out.without(range(4, 10_000))
