@@ -127,20 +127,15 @@ def write_text(path: Path, text: str) -> None:
 
 def stamp(folder: Path) -> tuple[int, int] | None:
     """What tells a folder from one that replaced it; None where there is none."""
-    try:
-        status = Path(folder).stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ino
+    with contextlib.suppress(OSError):
+        status = folder.stat()
+        return status.st_mtime_ns, status.st_ino
+    return None
 
 
 @contextlib.contextmanager
 def only_process(run_dir: Path) -> Iterator[None]:
-    """Holds `run_dir/.lock`; the system releases it when the process ends, however it ends.
-
-    Raises:
-        ValueError: another process holds it.
-    """
+    """Holds `run_dir/.lock`, which ends with the process. Raises ValueError where another process holds it."""
     lock = FileLock(run_dir / ".lock", blocking=False)
     try:
         lock.acquire()

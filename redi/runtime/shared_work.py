@@ -25,10 +25,9 @@ POLL_SECONDS = 2.0  # waiting processes look again after at most this long
 class SharedJob:
     """Parts by index: each is stored on disk, whichever process is free takes the next, and one process finishes.
 
-    A process locks the part that it does. The operating system releases the lock when the process ends, however it
-    ends, so another takes the part. A part is `<work>/<group>/<name>.safetensors` for one group of tensors or
-    several, and `<work>/records/<name>.json` with their checksums, which is written last. An interrupted job resumes
-    with the parts that are stored.
+    A process locks the part that it does. The system releases the lock when the process ends, however it ends, so
+    another takes the part. A part is `<work>/<group>/<name>.safetensors` for every group of tensors, and
+    `<work>/records/<name>.json` with their checksums, written last. An interrupted job resumes with what is stored.
 
     Args:
         work: a folder of this job alone, deleted once the job is finished.
@@ -50,16 +49,9 @@ class SharedJob:
         self.bar = tqdm(disable=True)
 
     def run(
-        self,
-        *,
-        finished: Callable[[], bool],
-        finish: Callable[[list[dict]], None],
-        do: Callable[[int], None] | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        desc: str = "",
-        unit: str = "img",
-    ) -> None:
+        self, *, finished: Callable[[], bool], finish: Callable[[list[dict]], None],
+        do: Callable[[int], None] | None = None, rank: int = 0, world_size: int = 1, desc: str = "", unit: str = "img",
+    ) -> None:  # fmt: skip
         """Do every part and then `finish`, together with all processes that run this job; return once it is finished.
 
         Part i belongs to rank i modulo the world size. A process that is done with its own takes those that nobody is

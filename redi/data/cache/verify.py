@@ -87,11 +87,7 @@ def _unfinish(folder: Path, manifest: dict, damaged: Collection[int]) -> None:
 
 def _state(path: Path) -> list[int]:
     """What writing to a file changes; [] where it is missing."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return []
-    return [status.st_size, status.st_mtime_ns]
+    return [path.stat().st_size, path.stat().st_mtime_ns] if path.exists() else []
 
 
 def _is_fresh(record: dict) -> bool:
