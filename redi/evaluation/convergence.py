@@ -40,11 +40,7 @@ class Curve:
 
 
 def read_curve(run_dir: str | Path, metric: str) -> Curve:
-    """What `train.monitor` logged in a run.
-
-    Raises:
-        ValueError: no such metric in its log, or values that are no distances.
-    """
+    """What `train.monitor` logged in a run. Raises ValueError where that has no such metric, or it is no distance."""
     name = metric if metric.startswith(PREFIX) else PREFIX + metric
     entries = read_log(Path(run_dir))
     points = [(entry["step"], entry[name]) for entry in entries if name in entry]
@@ -86,7 +82,7 @@ def convergence_factor(*, baseline: Sequence[Curve], method: Sequence[Curve]) ->
         "high": math.exp(high),
         "null": [_pair(*side)["factor"] for side in itertools.permutations(baseline, 2)],
         "not_reached": sum(pair["steps"] is None for pair in pairs),
-        "at_once": sum(pair["steps"] == other.steps[0] for pair, (_, other) in zip(pairs, sides, strict=True)),
+        "at_once": sum(pair["steps"] == float(other.steps[0]) for pair, (_, other) in zip(pairs, sides, strict=True)),
         "pairs": pairs,
     }
 

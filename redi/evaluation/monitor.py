@@ -38,7 +38,6 @@ class Monitor:
     Args:
         networks: encoders to measure in, as in `evaluate`; those that learn from data learn from the training images.
         reference: images or stored statistics; default: what `prepare` is given (programs: evaluate.reference).
-        num_images: how many are drawn.
         labels: 'equal': as many of each class as of any other; 'random'; 'null': without a label.
         max_reference: at most so many reference images.
         generate: draws them; a short sampler serves.
@@ -80,10 +79,7 @@ class Monitor:
 
     def prepare(self, dataset: Dataset, reference: Dataset | StoredStatistics | None = None) -> None:
         """Before training: fits and loads the networks, looks at the reference; `dataset` holds the training images.
-
-        Raises:
-            ValueError: a reference of another resolution; weights that are nowhere.
-        """
+        Raises ValueError for a reference of another resolution, and for weights that are nowhere."""
         binding = "evaluate.reference" if self.reference is None else "Monitor.reference"
         reference = self.reference or reference
         check_size(dataset.image_size, reference, binding)

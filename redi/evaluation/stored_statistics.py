@@ -30,8 +30,8 @@ class StoredStatistics:
             'dinov2', ... It is used for distances in that network alone.
         images: a data set, for the metrics that need images, and for other networks; with ADM's batch:
             `@datasets.AdmBatch()` of the same file. Default: those metrics are left out.
-        image_size: the side of the images that they were made of, where it is known; samples of another size are then
-            refused. Where the file holds `arr_0`, its size is known.
+        image_size: the side of the images that they were made of, so that samples of another size are refused; default:
+            that of `arr_0`, where the file holds it.
 
     Raises:
         ValueError: no such file, damaged, another kind of file, missing or impossible arrays.

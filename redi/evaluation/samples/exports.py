@@ -31,9 +31,7 @@ def write_exports(run_dir: Path, samples: Samples, formats: Collection[str]) -> 
     'png': a folder `samples_png` of 000000.png, ... and a record.json with the labels. 'adm': a file
     `samples_adm.npz`, see `write_adm`. Where there are several sets, their names go on with `_seed<seed>`.
 
-    Raises:
-        BrokenArtefact: a file of the samples is not as it was written.
-        OSError: the disk is full or not writable; what is half-written is removed.
+    Raises BrokenArtefact for damaged samples, and OSError for a full disk; what is half-written is removed.
     """
     forms = {"png": ("samples_png{}", write_png), "adm": ("samples_adm{}.npz", write_adm)}
     for (form, (name, write)), one in itertools.product(forms.items(), samples.sets):

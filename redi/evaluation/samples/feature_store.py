@@ -29,12 +29,7 @@ def sample_features(
 ) -> list[Features]:
     """Features of every set of samples, in order; computed from the images where they are not stored yet.
 
-    What is stored is found again for the same images and a network of the same provenance, whatever the libraries'
-    versions.
-
-    Args:
-        network: ready for use, on the device that it is to run on.
-        rank, world_size: see `redi.runtime.shared_work.SharedJob`; the result is the same for all.
+    The network is ready for use, on the device that it is to run on.
 
     Raises:
         ValueError: neither features nor images are there; features that are not finite, naming the sample.
@@ -73,11 +68,8 @@ def sample_features(
 
 
 def features_of(network: Encoder, images: Tensor, first: int) -> dict[str, Tensor]:
-    """`Encoder.metric_features` of uint8 images (N, 3, S, S), on the CPU.
-
-    Raises:
-        ValueError: NaN or infinite values, naming the first image; `first` is the number of the first one here.
-    """
+    """`Encoder.metric_features` of uint8 images (N, 3, S, S), on the CPU. Raises ValueError for NaN or infinite values,
+    naming the image; `first` is the number of the first one here."""
     with torch.no_grad():
         parts = [network.metric_features(batch) for batch in images.split(BATCH)]
     features = {name: torch.cat([part[name].float().cpu() for part in parts]) for name in parts[0]}
