@@ -22,10 +22,8 @@ def check_evaluation(
     for network in networks or ():
         encoders.check(network, "evaluate.networks")
     endings = [ending(network) for network in networks or ()]
-    if twice := {name for name in endings if endings.count(name) > 1}:
-        raise ValueError(
-            f"evaluate.networks names two networks alike, and so their metrics: {', '.join(sorted(twice))}"
-        )
+    if twice := ", ".join(sorted({name for name in endings if endings.count(name) > 1})):
+        raise ValueError(f"evaluate.networks names two networks alike, and so their metrics: {twice}")
     if isinstance(metrics, str):
         raise ValueError(f"evaluate.metrics = {metrics!r}: it is a list, as {[metrics]!r}")
     for name in metrics:

@@ -40,11 +40,7 @@ class Curve:
 
 
 def read_curve(run_dir: str | Path, metric: str) -> Curve:
-    """What `train.monitor` logged in a run.
-
-    Raises:
-        ValueError: no such metric in its log, or values that are no distances.
-    """
+    """What `train.monitor` logged in a run. Raises ValueError where that has no such metric, or it is no distance."""
     name = metric if metric.startswith(PREFIX) else PREFIX + metric
     entries = read_log(Path(run_dir))
     points = [(entry["step"], entry[name]) for entry in entries if name in entry]
@@ -62,34 +58,31 @@ def convergence_factor(*, baseline: Sequence[Curve], method: Sequence[Curve]) ->
     """Baseline steps / method steps to the baseline's final distance (the counterpart of the paper's Figure 2).
 
     Every baseline run (seed) sets a target, its own final value, and every method run is asked when it first gets
-    there. The factor is the geometric mean over all pairs. Its interval is that of the 2.5th to the 97.5th percentile
-    when the seeds of both sides are drawn again with replacement (all combinations where there are few): it holds the
-    spread over seeds, not the error that all monitor values share.
+    there. The factor is the geometric mean over all pairs; "low" and "high" are its 2.5th and 97.5th percentile when
+    the seeds of both sides are drawn again with replacement: the spread over seeds, not the error that all share.
 
     A first crossing of a noisy curve is compared with a last value, which favours whoever is asked for the crossing; so
-    `null` holds the factors of every baseline run against the targets of the other ones. A factor among these says
+    "null" holds the factors of every baseline run against the targets of the other ones: a factor among these says
     nothing.
 
     Returns:
-        "factor", "low", "high", "pairs" (one per baseline and method run), "null" (with two baselines at least);
-        "not_reached": the number of pairs in which the method never got there; these count with the method's last step,
-        so that the factor is then an upper bound; "at_once": of those in which its first point was there already, a
-        lower bound.
+        "factor", "low", "high", "pairs" (one per baseline and method run), "null"; "not_reached": the number of pairs
+        in which the method never got there: its last step counts, and the factor is an upper bound; "at_once": of those
+        in which its first point was there already, a lower bound.
     """
     if not baseline or not method:
         raise ValueError(f"a factor needs runs on both sides, got {len(baseline)} baselines and {len(method)} others")
-    pairs = [_pair(one, other) for one in baseline for other in method]
+    sides = list(itertools.product(baseline, method))
+    pairs = [_pair(*side) for side in sides]
     logs = np.log([pair["factor"] for pair in pairs]).reshape(len(baseline), len(method))
     low, high = np.percentile(_resampled(logs), [2.5, 97.5])
     return {
         "factor": math.exp(logs.mean()),
         "low": math.exp(low),
         "high": math.exp(high),
-        "null": [_pair(one, other)["factor"] for one in baseline for other in baseline if other is not one],
+        "null": [_pair(*side)["factor"] for side in itertools.permutations(baseline, 2)],
         "not_reached": sum(pair["steps"] is None for pair in pairs),
-        "at_once": sum(
-            float(m.steps[0]) == pair["steps"] for pair, m in zip(pairs, [*method] * len(baseline), strict=True)
-        ),
+        "at_once": sum(pair["steps"] == float(other.steps[0]) for pair, (_, other) in zip(pairs, sides, strict=True)),
         "pairs": pairs,
     }
 
@@ -106,36 +99,29 @@ def _resampled(logs: np.ndarray, most: int = 10_000) -> np.ndarray:
     """Means of logs (B, M) over rows and columns drawn with replacement: all draws, or `most` of them at random."""
     rows, columns = logs.shape
     if rows**rows * columns**columns <= most:
-        draws = [
-            (list(r), list(c))
-            for r in itertools.product(range(rows), repeat=rows)
-            for c in itertools.product(range(columns), repeat=columns)
-        ]
+        draws = itertools.product(*(itertools.product(range(n), repeat=n) for n in (rows, columns)))
     else:
         generator = np.random.default_rng(0)
-        draws = [(generator.integers(rows, size=rows), generator.integers(columns, size=columns)) for _ in range(most)]
+        draws = ((generator.integers(rows, size=rows), generator.integers(columns, size=columns)) for _ in range(most))
     return np.array([logs[np.ix_(r, c)].mean() for r, c in draws])
 
 
 def describe(result: dict) -> str:
     """The lines that the program prints."""
-    bound = "at most " if result["not_reached"] else ""
-    lines = [
-        f"convergence factor: {bound}{result['factor']:.2f}  "
-        f"(95 % over seeds: {result['low']:.2f} to {result['high']:.2f}; {len(result['pairs'])} pairs)"
-    ]
-    if result["null"]:
-        null = f"{min(result['null']):.2f} to {max(result['null']):.2f}"
-        lines.append(f"  baselines against each other: {null}; a factor within that says nothing")
-    if result["at_once"]:
-        what = "the method's first point was below the target already: its factor there is at least what is said"
-        lines.append(f"  in {result['at_once']} of {len(result['pairs'])} pairs {what}")
-    if result["not_reached"]:
-        what = "the method did not reach the baseline's final distance"
-        lines.append(f"  in {result['not_reached']} of {len(result['pairs'])} pairs {what}; its last step counts there")
+    factor = f"{'at most ' if result['not_reached'] else ''}{result['factor']:.2f}"
+    interval, count = f"{result['low']:.2f} to {result['high']:.2f}", f"{len(result['pairs'])} pairs"
+    lines = [f"convergence factor: {factor}  (95 % over seeds: {interval}; {count})"]
+    if null := result["null"]:
+        within = f"{min(null):.2f} to {max(null):.2f}"
+        lines.append(f"  baselines against each other: {within}; a factor within that says nothing")
+    for name, what in {
+        "at_once": "the method's first point was below the target already: its factor there is at least what is said",
+        "not_reached": "the method did not reach the baseline's final distance; its last step counts there",
+    }.items():
+        if result[name]:
+            lines.append(f"  in {result[name]} of {count} {what}")
     for pair in result["pairs"]:
+        target = f"{pair['baseline']}: {pair['target']:.4g} at step {pair['baseline_steps']}"
         reached = "never" if pair["steps"] is None else f"step {pair['steps']:.0f}"
-        lines.append(
-            f"  {pair['baseline']}: {pair['target']:.4g} at step {pair['baseline_steps']}; {pair['method']}: {reached}"
-        )
+        lines.append(f"  {target}; {pair['method']}: {reached}")
     return "\n".join(lines)

@@ -62,10 +62,8 @@ def evaluate(
             there is no floor.
         networks: encoders to measure in, never seen by the generator. Default: a DomainEncoder, trained on the training
             images: its distance compares with distances in the same network alone, and is no FID.
-        metrics: which of METRICS.
-        representation: `representation_metrics`, or None to leave them out.
         max_images: at most so many images of each seed, and of the reference; default: all.
-        device: where the networks run; default: the GPU, where there is one.
+        device: default: the GPU, where there is one.
         rank, world_size: of several processes that share the features' work; default: the environment's, or 0 of 1.
 
     Returns:
@@ -81,17 +79,17 @@ def evaluate(
     device = choose_device("auto") if device is None else device
     samples = load_samples(run_dir)
     check_size(samples.record["image_size"], reference)
-    ranks = dict(zip(("rank", "world_size"), process_rank(rank, world_size), strict=True))
+    rank, world_size = process_rank(rank, world_size)
     warnings = _outdated(run_dir, samples, trained)
     prepare_networks(networks, dataset, cache_dir, device)
-    settings = {"cache_dir": cache_dir, **ranks}
+    settings = {"cache_dir": cache_dir, "rank": rank, "world_size": world_size}
     entries, floors = [], bool({*FLOORED} & {*metrics})
     for network in networks:
         comparison = _compare(network, samples, dataset, reference, max_images, settings, floors)
         comparison.warnings, comparison.device = warnings, device
-        if ranks["rank"] == 0:
+        if rank == 0:
             entries += measure(comparison, [name for name in METRICS if name in metrics])
-    if ranks["rank"] > 0:
+    if rank > 0:
         return []
     if representation is not None and trained is not None:
         entries += _of_representation(representation, trained, samples, dataset, reference, warnings)
@@ -101,16 +99,11 @@ def evaluate(
 
 
 def prepare_networks(
-    networks: Sequence[Encoder],
-    dataset: Dataset,
-    cache_dir: str | Path | None = None,
+    networks: Sequence[Encoder], dataset: Dataset, cache_dir: str | Path | None = None,
     device: torch.device | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Makes networks ready: on the device, those that learn from data fitted or restored, the others' weights read.
-
-    Raises:
-        ValueError: weights that are nowhere; the message says where to get them.
-    """
+    Raises ValueError for weights that are nowhere; the message says where to get them."""
     for network in networks:
         network.to(choose_device("auto") if device is None else device)
         if network.learns_from_data:
@@ -157,8 +150,8 @@ def _of_representation(representation, trained, samples: Samples, dataset, refer
 
 def _outdated(run_dir, samples: Samples, trained) -> list[str]:
     newest = trained.step if trained is not None else None
-    if newest is None and (found := list_checkpoints(Path(run_dir))):
-        newest = step_of(found[-1])
+    if newest is None and (checkpoints := list_checkpoints(Path(run_dir))):
+        newest = step_of(checkpoints[-1])
     drawn_at = samples.record.get("checkpoint_step")
     if None in (newest, drawn_at) or drawn_at >= newest:
         return []

@@ -23,6 +23,10 @@ K, MOST = 3, 50_000  # of precision and recall: the neighbour, and images on eac
 SPLITS = 10  # of the Inception Score (ADM)
 SUBSETS, SUBSET_SIZE = 100, 1000  # of KID, at most (clean-fid)
 NO_IMAGES = "it needs the reference's images"
+EQUAL_LABELS = (
+    "every class has the same number of samples: on ImageNet this lowers FID by about 0.1 against labels drawn "
+    "with the data set's frequencies (sample.labels = 'dataset')"
+)
 
 
 @dataclass
@@ -35,9 +39,7 @@ class Comparison:
         reference_labels: where they mean what the samples' labels mean.
         statistics: {"pooled": ..., "spatial": ...} that were stored; they go before the reference's features.
         training: of as many training images as there are samples in a set, for the floor.
-        conditions: see `records.conditions`.
         images_record: of the reference's images, where the reference in `conditions` is the statistics.
-        warnings: what holds for every metric.
         device: where distances between images are computed.
     """
 
@@ -52,10 +54,6 @@ class Comparison:
     images_record: Mapping | None = None
     warnings: Sequence[str] = ()
     device: torch.device | str = "cpu"
-
-    def has(self, kind: str) -> bool:
-        """Whether the network gives these features."""
-        return kind in self.samples[0].tensors
 
     def gaussian(self, kind: str) -> Gaussian | None:
         """Of the reference: stored, or of its features."""
@@ -101,46 +99,38 @@ def _entry(metric: str, better: str, comparison: Comparison, sets: list[dict], n
         warnings=[*comparison.warnings, *warnings],
     )  # fmt: skip
     if name.startswith("fid_") and comparison.conditions["samples"].get("labels") == "equal":
-        record["note"] = (
-            "every class has the same number of samples: on ImageNet this lowers FID by about 0.1 against labels drawn "
-            "with the data set's frequencies (sample.labels = 'dataset')"
-        )
+        record["note"] = EQUAL_LABELS
     return record
 
 
 def _frechet(comparison: Comparison, kind: str):
     """-> per set: value, finite-sample error, floor; the reference's size; warnings."""
-    if not comparison.has(kind):
+    if kind not in comparison.samples[0].tensors:
         return None
     if (reference := comparison.gaussian(kind)) is None:
         return "the stored statistics are of another network" if kind == "pooled" else "no stored spatial statistics"
-    floor = None
-    if comparison.training is not None:
-        floor = frechet_distance(Gaussian.of(comparison.training.tensors[kind]), reference)
-    sets, warnings = [], []
+    sets, warnings, floor = [], [], {}
+    if (training := comparison.training) is not None:
+        distance = frechet_distance(Gaussian.of(training.tensors[kind]), reference)
+        floor = {"floor": distance, "num_floor": len(training)}
     for samples in comparison.samples:
-        distance = frechet_distance(samples, reference, name=kind)
         error = finite_sample_error(samples, reference, name=kind)
         warnings += [warning for warning in error.pop("warnings", ()) if warning not in warnings]
-        floored = {} if floor is None else {"floor": floor, "num_floor": len(comparison.training)}
-        sets.append({"value": distance} | error | floored)
+        sets.append({"value": frechet_distance(samples, reference, name=kind)} | error | floor)
     return sets, None if kind in comparison.statistics else len(comparison.reference), warnings
 
 
 def _kernel(comparison: Comparison):
     if comparison.reference is None:
         return NO_IMAGES
-    size = min(len(comparison.samples[0]), len(comparison.reference), SUBSET_SIZE)
-    sets = [
-        kernel_distance(samples=one, reference=comparison.reference, num_subsets=SUBSETS, max_subset_size=size)
-        for one in comparison.samples
-    ]
-    subsets = {"num_subsets": SUBSETS, "subset_size": size}
-    return [{"value": one["kernel_distance"]} | subsets for one in sets], len(comparison.reference)
+    reference, size = comparison.reference, min(len(comparison.samples[0]), len(comparison.reference), SUBSET_SIZE)
+    settings = {"reference": reference, "num_subsets": SUBSETS, "max_subset_size": size}
+    values = [kernel_distance(samples=one, **settings)["kernel_distance"] for one in comparison.samples]
+    return [{"value": one, "num_subsets": SUBSETS, "subset_size": size} for one in values], len(reference)
 
 
 def _inception_score(comparison: Comparison):
-    if not comparison.has("logits"):
+    if "logits" not in comparison.samples[0].tensors:
         return None
     if len(comparison.samples[0]) < SPLITS:
         return f"it takes {SPLITS} samples"
@@ -160,30 +150,34 @@ def _neighbours(comparison: Comparison, which: str):
 def _recognised(comparison: Comparison):
     """How many samples a classifier takes for what they were drawn as."""
     network = comparison.network
-    if not (isinstance(network, DomainEncoder) and network.is_classifier):
+    if not recognises(network):
         return None
     if all(bool((labels >= network.head.out_features).all()) for labels in comparison.labels):
         return "samples of the null label have none"
     sets, accuracy, num_reference = [], {}, None
     for samples, labels in zip(comparison.samples, comparison.labels, strict=True):
-        right = _answers(network, samples) == labels
+        right = answers(network, samples.tensors["pooled"]) == labels
         per_class = {int(label): float(right[labels == label].float().mean()) for label in labels.unique()}
         sets.append({"value": float(right.float().mean()), "per_class": per_class})
     if comparison.reference_labels is not None:
-        right = _answers(network, comparison.reference) == comparison.reference_labels
+        right = answers(network, comparison.reference.tensors["pooled"]) == comparison.reference_labels
         accuracy, num_reference = {"held_out_accuracy": float(right.float().mean())}, len(right)
     return [one | accuracy for one in sets], num_reference
 
 
-def _answers(network: DomainEncoder, features: Features) -> Tensor:
-    with torch.no_grad():
-        return network.head(features.tensors["pooled"].to(network.trained.device)).argmax(dim=1).cpu()
+def recognises(network: Encoder) -> bool:
+    """Whether it can tell the class of an image."""
+    return isinstance(network, DomainEncoder) and network.is_classifier
 
 
-def first(features: Features | None, count: int | None) -> Features | None:
-    """The first so many rows."""
-    if features is None or count is None or count >= len(features):
-        return features
+@torch.no_grad()
+def answers(network: DomainEncoder, pooled: Tensor) -> Tensor:
+    """Which class a classifier takes each image for, by its features: (N, P) -> (N,)."""
+    return network.head(pooled.to(network.trained.device)).argmax(dim=1).cpu()
+
+
+def first(features: Features, count: int | None) -> Features:
+    """The first so many rows, or all."""
     return Features(features.role, {name: tensor[:count] for name, tensor in features.tensors.items()})
 
 

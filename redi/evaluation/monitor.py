@@ -13,6 +13,7 @@ from redi.core.registry import configurable
 from redi.data.datasets import Dataset, datasets
 from redi.evaluation.checking import check_size
 from redi.evaluation.evaluate import prepare_networks
+from redi.evaluation.measures import answers, recognises
 from redi.evaluation.metrics.frechet import Gaussian, frechet_distance
 from redi.evaluation.references import reference_features
 from redi.evaluation.samples.label_schemes import choose_labels
@@ -37,7 +38,6 @@ class Monitor:
     Args:
         networks: encoders to measure in, as in `evaluate`; those that learn from data learn from the training images.
         reference: images or stored statistics; default: what `prepare` is given (programs: evaluate.reference).
-        num_images: how many are drawn.
         labels: 'equal': as many of each class as of any other; 'random'; 'null': without a label.
         max_reference: at most so many reference images.
         generate: draws them; a short sampler serves.
@@ -62,31 +62,24 @@ class Monitor:
             raise ValueError(f"Monitor.labels = {labels!r}: it is 'equal', 'random' or 'null'")
         if reference is not None and not isinstance(reference, StoredStatistics):
             datasets.check(reference, "Monitor.reference")
-        self.networks, self.reference, self.num_images = list(networks), reference, num_images
-        self.labels = labels
+        self.networks, self.reference, self.num_images, self.labels = list(networks), reference, num_images, labels
         self.max_reference, self.cache_dir, self.generate = max_reference, cache_dir, generate
         self.against: list[Gaussian] = []  # the reference's, in every network
 
     @property
     def names(self) -> list[str]:
         """What it measures: the keys of what it gives, for `train.keep_best`."""
-        found = []
+        names = []
         for network in self.networks:
-            found.append(network.metric_name("frechet_distance"))
-            may_be = isinstance(network, DomainEncoder) and not network.fitted and self.labels != "null"
-            if may_be or self._recognises(network):  # before `prepare`: what it may measure
-                found.append("recognised_as_label")
-        return [f"{name}_of_{self.num_images}" for name in found]
-
-    def _recognises(self, network: Encoder) -> bool:
-        return isinstance(network, DomainEncoder) and network.is_classifier and self.labels != "null"
+            names.append(network.metric_name("frechet_distance"))
+            may_be = isinstance(network, DomainEncoder) and not network.fitted  # before `prepare`: what it may measure
+            if self.labels != "null" and (may_be or recognises(network)):
+                names.append("recognised_as_label")
+        return [f"{name}_of_{self.num_images}" for name in names]
 
     def prepare(self, dataset: Dataset, reference: Dataset | StoredStatistics | None = None) -> None:
         """Before training: fits and loads the networks, looks at the reference; `dataset` holds the training images.
-
-        Raises:
-            ValueError: a reference of another resolution; weights that are nowhere.
-        """
+        Raises ValueError for a reference of another resolution, and for weights that are nowhere."""
         binding = "evaluate.reference" if self.reference is None else "Monitor.reference"
         reference = self.reference or reference
         check_size(dataset.image_size, reference, binding)
@@ -96,18 +89,14 @@ class Monitor:
             if isinstance(reference, StoredStatistics) and reference.fits(network):
                 self.against.append(reference.gaussians["pooled"])
                 continue
-            images = images_of(reference) or dataset
-            found = reference_features(images, network, max_images=self.max_reference, cache_dir=self.cache_dir)
-            self.against.append(Gaussian.of(found.tensors["pooled"]))
+            settings = {"max_images": self.max_reference, "cache_dir": self.cache_dir}
+            features = reference_features(images_of(reference) or dataset, network, **settings)
+            self.against.append(Gaussian.of(features.tensors["pooled"]))
 
     def __call__(
-        self,
-        model: DiffusionTransformer,
-        codec: JointCodec,
-        process: Process,
-        *,
-        weights: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, float]:
+        self, model: DiffusionTransformer, codec: JointCodec, process: Process,
+        *, weights: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, float]:  # fmt: skip
         """-> {"<metric>_of_<num_images>": value} of the model with these weights."""
         if not self.against:
             raise ValueError("Monitor.prepare(dataset) has not been called: it looks at the reference images")
@@ -117,7 +106,6 @@ class Monitor:
         for network, against in zip(self.networks, self.against, strict=True):
             pooled = torch.cat([network.metric_features(part)["pooled"].cpu() for part in drawn.images.split(256)])
             values[network.metric_name("frechet_distance")] = frechet_distance(Gaussian.of(pooled), against)
-            if self._recognises(network):
-                answers = network.head(pooled.to(network.trained.device)).argmax(dim=1).cpu()
-                values["recognised_as_label"] = float((answers == labels).float().mean())
+            if self.labels != "null" and recognises(network):
+                values["recognised_as_label"] = float((answers(network, pooled) == labels).float().mean())
         return {f"{name}_of_{self.num_images}": value for name, value in values.items()}

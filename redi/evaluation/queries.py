@@ -19,6 +19,8 @@ from redi.sampling.pictures import thumbnails, tile
 
 log = logging.getLogger(__name__)
 
+TITLE = "image; per representation: encoder's features, features drawn given the image; images drawn given the features"
+
 
 @configurable(runtime=("run_dir", "trained", "dataset"), entry=True)
 def query(
@@ -36,8 +38,7 @@ def query(
     `queries.png` (rows: image, its encoder's features, features generated given the image, images generated given the
     features).
 
-    Agreement is the cosine between reduced features, averaged over positions; its floor is the same with the features
-    of another image.
+    Agreement is the cosine between reduced features, averaged over positions; its floor: with another image's features.
 
     Args:
         trained: an opened run (`redi.load`) with at least one representation.
@@ -66,8 +67,7 @@ def query(
     own_time = trained.objective is not None and trained.objective.independent_timesteps
     positions = torch.linspace(0, len(dataset) - 1, num_images).long()
     batch = dataset.batch(positions.tolist())
-    x = codec.encode(batch["images"].to(codec.device)).cpu()
-    groups = channels.split(x)
+    groups = channels.split(codec.encode(batch["images"].to(codec.device)).cpu())
     features = {name: groups[name] for name in channels.representations}
 
     def ask(given: dict[str, Tensor], times: int) -> Generated:
@@ -92,26 +92,22 @@ def query(
         **answered.record,
     }
     write_json(Path(run_dir) / "queries.json", result)
-    rows = [batch["images"]]
+    rows, drawn = [batch["images"]], channels.split(answered.x)
     for name in features:
-        rows += [trained.colours(name, features[name]), trained.colours(name, channels.split(answered.x)[name])]
-    rows += list(pictured.images.split(num_images))
-    title = (
-        "image; per representation: encoder's features, features drawn given the image; images drawn given the features"
-    )
+        rows += [trained.colours(name, features[name]), trained.colours(name, drawn[name])]
+    rows += pictured.images.split(num_images)
     cells = [thumbnails(row, like=batch["images"]) for row in rows]
-    tile(cells, batch["labels"].tolist(), title, num_images).save(Path(run_dir) / "queries.png")
+    tile(cells, batch["labels"].tolist(), TITLE, num_images).save(Path(run_dir) / "queries.png")
     return result
 
 
 def _agreement(drawn: dict[str, Tensor], features: dict[str, Tensor], times: int) -> dict:
     """{representation: {"agreement": cosine, "floor": cosine with another image's features}}."""
-    measured = {}
-    for name, own in features.items():
-        own = own.repeat(times, 1, 1, 1)
-        other = own.roll(1, dims=0)
-        measured[name] = {
-            key: float(functional.cosine_similarity(drawn[name], reference, dim=1).mean())
-            for key, reference in (("agreement", own), ("floor", other))
-        }
-    return measured
+
+    def cosine(name: str, others: Tensor) -> float:
+        return float(functional.cosine_similarity(drawn[name], others.repeat(times, 1, 1, 1), dim=1).mean())
+
+    return {
+        name: {"agreement": cosine(name, own), "floor": cosine(name, own.roll(1, dims=0))}
+        for name, own in features.items()
+    }

@@ -23,24 +23,17 @@ AVERAGED = ("standard_error", "value_at_infinity", "bias", "std_over_splits")
 
 
 def entry(
-    metric: str,
-    sets: Sequence[Mapping],
-    *,
-    better: str,
-    num_samples: int,
-    num_reference: int | None,
-    conditions: Mapping,
-    warnings: Sequence[str] = (),
-) -> dict:
+    metric: str, sets: Sequence[Mapping], *, better: str, num_samples: int, num_reference: int | None,
+    conditions: Mapping, warnings: Sequence[str] = (),
+) -> dict:  # fmt: skip
     """One entry of metrics.json.
 
     Args:
         sets: for every set of samples (one per seed) {"value": ...} and what goes with it: the entry's value is their
             mean, and `spread` their sample standard deviation; of what is not averaged, the first set's stands.
-        better: 'lower', 'higher' or 'closer to ceiling'.
+        better: 'lower' or 'higher'.
         num_samples: per seed.
         num_reference: None where it is not known, of stored statistics.
-        conditions: what `conditions` gave.
     """
     per_seed = [float(one["value"]) for one in sets]
     record = {"metric": metric, "value": statistics.fmean(per_seed), "better": better, "per_seed": per_seed}
@@ -67,11 +60,8 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def conditions(samples: Mapping, network: Mapping | None, reference: Mapping) -> dict:
-    """What entries of one network have in common: the records of samples, network and reference, and the software.
-
-    Args:
-        samples: the samples' record, whose lists of parts and files are left out.
-    """
+    """What entries of one network have in common: the records of samples (without their parts and files), network and
+    reference, and the software."""
     drawn = {name: value for name, value in samples.items() if name not in ("files", "parts")}
     return {"network": network, "reference": dict(reference), "samples": drawn, "versions": software()}
 
@@ -92,25 +82,22 @@ def reference_record(reference) -> dict:
 
 def software() -> dict[str, str]:
     """Versions of what computes the numbers."""
-    known = {"redi": redi.__version__, "torch": torch.__version__}
-    packages = {"numpy": "numpy", "scipy": "scipy", "pillow": "pillow", "cleanfid": "clean-fid", "timm": "timm"}
-    return known | {name: version(package) for name, package in packages.items()}
+    packages = {name: version(name) for name in ("numpy", "scipy", "pillow", "timm")}
+    return {"redi": redi.__version__, "torch": torch.__version__, "cleanfid": version("clean-fid")} | packages
 
 
 def describe(metrics: Sequence[Mapping]) -> str:
     """The lines that programs print: name, value with its spread over seeds, and what to read it by."""
-    shown = [(metric["metric"], _value(metric), _beside(metric)) for metric in metrics]
+    shown = [_row(metric) for metric in metrics]
     names, values = (max((len(row[column]) for row in shown), default=0) for column in (0, 1))
     return "\n".join(f"{name:<{names}}  {value:<{values}}  {beside}".rstrip() for name, value, beside in shown)
 
 
-def _value(metric: Mapping) -> str:
-    text = f"{metric['value']:.4g}"
-    return text if metric.get("spread") is None else f"{text} ± {metric['spread']:.2g}"
-
-
-def _beside(metric: Mapping) -> str:
-    parts = [f"{len(metric['per_seed'])} seeds of {metric['num_samples']}"] if metric.get("spread") is not None else []
+def _row(metric: Mapping) -> tuple[str, str, str]:
+    value, parts = f"{metric['value']:.4g}", []
+    if metric.get("spread") is not None:
+        value += f" ± {metric['spread']:.2g}"
+        parts.append(f"{len(metric['per_seed'])} seeds of {metric['num_samples']}")
     if metric.get("floor") is not None:
         times = f" ({metric['times_floor']:.2f} times)" if metric.get("times_floor") is not None else ""
         parts.append(f"floor {metric['floor']:.4g}{times}")
@@ -118,4 +105,4 @@ def _beside(metric: Mapping) -> str:
         if metric.get(name) is not None:
             parts.append(f"{name.replace('_', ' ')} {metric[name]:.3g}")
     warned = len(metric.get("warnings", ()))
-    return ", ".join(parts) + (f"  [{warned} warning{'s' * (warned > 1)}]" if warned else "")
+    return metric["metric"], value, ", ".join(parts) + (f"  [{warned} warning{'s' * (warned > 1)}]" if warned else "")

@@ -2,12 +2,12 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from redi.core.registry import identity
 from redi.data.cache.prepare import cache_folder
@@ -23,19 +23,12 @@ from redi.runtime.shared_work import SharedJob
 log = logging.getLogger(__name__)
 
 BLOCK = 4096  # images in one file: the unit that is divided over processes and lost at most when one is killed
-UNUSED = ("logits",)  # of what a network gives: no metric looks at the logits of a reference
 
 
 def reference_features(
-    dataset: Dataset,
-    network: Encoder,
-    *,
-    max_images: int | None = None,
-    cache_dir: str | Path | None = None,
-    batch_size: int = 64,
-    rank: int = 0,
-    world_size: int = 1,
-) -> Features:
+    dataset: Dataset, network: Encoder, *, max_images: int | None = None, cache_dir: str | Path | None = None,
+    batch_size: int = 64, rank: int = 0, world_size: int = 1,
+) -> Features:  # fmt: skip
     """What `network.metric_features` gives for the images, from the cache where it was computed before.
 
     They lie in `<cache_dir>/references` under a hash of images and network; several processes share the work, and what
@@ -43,7 +36,6 @@ def reference_features(
 
     Args:
         max_images: at most so many, drawn from a fixed seed; default: all.
-        rank, world_size: see `redi.runtime.shared_work.SharedJob`.
 
     Raises:
         ValueError: images of different sizes, NaN or infinite features (both named), no images.
@@ -52,9 +44,8 @@ def reference_features(
     if not positions:
         raise ValueError(f"{type(dataset).__name__} holds no images to compare with")
     images, made_by = dataset.fingerprint(), network.provenance()
-    key = [images, without_versions(made_by), identity(network).get("source_sha256"), len(positions)]
-    digest = json_sha256(key)
-    folder = cache_folder(cache_dir) / "references" / f"{type(dataset).__name__}-{digest[:16]}"
+    key = json_sha256([images, without_versions(made_by), identity(network).get("source_sha256"), len(positions)])
+    folder = cache_folder(cache_dir) / "references" / f"{type(dataset).__name__}-{key[:16]}"
     if (before := stamp(folder)) is not None:
         try:
             features = _joined(load_artefact(folder)[0])
@@ -67,18 +58,23 @@ def reference_features(
     job = SharedJob(folder.with_name(f".{folder.name}.work"), [len(block) for block in blocks])
 
     def compute(index: int) -> None:
-        rows = list(_features(network, dataset, blocks[index], batch_size, job.bar))
-        job.store(index, {folder.name: {name: torch.cat([row[name] for row in rows]) for name in rows[0]}})
+        rows = defaultdict(list)
+        for start in range(0, len(blocks[index]), batch_size):
+            chosen = blocks[index][start : start + batch_size]
+            for name, tensor in network.metric_features(_images(dataset, chosen)).items():
+                names = [dataset.names[position] for position in chosen]
+                check_encoded(tensor, f"the features ({name!r}) of {type(network).__name__}", names)
+                if name != "logits":  # no metric looks at those of a reference
+                    rows[name].append(tensor.float().cpu())
+            job.bar.update(len(chosen))
+        job.store(index, {folder.name: {name: torch.cat(parts) for name, parts in rows.items()}})
 
-    def finish() -> None:
-        if (records := job.records()) is not None:
-            record = {"images": dataset.provenance(), "fingerprint": images, "network": made_by, "rows": len(positions)}
-            job.assemble_artefact(folder.name, folder, record, records)
+    def finish(records: list[dict]) -> None:
+        record = {"images": dataset.provenance(), "fingerprint": images, "network": made_by, "rows": len(positions)}
+        job.assemble_artefact(folder.name, folder, record, records)
 
-    job.run(
-        do=compute, finish=finish, finished=lambda: stamp(folder) not in (None, before), rank=rank,
-        world_size=world_size, desc="reference features",
-    )  # fmt: skip
+    ranks = {"rank": rank, "world_size": world_size, "desc": "reference features"}
+    job.run(do=compute, finish=finish, finished=lambda: stamp(folder) not in (None, before), **ranks)
     return _joined(load_artefact(folder)[0])
 
 
@@ -89,37 +85,20 @@ def reference_positions(dataset: Dataset, max_images: int | None) -> list[int]:
     return torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:max_images].sort()[0].tolist()
 
 
-def _features(
-    network: Encoder, dataset: Dataset, positions: Sequence[int], batch_size: int, bar: tqdm
-) -> Iterator[dict[str, Tensor]]:
-    for start in range(0, len(positions), batch_size):
-        chosen = positions[start : start + batch_size]
-        names = [dataset.names[position] for position in chosen]
-        features = network.metric_features(_images(dataset, chosen))
-        for name, tensor in features.items():
-            check_encoded(tensor, f"the features ({name!r}) of {type(network).__name__}", names)
-        yield {name: tensor.float().cpu() for name, tensor in features.items() if name not in UNUSED}
-        bar.update(len(chosen))
-
-
 def _images(dataset: Dataset, positions: Sequence[int]) -> Tensor:
     """(n, 3, S, S) uint8, of the size of the data set's first image."""
     first, shape = dataset.names[0], dataset[0][0].shape
+    pixels, remedy = f"{first} has {shape[2]}x{shape[1]} pixels", "bind Preprocessing.image_size to the samples' size"
     if shape[1] != shape[2]:
-        raise ValueError(
-            f"the reference's images are square, {first} has {shape[2]}x{shape[1]} pixels: bind "
-            "Preprocessing.image_size to the samples' size"
-        )
+        raise ValueError(f"the reference's images are square, {pixels}: {remedy}")
     with contextlib.suppress(MixedSizes):  # which of them differ from the first image is said below
         images = dataset.batch(positions)["images"]
         if images.shape[1:] == shape:
             return images
     for position in positions:
         if (other := dataset[position][0].shape) != shape:
-            raise ValueError(
-                f"the reference mixes sizes: {first} has {shape[2]}x{shape[1]} pixels, {dataset.names[position]} "
-                f"{other[2]}x{other[1]}: bind Preprocessing.image_size to the samples' size"
-            )
+            second = f"{dataset.names[position]} {other[2]}x{other[1]}"
+            raise ValueError(f"the reference mixes sizes: {pixels}, {second}: {remedy}")
     return dataset.batch(positions)["images"]
 
 

@@ -9,10 +9,8 @@ import torch
 from redi.core.registry import configurable
 from redi.data.datasets import Dataset, datasets
 from redi.data.storage.npz import NpzArray, npz_entries
-from redi.evaluation.metrics.features import Features
 from redi.evaluation.metrics.frechet import Gaussian
 from redi.models.encoders import Encoder
-from redi.runtime.atomic import atomic_file
 from redi.runtime.checksums import sha256
 
 KEYS = {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
@@ -32,8 +30,8 @@ class StoredStatistics:
             'dinov2', ... It is used for distances in that network alone.
         images: a data set, for the metrics that need images, and for other networks; with ADM's batch:
             `@datasets.AdmBatch()` of the same file. Default: those metrics are left out.
-        image_size: the side of the images that they were made of, where it is known; samples of another size are then
-            refused. Where the file holds `arr_0`, its size is known.
+        image_size: the side of the images that they were made of, so that samples of another size are refused; default:
+            that of `arr_0`, where the file holds it.
 
     Raises:
         ValueError: no such file, damaged, another kind of file, missing or impossible arrays.
@@ -96,17 +94,6 @@ class StoredStatistics:
 def images_of(reference: Dataset | StoredStatistics | None) -> Dataset | None:
     """The images that a reference holds, if any."""
     return reference.images if isinstance(reference, StoredStatistics) else reference
-
-
-def save_statistics(path: str | Path, features: Features) -> None:
-    """Writes `mu` and `sigma` of features (N >= 2), and `mu_s` and `sigma_s` of spatial ones, as `.npz`."""
-    arrays, path = {}, Path(path)
-    for kind, (mean_key, covariance_key) in KEYS.items():
-        if kind in features.tensors:
-            gaussian = Gaussian.of(features.tensors[kind])
-            arrays |= {mean_key: gaussian.mean.numpy(), covariance_key: gaussian.covariance.numpy()}
-    with atomic_file(path) as temporary, open(temporary, "wb") as file:  # given a name, NumPy would add .npz to it
-        np.savez(file, **arrays)
 
 
 def ending(network: Encoder) -> str:

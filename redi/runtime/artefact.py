@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from redi.runtime.atomic import atomic_folder, save_tensors, shared_folder, write_json
+from redi.runtime.atomic import atomic_folder, save_tensors, write_json
 from redi.runtime.checksums import BrokenArtefact, hashes_of, sealed, unsealed
 
 RECORD = "record.json"
@@ -37,7 +37,7 @@ def save_artefact(
     folder = Path(folder)
     extra = {name: content.encode() if isinstance(content, str) else content for name, content in (extra or {}).items()}
     needed = sum(t.nbytes for group in tensors.values() for t in group.values()) + sum(map(len, extra.values()))
-    with (shared_folder if shared else atomic_folder)(folder, needed_bytes=needed) as temporary:
+    with atomic_folder(folder, needed, shared) as temporary:
         for name, group in tensors.items():
             save_tensors(temporary / f"{name}{TENSORS}", group)
         for name, path in (ready or {}).items():

@@ -16,21 +16,43 @@ from torch import Tensor
 
 
 @contextlib.contextmanager
-def atomic_folder(folder: Path, needed_bytes: int = 0) -> Iterator[Path]:
+def atomic_folder(folder: Path, needed_bytes: int = 0, shared: bool = False) -> Iterator[Path]:
     """A temporary folder that becomes `folder` when the block ends well, and vanishes when it does not.
 
-    A folder that is there already is replaced; readers may miss it for a moment. What is named by a hash of its
-    contents, and so may be written by several processes at once, goes through `shared_folder`.
+    A folder that is there already is replaced; readers may miss it for a moment. What several processes may write at
+    once, named by a hash of its contents, is `shared`: the folder of the first one stays.
     """
-    with _temporary_folder(Path(folder), needed_bytes) as temporary:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder.parent).free
+    if free < needed_bytes * 1.01:
+        raise OSError(f"no space for {folder}: {needed_bytes / 2**20:.1f} MiB needed, {free / 2**20:.1f} MiB free")
+    temporary = _beside(folder, "partial")
+    temporary.mkdir()
+    try:
         yield temporary
-        _sync(temporary)
-        replace_folder(temporary, folder)
+        for path in temporary.iterdir():
+            _sync_file(path)
+        _sync_entries(temporary)
+        if not shared:
+            replace_folder(temporary, folder)
+        else:
+            try:
+                rename(temporary, folder)
+            except OSError:
+                if not folder.exists():
+                    raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _beside(path: Path, what: str) -> Path:
+    """A name in the same folder, unique over machines too: several may write to one file system."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.{what}")
 
 
 def replace_folder(new: Path, folder: Path) -> None:
     """Puts a folder in its place; one that is there already is deleted, once the new one stands."""
-    before = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.replaced")
+    before = _beside(folder, "replaced")
     with contextlib.suppress(FileNotFoundError):
         folder.rename(before)
     try:
@@ -46,42 +68,13 @@ def replace_folder(new: Path, folder: Path) -> None:
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary path beside a file, which is synced and becomes the file when the block ends well."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
+    temporary = _beside(path, "partial")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        _sync_file(temporary)
         rename(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def shared_folder(folder: Path, needed_bytes: int = 0) -> Iterator[Path]:
-    """As `atomic_folder`, but where another process was first, its folder stays and this one's is dropped."""
-    with _temporary_folder(Path(folder), needed_bytes) as temporary:
-        yield temporary
-        _sync(temporary)
-        try:
-            rename(temporary, folder)
-        except OSError:
-            if not folder.exists():
-                raise
-
-
-@contextlib.contextmanager
-def _temporary_folder(folder: Path, needed_bytes: int) -> Iterator[Path]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder.parent).free
-    if free < needed_bytes * 1.01:
-        raise OSError(f"no space for {folder}: {needed_bytes / 2**20:.1f} MiB needed, {free / 2**20:.1f} MiB free")
-    # Unique over machines too: several may write to one file system.
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.partial")
-    temporary.mkdir()
-    try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -90,16 +83,12 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
     except SafetensorError as error:  # it wraps the operating system's error
         raise OSError(f"could not write {path}: {error}") from None
+    _sync_file(path)
+
+
+def _sync_file(path: Path) -> None:
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Forces the files of a folder, and what it says of them, to the disk."""
-    for path in folder.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    _sync_entries(folder)
 
 
 def _sync_entries(folder: Path) -> None:
@@ -138,20 +127,15 @@ def write_text(path: Path, text: str) -> None:
 
 def stamp(folder: Path) -> tuple[int, int] | None:
     """What tells a folder from one that replaced it; None where there is none."""
-    try:
-        status = Path(folder).stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ino
+    with contextlib.suppress(OSError):
+        status = folder.stat()
+        return status.st_mtime_ns, status.st_ino
+    return None
 
 
 @contextlib.contextmanager
 def only_process(run_dir: Path) -> Iterator[None]:
-    """Holds `run_dir/.lock`; the system releases it when the process ends, however it ends.
-
-    Raises:
-        ValueError: another process holds it.
-    """
+    """Holds `run_dir/.lock`, which ends with the process. Raises ValueError where another process holds it."""
     lock = FileLock(run_dir / ".lock", blocking=False)
     try:
         lock.acquire()

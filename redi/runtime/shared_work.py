@@ -25,10 +25,9 @@ POLL_SECONDS = 2.0  # waiting processes look again after at most this long
 class SharedJob:
     """Parts by index: each is stored on disk, whichever process is free takes the next, and one process finishes.
 
-    A process locks the part that it does. The operating system releases the lock when the process ends, however it
-    ends, so another takes the part. A part is `<work>/<group>/<name>.safetensors` for one group of tensors or
-    several, and `<work>/records/<name>.json` with their checksums, which is written last. An interrupted job resumes
-    with the parts that are stored.
+    A process locks the part that it does. The system releases the lock when the process ends, however it ends, so
+    another takes the part. A part is `<work>/<group>/<name>.safetensors` for every group of tensors, and
+    `<work>/records/<name>.json` with their checksums, written last. An interrupted job resumes with what is stored.
 
     Args:
         work: a folder of this job alone, deleted once the job is finished.
@@ -50,26 +49,20 @@ class SharedJob:
         self.bar = tqdm(disable=True)
 
     def run(
-        self,
-        *,
-        finished: Callable[[], bool],
-        finish: Callable[[], None],
-        do: Callable[[int], None] | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        desc: str = "",
-        unit: str = "img",
-    ) -> None:
+        self, *, finished: Callable[[], bool], finish: Callable[[list[dict]], None],
+        do: Callable[[int], None] | None = None, rank: int = 0, world_size: int = 1, desc: str = "", unit: str = "img",
+    ) -> None:  # fmt: skip
         """Do every part and then `finish`, together with all processes that run this job; return once it is finished.
 
         Part i belongs to rank i modulo the world size. A process that is done with its own takes those that nobody is
-        working on, so a rank that is slow, lost or never started delays the others and stops nothing. `finish` may
-        find damaged parts (`records`), which are then done again.
+        working on, so a rank that is slow, lost or never started delays the others and stops nothing. Parts that are
+        damaged in the end are done again.
 
         Args:
+            finish: takes the records of all parts.
             do: stores a part; the same each time.
         """
-        order = sorted(range(len(self.sizes)), key=lambda i: (i % world_size != rank, i))
+        order = sorted(range(len(self.sizes)), key=lambda i: i % world_size != rank)
         with progress(total=sum(self.sizes), desc=desc, unit=unit, disable=rank > 0 or not order) as self.bar:
             if done := len(order) - len(self._missing(order)):
                 log.info("%s: %d of %d parts were done before", desc, done, len(order))
@@ -83,8 +76,11 @@ class SharedJob:
                     with self._locked(name) as mine:
                         if not mine:
                             busy.append(name)
-                        elif not finished() and not (missing and self.is_done(index)):
-                            do(index) if missing else finish()
+                        elif not finished() and not (missing and self._is_done(index)):
+                            if missing:
+                                do(index)
+                            elif (records := self._records()) is not None:
+                                finish(records)
                 if len(busy) < len(missing or [None]):
                     pause = 0.05
                     continue
@@ -99,20 +95,17 @@ class SharedJob:
     def _locked(self, name: str) -> Iterator[bool]:
         """Whether this process holds the lock until the block ends."""
         lock = FileLock(self.work / f"{name}.lock", blocking=False)
-        try:
+        with contextlib.suppress(Timeout, FileNotFoundError):  # another holds it; or has finished, and all is gone
             lock.acquire()
-        except (Timeout, FileNotFoundError):  # another holds it; or has finished, and the folder is gone
-            yield False
-            return
         try:
-            yield True
+            yield lock.is_locked
         finally:
             lock.release()
 
     def _missing(self, order: Sequence[int]) -> list[int]:
-        return [index for index in order if not self.is_done(index)]
+        return [index for index in order if not self._is_done(index)]
 
-    def is_done(self, index: int) -> bool:
+    def _is_done(self, index: int) -> bool:
         if done := self._record(index).exists():
             self.count(index, self.sizes[index])
         return done
@@ -150,7 +143,7 @@ class SharedJob:
             what = f"{needed / 2**30:.2f} GiB needed, {free / 2**30:.2f} GiB free"
             raise OSError(f"no space for {self.work}: {what}; {remedy}")
 
-    def records(self) -> list[dict] | None:
+    def _records(self) -> list[dict] | None:
         """The records of all parts, in order; None where some are damaged, which are then done again.
 
         Every file that another process stored, now or before, is compared with its checksum.
@@ -206,4 +199,4 @@ class SharedJob:
 
 def complete(work: Path, *, finished: Callable[[], bool], finish: Callable[[], None]) -> None:
     """Have one of all processes that call this do `finish`; the others wait for it. Like `SharedJob.run`."""
-    SharedJob(work).run(finished=finished, finish=finish)
+    SharedJob(work).run(finished=finished, finish=lambda _: finish())

@@ -11,6 +11,7 @@ from redi.core.processes.flow_matching import FlowMatching
 from redi.core.samplers.euler import Euler
 from redi.data.cache.prepare import prepare
 from redi.data.datasets.digits import Digits
+from redi.evaluation import queries
 from redi.evaluation.queries import query
 from redi.models.autoencoders.pixels import Pixels
 from redi.models.codec import JointCodec, Representation
@@ -18,6 +19,7 @@ from redi.models.encoders.domain import DomainEncoder
 from redi.models.reducers.pca import PCA
 from redi.models.transformer import DiffusionTransformer
 from redi.runs.load import Run
+from redi.sampling.generate import Generated
 from redi.sampling.pictures import ColourBasis
 
 SAMPLER = Euler(num_evaluations=3)
@@ -68,14 +70,18 @@ def test_the_picture_has_a_row_for_all_that_was_asked(trained, digits, tmp_path)
     assert height == 22 + rows * 65 + 4 + 12
 
 
-def test_the_image_s_own_features_agree_with_themselves_alone(trained, digits):
-    from redi.evaluation.queries import _agreement
+def test_the_image_s_own_features_agree_with_themselves_alone(trained, digits, tmp_path, monkeypatch):
+    images = digits.batch(torch.linspace(0, len(digits) - 1, 4).long().tolist())["images"]
 
-    x = trained.codec.encode(digits.batch(range(6))["images"])
-    features = {"z": trained.codec.channels.split(x)["z"]}
-    measured = _agreement(features, features, times=1)["z"]
-    assert measured["agreement"] == pytest.approx(1, abs=1e-6)
-    assert measured["floor"] < 0.99
+    def perfect(*args, labels, **settings):
+        again = images.repeat(len(labels) // 4, 1, 1, 1)
+        return Generated(again, trained.codec.encode(again), labels, {})
+
+    monkeypatch.setattr(queries, "generate", perfect)
+    result = query(tmp_path, trained=trained, dataset=digits, num_images=4, num_variations=2)
+    for question in ("features_given_image", "image_given_features"):
+        assert result[question]["z"]["agreement"] == pytest.approx(1, abs=1e-6)
+        assert result[question]["z"]["floor"] < 0.99
 
 
 def test_a_model_of_images_alone_cannot_be_asked(trained, digits, tmp_path):

@@ -12,10 +12,8 @@ from redi.data.datasets.digits import Digits
 from redi.data.datasets.image_folder import ImageFolder
 from redi.data.preprocessing import Preprocessing
 from redi.evaluation import references
-from redi.evaluation.metrics.features import Features
-from redi.evaluation.metrics.frechet import Gaussian
 from redi.evaluation.references import reference_features, reference_positions
-from redi.evaluation.stored_statistics import StoredStatistics, ending, images_of, save_statistics
+from redi.evaluation.stored_statistics import StoredStatistics, ending, images_of
 from redi.models.encoders import Encoder
 
 
@@ -194,17 +192,6 @@ def test_statistics_are_of_one_network_alone(stored, arrays):
     path = stored(**arrays)
     assert StoredStatistics(path=path, network="means").fits(Means())
     assert not StoredStatistics(path=path, network="clean").fits(Means())
-
-
-def test_saved_statistics_are_those_of_the_features(tmp_path):
-    pooled = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
-    features = Features("reference", {"pooled": pooled, "spatial": pooled[:, :3]})
-    save_statistics(tmp_path / "saved.npz", features)
-    found = StoredStatistics(path=tmp_path / "saved.npz", network="means").gaussians
-    assert torch.equal(found["pooled"].mean, Gaussian.of(pooled).mean)
-    # torch.cov leaves rounding between the two halves, which reading evens out.
-    torch.testing.assert_close(found["spatial"].covariance, Gaussian.of(pooled[:, :3]).covariance, rtol=0, atol=1e-14)
-    assert [path.name for path in tmp_path.iterdir()] == ["saved.npz"]
 
 
 def test_the_size_of_the_images_is_known_where_they_are_there(stored, arrays, digits):

@@ -8,6 +8,7 @@ import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 import torch
@@ -20,7 +21,6 @@ from redi.runtime.artefact import (
     read_record,
     restore_optimizer,
     save_artefact,
-    shared_folder,
     write_json,
 )
 from redi.runtime.checksums import BrokenArtefact
@@ -274,9 +274,9 @@ def test_an_optimizer_goes_on_bit_equal_after_a_round_trip_through_files(tmp_pat
 
 
 def test_the_first_of_two_writers_of_a_shared_folder_stays(tmp_path):
-    with shared_folder(tmp_path / "x") as slow:
+    with atomic_folder(tmp_path / "x", shared=True) as slow:
         (slow / "file").write_text("second")
-        with shared_folder(tmp_path / "x") as fast:
+        with atomic_folder(tmp_path / "x", shared=True) as fast:
             assert fast != slow
             (fast / "file").write_text("first")
     assert (tmp_path / "x" / "file").read_text() == "first"
@@ -303,13 +303,13 @@ def test_many_writers_of_one_shared_artefact_leave_a_whole_one(tmp_path):
 
 def test_a_shared_folder_that_cannot_be_made_raises_and_leaves_nothing_partial(tmp_path):
     (tmp_path / "x").symlink_to("nowhere")  # there for a rename, and yet not there
-    with pytest.raises(OSError), shared_folder(tmp_path / "x") as temporary:
+    with pytest.raises(OSError), atomic_folder(tmp_path / "x", shared=True) as temporary:
         (temporary / "file").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 def test_an_exception_leaves_no_shared_folder(tmp_path):
-    with pytest.raises(KeyError), shared_folder(tmp_path / "x") as temporary:
+    with pytest.raises(KeyError), atomic_folder(tmp_path / "x", shared=True) as temporary:
         (temporary / "half").write_text("half")
         raise KeyError
     assert list(tmp_path.iterdir()) == []
@@ -353,7 +353,7 @@ def test_a_rename_that_fails_leaves_the_old_folder(tmp_path, failing):
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-@pytest.mark.parametrize("kind", [atomic_folder, shared_folder])
+@pytest.mark.parametrize("kind", [atomic_folder, partial(atomic_folder, shared=True)])
 def test_temporary_folders_lie_beside_the_final_one_under_unique_names(tmp_path, kind):
     with ExitStack() as stack:
         names = {

@@ -26,10 +26,9 @@ class Letters:
         tensors = {"letter": torch.tensor([ord(self.letters[index])])}
         self.job.store(index, {"letters": tensors}, {"letter": self.letters[index]})
 
-    def finish(self):
-        if (records := self.job.records()) is not None:
-            self.did.append("finish")
-            self.result.write_text("".join(record["letter"] for record in records))
+    def finish(self, records):
+        self.did.append("finish")
+        self.result.write_text("".join(record["letter"] for record in records))
 
     def run(self, **options):
         self.job.run(**{"do": self.do, "finish": self.finish, "finished": self.result.exists} | options)
@@ -116,7 +115,7 @@ def test_a_group_becomes_a_folder_without_strays_and_replaces_the_one_before(let
     folder.mkdir()
     (folder / "part-00009.safetensors").touch()
 
-    def finish():
+    def finish(records):
         (letters.job.path("letters") / ".part-00001.safetensors.0123.partial").touch()
         (letters.job.path("letters") / "notes").touch()
         letters.job.assemble("letters", folder, {"notes"})

@@ -28,10 +28,7 @@ BLOCK = 1024  # images whose moments are summed together: the unit that is divid
 
 def fit_encoder(folder: Path, encoder: Encoder, dataset: Dataset) -> None:
     """Load the encoder's state from `folder` where the same fit was made before; else, or where it is damaged, fit and
-    store it.
-
-    Of several processes that ask for the same fit, one makes it and the others wait.
-    """
+    store it: of several processes, one does, and the others wait."""
     key = {"fit": encoder.fit_settings(), "dataset": dataset.fingerprint()}
     path = _place(folder, encoder, key)
 
@@ -46,23 +43,14 @@ def fit_encoder(folder: Path, encoder: Encoder, dataset: Dataset) -> None:
 
 
 def fit_reducer(
-    folder: Path,
-    reducer: Reducer,
-    encoder: Encoder,
-    dataset: Dataset,
-    *,
-    num_images: int,
-    seed: int,
-    batch_size: int,
-    device: torch.device,
-    rank: int = 0,
-    world_size: int = 1,
-) -> None:
+    folder: Path, reducer: Reducer, encoder: Encoder, dataset: Dataset, *, num_images: int, seed: int, batch_size: int,
+    device: torch.device, rank: int = 0, world_size: int = 1,
+) -> None:  # fmt: skip
     """As `fit_encoder`, on the features of a seeded sample of the images.
 
-    A reducer that needs only their moments is fitted by all processes together: the sample is cut into blocks of
-    1,024 images, whose moments are stored one by one and merged in the order of the blocks. So the fit is bit-equal
-    whatever the number of processes, and an interrupted one resumes. Other reducers are fitted by one process.
+    A reducer that needs only their moments is fitted by all processes together: those of each block of 1,024 images are
+    stored, and merged in the order of the blocks. So the fit is bit-equal whatever the number of processes, and an
+    interrupted one resumes. Other reducers are fitted by one process.
 
     The folder of the fit is one that the argument `path` of a reducer can point to.
     """
@@ -87,11 +75,9 @@ def fit_reducer(
             del batch  # freed before the encoder makes the next one
         job.store(index, {"moments": moments.state()})
 
-    def finish() -> None:
+    def finish(_: list[dict]) -> None:
         if not by_moments:
             reducer.fit(progress(features(positions), total=-(-len(positions) // batch_size), desc=desc, unit="batch"))
-        elif job.records() is None:
-            return
         else:
             total = Moments()
             for index in range(len(blocks)):
@@ -113,11 +99,8 @@ def fit_reducer(
 def _features(
     encoder: Encoder, reducer: Reducer, dataset: Dataset, batches: Iterable[np.ndarray], device: torch.device
 ) -> Iterator[Tensor]:
-    """Positions (N,) -> features (N, E, h, w), batch by batch.
-
-    What is not finite is refused: at once, or on a GPU every 1,024 images, because looking waits for the GPU, and
-    meanwhile the next images can be read.
-    """
+    """Positions (N,) -> features (N, E, h, w), batch by batch. What is not finite is refused: at once, or on a GPU
+    every 1,024 images, because looking waits for the GPU."""
     largest, names = [], []  # of what is not yet checked: (N, 1), the largest magnitude in an image; the images' names
 
     def check() -> None:
@@ -155,8 +138,7 @@ def _work(path: Path) -> Path:
 
 def _restore_or(path: Path, run: Callable[[Callable[[], bool]], None]) -> tuple[dict, dict]:
     """The tensors and the record of a fit; `run(finished)` makes it where it is missing or damaged."""
-    before = stamp(path)
-    if before is not None:
+    if (before := stamp(path)) is not None:
         try:
             fit = load_artefact(path)
             log.info("%s restored from %s", path.name.split("-")[0], path)

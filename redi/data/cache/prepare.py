@@ -43,9 +43,8 @@ def prepare(
 ) -> Dataset | Cache | CacheStream:
     """Makes the codec ready for this data set, and the data set ready for the trainer.
 
-    Encoders and reducers that learn from data are fitted in place, or restored where the same fit was made
-    before; then every image is encoded once into a cache. Nothing is done twice: all results lie in
-    `cache_dir` under a hash of what they depend on. What was interrupted goes on where it was.
+    Encoders and reducers that learn from data are fitted in place, and every image is encoded once into a cache.
+    Nothing is done twice: all results lie in `cache_dir` under a hash of what they depend on.
 
     Several processes, on one machine or many, share the work when they call this with the same arguments and one
     `cache_dir` on a file system that all of them see (docs/cache.md); each returns when all is there.
@@ -59,9 +58,7 @@ def prepare(
         window_images: so many of its images are mixed with one another at a time; another number is another order.
         mirror: train on each image or its mirror image, by chance; the networks see the mirrored image itself.
         num_fit_images: at most so many images, drawn from `seed`, to fit reducers on (paper, section 3.4: 76,800).
-        batch_size: images per pass through the encoders.
-        rows_per_shard: images in one file of the cache: the unit that is divided over processes, and lost at most when
-            one is killed.
+        rows_per_shard: images in one file of the cache: what is divided over processes, and lost when one is killed.
         verify: compare the SHA-256 of every shard of a cache that was there already, and encode damaged ones again:
             all processes together read all of it, at 1.2 GiB a second and core at most.
         rank, world_size: this process's place; default: torchrun's or Slurm's environment, else 0 of 1.
@@ -70,8 +67,8 @@ def prepare(
         What `train` takes as `dataset`; its attribute `mirrored` is `mirror`.
 
     Raises:
-        ValueError: NaN or infinite values in what the networks give, a reducer of another encoder, damaged files, a
-            cache at `cache_url` that is not of this codec and data set.
+        ValueError: NaN or infinite values in what the networks give, a reducer of another encoder, a cache at
+            `cache_url` that is damaged, or not of this codec and data set.
     """
     counts = {"num_fit_images": num_fit_images, "batch_size": batch_size, "rows_per_shard": rows_per_shard}
     for name, count in (counts | {"window_images": window_images}).items():
@@ -86,11 +83,11 @@ def prepare(
     if dataset is None:
         raise ValueError("no data set: bind train.dataset, or prepare.cache_url")
     ranks = dict(zip(("rank", "world_size"), place, strict=True))
-    representations = codec.representations.values()
-    for encoder in (*(representation.encoder for representation in representations), codec.alignment):
+    pairs = [(representation.encoder, representation.reducer) for representation in codec.representations.values()]
+    for encoder in (*(encoder for encoder, _ in pairs), codec.alignment):
         if encoder is not None and not encoder.fitted:
             fit_encoder(cache_dir / "encoders", encoder, dataset)
-    for encoder, reducer in ((representation.encoder, representation.reducer) for representation in representations):
+    for encoder, reducer in pairs:
         if not reducer.fitted:
             sample = {"num_images": num_fit_images, "seed": seed, "batch_size": batch_size}
             fit_reducer(cache_dir / "reducers", reducer, encoder, dataset, device=codec.device, **sample, **ranks)

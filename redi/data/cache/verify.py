@@ -43,10 +43,8 @@ def verify_cache(folder: Path, *, rank: int = 0, world_size: int = 1) -> None:
         whole = path.exists() and path.stat().st_size == shard["bytes"] and sha256(path) == shard["sha256"]
         job.store(index, {}, {"whole": whole, "state": states[index], "time": time.time()})
 
-    def finish() -> None:
+    def finish(records: list[dict]) -> None:
         nonlocal over
-        if (records := job.records()) is None:
-            return
         damaged = [index for index, record in enumerate(records) if not record["whole"]]
         if damaged:
             names = ", ".join(Path(shards[index]["file"]).stem for index in damaged)
@@ -89,11 +87,7 @@ def _unfinish(folder: Path, manifest: dict, damaged: Collection[int]) -> None:
 
 def _state(path: Path) -> list[int]:
     """What writing to a file changes; [] where it is missing."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return []
-    return [status.st_size, status.st_mtime_ns]
+    return [path.stat().st_size, path.stat().st_mtime_ns] if path.exists() else []
 
 
 def _is_fresh(record: dict) -> bool:

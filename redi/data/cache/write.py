@@ -18,23 +18,15 @@ from redi.runtime.shared_work import SharedJob
 
 
 def write_cache(
-    folder: Path,
-    codec: JointCodec,
-    dataset: Dataset,
-    *,
-    batch_size: int = 256,
-    rows_per_shard: int = 4096,
-    mirror: bool = False,
-    rank: int = 0,
-    world_size: int = 1,
-) -> Cache:
+    folder: Path, codec: JointCodec, dataset: Dataset, *, batch_size: int = 256, rows_per_shard: int = 4096,
+    mirror: bool = False, rank: int = 0, world_size: int = 1,
+) -> Cache:  # fmt: skip
     """Encodes every image once; the folder appears when it is complete. An existing cache is opened.
 
     What an interrupted call has finished is kept in '.<name>.work' beside the folder and resumed by the next.
 
     Args:
         mirror: also encode every image mirrored left to right.
-        rank, world_size: see `redi.runtime.shared_work.SharedJob`; the result is the same for all.
 
     Raises:
         ValueError: labels outside [0, num_classes); NaN or infinite values in what the networks give.
@@ -53,7 +45,7 @@ def write_cache(
         job = shard_job(folder, shards)
         job.run(
             do=lambda index: _encode(job, index, shards[index], codec, dataset, batch_size, mirror),
-            finish=lambda: _finish(job, folder, codec, dataset, mirror),
+            finish=lambda records: _finish(job, records, folder, codec, dataset, mirror),
             finished=folder.exists, rank=rank, world_size=world_size, desc="encoding",
         )  # fmt: skip
     return Cache(folder)
@@ -82,9 +74,8 @@ def _encode(
         for name, tensor in batch.items():
             rows[name][start : start + num_images] = tensor
         job.count(index, start + num_images)
-    names = [dataset.names[position] for position in positions]
     facts = {"first": positions.start, "rows": len(positions), "tensors": shard_tensors(rows)}
-    job.store(index, {"shards": with_names(rows, names)}, facts)
+    job.store(index, {"shards": with_names(rows, [dataset.names[position] for position in positions])}, facts)
 
 
 def _batch(codec: JointCodec, dataset: Dataset, positions: Sequence[int], mirror: bool) -> dict[str, Tensor]:
@@ -97,10 +88,10 @@ def _batch(codec: JointCodec, dataset: Dataset, positions: Sequence[int], mirror
     return rows
 
 
-def _finish(job: SharedJob, folder: Path, codec: JointCodec, dataset: Dataset, mirror: bool) -> None:
+def _finish(
+    job: SharedJob, records: list[dict], folder: Path, codec: JointCodec, dataset: Dataset, mirror: bool
+) -> None:
     """Write the manifest and what the codec learned beside the shards, and put all in its place."""
-    if (records := job.records()) is None:
-        return
     shards = [
         {"file": job.path("shards", index).name, "rows": record["rows"], **record["files"]["shards"]}
         for index, record in enumerate(records)
@@ -118,12 +109,8 @@ def _finish(job: SharedJob, folder: Path, codec: JointCodec, dataset: Dataset, m
         "tensors": records[0]["tensors"],
         "rows": len(dataset),
         "shards": shards,
-        "versions": {
-            "redi": redi.__version__,
-            "torch": torch.__version__,
-            "timm": version("timm"),
-            "diffusers": version("diffusers"),
-        },
+        "versions": {"redi": redi.__version__, "torch": torch.__version__}
+        | {name: version(name) for name in ("timm", "diffusers")},
     }
     if learned := codec.learned_state():  # so that a copy of the folder is all that a stream needs
         with atomic_file(job.path("shards") / LEARNED) as temporary:
@@ -152,6 +139,5 @@ def _source(codec: JointCodec, name: str) -> str:
         return f"the moments ('image') of {type(codec.autoencoder).__name__}"
     if name == "alignment":
         return f"the features ('alignment') of {type(codec.alignment).__name__}"
-    representation = codec.representations[name]
-    reducer = type(representation.reducer).__name__
-    return f"the features ({name!r}) of {type(representation.encoder).__name__}, reduced by {reducer}"
+    encoder, reducer = codec.representations[name].encoder, codec.representations[name].reducer
+    return f"the features ({name!r}) of {type(encoder).__name__}, reduced by {type(reducer).__name__}"

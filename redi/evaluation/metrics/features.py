@@ -18,11 +18,7 @@ class Features:
     places, without a sign of it in the number; so a set says what it is, and a metric refuses the other one.
 
     Attributes:
-        role: 'samples' or 'reference'.
         tensors: "pooled" (N, P) float32 and whatever else `Encoder.metric_features` gives, on the CPU.
-
-    Raises:
-        ValueError: no such role, no features, or tensors of different lengths.
     """
 
     role: Literal["samples", "reference"]
@@ -42,11 +38,8 @@ class Features:
 
 
 def rows(features: Features, role: Literal["samples", "reference"], name: str = "pooled", least: int = 2) -> Tensor:
-    """The tensor (N, P) of that name.
-
-    Raises:
-        ValueError: features of the other role, none of that name, NaN or infinite values, or fewer rows than `least`.
-    """
+    """The tensor (N, P) of that name. Raises ValueError for features of the other role, none of that name, NaN or
+    infinite values, or fewer rows than `least`."""
     if not isinstance(features, Features):
         raise ValueError(f"{role}= takes Features, got {type(features).__name__}")
     if features.role != role:
@@ -74,8 +67,11 @@ def mean_of(features: Tensor) -> Tensor:
 def both(samples: Features, reference: Features, name: str = "pooled", least: int = 2) -> tuple[Tensor, Tensor]:
     """The tensors of that name, (N, P) and (M, P). Raises ValueError as `rows` does, and for different widths."""
     ours, theirs = rows(samples, "samples", name, least), rows(reference, "reference", name, least)
-    if ours.shape[1] != theirs.shape[1]:
-        raise ValueError(
-            f"samples of {ours.shape[1]} features against a reference of {theirs.shape[1]}: other networks?"
-        )
+    check_widths(ours.shape[1], theirs.shape[1])
     return ours, theirs
+
+
+def check_widths(samples: int, reference: int) -> None:
+    """Raises ValueError where these numbers of features differ."""
+    if samples != reference:
+        raise ValueError(f"samples of {samples} features against a reference of {reference}: other networks?")

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from redi.evaluation.metrics.features import Features, rows
+from redi.evaluation.metrics.features import Features, check_widths, rows
 from redi.models.reducers.moments import Moments
 
 
@@ -37,30 +37,22 @@ class Gaussian:
 def frechet_distance(samples: Features | Gaussian, reference: Features | Gaussian, *, name: str = "pooled") -> float:
     """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^1/2) (Dowson & Landau 1982; Heusel et al., arXiv 1706.08500).
 
-    tr (A B)^1/2 is the nuclear norm of A^1/2 B^1/2, which needs no square root of an unsymmetric matrix (that of SciPy
-    turns complex where A B is nearly singular) and is exact for singular covariances, those of fewer images than
-    features among them.
+    tr (A B)^1/2 is the nuclear norm of A^1/2 B^1/2, which is exact for singular covariances too, those of fewer images
+    than features among them.
 
-    Args:
-        name: which features of the sets: "pooled", or "spatial" for sFID.
-
-    Raises:
-        ValueError: swapped roles, different widths, fewer than two images, values that are not finite.
+    `name` tells which features of the sets: "pooled", or "spatial" for sFID. Raises ValueError for swapped roles,
+    different widths, fewer than two images, and values that are not finite.
     """
     a, b = _gaussian(samples, "samples", name), _gaussian(reference, "reference", name)
-    _check_width(len(a.mean), len(b.mean))
+    check_widths(len(a.mean), len(b.mean))
     cross = torch.linalg.matrix_norm(_root(a.covariance) @ _root(b.covariance), ord="nuc")
     return float(_distance(a, b, cross).clamp(min=0))
 
 
 def finite_sample_error(
-    samples: Features | Tensor,
-    reference: Features | Gaussian,
-    *,
-    name: str = "pooled",
-    num_groups: int = 10,
+    samples: Features | Tensor, reference: Features | Gaussian, *, name: str = "pooled", num_groups: int = 10,
     seed: int = 0,
-) -> dict:
+) -> dict:  # fmt: skip
     """How much the distance of these samples owes to their number, the reference being what it is.
 
     -> {"standard_error": of the distance, over other draws of as many samples: delete-a-group jackknife,
@@ -69,11 +61,10 @@ def finite_sample_error(
     samples give warnings alone.
 
     The value at infinity is the intercept of a line in 1/N through the mean distances of all samples, of nine tenths of
-    them and of halves. Smaller parts, as in the paper, bend the line where the features are many: with N = 10 P they
-    doubled its bias in tests with normal distributions. It may be a little below 0.
+    them and of halves (the paper's smaller parts bend the line where N < 10 P). It may be a little below 0.
 
-    Groups are drawn at random and their moments merged. Distances are by the eigenvalues of B^1/2 A B^1/2, which take
-    a fraction of the time of `frechet_distance`; their error is about 1e-7 of the traces, where A is singular.
+    Distances are by the eigenvalues of B^1/2 A B^1/2, which take a fraction of the time of `frechet_distance`; their
+    error is about 1e-7 of the traces, where A is singular.
 
     Raises:
         ValueError: as `frechet_distance`; fewer than two groups, or an odd number.
@@ -83,7 +74,7 @@ def finite_sample_error(
     if isinstance(samples, Tensor):
         samples = Features("samples", {name: samples})
     features, against = rows(samples, "samples", name), _gaussian(reference, "reference", name)
-    _check_width(features.shape[1], len(against.mean))
+    check_widths(features.shape[1], len(against.mean))
     warnings = _warnings(features, against)
     record = {"warnings": warnings} if warnings else {}
     if len(features) < 2 * num_groups:
@@ -127,14 +118,8 @@ def _gaussian(features: Features | Gaussian, role: str, name: str) -> Gaussian:
     return features if isinstance(features, Gaussian) else Gaussian.of(rows(features, role, name))
 
 
-def _check_width(samples: int, reference: int) -> None:
-    if samples != reference:
-        raise ValueError(f"samples of {samples} features against a reference of {reference}: other networks?")
-
-
 def _warnings(features: Tensor, reference: Gaussian) -> list[str]:
-    counts = {"samples": len(features), "reference images": reference.count}
-    width = features.shape[1]
+    counts, width = {"samples": len(features), "reference images": reference.count}, features.shape[1]
     return [
         f"{count} {what} are fewer than the {width} features, so their covariance has at most rank {count - 1}: the "
         "distance is biased upward, the extrapolation is rough, and neither compares with those of more"

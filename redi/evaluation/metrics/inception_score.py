@@ -20,9 +20,8 @@ class InceptionScore(NamedTuple):
 def inception_score(logits: Features | Tensor, num_splits: int = 10, seed: int | None = 0) -> InceptionScore:
     """exp(E KL(p(y|x) || p(y))) (Salimans et al., arXiv 1606.03498), the mean over equal parts of the samples.
 
-    ADM's evaluation takes logits without their bias ("logits" of `encoders.Inception`) and parts of 5,000: 10 splits
-    of 50,000 samples. It takes the samples as they come, in random order; here they are shuffled first, since samples
-    stored class by class would make every part look less diverse than all of them.
+    ADM's evaluation takes logits without their bias ("logits" of `encoders.Inception`) and 10 splits of 50,000 samples.
+    They are shuffled first, since samples stored class by class would make every part look less diverse than all.
 
     Args:
         logits: (N, K), or the features of samples with "logits" among them; those of a reference are refused.
@@ -45,6 +44,6 @@ def inception_score(logits: Features | Tensor, num_splits: int = 10, seed: int |
 
 
 def _score(logits: Tensor) -> float:
-    given = logits.double().log_softmax(dim=1)  # log p(y|x)
-    marginal = given.logsumexp(dim=0) - math.log(len(logits))  # log p(y)
-    return float((given.exp() * (given - marginal)).sum(dim=1).mean().exp())
+    conditional = logits.double().log_softmax(dim=1)  # log p(y|x)
+    marginal = conditional.logsumexp(dim=0) - math.log(len(logits))  # log p(y)
+    return float((conditional.exp() * (conditional - marginal)).sum(dim=1).mean().exp())

@@ -12,10 +12,7 @@ def kernel_distance(
     """The unbiased squared MMD with the kernel (x.y / P + 1)^3 (Bińkowski et al., arXiv 1801.01401), by clean-fid.
 
     The mean over random subsets of at most `max_subset_size` of each set, computed in float64. Being unbiased it is
-    negative about half the time where the distributions are equal: that is no error, and the sign is kept.
-
-    Raises:
-        ValueError: swapped roles, different widths, fewer than two images, values that are not finite.
+    negative about half the time where the distributions are equal. Raises ValueError as `features.both`.
     """
     from cleanfid.fid import kernel_distance as by_clean_fid
 

@@ -18,8 +18,8 @@ def precision_recall(
     other image of the set. Precision: the fraction of samples in the manifold of the reference. Recall: the fraction of
     the reference in the manifold of the samples. Both depend on the numbers of images.
 
-    Distances come from matrix products in float64, block by block; the memory beside the features is that of a few
-    blocks. A distance that exceeds a radius by no more than the rounding of these products counts as equal to it.
+    Distances come from matrix products in float64, block by block; one that exceeds a radius by no more than the
+    rounding of these products counts as equal to it.
 
     Raises:
         ValueError: swapped roles, different widths, k or fewer images in a set, values that are not finite.
@@ -40,9 +40,7 @@ def precision_recall(
     return {"precision": float(precise.double().mean()), "recall": float(recalled.double().mean())}
 
 
-def _blocks(
-    rows: Tensor, *, centre: Tensor, size: int, device: str | torch.device
-) -> Iterator[tuple[slice, Tensor]]:
+def _blocks(rows: Tensor, *, centre: Tensor, size: int, device: str | torch.device) -> Iterator[tuple[slice, Tensor]]:
     """Rows (N, P), `size` at a time, less the centre: distances stay, but less cancels in them."""
     for start in range(0, len(rows), size):
         part = slice(start, start + size)

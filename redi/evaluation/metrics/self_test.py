@@ -10,11 +10,8 @@ from redi.evaluation.metrics.precision_recall import precision_recall
 def check_direction() -> None:
     """Evaluates samples that cover one of the reference's two modes: precision is 1, recall 1/2.
 
-    With the sets exchanged it would be the other way round, and the numbers would look as plausible; published tables
-    hold such numbers. Takes milliseconds.
-
-    Raises:
-        RuntimeError: a metric answers the other way, or takes sets of the wrong role.
+    With the sets exchanged it would be the other way round, and the numbers would look as plausible. Raises
+    RuntimeError for a metric that answers the other way, or takes sets of the wrong role.
     """
     mode = torch.arange(8.0)[:, None] * torch.tensor([1.0, 0.0])  # (8, 2), a line
     sets = mode, torch.cat([mode, mode + torch.tensor([0.0, 1000.0])])
@@ -22,10 +19,10 @@ def check_direction() -> None:
         Features(role, {"pooled": rows, "logits": rows})
         for role, rows in zip(("samples", "reference"), sets, strict=True)
     )
-    found = precision_recall(samples=samples, reference=reference)
-    if found != {"precision": 1.0, "recall": 0.5}:
+    answer = precision_recall(samples=samples, reference=reference)
+    if answer != {"precision": 1.0, "recall": 0.5}:
         raise RuntimeError(
-            f"precision_recall gives {found} for samples that cover half of the reference, instead of precision 1 and "
+            f"precision_recall gives {answer} for samples that cover half of the reference, instead of precision 1 and "
             "recall 0.5: its two sets have changed places, or it is broken; nothing was evaluated"
         )
     for name, swapped in {

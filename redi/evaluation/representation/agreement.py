@@ -6,6 +6,7 @@ The question that the paper leaves open; docs/representations.md has the definit
 import itertools
 import logging
 import statistics
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -35,9 +36,7 @@ def representation_metrics(
     images or x were not kept.
 
     For each representation: `representation_agreement`, and where there are two classes or more, for a linear probe
-    and nearest neighbours: `<probe>_generated` (trained on real images' features, asked about generated features),
-    `<probe>_generated_images` (asked about the encoder's features of the generated images) and
-    `<probe>_from_generated` (trained on generated features, asked about held-out real ones).
+    and nearest neighbours `<probe>_generated`, `<probe>_generated_images` and `<probe>_from_generated` (see NOTES).
 
     Args:
         trained: an opened run (`redi.load`).
@@ -48,16 +47,22 @@ def representation_metrics(
         max_images: of each seed's samples, and at most as many real ones to learn from and to be asked about.
         seed: of which images these are, and of the shuffles.
 
-    Raises:
-        ValueError: fewer than two samples of a seed, or samples that hold NaN or infinite values.
+    Raises ValueError for fewer than two samples of a seed, and for NaN or infinite values.
     """
     if not (names := trained.codec.channels.representations):
         return []
     real = RealFeatures(dataset, reference, seed=seed, batch_size=batch_size)
     spaces: dict[str, EncoderSpace] = {}
-    measured = {name: ([], [], []) for name in names}  # of each seed: Agreement, the share off the grid, accuracies
+    measured = {name: [] for name in names}  # of each seed: Agreement, the share off the grid, accuracies
     for group in samples.sets:
-        drawn = samples.take(_positions(group, max_images, seed))
+        count = group["stop"] - group["start"]
+        if count < 2 or max_images < 2:
+            raise ValueError(
+                f"the generated representation is compared with that of another image, and seed {group['seed']} has "
+                f"{count} samples, of which at most {max_images} are looked at: raise sample.num_images or "
+                "representation_metrics.max_images"
+            )
+        drawn = samples.take(group["start"] + sample_positions(count, max_images, seed))
         if drawn.images is None or drawn.x is None:
             log.warning("the generated representation is not measured: sample.keep left out images or x")
             return []
@@ -69,11 +74,10 @@ def representation_metrics(
             space = spaces[name] = EncoderSpace(trained.codec, name, drawn.images[:1])
             z = trained.codec.channels.split(drawn.x)[name]
             agreed = agreement(space, drawn.images, z, labels, seed=seed, batch_size=batch_size)
-            values = agreed, float(space.off_grid(z).mean()), _probed(agreed, labels, real, space)
-            for column, value in zip(measured[name], values, strict=True):
-                column.append(value)
+            measured[name].append((agreed, float(space.off_grid(z).mean()), _probed(agreed, labels, real, space)))
     entries = []
-    for name, (agreements, off_grid, probed) in measured.items():
+    for name, sets in measured.items():
+        agreements, off_grid, probed = zip(*sets, strict=True)
         entries += [_agreement_entry(spaces[name], agreements, off_grid), *_probe_entries(name, probed)]
     return entries
 
@@ -106,26 +110,14 @@ class RealFeatures:
         return members[sample_positions(len(members), most, self.seed)]
 
     def _pooled(self, space: EncoderSpace, source: Dataset, positions: np.ndarray) -> Labelled:
-        features, labels = [torch.empty(0, len(space.mean))], [torch.empty(0, dtype=torch.int64)]
+        features = [torch.empty(0, len(space.mean))]
         for start in range(0, len(positions), self.batch_size):
-            batch = source.batch(positions[start : start + self.batch_size].tolist())
-            features.append(space.features_of(space.encode(batch["images"])[1]).mean(dim=(2, 3)).cpu())
-            labels.append(batch["labels"])
-        return Labelled(torch.cat(features), torch.cat(labels))
+            images = source.batch(positions[start : start + self.batch_size].tolist())["images"]
+            features.append(space.features_of(space.encode(images)[1]).mean(dim=(2, 3)).cpu())
+        return Labelled(torch.cat(features), torch.as_tensor(source.labels[positions], dtype=torch.int64))
 
 
-def _positions(group: dict, max_images: int, seed: int) -> list[int]:
-    count = group["stop"] - group["start"]
-    if count < 2 or max_images < 2:
-        raise ValueError(
-            f"the generated representation is compared with that of another image, and seed {group['seed']} has "
-            f"{count} samples, of which at most {max_images} are looked at: raise sample.num_images or "
-            "representation_metrics.max_images"
-        )
-    return (group["start"] + sample_positions(count, max_images, seed)).tolist()
-
-
-def _agreement_entry(space: EncoderSpace, sets: list[Agreement], off_grid: list[float]) -> dict:
+def _agreement_entry(space: EncoderSpace, sets: Sequence[Agreement], off_grid: Sequence[float]) -> dict:
     centred = [_means(one.centred) for one in sets]
     means, raw = _averaged(centred), _averaged([_means(one.raw) for one in sets])
     per_token = torch.stack([one.centred["generated"] for one in sets])  # (seeds, N, h, w)
@@ -160,22 +152,20 @@ NOTES = {
 }
 
 
-def _probe_entries(name: str, sets: list[dict | None]) -> list[dict]:
+def _probe_entries(name: str, sets: Sequence[dict | None]) -> list[dict]:
     if None in sets:
         return []
-    conditions, entries = sets[0]["conditions"], []
+    conditions, entries = sets[0], []
     for probe, (question, note) in itertools.product(PROBES, NOTES.items()):
-        means = _averaged([accuracies[probe] for accuracies in sets])
-        floor = conditions["chance_held_out" if question == "from_generated" else "chance"]
+        means, floor = _averaged([accuracies[probe] for accuracies in sets]), conditions["floors"][question]
         entries.append({
             "metric": f"{probe}_{question}_{name}",
             **_over_seeds([accuracies[probe][question] for accuracies in sets]),
             "floor": floor,
             "ceiling": means["held_out"],
             "fraction": _fraction(means[question], floor, means["held_out"]),
-            **{key: conditions[key] for key in ("num_train", "num_held_out", "num_classes")},
+            **conditions["counts"],
             **({"k": conditions["k"]} if probe == "knn" else {}),
-            "num_samples": conditions["num_samples"],
             "note": f"{note}; features averaged over tokens, all through the reducer and back; ceiling: "
             f"trained on real images, asked about {conditions['held_out']}; floor: the most frequent label",
         })  # fmt: skip
@@ -193,27 +183,22 @@ def _probed(agreed: Agreement, labels: Tensor, real: RealFeatures, space: Encode
         return None
     generated, images = (Labelled(agreed.pooled[kind][known], labels[known]) for kind in ("generated", "ceiling"))
     tests = {"held_out": held_out, "generated": generated, "generated_images": images}
-    conditions = {
-        "num_train": len(train),
-        "num_held_out": len(held_out),
+    counts = {
+        "num_train": len(train), "num_held_out": len(held_out), "num_classes": len(classes),
         "num_samples": len(generated),
-        "num_classes": len(classes),
-        "k": num_neighbours(train.labels),
-        "chance": chance(generated.labels),
-        "chance_held_out": chance(held_out.labels),
-        "held_out": which,
-    }
-    return probe_both_ways(train, generated, tests) | {"conditions": conditions}
+    }  # fmt: skip
+    floors = {question: chance(generated.labels) for question in NOTES} | {"from_generated": chance(held_out.labels)}
+    conditions = {"counts": counts, "k": num_neighbours(train.labels), "floors": floors, "held_out": which}
+    return probe_both_ways(train, generated, tests) | conditions
 
 
 def _means(maps: dict[str, Tensor]) -> dict[str, float | None]:
-    means = {kind: float(tensor.nanmean()) for kind, tensor in maps.items()}
-    return {kind: mean if np.isfinite(mean) else None for kind, mean in means.items()}
+    return {kind: None if tensor.isnan().all() else float(tensor.nanmean()) for kind, tensor in maps.items()}
 
 
-def _averaged(found: list[dict]) -> dict:
+def _averaged(sets: list[dict]) -> dict:
     """The mean of each entry over seeds; None where some seed has none."""
-    columns = {key: [one[key] for one in found] for key in found[0]}
+    columns = {key: [one[key] for one in sets] for key in sets[0]}
     return {key: None if None in values else statistics.fmean(values) for key, values in columns.items()}
 
 
@@ -224,6 +209,4 @@ def _over_seeds(values: list[float]) -> dict:
 
 def _fraction(value: float, floor: float | None, ceiling: float) -> float | None:
     """Where between floor and ceiling; None where these are the same, or there is no floor."""
-    if floor is None:
-        return None
-    return (value - floor) / (ceiling - floor) if ceiling - floor > 1e-6 else None
+    return None if floor is None or ceiling - floor <= 1e-6 else (value - floor) / (ceiling - floor)

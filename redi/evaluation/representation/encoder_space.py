@@ -29,7 +29,6 @@ class EncoderSpace:
     """One representation of a codec on its encoder's own grid and in its width E.
 
     Args:
-        name: of the representation.
         image: (1, 3, S, S) uint8, any of the size at hand: it is encoded to find the encoder's grid.
 
     Attributes:
@@ -48,12 +47,10 @@ class EncoderSpace:
         self.latent_grid = codec.grid(image.shape[-1])
         features = self.encoder(image.to(self.device))
         self.grid = tuple(features.shape[-2:])
-        self.mean = torch.zeros(self.reducer.rank, device=features.device)
-        if self.inverts:
-            mean = getattr(self.reducer, "mean", None)
-            if mean is None or mean.shape != features.shape[1:2]:
-                mean = self.reducer.inverse(torch.zeros_like(self.reducer(features)))[0].mean(dim=(1, 2))
-            self.mean = mean
+        reduced = torch.zeros_like(self.reducer(features))
+        self.mean = getattr(self.reducer, "mean", None) if self.inverts else reduced[0, :, 0, 0]
+        if self.mean is None or (self.inverts and self.mean.shape != features.shape[1:2]):
+            self.mean = self.reducer.inverse(reduced)[0].mean(dim=(1, 2))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,9 +102,7 @@ def agreement(
 ) -> Agreement:
     """Compares the encoder's features of images (N, 3, S, S) uint8 with what was drawn with them, z (N, R, H, W).
 
-    Args:
-        labels: (N,); images with a negative one belong to no class.
-        seed: of the shuffles.
+    Images with a negative label belong to no class; the seed is that of the shuffles.
     """
     if len(images) < 2:
         raise ValueError("agreement needs two images or more, because its floor is measured with another's features")
@@ -128,10 +123,7 @@ def agreement(
 
 
 def derangement(groups: Tensor, seed: int) -> Tensor:
-    """(N,) -> (N,) positions: to each its successor on a ring through all of its group, whose order the seed draws.
-
-    So nothing stays in its place but what is alone in its group.
-    """
+    """(N,) -> (N,) positions: to each its successor on a ring through all of its group, whose order the seed draws."""
     order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))
     partners = torch.empty(len(groups), dtype=torch.int64)
     for group in groups.unique():

@@ -16,18 +16,14 @@ LEGEND = (
 def representation_picture(trained, samples, *, rows: int = 2, columns: int = 10) -> Image.Image:
     """A few samples, a column for every class; features in the run's own colours (equal features, equal colours).
 
-    Args:
-        trained: an opened run (`redi.load`) with at least one representation.
-        samples: `redi.evaluation.samples.stored.Samples`; of the first seed.
-
-    Raises:
-        ValueError: a model of images alone, or samples of which images or x were not kept.
+    Of the first seed of `redi.evaluation.samples.stored.Samples`. Raises ValueError for a model of images alone, and
+    for samples of which images or x were not kept.
     """
     channels = trained.codec.channels
     if not channels.representations:
         raise ValueError("a model of images alone generates no representation to draw")
     labels = samples.labels[: samples.sets[0]["stop"]]
-    columns = min(columns, num_columns(labels, columns))
+    columns = num_columns(labels, columns)
     drawn = samples.take(class_ordered(labels, columns, rows).tolist())
     if drawn.images is None or drawn.x is None:
         raise ValueError("these samples are not whole, for sample.keep left out images or x: there is nothing to draw")

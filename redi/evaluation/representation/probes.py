@@ -33,11 +33,7 @@ class Labelled:
 
 
 def linear_probe(train: Labelled, *, max_iterations: int = 500):
-    """-> scikit-learn's LogisticRegression (C = 1) on standardised features, fitted to `train`.
-
-    Raises:
-        ValueError: fewer than two classes.
-    """
+    """-> scikit-learn's LogisticRegression (C = 1) on standardised features. Raises ValueError for a single class."""
     # Here, because it takes a second, which every start of a training run would pay.
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -54,11 +50,7 @@ def linear_probe(train: Labelled, *, max_iterations: int = 500):
 
 
 def knn(train: Labelled, *, k: int | None = None):
-    """-> scikit-learn's KNeighborsClassifier by the cosine of centred features, fitted to `train`.
-
-    Args:
-        k: neighbours; default: see `num_neighbours`.
-    """
+    """-> scikit-learn's KNeighborsClassifier by the cosine of centred features; k: see `num_neighbours`."""
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -86,12 +78,12 @@ def chance(labels: Tensor) -> float:
 def probe_both_ways(train: Labelled, generated: Labelled, tests: Mapping[str, Labelled]) -> dict[str, dict]:
     """{probe: {test: accuracy after training on `train`, ..., "from_generated": accuracy on tests["held_out"] after
     training on `generated`}}."""
-    found = {}
+    accuracies = {}
     for name, fit in zip(PROBES, (linear_probe, knn), strict=True):
         probe = fit(train)
-        found[name] = {test: accuracy(probe, labelled) for test, labelled in tests.items()}
-        found[name]["from_generated"] = accuracy(fit(generated), tests["held_out"])
-    return found
+        accuracies[name] = {test: accuracy(probe, labelled) for test, labelled in tests.items()}
+        accuracies[name]["from_generated"] = accuracy(fit(generated), tests["held_out"])
+    return accuracies
 
 
 def _arrays(labelled: Labelled, least_classes: int = 1) -> tuple[np.ndarray, np.ndarray]:

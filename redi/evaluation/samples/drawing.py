@@ -3,7 +3,6 @@
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,6 @@ class SamplingJob:
 
     Args:
         labels: (N,) int64, of every set; `scheme` is the setting that chose them.
-        seeds: one set of samples for each; None for one set, of the seed that `generate` has.
         networks: whose features are computed while drawing, because the images are not kept.
     """
 
@@ -41,11 +39,10 @@ class SamplingJob:
         images_per_part: int, key: str,
     ):  # fmt: skip
         self.folder, self.trained, self.generate = folder, trained, generate
-        self.labels, self.seeds, self.keep = labels, seeds, keep
-        self.weights, self.weights_sha256 = trained.weights[weights], tensors_sha256(trained.weights[weights])
+        self.labels, self.seeds, self.keep, self.weights = labels, seeds, keep, trained.weights[weights]
         self.networks = {feature_folder(folder.parent, network): network for network in networks}
         # All that is known to decide the result before it is drawn.
-        settings = {
+        self.settings = {
             "labels": tensors_sha256({"labels": labels}),
             "scheme": scheme,
             "weights": weights,
@@ -53,28 +50,25 @@ class SamplingJob:
             "keep": keep,
             "images_per_part": images_per_part,
             "key": key,
-            "weights_sha256": self.weights_sha256,
+            "weights_sha256": tensors_sha256(self.weights),
             "decoder": trained.codec.autoencoder.provenance(),
             "networks": sorted(path.name for path in self.networks),
             "noise": "philox4x32-10",  # unfinished samples of earlier generators cannot be resumed
             "redi": redi.__version__,
         }
-        self.settings, self.settings_sha256 = settings, json_sha256(settings)
+        self.settings_sha256 = json_sha256(self.settings)
         # Of each part: the seed, the first image and the one after the last in the seed's set.
         size, total = images_per_part, len(labels)
         self.parts = [(s, i, min(i + size, total)) for s in seeds or (None,) for i in range(0, total, size)]
         work = folder.with_name(f".{folder.name}.{self.settings_sha256[:16]}.work")
         self.job = SharedJob(work, [stop - start for _, start, stop in self.parts])
         self.refused: tuple | None = None  # the stamp of finished samples that do not count
-        self.told = _Once()
 
     def run(self, rank: int, world_size: int) -> None:
         """Draw what is missing, together with all processes that call this."""
         self._look(alone=world_size == 1)
-        self.job.run(
-            do=self._draw, finish=self._finish, finished=self._finished, rank=rank, world_size=world_size,
-            desc="sampling",
-        )  # fmt: skip
+        ranks = {"rank": rank, "world_size": world_size}
+        self.job.run(do=self._draw, finish=self._finish, finished=self._finished, desc="sampling", **ranks)
 
     def _look(self, alone: bool) -> None:
         """Check which samples exist already and count. `alone`: no other process is at work."""
@@ -105,27 +99,18 @@ class SamplingJob:
 
     def _draw(self, index: int) -> None:
         seed, start, stop = self.parts[index]
-        trained, seeded = self.trained, {} if seed is None else {"seed": seed}
-        with part_of(self.job.bar), _filtered(self.told):
-            drawn = self.generate(
-                trained.model, trained.codec, trained.process, labels=self.labels[start:stop], weights=self.weights,
-                first_index=start, **seeded,
-            )  # fmt: skip
+        what = {"labels": self.labels[start:stop], "first_index": start} | ({} if seed is None else {"seed": seed})
+        model, codec, process = self.trained.model, self.trained.codec, self.trained.process
+        with part_of(self.job.bar):
+            drawn = self.generate(model, codec, process, weights=self.weights, **what)
         check_states(drawn, start)
         tensors = {"images": drawn.images, "x": drawn.x, "labels": drawn.labels}
         groups = {path.name: features_of(network, drawn.images, start) for path, network in self.networks.items()}
         groups[self.folder.name] = {name: tensors[name] for name in ("labels", *self.keep)}
-        record = {
-            "drawn_sha256": tensors_sha256(tensors),
-            "labels_sha256": tensors_sha256({"labels": drawn.labels}),
-            "image_size": drawn.images.shape[-1],
-            "generated": drawn.record,
-        }
-        self.job.store(index, groups, record)
+        hashes = {"drawn_sha256": tensors_sha256(tensors), "labels_sha256": tensors_sha256({"labels": drawn.labels})}
+        self.job.store(index, groups, hashes | {"image_size": drawn.images.shape[-1], "generated": drawn.record})
 
-    def _finish(self) -> None:
-        if (records := self.job.records()) is None:
-            return
+    def _finish(self, records: list[dict]) -> None:
         record = self._record(records)
         # The features first: samples without images are finished only with them.
         for path, network in self.networks.items():
@@ -134,15 +119,15 @@ class SamplingJob:
         self.job.assemble_artefact(self.folder.name, self.folder, record, records)
 
     def _record(self, records: list[dict]) -> dict:
-        common = self._agreed([record["generated"] for record in records])
+        generated = [record["generated"] for record in records]
+        common = self._agreed(generated)
         seeds, parts = self.seeds or (common["seed"],), []
         for index, ((seed, start, stop), record) in enumerate(zip(self.parts, records, strict=True)):
             part = {"file": f"{self.job.name(index)}.safetensors", "seed": seeds[0] if seed is None else seed}
             parts.append(part | {"start": start, "stop": stop, "labels_sha256": record["labels_sha256"]})
-        means = {}
         for name in COUNTED:  # the mean over images, but an integer where all parts have the same
-            values = [record["generated"][name] for record in records]
-            means[name] = values[0] if len(set(values)) == 1 else float(np.average(values, weights=self.job.sizes))
+            values = [one[name] for one in generated]
+            common[name] = values[0] if len(set(values)) == 1 else float(np.average(values, weights=self.job.sizes))
         common.pop("seed")
         autoencoder = self.trained.codec.autoencoder
         return {
@@ -150,10 +135,9 @@ class SamplingJob:
             "num_images": len(self.labels),
             "labels": self.settings["scheme"],
             "weights": self.settings["weights"],
-            "weights_sha256": self.weights_sha256,
+            "weights_sha256": self.settings["weights_sha256"],
             "checkpoint_step": self.trained.step,
             **common,
-            **means,
             "decoder": autoencoder.provenance(),
             "uint8_rule": getattr(autoencoder, "uint8_rule", "round"),
             "image_size": records[0]["image_size"],
@@ -172,44 +156,19 @@ class SamplingJob:
             expected = common if seed is None else common | {"seed": seed}
             for name in sorted((expected.keys() | record.keys()) - set(COUNTED)):
                 if expected.get(name) != record.get(name):
-                    what = f"{name} = {record.get(name)!r}, and {self.job.name(0)} with {expected.get(name)!r}"
-                    what = f"{self.job.name(index)} was drawn with {what}"
-                    raise ValueError(f"{what}: delete {self.job.work} to draw all again, in one way")
+                    raise ValueError(
+                        f"{self.job.name(index)} was drawn with {name} = {record.get(name)!r}, and {self.job.name(0)} "
+                        f"with {expected.get(name)!r}: delete {self.job.work} to draw all again, in one way"
+                    )
         return common
 
 
 def check_states(drawn: Generated, first: int) -> None:
     """Raises ValueError for NaN or infinite values in x, naming the image: as uint8 they could not be told."""
-    finite = drawn.x.flatten(1).isfinite().all(dim=1)
-    if not finite.all():
-        bad = (~finite).nonzero().flatten()
+    if len(bad := (~drawn.x.flatten(1).isfinite().all(dim=1)).nonzero().flatten()):
         index, record = int(bad[0]), drawn.record
         raise ValueError(
             f"image {first + index} (label {int(drawn.labels[index])}, seed {record.get('seed')}) came out with NaN or "
-            f"infinite values, and {len(bad)} of the {len(finite)} images of its part: try generate.precision = "
+            f"infinite values, and {len(bad)} of the {len(drawn.x)} images of its part: try generate.precision = "
             f"'float32' (now {record.get('precision')}) or smaller guidance scales, and look at the training's losses"
         )
-
-
-class _Once(logging.Filter):
-    """Lets each message through once."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        new = record.getMessage() not in self.seen
-        self.seen.add(record.getMessage())
-        return new
-
-
-@contextmanager
-def _filtered(told: _Once):
-    """Context in which `generate`, called for every part, repeats no advice."""
-    logger = logging.getLogger("redi.sampling.generate")
-    logger.addFilter(told)
-    try:
-        yield
-    finally:
-        logger.removeFilter(told)

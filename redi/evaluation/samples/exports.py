@@ -3,11 +3,13 @@
 import itertools
 import json
 import logging
+import math
 import os
 import shutil
 import zipfile
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,32 +25,26 @@ log = logging.getLogger(__name__)
 FORMATS = ("png", "adm")
 
 
-def write_exports(run_dir: Path, samples: Samples, formats: Collection[str]) -> list[Path]:
+def write_exports(run_dir: Path, samples: Samples, formats: Collection[str]) -> None:
     """Writes every set of samples in these forms, where that is not done yet; of several processes, one does it.
 
     'png': a folder `samples_png` of 000000.png, ... and a record.json with the labels. 'adm': a file
     `samples_adm.npz`, see `write_adm`. Where there are several sets, their names go on with `_seed<seed>`.
 
-    Raises:
-        BrokenArtefact: a file of the samples is not as it was written.
-        OSError: the disk is full or not writable; what is half-written is removed.
+    Raises BrokenArtefact for damaged samples, and OSError for a full disk; what is half-written is removed.
     """
-    written = []
-    for name, one in itertools.product(FORMATS, samples.sets):
-        suffix = f"_seed{one['seed']}" if len(samples.sets) > 1 else ""
-        path = run_dir / (f"samples_png{suffix}" if name == "png" else f"samples_adm{suffix}.npz")
-        source, write = (_source_of_png, write_png) if name == "png" else (_source_of_adm, write_adm)
-        if name in formats:
+    forms = {"png": ("samples_png{}", write_png), "adm": ("samples_adm{}.npz", write_adm)}
+    for (form, (name, write)), one in itertools.product(forms.items(), samples.sets):
+        path = run_dir / name.format(f"_seed{one['seed']}" if len(samples.sets) > 1 else "")
+        if form in formats:
             complete(
                 path.with_name(f".{path.name}.work"),
-                finished=lambda path=path, source=source: source(path) == samples.sha256,
-                finish=lambda path=path, one=one, write=write: write(path, samples, one),
+                finished=lambda path=path: _source(path) == samples.sha256,
+                finish=partial(write, path, samples, one),
             )
             log.info("exported: %s", path)
-            written.append(path)
-        elif path.exists() and source(path) != samples.sha256:
-            log.warning("%s is of earlier samples: delete it, or add %r to sample.export", path, name)
-    return written
+        elif path.exists() and _source(path) != samples.sha256:
+            log.warning("%s is of earlier samples: delete it, or add %r to sample.export", path, form)
 
 
 def write_adm(path: Path, samples: Samples, one: dict) -> None:
@@ -57,17 +53,15 @@ def write_adm(path: Path, samples: Samples, one: dict) -> None:
     An uncompressed .npz with arr_0 (N, H, W, 3) uint8 and arr_1 (N,) int64, the labels. The archive's comment names
     the samples that it was made of.
     """
-    count = one["stop"] - one["start"]
-    size = samples.record["image_size"]
-    labels = samples.labels[one["start"] : one["stop"]].numpy()
-    needed = count * size * size * 3
-    if (free := shutil.disk_usage(path.parent).free) < needed:
-        what = f"{needed / 2**30:.2f} GiB needed, {free / 2**30:.2f} GiB free"
-        raise OSError(f"no space for {path}: {what}")
+    labels, size = samples.labels[one["start"] : one["stop"]].numpy(), samples.record["image_size"]
+    shape = (len(labels), size, size, 3)
+    needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise OSError(f"no space for {path}: {needed / 2**30:.2f} GiB needed, {free / 2**30:.2f} GiB free")
     with atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         archive.comment = samples.sha256.encode()
         with archive.open("arr_0.npy", "w", force_zip64=True) as member:
-            _write_header(member, np.dtype(np.uint8), (count, size, size, 3))
+            _write_header(member, np.dtype(np.uint8), shape)
             for images in _images(samples, one):
                 member.write(images.permute(0, 2, 3, 1).contiguous().numpy().data)
         with archive.open("arr_1.npy", "w", force_zip64=True) as member:
@@ -100,17 +94,12 @@ def _images(samples: Samples, one: dict) -> Iterator[Tensor]:
             yield samples.part(index)["images"]
 
 
-def _source_of_png(path: Path) -> str | None:
-    """The hash of the samples that a folder was made of."""
+def _source(path: Path) -> str | None:
+    """The hash of the samples that an export was made of."""
     try:
-        return json.loads((path / "record.json").read_text())["samples_sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _source_of_adm(path: Path) -> str | None:
-    try:
+        if path.suffix != ".npz":
+            return json.loads((path / "record.json").read_text())["samples_sha256"]
         with zipfile.ZipFile(path) as archive:
             return archive.comment.decode(errors="replace")
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return None

@@ -1,7 +1,5 @@
 """Features of samples, computed once: <run_dir>/features/<network>-<hash of its provenance>."""
 
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +9,13 @@ from torch import Tensor
 
 import redi
 from redi.core.registry import identity
+from redi.data.cache.write import check_encoded
 from redi.evaluation.metrics.features import Features
-from redi.evaluation.samples.stored import Samples, load_part
+from redi.evaluation.samples.stored import Samples
 from redi.models.encoders import Encoder
-from redi.runtime.artefact import read_record
+from redi.runtime.artefact import load_artefact, read_record
 from redi.runtime.atomic import stamp
-from redi.runtime.checksums import BrokenArtefact, without_versions
+from redi.runtime.checksums import BrokenArtefact, json_sha256, without_versions
 from redi.runtime.shared_work import SharedJob
 
 log = logging.getLogger(__name__)
@@ -30,12 +29,7 @@ def sample_features(
 ) -> list[Features]:
     """Features of every set of samples, in order; computed from the images where they are not stored yet.
 
-    What is stored is found again for the same images and a network of the same provenance, whatever the libraries'
-    versions.
-
-    Args:
-        network: ready for use, on the device that it is to run on.
-        rank, world_size: see `redi.runtime.shared_work.SharedJob`; the result is the same for all.
+    The network is ready for use, on the device that it is to run on.
 
     Raises:
         ValueError: neither features nor images are there; features that are not finite, naming the sample.
@@ -63,9 +57,8 @@ def sample_features(
         images = samples.part(index)["images"]
         job.store(index, {folder.name: features_of(network, images, parts[index]["start"])})
 
-    def finish() -> None:
-        if (records := job.records()) is not None:
-            job.assemble_artefact(folder.name, folder, feature_record(network, samples.sha256, parts), records)
+    def finish(records: list[dict]) -> None:
+        job.assemble_artefact(folder.name, folder, feature_record(network, samples.sha256, parts), records)
 
     job.run(
         do=extract, finish=finish, finished=lambda: is_stored(folder, samples.sha256) and stamp(folder) != before,
@@ -75,23 +68,15 @@ def sample_features(
 
 
 def features_of(network: Encoder, images: Tensor, first: int) -> dict[str, Tensor]:
-    """`Encoder.metric_features` of uint8 images (N, 3, S, S), on the CPU.
-
-    Raises:
-        ValueError: NaN or infinite values, naming the first image; `first` is the number of the first one here.
-    """
+    """`Encoder.metric_features` of uint8 images (N, 3, S, S), on the CPU. Raises ValueError for NaN or infinite values,
+    naming the image; `first` is the number of the first one here."""
     with torch.no_grad():
         parts = [network.metric_features(batch) for batch in images.split(BATCH)]
-    found = {name: torch.cat([part[name].float().cpu() for part in parts]) for name in parts[0]}
-    for name, tensor in found.items():
-        finite = tensor.isfinite().all(dim=1)
-        if not finite.all():
-            index = first + int((~finite).nonzero()[0])
-            raise ValueError(
-                f"NaN or infinite values in the {name} features of {type(network).__name__} for sample {index}: look "
-                "at that image, and at the network's weights and precision"
-            )
-    return found
+    features = {name: torch.cat([part[name].float().cpu() for part in parts]) for name in parts[0]}
+    for name, tensor in features.items():
+        samples = [f"sample {number}" for number in range(first, first + len(tensor))]
+        check_encoded(tensor, f"the {name} features of {type(network).__name__}", samples)
+    return features
 
 
 def feature_folder(run_dir: str | Path, network: Encoder) -> Path:
@@ -99,15 +84,14 @@ def feature_folder(run_dir: str | Path, network: Encoder) -> Path:
     known = without_versions(network.provenance())
     if source := identity(network).get("source_sha256"):  # an edited plug-in makes other features
         known |= {"source_sha256": source}
-    known = json.dumps(known, sort_keys=True)
-    return Path(run_dir) / FOLDER / f"{network.name}-{hashlib.sha256(known.encode()).hexdigest()[:12]}"
+    return Path(run_dir) / FOLDER / f"{network.name}-{json_sha256(known)[:12]}"
 
 
 def feature_record(network: Encoder, samples_sha256: str, parts: Sequence[dict]) -> dict:
     """The record of stored features; `parts` as in the record of the samples."""
     versions = {"redi": redi.__version__, "torch": str(torch.__version__)}
-    known = {"network": network.provenance(), "samples_sha256": samples_sha256}
-    return known | {"parts": list(parts), "versions": versions}
+    made_by = {"network": network.provenance(), "samples_sha256": samples_sha256}
+    return made_by | {"parts": list(parts), "versions": versions}
 
 
 def is_stored(folder: Path, samples_sha256: str) -> bool:
@@ -119,11 +103,9 @@ def is_stored(folder: Path, samples_sha256: str) -> bool:
 
 
 def _load(folder: Path, samples: Samples) -> list[Features]:
-    files = read_record(folder)["files"]
-    by_part = [load_part(folder, part["file"], files[part["file"]]) for part in samples.record["parts"]]
+    stored, _ = load_artefact(folder)
     sets = []
     for one in samples.sets:
-        # All parts hold equal names; those of a set stand together.
-        mine = [t for t, part in zip(by_part, samples.record["parts"], strict=True) if part["seed"] == one["seed"]]
-        sets.append(Features("samples", {name: torch.cat([t[name] for t in mine]) for name in mine[0]}))
+        parts = [stored[Path(part["file"]).stem] for part in samples.record["parts"] if part["seed"] == one["seed"]]
+        sets.append(Features("samples", {name: torch.cat([part[name] for part in parts]) for name in parts[0]}))
     return sets

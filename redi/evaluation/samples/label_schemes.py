@@ -16,11 +16,7 @@ LABEL_SEED = 0x1ABE1  # any number that no sampling seed will be
 
 
 def choose_labels(scheme: str | Sequence[int], num_images: int, num_classes: int, folder: Path | None = None) -> Tensor:
-    """(num_images,) int64; see `redi.evaluation.samples.sample.sample`.
-
-    Args:
-        folder: of the trained run, whose audit.json tells the class frequencies; needed for 'dataset' alone.
-    """
+    """(num_images,) int64; see `redi.evaluation.samples.sample.sample`. 'dataset' needs the trained run's folder."""
     if scheme == "equal":
         return torch.arange(num_images) % num_classes
     if scheme == "random":
@@ -50,13 +46,12 @@ def class_counts(folder: Path, num_classes: int) -> list[int]:
     path, otherwise = Path(folder) / "audit.json", "bind sample.labels = 'equal', or a list of labels"
     try:
         record = unsealed(json.loads(path.read_text()), path)
-        found, counts = record["num_classes"], list(record["images_per_class"].values())  # in the order of the labels
+        classes, counts = record["num_classes"], list(record["images_per_class"].values())  # in the order of the labels
+        if classes == num_classes == len(counts):
+            return counts
+        what = f": {path} has images of {len(counts)} among {classes} classes, and the model has {num_classes}"
     except FileNotFoundError:
-        what = f"needs {path}, which redi.train writes for runs that have a configuration"
-        raise ValueError(f"sample.labels = 'dataset' {what}: {otherwise}") from None
+        what = f" needs {path}, which redi.train writes for runs that have a configuration"
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"sample.labels = 'dataset': {path} holds no audit: {otherwise}") from None
-    if found != num_classes or len(counts) != num_classes:
-        what = f"{path} has images of {len(counts)} among {found} classes, and the model has {num_classes}"
-        raise ValueError(f"sample.labels = 'dataset': {what}: {otherwise}")
-    return counts
+        what = f": {path} holds no audit"
+    raise ValueError(f"sample.labels = 'dataset'{what}: {otherwise}")

@@ -39,9 +39,9 @@ def sample(
 ) -> Samples:
     """Draws images and writes them, with their latents, features and record, to `run_dir/samples`.
 
-    The work is cut into parts of fixed images, which any number of processes share (see
-    `redi.runtime.shared_work.SharedJob`): the images are the same for all. A call that is interrupted leaves its
-    finished parts beside the folder, for the next call with the same settings. What `run_dir/samples` held is replaced.
+    The work is cut into parts, which any number of processes share (`redi.runtime.shared_work.SharedJob`) with the same
+    result. An interrupted call leaves its finished parts beside the folder, for the next one with the same settings.
+    What `run_dir/samples` held is replaced.
 
     Args:
         run_dir: for the results; not necessarily that of the trained run.
@@ -51,19 +51,17 @@ def sample(
             have the same labels, so that they differ in noise alone.
         labels: 'equal' gives every class the same number of images (the first classes one more where it does not
             divide); 'random' draws them uniformly, that of image i from i alone; 'dataset' has the class frequencies
-            of the training images, as the run's audit.json tells them; 'null' is the null label, for unconditional
-            samples of a model that knows classes; or a list that is repeated to `num_images`.
+            of the training images, from the run's audit.json; 'null' is the null label, for unconditional samples; or a
+            list that is repeated to `num_images`.
         weights: 'ema' or 'model'.
         keep: what is stored: 'images', and 'x', the joint states (latents and generated features).
         networks: their features are computed too, to be measured by `redi.evaluate`; where the images are not kept,
             while these are drawn. Networks that learn from data must be fitted.
-        export: further forms, of every set: 'png' (`samples_png/`), 'adm' (`samples_adm.npz`, for the TensorFlow
-            suite of ADM).
+        export: further forms, of every set: 'png' (`samples_png/`), 'adm' (`samples_adm.npz`, for ADM's suite).
         images_per_part: decides files and what an interruption costs; best a multiple of generate.batch_size.
         generate: draws them; its sampler, guidance and seed are bindings of `generate`.
         rank, world_size: default: those of torchrun or Slurm, else one process.
-        key: tells apart the settings of `generate` that decide the images. Without it nothing is known of them, and
-            a single process draws all anew.
+        key: tells apart the settings of `generate`. Without it a single process draws all anew.
 
     Raises:
         ValueError: settings that cannot be; joint states or features that are not finite, naming the image.
@@ -80,13 +78,11 @@ def sample(
             raise ValueError(f"sample.networks: {type(network).__name__} is not fitted: fit it, or run redi.sample")
         network.to(trained.codec.device)
     chosen = choose_labels(labels, num_images, trained.num_classes, trained.folder or run_dir)
-    scheme = labels if isinstance(labels, str) else list(labels)
-    streamed = () if "images" in keep else networks
-    job = SamplingJob(
-        run_dir / FOLDER, trained, generate, streamed, labels=chosen, scheme=scheme, weights=weights,
-        seeds=seeds and tuple(seeds), keep=tuple(sorted(keep)), images_per_part=images_per_part, key=key,
-    )  # fmt: skip
-    job.run(rank, world_size)
+    SamplingJob(
+        run_dir / FOLDER, trained, generate, () if "images" in keep else networks, labels=chosen,
+        scheme=labels if isinstance(labels, str) else list(labels), weights=weights, seeds=seeds and tuple(seeds),
+        keep=tuple(sorted(keep)), images_per_part=images_per_part, key=key,
+    ).run(rank, world_size)  # fmt: skip
     samples = Samples(run_dir / FOLDER)
     for network in networks if samples.has_images else ():
         sample_features(run_dir, samples, network, rank, world_size)
@@ -95,17 +91,10 @@ def sample(
 
 
 def check_sampling(
-    num_images: int,
-    labels: str | Sequence[int],
-    weights: str,
-    num_classes: int,
-    *,
-    seeds: Sequence[int] | None = None,
-    keep: Collection[str] = KEPT,
-    networks: Sequence[Encoder] = (),
-    export: Collection[str] = (),
+    num_images: int, labels: str | Sequence[int], weights: str, num_classes: int, *, seeds: Sequence[int] | None = None,
+    keep: Collection[str] = KEPT, networks: Sequence[Encoder] = (), export: Collection[str] = (),
     images_per_part: int = 250,
-) -> None:
+) -> None:  # fmt: skip
     """Raises ValueError for settings that `sample` cannot work with."""
     for name, value in (("num_images", num_images), ("images_per_part", images_per_part)):
         if not isinstance(value, int) or value < 1:

@@ -1,6 +1,6 @@
 """Samples on disk, as `redi.evaluation.samples.sample.sample` wrote them: read part by part, every file checked."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -19,13 +19,13 @@ class Samples:
     """The samples of a run: one set of `num_images` for every seed, one after the other.
 
     Attributes:
-        folder: where they lie.
         record: how they were drawn, and the parts that hold them.
+        sha256: one hash of all that was drawn, whether it was kept or not.
+        has_images, has_x: whether images and joint states were kept (`sample.keep`).
         sets: of every seed {"seed", "start", "stop"}, positions in [0, len).
 
-    Raises:
-        BrokenArtefact: files are missing, cut short or of another version. That their bytes are as they were written
-            is checked when they are read.
+    Raises BrokenArtefact where files are missing, cut short or of another version; that their bytes are as they were
+    written is checked when they are read.
     """
 
     def __init__(self, folder: str | Path):
@@ -37,26 +37,13 @@ class Samples:
             raise BrokenArtefact(f"{self.folder / RECORD} was altered, for it makes no sense: run redi.sample again")
         for file, expected in self.record["files"].items():
             check_size(self.folder / file, expected)
+        self.sha256, kept = self.record["samples_sha256"], self.record["kept"]
+        self.has_images, self.has_x = "images" in kept, "x" in kept
         each, seeds = self.record["num_images"], self.record["seeds"]
         self.sets = [{"seed": seed, "start": i * each, "stop": (i + 1) * each} for i, seed in enumerate(seeds)]
 
     def __len__(self) -> int:
         return self.record["num_images"] * len(self.sets)
-
-    @property
-    def sha256(self) -> str:
-        """One hash of all that was drawn, whether it was kept or not."""
-        return self.record["samples_sha256"]
-
-    @property
-    def has_images(self) -> bool:
-        """Whether images were kept (`sample.keep`)."""
-        return "images" in self.record["kept"]
-
-    @property
-    def has_x(self) -> bool:
-        """Whether the joint states were kept."""
-        return "x" in self.record["kept"]
 
     @cached_property
     def labels(self) -> Tensor:
@@ -75,13 +62,13 @@ class Samples:
         return labels
 
     def part(self, index: int) -> dict[str, Tensor]:
-        """Part `index`: labels (n,) and what was kept of images (n, 3, S, S) uint8 and x (n, C, H, W) float32.
-
-        Raises BrokenArtefact.
-        """
+        """Labels (n,), and of images (n, 3, S, S) uint8 and x (n, C, H, W) what was kept. Raises BrokenArtefact."""
         file = self.record["parts"][index]["file"]
-        expected = self.record["files"][file]
-        return load_part(self.folder, file, expected)
+        path, expected = self.folder / file, self.record["files"][file]
+        check_size(path, expected)
+        if sha256(path) != expected["sha256"]:
+            raise BrokenArtefact(f"{path} was altered after it was written: its SHA-256 differs from {RECORD}")
+        return load_tensors(path)
 
     def parts(self) -> Iterator[dict[str, Tensor]]:
         """All parts in order, one in memory at a time."""
@@ -90,9 +77,7 @@ class Samples:
     def take(self, positions: Sequence[int] | Tensor) -> Generated:
         """Some of them, in the order of `positions`; what was not kept is None.
 
-        Raises:
-            IndexError: a position outside [0, len).
-            BrokenArtefact: a file is not as it was written.
+        Raises IndexError for a position outside [0, len), and BrokenArtefact.
         """
         wanted = torch.as_tensor(positions, dtype=torch.int64)
         if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(self):
@@ -127,18 +112,10 @@ def _is_sound(record: dict) -> bool:
     try:
         places = [(part["start"], part["stop"], part["file"] in record["files"]) for part in record["parts"]]
         numbers = [record["num_images"], *record["seeds"], *(number for *place, _ in places for number in place)]
-        return all(type(number) is int for number in numbers) and all(listed for *_, listed in places)
+        known = set(record["kept"]) <= {"images", "x"}
+        return known and all(type(number) is int for number in numbers) and all(listed for *_, listed in places)
     except (TypeError, KeyError):
         return False
-
-
-def load_part(folder: Path, file: str, expected: Mapping) -> dict[str, Tensor]:
-    """The tensors of one file of a folder, as its record expects them. Raises BrokenArtefact."""
-    path = folder / file
-    check_size(path, expected)
-    if sha256(path) != expected["sha256"]:
-        raise BrokenArtefact(f"{path} was altered after it was written: its SHA-256 differs from {RECORD}")
-    return load_tensors(path)
 
 
 def load_samples(run_dir: str | Path) -> Samples:
