@@ -7,32 +7,28 @@ import importlib
 
 __version__ = "0.1.0"
 
-_PUBLIC = {
-    "Cache": "redi.data.cache.cache",
-    "Channels": "redi.core.channels",
-    "DiffusionTransformer": "redi.models.transformer",
-    "EMA": "redi.core.ema",
-    "JointCodec": "redi.models.codec",
-    "JointObjective": "redi.core.objective",
-    "Preprocessing": "redi.data.preprocessing",
-    "Representation": "redi.models.codec",
-    "Run": "redi.runs.load",
-    "audit": "redi.data.audit",
-    "from_pretrained": "redi.runs.hub",
-    "from_published": "redi.models.published.weights",
-    "generate": "redi.sampling.generate",
-    "load": "redi.runs.load",
-    "log_likelihood": "redi.core.likelihood",
-    "push_to_hub": "redi.runs.hub",
-    "read_published": "redi.models.published.file",
-    "reconstruct_average": "redi.training.posthoc",
-    "sample_grid": "redi.sampling.pictures",
-    "save_pretrained": "redi.runs.hub",
-    "to_published": "redi.models.published.weights",
-    "warm_start": "redi.training.warm_start",
+_NAMES = {
+    "core.channels": "Channels",
+    "core.ema": "EMA",
+    "core.likelihood": "log_likelihood",
+    "core.objective": "JointObjective",
+    "data.audit": "audit",
+    "data.cache.cache": "Cache",
+    "data.preprocessing": "Preprocessing",
+    "models.codec": "JointCodec Representation",
+    "models.published.file": "read_published",
+    "models.published.weights": "from_published to_published",
+    "models.transformer": "DiffusionTransformer",
+    "runs.hub": "from_pretrained push_to_hub save_pretrained",
+    "runs.load": "Run load",
+    "sampling.generate": "generate",
+    "sampling.pictures": "sample_grid",
+    "training.posthoc": "reconstruct_average",
+    "training.warm_start": "warm_start",
 }
+_PUBLIC = {name: f"redi.{module}" for module, names in _NAMES.items() for name in names.split()}
 # The kinds of components, under the names that gin files use: redi.reducers.PCA is @reducers.PCA.
-_KINDS = {
+KINDS = {
     "autoencoders": "redi.models.autoencoders",
     "datasets": "redi.data.datasets",
     "ema": "redi.core.ema",
@@ -45,14 +41,14 @@ _KINDS = {
     "samplers": "redi.core.samplers",
 }
 
-__all__ = ["__version__", *_PUBLIC, *_KINDS]
+__all__ = ["__version__", *_PUBLIC, *KINDS]
 
 
 def __getattr__(name: str):
     if name in _PUBLIC:
         return getattr(importlib.import_module(_PUBLIC[name]), name)
-    if name in _KINDS:
-        return importlib.import_module(_KINDS[name])
+    if name in KINDS:
+        return importlib.import_module(KINDS[name])
     raise AttributeError(f"module 'redi' has no attribute {name!r}; it has {', '.join(__all__)}")
 
 

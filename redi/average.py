@@ -34,9 +34,7 @@ def main(run_dir: Path) -> None:
         average(trained, sigma_rel, at_step=FLAGS.at_step, to=None if trained == run_dir else run_dir)
 
 
-def console() -> None:
-    command_line.run(main)
-
+console = command_line.program(main)
 
 if __name__ == "__main__":
     console()

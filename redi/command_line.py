@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from absl import app, flags
@@ -42,6 +43,11 @@ def run(main: Callable[[Path | None], None], *, in_run_dir: bool = True) -> None
     if "--help" in sys.argv[1:]:
         app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)  # absl by itself ends with status 1
     app.run(lambda argv: sys.exit(exit_status(main, argv, in_run_dir)))
+
+
+def program(main: Callable[[Path | None], None], *, in_run_dir: bool = True) -> Callable[[], None]:
+    """The console script that calls `run`."""
+    return partial(run, main, in_run_dir=in_run_dir)
 
 
 def parse(run_dir: Path):

@@ -16,9 +16,7 @@ def main(_run_dir) -> None:
     print(table())
 
 
-def console() -> None:
-    command_line.run(main, in_run_dir=False)
-
+console = command_line.program(main, in_run_dir=False)
 
 if __name__ == "__main__":
     console()

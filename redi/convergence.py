@@ -25,9 +25,7 @@ def main(run_dir: Path) -> None:
     print(compare(baseline, method, run_dir, metric=FLAGS.metric), flush=True)
 
 
-def console() -> None:
-    command_line.run(main)
-
+console = command_line.program(main)
 
 if __name__ == "__main__":
     console()

@@ -36,9 +36,7 @@ def main(run_dir: Path) -> None:
     log.info("written: %s; draw from it: python -m redi.sample --run_dir=%s", folder, run_dir)
 
 
-def console() -> None:
-    command_line.run(main)
-
+console = command_line.program(main)
 
 if __name__ == "__main__":
     console()

@@ -9,13 +9,9 @@ NETWORKS: evaluate.networks, a list of encoders; every metric is computed in eac
     @encoders.DINOv2() or any other encoder    FD-DINOv2: DINOv2.size = 'L', DINOv2.image_size = 224
 
 METRICS: evaluate.metrics, by default all; named <metric>_<network>, with Inception fid_<mode>, sfid_<mode>, kid_<mode>.
-    frechet_distance            FID, FD-DINOv2; with standard error, bias, value for infinitely many samples, and the
-                                floor: as many training images as samples, against the same held-out reference
-    kernel_distance             KID: unbiased, for few samples
-    spatial_frechet_distance    sFID of ADM; Inception only
-    inception_score             of unbiased logits in 10 splits, as ADM; Inception only
-    precision, recall           of Kynkaanniemi et al., k = 3
-    recognised_as_label         by a DomainEncoder that was trained on labels
+    frechet_distance (FID, FD-DINOv2; with standard error, bias and the floor: as many training images as samples),
+    kernel_distance (KID), precision, recall; with Inception also spatial_frechet_distance (sFID) and inception_score;
+    with a DomainEncoder that was trained on labels also recognised_as_label. docs/metrics.md defines them.
     evaluate.representation = @representation_metrics    the generated representation: agreement with the encoder's
                                 features of the generated image, between floor and ceiling; linear probe and k-NN
 
@@ -38,9 +34,7 @@ def main(run_dir: Path) -> None:
     evaluate_stage(command_line.configure(run_dir, trains=False))
 
 
-def console() -> None:
-    command_line.run(main)
-
+console = command_line.program(main)
 
 if __name__ == "__main__":
     console()

@@ -19,9 +19,7 @@ def main(run_dir: Path) -> None:
     log.info("prepared; train with the same flags: python -m redi.train ...")
 
 
-def console() -> None:
-    command_line.run(main)
-
+console = command_line.program(main)
 
 if __name__ == "__main__":
     console()

@@ -31,9 +31,7 @@ def main(run_dir: Path) -> None:
     print(format_report(config.call(profile, run_dir=run_dir, stage=FLAGS.stage)), end="", flush=True)
 
 
-def console() -> None:
-    command_line.run(main)
-
+console = command_line.program(main)
 
 if __name__ == "__main__":
     console()

@@ -14,9 +14,7 @@ def main(run_dir: Path) -> None:
     query_stage(command_line.configure(run_dir, trains=False))
 
 
-def console() -> None:
-    command_line.run(main)
-
+console = command_line.program(main)
 
 if __name__ == "__main__":
     console()

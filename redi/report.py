@@ -25,9 +25,7 @@ def main(run_dir: Path) -> None:
 main.takes_folder = True  # `redi.report FOLDER` is short for --run_dir=FOLDER
 
 
-def console() -> None:
-    command_line.run(main)
-
+console = command_line.program(main)
 
 if __name__ == "__main__":
     console()

@@ -49,9 +49,7 @@ def main(run_dir: Path) -> None:
     config.call(sweep, run_dir=run_dir, only=FLAGS.point, **texts, **asked)
 
 
-def console() -> None:
-    command_line.run(main)
-
+console = command_line.program(main)
 
 if __name__ == "__main__":
     console()

@@ -17,9 +17,7 @@ def main(run_dir: Path) -> None:
     (run_dir / "operative.gin").write_text(config.operative_text())
 
 
-def console() -> None:
-    command_line.run(main)
-
+console = command_line.program(main)
 
 if __name__ == "__main__":
     console()

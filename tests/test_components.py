@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import redi
 from redi.core import config
-from redi.core.configurables import KINDS, import_all
+from redi.core.configurables import import_all
 from redi.core.configurables import table as table_text
 from redi.core.registry import registries
 
@@ -23,7 +24,7 @@ def table() -> list[str]:
 
 
 def test_every_kind_of_component_is_registered():
-    assert {registry.interface.__module__ for registry in registries.values()} == set(KINDS)
+    assert {registry.interface.__module__ for registry in registries.values()} == set(redi.KINDS.values())
     assert all(registries.values())
 
 

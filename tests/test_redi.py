@@ -40,7 +40,7 @@ def test_an_unknown_name_lists_the_known_ones():
 
 
 def test_the_folders_of_components_are_modules_with_a_registry():
-    for name, module in redi._KINDS.items():
+    for name, module in redi.KINDS.items():
         found = getattr(redi, name)
         assert found is importlib.import_module(module)
         assert any(registry.interface.__module__ == module for registry in registries.values())

@@ -14,7 +14,6 @@ from typing import Any
 import gin
 from gin.config import iterate_references
 
-from redi.core.config_text import statements
 from redi.core.registry import harmless_arguments, registries
 from redi.runtime import trusted_imports
 from redi.runtime.spelling import did_you_mean
@@ -172,6 +171,23 @@ def conflicts(saved: str, roots: Sequence[Callable]) -> list[str]:
     old, new = relevant(saved, roots), relevant(full_text(), roots)
     differing = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
     return [f"{key}: {old.get(key, '(not bound)')} -> {new.get(key, '(not bound)')}" for key in differing]
+
+
+def statements(text: str) -> dict[str, str]:
+    """A saved configuration as {binding: value}, macros included; layout and comments do not matter."""
+    found: dict[str, str] = {}
+    key = None
+    for line in text.splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        if line[0].isspace() and key:
+            found[key] += " " + line.strip()
+        elif " = " in line:
+            key, value = line.split(" = ", 1)
+            found[key] = value.removesuffix("\\").strip()
+        else:
+            found[line] = ""  # an import
+    return {key: " ".join(value.split()) for key, value in found.items()}
 
 
 def relevant(text: str, roots: Sequence[Callable]) -> dict[str, str]:

@@ -7,37 +7,18 @@ place that names modules of higher floors, as text: nothing here needs them.
 import importlib
 import inspect
 
+import redi
 from redi.core.registry import registries
 
-KINDS = (
-    "redi.data.datasets",
-    "redi.models.autoencoders",
-    "redi.models.encoders",
-    "redi.models.reducers",
-    "redi.fusion",
-    "redi.guidance",
-    "redi.core.processes",
-    "redi.core.samplers",
-    "redi.core.ema",
-    "redi.training.parallel",
-)
 FUNCTIONS = (
-    "redi.data.audit",
-    "redi.data.cache.prepare",
-    "redi.training.trainer",
-    "redi.evaluation.samples.sample",
-    "redi.evaluation.evaluate",
-    "redi.evaluation.monitor",
-    "redi.evaluation.queries",
-    "redi.pages.report",
-    "redi.runs.profile",
-    "redi.sweeps.sweep",
-)
+    "data.audit data.cache.prepare training.trainer evaluation.samples.sample evaluation.evaluate evaluation.monitor "
+    "evaluation.queries pages.report runs.profile sweeps.sweep"
+).split()
 
 
 def import_all() -> None:
     """Imports every kind of component and every function that gin can configure."""
-    for module in (*KINDS, *FUNCTIONS):
+    for module in (*redi.KINDS.values(), *(f"redi.{name}" for name in FUNCTIONS)):
         importlib.import_module(module)
 
 

@@ -62,13 +62,11 @@ def convergence_factor(*, baseline: Sequence[Curve], method: Sequence[Curve]) ->
     the seeds of both sides are drawn again with replacement: the spread over seeds, not the error that all share.
 
     A first crossing of a noisy curve is compared with a last value, which favours whoever is asked for the crossing; so
-    "null" holds the factors of every baseline run against the targets of the other ones: a factor among these says
-    nothing.
+    "null" holds the factors of every baseline run against the targets of the others; a factor among these says nothing.
 
-    Returns:
-        "factor", "low", "high", "pairs" (one per baseline and method run), "null"; "not_reached": the number of pairs
-        in which the method never got there: its last step counts, and the factor is an upper bound; "at_once": of those
-        in which its first point was there already, a lower bound.
+    -> "factor", "low", "high", "pairs" (one per baseline and method run), "null"; "not_reached": the number of pairs
+    in which the method never got there: its last step counts, and the factor is an upper bound; "at_once": of those
+    in which its first point was there already, a lower bound.
     """
     if not baseline or not method:
         raise ValueError(f"a factor needs runs on both sides, got {len(baseline)} baselines and {len(method)} others")

@@ -49,10 +49,10 @@ def evaluate(
     rank: int | None = None,
     world_size: int | None = None,
 ) -> list[dict]:
-    """Writes `run_dir/metrics.json`: a list of metrics, each with all that decided it (see `records`).
+    """Write `run_dir/metrics.json` -> its entries, each with every setting that affects it (see `records`).
 
     In each network every metric is computed that it has the features for. Where samples were drawn from several seeds,
-    a value is the mean over them.
+    a value is the mean over them. Ranks above 0 only help, and return no entries.
 
     Args:
         dataset: the training images; networks that learn from data are trained on them, and the floor of a distance is
@@ -65,9 +65,6 @@ def evaluate(
         max_images: at most so many images of each seed, and of the reference; default: all.
         device: default: the GPU, where there is one.
         rank, world_size: of several processes that share the features' work; default: the environment's, or 0 of 1.
-
-    Returns:
-        The entries; none for ranks above 0, which only help.
 
     Raises:
         ValueError: nothing was sampled; what does not fit together (sizes, classes, a network and stored statistics);

@@ -34,10 +34,11 @@ def query(
     sampler: Sampler | None = None,
     seed: int = 0,
 ) -> dict:
-    """Asks a joint model both ways about some images, and measures whether the answers fit; writes `queries.json` and
+    """Ask a joint model both ways about some images, and measure whether the answers fit; write `queries.json` and
     `queries.png` (rows: image, its encoder's features, features generated given the image, images generated given the
     features).
 
+    -> {"features_given_image", "image_given_features": each {representation: {"agreement", "floor"}}, and the record}.
     Agreement is the cosine between reduced features, averaged over positions; its floor: with another image's features.
 
     Args:
@@ -46,9 +47,6 @@ def query(
         num_variations: images drawn for each representation.
         labels: 'null' asks without a label, so that what is given is all that is known; 'own' gives the image's label.
         sampler: see `redi.sampling.conditional`; default: EulerMaruyama(diffusion_norm=10), or Ancestral for a DDPM.
-
-    Returns:
-        {"features_given_image": ..., "image_given_features": ..., each with "agreement" and "floor", and the record}.
     """
     codec, channels = trained.codec, trained.codec.channels
     if not channels.representations:

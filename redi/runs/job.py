@@ -88,8 +88,7 @@ def is_trained(trained_dir: Path) -> bool:
     """Whether the folder holds an undamaged checkpoint of the last step. Raises ValueError: it holds a later one."""
     last, checkpoints = checkpoint_dir(trained_dir, num_steps()), list_checkpoints(trained_dir)
     if checkpoints and checkpoints[-1].name > last.name:
-        beyond = f"{checkpoints[-1]} is beyond train.num_steps = {num_steps()}"
-        raise ValueError(f"{beyond}: raise it or delete {trained_dir}")
+        raise ValueError(f"{checkpoints[-1]} is beyond train.num_steps = {num_steps()}: raise it or delete the folder")
     return last in checkpoints and is_good(last)
 
 

@@ -26,9 +26,8 @@ def clamped(
         own_time: show them clean, to a network with a t for each group (`DiffusionTransformer.group_timesteps`, trained
             with `JointObjective.independent_timesteps`): the conditional itself, for every sampler.
 
-    Returns:
-        `denoise` and `draw` to call the sampler with, and a function (x, t = 1) -> x that puts the groups into a state
-        of the sampler as the network sees them at t: clean into its result.
+    -> `denoise` and `draw` to call the sampler with, and a function (x, t = 1) -> x that puts the groups into a state
+    of the sampler as the network sees them at t: clean into its result.
     """
     if not given:
         return denoise, draw, lambda x, t=1.0: x

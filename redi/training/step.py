@@ -56,9 +56,8 @@ class TrainingStep:
 
         Where the gradient is not finite the weights stay as they are.
 
-        Returns:
-            {"loss": (), <group>: (), ..., "gradient_norm": (), "skipped": ()}, means over these rows before the update;
-            the norm is that of the whole batch's gradient, and "skipped" 1 where it is not finite.
+        -> {"loss": (), <group>: (), ..., "gradient_norm": (), "skipped": ()}, means over these rows before the update;
+        the norm is that of the whole batch's gradient, and "skipped" 1 where it is not finite.
         """
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * min(1.0, (step + 1) / max(self.warmup_steps, 1))

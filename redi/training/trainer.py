@@ -75,7 +75,7 @@ def train(
     monitor_every: int = 10_000,
     stalled_seconds: float = 120.0,
 ) -> Path:
-    """Train a joint model and write checkpoints, log and previews to `run_dir`; called again, it resumes.
+    """Train a joint model and write checkpoints, log and previews to `run_dir` -> the last checkpoint; it resumes.
 
     On the CPU, a run that was stopped and resumed is bit-equal to one that was not: every random number is a function
     of (seed, step) and of the sample's row in the batch. Started by torchrun or srun, all processes train one model
@@ -105,9 +105,6 @@ def train(
         monitor: measures the EMA weights during training (`redi.evaluation.monitor.Monitor`, prepared); its results are
             logged as monitor/<name>.
         stalled_seconds: after this time without a step the log says which process is behind, and in what.
-
-    Returns:
-        The last checkpoint's folder.
 
     Raises:
         ValueError: settings that cannot work, a checkpoint in `run_dir` that does not fit, another process that is

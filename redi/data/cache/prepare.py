@@ -41,7 +41,7 @@ def prepare(
     rank: int | None = None,
     world_size: int | None = None,
 ) -> Dataset | Cache | CacheStream:
-    """Makes the codec ready for this data set, and the data set ready for the trainer.
+    """Make the codec ready for this data set -> what `train` takes as `dataset` (its `mirrored` is `mirror`).
 
     Encoders and reducers that learn from data are fitted in place, and every image is encoded once into a cache.
     Nothing is done twice: all results lie in `cache_dir` under a hash of what they depend on.
@@ -62,9 +62,6 @@ def prepare(
         verify: compare the SHA-256 of every shard of a cache that was there already, and encode damaged ones again:
             all processes together read all of it, at 1.2 GiB a second and core at most.
         rank, world_size: this process's place; default: torchrun's or Slurm's environment, else 0 of 1.
-
-    Returns:
-        What `train` takes as `dataset`; its attribute `mirrored` is `mirror`.
 
     Raises:
         ValueError: NaN or infinite values in what the networks give, a reducer of another encoder, a cache at
