@@ -41,7 +41,7 @@ KINDS = {
     "samplers": "redi.core.samplers",
 }
 
-__all__ = ["__version__", *_PUBLIC, *KINDS]
+__all__ = ["__version__", *sorted(_PUBLIC), *KINDS]
 
 
 def __getattr__(name: str):
