@@ -7,7 +7,7 @@ import importlib
 
 __version__ = "0.1.0"
 
-_NAMES = {
+NAMES = {
     "core.channels": "Channels",
     "core.ema": "EMA",
     "core.likelihood": "log_likelihood",
@@ -26,7 +26,7 @@ _NAMES = {
     "training.posthoc": "reconstruct_average",
     "training.warm_start": "warm_start",
 }
-_PUBLIC = {name: f"redi.{module}" for module, names in _NAMES.items() for name in names.split()}
+PUBLIC = {name: f"redi.{module}" for module, names in NAMES.items() for name in names.split()}
 # The kinds of components, under the names that gin files use: redi.reducers.PCA is @reducers.PCA.
 KINDS = {
     "autoencoders": "redi.models.autoencoders",
@@ -41,12 +41,12 @@ KINDS = {
     "samplers": "redi.core.samplers",
 }
 
-__all__ = ["__version__", *sorted(_PUBLIC), *KINDS]
+__all__ = ["__version__", *sorted(PUBLIC), *KINDS]
 
 
 def __getattr__(name: str):
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    if name in PUBLIC:
+        return getattr(importlib.import_module(PUBLIC[name]), name)
     if name in KINDS:
         return importlib.import_module(KINDS[name])
     raise AttributeError(f"module 'redi' has no attribute {name!r}; it has {', '.join(__all__)}")

@@ -26,7 +26,7 @@ def test_a_public_name_resolves(name):
 
 
 def test_public_names_are_the_objects_of_their_modules():
-    for name, module in redi._PUBLIC.items():
+    for name, module in redi.PUBLIC.items():
         assert getattr(redi, name) is getattr(importlib.import_module(module), name)
 
 
