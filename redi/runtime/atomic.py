@@ -78,12 +78,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes a safetensors file and forces it to the disk; it may be cut short where that fails. Raises OSError."""
+    """Writes a safetensors file; `atomic_file` and `atomic_folder` force it to the disk. Raises OSError."""
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
     except SafetensorError as error:  # it wraps the operating system's error
         raise OSError(f"could not write {path}: {error}") from None
-    _sync_file(path)
 
 
 def _sync_file(path: Path) -> None:
