@@ -14,9 +14,9 @@ from redi.core.processes.vp import VP
 from redi.core.samplers.ancestral import Ancestral
 from redi.core.samplers.ddim import DDIM
 from redi.core.samplers.euler import Euler
+from tests.core.samplers.gaussian import MEAN, STD, exact_field, moments
 
 CHANNELS = Channels(image=2, z=1)
-MEAN, STD = 0.7, 0.5
 T = 100
 
 
@@ -126,26 +126,6 @@ def test_ddim_leaves_the_learned_variance_alone():
     x = ours(DDIM(num_evaluations=5), process, net, drawn)
     other = ours(DDIM(num_evaluations=5), process, lambda x, step: net(x, step)[:, :3], drawn)
     assert torch.equal(x, other)
-
-
-def exact_field(process):
-    """The expected prediction for data N(MEAN, STD^2)."""
-
-    def denoise(x, t):
-        alpha, sigma = process.alpha(t), process.sigma(t)
-        deviation = (x - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2)
-        return process.target(MEAN + alpha * STD**2 * deviation, sigma * deviation, t)
-
-    return denoise
-
-
-def moments(sampler, process):
-    """Exact mean and variance per channel: the sampler is affine in its draws, so unit vectors show their weights."""
-    size = sampler.num_evaluations + 1
-    drawn = iter(torch.eye(size + 1, dtype=torch.float64)[1:])
-    x = sampler(exact_field(process), process, lambda: next(drawn)[:, None, None, None].expand(-1, 2, 1, 1))
-    mean = x[0].flatten()
-    return mean, (x[1:].flatten(1) - mean).square().sum(dim=0)
 
 
 @pytest.mark.parametrize("variance", ["small", "large"])

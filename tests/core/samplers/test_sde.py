@@ -17,8 +17,8 @@ from redi.core.processes.vp import VP
 from redi.core.samplers.euler_maruyama import EulerMaruyama
 from redi.core.samplers.sde import DIFFUSION_FORMS, LAST_STEPS
 from redi.core.samplers.stochastic_heun import StochasticHeun
+from tests.core.samplers.gaussian import MEAN, STD, exact_field, moments
 
-MEAN, STD = 0.7, 0.5
 SAMPLERS = [EulerMaruyama, StochasticHeun]
 PATHS = [FlowMatching, GVP, VP]
 PREDICTIONS = ["velocity", "noise", "score", "data"]
@@ -30,26 +30,6 @@ every_path = pytest.mark.parametrize("path", PATHS)
 
 def shifted(path) -> Shifted:
     return Shifted(process=path, shift={"z": 0.5}).for_channels(Channels(image=1, z=1))
-
-
-def exact_field(process):
-    """The expected prediction for data N(MEAN, STD^2): E[data | x_t] and E[noise | x_t] are affine in x_t."""
-
-    def denoise(x, t):
-        alpha, sigma = process.alpha(t), process.sigma(t)
-        deviation = (x - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2)
-        return process.target(MEAN + alpha * STD**2 * deviation, sigma * deviation, t)
-
-    return denoise
-
-
-def moments(sampler, process):
-    """Exact mean and variance of each of two channels of the samples, (2,) each."""
-    size = sampler.num_evaluations + 2
-    drawn = iter(torch.eye(size + 1, dtype=torch.float64)[1:])  # one row a draw; sample 0 has no noise at all
-    x = sampler(exact_field(process), process, lambda: next(drawn)[:, None, None, None].expand(-1, 2, 1, 1))
-    mean = x[0].flatten()
-    return mean, (x[1:].flatten(1) - mean).square().sum(dim=0)
 
 
 @every_path
