@@ -16,9 +16,10 @@ def exact_field(process):
     return denoise
 
 
-def moments(sampler, process):
-    """Exact mean and variance of each of two channels of the samples, (2,) each."""
-    size = sampler.num_evaluations + 2
+def moments(sampler, process, spare: int = 2):
+    """Exact mean and variance of each of two channels of the samples, (2,) each; a sampler that draws more than
+    num_evaluations + `spare` times fails."""
+    size = sampler.num_evaluations + spare
     drawn = iter(torch.eye(size + 1, dtype=torch.float64)[1:])  # one row a draw; sample 0 has no noise at all
     x = sampler(exact_field(process), process, lambda: next(drawn)[:, None, None, None].expand(-1, 2, 1, 1))
     mean = x[0].flatten()
