@@ -1,4 +1,4 @@
-"""For every test: an empty gin configuration, and a cache folder that no other run shares."""
+"""For every test: an empty gin configuration, and folders for caches and a user's state that no other run shares."""
 
 import os
 import subprocess
@@ -26,6 +26,7 @@ def empty_gin_configuration():
 def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REDI_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
 
 

@@ -63,8 +63,8 @@ class Nudge(Guidance):
 '''
 
 
-def python(*arguments: str, cwd: Path, path: Path) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(path), str(ROOT)])}
+def python(*arguments: str, cwd: Path, path: Path, **variables: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(path), str(ROOT)])} | variables
     done = subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
@@ -128,7 +128,7 @@ def opened(run) -> list[str]:
 import redi
 from pathlib import Path
 
-run = redi.load("run", device="cpu", plugins=["my_lab"])
+run = redi.load("run", device="cpu")
 print(type(run.model.fusion).__name__, run.model.fusion.factor)
 print(*(type(r.reducer).__name__ for r in run.codec.representations.values()))
 
@@ -152,14 +152,15 @@ def test_the_saved_configuration_parses_back_to_itself(opened):
     assert opened[2] == "True"
 
 
-def test_what_nobody_has_named_is_not_imported_and_the_refusal_says_how_to_name_it(run):
+def test_a_run_of_somebody_elses_is_refused_and_the_refusal_says_how_to_open_it(run, tmp_path):
     arguments = ["-m", "redi.sample", "--run_dir=run", "--gin_bindings=sample.num_images = 4"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(run.parent / "path"), str(ROOT)])}
+    environment["XDG_STATE_HOME"] = str(tmp_path)  # the home of another user
     done = subprocess.run([sys.executable, *arguments], cwd=run.parent, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and not (run / "samples").exists()
     assert "run/config.gin says 'import my_lab.fusing', " in done.stderr
     (flag,) = set(re.findall(r"--plugin=\S+?(?=,)", done.stderr))
-    python(*arguments, flag, cwd=run.parent, path=run.parent / "path")
+    python(*arguments, flag, cwd=run.parent, path=run.parent / "path", XDG_STATE_HOME=str(tmp_path))
     assert (run / "samples" / "record.json").exists()
 
 

@@ -16,6 +16,7 @@ from redi.models.published.file import PublishedFile, read_published
 from redi.models.published.layout import parse_layout
 from redi.models.published.weights import Imported, from_published, to_published
 from redi.runs.load import load
+from redi.runtime import trusted_imports
 from redi.runtime.atomic import atomic_file
 from redi.runtime.checkpoint import Retention, list_checkpoints, newest_good, save_checkpoint
 from redi.runtime.checksums import sha256
@@ -61,7 +62,7 @@ def import_checkpoint(
     image_size = both["ema"].layout.grid[0] * codec.autoencoder.downsample
     record = {"model_arguments": arguments, "image_size": image_size, "published": published}
     folder = save_checkpoint(run_dir, file.step, tensors, record, keep=Retention(1))
-    (run_dir / "config.gin").write_text(text)
+    trusted_imports.write(run_dir / "config.gin", text)
     return folder
 
 

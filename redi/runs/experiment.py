@@ -14,7 +14,8 @@ from redi.models.codec import JointCodec
 from redi.models.transformer import DiffusionTransformer
 from redi.runs.audit import audited
 from redi.runs.load import SAMPLING, Run, open_run
-from redi.runtime.atomic import only_process, write_text
+from redi.runtime import trusted_imports
+from redi.runtime.atomic import only_process
 from redi.runtime.checkpoint import list_checkpoints, newest_good
 from redi.runtime.device import choose_device, own_gpu
 from redi.runtime.distributed import process_rank
@@ -53,9 +54,9 @@ class Experiment:
             return
         if trains and (self.trained_dir == self.run_dir or not checkpoints):
             with only_process(self.trained_dir):  # not while another process trains there
-                write_text(saved, config.full_text())  # other ranks may be reading it
+                trusted_imports.write(saved, config.full_text())  # other ranks may be reading it
         if self.trained_dir != self.run_dir:
-            write_text(self.run_dir / "config.gin", config.full_text())
+            trusted_imports.write(self.run_dir / "config.gin", config.full_text())
 
     @cached_property
     def device(self) -> torch.device:

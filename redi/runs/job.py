@@ -13,8 +13,8 @@ from redi.core.registry import entry_points
 from redi.evaluation.samples.stored import Samples
 from redi.runs.experiment import Experiment
 from redi.runs.stages import evaluate_stage, report_stage, sample_stage, train_stage
+from redi.runtime import trusted_imports
 from redi.runtime.artefact import write_json
-from redi.runtime.atomic import write_text
 from redi.runtime.checkpoint import checkpoint_dir, is_good, list_checkpoints
 from redi.runtime.checksums import json_sha256, sha256
 from redi.runtime.distributed import process_rank
@@ -35,7 +35,7 @@ def job(experiment: Experiment, *, shared: bool = False) -> dict[str, float]:
 
     def train_here() -> None:
         if shared:
-            write_text(experiment.trained_dir / "config.gin", config.full_text())  # others may be reading it
+            trusted_imports.write(experiment.trained_dir / "config.gin", config.full_text())  # others may be reading it
         with _timed(seconds, "train"):
             train_stage(experiment, evaluates=True)
 

@@ -1,14 +1,22 @@
 """Which Python modules the config.gin of a run, or of a model from the hub, may import.
 
 A module runs when it is imported. A gin file that the user names may import what it says; of these files only the
-folder was named, so they may import modules of redi and what the user has named in this process (`named`).
+folder was named, so they may import modules of redi and what the user has named in this process (`named`). A file that
+this user's own runs wrote may import what it says, too: its hash lies in the user's home, which no folder brings along.
 """
 
+import hashlib
 import io
+import logging
 import os
 import sys
 import tokenize
 from collections.abc import Collection
+from pathlib import Path
+
+from redi.runtime.atomic import write_text
+
+log = logging.getLogger(__name__)
 
 MAX_BYTES = 2**24  # of a saved configuration; those of the largest sweeps have some 2**16
 WORDS = ("import", "from", "include")  # how statements begin that load something
@@ -27,16 +35,46 @@ def name(*modules: str) -> None:
 def read(path: str | os.PathLike, registered: Collection[str] = ()) -> io.StringIO:
     """A configuration that lies in a folder, as a file for gin: exactly the text that was looked through.
 
-    Modules whose components are `registered` were imported before: importing them again runs nothing.
+    Modules whose components are `registered` were imported before: importing them again runs nothing. What `write`
+    wrote for this user may import what it says.
 
     Raises ValueError: it would import or include what nobody has named. Nothing has been imported.
     """
     text, lines = _text_and_lines(path)
-    if refused := [line for line in lines if not is_allowed(line, registered)]:
+    refused = [line for line in lines if not is_allowed(line, registered)]
+    if refused and not _is_own(text):
         raise ValueError(_message(path, refused))
     file = io.StringIO(text)
     file.name = str(path)
     return file
+
+
+def write(path: Path, text: str) -> None:
+    """Write a configuration that was parsed here, and note its hash as one of this user's own. Raises OSError."""
+    write_text(path, text)
+    modules = map(_module, loading_lines(text))
+    if all(module and module.split(".")[0] == "redi" for module in modules):
+        return
+    try:
+        _mark(text).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _mark(text).touch()
+    except (OSError, RuntimeError) as error:
+        log.warning("later programs need --plugin to open %s: it cannot be noted as yours (%s)", path.parent, error)
+
+
+def _is_own(text: str) -> bool:
+    """Whether `write` noted this text, in a folder that is this user's and that nobody else may write to."""
+    try:
+        folder = _mark(text).parent.stat()
+        return _mark(text).exists() and not folder.st_mode & 0o022 and folder.st_uid == os.getuid()
+    except (OSError, RuntimeError):
+        return False
+
+
+def _mark(text: str) -> Path:
+    """The file whose presence says that a text is the user's own. Raises RuntimeError for a user without a home."""
+    state = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser()
+    return state / "redi" / "configurations" / hashlib.sha256(text.encode()).hexdigest()
 
 
 def imported(path: str | os.PathLike) -> list[str]:

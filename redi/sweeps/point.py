@@ -9,6 +9,7 @@ from redi.core import config
 from redi.evaluation.records import read_metrics
 from redi.runs.experiment import Experiment
 from redi.runs.job import job
+from redi.runtime import trusted_imports
 from redi.runtime.artefact import write_json
 from redi.runtime.checksums import sealed
 from redi.runtime.distributed import process_rank
@@ -26,7 +27,7 @@ def run_point(run_dir: Path, entry: Planned) -> None:
     try:
         config.parse([], [entry.text])
         if first:
-            (folder / "config.gin").write_text(entry.text)
+            trusted_imports.write(folder / "config.gin", entry.text)
         seconds = job(Experiment(folder, entry.trained_dir(run_dir)), shared=True)
         if first:
             write_result(folder, entry, seconds)

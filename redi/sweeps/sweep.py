@@ -8,7 +8,7 @@ from typing import Any
 from redi.core.registry import configurable
 from redi.pages.report import report
 from redi.pages.sweep_results import SweepResults, read_result
-from redi.runtime.atomic import write_text
+from redi.runtime import trusted_imports
 from redi.runtime.spelling import did_you_mean
 from redi.sweeps import launchers
 from redi.sweeps.plan import plan, write_plan
@@ -65,7 +65,7 @@ def sweep(
         run_point(run_dir, named[only])
         return
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_text(run_dir / "config.gin", text)  # points that are under way read it
+    trusted_imports.write(run_dir / "config.gin", text)  # points that are under way read it
     write_plan(run_dir, planned)
     left = [entry for entry in planned if read_result(entry.folder(run_dir)) is None]
     models = len({entry.model for entry in planned})

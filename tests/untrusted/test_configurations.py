@@ -93,6 +93,67 @@ def test_naming_a_file_is_naming_what_it_imports(dangerous, tmp_path):
         config.parse([], found=[found(tmp_path, "import dangerous.other\n")])
 
 
+# ---- a user's own runs, by a record in the user's home
+
+
+@pytest.fixture
+def own(dangerous, tmp_path, monkeypatch) -> Path:
+    """A configuration that a run of this user's wrote, as a later process sees it."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    path = tmp_path / "run" / "config.gin"
+    path.parent.mkdir()
+    trusted_imports.write(path, "import dangerous.part\nPCA.rank = 2\n")
+    return path
+
+
+def refused(path: Path, dangerous: Path) -> bool:
+    with pytest.raises(ValueError, match="'import dangerous.part'.*--plugin=dangerous"):
+        config.parse([], found=[path])
+    return not dangerous.exists()
+
+
+def test_a_run_of_ones_own_imports_what_it_says_wherever_it_lies(own, dangerous, tmp_path):
+    copy = tmp_path / "copy" / "config.gin"
+    copy.parent.mkdir()
+    copy.write_bytes(own.read_bytes())
+    config.parse([], found=[copy])
+    assert dangerous.exists() and "dangerous.part" in trusted_imports.named  # also for the processes of a sweep
+
+
+def test_an_edited_configuration_is_not_ones_own(own, dangerous):
+    own.write_text(own.read_text().replace("rank = 2", "rank = 3"))
+    assert refused(own, dangerous)
+
+
+def test_what_another_user_ran_is_not_ones_own(own, dangerous, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home of another"))
+    assert refused(own, dangerous)
+
+
+def test_a_folder_of_hashes_that_others_may_write_to_counts_for_nothing(own, dangerous, tmp_path):
+    (tmp_path / "state" / "redi" / "configurations").chmod(0o777)
+    assert refused(own, dangerous)
+
+
+def test_only_its_user_may_write_to_the_folder_of_hashes(own, tmp_path):
+    assert (tmp_path / "state" / "redi" / "configurations").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_configuration_without_plug_ins_leaves_nothing_in_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    trusted_imports.write(tmp_path / "config.gin", "import redi.data.audit\nPCA.rank = 2\n")
+    assert not (tmp_path / "state").exists()
+
+
+def test_without_a_place_in_the_home_the_flag_is_asked_for_as_before(own, dangerous, tmp_path, monkeypatch, caplog):
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "a file"))
+    trusted_imports.write(own, "import dangerous.part\n")
+    (line,) = caplog.messages
+    assert line.startswith(f"later programs need --plugin to open {own.parent}: it cannot be noted as yours")
+    assert refused(own, dangerous)
+
+
 def test_bindings_are_the_users(dangerous):
     config.parse([], ["import dangerous"])
     assert dangerous.exists()
