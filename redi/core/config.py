@@ -14,6 +14,7 @@ from typing import Any
 import gin
 from gin.config import iterate_references
 
+from redi.core.plug_ins import plug_ins
 from redi.core.registry import harmless_arguments, registries
 from redi.runtime import trusted_imports
 from redi.runtime.spelling import did_you_mean
@@ -190,12 +191,24 @@ def statements(text: str) -> dict[str, str]:
     return {key: " ".join(value.split()) for key, value in found.items()}
 
 
-def relevant(text: str, roots: Sequence[Callable]) -> dict[str, str]:
+def relevant(text: str, roots: Sequence[Callable | str]) -> dict[str, str]:
     """The statements of a saved configuration that decide what these functions compute, harmless ones left out."""
     matters = {f"{scope}/{_short(selector)}".lstrip("/") for scope, selector in _reached(roots, but=is_harmless)}
     values = statements(text)
     owner = {key: key.rsplit(".", 1)[0] if "." in key else f"{key}/macro" for key in values}
     return {key: value for key, value in values.items() if owner[key] in matters and not is_harmless(key)}
+
+
+def plug_ins_of(roots: Sequence[Callable | str]) -> dict[str, str | None]:
+    """The `plug_ins` among all that calls of these functions use, harmless ones left out."""
+    selectors = {selector for _, selector in _reached(roots, but=is_harmless)}
+    return plug_ins(*(gin.config._REGISTRY[selector].wrapped for selector in selectors))
+
+
+def key(roots: Sequence[Callable | str]) -> dict[str, Any]:
+    """What the results of these functions depend on: `relevant` bindings and `plug_ins_of`."""
+    sources = plug_ins_of(roots)
+    return relevant(full_text(), roots) | ({"plug-ins": sources} if sources else {})
 
 
 def without_effect(roots: Sequence[Callable]) -> list[str]:
@@ -220,9 +233,12 @@ def is_harmless(key: str) -> bool:
     return info is not None and argument in harmless_arguments.get(info.selector, ())
 
 
-def _reached(roots: Sequence[Callable], but: Callable[[str], Any] | None = None) -> set[tuple[str, str]]:
-    """(scope, selector) of all bindings that calling the roots can use; not through parameters that `but` takes."""
-    pending = [("", gin.config._INVERSE_REGISTRY[root].selector) for root in roots]
+def _reached(roots: Sequence[Callable | str], but: Callable[[str], Any] | None = None) -> set[tuple[str, str]]:
+    """(scope, selector) of all bindings that calling the roots can use; not through parameters that `but` takes.
+    A root 'function.argument' is what is bound to it."""
+    bound_to = [unevaluated(root) for root in roots if isinstance(root, str)]
+    pending = [reference.config_key for reference in iterate_references(bound_to)]
+    pending += [("", gin.config._INVERSE_REGISTRY[root].selector) for root in roots if not isinstance(root, str)]
     reached = set()
     for scope, selector in pending:  # grows while it is walked
         # A call in scope 'a/b' takes the bindings of 'a/b', 'a' and ''.

@@ -4,7 +4,6 @@ A kind of component (encoders, reducers, ...) is a package with an interface cla
 lists a component and makes it known to gin as `<kind>.<ClassName>`; the class stays untouched, and works without gin.
 """
 
-import hashlib
 import importlib
 import inspect
 import pkgutil
@@ -15,6 +14,7 @@ from functools import partial
 import gin
 
 import redi
+from redi.core.plug_ins import source_sha256
 from redi.runtime.spelling import did_you_mean
 
 if not hasattr(gin, "register"):
@@ -50,15 +50,7 @@ class Registry(Mapping[str, type]):
         parameters = inspect.signature(component).parameters
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         denylist = [argument for argument in self.runtime if takes_any or argument in parameters]
-        if known:  # the same class once more: a notebook cell run again
-            gin.enter_interactive_mode()
-        try:
-            with gin.unlock_config():
-                gin.register(module=self.kind, denylist=denylist or None)(component)
-        finally:
-            if known:
-                gin.exit_interactive_mode()
-        harmless_arguments[f"{self.kind}.{name}"] = self.harmless
+        _make_known(component, self.kind, denylist, self.harmless)
         self._components[name] = component
         return component
 
@@ -115,9 +107,7 @@ def configurable(
     """
     if target is None:
         return partial(configurable, runtime=runtime, harmless=harmless, entry=entry, trains=trains)
-    with gin.unlock_config():
-        gin.register(module="redi", denylist=list(runtime) or None)(target)
-    harmless_arguments[f"redi.{target.__name__}"] = harmless
+    _make_known(target, "redi", list(runtime), harmless)
     if entry or trains:
         entry_points.append(target)
     if trains:
@@ -125,18 +115,29 @@ def configurable(
     return target
 
 
+def _make_known(target: Callable, module: str, denylist: list[str], harmless: tuple[str, ...]) -> None:
+    """To gin, as `<module>.<name>`; once more too, where a notebook cell is run again."""
+    selector = f"{module}.{target.__name__}"
+    known = gin.config._REGISTRY[selector].wrapped if selector in gin.config._REGISTRY else None
+    again = known and (known.__module__, known.__qualname__) == (target.__module__, target.__qualname__)
+    if again:
+        gin.enter_interactive_mode()
+    try:
+        with gin.unlock_config():
+            gin.register(module=module, denylist=denylist or None)(target)
+    finally:
+        if again:
+            gin.exit_interactive_mode()
+    harmless_arguments[selector] = harmless
+    source_sha256(target)  # before its file can be edited
+
+
 def identity(component: object) -> dict[str, str]:
     """Which code a component is, as JSON, for the keys of caches: class, library version, and of a plug-in the hash of
-    its module's source. (Of a class in a script or notebook, its own source alone: the rest changes all the time.)"""
+    its module's source (see `source_sha256`)."""
     cls = type(component)
     known = {"class": f"{cls.__module__}.{cls.__qualname__}", "redi": redi.__version__}
-    if cls.__module__.split(".")[0] == "redi":
-        return known
-    try:
-        source = inspect.getsource(cls if cls.__module__ == "__main__" else sys.modules[cls.__module__])
-    except (OSError, TypeError, KeyError):  # typed into an interpreter: there is nothing to compare
-        return known
-    return known | {"source_sha256": hashlib.sha256(source.encode()).hexdigest()}
+    return known | ({"source_sha256": source} if (source := source_sha256(cls)) else {})
 
 
 def external(cls: type, module: str, *, harmless: tuple[str, ...] = ()) -> None:

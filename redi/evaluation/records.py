@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 import redi
+from redi.core.plug_ins import source_sha256
 from redi.data.datasets import Dataset
 from redi.models.encoders import Encoder
 from redi.runtime.checksums import BrokenArtefact, tensors_sha256, unsealed
@@ -71,7 +72,8 @@ def network_record(network: Encoder, trained_on: Dataset) -> dict:
     known = network.provenance()
     digest = known.get("weights_sha256") or known.get("sha256") or tensors_sha256(network.state_dict())
     learned = {"trained_on": reference_record(trained_on)} if network.learns_from_data else {}
-    return known | {"sha256": digest, **learned}
+    source = {"source_sha256": code} if (code := source_sha256(type(network))) else {}
+    return known | {"sha256": digest, **learned, **source}
 
 
 def reference_record(reference) -> dict:

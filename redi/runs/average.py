@@ -30,7 +30,8 @@ def average(run_dir: str | Path, sigma_rel: float, *, at_step: int | None = None
     groups, record = found.checkpoint
     tensors = {name: groups[name] for name in ("codec", "colours") if name in groups} | {"ema": found.parameters}
     same = ("model_arguments", "image_size", "seed", "codec", "codec_fingerprint", "dataset")
-    record = {key: record[key] for key in same} | {"average": found.provenance()}
+    code = {"plug_ins": record["plug_ins"]} if "plug_ins" in record else {}  # not in older checkpoints
+    record = {key: record[key] for key in same} | code | {"average": found.provenance()}
     save_checkpoint(to, found.step, tensors, record, keep=Retention(1))
     if (run_dir / "config.gin").exists():
         shutil.copyfile(run_dir / "config.gin", to / "config.gin")

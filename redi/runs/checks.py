@@ -92,6 +92,18 @@ def check_results(
             network.load()  # weights that are nowhere, before hours of training
 
 
+def warn_of_drawing() -> None:
+    """Warn where bindings of `generate` do not reach the function that draws the samples."""
+    text, drawing = config.full_text(), config.unevaluated("sample.generate")
+    reached = config.relevant(text, ["sample.generate"])
+    if lost := [k for k in config.relevant(text, [generate]) if k.startswith("generate.") and k not in reached]:
+        log.warning(
+            "%s: without effect on the samples, because sample.generate = %s does not refer to generate. If it is to "
+            "draw with them, give it an argument for that function and bind @generate to it (docs/add-a-component.md)",
+            ", ".join(lost), drawing,
+        )  # fmt: skip
+
+
 def check_independent(network: Encoder, encoder: Encoder) -> None:
     """Raise ValueError for a metric's network that is the encoder whose features are generated."""
     if type(network) is not type(encoder):

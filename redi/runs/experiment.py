@@ -13,6 +13,7 @@ from redi.evaluation.stored_statistics import StoredStatistics, images_of
 from redi.models.codec import JointCodec
 from redi.models.transformer import DiffusionTransformer
 from redi.runs.audit import audited
+from redi.runs.checks import warn_of_drawing
 from redi.runs.load import SAMPLING, Run, open_run
 from redi.runtime import trusted_imports
 from redi.runtime.atomic import only_process
@@ -50,8 +51,9 @@ class Experiment:
             raise ValueError(f"{self.trained_dir} holds no trained model: {missing}")
         for folder in {self.trained_dir, self.run_dir} if trains else {self.run_dir}:
             folder.mkdir(parents=True, exist_ok=True)
-        if process_rank()[0] > 0:  # rank 0 writes for all
+        if process_rank()[0] > 0:  # rank 0 writes and warns for all
             return
+        warn_of_drawing()
         if trains and (self.trained_dir == self.run_dir or not checkpoints):
             with only_process(self.trained_dir):  # not while another process trains there
                 trusted_imports.write(saved, config.full_text())  # other ranks may be reading it

@@ -54,7 +54,7 @@ def save_pretrained(run: Run | str | Path, folder: str | Path) -> Path:
     if others := _not_saved_here(folder):
         raise ValueError(f"{folder} holds other things than a saved model ({', '.join(others)}): choose another folder")
     tensors = {"model": run.weights["ema"], "codec": run.codec.learned_state(), "colours": run.colours.tensors}
-    kept = ("model_arguments", "image_size", "seed", "codec", "dataset", "published")
+    kept = ("model_arguments", "image_size", "seed", "codec", "dataset", "published", "plug_ins")
     record = {"format": FORMAT, "step": run.step} | {key: run.record[key] for key in kept if key in run.record}
     if published := record.get("published"):  # whose settings may name folders of whoever trained it
         args = {name: value for name, value in published["args"].items() if not ABSOLUTE.search(repr(value))}

@@ -105,7 +105,6 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 def _key(trained_dir: Path) -> dict:
-    """What samples and metrics depend on: the checkpoint, and all bindings that are in use."""
+    """What samples and metrics depend on: the checkpoint, and all bindings and plug-ins that are in use."""
     checkpoint = list_checkpoints(trained_dir)[-1].name
-    bindings = config.relevant(config.full_text(), entry_points)
-    return {"checkpoint": checkpoint, "configuration_sha256": json_sha256(bindings)}
+    return {"checkpoint": checkpoint, "configuration_sha256": json_sha256(config.key(entry_points))}

@@ -12,6 +12,7 @@ from redi.core import config
 from redi.core.channels import Channels
 from redi.core.configurables import import_all
 from redi.core.objective import JointObjective
+from redi.core.plug_ins import warn_of_edits
 from redi.core.processes import Process
 from redi.core.registry import entry_points
 from redi.fusion.merged import with_one_bias
@@ -130,6 +131,7 @@ def open_run(
         for name in ("ema", "model")
     }
     process = process or (built or JointObjective(channels=channels, num_classes=num_classes)).process
+    warn_of_edits(record, folder, net, codec, built, process)
     return Run(
         net, codec.to(device), process, built, weights, ColourBasis(tensors.get("colours", {})),
         record["step"], num_classes, record["image_size"], run_dir, record, gin_bindings,

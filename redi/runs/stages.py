@@ -40,8 +40,9 @@ def sample_stage(experiment: Experiment) -> None:
         learning = any(network.learns_from_data for network in networks)
         data = experiment.train_data if learning else None
         prepare_networks(networks, data, config.bound("evaluate.cache_dir"), experiment.device)
-    # What decides the images, for whoever asks whether stored ones are still theirs.
-    key = json_sha256(config.relevant(config.full_text(), [generate]))
+    # What decides the images, for whoever asks whether stored ones are still theirs. A function of the user's may call
+    # `generate` too.
+    key = json_sha256(config.key(["sample.generate", generate]))
     samples = config.call(
         sample, run_dir=experiment.run_dir, trained=run, rank=rank, world_size=world_size, key=key,
         **({"networks": networks} if networks else {}),

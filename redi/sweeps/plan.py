@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class Planned:
     text: str  # its whole configuration
     model: str  # the folder in models/ that it shares with the points that are trained alike
     num_steps: int
+    plug_ins: dict[str, str | None] = field(default_factory=dict)  # that it uses, see `redi.core.plug_ins`
 
     def folder(self, run_dir: Path) -> Path:
         return run_dir / "points" / self.name
@@ -59,7 +60,8 @@ def plan(run_dir: Path, base: str, *, grid: Any, points: Any, names: Any) -> lis
             key = json.dumps(statements, sort_keys=True)
             if key not in models:
                 models[key] = _model_name(point, statements, set(models.values()))
-            entry = Planned(point.name, point.group, dict(point.bindings), text, models[key], num_steps())
+            code = config.plug_ins_of(_roots())
+            entry = Planned(point.name, point.group, dict(point.bindings), text, models[key], num_steps(), code)
             _refuse_mixed(run_dir, entry)
             planned.append(entry)
     return planned

@@ -44,4 +44,5 @@ def write_result(folder: Path, entry: Planned, seconds: dict[str, float]) -> Non
     result = {"name": entry.name, "group": entry.group, "bindings": entry.bindings, "model": entry.model}
     result |= {"status": "done", "metrics": [{key: m[key] for key in KEPT if key in m} for m in metrics]}
     result |= {"seconds": {stage: seconds.get(stage) for stage in ("train", "sample", "evaluate")}}
+    result |= {"plug_ins": entry.plug_ins} if entry.plug_ins else {}
     write_json(folder / "result.json", sealed(result | {"versions": {"redi": redi.__version__}}))

@@ -11,7 +11,7 @@ from redi.pages.sweep_results import SweepResults, read_result
 from redi.runtime import trusted_imports
 from redi.runtime.spelling import did_you_mean
 from redi.sweeps import launchers
-from redi.sweeps.plan import plan, write_plan
+from redi.sweeps.plan import Planned, plan, write_plan
 from redi.sweeps.point import run_point
 from redi.sweeps.results import table_markdown, write_results
 
@@ -67,7 +67,7 @@ def sweep(
     run_dir.mkdir(parents=True, exist_ok=True)
     trusted_imports.write(run_dir / "config.gin", text)  # points that are under way read it
     write_plan(run_dir, planned)
-    left = [entry for entry in planned if read_result(entry.folder(run_dir)) is None]
+    left = [entry for entry in planned if not is_done(run_dir, entry)]
     models = len({entry.model for entry in planned})
     log.info("%d points of %d models, %d points done", len(planned), models, len(planned) - len(left))
     several = processes if launcher == "torchrun" or processes > 1 else None
@@ -83,6 +83,16 @@ def sweep(
     if results.missing and launcher != "print":
         names, where = ", ".join(results.missing), run_dir / "points"
         raise ValueError(f"{len(results.missing)} of {len(planned)} points failed: {names}; see error.txt in {where}")
+
+
+def is_done(run_dir: Path, entry: Planned) -> bool:
+    """Whether a point has its result; one of plug-ins that were edited since is deleted."""
+    result = read_result(entry.folder(run_dir))
+    if result is None or result.get("plug_ins", {}) == entry.plug_ins:
+        return result is not None
+    log.warning("%s is sampled and measured again, because its plug-ins were edited", entry.name)
+    (entry.folder(run_dir) / "result.json").unlink()
+    return False
 
 
 def gather_all(run_dir: Path) -> SweepResults:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from redi.core.ema import AveragedWeights
 from redi.core.objective import JointObjective
+from redi.core.plug_ins import plug_ins, warn_of_edits
 from redi.core.snr_table import noise_table, spreads
 from redi.fusion.merged import with_one_bias
 from redi.models.codec import JointCodec
@@ -58,7 +59,7 @@ class TrainingState:
         """Where the checkpoint of a step lies."""
         return checkpoint_dir(self.run_dir, step)
 
-    def begin(self, model_arguments: Mapping, loss_of: JointObjective, dataset, *, seed: int) -> dict:
+    def begin(self, model_arguments: Mapping, loss_of: JointObjective, dataset, *, seed: int, monitor=None) -> dict:
         """Resume from the newest good checkpoint, or begin at step 0 -> {"step", "window", "spread", ...}.
 
         Raises:
@@ -69,13 +70,16 @@ class TrainingState:
             sample = self.codec.encode_sample(dataset)  # (n, C, H, W)
             self.colours, spread = ColourBasis.fit(channels, sample), spreads(channels, sample)
             record = {"step": 0, "window": None, "spread": spread}
+        components = self.model, self.codec, self.optimizer, self.ema, loss_of, loss_of.process
+        components += *vars(loss_of.process).values(), monitor, *getattr(monitor, "networks", ())
         if self.processes.is_first:
+            warn_of_edits(record, self.folder(record["step"]), *components)
             log.info("%s", noise_table(channels, loss_of.process, loss_of.weights, record["spread"]))
         self.description = {
             "model_arguments": {**model_arguments, "channels": dict(channels)},
             "image_size": dataset.image_size, "seed": seed, "dataset": dataset.fingerprint(),
             "spread": record["spread"], "codec": self.codec.provenance(),
-            "codec_fingerprint": self.codec.fingerprint(),
+            "codec_fingerprint": self.codec.fingerprint(), "plug_ins": plug_ins(*components),
         }  # fmt: skip
         return record
 

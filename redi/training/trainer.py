@@ -146,7 +146,7 @@ def train(
         )  # fmt: skip
         keep = (keep_checkpoints, keep_every, keep_best)
         state = TrainingState(run_dir, codec, net, optim, average, processes, parallel, keep)
-        record = state.begin(model_arguments, loss_of, dataset, seed=seed)
+        record = state.begin(model_arguments, loss_of, dataset, seed=seed, monitor=monitor)
         step = record["step"]
 
         with Guards(

@@ -1,5 +1,6 @@
 """Every point parsed before anything starts, and who shares a trained model."""
 
+import hashlib
 import json
 from functools import cache
 from pathlib import Path
@@ -66,6 +67,15 @@ def test_a_saved_sweep_file_names_its_points_as_the_original(planned, tmp_path):
     before = planned(*names, f"sweep.points = {points}")
     (tmp_path / "saved.gin").write_text(config.full_text())
     assert planned(base=str(tmp_path / "saved.gin")) == before
+
+
+def test_a_point_names_the_plug_ins_that_it_uses(planned, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "from redi.core.samplers import register\nfrom redi.core.samplers.euler import Euler\n\n\n"
+    (tmp_path / "a_lab.py").write_text(f"{text}@register\nclass OwnEuler(Euler):\n    pass\n")
+    points = planned("import a_lab", "sweep.grid = {'generate.sampler': [@samplers.Heun(), @samplers.OwnEuler()]}")
+    source = hashlib.sha256((tmp_path / "a_lab.py").read_bytes()).hexdigest()
+    assert [point.plug_ins for point in points] == [{}, {"a_lab.OwnEuler": source}]
 
 
 # ---- shared models

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from redi.pages.sweep_results import SweepResults
 from redi.sweeps.plan import Planned, write_plan
 from redi.sweeps.point import write_result
 from redi.sweeps.results import table_csv, table_markdown, write_results
+from redi.sweeps.sweep import is_done
 
 VALUES = {"plain": [9.0, 9.4, 8.9], "rank=4": [4.125, 5.5, 4.0], "rank=8": [3.0]}
 
@@ -83,3 +85,13 @@ def test_all_results_are_written_and_the_plot_leaves_out_what_has_a_ceiling(swee
     assert "| rank=8 | – | – |" in (folder / "results.md").read_text() and (folder / "results.csv").exists()
     with Image.open(folder / "results.png") as picture:
         assert picture.size == (2 * 750, 585) and len(picture.getcolors(1 << 20)) > 10
+
+
+def test_a_point_counts_as_done_until_one_of_its_plug_ins_is_edited(sweep):
+    folder, (plain, *_) = sweep
+    assert is_done(folder, plain)  # what was written before plug-ins were noted, too
+    mine = replace(plain, plug_ins={"lab.Mine": "1" * 64, "lab.typed_in": None})
+    write(folder, mine, 9.0)
+    assert is_done(folder, mine)
+    assert not is_done(folder, replace(mine, plug_ins={"lab.Mine": "2" * 64, "lab.typed_in": None}))
+    assert SweepResults(folder).points[0].status == "not run yet"

@@ -16,6 +16,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from redi.core.plug_ins import source_sha256
 from redi.core.registry import Registry, discover
 from redi.data.preprocessing import FORMATS, MAX_BYTES, Preprocessing, check_convertible, open_image
 from redi.data.storage.object_store import Unreachable
@@ -127,6 +128,7 @@ class Dataset(ABC):
     def fingerprint(self) -> str:
         """A hash of provenance, names, classes and labels: the key of everything computed from these images."""
         content = [self.provenance(), self.names, self.class_names, self.num_classes]
+        content += [code] if (code := source_sha256(type(self))) else []  # an edited plug-in reads other images
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode() + self.labels.tobytes()).hexdigest()
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import redi
+from redi.core.plug_ins import plug_ins
 from redi.evaluation.samples.feature_store import feature_folder, feature_record, features_of, is_stored
 from redi.evaluation.samples.stored import Samples
 from redi.models.encoders import Encoder
@@ -56,6 +57,8 @@ class SamplingJob:
             "noise": "philox4x32-10",  # unfinished samples of earlier generators cannot be resumed
             "redi": redi.__version__,
         }
+        if code := plug_ins(trained.model, trained.codec.autoencoder, trained.process):
+            self.settings["plug_ins"] = code
         self.settings_sha256 = json_sha256(self.settings)
         # Of each part: the seed, the first image and the one after the last in the seed's set.
         size, total = images_per_part, len(labels)
