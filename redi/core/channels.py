@@ -72,6 +72,8 @@ class Channels(Mapping[str, int]):
         return torch.cat([like.new_full((1, size, 1, 1), values[name]) for name, size in self._sizes.items()], dim=1)
 
     def _check(self, x: Tensor) -> None:
+        if not x.is_floating_point():
+            raise TypeError(f"expected a joint state, got {x.dtype} {tuple(x.shape)}: JointCodec.encode makes it")
         if x.ndim != 4 or x.shape[1] != self.total:
             raise ValueError(f"expected a joint state (N, {self.total}, H, W) of {self}, got {tuple(x.shape)}")
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from redi.core.channels import Channels
+from redi.core.inputs import check_maps
 from redi.core.registry import configurable
 from redi.core.resize import resized
 from redi.models.autoencoders import Autoencoder, autoencoders
@@ -125,7 +126,7 @@ class JointCodec(nn.Module):
         # Autocast for encoders that are not pretrained networks, whose features may then be bfloat16.
         autocast = torch.autocast(images.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
         with networks_in(self.precision), autocast:
-            return encoder(images).float()
+            return check_maps(encoder(images), f"features of {type(encoder).__name__}").float()
 
     @torch.no_grad()
     def join(self, stored: Mapping[str, Tensor], randn: Callable[..., Tensor] = torch.randn) -> Tensor:

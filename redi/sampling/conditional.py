@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from redi.core.channels import Channels
+from redi.core.inputs import check_maps
 from redi.core.processes import Process
 from redi.core.samplers import Denoise, Draw
 
@@ -62,12 +63,14 @@ def times_with_given(process: Process, channels: Channels, given: Iterable[str])
 
 
 def check_given(given: Mapping[str, Tensor], channels: Channels, shape: tuple[int, int, int]) -> None:
-    """Raises ValueError unless every group is one of the joint state's, with values for (N, H, W), and one is left."""
+    """Raises ValueError unless every group is one of the joint state's, with values for (N, H, W), and one is left;
+    TypeError for images in place of such values."""
     for name, group in given.items():
         if name not in channels:
             raise ValueError(f"given names {name!r}: the joint state has {', '.join(channels)}")
         expected = (shape[0], channels[name], *shape[1:])
         if tuple(group.shape) != expected:
             raise ValueError(f"given[{name!r}] has shape {tuple(group.shape)}, but {expected} is needed")
+        check_maps(group, f"the values of given[{name!r}]")
     if set(given) == set(channels):
         raise ValueError("given names every group of the joint state: nothing is left to draw")

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from redi.core.channels import Channels
+from redi.core.inputs import check_images
 from redi.models.codec import JointCodec
 from redi.models.reducers.pca import PCA
 
@@ -90,7 +91,7 @@ def stack(pictures: Sequence[Image.Image]) -> Image.Image:
 def thumbnails(images: Tensor, like: Tensor) -> list[Image.Image]:
     """(N, 3, H, W) uint8 -> PIL pictures of the size that suits `like`; small ones keep their pixels' edges."""
     size = max(64, like.shape[-1]) if like.shape[-1] < 192 else 128
-    rule = Image.Resampling.NEAREST if images.shape[-1] < size else Image.Resampling.LANCZOS
+    rule = Image.Resampling.NEAREST if check_images(images).shape[-1] < size else Image.Resampling.LANCZOS
     arrays = images.permute(0, 2, 3, 1).contiguous().numpy()
     return [Image.fromarray(array).resize((size, size), rule) for array in arrays]
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from redi.core.inputs import check_maps
 from redi.core.registry import identity
 from redi.data.cache.write import check_encoded
 from redi.data.datasets import Dataset
@@ -112,7 +113,7 @@ def _features(
         images = dataset.batch(positions)["images"]
         if device.type == "cuda":
             images = images.pin_memory()
-        features = encoder(images.to(device, non_blocking=True))
+        features = check_maps(encoder(images.to(device, non_blocking=True)), f"features of {type(encoder).__name__}")
         reducer.check_width(features.shape[1])
         largest.append(torch.linalg.vector_norm(features, torch.inf, dim=(1, 2, 3))[:, None])  # NaN where one is
         names += [dataset.names[position] for position in positions]

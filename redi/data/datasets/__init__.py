@@ -97,6 +97,9 @@ class Dataset(ABC):
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
         """-> image (3, H, W) uint8, label."""
         image = self.load(int(self.indices[position]))
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            gave = f"{type(self).__name__}.load gave {image.dtype} {image.shape} for {self.names[position]}"
+            raise (ValueError if image.dtype == np.uint8 else TypeError)(f"{gave}: uint8 (H, W, 3) is needed")
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), int(self.labels[position])
 
     def batch(self, positions: Sequence[int], mirror: np.ndarray | None = None) -> dict[str, Tensor]:

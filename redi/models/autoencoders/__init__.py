@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from redi.core.inputs import check_images, check_maps, guard
 from redi.core.registry import Registry, discover
 
 
@@ -17,6 +18,11 @@ class Autoencoder(nn.Module, ABC):
 
     channels: int
     downsample: int
+
+    def __init_subclass__(cls, **settings):
+        super().__init_subclass__(**settings)
+        guard(cls, check_images, "moments")
+        guard(cls, check_maps, "decode")
 
     def load(self) -> None:
         """Read pretrained weights now instead of at first use. Raises ValueError naming the file, its source and the

@@ -2,9 +2,9 @@
 
 from abc import ABC, abstractmethod
 
-import torch
 from torch import Tensor, nn
 
+from redi.core.inputs import check_images, guard
 from redi.core.registry import Registry, discover
 
 
@@ -14,6 +14,10 @@ class Encoder(nn.Module, ABC):
     dim: int  # E
     learns_from_data = False  # True: `prepare` trains it on the data set, and checkpoints hold its weights
     fitted = True  # whether its weights are ready for use, or will be at first use (see `load`)
+
+    def __init_subclass__(cls, **settings):
+        super().__init_subclass__(**settings)
+        guard(cls, check_square, "forward", "pooled", "metric_features")
 
     @property
     def name(self) -> str:
@@ -53,10 +57,11 @@ class Encoder(nn.Module, ABC):
         """What decides the features, as JSON: name, settings, weights, resize rule."""
 
 
-def check_images(images: Tensor) -> None:
-    """Raises ValueError unless they are uint8 (N, 3, S, S)."""
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
-        raise ValueError(f"images are uint8 (N, 3, S, S), got {images.dtype} {tuple(images.shape)}")
+def check_square(images: Tensor) -> Tensor:
+    """The images, if they are uint8 (N, 3, S, S). Raises as `check_images`."""
+    if check_images(images).shape[2] != images.shape[3]:
+        raise ValueError(f"an encoder's images are uint8 (N, 3, S, S), but got {tuple(images.shape)}: crop them")
+    return images
 
 
 encoders = Registry("encoders", Encoder, harmless=("weights",))

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from redi.models.encoders import Encoder, check_images, register
+from redi.models.encoders import Encoder, check_square, register
 from redi.models.encoders import fid_inception as fid
 from redi.models.pretrained_network import PretrainedNetwork
 from redi.runtime.checksums import sha256
@@ -64,7 +64,6 @@ class Inception(PretrainedNetwork, Encoder):
         TorchScript: "pooled" alone.
         """
         if self._is_torchscript():
-            check_images(images)
             images = images.to(self.anchor.device)
             inputs = images.float() if self.mode == "legacy_tensorflow" else fid.resized(images, self.mode)
             with self._autocast():
@@ -92,8 +91,7 @@ class Inception(PretrainedNetwork, Encoder):
 
     def inputs(self, images: Tensor) -> Tensor:
         """uint8 images (N, 3, S, S) -> what the network sees, (N, 3, 299, 299) float32."""
-        check_images(images)
-        pixels = fid.resized(images.to(self.anchor.device), self.mode)
+        pixels = fid.resized(check_square(images).to(self.anchor.device), self.mode)
         return 2 * (pixels / 255) - 1 if self.mode == "legacy_pytorch" else (pixels - 128) / 128
 
     def provenance(self) -> dict:

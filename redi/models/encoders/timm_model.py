@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from redi.models.encoders import Encoder, check_images, register
+from redi.models.encoders import Encoder, register
 from redi.models.encoders.architecture import FEATURES, describe
 from redi.models.encoders.weights import build, find_weights
 from redi.models.pretrained_network import PretrainedNetwork
@@ -117,7 +117,6 @@ class Timm(PretrainedNetwork, Encoder):
         }
 
     def _by_layer(self, images: Tensor, **options) -> dict:
-        check_images(images)
         network, inputs = self.network, self.inputs(images.to(self.anchor.device))
         with self._autocast():
             outputs = network.forward_intermediates(inputs, indices=list(self.layers), **FEATURES, **options)

@@ -3,12 +3,14 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import redi
+from redi.core.inputs import check_maps, guard
 from redi.core.registry import Registry, discover
 from redi.core.registry import identity as code_of  # `identity` is a module of this package
 from redi.runtime.artefact import load_artefact, save_artefact
@@ -25,6 +27,11 @@ class Reducer(nn.Module, ABC):
     """
 
     width: int | None = None  # E of the features that it was fitted to; None where it works for any
+
+    def __init_subclass__(cls, **settings):
+        super().__init_subclass__(**settings)
+        guard(cls, check_maps, "project")
+        guard(cls, partial(map, check_maps), "fit")
 
     def __init__(self, *, rank: int = 8):
         super().__init__()
