@@ -1,5 +1,6 @@
 """Fits of encoders and reducers, made once and shared by all processes and runs."""
 
+import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -35,7 +36,9 @@ def fit_encoder(folder: Path, encoder: Encoder, dataset: Dataset) -> None:
 
     def finish() -> None:
         log.info("fitting %s", type(encoder).__name__)
+        unfitted = copy.deepcopy(encoder)
         encoder.fit(dataset)
+        check_restorable(encoder, unfitted, dataset.batch([0])["images"])
         record = {"key": key | {"code": identity(encoder)}, "provenance": encoder.provenance()}
         save_artefact(path, {"state": encoder.state_dict()}, record)
 
@@ -62,11 +65,14 @@ def fit_reducer(
     by_moments = isinstance(reducer, LinearReducer) and type(reducer).fit is LinearReducer.fit
     blocks = [positions[i : i + BLOCK] for i in range(0, len(positions), BLOCK)] if by_moments else []
     job = SharedJob(_work(path), [len(block) for block in blocks], "block")
-    desc = "features for the reducer"
+    desc, few = "features for the reducer", []  # few: of one image, to compare on
 
     def features(positions: np.ndarray) -> Iterator[Tensor]:
         batches = (positions[i : i + batch_size] for i in range(0, len(positions), batch_size))
-        return _features(encoder, reducer, dataset, batches, device)
+        for batch in _features(encoder, reducer, dataset, batches, device):
+            few[:] = [batch[:1].clone()]
+            yield batch
+            del batch
 
     def add_up(index: int) -> None:
         moments = Moments()
@@ -77,6 +83,7 @@ def fit_reducer(
         job.store(index, {"moments": moments.state()})
 
     def finish(_: list[dict]) -> None:
+        unfitted = copy.deepcopy(reducer)
         if not by_moments:
             reducer.fit(progress(features(positions), total=-(-len(positions) // batch_size), desc=desc, unit="batch"))
         else:
@@ -84,6 +91,7 @@ def fit_reducer(
             for index in range(len(blocks)):
                 total.merge(Moments.from_state(load_tensors(job.path("moments", index))))
             reducer.solve(total)
+        check_restorable(reducer, unfitted, few[0] if few else next(features(positions[:1])))
         reducer.record_fit(**sources)
         reducer.save(path)
 
@@ -122,6 +130,23 @@ def _features(
         yield features
         del features
     check()
+
+
+def check_restorable(fitted: nn.Module, unfitted: nn.Module, inputs: Tensor) -> None:
+    """Raises ValueError unless the state of a fit makes a module that was never fitted give the same, bit for bit: now,
+    not when a checkpoint of a trained model cannot be opened."""
+    name, state = type(fitted).__name__, fitted.state_dict()
+    remedy = "every tensor that fit sets must be a buffer or parameter that __init__ registers: see its base class"
+    try:
+        for module in (fitted, unfitted):  # both, because the layout in memory may decide the last bit
+            module.load_state_dict(state)
+        inputs = inputs.to(next(iter(fitted.state_dict().values()), inputs).device)
+        same = torch.equal(unfitted(inputs), fitted(inputs))
+    except Exception as error:  # a plug-in without its tensors fails in any way
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{name} cannot be restored from its state ({reason}): {remedy}") from error
+    if not same:
+        raise ValueError(f"{name} restored from its state gives other values than the one that was fitted: {remedy}")
 
 
 def sample_positions(num_rows: int, num_images: int, seed: int) -> np.ndarray:

@@ -6,23 +6,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from redi.core.inputs import check_images, check_maps, guard
+from redi.core.inputs import Checked, check_images, check_maps
 from redi.core.registry import Registry, discover
 
 
-class Autoencoder(nn.Module, ABC):
+class Autoencoder(Checked, nn.Module, ABC):
     """uint8 images (N, 3, S, S) to latents (N, channels, S/downsample, S/downsample), frozen.
 
     Encoding has two halves: `moments` is deterministic and is what caches store; `latents` may draw from them.
     """
 
+    takes = {"moments": check_images, "decode": check_maps}
     channels: int
     downsample: int
-
-    def __init_subclass__(cls, **settings):
-        super().__init_subclass__(**settings)
-        guard(cls, check_images, "moments")
-        guard(cls, check_maps, "decode")
 
     def load(self) -> None:
         """Read pretrained weights now instead of at first use. Raises ValueError naming the file, its source and the

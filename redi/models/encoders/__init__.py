@@ -4,20 +4,24 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from redi.core.inputs import check_images, guard
+from redi.core.inputs import Checked, check_images
 from redi.core.registry import Registry, discover
 
 
-class Encoder(nn.Module, ABC):
+def check_square(images: Tensor) -> Tensor:
+    """The images, if they are uint8 (N, 3, S, S). Raises as `check_images`."""
+    if check_images(images).shape[2] != images.shape[3]:
+        raise ValueError(f"an encoder's images are uint8 (N, 3, S, S), but got {tuple(images.shape)}: crop them")
+    return images
+
+
+class Encoder(Checked, nn.Module, ABC):
     """uint8 images (N, 3, S, S) -> patch features (N, E, h, w) float32. Frozen; resizes and normalises itself."""
 
+    takes = dict.fromkeys(("forward", "pooled", "metric_features"), check_square)
     dim: int  # E
     learns_from_data = False  # True: `prepare` trains it on the data set, and checkpoints hold its weights
     fitted = True  # whether its weights are ready for use, or will be at first use (see `load`)
-
-    def __init_subclass__(cls, **settings):
-        super().__init_subclass__(**settings)
-        guard(cls, check_square, "forward", "pooled", "metric_features")
 
     @property
     def name(self) -> str:
@@ -55,13 +59,6 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def provenance(self) -> dict:
         """What decides the features, as JSON: name, settings, weights, resize rule."""
-
-
-def check_square(images: Tensor) -> Tensor:
-    """The images, if they are uint8 (N, 3, S, S). Raises as `check_images`."""
-    if check_images(images).shape[2] != images.shape[3]:
-        raise ValueError(f"an encoder's images are uint8 (N, 3, S, S), but got {tuple(images.shape)}: crop them")
-    return images
 
 
 encoders = Registry("encoders", Encoder, harmless=("weights",))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import redi
-from redi.core.inputs import check_maps, guard
+from redi.core.inputs import Checked, check_maps
 from redi.core.registry import Registry, discover
 from redi.core.registry import identity as code_of  # `identity` is a module of this package
 from redi.runtime.artefact import load_artefact, save_artefact
@@ -19,19 +19,15 @@ from redi.runtime.checksums import LIBRARIES, BrokenArtefact, tensors_sha256
 FORMAT = "redi reducer 1"
 
 
-class Reducer(nn.Module, ABC):
+class Reducer(Checked, nn.Module, ABC):
     """Maps encoder features (N, E, h, w) to (N, R, h, w), R being the rank. Checkpoints hold its state.
 
     It has two halves, so that a cache can stand between them: `project` (what a cache stores, S channels) and
     `finish` (cheap; S channels to R). A cache of S channels serves every rank up to S.
     """
 
+    takes = {"fit": partial(map, check_maps), "project": check_maps, "inverse": check_maps}
     width: int | None = None  # E of the features that it was fitted to; None where it works for any
-
-    def __init_subclass__(cls, **settings):
-        super().__init_subclass__(**settings)
-        guard(cls, check_maps, "project")
-        guard(cls, partial(map, check_maps), "fit")
 
     def __init__(self, *, rank: int = 8):
         super().__init__()
@@ -173,11 +169,11 @@ class Reducer(nn.Module, ABC):
 
 
 def _take_shapes(reducer: Reducer, state: dict, prefix: str, *_) -> None:
-    """Before loading: buffers take the shapes of what is loaded, which only `fit` knows."""
+    """Before loading: buffers, None too, take shape and type of what is loaded: only `fit` knows them."""
     state.setdefault(f"{prefix}origin", torch.empty(0, dtype=torch.uint8))
-    for name, buffer in list(reducer.named_buffers(recurse=False)):
+    for name in reducer._buffers:
         if (stored := state.get(prefix + name)) is not None:
-            setattr(reducer, name, buffer.new_empty(stored.shape))
+            setattr(reducer, name, torch.empty_like(stored, device=reducer.origin.device))
 
 
 def _as_json(value):

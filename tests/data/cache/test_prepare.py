@@ -394,6 +394,92 @@ def test_a_reducer_with_a_fit_of_its_own_is_given_the_whole_sample_by_one_rank(t
     assert torch.equal(fit(tmp_path, encoder, images, Averages()).mean, reducer.mean)
 
 
+class Percentiles(Averages):
+    """Tensors whose number and type the fit decides, in buffers that are None until then."""
+
+    def __init__(self, *, rank=2):
+        super().__init__(rank=rank)
+        self.register_buffer("edges", None)
+        self.register_buffer("counts", None)
+
+    def fit(self, batches):
+        rows = torch.cat([batch.flatten(2).movedim(1, 0).flatten(1) for batch in batches], dim=1)  # (E, vectors)
+        self.edges = rows.double().quantile(torch.tensor([0.1, 0.9]).double(), dim=1)  # (2, E)
+        self.counts = (rows < self.edges[1, :, None]).sum(dim=1)
+        super().fit([rows.T[:, :, None, None]])
+
+    def project(self, features):
+        return super().project(features.clamp(*self.edges.float()[..., None, None]) / self.counts[:, None, None])
+
+
+def test_buffers_that_are_none_until_the_fit_are_restored_whatever_their_shape_and_type(tmp_path, encoder, images):
+    reducer = fit(tmp_path, encoder, images, Percentiles())
+    other = Percentiles()
+    other.load_state_dict(reducer.state_dict())
+    assert (other.edges.dtype, other.edges.shape, other.counts.dtype) == (torch.float64, (2, 8), torch.int64)
+    features = encoder(images.batch(range(3))["images"])
+    assert torch.equal(other(features), reducer(features))
+
+
+class RegisteredLate(Averages):
+    def fit(self, batches):
+        super().fit(batches)
+        self.register_buffer("scale", torch.tensor(2.0))
+
+
+class Attribute(Averages):
+    scale = 1.0
+
+    def fit(self, batches):
+        super().fit(batches)
+        self.scale = 2.0
+
+    def project(self, features):
+        return self.scale * super().project(features)
+
+
+class AttributeOfMoments(PCA):
+    def rows(self, covariance):
+        self.trace = covariance.trace().float()
+        return super().rows(covariance)
+
+    def project(self, features):
+        return super().project(features) * self.trace
+
+
+@pytest.mark.parametrize(
+    ("reducer_class", "reason"),
+    [
+        (RegisteredLate, r"cannot be restored from its state \(.*Unexpected key.*scale"),
+        (Attribute, "restored from its state gives other values than the one that was fitted"),
+        (AttributeOfMoments, r"cannot be restored from its state \(.*no attribute 'trace'"),
+    ],
+)
+def test_a_reducer_whose_state_is_not_all_that_it_learned_is_refused_at_the_fit(
+    reducer_class, reason, tmp_path, encoder, images
+):
+    advice = "every tensor that fit sets must be a buffer or parameter that __init__ registers"
+    with pytest.raises(ValueError, match=rf"(?s){reducer_class.__name__} {reason}.*: {advice}"):
+        fit(tmp_path, encoder, images, reducer_class(rank=2))
+    assert not list(tmp_path.glob("[!.]*"))  # nothing is stored that would be taken for a fit
+
+
+class Forgetful(DomainEncoder):
+    def fit(self, dataset):
+        super().fit(dataset)
+        self.offset = 1.0
+
+    def forward(self, images):
+        return super().forward(images) + getattr(self, "offset", 0.0)
+
+
+def test_an_encoder_whose_state_is_not_all_that_it_learned_is_refused_at_the_fit(tmp_path, images):
+    codec = tiny_codec()
+    codec.representations["domain"].encoder = Forgetful(width=8, depth=1, image_size=8, num_steps=2, batch_size=16)
+    with pytest.raises(ValueError, match="Forgetful restored from its state gives other values"):
+        prepare(codec=codec, dataset=images, cache_dir=tmp_path)
+
+
 def test_features_that_are_not_finite_are_refused_at_the_fit_with_the_images_names(tmp_path, encoder, images):
     first = images.names[sample_positions(40, 25, 0)[5]]
     calls, whole = [], encoder.forward
