@@ -15,7 +15,9 @@ from redi.core.registry import Registry, discover
 class Fusion(nn.Module, ABC):
     """Patch embeddings and output heads of every channel group (paper, section 3.3: W_emb and W_dec per stream).
 
-    All groups lie on the same latent grid (H, W), so one table of 2-D sin-cos positions serves them all.
+    All groups lie on the same latent grid (H, W), so one table of 2-D sin-cos positions serves them all. A component
+    implements `embed`, `tokens_of` and `num_tokens`, and hands the arguments below on to `super().__init__`. It may
+    override `unembed` and `embed_group`.
 
     Args:
         patch_size: p; P = HW / p^2 patches. Raises ValueError where it does not divide the grid.

@@ -34,7 +34,11 @@ Weights = dict[Condition, dict[str, float]]  # {condition: {channel group: weigh
 
 
 class Guidance(ABC):
-    """A rule: how far the guided prediction departs from the plain one, group by group."""
+    """A rule: how far the guided prediction departs from the plain one, group by group.
+
+    A component implements `weight_offsets` and `check`, and may override `check_training`. Its attributes are settings,
+    as JSON (see `provenance`).
+    """
 
     def __init_subclass__(cls, **settings):
         super().__init_subclass__(**settings)

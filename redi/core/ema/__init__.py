@@ -12,7 +12,8 @@ from redi.core.registry import Registry, discover
 class AveragedWeights(ABC):
     """A running average of a model's parameters, which begins as a copy of them: `train.ema = @ema.EMA`.
 
-    The parameters may be sharded over processes (DTensor).
+    A component takes the argument `model`, sets `parameters` (see `copied`) and implements `update` and `load`. With
+    more than one average it also overrides `extra_state` and `snapshot`. Parameters may be sharded (DTensor).
     """
 
     parameters: Mapping[str, Tensor]  # by name: for previews, sampling and a checkpoint's group "ema"

@@ -13,6 +13,10 @@ from redi.core.renamed import keep_old_names
 class Process(ABC):
     """A Gaussian path x_t = alpha(t) x + sigma(t) noise with t = 0 pure noise and t = 1 data.
 
+    A component implements `alpha`, `sigma`, `target`, `velocity`, `clean` and `noise`, or derives from `Interpolant`.
+    It may override `for_channels`, `t_range`, `draw_times`, `model_time`, `error` and `variational_bound`. A discrete
+    one also has `step`, `time` and `reverse_step`, as DDPM. Attributes without underscore are settings, as JSON.
+
     All methods take t as a float or as a tensor: (N,) or (N, 1, 1, 1), one time for each sample, or (N, C, 1, 1), one
     for each channel. What they return at a tensor broadcasts against x. Of a prediction with more than the C channels
     of x (see `variance_groups`), the conversions read the first C.

@@ -15,7 +15,8 @@ Keep = Callable[[float, Tensor], Tensor]  # t, x -> x, which becomes part of the
 
 class Sampler:
     """Integrates from t = 0 (noise) to t = 1 (data), over the part of it on which the process can be evaluated
-    (`Process.t_range`), in exactly `num_evaluations` calls of `denoise`. A sampler defines `run`.
+    (`Process.t_range`), in exactly `num_evaluations` calls of `denoise`. A component implements `run` and may override
+    `check`; one that needs a velocity derives from `ContinuousSampler`. Its attributes are settings, as JSON.
     """
 
     # None where the sampler itself decides while it runs (AdaptiveODE).

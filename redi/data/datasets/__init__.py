@@ -35,8 +35,9 @@ class MixedSizes(ValueError):
 class Dataset(ABC):
     """Images of one size with integer labels, in an order that never changes.
 
-    A component calls `super().__init__` once its labels are known and implements `load` and `provenance`. A constructor
-    that ends in `**part` takes, and shows to gin, the optional arguments of its base class as its own.
+    A component calls `super().__init__` once its labels are known and implements `load` and `provenance`; where stored
+    images differ in size or mode also `inspect` and `output_size`. A constructor that ends in `**part` takes, and shows
+    to gin, the optional arguments of its base class as its own.
 
     Args:
         names: one name per image, unique, for messages (a path inside the folder, an index).

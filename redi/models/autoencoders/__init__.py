@@ -13,7 +13,9 @@ from redi.core.registry import Registry, discover
 class Autoencoder(Checked, nn.Module, ABC):
     """uint8 images (N, 3, S, S) to latents (N, channels, S/downsample, S/downsample), frozen.
 
-    Encoding has two halves: `moments` is deterministic and is what caches store; `latents` may draw from them.
+    Encoding has two halves: `moments` is deterministic and is what caches store; `latents` may draw from them. A
+    component sets `channels` and `downsample` and implements `moments`, `latents`, `decode` and `provenance`. It may
+    override `load`, `check_size` and `stored_provenance`.
     """
 
     takes = {"moments": check_images, "decode": check_maps}

@@ -16,7 +16,12 @@ def check_square(images: Tensor) -> Tensor:
 
 
 class Encoder(Checked, nn.Module, ABC):
-    """uint8 images (N, 3, S, S) -> patch features (N, E, h, w) float32. Frozen; resizes and normalises itself."""
+    """uint8 images (N, 3, S, S) -> patch features (N, E, h, w) float32. Frozen; resizes and normalises itself.
+
+    A component sets `dim` and implements `forward` and `provenance`. One that is trained here sets `learns_from_data`,
+    implements `fit`, `fit_settings` and `fitted`, and keeps all that it learns in parameters and buffers which
+    `__init__` makes. It may override `name`, `load`, and for metrics `pooled`, `metric_features` and `metric_name`.
+    """
 
     takes = dict.fromkeys(("forward", "pooled", "metric_features"), check_square)
     dim: int  # E

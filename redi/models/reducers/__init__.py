@@ -24,6 +24,13 @@ class Reducer(Checked, nn.Module, ABC):
 
     It has two halves, so that a cache can stand between them: `project` (what a cache stores, S channels) and
     `finish` (cheap; S channels to R). A cache of S channels serves every rank up to S.
+
+    A component implements `fitted`, `fit` (which calls `forget_fit` first), `project`, `fit_settings` and `provenance`.
+    It may override `finish`, `inverse`, `width`, `check_width`, `stored_provenance` and `report`.
+
+    Every tensor that `fit` sets is a buffer that `__init__` registers, as None or empty: loading gives it the shape and
+    type of what was stored. Networks whose size the fit decides are built by a hook before loading, as in
+    `ConvBottleneck`. What the state does not restore is refused right after the fit.
     """
 
     takes = {"fit": partial(map, check_maps), "project": check_maps, "inverse": check_maps}

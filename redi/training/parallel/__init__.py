@@ -14,7 +14,9 @@ from redi.runtime.distributed import Processes
 class Parallel(ABC):
     """A way to train on several processes: `train.parallel = @parallel.DDP()`. One process alone needs none.
 
-    Gradients of a step are means over processes, so that the update is that of the whole batch.
+    Gradients of a step are means over processes, so that the update is that of the whole batch. A component implements
+    `distribute` and `sharing`, and may override `wrap`. Where a process holds a part of the model, it also overrides
+    `gathered`, `scattered` and `write`.
 
     Attributes:
         whole_graph: whether corruption, network and losses compile as one graph; else blocks do, one by one.
