@@ -180,9 +180,10 @@ def _size_problems(dataset: Dataset, facts: dict[int, tuple[int, int, str]], rec
     first, (*size, _) = next(iter(facts.items()))
     width, height = dataset.output_size(*size)
     image = dataset.load(int(dataset.indices[first]))
-    if image.shape != (height, width, 3) or image.dtype != np.uint8:  # a component that breaks its contract
+    kind, shape = getattr(image, "dtype", type(image).__name__), np.shape(image)
+    if shape != (height, width, 3) or kind != np.uint8:  # a component that breaks its contract
         return [
-            f"{record['dataset']}.load gives {image.dtype} {image.shape} for {dataset.names[first]}; inspect and "
+            f"{record['dataset']}.load gives {kind} {shape} for {dataset.names[first]}; inspect and "
             f"output_size announce uint8 {(height, width, 3)}"
         ]
     what = f"the images are {width} wide and {height} high after preprocessing; squares are needed: {remedy}"

@@ -5,11 +5,13 @@ import re
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
 from redi.core.channels import Channels
 from redi.core.inputs import check_images
+from redi.data.audit import audit
 from redi.data.cache.fits import fit_reducer
 from redi.data.datasets import Dataset
 from redi.data.datasets.digits import Digits
@@ -123,7 +125,8 @@ class Shifted(Reducer):
 @pytest.mark.parametrize("encoder_class", [*encoders.values(), Patches, Own, Mixed])
 def test_every_method_of_every_encoder_that_takes_images_refuses_others(encoder_class):
     encoder = encoder_class()  # without weights: what is refused needs none
-    for take in (encoder, encoder.forward, encoder.pooled, encoder.metric_features):
+    inputs = [encoder.inputs] if hasattr(encoder, "inputs") else []
+    for take in (encoder, encoder.forward, encoder.pooled, encoder.metric_features, *inputs):
         refuses(take)
         refuses(lambda images, take=take: take(images=images))
         with pytest.raises(ValueError, match=r"uint8 \(N, 3, S, S\), but got \(2, 3, 8, 4\): crop them"):
@@ -203,12 +206,16 @@ class Floats(Dataset):
         (np.zeros((8, 8, 3), np.float32), TypeError, r"float32 \(8, 8, 3\)"),
         (np.zeros((3, 8, 8), np.uint8), ValueError, r"uint8 \(3, 8, 8\)"),
         (np.zeros((8, 8), np.uint8), ValueError, r"uint8 \(8, 8\)"),
+        (torch.zeros(8, 8, 3, dtype=torch.uint8), TypeError, r"torch.uint8 .*8, 8, 3.*"),
+        (Image.new("RGB", (8, 8)), TypeError, r"Image \(8, 8, 3\)"),
     ],
 )
 def test_a_data_set_of_other_images_is_refused_with_its_name_and_the_images(image, error, got, tmp_path):
     for use in (lambda data: data.batch([0]), JointCodec().encode_sample, lambda data: reference_features(data, Own())):
-        with pytest.raises(error, match=rf"Floats.load gave {got} for first: uint8 \(H, W, 3\) is needed"):
+        with pytest.raises(error, match=rf"Floats.load gave {got} for first: a uint8 array \(H, W, 3\) is nee"):
             use(Floats(image))
+    with pytest.raises(ValueError, match=rf"Floats.load gives {got} for first"):
+        audit(Floats(image), batch_size=1)
 
 
 class Tokens(Patches):

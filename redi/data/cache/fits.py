@@ -136,17 +136,18 @@ def check_restorable(fitted: nn.Module, unfitted: nn.Module, inputs: Tensor) -> 
     """Raises ValueError unless the state of a fit makes a module that was never fitted give the same, bit for bit: now,
     not when a checkpoint of a trained model cannot be opened."""
     name, state = type(fitted).__name__, fitted.state_dict()
-    remedy = "every tensor that fit sets must be a buffer or parameter that __init__ registers: see its base class"
+    rule = "every tensor that fit sets must be a buffer or parameter that __init__ registers"
+    fitted.load_state_dict(state)  # as the other, because the layout in memory may decide the last bit
+    inputs = inputs.to(next(iter(fitted.state_dict().values()), inputs).device)
+    expected = fitted(inputs)
     try:
-        for module in (fitted, unfitted):  # both, because the layout in memory may decide the last bit
-            module.load_state_dict(state)
-        inputs = inputs.to(next(iter(fitted.state_dict().values()), inputs).device)
-        same = torch.equal(unfitted(inputs), fitted(inputs))
+        unfitted.load_state_dict(state)
+        same = torch.equal(unfitted(inputs), expected)
     except Exception as error:  # a plug-in without its tensors fails in any way
         reason = " ".join(str(error).split())
-        raise ValueError(f"{name} cannot be restored from its state ({reason}): {remedy}") from error
+        raise ValueError(f"{name} cannot be restored from its state: {rule} ({reason})") from error
     if not same:
-        raise ValueError(f"{name} restored from its state gives other values than the one that was fitted: {remedy}")
+        raise ValueError(f"{name} restored from its state gives other values than the one that was fitted: {rule}")
 
 
 def sample_positions(num_rows: int, num_images: int, seed: int) -> np.ndarray:

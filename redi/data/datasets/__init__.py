@@ -85,7 +85,7 @@ class Dataset(ABC):
     def inspect(self, index: int) -> tuple[int, int, str]:
         """Width, height and mode (Pillow's: RGB, L, ...) of stored image `index`, fully decoded and upright. Raises
         UnreadableImage. Default: of what `load` returns."""
-        height, width, _ = self.load(index).shape
+        height, width = np.shape(self.load(index))[:2]
         return width, height, "RGB"
 
     def output_size(self, width: int, height: int) -> tuple[int, int]:
@@ -98,9 +98,10 @@ class Dataset(ABC):
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
         """-> image (3, H, W) uint8, label."""
         image = self.load(int(self.indices[position]))
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            gave = f"{type(self).__name__}.load gave {image.dtype} {image.shape} for {self.names[position]}"
-            raise (ValueError if image.dtype == np.uint8 else TypeError)(f"{gave}: uint8 (H, W, 3) is needed")
+        kind, shape = getattr(image, "dtype", type(image).__name__), np.shape(image)
+        if kind != np.uint8 or len(shape) != 3 or shape[2] != 3:
+            gave = f"{type(self).__name__}.load gave {kind} {shape} for {self.names[position]}"
+            raise (ValueError if kind == np.uint8 else TypeError)(f"{gave}: a uint8 array (H, W, 3) is needed")
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), int(self.labels[position])
 
     def batch(self, positions: Sequence[int], mirror: np.ndarray | None = None) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from redi.models.encoders import Encoder, register
+from redi.models.encoders import Encoder, check_square, register
 from redi.models.encoders.architecture import FEATURES, describe
 from redi.models.encoders.weights import build, find_weights
 from redi.models.pretrained_network import PretrainedNetwork
@@ -82,7 +82,7 @@ class Timm(PretrainedNetwork, Encoder):
 
     def inputs(self, images: Tensor) -> Tensor:
         """uint8 images (N, 3, S, S) -> what the network sees, (N, 3, side, side) float32."""
-        side, pixels = self.side(images.shape[-1]), images.float() / 255
+        side, pixels = self.side(check_square(images).shape[-1]), images.float() / 255
         if side != images.shape[-1] and self.resize == "released":
             return functional.interpolate((pixels - self.mean) / self.std, (side, side), mode="bicubic")
         if side != images.shape[-1]:

@@ -450,16 +450,16 @@ class AttributeOfMoments(PCA):
 @pytest.mark.parametrize(
     ("reducer_class", "reason"),
     [
-        (RegisteredLate, r"cannot be restored from its state \(.*Unexpected key.*scale"),
-        (Attribute, "restored from its state gives other values than the one that was fitted"),
-        (AttributeOfMoments, r"cannot be restored from its state \(.*no attribute 'trace'"),
+        (RegisteredLate, r"cannot be restored from its state: ADVICE \(.*Unexpected key.*scale"),
+        (Attribute, "restored from its state gives other values than the one that was fitted: ADVICE$"),
+        (AttributeOfMoments, r"cannot be restored from its state: ADVICE \(.*no attribute 'trace'"),
     ],
 )
 def test_a_reducer_whose_state_is_not_all_that_it_learned_is_refused_at_the_fit(
     reducer_class, reason, tmp_path, encoder, images
 ):
     advice = "every tensor that fit sets must be a buffer or parameter that __init__ registers"
-    with pytest.raises(ValueError, match=rf"(?s){reducer_class.__name__} {reason}.*: {advice}"):
+    with pytest.raises(ValueError, match=f"{reducer_class.__name__} {reason.replace('ADVICE', advice)}"):
         fit(tmp_path, encoder, images, reducer_class(rank=2))
     assert not list(tmp_path.glob("[!.]*"))  # nothing is stored that would be taken for a fit
 
