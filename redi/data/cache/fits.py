@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -133,8 +134,8 @@ def _features(
 
 
 def check_restorable(fitted: nn.Module, unfitted: nn.Module, inputs: Tensor) -> None:
-    """Raises ValueError unless the state of a fit makes a module that was never fitted give the same, bit for bit: now,
-    not when a checkpoint of a trained model cannot be opened."""
+    """Raises ValueError unless the state of a fit makes a module that was never fitted give the same, bit for bit (on a
+    GPU, whose kernels may differ, nearly): now, not when a checkpoint of a trained model cannot be opened."""
     name, state = type(fitted).__name__, fitted.state_dict()
     rule = "every tensor that fit sets must be a buffer or parameter that __init__ registers"
     fitted.load_state_dict(state)  # as the other, because the layout in memory may decide the last bit
@@ -142,11 +143,12 @@ def check_restorable(fitted: nn.Module, unfitted: nn.Module, inputs: Tensor) -> 
     expected = fitted(inputs)
     try:
         unfitted.load_state_dict(state)
-        same = torch.equal(unfitted(inputs), expected)
+        same = partial(torch.allclose, rtol=1e-3, atol=1e-3) if inputs.is_cuda else torch.equal
+        restored = same(unfitted(inputs), expected)
     except Exception as error:  # a plug-in without its tensors fails in any way
         reason = " ".join(str(error).split())
         raise ValueError(f"{name} cannot be restored from its state: {rule} ({reason})") from error
-    if not same:
+    if not restored:
         raise ValueError(f"{name} restored from its state gives other values than the one that was fitted: {rule}")
 
 
