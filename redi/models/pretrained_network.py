@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from redi.models.published.file import read_published
 from redi.runtime.checksums import tensors_sha256
 from redi.runtime.device import matmul_precision
-from redi.runtime.weights_files import read_tensors
 
 _lowered: ContextVar[bool] = ContextVar("lowered", default=False)  # whether all of them run in bfloat16
 
@@ -76,8 +76,15 @@ class PretrainedNetwork(nn.Module, ABC):
         """The weights file. Raises ValueError, which says where to get it, if there is none."""
 
     def _tensors_and_sha256(self, path: Path) -> tuple[dict[str, Tensor], str]:
-        tensors = read_tensors(path, binding=self._binding("weights"))
+        tensors = self._read_tensors(path)
         return tensors, tensors_sha256(tensors)
+
+    def _read_tensors(self, path: Path) -> dict[str, Tensor]:
+        """As they are called in the file, on whose names the hash depends: `_build` takes a prefix off."""
+        try:
+            return read_published(path, names=()).state()
+        except ValueError as error:
+            raise ValueError(f"{self._binding('weights')}: {error}") from None
 
     @abstractmethod
     def _build(self, path: Path, tensors: dict[str, Tensor]) -> nn.Module:

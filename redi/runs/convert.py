@@ -26,7 +26,7 @@ log = logging.getLogger("redi")
 
 def import_checkpoint(
     checkpoint: str | Path, run_dir: str | Path, *, framework: str | None = None, pca: str | Path | None = None,
-    gin_files: Sequence[str] = (), gin_bindings: Sequence[str] = (),
+    step: int | None = None, gin_files: Sequence[str] = (), gin_bindings: Sequence[str] = (),
 ) -> Path:  # fmt: skip
     """Write a run folder that `redi.load`, redi.sample and redi.evaluate open -> the checkpoint's folder.
 
@@ -34,6 +34,7 @@ def import_checkpoint(
         checkpoint: see `read_published`. The averaged and the raw weights are taken over, where both are stored.
         framework: see `choose_framework`.
         pca: the fit of the one reducer that has none; read now and copied into the run.
+        step: after how many steps it was written; default: what the file says, else 0.
         gin_files: default: imagenet.gin (without features imagenet_plain.gin), sit.gin or dit.gin, and published.gin.
             What the file itself says (sizes, process) wins over them.
         gin_bindings: win over everything.
@@ -45,6 +46,10 @@ def import_checkpoint(
     if list_checkpoints(run_dir) or (run_dir / "config.gin").exists():
         raise ValueError(f"{run_dir} holds a run already: choose another --run_dir")
     file = read_published(checkpoint)
+    if (step := file.step if step is None else step) is None:
+        log.warning("%s does not say its step: 0 is taken for it; --step=... states it", file.path)
+    elif step < 0:
+        raise ValueError(f"--step={step}: at least 0 is needed")
     with config.isolated():
         framework, reason, grid = _configure(file, framework, gin_files, gin_bindings)
         codec = config.bound("train.codec") or JointCodec()
@@ -54,14 +59,15 @@ def import_checkpoint(
     leftovers = {f"{which}/{name}": t for which, imported in both.items() for name, t in imported.leftovers.items()}
     tensors = {which: imported.state for which, imported in both.items()}
     tensors |= {"codec": codec.learned_state(), "colours": _colours(codec), "leftovers": leftovers}
+    digest = sha256(file.path) if len(file.files) == 1 else {part.name: sha256(part) for part in file.files}
     published = {
-        "file": file.path.name, "sha256": sha256(file.path), "args": file.args, "framework": framework,
+        "file": file.path.name, "sha256": digest, "args": file.args, "framework": framework,
         "evidence": [reason], "dtypes": {which: imported.dtypes for which, imported in both.items()},
     }  # fmt: skip
     arguments = both["ema"].runtime | {"channels": dict(codec.channels)}
     image_size = both["ema"].layout.grid[0] * codec.autoencoder.downsample
     record = {"model_arguments": arguments, "image_size": image_size, "published": published}
-    folder = save_checkpoint(run_dir, file.step, tensors, record, keep=Retention(1))
+    folder = save_checkpoint(run_dir, step or 0, tensors, record, keep=Retention(1))
     trusted_imports.write(run_dir / "config.gin", text)
     return folder
 

@@ -3,19 +3,22 @@
 import argparse
 import contextlib
 import errno
+import json
 import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-# Where training programs keep the weights in their checkpoints; the averaged ones are meant for use.
-CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+INDEX = ".index.json"  # beside shards: {"weight_map": {tensor: file}}
+NUMPY_NUMBER = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
 MAX_ENTRIES = 10_000  # of a zip archive: its reader makes an object of each
 MAX_TUPLES = 100_000  # of a pickle; a checkpoint of XL/2 with its optimizer has 10,000
 
@@ -58,30 +61,58 @@ def read_weights_file(path: Path, *, inert: Iterable[str] = ()) -> object:
         raise ValueError(_reason(path, str(error) or type(error).__name__, {"argparse.Namespace", *inert})) from None
 
 
-def read_tensors(path: Path, *, binding: str) -> dict[str, Tensor]:
-    """The tensors of a weights file (see `read_weights_file`) by their names: .safetensors, .bin, .pt, .pth.
-
-    From a training checkpoint, those of its model, averaged where it has them, without the prefixes of wrappers.
-    Raises ValueError: truncated, something else than named tensors, or tensors that are larger than the file.
-    """
+def read_weights(path: Path) -> tuple[tuple[Path, ...], object]:
+    """The files that a weights file means (itself, or shards of which it is the index), and what they hold together.
+    NumPy's numbers are left inert. Raises ValueError, which follows the path, as `read_weights_file` does."""
+    if not path.name.endswith(INDEX):
+        return (path,), read_weights_file(path, inert=NUMPY_NUMBER)
     try:
-        content = read_weights_file(path)
-        if not isinstance(content, Mapping):
-            raise ValueError(f"holds no tensors by name, but a {type(content).__name__}")
-        state = next((content[name] for name in CONTAINERS if isinstance(content.get(name), Mapping)), content)
-        named = {name: value for name, value in state.items() if isinstance(name, str)}
-        tensors = {bare_name(name): value for name, value in named.items() if isinstance(value, Tensor)}
-        if not tensors:
-            raise ValueError(f"holds no tensors by name, but {', '.join(named)[:200] or 'nothing'}")
-        check_tensors(tensors.values(), path.stat().st_size)
-    except ValueError as error:
-        raise ValueError(f"{binding}: {path} {error}") from None
-    return tensors
+        places = dict(json.loads(path.read_text())["weight_map"])
+        files = {name: path.with_name(Path(name).name) for name in sorted(set(places.values()))}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"is not an index of shards, {{'weight_map': {{tensor: file}}}} ({error!r:.200})") from None
+    if missing := [file.name for file in files.values() if not file.is_file()]:
+        raise ValueError(f"lists {', '.join(missing[:5])}, not in {path.parent}: {len(missing)} of {len(files)} shards")
+    shards = {}
+    for name, file in files.items():
+        try:
+            shards[name] = dict(read_weights_file(file))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"lists {name}, which {error}") from None
+    if absent := [tensor for tensor, name in places.items() if tensor not in shards[name]]:
+        raise ValueError(f"lists {absent[0]} in {places[absent[0]]}, which lacks it: shards of another save")
+    return tuple(files.values()), {tensor: shards[name][tensor] for tensor, name in places.items()}
+
+
+def find_weights_file(path: Path) -> Path:
+    """The file itself; of a folder its index of shards, or else its only weights file. Raises ValueError."""
+    if not path.is_dir():
+        if not path.exists():
+            raise ValueError("is not a file or folder")
+        return path
+    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    indices = sorted(path.glob(f"*{INDEX}"), key=lambda index: ".safetensors" not in index.name)
+    if indices or len(files) == 1:
+        return [*indices, *files][0]
+    names = ", ".join(file.name for file in files[:10]) or f"no file that ends in {', '.join(SUFFIXES)}"
+    raise ValueError(f"is a folder that holds {names}: name one weights file")
 
 
 def bare_name(name: str) -> str:
     """A parameter's name without the prefixes of DistributedDataParallel and torch.compile."""
     return re.sub(r"^(module\.)+", "", name.replace("_orig_mod.", ""))
+
+
+def number(value: object) -> int | float | None:
+    """A number of Python or NumPy (inert too), or the only one of a tensor; None for anything else."""
+    try:
+        if isinstance(value, Inert):
+            dtype, data = value.arguments
+            value = np.frombuffer(data, f"{dtype.state[1]}{dtype.arguments[0]}")
+        value = value.item() if isinstance(value, Tensor | np.ndarray | np.generic) else value
+    except (ValueError, TypeError, IndexError, AttributeError, RuntimeError):
+        return None
+    return value if type(value) in (int, float) else None
 
 
 def check_unpacked_size(path: Path) -> None:

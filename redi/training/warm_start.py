@@ -45,12 +45,13 @@ def warm_start(model: DiffusionTransformer, path: str | Path) -> str:
     classes or channels than the model's, or separate tokens.
     """
     path = Path(path).expanduser()
-    state, source = _of_run(path) if path.is_dir() else _of_file(path, model)
+    is_run = path.is_dir() and bool(list_checkpoints(path))
+    state, source = _of_run(path) if is_run else _of_file(path, model)
     own = dict(model.named_parameters())
     if any(model.channels.get(name) != size for name, size in source.items()):
         raise _refusal(path, f"it has the channels {dict(source)}, the model {dict(model.channels)}")
     further = [name for name in model.channels if name not in source]
-    if not isinstance(model.fusion, Merged) and (further or (path.is_file() and len(source) > 1)):
+    if not isinstance(model.fusion, Merged) and (further or (not is_run and len(source) > 1)):
         what = f"DiffusionTransformer.fusion = {type(model.fusion).__name__} gives every group tokens of its own"
         raise _refusal(path, f"{what}, so the first prediction would not be the source's: bind fusion.Merged")
     state = with_one_bias({"model": state}, own)["model"]
@@ -65,16 +66,17 @@ def warm_start(model: DiffusionTransformer, path: str | Path) -> str:
 
 
 def _of_run(path: Path) -> tuple[Mapping[str, Tensor], Channels]:
-    if (found := newest_good(path, ("model", "ema"), set_aside=False)) is None:
-        raise _refusal(path, "the folder holds no checkpoints of a run")
-    _, tensors, record = found
+    _, tensors, record = newest_good(path, ("model", "ema"), set_aside=False)
     return tensors.get("model", {}) | tensors["ema"], Channels(**record["model_arguments"]["channels"])
 
 
 def _of_file(path: Path, model: DiffusionTransformer) -> tuple[Mapping[str, Tensor], Channels]:
     """The groups are the model's first ones that together have as many channels as the file."""
-    state = read_published(path).state()
-    layout = parse_layout(state, model.grid)
+    try:
+        state = read_published(path).state()
+        layout = parse_layout(state, model.grid)
+    except ValueError as error:
+        raise _refusal(path, f"{'no checkpoints of a run there; ' if path.is_dir() else ''}{error}") from None
     groups: dict[str, int] = {}
     for name, size in model.channels.items():
         groups[name] = size

@@ -1,12 +1,13 @@
 """Published checkpoints to run folders and back."""
 
 import argparse
+import json
 import logging
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import redi
 from redi.core import config
@@ -189,6 +190,29 @@ def test_the_image_size_stands_in_for_a_position_table_that_is_not_stored(tmp_pa
         convert.export(tmp_path / name, tmp_path / "again.pt")
         again = torch.load(tmp_path / "again.pt")
         assert list(again) == list(state) and all(torch.equal(again[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize(
+    ("stored", "argument", "step"),
+    [({"iteration": torch.tensor(7)}, None, 7), ({}, None, 0), ({}, 8, 8), ({"step": "last"}, 9, 9)],
+)
+def test_the_step_is_the_file_s_or_the_one_that_is_stated(tmp_path, caplog, stored, argument, step):
+    path = saved(tmp_path / "x.pt", {"ema": published_state(), **stored})
+    folder = convert.import_checkpoint(path, tmp_path / "run", framework="sit", step=argument)
+    assert folder.name == f"step_{step:08d}"
+    assert ("does not say its step: 0 is taken for it; --step=... states it" in caplog.text) == (not step)
+
+
+def test_a_folder_of_shards_is_imported_and_its_files_are_in_the_record(tmp_path):
+    state, source = published_state(), tmp_path / "source"
+    source.mkdir()
+    parts = {f"{i}.safetensors": {name: state[name] for name in list(state)[i::2]} for i in range(2)}
+    for file, part in parts.items():
+        save_file(part, source / file)
+    places = {name: file for file, part in parts.items() for name in part}
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    folder = convert.import_checkpoint(source, tmp_path / "run", framework="sit")
+    assert load_checkpoint(folder)[1]["published"]["sha256"] == {file: sha256(source / file) for file in parts}
 
 
 def test_without_a_framework_the_message_says_what_to_pass(tmp_path):

@@ -29,7 +29,6 @@ from redi.models.published.file import read_published
 from redi.models.reducers.published import read_published_pca
 from redi.runtime.artefact import load_artefact
 from redi.runtime.log import read_log
-from redi.runtime.weights_files import read_tensors
 
 import_all()  # what configurations may refer to
 
@@ -183,7 +182,7 @@ def configurations(folder: Path) -> list[bytes]:
 
 
 def read_weights(path: Path) -> None:
-    read_tensors(path, binding="X.weights")
+    read_published(path, names=())
 
 
 def read_image(path: Path) -> None:

@@ -11,13 +11,12 @@ import pytest
 
 from redi.models.published.file import read_published
 from redi.models.reducers.published import read_published_pca
-from redi.runtime.weights_files import read_tensors, read_weights_file
+from redi.runtime.weights_files import read_weights_file
 
 MARKER = "redi_pickle_was_executed"  # in the test's own folder
 PCA = ("sklearn.decomposition._pca", "PCA")
 READERS = {
     "statistics": read_published_pca,
-    "weights": lambda path: read_tensors(path, binding="Some.weights"),
     "published": read_published,
 }
 

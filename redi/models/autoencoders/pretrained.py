@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from redi.models.autoencoders import Autoencoder
 from redi.models.pretrained_network import PretrainedNetwork
+from redi.models.published.file import fit_names
 from redi.runtime.checksums import tensors_sha256
 from redi.runtime.hub_files import cached_hub_file, find_hub_file
-from redi.runtime.weights_files import read_tensors
 
 log = logging.getLogger(__name__)
 
@@ -144,13 +144,11 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
         if folder is None:
             cached = (cached_hub_file(self.weights, file, binding=binding) for file in WEIGHTS)
             return next(filter(None, cached), None) or self._hub_file(WEIGHTS[0])
-        for path in (Path(self.weights).expanduser(), *(folder / file for file in WEIGHTS)):
-            if path.is_file():
-                return path
-        raise ValueError(f"{binding}: {folder} has neither {WEIGHTS[0]} nor {WEIGHTS[1]}")
+        paths = (Path(self.weights).expanduser(), *(folder / file for file in WEIGHTS))
+        return next(filter(Path.is_file, paths), folder)
 
     def _tensors_and_sha256(self, path: Path) -> tuple[dict[str, Tensor], str]:
-        stored = read_tensors(path, binding=self._binding("weights"))
+        stored = self._read_tensors(path)
         tensors = {OLD.sub(lambda m: m[1] + RENAMED[m[2]], name): tensor.float() for name, tensor in stored.items()}
         return tensors, tensors_sha256(tensors)
 
@@ -161,7 +159,7 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
         with torch.device("meta"):  # no memory, and no draw of the caller's random numbers
             network = getattr(diffusers, self.diffusers_class).from_config(self.config)
         try:
-            network.load_state_dict(tensors, assign=True)
+            network.load_state_dict(fit_names(tensors, network.state_dict()), assign=True)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:500]
             raise ValueError(f"{self._binding('weights')}: {path} does not fit its {CONFIG}: {reason}") from None

@@ -10,10 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from redi.models.published.file import fit_names
+
 STATE_DICT = "pt_inception-2015-12-05-6726825d.pth"  # the eight digits begin the SHA-256 of the file
 TORCHSCRIPT = "inception-2015-12-05.pt"  # of NVIDIA: a program; no other is run
 TORCHSCRIPT_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 SIDE = 299
+NAMES = ("Conv2d_1a_3x3.conv.weight", "Mixed_7c.branch_pool.conv.weight", "fc.weight")  # of tensors, at both ends
 
 
 def find_weights(weights: str | None, binding: str) -> Path:
@@ -54,6 +57,7 @@ def build(path: Path, tensors: dict[str, Tensor], binding: str, *, resize_inside
     (`resize_inside`: the resizing too). Raises ValueError: a file of another network."""
     from cleanfid import inception_pytorch, inception_torchscript
 
+    tensors = fit_names(tensors, NAMES)
     original = inception_pytorch.load_state_dict_from_url
     inception_pytorch.load_state_dict_from_url = lambda *_, **__: tensors  # it would download its own
     try:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from redi.models.encoders import Encoder, check_square, register
 from redi.models.encoders.architecture import FEATURES, describe
-from redi.models.encoders.weights import build, find_weights
+from redi.models.encoders.weights import build, hub_weights
 from redi.models.pretrained_network import PretrainedNetwork
 
 
@@ -123,7 +123,7 @@ class Timm(PretrainedNetwork, Encoder):
         return dict(zip(sorted(self.layers), outputs, strict=True))  # timm gives them in the network's order
 
     def _weights_path(self) -> Path:
-        return find_weights(self.architecture, self.weights, self._binding("weights"))
+        return Path(self.weights) if self.weights else hub_weights(self.architecture, self._binding("weights"))
 
     def _build(self, path: Path, tensors: dict[str, Tensor]) -> nn.Module:
         network = build(self.architecture, path, tensors, self._binding("weights"))

@@ -1,4 +1,4 @@
-"""Weights of timm models: in which file they lie, and whether all of them fit."""
+"""Weights of timm models: which file the hub has, and whether all of them fit."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,29 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from redi.models.encoders.architecture import Architecture
+from redi.models.published.file import fit_names
 from redi.runtime.hub_files import find_hub_file
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
-
-def find_weights(architecture: Architecture, weights: str | None, binding: str) -> Path:
-    """The file that `weights` means: itself, the only one of a folder, or for None that of the model's hub page.
-    Raises ValueError where there is none, or more than one."""
-    if weights is None:
-        return _hub_weights(architecture, binding)
-    path = Path(weights).expanduser()
-    if not path.exists():
-        raise ValueError(f"{binding} = {weights!r}: there is no such file or folder")
-    if not path.is_dir():
-        return path
-    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-    if len(files) != 1:
-        names = ", ".join(file.name for file in files) or f"no file that ends in {', '.join(SUFFIXES)}"
-        raise ValueError(f"{binding} = {weights!r}: the folder holds {names}; bind {binding} to one weights file")
-    return files[0]
-
-
-def _hub_weights(architecture: Architecture, binding: str) -> Path:
+def hub_weights(architecture: Architecture, binding: str) -> Path:
+    """The file of the model's hub page. Raises ValueError where there is none."""
     config = architecture.config
     if config.get("hf_hub_id"):
         # On timm's pages; where a page has a file of another name, its safetensors twin stands beside it.
@@ -45,6 +28,7 @@ def build(architecture: Architecture, path: Path, tensors: Mapping[str, Tensor],
     Raises ValueError where the file is not of this model, or not all of it."""
     import timm
 
+    tensors = fit_names(tensors, architecture.names)
     # The tensors, not the file: timm's own reader may unpickle, depending on its version.
     overlay = {"state_dict": dict(tensors), **_head(architecture, tensors)}
     options = architecture.options | {"pretrained_cfg_overlay": overlay}
@@ -57,8 +41,7 @@ def build(architecture: Architecture, path: Path, tensors: Mapping[str, Tensor],
         raise ValueError(f"{binding}: {path} {what}: {reason}") from None
     network.pretrained_cfg.pop("state_dict", None)  # timm keeps a copy there
     if _is_lenient(architecture):
-        known = set(tensors) | {name.removeprefix("visual.trunk.") for name in tensors}
-        if missing := sorted(set(network.state_dict()) - known):
+        if missing := sorted(set(network.state_dict()) - set(tensors)):
             raise ValueError(f"{binding}: {path} lacks {', '.join(missing[:5])} of timm's {architecture.name}")
     return network
 

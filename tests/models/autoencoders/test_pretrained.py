@@ -443,7 +443,7 @@ def test_a_broken_configuration_is_refused(copied):
 def test_a_folder_without_weights_is_refused_at_first_use(copied):
     (copied / FILE).unlink()
     vae = StableVAE(weights=str(copied))
-    with pytest.raises(ValueError, match=f"StableVAE.weights: .*copied has neither {FILE} nor .*bin"):
+    with pytest.raises(ValueError, match="StableVAE.weights: .*copied .* holds no file that ends in .*bin"):
         vae.load()
 
 

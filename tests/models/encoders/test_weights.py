@@ -106,7 +106,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path, tiny_encoder, tiny_timm
     (tmp_path / "text.pth").write_text("<html>not found</html>")
     (tmp_path / "empty.safetensors").write_text("")
     for file in sorted(tmp_path.iterdir()):
-        with pytest.raises(ValueError, match=rf"DINOv2.weights: {file} (is truncated|holds no|was refused)"):
+        with pytest.raises(ValueError, match=rf"DINOv2.weights: {file} (is truncated|holds (no|a Tensor)|was refused)"):
             tiny_encoder("DINOv2", weights=str(file)).load()
 
 
@@ -140,16 +140,16 @@ def test_timm_is_given_the_tensors_that_were_read_and_keeps_no_copy(tiny_encoder
 
 
 def test_a_path_to_nothing_is_refused(tmp_path, tiny_encoder):
-    with pytest.raises(ValueError, match="DINOv2.weights = '.*nowhere': there is no such file or folder"):
+    with pytest.raises(ValueError, match="DINOv2.weights: .*nowhere is not a file or folder"):
         tiny_encoder("DINOv2", weights=str(tmp_path / "nowhere")).load()
 
 
 def test_a_folder_with_no_or_several_weights_files_is_refused(tmp_path, tiny_encoder):
-    with pytest.raises(ValueError, match="the folder holds no file that ends in .safetensors"):
+    with pytest.raises(ValueError, match="a folder that holds no file that ends in .safetensors"):
         tiny_encoder("DINOv2", weights=str(tmp_path)).load()
     for name in ("a.pth", "b.bin", "readme.md"):
         (tmp_path / name).write_text("")
-    with pytest.raises(ValueError, match="the folder holds a.pth, b.bin; bind DINOv2.weights to one weights file"):
+    with pytest.raises(ValueError, match="a folder that holds a.pth, b.bin: name one weights file"):
         tiny_encoder("DINOv2", weights=str(tmp_path)).load()
 
 

@@ -5,6 +5,7 @@ import os
 import pickle
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -18,7 +19,7 @@ def test_a_bare_state_dict_is_read_in_its_order(tmp_path):
     torch.save({"b": W, "a": E}, tmp_path / "bare.pt")
     file = read_published(tmp_path / "bare.pt")
     assert list(file.state()) == ["b", "a"] and torch.equal(file.state("model")["b"], W)
-    assert (file.args, file.step) == ({}, 0)
+    assert (file.args, file.step) == ({}, None)
 
 
 @pytest.mark.parametrize("in_zip", [True, False], ids=["zip", "before PyTorch 1.6"])
@@ -31,6 +32,31 @@ def test_of_a_training_checkpoint_the_average_is_preferred_and_the_settings_are_
     assert torch.equal(file.state()["a"], E) and torch.equal(file.state("model")["a"], W)
     assert file.args == {"model": "SiT-XL/2", "path_type": "Linear", "layers": [1, 2], "cfg": None}
     assert file.step == 400_000
+
+
+@pytest.mark.parametrize("name", ["step", "steps", "train_steps", "global_step", "iteration", "iter"])
+@pytest.mark.parametrize(
+    "value", [7, 7.0, torch.tensor(7), torch.tensor([7.0]), np.int64(7), np.float32(7)], ids=lambda v: type(v).__name__
+)
+def test_the_step_is_read_under_its_usual_names_and_types(tmp_path, name, value):
+    torch.save({"model": {"a": W}, "epoch": 900, name: value}, tmp_path / "x.pt")
+    assert read_published(tmp_path / "x.pt").step == 7
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(-1, "-1"), (1.5, "1.5"), (torch.tensor(0.5), "0.5"), (float("nan"), "nan"), (W, "Tensor"), ("last", "str")],
+)
+def test_a_step_that_is_no_count_is_refused_only_where_it_is_asked_for(tmp_path, value, shown):
+    torch.save({"model": {"a": W}, "iteration": value}, tmp_path / "x.pt")
+    file = read_published(tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=f"x.pt holds iteration = {shown}, which is not a number of steps"):
+        assert file.step is None
+
+
+def test_without_a_step_none_is_known(tmp_path):
+    torch.save({"model": {"a": W}, "epoch": 900}, tmp_path / "x.pt")
+    assert read_published(tmp_path / "x.pt").step is None
 
 
 def test_raw_weights_stand_in_for_an_average_that_is_not_there(tmp_path):
@@ -141,8 +167,10 @@ def test_a_broken_file_is_refused_by_name(tmp_path, name):
     ("content", "message"),
     [
         ([W], "holds a list, not a state dict"),
-        ({}, "holds no state dict.*got nothing"),
-        ({"epoch": 3, "a": W}, "holds no state dict: expected named tensors.*got epoch: int"),
+        (W, "holds a Tensor, not a state dict"),
+        ({}, "holds no tensors by name, but nothing: save a state dict, alone or as one of .*ema"),
+        ({"model": {}}, "holds no tensors by name, but model: dict"),
+        ({"epoch": 3, "lr": 0.1}, "holds no tensors by name, but epoch: int, lr: float: save a state dict"),
         ({"module.a": W, "a": W}, "holds a twice"),
     ],
 )
@@ -153,7 +181,7 @@ def test_something_else_than_named_tensors_is_refused(tmp_path, content, message
 
 
 def test_a_missing_file_and_a_folder_are_told_apart(tmp_path):
-    with pytest.raises(ValueError, match="no such file"):
+    with pytest.raises(ValueError, match="absent.pt is not a file or folder"):
         read_published(tmp_path / "absent.pt")
-    with pytest.raises(ValueError, match="a folder, and the path of a checkpoint file"):
+    with pytest.raises(ValueError, match="is a folder that holds no file that ends in"):
         read_published(tmp_path)
