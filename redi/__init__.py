@@ -7,6 +7,7 @@ import importlib
 
 __version__ = "0.1.0"
 
+# Functions that a program is named after (redi.train is `python -m redi.train`) have a second name, before the =.
 NAMES = {
     "core.channels": "Channels",
     "core.ema": "EMA",
@@ -14,19 +15,33 @@ NAMES = {
     "core.objective": "JointObjective",
     "data.audit": "audit",
     "data.cache.cache": "Cache",
+    "data.cache.prepare": "prepare_data=prepare",
     "data.preprocessing": "Preprocessing",
+    "evaluation.evaluate": "evaluate_samples=evaluate",
+    "evaluation.monitor": "Monitor",
+    "evaluation.queries": "query_model=query",
+    "evaluation.samples.sample": "draw_samples=sample",
     "models.codec": "JointCodec Representation",
     "models.published.file": "read_published",
     "models.published.weights": "from_published to_published",
     "models.transformer": "DiffusionTransformer",
+    "pages.report": "write_report=report",
+    "runs.average": "average_weights=average",
+    "runs.convert": "import_checkpoint export_checkpoint=export",
     "runs.hub": "from_pretrained push_to_hub save_pretrained",
     "runs.load": "Run load",
     "sampling.generate": "generate",
     "sampling.pictures": "sample_grid",
     "training.posthoc": "reconstruct_average",
+    "training.trainer": "train_model=train",
     "training.warm_start": "warm_start",
 }
-PUBLIC = {name: f"redi.{module}" for module, names in NAMES.items() for name in names.split()}
+# {public name: (module, name there)}
+PUBLIC = {
+    name.partition("=")[0]: (f"redi.{module}", name.rpartition("=")[2])
+    for module, names in NAMES.items()
+    for name in names.split()
+}
 # The kinds of components, under the names that gin files use: redi.reducers.PCA is @reducers.PCA.
 KINDS = {
     "autoencoders": "redi.models.autoencoders",
@@ -46,7 +61,8 @@ __all__ = ["__version__", *sorted(PUBLIC), *KINDS]
 
 def __getattr__(name: str):
     if name in PUBLIC:
-        return getattr(importlib.import_module(PUBLIC[name]), name)
+        module, own_name = PUBLIC[name]
+        return getattr(importlib.import_module(module), own_name)
     if name in KINDS:
         return importlib.import_module(KINDS[name])
     raise AttributeError(f"module 'redi' has no attribute {name!r}; it has {', '.join(__all__)}")

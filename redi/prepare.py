@@ -2,6 +2,8 @@
 
 python -m redi.prepare --gin_file=digits.gin
 torchrun --nproc_per_node=8 -m redi.prepare --gin_file=imagenet.gin      shared by eight processes; srun does as well
+
+In Python: redi.prepare_data.
 """
 
 import logging

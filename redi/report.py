@@ -2,6 +2,8 @@
 
 python -m redi.report runs/digits
 python -m redi.report sweeps/pca_rank
+
+In Python: redi.write_report.
 """
 
 import logging

@@ -144,20 +144,20 @@ def test_an_unknown_binding_leaves_no_folder(module, refused, tmp_path):
 def test_a_fusion_where_a_reducer_belongs_is_named(refused):
     assert refused("Representation.reducer = @Merged").startswith(
         "Representation.reducer takes one of reducers (ConvBottleneck, GaussianRandomProjection, Identity, PCA, "
-        "SparseRandomProjection) but got Merged, which is of kind fusion. Bind, for example: "
-        "Representation.reducer = @reducers."
+        "SparseRandomProjection) but got Merged, which is of kind fusion. For example: "
+        "Representation.reducer = reducers."
     )
 
 
 def test_a_reducer_where_a_fusion_belongs_is_named(refused):
     assert refused("DiffusionTransformer.fusion = @PCA").startswith(
         "DiffusionTransformer.fusion takes one of fusion (Merged, Separate) but got PCA, which is of kind reducers. "
-        "Bind, for example: DiffusionTransformer.fusion = @fusion."
+        "For example: DiffusionTransformer.fusion = fusion."
     )
 
 
 def test_missing_parentheses_are_shown(refused):
-    assert refused("Representation.reducer = @PCA").endswith("Representation.reducer = @reducers.PCA()")
+    assert refused("Representation.reducer = @PCA").endswith(", in a gin file @reducers.PCA()")
     assert "bind train.codec = @JointCodec()" in refused("train.codec = @JointCodec")
 
 
@@ -228,7 +228,7 @@ def test_a_class_count_that_the_data_do_not_have_is_refused_and_the_audit_stored
     folder = ["train.dataset = @ImageFolder()", f"ImageFolder.path = '{tmp_path / 'data'}'"]
     text = refused(*folder, "ImageFolder.num_classes = 5")
     assert "only 2 of the 5 classes that the model is built for have images; 3 have none" in text
-    assert "bind ImageFolder.num_classes = 2" in text
+    assert "set ImageFolder.num_classes = 2" in text
     record = json.loads((tmp_path / "run" / "audit.json").read_text())
     assert record["num_classes"] == 5 and record["num_classes_present"] == 2 and record["refused"]
     assert "passed" not in record

@@ -67,7 +67,7 @@ class JointObjective:
         if dropout_rule == "released" and representation_dropout and getattr(path, "prediction", None) != "velocity":
             raise ValueError(
                 "JointObjective.dropout_rule = 'released' reproduces the published loss for velocity predictions only: "
-                "bind it to 'paper', or JointObjective.process to one with prediction = 'velocity'"
+                "set it to 'paper', or JointObjective.process to one with prediction = 'velocity'"
             )
         if not isinstance(representation_weight, Mapping):
             representation_weight = dict.fromkeys(channels.representations, representation_weight)
@@ -194,7 +194,7 @@ class JointObjective:
     def check_model(self, model: object) -> None:
         """Raises ValueError where the model does not take the times that this objective draws."""
         if self.independent_timesteps and not getattr(model, "has_group_times", False):
-            advice = "bind DiffusionTransformer.group_timesteps = True (and have at least one representation)"
+            advice = "set DiffusionTransformer.group_timesteps = True (and have at least one representation)"
             what = "JointObjective.independent_timesteps = True needs a model that takes each group's t"
             raise ValueError(f"{what}: {advice}")
 

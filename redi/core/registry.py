@@ -71,9 +71,10 @@ class Registry(Mapping[str, type]):
         example = next(iter(self), "Name")
         if issubclass(cls, self.interface):  # the right kind, but a class for an object or the reverse
             what, example = f"{'the class' if cls is value else 'an object of'} {cls.__name__}", cls.__name__
+        example = f"{self.kind}.{example}{parentheses}"
         raise ValueError(
             f"{binding} takes one of {self.kind} ({', '.join(self)}) but got {what}. "
-            f"Bind, for example: {binding} = @{self.kind}.{example}{parentheses}"
+            f"For example: {binding} = {example}, in a gin file @{example}"
         )
 
     def __getitem__(self, name: str) -> type:

@@ -52,7 +52,7 @@ def audit(
     elif unreadable:
         causes, more = list(unreadable.values())[:20], len(unreadable) - 20
         lines = [f"    {cause}" for cause in causes] + [f"    ... and {more} more"] * (more > 0)
-        what = "images cannot be read: repair or delete them, or bind audit.skip_unreadable = True"
+        what = "images cannot be read: repair or delete them, or set audit.skip_unreadable = True"
         problems.append("\n".join([f"{len(unreadable)} {what}", *lines]))
     if facts:
         _add_size_facts(dataset, facts, record)
@@ -103,11 +103,11 @@ def _label_problems(dataset: Dataset, record: dict, allow_missing_classes: bool)
     missing = ", ".join(record["missing_classes"]) + (", and more" if record["num_missing_classes"] > 20 else "")
     # A smaller num_classes helps only where the labels present are 0, 1, ... without a gap.
     fits = _takes(dataset, "num_classes") and high + 1 == record["num_classes_present"]
-    remedy = f"bind {name}.num_classes = {high + 1} for a model of those alone, or " if fits else ""
+    remedy = f"set {name}.num_classes = {high + 1} for a model of those alone, or " if fits else ""
     return [
         f"only {record['num_classes_present']} of the {dataset.num_classes} classes that the model is built for have "
         f"images; {record['num_missing_classes']} have none: {missing}. If the images are all there, {remedy}"
-        "bind audit.allow_missing_classes = True"
+        "set audit.allow_missing_classes = True"
     ]
 
 
@@ -167,9 +167,9 @@ def _named(sizes: list[tuple[tuple[int, int], int]]) -> dict[str, int]:
 def _size_problems(dataset: Dataset, facts: dict[int, tuple[int, int, str]], record: dict) -> list[str]:
     remedy = "store them in one square size"
     if _takes(dataset, "preprocessing"):
-        remedy = f"bind {record['dataset']}.preprocessing = @Preprocessing() and Preprocessing.image_size = 256, say"
+        remedy = f"set {record['dataset']}.preprocessing = Preprocessing() and Preprocessing.image_size = 256, say"
     elif _takes(dataset, "image_size"):
-        remedy = f"bind {record['dataset']}.image_size"
+        remedy = f"set {record['dataset']}.image_size"
     if (num_sizes := record["num_sizes_after_preprocessing"]) > 1:
         sizes = list(record["sizes_after_preprocessing"].items())[:3]
         common = ", ".join(f"{size} ({count:,})" for size, count in sizes)

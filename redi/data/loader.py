@@ -76,7 +76,7 @@ def batches(
     check_shuffle(shuffle)
     if shuffle == "global" and getattr(source, "streamed", False):
         raise ValueError(
-            "train.shuffle = 'global' would fetch a shard for every image of a streamed cache: bind "
+            "train.shuffle = 'global' would fetch a shard for every image of a streamed cache: set "
             "train.shuffle = 'shards'"
         )
     blocks, rows = _blocks(source, shuffle), rows or Rows.whole(batch_size)

@@ -41,7 +41,7 @@ class Preprocessing:
         exif_orientation: turn photos the way the camera was held. ADM does not: False matches its pixels.
     """
 
-    def __init__(self, *, image_size: int | None = None, exif_orientation: bool = True):
+    def __init__(self, image_size: int | None = None, *, exif_orientation: bool = True):
         if image_size is not None and (type(image_size) is not int or image_size < 1):
             raise ValueError(f"Preprocessing.image_size = {image_size!r}: it is a positive integer, or None")
         self.image_size = image_size

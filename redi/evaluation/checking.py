@@ -18,7 +18,7 @@ def check_evaluation(
 ) -> None:
     """Raises ValueError for objects of the wrong kind, and for a reference that does not go with the data."""
     if networks is not None and not isinstance(networks, (list, tuple)):
-        raise ValueError("evaluate.networks takes a list: bind, for example, [@evaluator/encoders.DomainEncoder()]")
+        raise ValueError("evaluate.networks takes a list: set, for example, [encoders.DomainEncoder()]")
     for network in networks or ():
         encoders.check(network, "evaluate.networks")
     endings = [ending(network) for network in networks or ()]
@@ -36,7 +36,7 @@ def check_evaluation(
         if endings and reference.network not in endings and reference.images is None:
             raise ValueError(
                 f"StoredStatistics.network = {reference.network!r}, but evaluate.networks are {', '.join(endings)}"
-                f"{did_you_mean(reference.network, endings)}; or bind StoredStatistics.images for the others"
+                f"{did_you_mean(reference.network, endings)}; or set StoredStatistics.images for the others"
             )
     elif reference is not None:
         datasets.check(reference, "evaluate.reference")
@@ -49,7 +49,7 @@ def _check_images(dataset: Dataset, reference: Dataset) -> None:
     if len(reference) < 2:
         raise ValueError(
             f"evaluate.reference holds {len(reference)} images, and a distance needs two: raise "
-            f"{type(reference).__name__}.held_out_fraction in both scopes, or bind other images"
+            f"{type(reference).__name__}.held_out_fraction in both scopes, or set other images"
         )
     if reference.provenance() == dataset.provenance() and (both := set(reference.names) & set(dataset.names)):
         raise ValueError(

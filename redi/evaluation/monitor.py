@@ -55,7 +55,7 @@ class Monitor:
         generate: Callable[..., Generated] = generate,
     ):
         if not networks:
-            raise ValueError("Monitor.networks is empty: bind, for example, [@evaluator/encoders.DomainEncoder()]")
+            raise ValueError("Monitor.networks is empty: set, for example, [encoders.DomainEncoder()]")
         if not isinstance(num_images, int) or num_images < 2:
             raise ValueError(f"Monitor.num_images = {num_images!r}: a whole number of at least 2 is needed")
         if labels not in ("equal", "random", "null"):

@@ -60,7 +60,7 @@ def query(
     if labels == "null" and trained.objective is not None and not trained.objective.label_dropout:
         log.warning(
             "query.labels = 'null' asks for the null label, which JointObjective.label_dropout = 0 never trains: "
-            "bind query.labels = 'own'"
+            "set query.labels = 'own'"
         )
     own_time = trained.objective is not None and trained.objective.independent_timesteps
     positions = torch.linspace(0, len(dataset) - 1, num_images).long()

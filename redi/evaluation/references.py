@@ -88,7 +88,7 @@ def reference_positions(dataset: Dataset, max_images: int | None) -> list[int]:
 def _images(dataset: Dataset, positions: Sequence[int]) -> Tensor:
     """(n, 3, S, S) uint8, of the size of the data set's first image."""
     first, shape = dataset.names[0], dataset[0][0].shape
-    pixels, remedy = f"{first} has {shape[2]}x{shape[1]} pixels", "bind Preprocessing.image_size to the samples' size"
+    pixels, remedy = f"{first} has {shape[2]}x{shape[1]} pixels", "set Preprocessing.image_size to the samples' size"
     if shape[1] != shape[2]:
         raise ValueError(f"the reference's images are square, {pixels}: {remedy}")
     with contextlib.suppress(MixedSizes):  # which of them differ from the first image is said below

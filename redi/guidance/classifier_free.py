@@ -17,7 +17,7 @@ class ClassifierFree(Guidance):
     """
 
     def __init__(
-        self, *, scale: float = 2.4, groups: tuple[str, ...] = ("image",), interval: tuple[float, float] = (0.0, 1.0)
+        self, scale: float = 2.4, *, groups: tuple[str, ...] = ("image",), interval: tuple[float, float] = (0.0, 1.0)
     ):
         self.scale = scale
         self.groups = (groups,) if isinstance(groups, str) else tuple(groups)

@@ -19,7 +19,7 @@ class RepresentationGuidance(Guidance):
     """
 
     def __init__(
-        self, *, scale: float = 1.5, without: tuple[str, ...] | None = None, groups: tuple[str, ...] = ("image",),
+        self, scale: float = 1.5, *, without: tuple[str, ...] | None = None, groups: tuple[str, ...] = ("image",),
         interval: tuple[float, float] = (0.0, 1.0),
     ):  # fmt: skip
         self.scale = scale

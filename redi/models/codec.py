@@ -34,7 +34,7 @@ class Representation(nn.Module):
         name: of the channel group; default: the encoder's name.
     """
 
-    def __init__(self, *, encoder: Encoder, reducer: Reducer, name: str | None = None):
+    def __init__(self, encoder: Encoder, reducer: Reducer, *, name: str | None = None):
         super().__init__()
         encoders.check(encoder, "Representation.encoder")
         reducers.check(reducer, "Representation.reducer")
@@ -72,9 +72,9 @@ class JointCodec(nn.Module):
 
     def __init__(
         self,
-        *,
         autoencoder: Autoencoder | None = None,
         representations: Sequence[Representation] = (),
+        *,
         alignment: Encoder | None = None,
         precision: Literal["float32", "tf32", "bfloat16"] = "float32",
     ):
@@ -88,7 +88,7 @@ class JointCodec(nn.Module):
             if not isinstance(representation, Representation):
                 raise ValueError(
                     f"JointCodec.representations takes Representation objects, got {representation!r}. "
-                    "Bind, for example: JointCodec.representations = [@Representation()]"
+                    "For example: JointCodec.representations = [Representation()]"
                 )
         if alignment is not None:
             encoders.check(alignment, "JointCodec.alignment")

@@ -2,9 +2,10 @@
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
+from types import FunctionType
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,14 @@ def networks_in(precision: str) -> Iterator[None]:
             yield
     finally:
         _lowered.reset(before)
+
+
+def with_defaults(method: Callable, first: object, **others: object) -> Callable:
+    """The same method with other defaults, of the first argument and of keywords, which its signature shows."""
+    copy = FunctionType(method.__code__, method.__globals__, method.__name__, (first,), method.__closure__)
+    copy.__kwdefaults__ = (method.__kwdefaults__ or {}) | others
+    copy.__annotations__ = method.__annotations__
+    return copy
 
 
 class PretrainedNetwork(nn.Module, ABC):

@@ -64,7 +64,7 @@ def check_best(best: str | None, monitor) -> None:
         return
     _, name = best_of(best)
     if monitor is None:
-        raise ValueError(f"train.keep_best = {best!r}, but nothing is measured: bind train.monitor = @Monitor()")
+        raise ValueError(f"train.keep_best = {best!r}, but nothing is measured: set train.monitor = Monitor()")
     known = getattr(monitor, "names", None)
     if known is not None and name not in known:
         hint = did_you_mean(name, known)

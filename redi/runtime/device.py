@@ -92,7 +92,7 @@ def choose_compile(compile: str | bool, device: torch.device, binding: str = "tr
         return True
     if compile == "auto":
         return False
-    raise ValueError(f"{binding} = True needs {missing}, which is not here: install it, or bind {binding} = False")
+    raise ValueError(f"{binding} = True needs {missing}, which is not here: install it, or set {binding} = False")
 
 
 def compiled_whole(function: Callable, mode: str | None = None) -> Callable:

@@ -25,10 +25,10 @@ def find_hub_file(repo_id: str, filename: str, *, binding: str, folder: Sequence
 
     page = f"https://huggingface.co/{repo_id}"
     missing = f"{filename} of {repo_id} is not in the local hub cache ({constants.HF_HUB_CACHE})"
-    advice = f"Download {filename} from {page}, and bind {binding} = 'the path of that file'"
+    advice = f"Download {filename} from {page}, and set {binding} = 'the path of that file'"
     if folder:
         missing = f"{binding}: there is no folder {repo_id!r} here, and {missing}"
-        advice = f"Download {' and '.join(folder)} from {page} into a folder, and bind {binding} = 'that folder'"
+        advice = f"Download {' and '.join(folder)} from {page} into a folder, and set {binding} = 'that folder'"
     if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise ValueError(f"{missing}, and HF_HUB_OFFLINE is set. {advice}")
     try:

@@ -155,7 +155,7 @@ def check_generation(
         samplers.check(sampler, "generate.sampler")
         sampler.check(process)
     if not isinstance(guidance, Sequence):
-        raise ValueError("generate.guidance takes a list of rules: bind, for example, [@guidance.ClassifierFree()]")
+        raise ValueError("generate.guidance takes a list of rules: set, for example, [guidance.ClassifierFree()]")
     for rule in guidance:
         guidance_rules.check(rule, "generate.guidance")
         rule.check(channels, num_classes)

@@ -60,7 +60,7 @@ def reconstruct_average(run_dir: str | Path, sigma_rel: float, *, at_step: int |
     newest = stored_averages(tensors.pop("ema"), tensors.pop("averages", {}))
     if not newest:
         what = f"{run_dir} was not trained with power-function averages, of which others can be made"
-        raise ValueError(f"{what}: bind train.ema = @ema.PowerFunctionEMA in the next training")
+        raise ValueError(f"{what}: set train.ema = ema.PowerFunctionEMA in the next training")
     snapshots = list_snapshots(run_dir)
     steps = sorted(snapshots.keys() | {record["step"]})
     at_step = steps[-1] if at_step is None else at_step

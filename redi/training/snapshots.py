@@ -27,7 +27,7 @@ def save_snapshot(run_dir: Path, step: int, groups: Mapping[str, Mapping[str, Te
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
                 what = f"{name} is not finite as {str(tensor.dtype).removeprefix('torch.')}"
-                raise ValueError(f"snapshot at step {step}: {what}: bind PowerFunctionEMA.snapshot_dtype = 'float32'")
+                raise ValueError(f"snapshot at step {step}: {what}: set PowerFunctionEMA.snapshot_dtype = 'float32'")
     folder = Path(run_dir) / "snapshots" / f"step_{step:08d}"
     for pattern in (".step_*.partial", ".step_*.replaced"):  # of a process that was killed while it wrote
         for leftover in folder.parent.glob(pattern):
@@ -35,7 +35,7 @@ def save_snapshot(run_dir: Path, step: int, groups: Mapping[str, Mapping[str, Te
     try:
         save_artefact(folder, groups, {"format": FORMAT, "step": step, **record})
     except OSError as error:
-        advice = "Free some space, or bind a larger PowerFunctionEMA.snapshot_every, and run the same command again"
+        advice = "Free some space, or set a larger PowerFunctionEMA.snapshot_every, and run the same command again"
         what = f"snapshot at step {step} not written: {error}"
         raise OSError(f"{what}. {advice}: it resumes from the last checkpoint") from None
     return folder

@@ -53,7 +53,7 @@ def warm_start(model: DiffusionTransformer, path: str | Path) -> str:
     further = [name for name in model.channels if name not in source]
     if not isinstance(model.fusion, Merged) and (further or (not is_run and len(source) > 1)):
         what = f"DiffusionTransformer.fusion = {type(model.fusion).__name__} gives every group tokens of its own"
-        raise _refusal(path, f"{what}, so the first prediction would not be the source's: bind fusion.Merged")
+        raise _refusal(path, f"{what}, so the first prediction would not be the source's: set fusion.Merged")
     state = with_one_bias({"model": state}, own)["model"]
     _check(path, state, own, model)
     for name, parameter in own.items():
@@ -86,7 +86,7 @@ def _of_file(path: Path, model: DiffusionTransformer) -> tuple[Mapping[str, Tens
         count = f"{layout.in_channels} input channels"
         raise _refusal(path, f"it has {count}, of which the model's {dict(model.channels)} can make nothing")
     if any(prefix.startswith("projectors.") for prefix in layout.projectors):
-        log.warning("%s is REPA's, whose time runs from data to noise: bind FlowMatching.reversed = True", path)
+        log.warning("%s is REPA's, whose time runs from data to noise: set FlowMatching.reversed = True", path)
     learned, num_heads = layout.learn_sigma and len(model.fusion.variance_heads) > 0, model.blocks[0].num_heads
     imported = from_published(state, channels=groups, learned_variance=learned, num_heads=num_heads, grid=model.grid)
     return imported.state, imported.runtime["channels"]
@@ -99,11 +99,11 @@ def _check(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor], m
     if classes != model.num_classes:
         raise _refusal(path, f"it knows {classes} classes, the data have {model.num_classes}: the labels mean others")
     if depth != len(model.blocks):
-        raise _refusal(path, f"it has {depth} blocks, the model {len(model.blocks)}: bind DiffusionTransformer.depth")
+        raise _refusal(path, f"it has {depth} blocks, the model {len(model.blocks)}: set DiffusionTransformer.depth")
     for name in ("fusion.embeddings.image.weight", *state):
         if name in own and not name.startswith(KEPT) and state[name].shape != own[name].shape:
             shapes = f"{name} is {tuple(state[name].shape)} there and {tuple(own[name].shape)} in the model"
-            raise _refusal(path, f"{shapes}: bind DiffusionTransformer.size (width, patch size) to that of the source")
+            raise _refusal(path, f"{shapes}: set DiffusionTransformer.size (width, patch size) to that of the source")
     if lacking := [name for name in own if not name.startswith((*KEPT, "fusion.")) and name not in state]:
         raise _refusal(path, f"it lacks {', '.join(lacking[:3])}")
 

@@ -281,7 +281,7 @@ def test_the_released_rule_drops_the_clean_representation_of_the_whole_batch():
     "process", [FlowMatching(prediction="noise"), GVP(prediction="score"), VP(prediction="data"), DDPM()]
 )
 def test_the_released_rule_is_refused_for_other_predictions_than_the_velocity(process):
-    with pytest.raises(ValueError, match="dropout_rule = 'released' reproduces .* velocity predictions only: bind"):
+    with pytest.raises(ValueError, match="dropout_rule = 'released' reproduces .* velocity predictions only: set"):
         objective(process=process, representation_dropout=0.2, dropout_rule="released")
     objective(process=process, dropout_rule="released")  # nothing is dropped
     objective(process=Shifted(shift={"a": 0.5}), representation_dropout=0.2, dropout_rule="released")

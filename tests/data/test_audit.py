@@ -78,8 +78,8 @@ def test_missing_classes_are_refused_and_allowed_on_request(tmp_path):
     data = two_classes(tmp_path, num_classes=1000)
     error = refused(
         r"only 2 of the 1000 classes that the model is built for have images; 998 have none: label 2, label 3, .*"
-        r"label 21, and more. If .*bind ImageFolder.num_classes = 2 for a model of those alone, or "
-        r"bind audit.allow_missing_classes = True",
+        r"label 21, and more. If .*set ImageFolder.num_classes = 2 for a model of those alone, or "
+        r"set audit.allow_missing_classes = True",
         data,
     )
     assert error.record["num_missing_classes"] == 998 and len(error.record["missing_classes"]) == 20
@@ -90,7 +90,7 @@ def test_missing_classes_are_refused_and_allowed_on_request(tmp_path):
 
 def test_an_empty_class_folder_is_a_missing_class_that_a_smaller_model_does_not_mend(tmp_path):
     (tmp_path / "bee").mkdir()
-    error = refused("1 have none: bee. If .* there, bind audit.allow_missing_classes = True", two_classes(tmp_path))
+    error = refused("1 have none: bee. If .* there, set audit.allow_missing_classes = True", two_classes(tmp_path))
     assert "num_classes =" not in str(error)
 
 
@@ -115,7 +115,7 @@ def test_mixed_sizes_are_refused_with_the_binding(tmp_path):
     sizes = {"a.png": (8, 8), "b.png": (9, 8), "c.png": (9, 8)}
     refused(
         r"2 different sizes after preprocessing \(the commonest, width x height: 9x8 \(2\), 8x8 \(1\)\); one is "
-        r"needed: bind ImageFolder.preprocessing = @Preprocessing\(\) and Preprocessing.image_size = 256, say",
+        r"needed: set ImageFolder.preprocessing = Preprocessing\(\) and Preprocessing.image_size = 256, say",
         folder(tmp_path, sizes),
     )
     _, record = audit(folder(tmp_path, sizes, preprocessing=Preprocessing(image_size=4)), batch_size=1)
@@ -131,14 +131,14 @@ def test_a_camera_turned_makes_sizes_mixed(tmp_path):
 
 def test_oblong_images_are_refused(tmp_path):
     data = folder(tmp_path, {"a.png": (8, 6), "b.png": (8, 6)})
-    refused("the images are 8 wide and 6 high after preprocessing; squares are needed: bind ImageFolder.pre", data)
+    refused("the images are 8 wide and 6 high after preprocessing; squares are needed: set ImageFolder.pre", data)
 
 
 def test_unreadable_images_are_listed_and_refused_or_left_out(tmp_path):
     data = two_classes(tmp_path)
     (tmp_path / "cat" / "1.png").write_text("no image")
     error = refused(
-        r"1 images cannot be read: repair or delete them, or bind audit.skip_unreadable = True\n"
+        r"1 images cannot be read: repair or delete them, or set audit.skip_unreadable = True\n"
         r"    cat/1.png: no image in a format that Pillow knows",
         data,
     )

@@ -320,7 +320,7 @@ def test_a_broken_dataset_json_is_refused(tmp_path, text):
 
 
 def test_a_class_or_number_for_preprocessing_is_refused(tmp_path):
-    message = r"ImageFolder.preprocessing = .* is not a Preprocessing: bind .* = @Preprocessing\(\)"
+    message = r"ImageFolder.preprocessing = .* is not a Preprocessing: set .* = Preprocessing\(\)"
     refused(message, path=classes(tmp_path), preprocessing=Preprocessing)
     refused(message, path=tmp_path, preprocessing=256)
 
@@ -443,12 +443,12 @@ def test_bad_tables_are_refused(tmp_path):
 
     path = saved(tmp_path / "a", caption=list("abcdef"))
     refused(r"HuggingFace.path = '.*nowhere' is no folder \(looked for /", tmp_path / "nowhere")
-    refused(r"was not written by save_to_disk of the package datasets.*bind ImageFolder.path", tmp_path / "a" / "files")
+    refused(r"was not written by save_to_disk of the package datasets.*set ImageFolder.path", tmp_path / "a" / "files")
     refused(r"image_column = 'img': the data set has the columns image, label, caption", path, image_column="img")
     refused(r"image_column = 'label' is no column of images but ClassLabel", path, image_column="label")
     refused(r"label_column = 'y': the data set has the columns", path, label_column="y")
     refused(
-        r"label_column = 'caption' holds Value\('string'\): .* or bind None for unlab", path, label_column="caption"
+        r"label_column = 'caption' holds Value\('string'\): .* or set it to None for", path, label_column="caption"
     )
     refused(r"label_column = 'label' holds Value\('float32'\)", saved(tmp_path / "b", kind=hf.Value("float32")))
     gap = saved(tmp_path / "c", labels=[0, 1, None, 0, 1, None])

@@ -332,7 +332,7 @@ def test_features_of_another_width_are_refused(reducer_class):
     reducer = fitted(reducer_class)
     with pytest.raises(ValueError, match=r"fitted to features of width 16, not 8"):
         reducer(features(2)[:, :8])
-    with pytest.raises(ValueError, match="fitted to features of width 16, not 32|bind Identity.rank = 32"):
+    with pytest.raises(ValueError, match="fitted to features of width 16, not 32|set Identity.rank = 32"):
         reducer.check_width(32)
 
 
@@ -356,7 +356,7 @@ def test_identity_keeps_the_centred_features():
 
 
 def test_identity_of_another_rank_than_the_width_is_refused():
-    with pytest.raises(ValueError, match="bind Identity.rank = 16: it keeps every feature, and 8 is not the width"):
+    with pytest.raises(ValueError, match="set Identity.rank = 16: it keeps every feature, and 8 is not the width"):
         Identity(rank=8).fit([features()])
 
 

@@ -123,16 +123,16 @@ def test_an_altered_fit_is_refused(tmp_path):
 
 def test_a_fit_of_another_class_is_refused(tmp_path):
     fitted(GaussianRandomProjection).save(tmp_path / "fit")
-    with pytest.raises(ValueError, match="holds a GaussianRandomProjection: bind Representation.reducer = @reducers.G"):
+    with pytest.raises(ValueError, match="holds a GaussianRandomProjection: set Representation.reducer = reducers.G"):
         PCA(rank=4, path=str(tmp_path / "fit"))
 
 
 def test_a_fit_with_other_settings_is_refused(tmp_path):
     fitted(PCA, standardize=True).save(tmp_path / "pca")
-    with pytest.raises(ValueError, match="standardize = True, this reducer has False: bind PCA.standardize = True"):
+    with pytest.raises(ValueError, match="standardize = True, this reducer has False: set PCA.standardize = True"):
         PCA(rank=4, path=str(tmp_path / "pca"))
     fitted(GaussianRandomProjection, seed=0).save(tmp_path / "random")
-    with pytest.raises(ValueError, match="seed = 0, this reducer has 1: bind GaussianRandomProjection.seed = 0"):
+    with pytest.raises(ValueError, match="seed = 0, this reducer has 1: set GaussianRandomProjection.seed = 0"):
         GaussianRandomProjection(rank=4, seed=1, path=str(tmp_path / "random"))
 
 

@@ -79,7 +79,7 @@ def test_a_best_that_the_monitor_does_not_measure_is_refused_before_training():
     check_best(f"lowest {FRECHET}", monitor)
     check_best("highest recognised_as_label_of_500", monitor)  # if its network learns labels
     check_best("lowest anything", lambda *args, **options: {})  # which says no names
-    with pytest.raises(ValueError, match="nothing is measured: bind train.monitor"):
+    with pytest.raises(ValueError, match="nothing is measured: set train.monitor"):
         check_best(f"lowest {FRECHET}", None)
     with pytest.raises(
         ValueError, match=f"names '{FRECHET}0'; .* measures {FRECHET}, recognised_as_label_of_500; did you mean"

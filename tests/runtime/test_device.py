@@ -70,7 +70,7 @@ def test_auto_compiles_on_a_gpu_alone():
 def test_compiling_without_a_compiler_is_refused_before_anything_runs(monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(ValueError, match="^generate.compile = True needs a C.. compiler .*: install it, or bind"):
+    with pytest.raises(ValueError, match="^generate.compile = True needs a C.. compiler .*: install it, or set"):
         choose_compile(True, CPU, "generate.compile")
     assert choose_compile("auto", torch.device("cuda")) is False
 

@@ -102,7 +102,7 @@ def test_without_a_network_the_message_says_what_to_do(hub_cache):
     assert f"model.safetensors of lab/model is not in the local hub cache ({hub_cache})" in message
     assert "http://127.0.0.1:9 does not answer (ConnectError" in message
     assert "Download model.safetensors from https://huggingface.co/lab/model" in message
-    assert "bind Net.weights = 'the path of that file'" in message
+    assert "set Net.weights = 'the path of that file'" in message
 
 
 def test_a_binding_that_takes_a_folder_is_told_all_files_of_it():

@@ -147,7 +147,7 @@ def test_a_model_of_other_shapes_is_refused(tmp_path, kind, source, message):
 
 def test_separate_tokens_cannot_keep_the_prediction_and_are_refused(tmp_path):
     joint = random_model(JOINT, fusion=Separate)
-    with pytest.raises(ValueError, match="fusion = Separate gives every group tokens of its own.*bind fusion.Merged"):
+    with pytest.raises(ValueError, match="fusion = Separate gives every group tokens of its own.*set fusion.Merged"):
         warm_start(joint, publish(random_model(), tmp_path / "sit.pt"))
 
 
@@ -160,4 +160,4 @@ def test_weights_of_repa_are_taken_with_a_word_on_the_direction_of_time(tmp_path
     source = to_published(random_model(alignment_dim=6, alignment_layer=1, alignment_width=8))
     torch.save({name.replace("projector.", "projectors.0."): t for name, t in source.items()}, tmp_path / "repa.pt")
     warm_start(random_model(JOINT), tmp_path / "repa.pt")
-    assert "bind FlowMatching.reversed = True" in caplog.text
+    assert "set FlowMatching.reversed = True" in caplog.text

@@ -16,7 +16,7 @@ class EMA(AveragedWeights):
         warmup: use min(decay, (1 + step) / (10 + step)) so that early averages forget the initial weights.
     """
 
-    def __init__(self, *, model: nn.Module, decay: float = 0.9999, warmup: bool = False):
+    def __init__(self, model: nn.Module, *, decay: float = 0.9999, warmup: bool = False):
         if not 0 <= decay < 1:
             raise ValueError(f"EMA.decay = {decay} lies outside [0, 1)")
         self.decay, self.warmup = decay, warmup
@@ -29,7 +29,7 @@ class EMA(AveragedWeights):
     def load(self, parameters: Mapping[str, Tensor], extra: Mapping[str, Tensor] | None = None) -> None:
         if extra:
             raise ValueError(
-                "the checkpoint holds several averages, and train.ema = @EMA has one: bind the class that it was "
+                "the checkpoint holds several averages, and train.ema = EMA has one: set the class that it was "
                 "trained with (ema.PowerFunctionEMA), or begin another run with train.initial_weights"
             )
         for name, tensor in self.parameters.items():

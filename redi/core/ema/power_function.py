@@ -29,7 +29,7 @@ class PowerFunctionEMA(AveragedWeights):
     """
 
     def __init__(
-        self, *, model: nn.Module, sigma_rels: Sequence[float] = (0.05, 0.1), snapshot_every: int = 4096,
+        self, model: nn.Module, *, sigma_rels: Sequence[float] = (0.05, 0.1), snapshot_every: int = 4096,
         snapshot_dtype: str = "float16",
     ):  # fmt: skip
         what = type(self).__name__
@@ -64,7 +64,7 @@ class PowerFunctionEMA(AveragedWeights):
         stored = stored_averages(parameters, extra or {})
         if list(stored) != list(self.averages):
             kind = f"of sigma_rels = {tuple(stored)}" if stored else "that are no power-function ones"
-            advice = "bind train.ema as it was, or begin another run with train.initial_weights"
+            advice = "set train.ema as it was, or begin another run with train.initial_weights"
             own = f"PowerFunctionEMA.sigma_rels = {tuple(self.averages)}"
             raise ValueError(f"the checkpoint holds averages {kind}, and {own}: {advice}")
         for sigma, average in self.averages.items():

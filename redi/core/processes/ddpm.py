@@ -33,7 +33,7 @@ class DDPM(Process):
     """
 
     def __init__(
-        self, *, num_timesteps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02,
+        self, num_timesteps: int = 1000, *, beta_min: float = 1e-4, beta_max: float = 0.02,
         learned_variance: Sequence[str] | None = None, variance: Literal["small", "large"] = "small",
     ):  # fmt: skip
         if num_timesteps < 2:

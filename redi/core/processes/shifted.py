@@ -24,7 +24,7 @@ class Shifted(Process):
         shift: {group: shift}; groups that are not named have 1.
     """
 
-    def __init__(self, *, process: Process | None = None, shift: Mapping[str, float] | None = None):
+    def __init__(self, process: Process | None = None, *, shift: Mapping[str, float] | None = None):
         self.process = FlowMatching() if process is None else process
         processes.check(self.process, "Shifted.process")
         if self.process.num_timesteps is not None:

@@ -22,7 +22,7 @@ class Sampler:
     # None where the sampler itself decides while it runs (AdaptiveODE).
     num_evaluations: int | None
 
-    def __init__(self, *, num_evaluations: int = 250):
+    def __init__(self, num_evaluations: int = 250):
         if num_evaluations < 1:
             raise ValueError(f"{type(self).__name__}.num_evaluations = {num_evaluations}: at least 1 is needed")
         self.num_evaluations = num_evaluations
@@ -71,7 +71,7 @@ class ContinuousSampler(Sampler):
     def check(self, process: Process) -> None:
         if process.num_timesteps is not None:
             needs = f"needs a velocity, but {type(process).__name__} has discrete timesteps"
-            advice = "bind @samplers.Ancestral() or @samplers.DDIM() in its place"
+            advice = "set samplers.Ancestral() or samplers.DDIM() in its place"
             raise ValueError(f"samplers.{type(self).__name__} {needs}: {advice}")
 
 

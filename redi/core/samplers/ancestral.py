@@ -20,8 +20,8 @@ class Ancestral(Respaced):
         if process.num_timesteps is None:
             raise ValueError(
                 f"generate.sampler = Ancestral needs discrete timesteps, which {type(process).__name__} does not have: "
-                "bind generate.sampler = @samplers.EulerMaruyama(), @samplers.Heun() or another, or train with "
-                "@processes.DDPM()"
+                "set generate.sampler = samplers.EulerMaruyama(), samplers.Heun() or another, or train with "
+                "processes.DDPM()"
             )
         super().check(process)
 

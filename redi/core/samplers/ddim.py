@@ -22,7 +22,7 @@ class DDIM(Respaced):
         eta: share of the posterior's standard deviation that is drawn anew; 0 is deterministic.
     """
 
-    def __init__(self, *, num_evaluations: int = 250, eta: float = 0.0, respacing: Respacing | None = None):
+    def __init__(self, num_evaluations: int = 250, *, eta: float = 0.0, respacing: Respacing | None = None):
         super().__init__(num_evaluations=num_evaluations, respacing=respacing)
         if not 0 <= eta <= 1:
             raise ValueError(f"DDIM.eta = {eta} lies outside [0, 1]")
@@ -31,7 +31,7 @@ class DDIM(Respaced):
     def check(self, process: Process) -> None:
         if process.num_timesteps is None and self.respacing is not None:
             lacks = f"chooses among discrete timesteps, which {type(process).__name__} does not have"
-            raise ValueError(f"DDIM.respacing = {self.respacing!r} {lacks}: bind DDIM.num_evaluations instead")
+            raise ValueError(f"DDIM.respacing = {self.respacing!r} {lacks}: set DDIM.num_evaluations instead")
         super().check(process)
 
     def run(self, denoise: Denoise, process: Process, draw: Draw, start: float, end: float, keep: Keep) -> Tensor:

@@ -12,7 +12,7 @@ from redi.core.samplers import ContinuousSampler, Denoise, Draw, Keep, clipped, 
 class Heun(ContinuousSampler):
     """Second order: two evaluations a step (at both ends), so `num_evaluations` must be even."""
 
-    def __init__(self, *, num_evaluations: int = 250):
+    def __init__(self, num_evaluations: int = 250):
         super().__init__(num_evaluations=num_evaluations)
         if num_evaluations % 2:
             raise ValueError(f"Heun.num_evaluations = {num_evaluations} must be even: each step takes two")

@@ -24,7 +24,7 @@ class FixedODE(ContinuousSampler):
     """
 
     def __init__(
-        self, *, num_evaluations: int = 250, method: Literal["euler", "midpoint", "heun3", "rk4"] = "midpoint"
+        self, num_evaluations: int = 250, *, method: Literal["euler", "midpoint", "heun3", "rk4"] = "midpoint"
     ):
         super().__init__(num_evaluations=num_evaluations)
         if method not in EVALUATIONS_PER_STEP:
@@ -55,7 +55,7 @@ class AdaptiveODE(ContinuousSampler):
     """
 
     def __init__(
-        self, *, method: Literal["dopri5", "dopri8", "bosh3", "adaptive_heun"] = "dopri5", rtol: float = 1e-3,
+        self, method: Literal["dopri5", "dopri8", "bosh3", "adaptive_heun"] = "dopri5", *, rtol: float = 1e-3,
         atol: float = 1e-6,
     ):  # fmt: skip
         if method not in ADAPTIVE:

@@ -18,7 +18,7 @@ class Respaced(Sampler):
             at their number.
     """
 
-    def __init__(self, *, num_evaluations: int = 250, respacing: Respacing | None = None):
+    def __init__(self, num_evaluations: int = 250, *, respacing: Respacing | None = None):
         super().__init__(num_evaluations=num_evaluations)
         if respacing is not None:
             name = type(self).__name__
@@ -27,7 +27,7 @@ class Respaced(Sampler):
             total = counts if isinstance(counts, int) else sum(counts)
             if num_evaluations not in (250, total):
                 other = f"{name}.num_evaluations = {num_evaluations}"
-                raise ValueError(f"{what} takes {total} evaluations, {other}: bind one of the two")
+                raise ValueError(f"{what} takes {total} evaluations, {other}: set one of the two")
             self.num_evaluations = total
         self.respacing = respacing if respacing is None or isinstance(respacing, str | int) else list(respacing)
 
@@ -47,7 +47,7 @@ class Respaced(Sampler):
             if available < process.num_timesteps:
                 limit = f"there are {available} timesteps from start = {start} to end = {end}"
             raise ValueError(
-                f"{name} takes {count} evaluations, but {limit}: bind {name}.num_evaluations to {available} or less"
+                f"{name} takes {count} evaluations, but {limit}: set {name}.num_evaluations to {available} or less"
             )
         visited = [below + k for k in respaced_steps(available, count if self.respacing is None else self.respacing)]
         if len(visited) == 1:

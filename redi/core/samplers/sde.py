@@ -35,7 +35,7 @@ class SDE(ContinuousSampler):
     """
 
     def __init__(
-        self, *, num_evaluations: int = 250, diffusion_form: Form = "sigma", diffusion_norm: float = 1.0,
+        self, num_evaluations: int = 250, *, diffusion_form: Form = "sigma", diffusion_norm: float = 1.0,
         last_step: Literal["mean", "euler", "tweedie"] | None = "mean", last_step_size: float | None = 0.04,
     ):  # fmt: skip
         super().__init__(num_evaluations=num_evaluations)

@@ -67,7 +67,7 @@ class EncodedRows(ABC):
         if len(positions) and not 0 <= positions.min() <= positions.max() < len(self):
             raise IndexError(f"positions {positions.min()} to {positions.max()} of a cache of {len(self)} rows")
         if mirror is not None and not self.mirrored and np.any(mirror):
-            raise ValueError(f"{self.where} holds no mirrored images: bind prepare.mirror = True and prepare again")
+            raise ValueError(f"{self.where} holds no mirrored images: set prepare.mirror = True and prepare again")
         flags = np.zeros(len(positions), bool) if mirror is None else np.asarray(mirror, bool)
         shards = np.searchsorted(self.starts, positions, side="right") - 1
         rows = positions - self.starts[shards]

@@ -78,7 +78,7 @@ def prepare(
         room = {"max_bytes": int(local_gib * 2**30), "window": window_images}
         return _streamed(CacheStream(cache_url, folder=cache_dir / "streamed", **room), codec, dataset, mirror)
     if dataset is None:
-        raise ValueError("no data set: bind train.dataset, or prepare.cache_url")
+        raise ValueError("no data set: pass dataset= (train.dataset), or prepare.cache_url")
     ranks = dict(zip(("rank", "world_size"), place, strict=True))
     pairs = [(representation.encoder, representation.reducer) for representation in codec.representations.values()]
     for encoder in (*(encoder for encoder, _ in pairs), codec.alignment):
@@ -107,11 +107,11 @@ def prepare(
 def _streamed(stream: CacheStream, codec: JointCodec, dataset: Dataset | None, mirror: bool) -> CacheStream:
     """The stream, once it is known to be of this codec, which is completed by what it had learned, and data set."""
     if mirror != stream.mirrored:
-        raise ValueError(f"{stream.where} was made with prepare.mirror = {stream.mirrored}: bind that, not {mirror}")
+        raise ValueError(f"{stream.where} was made with prepare.mirror = {stream.mirrored}: set that, not {mirror}")
     if dataset is not None and dataset.fingerprint() != stream.fingerprint():
         raise ValueError(
             f"{stream.where} was not made from the images of train.dataset: leave train.dataset unbound to train "
-            "without images, or unbind prepare.cache_url to encode these"
+            "without images, or leave prepare.cache_url unset to encode these"
         )
     if not codec.fitted:
         codec.load_learned_state(stream.learned_state())

@@ -144,7 +144,7 @@ class PreprocessedImages(Dataset):
         super().__init__(**rest)
         if preprocessing is not None and not isinstance(preprocessing, Preprocessing):
             binding = f"{type(self).__name__}.preprocessing"
-            raise ValueError(f"{binding} = {preprocessing!r} is not a Preprocessing: bind {binding} = @Preprocessing()")
+            raise ValueError(f"{binding} = {preprocessing!r} is not a Preprocessing: set {binding} = Preprocessing()")
         self.preprocessing = preprocessing or Preprocessing()
 
     def output_size(self, width: int, height: int) -> tuple[int, int]:

@@ -23,7 +23,7 @@ class AdmBatch(PreprocessedImages):
         num_classes, split, held_out_fraction, split_seed: see Dataset.
     """
 
-    def __init__(self, *, path: str, **part):
+    def __init__(self, path: str, **part):
         where = f"AdmBatch.path = {str(path)!r}"
         file = Path(path).expanduser().resolve()
         if not file.is_file():

@@ -23,7 +23,7 @@ class HuggingFace(EncodedImages):
     """
 
     def __init__(
-        self, *, path: str, split_name: str = "train", image_column: str = "image", label_column: str | None = "label",
+        self, path: str, *, split_name: str = "train", image_column: str = "image", label_column: str | None = "label",
         **part,
     ):  # fmt: skip
         try:
@@ -74,7 +74,7 @@ def _load(path: str, split_name: str):
     except FileNotFoundError as cause:
         raise ValueError(
             f"{where} was not written by save_to_disk of the package datasets. Load the data set there and save it: "
-            "datasets.load_dataset(...).save_to_disk(folder); for a folder of image files bind ImageFolder.path"
+            "datasets.load_dataset(...).save_to_disk(folder); for a folder of image files set ImageFolder.path"
         ) from cause
     except Exception as cause:  # on damage the package raises whatever that leads to
         raise ValueError(f"{where} cannot be read ({type(cause).__name__}: {str(cause)[:300]})") from cause
@@ -108,7 +108,7 @@ def _labels(table, column: str | None) -> tuple[np.ndarray, list[str]]:
     if not named and not (isinstance(feature, datasets.Value) and "int" in feature.dtype):
         raise ValueError(
             f"{where} holds {feature}: labels are of type ClassLabel or integers. Convert it "
-            f"(table.class_encode_column({column!r}) makes strings into classes) or bind None for unlabelled"
+            f"(table.class_encode_column({column!r}) makes strings into classes) or set it to None for unlabelled"
         )
     values = table.with_format("arrow")[:][column]
     if values.null_count:

@@ -28,7 +28,7 @@ class ImageFolder(EncodedImages):
         num_classes, split, held_out_fraction, split_seed: see Dataset.
     """
 
-    def __init__(self, *, path: str, **part):
+    def __init__(self, path: str, **part):
         where = f"ImageFolder.path = {str(path)!r}"
         self.source = open_source(Path(path).expanduser(), where)
         names = sorted(name for name in self.source.files if is_image(name))

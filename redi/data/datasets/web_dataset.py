@@ -40,7 +40,7 @@ class WebDataset(EncodedImages):
     """
 
     def __init__(
-        self, *, shards: str | Sequence[str], label_field: str | None = None, num_classes: int | None = None,
+        self, shards: str | Sequence[str], *, label_field: str | None = None, num_classes: int | None = None,
         cache_dir: str | None = None, **part,
     ):  # fmt: skip
         self.store, files = find_shards(shards)

@@ -47,7 +47,7 @@ def sample_features(
     if not samples.has_images:
         raise ValueError(
             f"{samples.folder} holds no images (sample.keep = {tuple(samples.record['kept'])}), and {folder} no "
-            f"features of these samples: bind sample.networks to this network, or keep 'images', and sample again"
+            f"features of these samples: set sample.networks to this network, or keep 'images', and sample again"
         )
     parts = samples.record["parts"]
     work = folder.with_name(f".{folder.name}.{samples.sha256[:12]}.work")

@@ -43,7 +43,7 @@ def class_counts(folder: Path, num_classes: int) -> list[int]:
     """Training images of every class, from the audit of a run. Raises ValueError where it does not tell them."""
     if num_classes == 1:
         return [1]
-    path, otherwise = Path(folder) / "audit.json", "bind sample.labels = 'equal', or a list of labels"
+    path, otherwise = Path(folder) / "audit.json", "set sample.labels = 'equal', or a list of labels"
     try:
         record = unsealed(json.loads(path.read_text()), path)
         classes, counts = record["num_classes"], list(record["images_per_class"].values())  # in the order of the labels

@@ -119,7 +119,7 @@ def check_sampling(
 def check_networks(networks: Sequence[Encoder]) -> None:
     """Raises ValueError unless it is a list of encoders."""
     if not isinstance(networks, Sequence):
-        raise ValueError("sample.networks takes a list: bind, for example, [@encoders.DINOv2()]")
+        raise ValueError("sample.networks takes a list: set, for example, [encoders.DINOv2()]")
     for network in networks:
         encoders.check(network, "sample.networks")
 

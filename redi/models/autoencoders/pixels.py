@@ -20,7 +20,7 @@ class Pixels(Autoencoder):
         channels: 3 for colour; 1 keeps only the luma, for grey images.
     """
 
-    def __init__(self, *, channels: int = 3):
+    def __init__(self, channels: int = 3):
         super().__init__()
         if channels not in (1, 3):
             raise ValueError(f"Pixels.channels = {channels}: it is 1 (grey) or 3 (colour)")

@@ -47,8 +47,8 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
 
     def __init__(
         self,
-        *,
         weights: str,
+        *,
         weights_sha256: str | None = None,
         scale: float,
         shift: float = 0.0,
@@ -116,7 +116,7 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
             return self.known_configs[self.weights]
         path = self._hub_file(CONFIG) if folder is None else folder / CONFIG
         if not path.is_file():
-            hint = f"; bind {name} = '{folder / 'vae'}'" if (folder / "vae" / CONFIG).is_file() else ""
+            hint = f"; set {name} = '{folder / 'vae'}'" if (folder / "vae" / CONFIG).is_file() else ""
             reason = f"has no {CONFIG}, which stands beside the weights in diffusers' format"
             raise ValueError(f"{name}: {folder} {reason}{hint}")
         try:
@@ -125,7 +125,7 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
             raise ValueError(f"{name}: {path} is not JSON: {error}") from None
         kind = config.get("_class_name") if isinstance(config, dict) else None
         if kind != self.diffusers_class:
-            hint = f": bind JointCodec.autoencoder = @{CLASSES[kind]}()" if kind in CLASSES else ""
+            hint = f": set JointCodec.autoencoder = {CLASSES[kind]}()" if kind in CLASSES else ""
             raise ValueError(f"{name}: {path} describes {kind}, not {self.diffusers_class}{hint}")
         if config.get("in_channels", 3) != 3 or config.get("out_channels", 3) != 3:
             raise ValueError(f"{name}: {path} describes an autoencoder of other than colour images")

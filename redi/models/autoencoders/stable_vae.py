@@ -44,8 +44,8 @@ class StableVAE(PretrainedAutoencoder):
 
     def __init__(
         self,
-        *,
         weights: str = "stabilityai/sd-vae-ft-ema",
+        *,
         weights_sha256: str | None = None,
         scale: float = 0.18215,
         shift: float = 0.0,

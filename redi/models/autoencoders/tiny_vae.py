@@ -1,11 +1,10 @@
 """A small distilled autoencoder (TAESD), for previews and experiments where the large one is too slow."""
 
-from functools import partialmethod
-
 from torch import Tensor
 
 from redi.models.autoencoders import register
 from redi.models.autoencoders.pretrained import PretrainedAutoencoder
+from redi.models.pretrained_network import with_defaults
 
 TAESD = {"_class_name": "AutoencoderTiny"}  # config.json of madebyollin/taesd: all else has the defaults of diffusers
 
@@ -23,7 +22,7 @@ class TinyVAE(PretrainedAutoencoder):
     levels = ("encoder_block_out_channels", 4)
     decisive = {"latent_channels": 4, "act_fn": "relu", "upsample_fn": "nearest", "upsampling_scaling_factor": 2}
 
-    __init__ = partialmethod(PretrainedAutoencoder.__init__, weights="madebyollin/taesd", scale=1.0, batch_size=32)
+    __init__ = with_defaults(PretrainedAutoencoder.__init__, "madebyollin/taesd", scale=1.0, batch_size=32)
 
     def moments(self, images: Tensor) -> Tensor:
         return self._encode(images, lambda part: self.network.encode(part).latents.half())

@@ -1,9 +1,8 @@
 """CLIP: features that were learned from captions."""
 
-from functools import partialmethod
-
 from redi.models.encoders import register
 from redi.models.encoders.timm_model import Family
+from redi.models.pretrained_network import with_defaults
 
 
 @register
@@ -23,4 +22,4 @@ class CLIP(Family):
         "B/16": "vit_base_patch16_clip_quickgelu_224.openai",
         "L/14": "vit_large_patch14_clip_quickgelu_224.openai",
     }
-    __init__ = partialmethod(Family.__init__, size="B/16")
+    __init__ = with_defaults(Family.__init__, "B/16")

@@ -36,8 +36,8 @@ class DINOv2(Family):
 
     def __init__(
         self,
-        *,
         size: Literal["S", "B", "L", "g"] = "B",
+        *,
         registers: bool = True,
         image_size: int | None = None,
         resize: Literal["antialiased", "released"] = "antialiased",

@@ -1,9 +1,8 @@
 """DINOv3: as DINOv2, with rotary positions."""
 
-from functools import partialmethod
-
 from redi.models.encoders import register
 from redi.models.encoders.timm_model import Family
+from redi.models.pretrained_network import with_defaults
 
 
 @register
@@ -25,4 +24,4 @@ class DINOv3(Family):
         "H+": "vit_huge_plus_patch16_dinov3.lvd1689m",
         "7B": "vit_7b_patch16_dinov3.lvd1689m",
     }
-    __init__ = partialmethod(Family.__init__, size="B")
+    __init__ = with_defaults(Family.__init__, "B")

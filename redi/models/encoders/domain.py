@@ -92,7 +92,7 @@ class DomainEncoder(Encoder):
     def fit(self, dataset) -> None:
         with_labels = self.objective == "labels" or self.objective == "auto" and dataset.num_classes > 1
         if with_labels and dataset.num_classes < 2:
-            raise ValueError("DomainEncoder.objective = 'labels' needs at least two classes; bind it to 'contrastive'")
+            raise ValueError("DomainEncoder.objective = 'labels' needs at least two classes; set it to 'contrastive'")
         images, labels = self._load(dataset)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)

@@ -40,7 +40,7 @@ def _downloaded(binding: str) -> Path:
     if path.exists():
         return path
     missing = f"{STATE_DICT}, which clean-fid downloads from the releases of pytorch-fid, is not in {path.parent}"
-    advice = f"Download {FID_WEIGHTS_URL} and put it there, or bind {binding} = 'the path of that file'"
+    advice = f"Download {FID_WEIGHTS_URL} and put it there, or set {binding} = 'the path of that file'"
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise ValueError(f"{missing}, and HF_HUB_OFFLINE is set. {advice}")
     try:  # torch.hub itself waits without end for a server that does not answer

@@ -35,8 +35,8 @@ class Inception(PretrainedNetwork, Encoder):
 
     def __init__(
         self,
-        *,
         mode: Literal["clean", "legacy_tensorflow", "legacy_pytorch"] = "clean",
+        *,
         weights: str | None = None,
         weights_sha256: str | None = None,
     ):
@@ -49,7 +49,7 @@ class Inception(PretrainedNetwork, Encoder):
         """uint8 images (N, 3, S, S) -> the maps of the last block, (N, 2048, 8, 8) float32."""
         if self._is_torchscript():
             cause = f"{self._binding('weights')} is TorchScript, which gives no maps but pooled features alone"
-            raise ValueError(f"{cause}: bind it to {fid.STATE_DICT}")
+            raise ValueError(f"{cause}: set it to {fid.STATE_DICT}")
         return self._maps(images)[0]
 
     def pooled(self, images: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
 """SigLIP 2: captions, self-distillation and localisation together."""
 
-from functools import partialmethod
-
 from redi.models.encoders import register
 from redi.models.encoders.timm_model import Family
+from redi.models.pretrained_network import with_defaults
 
 
 @register
@@ -36,4 +35,4 @@ class SigLIP2(Family):
         "g/16": "vit_giantopt_patch16_siglip_256.v2_webli",
         "g/16@384": "vit_giantopt_patch16_siglip_384.v2_webli",
     }
-    __init__ = partialmethod(Family.__init__, size="B/16")
+    __init__ = with_defaults(Family.__init__, "B/16")

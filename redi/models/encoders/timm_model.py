@@ -35,8 +35,8 @@ class Timm(PretrainedNetwork, Encoder):
 
     def __init__(
         self,
-        *,
         model: str = "vit_base_patch16_224.mae",
+        *,
         image_size: int | None = None,
         resize: Literal["antialiased", "released"] = "antialiased",
         layers: int | Sequence[int] | None = None,
@@ -95,7 +95,7 @@ class Timm(PretrainedNetwork, Encoder):
             return self.image_size
         if image_size < 16 or image_size % 16:
             raise ValueError(
-                f"images of {image_size} pixels are no whole number of 16-pixel patches: bind "
+                f"images of {image_size} pixels are no whole number of 16-pixel patches: set "
                 f"{self._binding('image_size')} to a multiple of {self.stride}, or change Preprocessing.image_size"
             )
         return self.stride * (image_size // 16)
@@ -160,8 +160,8 @@ class Family(Timm):
 
     def __init__(
         self,
-        *,
         size: str,
+        *,
         image_size: int | None = None,
         resize: Literal["antialiased", "released"] = "antialiased",
         layers: int | Sequence[int] | None = None,

@@ -19,7 +19,7 @@ def hub_weights(architecture: Architecture, binding: str) -> Path:
         name = config.get("hf_hub_filename") or "model.safetensors"
         name = name.replace("open_clip_pytorch_model.bin", "open_clip_model.safetensors")
         return find_hub_file(config["hf_hub_id"], name, binding=binding)
-    source = f"download {config['url']} and bind it" if config.get("url") else "bind a weights file"
+    source = f"download {config['url']} and name it" if config.get("url") else "name a weights file"
     raise ValueError(f"timm's {architecture.name} has no page on the model hub: {source}: {binding} = 'path/to/file'")
 
 

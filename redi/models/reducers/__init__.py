@@ -36,7 +36,7 @@ class Reducer(Checked, nn.Module, ABC):
     takes = {"fit": partial(map, check_maps), "project": check_maps, "inverse": check_maps}
     width: int | None = None  # E of the features that it was fitted to; None where it works for any
 
-    def __init__(self, *, rank: int = 8):
+    def __init__(self, rank: int = 8):
         super().__init__()
         if rank < 1:
             raise ValueError(f"{type(self).__name__}.rank = {rank}: at least 1 is needed")
@@ -119,7 +119,7 @@ class Reducer(Checked, nn.Module, ABC):
         ]
         if differing:
             raise ValueError(
-                f"this {type(self).__name__} was fitted on features of another encoder ({'; '.join(differing)}): bind "
+                f"this {type(self).__name__} was fitted on features of another encoder ({'; '.join(differing)}): set "
                 f"that encoder, or fit anew by removing {type(self).__name__}.path"
             )
 
@@ -155,13 +155,13 @@ class Reducer(Checked, nn.Module, ABC):
         if record.get("format") != FORMAT:
             raise ValueError(f"{binding} is no saved reducer: its record.json says no {FORMAT!r}")
         if (kind := record["reducer"]) != type(self).__name__:
-            raise ValueError(f"{binding} holds a {kind}: bind Representation.reducer = @reducers.{kind}()")
+            raise ValueError(f"{binding} holds a {kind}: set Representation.reducer = reducers.{kind}()")
         own = self.fit_settings()
         for key, value in record["fit_settings"].items():
             if _as_json(own.get(key)) != value:
                 raise ValueError(
                     f"{binding} was fitted with {key} = {value!r}, this reducer has {own.get(key)!r}: "
-                    f"bind {type(self).__name__}.{key} = {value!r}"
+                    f"set {type(self).__name__}.{key} = {value!r}"
                 )
         self.take_over(tensors["state"], record["fitted_on"], binding)
 

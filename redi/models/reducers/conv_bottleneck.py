@@ -35,8 +35,8 @@ class ConvBottleneck(Reducer):
 
     def __init__(
         self,
-        *,
         rank: int = 8,
+        *,
         hidden: int = 256,
         num_steps: int = 2000,
         batch_size: int = 32,
@@ -100,7 +100,7 @@ class ConvBottleneck(Reducer):
             self.rank, len(self.mean), own, len(test), linear,
         )  # fmt: skip
         if own < linear:
-            log.warning("ConvBottleneck overfits: fit it to more images, or bind fewer num_steps or hidden")
+            log.warning("ConvBottleneck overfits: fit it to more images, or set fewer num_steps or hidden")
 
     def _sample(self, batches: Iterable[Tensor]) -> Tensor:
         """A uniform sample of the images' features (at most max_images, E, h, w), by algorithm R of Vitter (1985)."""

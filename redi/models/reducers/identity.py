@@ -11,7 +11,7 @@ from redi.models.reducers.linear import LinearReducer
 class Identity(LinearReducer):
     """Keeps every feature, centred and scaled. The rank must be the encoder's width; see `LinearReducer`."""
 
-    def __init__(self, *, rank: int = 768, scale: str = "unit_rms", standardize: bool = False, path: str | None = None):
+    def __init__(self, rank: int = 768, *, scale: str = "unit_rms", standardize: bool = False, path: str | None = None):
         super().__init__(rank=rank, scale=scale, standardize=standardize, path=path)
 
     def rows(self, covariance: Tensor) -> Tensor:
@@ -20,4 +20,4 @@ class Identity(LinearReducer):
     def check_width(self, width: int) -> None:
         super().check_width(width)
         if self.rank != width:
-            raise ValueError(f"bind Identity.rank = {width}: it keeps every feature, and {self.rank} is not the width")
+            raise ValueError(f"set Identity.rank = {width}: it keeps every feature, and {self.rank} is not the width")

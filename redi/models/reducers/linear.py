@@ -30,8 +30,8 @@ class LinearReducer(Reducer):
 
     def __init__(
         self,
-        *,
         rank: int = 8,
+        *,
         scale: Literal["raw", "unit_rms", "whiten"] = "unit_rms",
         standardize: bool = False,
         store_rank: int | None = None,

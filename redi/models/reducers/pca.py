@@ -33,7 +33,7 @@ class PCA(LinearReducer):
 
         binding = f"PCA.path = {str(path)!r}"
         if not self.standardize:
-            raise ValueError(f"{binding} was fitted to standardised features: bind PCA.standardize = True")
+            raise ValueError(f"{binding} was fitted to standardised features: set PCA.standardize = True")
         if self.scale != "raw":
             log.warning("%s: models published with it expect PCA.scale = 'raw', not %r", binding, self.scale)
         state, fitted_on = read_published_pca(path)

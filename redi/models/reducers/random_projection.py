@@ -15,8 +15,8 @@ class RandomRows(LinearReducer):
 
     def __init__(
         self,
-        *,
         rank: int = 8,
+        *,
         scale: Literal["raw", "unit_rms", "whiten"] = "unit_rms",
         standardize: bool = False,
         seed: int = 0,

@@ -110,7 +110,7 @@ def test_what_other_settings_stored_is_refused(others):
 
 def test_an_exponential_average_refuses_what_a_power_function_stored():
     stored = PowerFunctionEMA(model=Walk())
-    with pytest.raises(ValueError, match="the checkpoint holds several averages, and train.ema = @EMA has one"):
+    with pytest.raises(ValueError, match="the checkpoint holds several averages, and train.ema = EMA has one"):
         EMA(model=Walk()).load(stored.parameters, stored.extra_state())
 
 

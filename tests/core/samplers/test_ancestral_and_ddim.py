@@ -182,7 +182,7 @@ def test_ddim_asks_within_the_interval_and_as_often_as_told(num_evaluations, eta
 
 
 def test_ddim_on_a_continuous_process_refuses_a_respacing():
-    with pytest.raises(ValueError, match="DDIM.respacing = 'ddim25' .* bind DDIM.num_evaluations"):
+    with pytest.raises(ValueError, match="DDIM.respacing = 'ddim25' .* set DDIM.num_evaluations"):
         DDIM(respacing="ddim25").check(FlowMatching())
 
 

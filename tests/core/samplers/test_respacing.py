@@ -73,13 +73,13 @@ def test_the_respacing_decides_the_number_of_evaluations(sampler_class, respacin
 
 @pytest.mark.parametrize("sampler_class", [Ancestral, DDIM])
 def test_two_numbers_of_evaluations_are_refused(sampler_class):
-    with pytest.raises(ValueError, match="respacing = 'ddim25' takes 25 .*num_evaluations = 50: bind one"):
+    with pytest.raises(ValueError, match="respacing = 'ddim25' takes 25 .*num_evaluations = 50: set one"):
         sampler_class(num_evaluations=50, respacing="ddim25")
 
 
 @pytest.mark.parametrize("sampler_class", [Ancestral, DDIM])
 def test_more_evaluations_than_timesteps_are_refused(sampler_class):
-    with pytest.raises(ValueError, match="takes 250 evaluations, but DDPM.num_timesteps = 100: bind"):
+    with pytest.raises(ValueError, match="takes 250 evaluations, but DDPM.num_timesteps = 100: set"):
         sampler_class().check(DDPM(num_timesteps=100))
 
 

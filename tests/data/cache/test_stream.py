@@ -266,7 +266,7 @@ def test_a_store_whose_package_is_not_installed_is_explained(tmp_path, monkeypat
 
 
 def test_the_global_order_is_refused(folder, tmp_path):
-    with pytest.raises(ValueError, match="bind train.shuffle = 'shards'"):
+    with pytest.raises(ValueError, match="set train.shuffle = 'shards'"):
         batches(open_stream(str(folder), tmp_path), batch_size=2, seed=0, start=0, stop=2)
 
 
@@ -300,12 +300,12 @@ def test_a_stream_of_other_images_or_without_the_mirrored_ones_is_refused(folder
     settings = {"codec": codec, "cache_dir": tmp_path, "cache_url": str(folder)}
     with pytest.raises(ValueError, match="was not made from the images of train.dataset"):
         prepare(dataset=images.without([0]), mirror=True, **settings)
-    with pytest.raises(ValueError, match="was made with prepare.mirror = True: bind that, not False"):
+    with pytest.raises(ValueError, match="was made with prepare.mirror = True: set that, not False"):
         prepare(dataset=images, **settings)
 
 
 def test_without_images_and_without_a_stream_there_is_nothing_to_prepare(codec, tmp_path):
-    with pytest.raises(ValueError, match="bind train.dataset, or prepare.cache_url"):
+    with pytest.raises(ValueError, match="pass dataset= .train.dataset., or prepare.cache_url"):
         prepare(codec=codec, dataset=None, cache_dir=tmp_path)
 
 

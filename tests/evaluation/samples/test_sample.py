@@ -412,7 +412,7 @@ def test_labels_of_a_data_set_that_is_not_known_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"sample.labels = 'dataset' needs .*audit.json, which redi.train writes"):
         draw(tmp_path, trained, labels="dataset")
     audit(tmp_path, ant=10, bee=60)  # which of the three has none is not said
-    with pytest.raises(ValueError, match=r"has images of 2 among 3 classes, and the model has 3: bind sample.labels"):
+    with pytest.raises(ValueError, match=r"has images of 2 among 3 classes, and the model has 3: set sample.labels"):
         draw(tmp_path, trained, labels="dataset")
     (tmp_path / "audit.json").write_text("{}")
     with pytest.raises(ValueError, match="audit.json holds no audit"):
@@ -576,7 +576,7 @@ def test_two_processes_share_the_features(tmp_path, trained, network):
 
 def test_without_images_and_features_it_is_said_what_to_bind(tmp_path, trained, network):
     samples = draw(tmp_path, trained, keep=("x",))
-    with pytest.raises(ValueError, match=r"holds no images \(sample.keep = \('x',\)\), and .*bind sample.networks"):
+    with pytest.raises(ValueError, match=r"holds no images \(sample.keep = \('x',\)\), and .*set sample.networks"):
         sample_features(tmp_path, samples, network)
 
 

@@ -389,7 +389,7 @@ def test_offline_without_weights_the_message_names_file_page_and_binding(vae, tm
         with pytest.raises(ValueError) as error:
             use()
         page = f"Download config.json and {FILE} from https://huggingface.co/{autoencoder.weights} into a folder"
-        assert f"{page}, and bind {vae.__name__}.weights = 'that folder'" in str(error.value)
+        assert f"{page}, and set {vae.__name__}.weights = 'that folder'" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -409,9 +409,9 @@ def test_impossible_settings_are_refused_when_built(change, message):
 
 
 def test_an_autoencoder_of_another_class_is_refused(vae_folders):
-    with pytest.raises(ValueError, match="describes AutoencoderTiny, not AutoencoderKL: bind .* = @TinyVAE()"):
+    with pytest.raises(ValueError, match="describes AutoencoderTiny, not AutoencoderKL: set .* = TinyVAE()"):
         StableVAE(weights=str(vae_folders["TinyVAE"]))
-    with pytest.raises(ValueError, match="describes AutoencoderKL, not AutoencoderTiny: bind .* = @StableVAE()"):
+    with pytest.raises(ValueError, match="describes AutoencoderKL, not AutoencoderTiny: set .* = StableVAE()"):
         TinyVAE(weights=str(vae_folders["StableVAE"]))
 
 
@@ -430,7 +430,7 @@ def test_a_folder_without_configuration_is_refused(copied):
 
 def test_the_folder_of_a_whole_pipeline_is_told_where_its_autoencoder_lies(copied, tmp_path):
     shutil.copytree(copied, tmp_path / "pipeline" / "vae")
-    with pytest.raises(ValueError, match="; bind StableVAE.weights = '.*pipeline/vae'"):
+    with pytest.raises(ValueError, match="; set StableVAE.weights = '.*pipeline/vae'"):
         StableVAE(weights=str(tmp_path / "pipeline"))
 
 

@@ -232,7 +232,7 @@ def test_a_torchscript_file_gives_what_clean_fid_makes_of_it(mode, script, tmp_p
 
 
 def test_a_torchscript_file_has_no_maps_and_no_legacy_pytorch(script):
-    with pytest.raises(ValueError, match=f"Inception.weights is TorchScript, .* bind it to {STATE_DICT}"):
+    with pytest.raises(ValueError, match=f"Inception.weights is TorchScript, .* set it to {STATE_DICT}"):
         Inception(weights=str(script))(noise_images(1, 32))
     with pytest.raises(ValueError, match=f"'legacy_pytorch' takes {STATE_DICT}, not TorchScript"):
         Inception(mode="legacy_pytorch", weights=str(script)).load()
@@ -310,7 +310,7 @@ def message_for(monkeypatch, url: str) -> str:
 
 def test_offline_the_message_says_which_file_whence_where_to_and_the_binding(empty_hub, monkeypatch):
     message = message_for(monkeypatch, "http://127.0.0.1:9/weights.pth")  # the discard port: nobody listens
-    for part in (STATE_DICT, "clean-fid", "pytorch-fid", str(empty_hub), "bind Inception.weights = 'the path"):
+    for part in (STATE_DICT, "clean-fid", "pytorch-fid", str(empty_hub), "set Inception.weights = 'the path"):
         assert part in message
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "HF_HUB_OFFLINE is set" in message_for(monkeypatch, "http://127.0.0.1:9/weights.pth")

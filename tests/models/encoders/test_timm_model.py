@@ -284,7 +284,7 @@ def test_the_grid_is_laid_out_as_the_image(tiny_encoder):
 
 @pytest.mark.parametrize("side", [8, 100])
 def test_images_without_a_whole_grid_are_refused_with_the_binding(side, tiny_encoder):
-    with pytest.raises(ValueError, match=rf"images of {side} pixels .*bind DINOv2.image_size to a multiple of 14"):
+    with pytest.raises(ValueError, match=rf"images of {side} pixels .*set DINOv2.image_size to a multiple of 14"):
         tiny_encoder("DINOv2")(noise_images(1, side))
     assert tiny_encoder("DINOv2", image_size=56)(noise_images(1, side)).shape[-2:] == (4, 4)
 

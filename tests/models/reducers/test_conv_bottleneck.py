@@ -126,7 +126,7 @@ def test_a_saved_fit_reduces_alike(trained, tmp_path):
 
 def test_a_saved_fit_of_another_rank_is_refused(trained, tmp_path):
     trained.save(tmp_path / "fit")
-    with pytest.raises(ValueError, match="was fitted with rank = 2, this reducer has 3: bind ConvBottleneck.rank = 2"):
+    with pytest.raises(ValueError, match="was fitted with rank = 2, this reducer has 3: set ConvBottleneck.rank = 2"):
         ConvBottleneck(**SMALL | {"rank": 3}, path=str(tmp_path / "fit"))
 
 

@@ -216,7 +216,7 @@ def test_a_hostile_file_is_refused_and_not_executed(tmp_path):
 
 def test_a_file_needs_standardised_features(tmp_path):
     path = written(tmp_path / "f.pth", fitted())
-    with pytest.raises(ValueError, match="was fitted to standardised features: bind PCA.standardize = True"):
+    with pytest.raises(ValueError, match="was fitted to standardised features: set PCA.standardize = True"):
         PCA(path=str(path))
 
 
