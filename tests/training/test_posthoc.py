@@ -129,7 +129,7 @@ def test_a_step_of_which_nothing_is_stored_is_refused(run):
 
 def test_a_run_without_such_averages_is_refused(start):
     folder = start("exponential", partial(EMA, decay=0.9), num_steps=2)
-    with pytest.raises(ValueError, match="was not trained with power-function averages.*train.ema = ema.PowerFunctionEMA"):
+    with pytest.raises(ValueError, match="was not trained with power-function averages.*= ema.PowerFunctionEMA"):
         reconstruct_average(folder, 0.07)
 
 
