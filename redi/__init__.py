@@ -22,6 +22,7 @@ NAMES = {
     "evaluation.queries": "query_model=query",
     "evaluation.samples.sample": "draw_samples=sample",
     "models.codec": "JointCodec Representation",
+    "models.interface": "Model build_model",
     "models.published.file": "read_published",
     "models.published.weights": "from_published to_published",
     "models.transformer": "DiffusionTransformer",

@@ -173,33 +173,36 @@ def test_the_registry_and_the_table_list_them(opened):
 # ---- the worked example of the documentation
 
 
-def blocks() -> dict[str, str]:
-    """The code of docs/add-a-component.md by language; one block of Python and one of gin."""
+def blocks(number: int = 0) -> dict[str, str]:
+    """The code of an example of docs/add-a-component.md by language; one block of Python and one of gin in each."""
     text = (ROOT / "docs" / "add-a-component.md").read_text()
     found = re.findall(r"^```(python|gin)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert sorted(language for language, _ in found) == ["gin", "python"]
-    return dict(found)
+    assert [language for language, _ in found] == ["python", "gin"] * 2
+    return dict(found[2 * number :][:2])
 
 
 def test_the_worked_example_runs_as_it_is_written(tmp_path, tiny_gin):
     code = blocks()
     (module,) = re.findall(r"^import my_lab\.(\w+)$", code["gin"], re.MULTILINE)
     (component,) = re.findall(r"^class (\w+)\(", code["python"], re.MULTILINE)
-    package(tmp_path, **{module: code["python"]})
+    package(tmp_path, **{module: code["python"], "conv_net": blocks(1)["python"]})
     (tmp_path / f"{module}.gin").write_text(code["gin"])
+    (tmp_path / "conv_net.gin").write_text(blocks(1)["gin"])
     # Less of everything, and nothing of what the example is about.
     kept = [line for line in Path(tiny_gin).read_text().splitlines() if not line.startswith(("include", "PCA"))]
     (tmp_path / "less.gin").write_text("\n".join(kept))
 
-    files = f"--gin_file={module}.gin", "--gin_file=less.gin"
-    done = python("-m", "redi.run", *files, cwd=tmp_path, path=tmp_path)
+    files = "--gin_file=conv_net.gin", f"--gin_file={module}.gin", "--gin_file=less.gin"
+    done = python("-m", "redi.run", *files, f"--run_dir=runs/{module}", cwd=tmp_path, path=tmp_path)
 
-    assert "unused bindings, which no component in use refers to: PCA.rank\n" in done.stderr
+    assert re.search("unused bindings, .*PCA.rank", done.stderr)
     (rank,) = re.findall(rf"^{component}\.rank = (\d+)$", code["gin"], re.MULTILINE)
     record = last_record(tmp_path / "runs" / module)
     assert record["model_arguments"]["channels"] == {"image": 1, "domain": int(rank)}
     assert record["codec"]["representations"]["domain"]["reducer"]["reducer"] == component
     assert (tmp_path / "runs" / module / "report.html").exists()
+    open_it = f"import redi; run = redi.load('runs/{module}', plugins=['my_lab']); print(run.model)"
+    assert "ConvNet(\n" in python("-c", open_it, cwd=tmp_path, path=tmp_path).stdout
 
 
 def test_the_worked_example_keeps_channels_of_the_encoder():

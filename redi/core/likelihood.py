@@ -41,7 +41,7 @@ def log_likelihood(
         channels = run.codec.channels
         process = run.process.for_channels(channels, run.codec.device)
         x = run.codec.encode(images)  # images (N, 3, S, S) uint8, labels (N,), both on the run's device
-        denoise = redi.guidance.guided(run.model, [], channels, labels, run.model.null_label, process.model_time)
+        denoise = redi.guidance.guided(run.model, [], channels, labels, run.num_classes, process.model_time)
         log_likelihood(denoise, process, x).bits_per_dimension
 
     Args:

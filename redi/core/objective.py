@@ -138,6 +138,11 @@ class JointObjective:
 
         inputs = (x_t, self.process.model_time(times), y)
         prediction, aligned = (model(*inputs), None) if alignment is None else model(*inputs, align=True)
+        num_variances = sum(self.channels[name] for name in self.process.variance_groups)
+        expected = (len(x), x.shape[1] + num_variances, *x.shape[2:])
+        if prediction.shape != expected:
+            what = f"the model gives {tuple(prediction.shape)} for x of {tuple(x.shape)}"
+            raise ValueError(f"train.model: {what}, but its prediction has the shape {expected}")
         prediction = prediction.float()
         squared = self.process.error(prediction, x, noise, t).square()
         errors = {name: part.mean(dim=(1, 2, 3)) for name, part in self.channels.split(squared).items()}  # each (N,)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from redi.core.processes import Process
 from redi.core.registry import configurable
@@ -21,7 +21,7 @@ from redi.evaluation.stored_statistics import StoredStatistics, images_of
 from redi.models.codec import JointCodec
 from redi.models.encoders import Encoder
 from redi.models.encoders.domain import DomainEncoder
-from redi.models.transformer import DiffusionTransformer
+from redi.models.interface import state_of
 from redi.sampling.generate import Generated, generate
 
 log = logging.getLogger(__name__)
@@ -94,13 +94,13 @@ class Monitor:
             self.against.append(Gaussian.of(features.tensors["pooled"]))
 
     def __call__(
-        self, model: DiffusionTransformer, codec: JointCodec, process: Process,
+        self, model: nn.Module, codec: JointCodec, process: Process,
         *, weights: Mapping[str, Tensor] | None = None,
     ) -> dict[str, float]:  # fmt: skip
         """-> {"<metric>_of_<num_images>": value} of the model with these weights."""
         if not self.against:
             raise ValueError("Monitor.prepare(dataset) has not been called: it looks at the reference images")
-        labels = choose_labels(self.labels, self.num_images, model.num_classes)
+        labels = choose_labels(self.labels, self.num_images, state_of(model).num_classes)
         drawn = self.generate(model, codec, process, labels=labels, weights=weights)
         values = {}
         for network, against in zip(self.networks, self.against, strict=True):

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from redi.models.attention import attend_math
+from redi.models.interface import state_of
 
 # FLOP/s of dense bfloat16 products, by a part of the device's name, from the data sheets (float32 sums); H100 and H200:
 # what large products reach within the power limit (the data sheet says 989).
@@ -31,7 +32,8 @@ def forward_flops(model: nn.Module, *, align: bool = False) -> float:
         for module in fake.modules():
             if hasattr(module, "attend"):
                 module.attend = attend_math  # other backends are kernels that the counter does not know
-        x = torch.empty(1, model.channels.total, *model.grid, device="cpu")
+        state = state_of(model)
+        x = torch.empty(1, state.channels.total, *state.grid, device="cpu")
         t, y = torch.empty(1, device="cpu"), torch.empty(1, dtype=torch.int64, device="cpu")
         with FlopCounterMode(display=False) as counter:
             fake(x, t, y, **({"align": True} if align else {}))

@@ -16,6 +16,8 @@ from redi.evaluation.samples.sample import check_sampling, sample
 from redi.evaluation.stored_statistics import StoredStatistics
 from redi.models.codec import JointCodec
 from redi.models.encoders import Encoder
+from redi.models.interface import build_model, choose_attention_of
+from redi.models.transformer import DiffusionTransformer
 from redi.runtime.checkpoint import check_best
 from redi.runtime.device import choose_compile, choose_device, choose_precision
 from redi.runtime.distributed import Processes, process_rank
@@ -45,13 +47,13 @@ def check_training(codec: JointCodec, dataset: Dataset, *, monitor=None, resumes
         choose_compile(setting(generate, "compile"), device, "generate.compile")
         objective = setting(train, "objective")(channels=codec.channels, num_classes=dataset.num_classes)
         with torch.device("meta"):
-            net = setting(train, "model")(**objective.model_arguments(codec, dataset))
+            net = build_model(setting(train, "model"), objective.model_arguments(codec, dataset))
             setting(train, "optimizer")(net.parameters())
             setting(train, "ema")(model=net)
         objective.check_model(net)
         if not resumes and (initial := setting(train, "initial_weights")) is not None:
             warm_start(net, initial)
-        net.choose_attention(device, dtype)
+        choose_attention_of(net, device, dtype)
         rules = setting(generate, "guidance")
         choose_precision(setting(generate, "precision"), device, "generate.precision")
         sampler = setting(generate, "sampler")
@@ -59,8 +61,9 @@ def check_training(codec: JointCodec, dataset: Dataset, *, monitor=None, resumes
     for rule in rules:
         if advice := rule.check_training(objective.label_dropout, objective.representation_dropout):
             log.warning("%s", advice)
-    numbers = codec.channels.total * math.prod(net.grid) // net.fusion.num_tokens
-    if numbers > (width := net.label_embedding.embedding_dim):
+    transformer = isinstance(net, DiffusionTransformer)
+    numbers = codec.channels.total * math.prod(net.grid) // net.fusion.num_tokens if transformer else 0
+    if numbers > (width := net.label_embedding.embedding_dim if transformer else 0):
         log.warning(
             "a token holds %d numbers (channels x patch size squared, with the features resized to the latent grid), "
             "more than the model's width of %d: the noise in them does not fit through, and image quality drops. "

@@ -53,7 +53,8 @@ def save_pretrained(run: Run | str | Path, folder: str | Path) -> Path:
         raise ValueError("this run has no config.gin, which is what says how to build it: train it with the programs")
     if others := _not_saved_here(folder):
         raise ValueError(f"{folder} holds other things than a saved model ({', '.join(others)}): choose another folder")
-    tensors = {"model": run.weights["ema"], "codec": run.codec.learned_state(), "colours": run.colours.tensors}
+    weights = run.model.state_dict() | run.weights["ema"]  # buffers, and the averages
+    tensors = {"model": weights, "codec": run.codec.learned_state(), "colours": run.colours.tensors}
     kept = ("model_arguments", "image_size", "seed", "codec", "dataset", "published", "plug_ins")
     record = {"format": FORMAT, "step": run.step} | {key: run.record[key] for key in kept if key in run.record}
     if published := record.get("published"):  # whose settings may name folders of whoever trained it

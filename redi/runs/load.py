@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from redi.core import config
 from redi.core.channels import Channels
@@ -17,6 +17,7 @@ from redi.core.processes import Process
 from redi.core.registry import entry_points
 from redi.fusion.merged import with_one_bias
 from redi.models.codec import JointCodec
+from redi.models.interface import build_model
 from redi.models.transformer import DiffusionTransformer
 from redi.runtime import trusted_imports
 from redi.runtime.checkpoint import checkpoint_dir, list_checkpoints, load_checkpoint, newest_good
@@ -32,7 +33,7 @@ SAMPLING = ("model", "ema", "codec", "colours")  # the groups of a checkpoint th
 class Run:
     """A trained model with all that belongs to it."""
 
-    model: DiffusionTransformer  # with the EMA weights, in eval mode
+    model: nn.Module  # with the EMA weights, in eval mode
     codec: JointCodec
     process: Process
     objective: JointObjective | None  # what it was trained with, where the run's configuration says so
@@ -109,15 +110,15 @@ def open_run(
     objective: Callable[..., JointObjective] | None = None, gin_bindings: Sequence[str] = (),
 ) -> Run:  # fmt: skip
     """The run whose tensors and record were read from `folder`. Without raw weights ("model"), the EMA's stand in."""
-    arguments = record["model_arguments"]
-    channels, num_classes = Channels(**arguments["channels"]), arguments["num_classes"]
+    arguments = record["model_arguments"] | {"channels": Channels(**record["model_arguments"]["channels"])}
+    channels, num_classes = arguments["channels"], arguments["num_classes"]
     codec.load_learned_state(tensors["codec"])
     build, stored = model or DiffusionTransformer, dict(tensors.get("model", {})) | dict(tensors["ema"])
     try:
         # First without memory, of which a configuration of somebody else may ask for any amount.
         with torch.device("meta"):
-            build(**arguments | {"channels": channels}).load_state_dict(stored, assign=True)
-        net = build(**arguments | {"channels": channels})
+            build_model(build, arguments).load_state_dict(stored, assign=True)
+        net = build_model(build, arguments)
         net.load_state_dict(stored)
     except RuntimeError as error:
         raise ValueError(f"{folder} holds another model than model= builds: {error}") from None

@@ -19,6 +19,7 @@ from redi.core import config
 from redi.core.registry import configurable
 from redi.data.loader import batches
 from redi.models.cost import forward_flops, matmul_rate, nominal_rate
+from redi.models.interface import build_model, choose_attention_of, state_of
 from redi.runs.checks import setting
 from redi.runs.experiment import Experiment
 from redi.runs.prepare import prepared
@@ -94,7 +95,7 @@ def _subject(experiment: Experiment, stage: str) -> Iterator[Subject]:
     codec, data, device = experiment.codec, prepared(experiment), experiment.device
     torch.manual_seed(setting(train, "seed"))
     objective = setting(train, "objective")(channels=codec.channels, num_classes=data.num_classes)
-    model = setting(train, "model")(**objective.model_arguments(codec, data)).to(device)
+    model = build_model(setting(train, "model"), objective.model_arguments(codec, data)).to(device)
     function = train if stage == "training" else generate
     precision = choose_precision(setting(function, "precision"), device, f"{function.__name__}.precision")
     compiled = choose_compile(setting(function, "compile"), device, f"{function.__name__}.compile")
@@ -102,7 +103,7 @@ def _subject(experiment: Experiment, stage: str) -> Iterator[Subject]:
     if stage == "sampling":
         yield Subject(_draw_batch(codec, model, objective, images), images, model, precision, compiled)
         return
-    log.info("attention: %s", model.train().choose_attention(device, precision.dtype))
+    log.info("attention: %s", choose_attention_of(model.train(), device, precision.dtype))
     take_step = TrainingStep(
         codec=codec, model=model, objective=objective, optimizer=setting(train, "optimizer")(model.parameters()),
         ema=setting(train, "ema")(model=model), precision=precision, compiled=compiled,
@@ -125,7 +126,7 @@ def _subject(experiment: Experiment, stage: str) -> Iterator[Subject]:
 def _draw_batch(codec, model: nn.Module, objective, images: int) -> Callable[[], float]:
     draw = config.bound("sample.generate", generate)
     codec.decode = record_function("decode")(codec.decode)
-    labels = torch.arange(images) % model.num_classes
+    labels = torch.arange(images) % state_of(model).num_classes
 
     def draw_batch() -> float:
         with record_function("sampling"):

@@ -16,7 +16,7 @@ from redi.core.samplers.ancestral import Ancestral
 from redi.core.samplers.euler_maruyama import EulerMaruyama
 from redi.guidance import Guidance, guidance_rules, guided, total_weights
 from redi.models.codec import JointCodec
-from redi.models.transformer import DiffusionTransformer
+from redi.models.interface import choose_attention_of, state_of
 from redi.runtime.device import Precision, choose_compile, choose_precision, compiled_whole, matmul_precision
 from redi.runtime.progress import progress
 from redi.sampling.conditional import check_given, clamped, times_with_given
@@ -41,7 +41,7 @@ RUNTIME = "model", "codec", "process", "labels", "weights", "first_index", "give
 
 @configurable(runtime=RUNTIME)
 def generate(
-    model: DiffusionTransformer, codec: JointCodec, process: Process, *, labels: Sequence[int] | Tensor,
+    model: nn.Module, codec: JointCodec, process: Process, *, labels: Sequence[int] | Tensor,
     weights: Mapping[str, Tensor] | None = None, first_index: int = 0, given: Mapping[str, Tensor] | None = None,
     own_time: bool = False, draw: Sequence[Tensor] | Tensor | None = None, trajectory: bool = False,
     sampler: Sampler | None = None,
@@ -76,16 +76,18 @@ def generate(
     if sampler is None:
         sampler = Ancestral() if process.num_timesteps else EulerMaruyama()
     processes.check(process, "JointObjective.process")
-    check_generation(sampler, process, guidance, model.channels, model.num_classes)
+    state = state_of(model)
+    channels, null_label = state.channels, state.num_classes
+    check_generation(sampler, process, guidance, channels, state.num_classes)
     labels = torch.as_tensor(labels, dtype=torch.int64)
     if batch_size < 1 or not len(labels):
         raise ValueError(f"generate takes at least one label and batch_size >= 1, got {len(labels)} and {batch_size}")
-    if not 0 <= labels.min() <= labels.max() <= model.null_label:
-        classes = f"classes 0 ... {model.num_classes - 1} (and {model.null_label}, the null label)"
+    if not 0 <= labels.min() <= labels.max() <= null_label:
+        classes = f"classes 0 ... {null_label - 1} (and {null_label}, the null label)"
         raise ValueError(f"labels run from {labels.min()} to {labels.max()}; this model has {classes}")
     if given:
-        check_given(given, model.channels, (len(labels), *model.grid))
-    shape = (model.channels.total, *model.grid)
+        check_given(given, channels, (len(labels), *state.grid))
+    shape = (channels.total, *state.grid)
     if draw is not None and (not len(draw) or any(tuple(noise.shape) != (len(labels), *shape) for noise in draw)):
         raise ValueError(f"generate: draw takes tensors of shape {(len(labels), *shape)}, the initial noise first")
     if trajectory and sampler.num_evaluations is None and len(labels) > batch_size:
@@ -98,10 +100,10 @@ def generate(
     device = next(model.parameters()).device
     how = choose_precision(precision, device, "generate.precision")
     compiled = choose_compile(compile, device, "generate.compile")
-    process = process.for_channels(model.channels, device)
-    if own_time and not model.has_group_times:
+    process = process.for_channels(channels, device)
+    if own_time and not getattr(model, "has_group_times", False):
         raise ValueError("own_time = True needs a model that takes each group's t (group_timesteps = True)")
-    model_time = times_with_given(process, model.channels, given or ()) if own_time else process.model_time
+    model_time = times_with_given(process, channels, given or ()) if own_time else process.model_time
     network = _Network(model, weights or {}, how, compiled)
     batch_size = min(batch_size, len(labels))
     images, states, paths, drawn = [], [], [], 0
@@ -113,9 +115,9 @@ def generate(
             y = labels[rows].to(device)
             indices = (first_index + rows).tolist()
             noise = ImageNoise(seed, indices, shape, device) if draw is None else _replayed(draw, rows, device)
-            denoise = guided(network, guidance, model.channels, y, model.null_label, model_time)
+            denoise = guided(network, guidance, channels, y, null_label, model_time)
             known, path = {name: group[rows].to(device) for name, group in (given or {}).items()}, []
-            denoise, noise, put = clamped(denoise, process, noise, model.channels, known, own_time=own_time)
+            denoise, noise, put = clamped(denoise, process, noise, channels, known, own_time=own_time)
             x = put(sampler(denoise, process, noise, **({"trajectory": path} if trajectory else {})))[:count]
             paths.append([(t, put(state, t)[:count].cpu()) for t, state in path])
             images.append(codec.decode(x).cpu())
@@ -169,12 +171,12 @@ def check_generation(
 class _Network:
     """The model with `weights`, in some precision, which counts evaluations; the caller's module stays as it is."""
 
-    def __init__(self, model: DiffusionTransformer, weights: Mapping[str, Tensor], how: Precision, compiled: bool):
+    def __init__(self, model: nn.Module, weights: Mapping[str, Tensor], how: Precision, compiled: bool):
         taken = {id(p): weights.get(name, p) for name, p in model.named_parameters()}
         own = {key: nn.Parameter(tensor.detach(), requires_grad=False) for key, tensor in taken.items()}
         net = copy.deepcopy(model, own).eval()  # what is in `own` is taken, not copied
         device = next(net.parameters()).device
-        net.choose_attention(device, how.dtype)
+        choose_attention_of(net, device, how.dtype)
         self.how, self.graphs = how, compiled and device.type == "cuda"
         self.predict = compiled_whole(net, "reduce-overhead" if self.graphs else None) if compiled else net
         self.calls = self.evaluations = 0  # one per function evaluation of a batch; of an image under a condition

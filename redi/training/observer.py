@@ -4,10 +4,9 @@ import logging
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from redi.core.processes import Process
-from redi.models.transformer import DiffusionTransformer
 from redi.sampling.pictures import num_columns, sample_grid
 from redi.training.guards import Guards
 
@@ -24,7 +23,7 @@ class Observer:
     """
 
     def __init__(
-        self, guards: Guards, process: Process, build: Callable[[], DiffusionTransformer], *, preview: Callable,
+        self, guards: Guards, process: Process, build: Callable[[], nn.Module], *, preview: Callable,
         preview_every: int, preview_images: int, monitor: Callable | None, monitor_every: int,
     ):  # fmt: skip
         self.guards, self.state, self.process, self.build = guards, guards.state, process, build
@@ -59,7 +58,7 @@ class Observer:
         self.guards.window.restart_clock()
         return measurements if measures else None
 
-    def _draw(self, model: DiffusionTransformer, weights: Mapping[str, Tensor], step: int) -> None:
+    def _draw(self, model: nn.Module, weights: Mapping[str, Tensor], step: int) -> None:
         """Writes a grid to the log and to previews/step_<step>.png."""
         codec, folder = self.state.codec, self.state.run_dir / "previews"
         samples = self.preview(model, codec, self.process, labels=self.labels, weights=weights)

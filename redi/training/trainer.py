@@ -11,6 +11,7 @@ from redi.core.ema import EMA, AveragedWeights
 from redi.core.objective import JointObjective
 from redi.core.registry import configurable, external
 from redi.models.codec import JointCodec
+from redi.models.interface import Model, build_model, choose_attention_of
 from redi.models.transformer import DiffusionTransformer
 from redi.runtime.device import choose_compile, choose_device, choose_precision, own_gpu
 from redi.runtime.distributed import process_group
@@ -46,7 +47,7 @@ def train(
     *,
     codec: JointCodec,
     dataset,
-    model: Callable[..., DiffusionTransformer] = DiffusionTransformer,
+    model: Callable[..., Model] = DiffusionTransformer,
     objective: Callable[..., JointObjective] = JointObjective,
     optimizer: Callable[..., torch.optim.Optimizer] = ADAMW,
     ema: Callable[..., AveragedWeights] = EMA,
@@ -85,7 +86,7 @@ def train(
         codec: fitted, see `prepare`.
         dataset: what `prepare` returned: a `Cache`, or a `Dataset` to encode in every step.
         model, objective, optimizer, ema: classes (or functions), called here with what only the loop knows: channels,
-            grid and number of classes; the model's parameters.
+            grid and number of classes; the model's parameters. The model is any `redi.models.interface.Model`.
         parallel: how several processes share the work; default: `DDP`.
         batch_size: images per step, of all processes together; each computes its share in `accumulate` equal parts.
         initial_weights: a published checkpoint or a run's folder, of a plain or smaller model; see `warm_start`.
@@ -128,13 +129,14 @@ def train(
         torch.manual_seed(seed)
         loss_of = objective(channels=codec.channels, num_classes=dataset.num_classes)
         model_arguments = loss_of.model_arguments(codec, dataset)
-        net = model(**model_arguments).to(device)
+        net = build_model(model, model_arguments).to(device)
         loss_of.check_model(net)
         begin_with(net, initial_weights, run_dir)
         codec.to(device)
-        log.info("attention: %s", net.choose_attention(device, how.dtype))
+        log.info("attention: %s", choose_attention_of(net, device, how.dtype))
         num_parameters = sum(p.numel() for p in net.parameters())
-        log.info("model: %.2f M parameters, %d tokens", num_parameters / 1e6, net.fusion.num_tokens)
+        tokens = f", {net.fusion.num_tokens} tokens" if isinstance(net, DiffusionTransformer) else ""
+        log.info("model: %.2f M parameters%s", num_parameters / 1e6, tokens)
         if processes.size > 1:
             parallel.distribute(net, processes, compiled=compiled)
             log.info("%d processes, %s", processes.size, type(parallel).__name__)
@@ -154,7 +156,7 @@ def train(
             log_every=log_every, max_skipped_steps=max_skipped_steps, stalled_seconds=stalled_seconds,
         ) as guards:  # fmt: skip
             observe = Observer(
-                guards, loss_of.process, partial(model, **model_arguments), preview=preview,
+                guards, loss_of.process, partial(build_model, model, model_arguments), preview=preview,
                 preview_every=preview_every, preview_images=preview_images, monitor=monitor,
                 monitor_every=monitor_every,
             )  # fmt: skip

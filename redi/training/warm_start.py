@@ -45,6 +45,8 @@ def warm_start(model: DiffusionTransformer, path: str | Path) -> str:
     classes or channels than the model's, or separate tokens.
     """
     path = Path(path).expanduser()
+    if not isinstance(model, DiffusionTransformer):
+        raise _refusal(path, f"only a DiffusionTransformer begins with other weights, not a {type(model).__name__}")
     is_run = path.is_dir() and bool(list_checkpoints(path))
     state, source = _of_run(path) if is_run else _of_file(path, model)
     own = dict(model.named_parameters())

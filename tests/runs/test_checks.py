@@ -80,7 +80,7 @@ TRAINING = {
     "a preview's precision": ("generate.precision = 'half'", "generate.precision = 'half'"),
     "a rule without a list": (
         "generate.guidance = @guidance.ClassifierFree()",
-        "generate.guidance takes a list of rules: bind, for example, [@guidance.ClassifierFree()]",
+        "generate.guidance takes a list of rules: set, for example, [guidance.ClassifierFree()]",
     ),
     "a scale in letters": ("ClassifierFree.scale = 'a'", "ClassifierFree.scale"),
 }
@@ -110,7 +110,7 @@ RESULTS = {
     "another network": ("evaluate.networks = [@reducers.PCA()]", "evaluate.networks takes one of encoders"),
     "a network without a list": (
         "evaluate.networks = @evaluator/encoders.DomainEncoder()",
-        "evaluate.networks takes a list: bind, for example, [@evaluator/encoders.DomainEncoder()]",
+        "evaluate.networks takes a list: set, for example, [encoders.DomainEncoder()]",
     ),
     "two networks alike": (
         "evaluate.networks = [@evaluator/encoders.DomainEncoder(), @encoders.DomainEncoder()]",

@@ -173,7 +173,9 @@ def _leftover_positions(stored: Tensor, layout: Layout) -> dict[str, Tensor]:
 
 
 def _check_exportable(model: DiffusionTransformer) -> None:
-    if len(model.channels) > 1 and not isinstance(model.fusion, Merged):
+    if not isinstance(model, DiffusionTransformer):
+        what = f"the class {type(model).__name__}"
+    elif len(model.channels) > 1 and not isinstance(model.fusion, Merged):
         what = f"{type(model.fusion).__name__} tokens instead of one patch embedding and one head, merged"
     elif len(model.group_embeddings):
         what = "an embedding of every group's own time"

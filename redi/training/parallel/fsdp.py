@@ -37,7 +37,7 @@ class FSDP(Parallel):
 
         device = next(model.parameters()).device
         mesh = dist.init_device_mesh(device.type, (processes.size,))
-        for block in model.blocks:
+        for block in getattr(model, "blocks", ()):
             if compiled:
                 block.compile(fullgraph=True, dynamic=False)
             fully_shard(block, mesh=mesh, reshard_after_forward=self.reshard)
