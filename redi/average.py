@@ -5,7 +5,6 @@ python -m redi.sample --run_dir=runs/mine/averages/sigma_rel_0.08_step_00400000
 
 The run was trained with train.ema = @ema.PowerFunctionEMA (docs/ema.md). With --trained_dir it is that folder's
 weights, and the one average is written to --run_dir.
-
 In Python: redi.average_weights.
 """
 

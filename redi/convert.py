@@ -2,7 +2,6 @@
 
 python -m redi.convert --checkpoint=redi_xl.pt --framework=sit --pca=dino_pca_model.pth --run_dir=runs/redi_xl
 python -m redi.convert --run_dir=runs/redi_xl --export=again.pt
-
 In Python: redi.import_checkpoint and redi.export_checkpoint.
 """
 

@@ -21,7 +21,6 @@ REFERENCE: evaluate.reference; default: the training images. Its features are co
     evaluate.max_images    at most so many of each seed's samples, and of the reference
 
 With sample.seeds = (0, 1, 2) a value is the mean over seeds, with its spread. Ready-made: evaluator.gin, inception.gin.
-
 In Python: redi.evaluate_samples.
 """
 

@@ -2,7 +2,6 @@
 
 python -m redi.prepare --gin_file=digits.gin
 torchrun --nproc_per_node=8 -m redi.prepare --gin_file=imagenet.gin      shared by eight processes; srun does as well
-
 In Python: redi.prepare_data.
 """
 

@@ -1,7 +1,6 @@
 """Asks a trained joint model for features given images and for images given features; writes queries.png and .json.
 
 python -m redi.query --run_dir=runs/digits
-
 In Python: redi.query_model.
 """
 

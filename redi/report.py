@@ -2,7 +2,6 @@
 
 python -m redi.report runs/digits
 python -m redi.report sweeps/pca_rank
-
 In Python: redi.write_report.
 """
 

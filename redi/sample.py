@@ -2,7 +2,6 @@
 
 python -m redi.sample --run_dir=runs/digits --gin_bindings='sample.num_images = 100'
 torchrun --nproc_per_node=8 -m redi.sample --run_dir=runs/imagenet       shared by eight processes; srun does as well
-
 In Python: redi.draw_samples.
 """
 

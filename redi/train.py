@@ -1,7 +1,6 @@
 """Trains a model; run again with the same flags, it resumes.
 
 python -m redi.train --gin_file=digits.gin --gin_bindings='PCA.rank = 4' --run_dir=runs/rank4
-
 In Python: redi.train_model.
 """
 

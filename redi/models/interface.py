@@ -2,8 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +26,7 @@ class Model(Protocol):
         """x (N, C, H, W) at t (N,), labels y (N,) in 0 ... K, K the null label -> the prediction (N, C, H, W)."""
 
 
-@dataclass(frozen=True)
-class JointState:
+class JointState(NamedTuple):
     """What a model was built for."""
 
     channels: Channels
@@ -40,13 +38,12 @@ def build_model(model: Callable[..., nn.Module], arguments: Mapping) -> nn.Modul
     """`model` called with those of the loop's `arguments` that it takes. Raises ValueError where it is no `Model`."""
     name = f"train.model = {getattr(model, '__name__', model)!s:.80}"
     # gin's class has a metaclass, whose signature says nothing.
-    parameters = inspect.signature(model.__init__ if inspect.isclass(model) else model).parameters.values()
-    taken = {p.name for p in parameters}
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        taken |= set(arguments)
-    if refused := sorted(set(arguments) - taken - {"channels", "grid", "num_classes"}):
+    parameters = inspect.signature(model.__init__ if inspect.isclass(model) else model).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    taken = {key: value for key, value in arguments.items() if takes_any or key in parameters}
+    if refused := sorted(arguments.keys() - taken.keys() - {"channels", "grid", "num_classes"}):
         raise ValueError(f"{name} does not take {', '.join(refused)}, which this process or JointCodec.alignment needs")
-    net = model(**{key: value for key, value in arguments.items() if key in taken})
+    net = model(**taken)
     if not isinstance(net, nn.Module):
         raise ValueError(f"{name} gives {net!r:.80}, not an nn.Module")
     try:

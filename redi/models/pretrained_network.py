@@ -85,15 +85,9 @@ class PretrainedNetwork(nn.Module, ABC):
         """The weights file. Raises ValueError, which says where to get it, if there is none."""
 
     def _tensors_and_sha256(self, path: Path) -> tuple[dict[str, Tensor], str]:
-        tensors = self._read_tensors(path)
+        # The hash depends on the names in the file: `_build` takes a prefix off.
+        tensors = read_published(path, names=(), binding=self._binding("weights")).state()
         return tensors, tensors_sha256(tensors)
-
-    def _read_tensors(self, path: Path) -> dict[str, Tensor]:
-        """As they are called in the file, on whose names the hash depends: `_build` takes a prefix off."""
-        try:
-            return read_published(path, names=()).state()
-        except ValueError as error:
-            raise ValueError(f"{self._binding('weights')}: {error}") from None
 
     @abstractmethod
     def _build(self, path: Path, tensors: dict[str, Tensor]) -> nn.Module:

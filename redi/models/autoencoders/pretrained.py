@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from redi.models.autoencoders import Autoencoder
 from redi.models.pretrained_network import PretrainedNetwork
-from redi.models.published.file import fit_names
+from redi.models.published.file import fit_names, read_published
 from redi.runtime.checksums import tensors_sha256
 from redi.runtime.hub_files import cached_hub_file, find_hub_file
 
@@ -148,7 +148,7 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
         return next(filter(Path.is_file, paths), folder)
 
     def _tensors_and_sha256(self, path: Path) -> tuple[dict[str, Tensor], str]:
-        stored = self._read_tensors(path)
+        stored = read_published(path, names=(), binding=self._binding("weights")).state()
         tensors = {OLD.sub(lambda m: m[1] + RENAMED[m[2]], name): tensor.float() for name, tensor in stored.items()}
         return tensors, tensors_sha256(tensors)
 

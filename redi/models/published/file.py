@@ -51,12 +51,15 @@ class PublishedFile:
         return max(map(int, values.values()), default=None)
 
 
-def read_published(path: str | Path, *, names: Collection[str] = tuple(ANCHORS)) -> PublishedFile:
+def read_published(
+    path: str | Path, *, names: Collection[str] = tuple(ANCHORS), binding: str = ""
+) -> PublishedFile:  # fmt: skip
     """Read a state dict, alone or in a training program's checkpoint (docs/published-weights.md). Nothing is executed.
 
     Args:
         path: .safetensors, .pt, .pth, .ckpt or .bin; or a folder with one of them, or with shards and their index.
         names: the model's tensors, for `fit_names`; default: those of DiT and its relatives.
+        binding: what named the path, for messages.
 
     Raises ValueError: missing, truncated, not named tensors, or classes that would run code.
     """
@@ -72,7 +75,7 @@ def read_published(path: str | Path, *, names: Collection[str] = tuple(ANCHORS))
         steps = {name: content[name] for name in STEPS if name in content}
         return PublishedFile(path, weights, _settings(content.get("args")), files, steps)
     except ValueError as error:
-        raise ValueError(f"{path} {error}") from None
+        raise ValueError(f"{binding}{': ' if binding else ''}{path} {error}") from None
 
 
 def fit_names(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
