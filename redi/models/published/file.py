@@ -47,7 +47,7 @@ class PublishedFile:
         for name, value in values.items():
             if value is None or value < 0 or not float(value).is_integer():
                 shown = type(self.steps[name]).__name__ if value is None else value
-                raise ValueError(f"{self.path} holds {name} = {shown}, which is not a number of steps: pass step=")
+                raise ValueError(f"{self.path} holds {name} = {shown}, which is no number of steps: state it (--step)")
         return max(map(int, values.values()), default=None)
 
 
