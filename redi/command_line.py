@@ -4,6 +4,8 @@ import faulthandler
 import logging
 import os
 import re
+import select
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -33,6 +35,7 @@ def run(main: Callable[[Path | None], None], *, in_run_dir: bool = True) -> None
 
     Exit status: 0 done, 1 an error that stderr explains, 128 + a signal (130 Ctrl-C, 143 SIGTERM; see `Stopped`).
     """
+    _open_closed_streams()
     faulthandler.enable()  # a file that is cut short under a memory map ends a process without an exception
     if os.getcwd() not in sys.path:  # plug-ins in the current folder are found; last, so that they replace no package
         sys.path.append(os.getcwd())
@@ -68,7 +71,7 @@ def parse(run_dir: Path):
         raise ValueError(f"{run_dir} holds no run: {what}")
     # A file that was named may import what it says; one that lies in the folder, what --plugin names.
     config.parse(FLAGS.gin_file, FLAGS.gin_bindings, found=[] if FLAGS.gin_file else known[:1])
-    if unused := config.without_effect(entry_points):
+    if unused := config.without_effect(entry_points, among=config.of_user):
         log.warning("unused bindings, which no component in use refers to: %s", ", ".join(unused))
     if config.is_bound("sweep.grid") or config.is_bound("sweep.points"):
         log.warning("this is a sweep file; only what all points share is used here. redi.sweep runs the points")
@@ -97,17 +100,22 @@ def trained_dir(run_dir: Path) -> Path:
 def exit_status(main: Callable[[Path | None], None], argv: list[str], in_run_dir: bool = True) -> int:
     _log_to_stderr()
     try:
+        if len(argv) == 2 and (flag := getattr(main, "positional", None)):
+            FLAGS[flag].value = argv.pop()
         if len(argv) == 2 and getattr(main, "takes_folder", False) and not FLAGS.run_dir:
             FLAGS.run_dir = argv.pop()
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}: everything is a flag, see --help")
         main(_run_dir() if in_run_dir else None)
+        sys.stdout.flush()
         return 0
     except KeyboardInterrupt as stop:  # also trainer.Stopped
         message = str(stop) or "interrupted; what was finished is kept"
         print(f"{message}; the same command goes on from there", file=sys.stderr)
         return 128 + getattr(stop, "signal_number", 2)
     except (ValueError, OSError, ImportError) as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            return 128 + signal.SIGPIPE
         if FLAGS.traceback:
             raise
         # gin adds a line for every call that the error went through; those in a scope tell which of two objects.
@@ -123,6 +131,24 @@ def _run_dir() -> Path:
     if FLAGS.gin_file:
         return Path("runs") / Path(FLAGS.gin_file[0]).stem
     raise ValueError("name a gin file with --gin_file, or the folder of an earlier run with --run_dir")
+
+
+def _open_closed_streams() -> None:
+    """Sends to /dev/null what stdin, stdout or stderr would take where they are closed (`2>&-`): else the next file
+    that is opened would get their number, and what libraries print."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))
+
+
+def _reader_is_gone() -> bool:
+    """Whether it is stdout that broke, as in `redi.components | head`; the rest of the output is then dropped."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    if gone := any(event & select.POLLERR for _, event in poll.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 class _AboveBars(logging.Handler):  # a progress bar is on stderr too

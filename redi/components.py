@@ -1,21 +1,29 @@
-"""Prints every registered component with its arguments, defaults and first docstring line.
+"""Prints what can be bound: every component with its arguments, or all about one of them.
 
-python -m redi.components                             those of the library
-python -m redi.components --gin_file=my_lab.gin       and those of the modules that the file imports
+python -m redi.components                             the components of the library
+python -m redi.components train                       a function, a component or a kind: what its arguments mean
+python -m redi.components --gin_file=my_lab.gin       also those of the modules that the file imports
 """
 
+from absl import flags
+
 from redi import command_line
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("component", None, "What to show in full, as PCA, reducers or train; also without the flag's name.")
 
 
 def main(_run_dir) -> None:
     from redi.core import config
-    from redi.core.configurables import import_all, table
+    from redi.core.configurables import import_all
+    from redi.core.listing import page, table
 
     import_all()
-    config.parse(command_line.FLAGS.gin_file, command_line.FLAGS.gin_bindings)
-    print(table())
+    config.parse(FLAGS.gin_file, FLAGS.gin_bindings)
+    print(page(FLAGS.component) if FLAGS.component else table())
 
 
+main.positional = "component"  # `redi.components PCA` is short for --component=PCA
 console = command_line.program(main, in_run_dir=False)
 
 if __name__ == "__main__":

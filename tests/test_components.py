@@ -9,7 +9,8 @@ import pytest
 import redi
 from redi.core import config
 from redi.core.configurables import import_all
-from redi.core.configurables import table as table_text
+from redi.core.listing import page
+from redi.core.listing import table as table_text
 from redi.core.registry import registries
 
 import_all()
@@ -32,7 +33,8 @@ def test_every_kind_of_component_is_registered():
 def test_the_table_shows_a_component_with_its_arguments_and_first_docstring_line(table, kind, name):
     (position,) = [i for i, line in enumerate(table) if line.startswith(f"  @{kind}.{name}(")]
     component = registries[kind][name]
-    assert table[position + 1].strip() == inspect.getdoc(component).splitlines()[0]
+    summary, doc = table[position + 1].strip(), " ".join(inspect.getdoc(component).split())
+    assert doc.startswith(summary) and summary.endswith(".")
     for argument, parameter in inspect.signature(component).parameters.items():
         supplied = argument in registries[kind].runtime
         shown = argument if parameter.default is parameter.empty else f"{argument}={parameter.default!r}"
@@ -84,3 +86,54 @@ def test_the_program_prints_the_table_from_any_folder(table, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode == 0 and done.stdout.rstrip() == "\n".join(table).rstrip()
+
+
+# ---- the page of one
+
+
+def test_the_page_of_a_function_shows_its_arguments_as_bindings_with_what_they_mean():
+    lines = page("train").splitlines()
+    assert lines[0] == "train  (redi.training.trainer)" and lines[2].startswith("Train a joint model")
+    position = lines.index("train.max_skipped_steps = 10  # an integer")
+    assert "a step whose gradient is not finite changes nothing; after more of them" in lines[position + 1]
+    assert "train.codec = ...  # must be bound, a component (@JointCodec)" in lines
+    assert lines[-1] == "Supplied by the library: run_dir"
+    assert not any(line.startswith("train.run_dir") for line in lines)
+
+
+@pytest.mark.parametrize("name", ["PCA", "reducers.PCA"])
+def test_the_page_of_a_component_explains_inherited_arguments_too(name):
+    lines = page(name).splitlines()
+    assert lines[0] == "@reducers.PCA  (redi.models.reducers.pca)"
+    position = lines.index("PCA.scale = 'unit_rms'  # 'raw' or 'unit_rms' or 'whiten'")
+    assert lines[position + 1].startswith("    'raw' leaves the projection as it is;")
+
+
+def test_the_page_of_a_kind_shows_its_components_and_their_interface():
+    text = page("reducers")
+    assert text.startswith("reducers\n  @reducers.ConvBottleneck(") and "(N, E, h, w) to (N, R, h, w)" in text
+    assert "@encoders." not in text
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_every_component_has_a_page_whose_bindings_parse(kind, name):
+    lines = [line for line in page(f"{kind}.{name}").splitlines() if line.startswith(f"{name}.")]
+    config.parse([], [line for line in lines if "must be bound" not in line])
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_one():
+    with pytest.raises(ValueError, match="is called 'reducer'; did you mean 'reducers'?"):
+        page("reducer")
+    with pytest.raises(ValueError, match="did you mean 'PCA'?"):
+        page("PAC")
+
+
+def test_the_program_ends_quietly_when_its_reader_goes_or_its_error_output_is_closed(tmp_path):
+    command = f"{sys.executable} -m redi.components 2>errors | true; echo ${{PIPESTATUS[0]}}"
+    closed = f"{sys.executable} -m redi.components --component=nothing >&- 2>&-; echo $?"
+    done = subprocess.run(
+        ["bash", "-c", f"{command}; {closed}"], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["141", "1"]
+    assert (tmp_path / "errors").read_text() == "" and done.stderr == ""

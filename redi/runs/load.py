@@ -95,7 +95,7 @@ def open_configured(
     with config.isolated():
         import_all()
         config.parse([], gin_bindings, found=[path])
-        if gin_bindings and (unused := config.without_effect(entry_points)):
+        if unused := config.without_effect(entry_points, among=config.of_user):
             log.warning("unused bindings, which no component in use refers to: %s", ", ".join(unused))
         return open_run(
             run_dir, *stored, device=device, codec=config.bound("train.codec") or JointCodec(),

@@ -90,7 +90,7 @@ def _text_and_lines(path: str | os.PathLike) -> tuple[str, list[list[str]]]:
     if len(data) > MAX_BYTES:
         raise ValueError(f"{path} has more than {MAX_BYTES} bytes: that is no saved configuration")
     try:
-        text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8").read()  # line ends as open() gives them to gin
+        text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()  # line ends as open() gives them to gin
         return text, loading_lines(text)
     except (UnicodeDecodeError, tokenize.TokenError, SyntaxError) as error:
         raise ValueError(f"{path} is no gin file: {error}") from None

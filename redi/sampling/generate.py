@@ -19,6 +19,7 @@ from redi.models.codec import JointCodec
 from redi.models.interface import choose_attention_of, state_of
 from redi.runtime.device import Precision, choose_compile, choose_precision, compiled_whole, matmul_precision
 from redi.runtime.progress import progress
+from redi.runtime.randomness import is_seed
 from redi.sampling.conditional import check_given, clamped, times_with_given
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,8 @@ def generate(
         raise ValueError(f"labels run from {labels.min()} to {labels.max()}; this model has {classes}")
     if given:
         check_given(given, channels, (len(labels), *state.grid))
+    if not is_seed(seed):
+        raise ValueError(f"generate: seed = {seed!r}, and a seed is an integer in 0 ... 2**64 - 1")
     shape = (channels.total, *state.grid)
     if draw is not None and (not len(draw) or any(tuple(noise.shape) != (len(labels), *shape) for noise in draw)):
         raise ValueError(f"generate: draw takes tensors of shape {(len(labels), *shape)}, the initial noise first")

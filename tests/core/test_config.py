@@ -1,4 +1,5 @@
 import logging
+import pprint
 import re
 from pathlib import Path
 
@@ -139,6 +140,47 @@ def test_a_shipped_file_parses_and_its_full_text_parses_back_to_itself(name, tmp
     assert config.full_text() == text
 
 
+# ---- what gin can read but not write
+
+SURVIVES = [
+    "1e22", "-0.0", "-1e-300", "1_000", "True", "None", "'a  b\\n#c = 1\\\\'", "'\\u2028\\ud800\U0001f600'",
+    '"""one\ntwo\n"""', "'" + "word " * 60 + "'", "b'" + "byte " * 40 + "'", "1j", "%macro", "12345678901234567890123",
+    "[('a', {'b': [1, 2.5, (None,)], -1: {}}), ()]", "{'z': 1, 'a': ['" + "long " * 30 + "']}",
+    "[@PCA, @scope/reducers.PCA(), {'x': (@other/PCA(), %macro)}]",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", SURVIVES)
+@pytest.mark.parametrize("key", ["takes_any.value", "scope/takes_any.value", "held"])
+def test_a_value_is_written_and_read_back_the_same(key, value):
+    config.parse([], ["macro = [0.1]", f"{key} = {value}"])
+    text, before = config.full_text(), config.unevaluated(key.replace("held", "held/macro.value"))
+    config.parse([], [text])
+    after = config.unevaluated(key.replace("held", "held/macro.value"))
+    assert before is not None or value == "None"
+    assert config.full_text() == text and pprint.pformat(before) == pprint.pformat(after)
+
+
+@pytest.mark.parametrize("value", ["1e999", "-1e999", "[0.5, 1e999]", "{'a': (1e999,)}", "1e999j"])
+@pytest.mark.parametrize("key", ["takes_any.value", "scope/takes_any.value", "held", "sweep.grid"])
+def test_a_value_that_gin_cannot_write_is_refused_by_name(key, value):
+    with pytest.raises(ValueError, match=f"^{key} = .*inf.*: gin cannot write such a value"):
+        config.parse([], [f"{key} = {value}"])
+
+
+def test_the_refusal_of_such_a_value_says_what_the_argument_takes(tmp_path):
+    (tmp_path / "mine.gin").write_text("include 'digits.gin'\ntrain.max_grad_norm = 1e999\n")
+    with pytest.raises(ValueError) as error:
+        config.parse([tmp_path / "mine.gin"])
+    what = "train.max_grad_norm = inf: gin cannot write such a value, so config.gin would lose it. max_grad_norm: "
+    assert str(error.value).startswith(what)
+
+
+@configurable
+def takes_any(*, value=None):
+    return value
+
+
 # ---- calling
 
 
@@ -249,6 +291,21 @@ def test_the_operative_text_holds_defaults_of_what_was_called():
     }
 
 
+def test_the_operative_text_parses_back_with_what_was_handed_over(tmp_path):
+    sizes = ["PCA.rank = 3", "scope/PCA.rank = 4", "images = 5", "evaluate.max_images = %images", "idle = 3"]
+    config.parse(["digits.gin"], sizes)
+    before = config.statements(config.full_text())
+    with pytest.raises(ValueError, match="evaluate.networks"):
+        config.call(evaluate, run_dir=tmp_path, dataset=None, reference=None, networks="a.networks")
+    (tmp_path / "operative.gin").write_text(config.operative_text())
+    config.parse([tmp_path / "operative.gin"])
+    after = config.statements(config.full_text())
+    assert after["evaluate.reference"] == "@held_out/datasets.Digits()"
+    assert after["held_out/Digits.split"] == "'held_out'" and after["images"] == "5"
+    assert not {"PCA.rank", "scope/PCA.rank", "idle", "train.seed"} & after.keys()
+    assert all(value == before.get(key, value) for key, value in after.items())
+
+
 # ---- another configuration for a while
 
 
@@ -272,6 +329,17 @@ def test_isolated_restores_what_was_called():
         config.parse([], ["Counted.size = 3"])
         config.call(Counted)
     assert "takes_counted.other = 3" in before and config.operative_text() == before
+
+
+def test_isolated_restores_what_gin_cannot_write():
+    config.parse(["digits.gin"])
+    value = object()
+    with gin.unlock_config():
+        gin.bind_parameter("takes_any.value", value)
+    with config.isolated():
+        config.parse([])
+        assert config.unevaluated("takes_any.value") is None
+    assert config.unevaluated("takes_any.value") is value
 
 
 def test_isolated_restores_after_an_error_inside():

@@ -103,6 +103,12 @@ def test_a_seed_decides_the_images(model, codec):
     assert not torch.allclose(first.x, draw(model, codec, seed=2).x, atol=1e-2)
 
 
+@pytest.mark.parametrize("seed", [2**64, -1, "3", 1.0, None])
+def test_a_seed_that_is_none_of_its_own_is_refused(model, codec, seed):
+    with pytest.raises(ValueError, match="a seed is an integer in 0"):
+        draw(model, codec, seed=seed)
+
+
 def test_given_noise_takes_the_place_of_the_seed_s(model, codec):
     noise = ImageNoise(5, range(3), (3, 4, 4))
     settings = {"sampler": EulerMaruyama(num_evaluations=4), "batch_size": 2}

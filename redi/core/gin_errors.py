@@ -1,0 +1,66 @@
+"""gin's errors in the words of users: what is wrong, with the nearest valid name."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import gin
+
+from redi.core.gin_files import config_dir, statements
+from redi.core.gin_names import bindable_names
+from redi.runtime.spelling import did_you_mean
+
+
+@contextmanager
+def explained(types: bool = False) -> Iterator[None]:
+    """Context for building bound classes: a missing argument raises a ValueError that names the binding.
+
+    Args:
+        types: explain every other TypeError too, as a value of the wrong type.
+    """
+    try:
+        yield
+    except TypeError as error:
+        missing = r"missing \d+ required .*arguments?: (.+)(?:\n.*)*?\n  In call to configurable '(\S+)'"
+        match = re.search(missing, str(error))
+        if not match and types:
+            raise ValueError(f"a bound value is of the wrong type, or a list is missing around it: {error}") from error
+        if not match:
+            raise
+        names = re.findall(r"'(\w+)'", match[1])
+        if set(names) <= set(gin.config._REGISTRY.get_match(match[2]).denylist or ()):
+            what = f"{match[2]} is built by the library, which supplies {', '.join(names)}"
+            raise ValueError(f"{what}: refer to it without parentheses, as @{match[2]}") from error
+        needed = " and ".join(f"{match[2]}.{name}" for name in names)
+        raise ValueError(f"nothing is bound to {needed}, which has no default") from error
+
+
+def explanation(error: Exception) -> str:
+    """gin's message, shortened to what concerns the user, with the nearest valid name."""
+    text = str(error).strip()
+    what, _, where = text.partition("\n")
+    if isinstance(error, SyntaxError):
+        token = re.search(r"Failed to parse token '(.+)'", error.msg)
+        what = f"{token[1]} is no value: text needs quotes, a component @, a macro %" if token else error.msg
+        return f"{what}\n  In {error.filename or 'the bindings'}, line {error.lineno}\n    {error.text or ''}".rstrip()
+    if match := re.search(r"No bindings specified for '(\S+)/(?:gin\.)?macro'", text):
+        macros = [scope for scope, selector in gin.config._CONFIG if selector == "gin.macro"]
+        lines = statements(gin.config_str()).items()
+        used = [f"\n    {key} = {value}" for key, value in lines if re.search(rf"%{match[1]}\b", value)]
+        return f"the macro %{match[1]} is used but never set{did_you_mean(match[1], macros)}{''.join(used)}"
+    if match := re.search(r"No configurable matching (?:reference )?'@?([\w./]+)", text):
+        return f"{what.rstrip('.')}{did_you_mean(match[1].split('/')[-1], bindable_names())}\n{where}"
+    if match := re.search(r"'([\w./]+)' doesn't have a parameter named '(\w+)'", text):
+        info = gin.config._REGISTRY.get_match(match[1].split("/")[-1])
+        known = [name for name in inspect.signature(info.wrapped).parameters if name not in (info.denylist or ())]
+        takes = f"{match[1]} takes {', '.join(known) or 'no parameters'}{did_you_mean(match[2], known)}"
+        return f"{what}\n{where}\n  {takes}"
+    if match := re.search(r"'([\w./]+)' has denylisted kwarg '(\w+)'", text):
+        return f"{match[1]}.{match[2]} is supplied by the library and cannot be bound\n{where}".rstrip()
+    if match := re.match(r"Unable to open file: (.+)\. Searched config paths", text):
+        shipped = sorted(str(path.relative_to(config_dir())) for path in config_dir().rglob("*.gin"))
+        nearest = did_you_mean(match[1], shipped)
+        what = f"no gin file {match[1]}, neither here nor among the shipped ones ({', '.join(shipped)}){nearest}"
+        return f"{what}\n{where}".rstrip()
+    return text
