@@ -24,6 +24,10 @@ flags.DEFINE_multi_string(
     "plugin", [], "Python package, or module, that the config.gin of a run's folder may import; may be repeated."
 )
 flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
+MAY_NOT_WRITE = (
+    "this user may not use that path: --run_dir says where results go, the variables REDI_CACHE where the cache is, "
+    "HF_HOME and TORCH_HOME where downloaded weights are, TMPDIR where temporary files are"
+)
 # A file's name must not steer the terminal; tab and line feed are harmless.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -95,8 +99,14 @@ def trained_dir(run_dir: Path) -> Path:
 
 
 def exit_status(main: Callable[[Path | None], None], argv: list[str], in_run_dir: bool = True) -> int:
+    from redi.runtime.paths import complete_account, local_path
+
+    complete_account()
     _log_to_stderr()
     try:
+        FLAGS.gin_file = [str(local_path(path)) for path in FLAGS.gin_file]
+        for name in ("run_dir", "trained_dir"):
+            FLAGS[name].value = FLAGS[name].value and str(local_path(FLAGS[name].value))
         if len(argv) == 2 and getattr(main, "takes_folder", False) and not FLAGS.run_dir:
             FLAGS.run_dir = argv.pop()
         if len(argv) > 1:
@@ -113,6 +123,8 @@ def exit_status(main: Callable[[Path | None], None], argv: list[str], in_run_dir
         # gin adds a line for every call that the error went through; those in a scope tell which of two objects.
         text = re.sub(r"\n\s*In call to configurable '\S+' \(<.*?>\)(?=\n|$)", "", str(error))
         text = CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+        if re.search(r"\[Errno (1|13|30)\]|No usable temporary directory", text):
+            text += f"\n  {MAY_NOT_WRITE}"
         print(f"{_rank()}error: {text}\n(--traceback shows where this arose)", file=sys.stderr)
         return 1
 

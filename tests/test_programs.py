@@ -200,6 +200,22 @@ def test_a_configuration_that_was_refused_can_be_mended_in_the_same_folder(refus
     assert "PCA.rank = 3" in (tmp_path / "run" / "config.gin").read_text()
 
 
+def test_a_run_folder_may_be_below_the_home_folder(refused, tiny_gin, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    shutil.copy(tiny_gin, tmp_path / "home" / "mine.gin")
+    refused("PCA.rank = 17", gin_file="~/mine.gin", run_dir="~/run")
+    assert (tmp_path / "home" / "run" / "config.gin").exists() and not (tmp_path / "~").exists()
+
+
+def test_what_this_user_may_not_write_to_is_explained_with_what_to_set(refused, monkeypatch):
+    def mkdir(*arguments, **options):
+        raise PermissionError(13, "Permission denied", "/elsewhere")
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    assert "'/elsewhere'\n  this user may not use that path: --run_dir says where results go" in refused()
+
+
 def test_an_unexpected_argument_is_named(refused, tmp_path):
     assert refused(arguments=["digits.gin"]).startswith("unexpected argument 'digits.gin': everything is a flag")
     assert not (tmp_path / "run").exists()

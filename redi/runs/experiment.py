@@ -20,6 +20,7 @@ from redi.runtime.atomic import only_process
 from redi.runtime.checkpoint import list_checkpoints, newest_good
 from redi.runtime.device import choose_device, own_gpu
 from redi.runtime.distributed import process_rank
+from redi.runtime.paths import local_path
 
 
 class Experiment:
@@ -29,8 +30,8 @@ class Experiment:
     """
 
     def __init__(self, run_dir: str | Path, trained_dir: str | Path | None = None):
-        self.run_dir = Path(run_dir)
-        self.trained_dir = Path(trained_dir or run_dir)
+        self.run_dir = local_path(run_dir)
+        self.trained_dir = local_path(trained_dir or run_dir)
 
     def claim(self, *, trains: bool) -> None:
         """Make the folders and write `config.gin`. Only a caller that `trains` may start a run.

@@ -2,9 +2,10 @@
 
 from redi.core import config
 from redi.data.cache.prepare import prepare
-from redi.runs.checks import check_results, check_training
+from redi.runs.checks import check_results, check_training, setting
 from redi.runs.experiment import Experiment
 from redi.runtime.checkpoint import list_checkpoints, newest_good
+from redi.runtime.paths import cache_folder
 
 
 def prepared(experiment: Experiment, *, evaluates: bool = False, monitor=None):
@@ -17,7 +18,8 @@ def prepared(experiment: Experiment, *, evaluates: bool = False, monitor=None):
     Raises ValueError: what training (or evaluation) would fail of, before anything is fitted or encoded.
     """
     codec, run_dir = experiment.codec, experiment.trained_dir
-    codec.load()  # before the audit reads every image
+    codec.load()  # before the audit reads every image, as the next line
+    cache_folder(setting(prepare, "cache_dir"))
     # Streamed from object storage, encoded images need no images here; they were audited where they were encoded.
     streams_alone = not config.is_bound("train.dataset") and config.is_bound("prepare.cache_url")
     if streams_alone and (evaluates or monitor is not None):

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from redi.runtime.paths import local_path
+
 STATE_DICT = "pt_inception-2015-12-05-6726825d.pth"  # the eight digits begin the SHA-256 of the file
 TORCHSCRIPT = "inception-2015-12-05.pt"  # of NVIDIA: a program; no other is run
 TORCHSCRIPT_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
@@ -21,7 +23,7 @@ def find_weights(weights: str | None, binding: str) -> Path:
     ValueError, which says where to get it and where to put it, where there is none."""
     if weights is None:
         return _downloaded(binding)
-    path = Path(weights).expanduser()
+    path = local_path(weights)
     if not path.exists():
         raise ValueError(f"{binding} = {weights!r}: there is no such file or folder")
     files = [path / name for name in (STATE_DICT, TORCHSCRIPT) if (path / name).exists()] if path.is_dir() else [path]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from redi.models.encoders.architecture import Architecture
 from redi.runtime.hub_files import find_hub_file
+from redi.runtime.paths import local_path
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -17,7 +18,7 @@ def find_weights(architecture: Architecture, weights: str | None, binding: str) 
     Raises ValueError where there is none, or more than one."""
     if weights is None:
         return _hub_weights(architecture, binding)
-    path = Path(weights).expanduser()
+    path = local_path(weights)
     if not path.exists():
         raise ValueError(f"{binding} = {weights!r}: there is no such file or folder")
     if not path.is_dir():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from redi.runtime.paths import local_path
 from redi.runtime.weights_files import bare_name, check_tensors, read_weights_file
 
 
@@ -29,7 +30,7 @@ class PublishedFile:
 def read_published(path: str | Path) -> PublishedFile:
     """Read a .safetensors, .pt or .pth file: a state dict, or {model, ema, opt, args} around it. Nothing is executed.
     Raises ValueError where it is missing, truncated, not named tensors, or has classes that would run code."""
-    path = Path(path).expanduser()
+    path = local_path(path)
     if not path.is_file():
         what = "a folder, and the path of a checkpoint file is needed" if path.is_dir() else "no such file"
         raise ValueError(f"{path}: {what}")
