@@ -99,6 +99,7 @@ def trained_dir(run_dir: Path) -> Path:
 
 
 def exit_status(main: Callable[[Path | None], None], argv: list[str], in_run_dir: bool = True) -> int:
+    from redi.runtime.interrupt import heard_at_once
     from redi.runtime.paths import complete_account, local_path
 
     complete_account()
@@ -111,7 +112,8 @@ def exit_status(main: Callable[[Path | None], None], argv: list[str], in_run_dir
             FLAGS.run_dir = argv.pop()
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}: everything is a flag, see --help")
-        main(_run_dir() if in_run_dir else None)
+        with heard_at_once("this ends with the operation that runs now; what was finished is kept"):
+            main(_run_dir() if in_run_dir else None)
         return 0
     except KeyboardInterrupt as stop:  # also trainer.Stopped
         message = str(stop) or "interrupted; what was finished is kept"
