@@ -11,6 +11,8 @@ from pathlib import Path
 
 from absl import app, flags
 
+from redi import __version__
+
 FLAGS = flags.FLAGS
 log = logging.getLogger("redi")
 
@@ -23,6 +25,9 @@ flags.DEFINE_string("trained_dir", None, "The folder whose checkpoints are used,
 flags.DEFINE_multi_string(
     "plugin", [], "Python package, or module, that the config.gin of a run's folder may import; may be repeated."
 )
+flags.DEFINE_bool("dry_run", False, "All that comes before the first step (audit, shapes, cost), and write no results.")
+flags.DEFINE_bool("quiet", False, "Warnings, errors and results only; no progress bars.")
+flags.DEFINE_bool("version", False, "Print the version.")
 flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
 MAY_NOT_WRITE = (
     "this user may not use that path: --run_dir says where results go, the variables REDI_CACHE where the cache is, "
@@ -44,6 +49,8 @@ def run(main: Callable[[Path | None], None], *, in_run_dir: bool = True) -> None
     sys.modules["__main__"].__doc__ = sys.modules[main.__module__].__doc__
     for flag in [*FLAGS.get_flags_for_module(__name__), *FLAGS.get_flags_for_module(main.__module__)]:
         FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    if "--version" in sys.argv[1:]:
+        sys.exit(print(f"redi {__version__}"))
     if "--help" in sys.argv[1:]:
         app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)  # absl by itself ends with status 1
     app.run(lambda argv: sys.exit(exit_status(main, argv, in_run_dir)))
@@ -52,6 +59,12 @@ def run(main: Callable[[Path | None], None], *, in_run_dir: bool = True) -> None
 def program(main: Callable[[Path | None], None], *, in_run_dir: bool = True) -> Callable[[], None]:
     """The console script that calls `run`."""
     return partial(run, main, in_run_dir=in_run_dir)
+
+
+def has_dry_run(main: Callable[[Path | None], None]) -> Callable[[Path | None], None]:
+    """Decorator of a `main` that heeds --dry_run; the other programs refuse it."""
+    main.has_dry_run = True
+    return main
 
 
 def parse(run_dir: Path):
@@ -76,7 +89,7 @@ def parse(run_dir: Path):
         log.warning("unused bindings, which no component in use refers to: %s", ", ".join(unused))
     if config.is_bound("sweep.grid") or config.is_bound("sweep.points"):
         log.warning("this is a sweep file; only what all points share is used here. redi.sweep runs the points")
-    return Experiment(run_dir, trained_dir(run_dir))
+    return Experiment(run_dir, trained_dir(run_dir), dry_run=FLAGS.dry_run)
 
 
 def configure(run_dir: Path, *, trains: bool):
@@ -99,21 +112,26 @@ def trained_dir(run_dir: Path) -> Path:
 
 
 def exit_status(main: Callable[[Path | None], None], argv: list[str], in_run_dir: bool = True) -> int:
-    from redi.runtime.interrupt import heard_at_once
+    from redi.runtime.interrupt import DryRunEnd, heard_at_once
     from redi.runtime.paths import complete_account, local_path
 
     complete_account()
     _log_to_stderr()
     try:
+        if len(argv) == 2 and in_run_dir and not FLAGS.run_dir and not argv[1].endswith(".gin"):
+            FLAGS.run_dir = argv.pop()
+        if len(argv) > 1:
+            what = "the folder of a run is the only argument without a flag (gin files: --gin_file)"
+            raise ValueError(f"unexpected argument {argv[1]!r}: {what}, see --help")
+        if FLAGS.dry_run and not getattr(main, "has_dry_run", False):
+            raise ValueError("--dry_run is for prepare, train, run, sample, evaluate and sweep")
         FLAGS.gin_file = [str(local_path(path)) for path in FLAGS.gin_file]
         for name in ("run_dir", "trained_dir"):
             FLAGS[name].value = FLAGS[name].value and str(local_path(FLAGS[name].value))
-        if len(argv) == 2 and getattr(main, "takes_folder", False) and not FLAGS.run_dir:
-            FLAGS.run_dir = argv.pop()
-        if len(argv) > 1:
-            raise ValueError(f"unexpected argument {argv[1]!r}: everything is a flag, see --help")
         with heard_at_once("this ends with the operation that runs now; what was finished is kept"):
             main(_run_dir() if in_run_dir else None)
+        return 0
+    except DryRunEnd:
         return 0
     except KeyboardInterrupt as stop:  # also trainer.Stopped
         message = str(stop) or "interrupted; what was finished is kept"
@@ -157,6 +175,8 @@ def _log_to_stderr() -> None:
     handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname).1s {_rank()}%(message)s", "%H:%M:%S"))
     log.handlers[:] = [handler]
     log.propagate = False
-    log.setLevel(logging.WARNING if _rank() else logging.INFO)  # the first tells what all do
+    log.setLevel(logging.WARNING if _rank() or FLAGS.quiet else logging.INFO)  # the first tells what all do
+    if FLAGS.quiet:
+        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported; also by processes that this one starts
     for chatty in ("matplotlib", "PIL", "timm"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

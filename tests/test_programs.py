@@ -13,7 +13,7 @@ import pytest
 from absl.testing import flagsaver
 from PIL import Image
 
-from redi import command_line, evaluate, prepare, report, run, sample, train
+from redi import command_line, evaluate, prepare, query, report, run, sample, train
 from redi.runtime.checkpoint import list_checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,10 +43,10 @@ def call(capsys, tmp_path, monkeypatch, redi_log):
     monkeypatch.chdir(tmp_path)
     command_line.FLAGS.mark_as_parsed()
 
-    def call(module, *bindings: str, gin_file=(), run_dir=None, arguments=(), traceback=False) -> tuple[int, str, str]:
+    def call(module, *bindings: str, gin_file=(), run_dir=None, arguments=(), **flags) -> tuple[int, str, str]:
         files = [gin_file] if isinstance(gin_file, str) else list(gin_file)
         run_dir = run_dir and str(run_dir)
-        with flagsaver.flagsaver(gin_file=files, gin_bindings=list(bindings), run_dir=run_dir, traceback=traceback):
+        with flagsaver.flagsaver(gin_file=files, gin_bindings=list(bindings), run_dir=run_dir, **flags):
             status = command_line.exit_status(module.main, ["program", *arguments])
         return status, *capsys.readouterr()
 
@@ -76,6 +76,16 @@ def trained(tiny_gin, tmp_path_factory) -> Path:
     done = shell("-m", "redi.train", *flags, "--gin_bindings=PCA.scale = 'raw'", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def whole_job(tiny_gin, tmp_path_factory) -> Path:
+    """The folder of a run that is trained, sampled, evaluated and reported; tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    command_line.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(gin_file=[tiny_gin], run_dir=str(folder)):
+        assert command_line.exit_status(run.main, ["program"]) == 0
+    return folder
 
 
 def files_of(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -217,7 +227,7 @@ def test_what_this_user_may_not_write_to_is_explained_with_what_to_set(refused, 
 
 
 def test_an_unexpected_argument_is_named(refused, tmp_path):
-    assert refused(arguments=["digits.gin"]).startswith("unexpected argument 'digits.gin': everything is a flag")
+    assert refused(arguments=["digits.gin"]).startswith("unexpected argument 'digits.gin': the folder of a run is the")
     assert not (tmp_path / "run").exists()
 
 
@@ -286,6 +296,86 @@ def test_sampling_with_other_settings_leaves_the_configuration_of_the_run(traine
     assert files_of(trained)["config.gin"] == before
     record = json.loads((trained / "samples" / "record.json").read_text())
     assert record["num_images"] == 12 and record["guidance"][0]["scale"] == 3.0
+
+
+REFUSALS = {
+    "a label out of range": (sample, ["sample.labels = [3, 10]"], "list of labels in 0 ... 9"),
+    "a network that is none": (sample, ["sample.networks = [@PCA()]"], "sample.networks takes one of encoders"),
+    "a rule that is none": (sample, ["generate.guidance = @ClassifierFree"], "generate.guidance"),
+    "guidance of a group that is not modelled": (
+        sample, ["generate.guidance = [@RepresentationGuidance()]", "RepresentationGuidance.without = 'clip'"], "clip"
+    ),
+    "a scale in letters": (sample, ["ClassifierFree.scale = 'x'"], "ClassifierFree.scale = 'x'"),
+    "a sampler that is none": (sample, ["generate.sampler = @PCA()"], "generate.sampler takes one of samplers"),
+    "a GPU's precision": (sample, ["generate.precision = 'half'"], "generate.precision = 'half'"),
+    "an unknown metric": (evaluate, ["evaluate.metrics = ['fid']"], "evaluate.metrics"),
+    "an unknown network": (evaluate, ["evaluate.networks = [@PCA()]"], "evaluate.networks"),
+    "images that are not there": (
+        evaluate, ["evaluate.reference = @r/ImageFolder()", "r/ImageFolder.path = '/no/such'"], "/no/such"
+    ),
+    "a question that is none": (query, ["query.labels = 'all'"], "query.labels = 'all'"),
+    "a model of other channels": (sample, ["PCA.rank = 9"], "another configuration"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_is_refused_leaves_the_folder_as_it_was(name, whole_job, call):
+    module, bindings, message = REFUSALS[name]
+    before, names = files_of(whole_job), sorted(os.listdir(whole_job))
+    status, _, errors = call(module, *bindings, run_dir=whole_job)
+    assert status == 1 and message in errors, errors
+    assert files_of(whole_job) == before and sorted(os.listdir(whole_job)) == names
+
+
+@pytest.mark.parametrize("name", ["a label out of range", "a question that is none", "an unknown metric"])
+def test_what_is_refused_makes_no_folder_for_results(name, whole_job, call, tmp_path):
+    module, bindings, message = REFUSALS[name]
+    status, _, errors = call(module, *bindings, run_dir=tmp_path / "elsewhere", trained_dir=str(whole_job))
+    assert status == 1 and message in errors and not (tmp_path / "elsewhere").exists()
+
+
+# ---- dry runs
+
+
+def test_a_dry_run_of_training_audits_and_foretells_and_writes_nothing(call, tiny_gin, tmp_path):
+    for module in (train, run):
+        status, text, errors = call(module, gin_file=tiny_gin, run_dir=tmp_path / "run", dry_run=True)
+        assert status == 0, errors
+        assert "\nsteps per epoch   11.19 of batch 16\n" in text
+        assert "\njoint state       channels image 1, domain 2, on 8 x 8\n" in text
+        assert "\ntraining          2 steps of batch 16, 0.179 epochs\n" in text and " FLOPs a step" in text
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_refuses_what_training_would_refuse(refused, tmp_path):
+    assert "PCA.rank = 17 exceeds the encoder width 16" in refused("PCA.rank = 17", dry_run=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_runs_of_what_comes_after_training_leave_the_folder_as_it_was(whole_job, call):
+    before = files_of(whole_job)
+    status, text, errors = call(sample, "sample.seeds = (0, 1)", run_dir=whole_job, dry_run=True)
+    assert status == 0 and text.startswith(f"40 images of step 2 of {whole_job}, by EulerMaruyama, num_evaluations 2, "), errors
+    status, text, errors = call(evaluate, run_dir=whole_job, dry_run=True)
+    assert status == 0 and text == f"20 samples of {whole_job}/samples would be measured\n", errors
+    assert files_of(whole_job) == before
+
+
+def test_a_program_without_a_dry_run_refuses_the_flag(refused):
+    assert refused(module=report, dry_run=True).startswith("--dry_run is for prepare, train, run, sample,")
+
+
+def test_the_folder_may_be_an_argument_without_a_flag(whole_job, call):
+    for module in (sample, report):
+        status, _, errors = call(module, arguments=[str(whole_job)])
+        assert status == 0 and str(whole_job) in errors
+
+
+def test_quiet_programs_tell_results_alone(whole_job, call, monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "")  # noted, so that what the program sets is undone
+    assert call(report, run_dir=whole_job, quiet=True) == (0, "", "")
+
+
 
 
 def test_evaluating_before_sampling_says_so(trained, call):

@@ -90,6 +90,7 @@ def query(
         "checkpoint_step": trained.step,
         **answered.record,
     }
+    run_dir.mkdir(parents=True, exist_ok=True)
     write_json(run_dir / "queries.json", result)
     rows, drawn = [batch["images"]], channels.split(answered.x)
     for name in features:

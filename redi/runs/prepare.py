@@ -2,10 +2,10 @@
 
 from redi.core import config
 from redi.data.cache.prepare import prepare
-from redi.runs.checks import check_results, check_training, setting
+from redi.runs.checks import check_results, check_training
 from redi.runs.experiment import Experiment
+from redi.runs.forecast import training_forecast
 from redi.runtime.checkpoint import list_checkpoints, newest_good
-from redi.runtime.paths import cache_folder
 
 
 def prepared(experiment: Experiment, *, evaluates: bool = False, monitor=None):
@@ -18,8 +18,7 @@ def prepared(experiment: Experiment, *, evaluates: bool = False, monitor=None):
     Raises ValueError: what training (or evaluation) would fail of, before anything is fitted or encoded.
     """
     codec, run_dir = experiment.codec, experiment.trained_dir
-    codec.load()  # before the audit reads every image, as the next line
-    cache_folder(setting(prepare, "cache_dir"))
+    codec.load()  # before the audit reads every image
     # Streamed from object storage, encoded images need no images here; they were audited where they were encoded.
     streams_alone = not config.is_bound("train.dataset") and config.is_bound("prepare.cache_url")
     if streams_alone and (evaluates or monitor is not None):
@@ -29,9 +28,10 @@ def prepared(experiment: Experiment, *, evaluates: bool = False, monitor=None):
             "too, or call redi.train and redi.sample, without train.monitor"
         )
     data = config.call(prepare, codec=codec, dataset=None) if streams_alone else experiment.train_data
-    check_training(codec, data, monitor=monitor, resumes=bool(list_checkpoints(run_dir)))
+    net = check_training(codec, data, monitor=monitor, resumes=bool(list_checkpoints(run_dir)))
     if evaluates:
         check_results(codec, data, reference=experiment.reference, networks=experiment.metric_networks)
+    experiment.checked(lambda: training_forecast(net, codec, len(data), experiment.device))
     codec.to(experiment.device)
     if monitor is not None:
         monitor.prepare(data, experiment.reference)

@@ -63,6 +63,10 @@ class StopRequest(contextlib.ExitStack):
             raise KeyboardInterrupt
 
 
+class DryRunEnd(Exception):
+    """A dry run has done what it does, and the program ends well."""
+
+
 class Stopped(KeyboardInterrupt):
     """Training was asked to stop by a signal and has written its checkpoint at `step`.
 
