@@ -1,6 +1,7 @@
 """What all command-line programs share: flags, start-up, and how errors reach the user."""
 
 import faulthandler
+import inspect
 import logging
 import os
 import re
@@ -118,8 +119,9 @@ def exit_status(main: Callable[[Path | None], None], argv: list[str], in_run_dir
     complete_account()
     _log_to_stderr()
     try:
-        if len(argv) == 2 and in_run_dir and not FLAGS.run_dir and not argv[1].endswith(".gin"):
-            FLAGS.run_dir = argv.pop()
+        folders, others = (len(inspect.signature(main).parameters) if in_run_dir else 0), []
+        if 1 < len(argv) <= 1 + folders and not FLAGS.run_dir and not argv[1].endswith(".gin"):
+            argv, (FLAGS.run_dir, *others) = argv[:1], argv[1:]
         if len(argv) > 1:
             what = "the folder of a run is the only argument without a flag (gin files: --gin_file)"
             raise ValueError(f"unexpected argument {argv[1]!r}: {what}, see --help")
@@ -129,7 +131,7 @@ def exit_status(main: Callable[[Path | None], None], argv: list[str], in_run_dir
         for name in ("run_dir", "trained_dir"):
             FLAGS[name].value = FLAGS[name].value and str(local_path(FLAGS[name].value))
         with heard_at_once("this ends with the operation that runs now; what was finished is kept"):
-            main(_run_dir() if in_run_dir else None)
+            main(_run_dir() if in_run_dir else None, *map(local_path, others))
         return 0
     except DryRunEnd:
         return 0

@@ -13,7 +13,9 @@ import pytest
 from absl.testing import flagsaver
 from PIL import Image
 
-from redi import command_line, evaluate, prepare, query, report, run, sample, train
+import redi
+from redi import cache, command_line, diff, evaluate, ls, prepare, query, report, run, sample, train
+from redi.runtime.atomic import only_process
 from redi.runtime.checkpoint import list_checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -355,7 +357,7 @@ def test_a_dry_run_refuses_what_training_would_refuse(refused, tmp_path):
 def test_dry_runs_of_what_comes_after_training_leave_the_folder_as_it_was(whole_job, call):
     before = files_of(whole_job)
     status, text, errors = call(sample, "sample.seeds = (0, 1)", run_dir=whole_job, dry_run=True)
-    assert status == 0 and text.startswith(f"40 images of step 2 of {whole_job}, by EulerMaruyama, num_evaluations 2, "), errors
+    assert status == 0 and text.startswith(f"40 images of step 2 of {whole_job}, by EulerMaruyama, "), errors
     status, text, errors = call(evaluate, run_dir=whole_job, dry_run=True)
     assert status == 0 and text == f"20 samples of {whole_job}/samples would be measured\n", errors
     assert files_of(whole_job) == before
@@ -438,6 +440,65 @@ def test_an_evaluation_by_hand_is_made_anew_by_the_whole_job(call, tiny_gin, tmp
     assert (folder / "metrics.json").read_bytes() != before
     assert call(run, run_dir=folder)[0] == 0
     assert (folder / "metrics.json").read_bytes() == before
+
+
+# ---- what is there
+
+
+def test_all_programs_are_listed_with_what_they_do(tmp_path):
+    lines = shell("-m", "redi", cwd=tmp_path).stdout.splitlines()
+    assert "redi.train        Trains a model; run again with the same flags, it resumes." in lines
+    programs = {line.split(".")[1].split()[0] for line in lines if line.startswith("redi.")}
+    assert programs == {path.stem for path in (ROOT / "redi").glob("[!_]*.py")} - {"command_line"}
+
+
+@pytest.mark.parametrize("name", ["redi", "redi.train"])
+def test_programs_tell_the_version(name, tmp_path):
+    done = shell("-m", name, "--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"redi {redi.__version__}\n", "")
+
+
+def test_runs_are_listed_with_what_became_of_them(whole_job, call, tmp_path):
+    shutil.copytree(whole_job, tmp_path / "runs" / "whole")
+    for name, more in (("started", ""), ("longer", "train.num_steps = %STEPS\nSTEPS = 7000\n")):
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "config.gin").write_text(f"import my_lab\n{more}")
+    shutil.copytree(whole_job / "checkpoints", tmp_path / "runs" / "longer" / "checkpoints")
+    with only_process(tmp_path / "runs" / "longer"):
+        during = call(ls, arguments=["runs"])[1]
+    status, text, errors = call(ls, arguments=["runs"])
+    assert status == 0, errors
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines()}
+    assert rows["runs/whole"][:5] == ["finished", "2", "of", "2", "frechet_distance_domain_network"]
+    assert rows["runs/started"][:6] == ["not", "trained", "0", "of", "400,000", "-"]
+    assert rows["runs/longer"][:5] == ["stopped", "2", "of", "7,000", "-"]
+    assert "runs/longer   running" in during
+
+
+def test_two_runs_are_compared_by_their_bindings(whole_job, call, tmp_path):
+    (tmp_path / "config.gin").write_text((whole_job / "config.gin").read_text().replace("PCA.rank = 2", "PCA.rank = 3"))
+    status, text, _ = call(diff, arguments=[str(whole_job), str(tmp_path)])
+    assert status == 0 and [line.split() for line in text.splitlines()[1:]] == [["PCA.rank", "2", "3"]]
+    assert call(diff, arguments=[str(whole_job), str(whole_job)])[1] == "the configurations are the same\n"
+    assert "name the folders of two runs" in call(diff, arguments=[str(whole_job)])[2]
+
+
+def test_what_no_run_uses_is_deleted_from_the_cache_and_only_on_demand(whole_job, call, tmp_path):
+    here = tmp_path / "cache"
+    shutil.copytree(os.environ["REDI_CACHE"], here)
+    used = next((here / "encoders").glob("DomainEncoder-*"))
+    shutil.copytree(used, here / "encoders" / "DomainEncoder-other")
+    record = here / "encoders" / "DomainEncoder-other" / "record.json"
+    stored = json.loads(record.read_text())
+    stored["provenance"]["weights_sha256"] = 64 * "0"
+    record.write_text(json.dumps(stored))
+    flags = {"arguments": [str(whole_job)], "cache_dir": str(here)}
+    kinds = {line.split("/")[0] for line in call(cache, **flags)[1].splitlines() if line.endswith(" run")}
+    assert kinds == {"encoded", "encoders", "reducers", "references"}
+    assert record.exists()
+    status, text, errors = call(cache, **flags, delete=True)
+    assert status == 0 and "encoders/DomainEncoder-other" in text and not record.exists(), errors
+    assert kinds == {line.split("/")[0] for line in call(cache, **flags)[1].splitlines() if line.endswith(" run")}
 
 
 # ---- audits
