@@ -22,15 +22,14 @@ def main(folder: Path) -> None:
     from redi.runtime.paths import cache_folder
 
     cache = cache_folder(FLAGS.cache_dir)
-    entries = cache_entries(cache, folder)
-    rows = [(entry.name, f"{entry.mib:,.1f}", ", ".join(entry.runs) or "-") for entry in entries]
+    entries = list(cache_entries(cache, folder))
+    rows = [(name, f"{size:,.1f}", ", ".join(runs) or "-") for name, size, runs in entries]
     print(columns([(str(cache), "MiB", f"runs in {folder}"), *rows]))
-    unused = [entry for entry in entries if not entry.runs]
-    for entry in unused if FLAGS.delete else ():
-        shutil.rmtree(cache / entry.name)
+    unused = {name: size for name, size, runs in entries if not runs}
+    for name in unused if FLAGS.delete else ():
+        shutil.rmtree(cache / name)
     done = "were deleted" if FLAGS.delete else "can be deleted: --delete"
-    size, idle = (sum(entry.mib for entry in some) for some in (entries, unused))
-    print(f"{size:,.1f} MiB; {idle:,.1f} MiB ({len(unused)} of {len(entries)} entries) that no run uses {done}")
+    print(f"{len(unused)} of {len(entries)} entries, {sum(unused.values()):,.1f} MiB, that no run uses {done}")
 
 
 console = command_line.program(main)

@@ -30,10 +30,6 @@ flags.DEFINE_bool("dry_run", False, "All that comes before the first step (audit
 flags.DEFINE_bool("quiet", False, "Warnings, errors and results only; no progress bars.")
 flags.DEFINE_bool("version", False, "Print the version.")
 flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
-MAY_NOT_WRITE = (
-    "this user may not use that path: --run_dir says where results go, the variables REDI_CACHE where the cache is, "
-    "HF_HOME and TORCH_HOME where downloaded weights are, TMPDIR where temporary files are"
-)
 # A file's name must not steer the terminal; tab and line feed are harmless.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -146,7 +142,8 @@ def exit_status(main: Callable[[Path | None], None], argv: list[str], in_run_dir
         text = re.sub(r"\n\s*In call to configurable '\S+' \(<.*?>\)(?=\n|$)", "", str(error))
         text = CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
         if re.search(r"\[Errno (1|13|30)\]|No usable temporary directory", text):
-            text += f"\n  {MAY_NOT_WRITE}"
+            text += "\n  this user may not use that path: --run_dir says where results go, and variables REDI_CACHE "
+            text += "(the cache), HF_HOME and TORCH_HOME (downloaded weights) and TMPDIR where everything else does"
         print(f"{_rank()}error: {text}\n(--traceback shows where this arose)", file=sys.stderr)
         return 1
 

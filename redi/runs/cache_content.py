@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 from redi.runs.listing import run_folders
@@ -17,37 +17,27 @@ KINDS = {
 }
 
 
-@dataclass
-class CacheEntry:
-    """A fit, an encoded data set, or features of reference images."""
+def cache_entries(cache: Path, folder: Path) -> Iterator[tuple[str, float, list[str]]]:
+    """(folder in the cache, MiB, runs in `folder` that use it) of every fit, encoded data set and reference.
 
-    name: str  # its folder in the cache
-    mib: float
-    runs: list[str]  # that use it
-
-
-def cache_entries(cache: Path, folder: Path) -> list[CacheEntry]:
-    """What the cache holds, with the runs in `folder` that use it: whose records name every hash (of images, weights,
-    fits) that it was made from."""
-    hashes = {str(run.relative_to(folder.parent)): _hashes_of_run(run) for run in run_folders(folder)}
-    entries = []
+    A run uses what is made of images, weights and fits whose hashes all stand in the run's records.
+    """
+    hashes = {str(run.relative_to(folder.parent)): _hashes(*_records(run)) for run in run_folders(folder)}
     for kind, (file, keys) in KINDS.items():
         for path in sorted((cache / kind).glob("[!.]*")):
             try:
                 record = json.loads((path / file).read_text())
-                sources = _hashes([record.get(key) for key in keys])
-            except (OSError, ValueError):
+                sources = _hashes(json.dumps([record.get(key) for key in keys]))
+            except (OSError, ValueError):  # damaged: it would be made again
                 sources = {"unknown"}
-            mib = sum(one.stat().st_size for one in path.iterdir()) / 2**20
-            runs = [run for run, known in hashes.items() if sources <= known]
-            entries.append(CacheEntry(f"{kind}/{path.name}", mib, runs))
-    return entries
+            size = sum(one.stat().st_size for one in path.iterdir()) / 2**20
+            yield f"{kind}/{path.name}", size, [run for run, known in hashes.items() if sources <= known]
 
 
-def _hashes_of_run(run: Path) -> set[str]:
-    records = [folder / "record.json" for folder in list_checkpoints(run)[-1:]] + [run / "metrics.json"]
-    return set().union(*(_hashes(path.read_text()) for path in records if path.exists()))
+def _records(run: Path) -> list[str]:
+    paths = [folder / "record.json" for folder in list_checkpoints(run)[-1:]] + [run / "metrics.json"]
+    return [path.read_text() for path in paths if path.exists()]
 
 
-def _hashes(record) -> set[str]:
-    return set(re.findall(r"\b[0-9a-f]{64}\b", record if isinstance(record, str) else json.dumps(record)))
+def _hashes(*texts: str) -> set[str]:
+    return {digest for text in texts for digest in re.findall(r"\b[0-9a-f]{64}\b", text)}

@@ -78,8 +78,7 @@ class SharedJob:
                             busy.append(name)
                         elif not finished() and not (missing and self._is_done(index)):
                             if missing:
-                                with self._unless_refused(world_size):
-                                    do(index)
+                                do(index)
                             elif (records := self._records()) is not None:
                                 finish(records)
                 if len(busy) < len(missing or [None]):
@@ -91,16 +90,6 @@ class SharedJob:
                 time.sleep(pause)
                 pause = min(2 * pause, POLL_SECONDS)
         shutil.rmtree(self.work, ignore_errors=True)
-
-    @contextlib.contextmanager
-    def _unless_refused(self, world_size: int) -> Iterator[None]:
-        """Context of the work: settings that it refuses leave no folder behind, where nothing was stored before."""
-        try:
-            yield
-        except ValueError:
-            if world_size == 1 and len(self._missing(range(len(self.sizes)))) == len(self.sizes):
-                shutil.rmtree(self.work)
-            raise
 
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[bool]:
