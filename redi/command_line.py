@@ -1,6 +1,7 @@
 """What all command-line programs share: flags, start-up, and how errors reach the user."""
 
 import faulthandler
+import inspect
 import logging
 import os
 import re
@@ -12,6 +13,8 @@ from functools import partial
 from pathlib import Path
 
 from absl import app, flags
+
+from redi import __version__
 
 FLAGS = flags.FLAGS
 log = logging.getLogger("redi")
@@ -25,6 +28,9 @@ flags.DEFINE_string("trained_dir", None, "The folder whose checkpoints are used,
 flags.DEFINE_multi_string(
     "plugin", [], "Python package, or module, that the config.gin of a run's folder may import; may be repeated."
 )
+flags.DEFINE_bool("dry_run", False, "All that comes before the first step (audit, shapes, cost), and write no results.")
+flags.DEFINE_bool("quiet", False, "Warnings, errors and results only; no progress bars.")
+flags.DEFINE_bool("version", False, "Print the version.")
 flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
 # A file's name must not steer the terminal; tab and line feed are harmless.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -43,6 +49,8 @@ def run(main: Callable[[Path | None], None], *, in_run_dir: bool = True) -> None
     sys.modules["__main__"].__doc__ = sys.modules[main.__module__].__doc__
     for flag in [*FLAGS.get_flags_for_module(__name__), *FLAGS.get_flags_for_module(main.__module__)]:
         FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    if "--version" in sys.argv[1:]:
+        sys.exit(print(f"redi {__version__}"))
     if "--help" in sys.argv[1:]:
         app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)  # absl by itself ends with status 1
     app.run(lambda argv: sys.exit(exit_status(main, argv, in_run_dir)))
@@ -51,6 +59,12 @@ def run(main: Callable[[Path | None], None], *, in_run_dir: bool = True) -> None
 def program(main: Callable[[Path | None], None], *, in_run_dir: bool = True) -> Callable[[], None]:
     """The console script that calls `run`."""
     return partial(run, main, in_run_dir=in_run_dir)
+
+
+def has_dry_run(main: Callable[[Path | None], None]) -> Callable[[Path | None], None]:
+    """Decorator of a `main` that heeds --dry_run; the other programs refuse it."""
+    main.has_dry_run = True
+    return main
 
 
 def parse(run_dir: Path):
@@ -75,7 +89,7 @@ def parse(run_dir: Path):
         log.warning("unused bindings, which no component in use refers to: %s", ", ".join(unused))
     if config.is_bound("sweep.grid") or config.is_bound("sweep.points"):
         log.warning("this is a sweep file; only what all points share is used here. redi.sweep runs the points")
-    return Experiment(run_dir, trained_dir(run_dir))
+    return Experiment(run_dir, trained_dir(run_dir), dry_run=FLAGS.dry_run)
 
 
 def configure(run_dir: Path, *, trains: bool):
@@ -98,16 +112,30 @@ def trained_dir(run_dir: Path) -> Path:
 
 
 def exit_status(main: Callable[[Path | None], None], argv: list[str], in_run_dir: bool = True) -> int:
+    from redi.runtime.interrupt import DryRunEnd, heard_at_once
+    from redi.runtime.paths import complete_account, local_path
+
+    complete_account()
     _log_to_stderr()
     try:
         if len(argv) == 2 and (flag := getattr(main, "positional", None)):
             FLAGS[flag].value = argv.pop()
-        if len(argv) == 2 and getattr(main, "takes_folder", False) and not FLAGS.run_dir:
-            FLAGS.run_dir = argv.pop()
+        folders, others = (len(inspect.signature(main).parameters) if in_run_dir else 0), []
+        if 1 < len(argv) <= 1 + folders and not FLAGS.run_dir and not argv[1].endswith(".gin"):
+            argv, (FLAGS.run_dir, *others) = argv[:1], argv[1:]
         if len(argv) > 1:
-            raise ValueError(f"unexpected argument {argv[1]!r}: everything is a flag, see --help")
-        main(_run_dir() if in_run_dir else None)
+            what = "the folder of a run is the only argument without a flag (gin files: --gin_file)"
+            raise ValueError(f"unexpected argument {argv[1]!r}: {what}, see --help")
+        if FLAGS.dry_run and not getattr(main, "has_dry_run", False):
+            raise ValueError("--dry_run is for prepare, train, run, sample, evaluate and sweep")
+        FLAGS.gin_file = [str(local_path(path)) for path in FLAGS.gin_file]
+        for name in ("run_dir", "trained_dir"):
+            FLAGS[name].value = FLAGS[name].value and str(local_path(FLAGS[name].value))
+        with heard_at_once("this ends with the operation that runs now; what was finished is kept"):
+            main(_run_dir() if in_run_dir else None, *map(local_path, others))
         sys.stdout.flush()
+        return 0
+    except DryRunEnd:
         return 0
     except KeyboardInterrupt as stop:  # also trainer.Stopped
         message = str(stop) or "interrupted; what was finished is kept"
@@ -121,6 +149,9 @@ def exit_status(main: Callable[[Path | None], None], argv: list[str], in_run_dir
         # gin adds a line for every call that the error went through; those in a scope tell which of two objects.
         text = re.sub(r"\n\s*In call to configurable '\S+' \(<.*?>\)(?=\n|$)", "", str(error))
         text = CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+        if re.search(r"\[Errno (1|13|30)\]|No usable temporary directory", text):
+            text += "\n  this user may not use that path: --run_dir says where results go, and variables REDI_CACHE "
+            text += "(the cache), HF_HOME and TORCH_HOME (downloaded weights) and TMPDIR where everything else does"
         print(f"{_rank()}error: {text}\n(--traceback shows where this arose)", file=sys.stderr)
         return 1
 
@@ -169,6 +200,8 @@ def _log_to_stderr() -> None:
     handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname).1s {_rank()}%(message)s", "%H:%M:%S"))
     log.handlers[:] = [handler]
     log.propagate = False
-    log.setLevel(logging.WARNING if _rank() else logging.INFO)  # the first tells what all do
+    log.setLevel(logging.WARNING if _rank() or FLAGS.quiet else logging.INFO)  # the first tells what all do
+    if FLAGS.quiet:
+        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported; also by processes that this one starts
     for chatty in ("matplotlib", "PIL", "timm"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -29,6 +29,7 @@ from pathlib import Path
 from redi import command_line
 
 
+@command_line.has_dry_run
 def main(run_dir: Path) -> None:
     from redi.runs.stages import evaluate_stage
 

@@ -13,6 +13,7 @@ from redi import command_line
 log = logging.getLogger("redi")
 
 
+@command_line.has_dry_run
 def main(run_dir: Path) -> None:
     from redi.runs.prepare import prepared
 

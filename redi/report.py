@@ -23,9 +23,6 @@ def main(run_dir: Path) -> None:
         report_stage(command_line.configure(run_dir, trains=False))
 
 
-main.takes_folder = True  # `redi.report FOLDER` is short for --run_dir=FOLDER
-
-
 console = command_line.program(main)
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from redi import command_line
 
 
+@command_line.has_dry_run
 def main(run_dir: Path) -> None:
     from redi.runs.job import job
 

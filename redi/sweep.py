@@ -25,9 +25,11 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("point", None, "Run this point alone, in this process.")
 
 
+@command_line.has_dry_run
 def main(run_dir: Path) -> None:
     from redi.core import config
     from redi.core.configurables import import_all
+    from redi.sweeps.plan import plan
     from redi.sweeps.sweep import sweep
 
     if FLAGS.trained_dir:
@@ -46,6 +48,10 @@ def main(run_dir: Path) -> None:
     # As they stand in the file: the components among them are built point by point.
     asked = {name: config.unevaluated(f"sweep.{name}") for name in ("grid", "points", "names")}
     texts = {"text": config.full_text(), "base": config.text_without(sweep)}
+    if FLAGS.dry_run:
+        for entry in plan(run_dir, texts["base"], **asked):
+            print(f"{entry.name}  (model {entry.model}, {entry.num_steps:,} steps)")
+        return
     config.call(sweep, run_dir=run_dir, only=FLAGS.point, **texts, **asked)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from redi import command_line
 
 
+@command_line.has_dry_run
 def main(run_dir: Path) -> None:
     from redi.core import config
     from redi.runs.stages import train_stage

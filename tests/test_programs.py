@@ -13,7 +13,9 @@ import pytest
 from absl.testing import flagsaver
 from PIL import Image
 
-from redi import command_line, evaluate, prepare, report, run, sample, train
+import redi
+from redi import cache, command_line, diff, evaluate, ls, prepare, query, report, run, sample, train
+from redi.runtime.atomic import only_process
 from redi.runtime.checkpoint import list_checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,10 +45,10 @@ def call(capsys, tmp_path, monkeypatch, redi_log):
     monkeypatch.chdir(tmp_path)
     command_line.FLAGS.mark_as_parsed()
 
-    def call(module, *bindings: str, gin_file=(), run_dir=None, arguments=(), traceback=False) -> tuple[int, str, str]:
+    def call(module, *bindings: str, gin_file=(), run_dir=None, arguments=(), **flags) -> tuple[int, str, str]:
         files = [gin_file] if isinstance(gin_file, str) else list(gin_file)
         run_dir = run_dir and str(run_dir)
-        with flagsaver.flagsaver(gin_file=files, gin_bindings=list(bindings), run_dir=run_dir, traceback=traceback):
+        with flagsaver.flagsaver(gin_file=files, gin_bindings=list(bindings), run_dir=run_dir, **flags):
             status = command_line.exit_status(module.main, ["program", *arguments])
         return status, *capsys.readouterr()
 
@@ -76,6 +78,16 @@ def trained(tiny_gin, tmp_path_factory) -> Path:
     done = shell("-m", "redi.train", *flags, "--gin_bindings=PCA.scale = 'raw'", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def whole_job(tiny_gin, tmp_path_factory) -> Path:
+    """The folder of a run that is trained, sampled, evaluated and reported; tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    command_line.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(gin_file=[tiny_gin], run_dir=str(folder)):
+        assert command_line.exit_status(run.main, ["program"]) == 0
+    return folder
 
 
 def files_of(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -200,8 +212,24 @@ def test_a_configuration_that_was_refused_can_be_mended_in_the_same_folder(refus
     assert "PCA.rank = 3" in (tmp_path / "run" / "config.gin").read_text()
 
 
+def test_a_run_folder_may_be_below_the_home_folder(refused, tiny_gin, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    shutil.copy(tiny_gin, tmp_path / "home" / "mine.gin")
+    refused("PCA.rank = 17", gin_file="~/mine.gin", run_dir="~/run")
+    assert (tmp_path / "home" / "run" / "config.gin").exists() and not (tmp_path / "~").exists()
+
+
+def test_what_this_user_may_not_write_to_is_explained_with_what_to_set(refused, monkeypatch):
+    def mkdir(*arguments, **options):
+        raise PermissionError(13, "Permission denied", "/elsewhere")
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    assert "'/elsewhere'\n  this user may not use that path: --run_dir says where results go" in refused()
+
+
 def test_an_unexpected_argument_is_named(refused, tmp_path):
-    assert refused(arguments=["digits.gin"]).startswith("unexpected argument 'digits.gin': everything is a flag")
+    assert refused(arguments=["digits.gin"]).startswith("unexpected argument 'digits.gin': the folder of a run is the")
     assert not (tmp_path / "run").exists()
 
 
@@ -272,6 +300,86 @@ def test_sampling_with_other_settings_leaves_the_configuration_of_the_run(traine
     assert record["num_images"] == 12 and record["guidance"][0]["scale"] == 3.0
 
 
+REFUSALS = {
+    "a label out of range": (sample, ["sample.labels = [3, 10]"], "list of labels in 0 ... 9"),
+    "a network that is none": (sample, ["sample.networks = [@PCA()]"], "sample.networks takes one of encoders"),
+    "a rule that is none": (sample, ["generate.guidance = @ClassifierFree"], "generate.guidance"),
+    "guidance of a group that is not modelled": (
+        sample, ["generate.guidance = [@RepresentationGuidance()]", "RepresentationGuidance.without = 'clip'"], "clip"
+    ),
+    "a scale in letters": (sample, ["ClassifierFree.scale = 'x'"], "ClassifierFree.scale = 'x'"),
+    "a sampler that is none": (sample, ["generate.sampler = @PCA()"], "generate.sampler takes one of samplers"),
+    "a GPU's precision": (sample, ["generate.precision = 'half'"], "generate.precision = 'half'"),
+    "an unknown metric": (evaluate, ["evaluate.metrics = ['fid']"], "evaluate.metrics"),
+    "an unknown network": (evaluate, ["evaluate.networks = [@PCA()]"], "evaluate.networks"),
+    "images that are not there": (
+        evaluate, ["evaluate.reference = @r/ImageFolder()", "r/ImageFolder.path = '/no/such'"], "/no/such"
+    ),
+    "a question that is none": (query, ["query.labels = 'all'"], "query.labels = 'all'"),
+    "a model of other channels": (sample, ["PCA.rank = 9"], "another configuration"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_is_refused_leaves_the_folder_as_it_was(name, whole_job, call):
+    module, bindings, message = REFUSALS[name]
+    before, names = files_of(whole_job), sorted(os.listdir(whole_job))
+    status, _, errors = call(module, *bindings, run_dir=whole_job)
+    assert status == 1 and message in errors, errors
+    assert files_of(whole_job) == before and sorted(os.listdir(whole_job)) == names
+
+
+@pytest.mark.parametrize("name", ["a label out of range", "a question that is none", "an unknown metric"])
+def test_what_is_refused_makes_no_folder_for_results(name, whole_job, call, tmp_path):
+    module, bindings, message = REFUSALS[name]
+    status, _, errors = call(module, *bindings, run_dir=tmp_path / "elsewhere", trained_dir=str(whole_job))
+    assert status == 1 and message in errors and not (tmp_path / "elsewhere").exists()
+
+
+# ---- dry runs
+
+
+def test_a_dry_run_of_training_audits_and_foretells_and_writes_nothing(call, tiny_gin, tmp_path):
+    for module in (train, run):
+        status, text, errors = call(module, gin_file=tiny_gin, run_dir=tmp_path / "run", dry_run=True)
+        assert status == 0, errors
+        assert "\nsteps per epoch   11.19 of batch 16\n" in text
+        assert "\njoint state       channels image 1, domain 2, on 8 x 8\n" in text
+        assert "\ntraining          2 steps of batch 16, 0.179 epochs\n" in text and " FLOPs a step" in text
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_refuses_what_training_would_refuse(refused, tmp_path):
+    assert "PCA.rank = 17 exceeds the encoder width 16" in refused("PCA.rank = 17", dry_run=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_runs_of_what_comes_after_training_leave_the_folder_as_it_was(whole_job, call):
+    before = files_of(whole_job)
+    status, text, errors = call(sample, "sample.seeds = (0, 1)", run_dir=whole_job, dry_run=True)
+    assert status == 0 and text.startswith(f"40 images of step 2 of {whole_job}, by EulerMaruyama, "), errors
+    status, text, errors = call(evaluate, run_dir=whole_job, dry_run=True)
+    assert status == 0 and text == f"20 samples of {whole_job}/samples would be measured\n", errors
+    assert files_of(whole_job) == before
+
+
+def test_a_program_without_a_dry_run_refuses_the_flag(refused):
+    assert refused(module=report, dry_run=True).startswith("--dry_run is for prepare, train, run, sample,")
+
+
+def test_the_folder_may_be_an_argument_without_a_flag(whole_job, call):
+    for module in (sample, report):
+        status, _, errors = call(module, arguments=[str(whole_job)])
+        assert status == 0 and str(whole_job) in errors
+
+
+def test_quiet_programs_tell_results_alone(whole_job, call, monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "")  # noted, so that what the program sets is undone
+    assert call(report, run_dir=whole_job, quiet=True) == (0, "", "")
+
+
+
+
 def test_evaluating_before_sampling_says_so(trained, call):
     shutil.rmtree(trained / "samples", ignore_errors=True)
     status, _, errors = call(evaluate, run_dir=trained)
@@ -332,6 +440,65 @@ def test_an_evaluation_by_hand_is_made_anew_by_the_whole_job(call, tiny_gin, tmp
     assert (folder / "metrics.json").read_bytes() != before
     assert call(run, run_dir=folder)[0] == 0
     assert (folder / "metrics.json").read_bytes() == before
+
+
+# ---- what is there
+
+
+def test_all_programs_are_listed_with_what_they_do(tmp_path):
+    lines = shell("-m", "redi", cwd=tmp_path).stdout.splitlines()
+    assert "redi.train        Trains a model; run again with the same flags, it resumes." in lines
+    programs = {line.split(".")[1].split()[0] for line in lines if line.startswith("redi.")}
+    assert programs == {path.stem for path in (ROOT / "redi").glob("[!_]*.py")} - {"command_line"}
+
+
+@pytest.mark.parametrize("name", ["redi", "redi.train"])
+def test_programs_tell_the_version(name, tmp_path):
+    done = shell("-m", name, "--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"redi {redi.__version__}\n", "")
+
+
+def test_runs_are_listed_with_what_became_of_them(whole_job, call, tmp_path):
+    shutil.copytree(whole_job, tmp_path / "runs" / "whole")
+    for name, more in (("started", ""), ("longer", "train.num_steps = %STEPS\nSTEPS = 7000\n")):
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "config.gin").write_text(f"import my_lab\n{more}")
+    shutil.copytree(whole_job / "checkpoints", tmp_path / "runs" / "longer" / "checkpoints")
+    with only_process(tmp_path / "runs" / "longer"):
+        during = call(ls, arguments=["runs"])[1]
+    status, text, errors = call(ls, arguments=["runs"])
+    assert status == 0, errors
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines()}
+    assert rows["runs/whole"][:5] == ["finished", "2", "of", "2", "frechet_distance_domain_network"]
+    assert rows["runs/started"][:6] == ["not", "trained", "0", "of", "400,000", "-"]
+    assert rows["runs/longer"][:5] == ["stopped", "2", "of", "7,000", "-"]
+    assert "runs/longer   running" in during
+
+
+def test_two_runs_are_compared_by_their_bindings(whole_job, call, tmp_path):
+    (tmp_path / "config.gin").write_text((whole_job / "config.gin").read_text().replace("PCA.rank = 2", "PCA.rank = 3"))
+    status, text, _ = call(diff, arguments=[str(whole_job), str(tmp_path)])
+    assert status == 0 and [line.split() for line in text.splitlines()[1:]] == [["PCA.rank", "2", "3"]]
+    assert call(diff, arguments=[str(whole_job), str(whole_job)])[1] == "the configurations are the same\n"
+    assert "name the folders of two runs" in call(diff, arguments=[str(whole_job)])[2]
+
+
+def test_what_no_run_uses_is_deleted_from_the_cache_and_only_on_demand(whole_job, call, tmp_path):
+    here = tmp_path / "cache"
+    shutil.copytree(os.environ["REDI_CACHE"], here)
+    used = next((here / "encoders").glob("DomainEncoder-*"))
+    shutil.copytree(used, here / "encoders" / "DomainEncoder-other")
+    record = here / "encoders" / "DomainEncoder-other" / "record.json"
+    stored = json.loads(record.read_text())
+    stored["provenance"]["weights_sha256"] = 64 * "0"
+    record.write_text(json.dumps(stored))
+    flags = {"arguments": [str(whole_job)], "cache_dir": str(here)}
+    kinds = {line.split("/")[0] for line in call(cache, **flags)[1].splitlines() if line.endswith(" run")}
+    assert kinds == {"encoded", "encoders", "reducers", "references"}
+    assert record.exists()
+    status, text, errors = call(cache, **flags, delete=True)
+    assert status == 0 and "encoders/DomainEncoder-other" in text and not record.exists(), errors
+    assert kinds == {line.split("/")[0] for line in call(cache, **flags)[1].splitlines() if line.endswith(" run")}
 
 
 # ---- audits

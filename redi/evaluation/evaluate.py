@@ -8,7 +8,6 @@ import torch
 
 from redi.core.registry import configurable
 from redi.data.cache.fits import fit_encoder
-from redi.data.cache.prepare import cache_folder
 from redi.data.datasets import Dataset
 from redi.evaluation.checking import check_evaluation, check_size
 from redi.evaluation.measures import FLOORED, METRICS, Comparison, first, measure
@@ -27,6 +26,7 @@ from redi.runtime.checkpoint import list_checkpoints, step_of
 from redi.runtime.checksums import sealed
 from redi.runtime.device import choose_device
 from redi.runtime.distributed import process_rank
+from redi.runtime.paths import cache_folder, local_path
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +74,7 @@ def evaluate(
     check_evaluation(dataset, reference, networks, metrics, max_images)
     check_direction()
     device = choose_device("auto") if device is None else device
+    run_dir = local_path(run_dir)
     samples = load_samples(run_dir)
     check_size(samples.record["image_size"], reference)
     rank, world_size = process_rank(rank, world_size)
@@ -91,7 +92,7 @@ def evaluate(
     if representation is not None and trained is not None:
         entries += _of_representation(representation, trained, samples, dataset, reference, warnings)
     entries = [sealed(entry) for entry in entries]
-    write_json(Path(run_dir) / "metrics.json", entries)
+    write_json(run_dir / "metrics.json", entries)
     return entries
 
 
@@ -147,7 +148,7 @@ def _of_representation(representation, trained, samples: Samples, dataset, refer
 
 def _outdated(run_dir, samples: Samples, trained) -> list[str]:
     newest = trained.step if trained is not None else None
-    if newest is None and (checkpoints := list_checkpoints(Path(run_dir))):
+    if newest is None and (checkpoints := list_checkpoints(run_dir)):
         newest = step_of(checkpoints[-1])
     drawn_at = samples.record.get("checkpoint_step")
     if None in (newest, drawn_at) or drawn_at >= newest:

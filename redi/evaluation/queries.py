@@ -14,6 +14,7 @@ from redi.core.samplers.ancestral import Ancestral
 from redi.core.samplers.euler_maruyama import EulerMaruyama
 from redi.data.datasets import Dataset
 from redi.runtime.artefact import write_json
+from redi.runtime.paths import local_path
 from redi.sampling.generate import Generated, generate
 from redi.sampling.pictures import thumbnails, tile
 
@@ -48,7 +49,7 @@ def query(
         labels: 'null' asks without a label, so that what is given is all that is known; 'own' gives the image's label.
         sampler: see `redi.sampling.conditional`; default: EulerMaruyama(diffusion_norm=10), or Ancestral for a DDPM.
     """
-    codec, channels = trained.codec, trained.codec.channels
+    run_dir, codec, channels = local_path(run_dir), trained.codec, trained.codec.channels
     if not channels.representations:
         raise ValueError(f"{run_dir} holds a model of images alone: there is no representation to ask about")
     if labels not in ("null", "own"):
@@ -89,13 +90,14 @@ def query(
         "checkpoint_step": trained.step,
         **answered.record,
     }
-    write_json(Path(run_dir) / "queries.json", result)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_json(run_dir / "queries.json", result)
     rows, drawn = [batch["images"]], channels.split(answered.x)
     for name in features:
         rows += [trained.colours(name, features[name]), trained.colours(name, drawn[name])]
     rows += pictured.images.split(num_images)
     cells = [thumbnails(row, like=batch["images"]) for row in rows]
-    tile(cells, batch["labels"].tolist(), TITLE, num_images).save(Path(run_dir) / "queries.png")
+    tile(cells, batch["labels"].tolist(), TITLE, num_images).save(run_dir / "queries.png")
     return result
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from redi.core.registry import identity
-from redi.data.cache.prepare import cache_folder
 from redi.data.cache.write import check_encoded
 from redi.data.datasets import Dataset, MixedSizes
 from redi.evaluation.metrics.features import Features
@@ -18,6 +17,7 @@ from redi.models.encoders import Encoder
 from redi.runtime.artefact import load_artefact
 from redi.runtime.atomic import stamp
 from redi.runtime.checksums import BrokenArtefact, json_sha256, without_versions
+from redi.runtime.paths import cache_folder
 from redi.runtime.shared_work import SharedJob
 
 log = logging.getLogger(__name__)

@@ -12,6 +12,7 @@ from redi.data.storage.npz import NpzArray, npz_entries
 from redi.evaluation.metrics.frechet import Gaussian
 from redi.models.encoders import Encoder
 from redi.runtime.checksums import sha256
+from redi.runtime.paths import local_path
 
 KEYS = {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 MAX_WIDTH = 2**14  # a header that claims more is not believed: the array would take 2 GiB
@@ -38,7 +39,7 @@ class StoredStatistics:
     """
 
     def __init__(self, *, path: str | Path, network: str, images: Dataset | None = None, image_size: int | None = None):
-        self.path, self.network, self.images = Path(path).expanduser(), network, images
+        self.path, self.network, self.images = local_path(path), network, images
         if images is not None:
             datasets.check(images, "StoredStatistics.images")
         if not self.path.is_file():

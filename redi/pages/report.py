@@ -8,6 +8,7 @@ from redi.pages.run_page import run_page
 from redi.pages.sweep_page import sweep_page
 from redi.pages.sweep_results import read_plan
 from redi.runtime.atomic import write_text
+from redi.runtime.paths import local_path
 
 
 @configurable(runtime=("run_dir", "trained_dir"), entry=True)
@@ -19,12 +20,12 @@ def report(run_dir: str | Path, *, trained_dir: str | Path | None = None, title:
         trained_dir: where the run was trained; default: `run_dir`, or for a point of a sweep the model that it used.
         title: default: the folder's name.
     """
-    run_dir = Path(run_dir)
+    run_dir = local_path(run_dir)
     title = title or run_dir.resolve().name
     if is_sweep(run_dir):
         content = sweep_page(run_dir, title)
     else:
-        content = run_page(run_dir, Path(trained_dir or _model_of_point(run_dir) or run_dir), title)
+        content = run_page(run_dir, local_path(trained_dir or _model_of_point(run_dir) or run_dir), title)
     path = run_dir / "report.html"
     write_text(path, content.encode("utf-8", errors="backslashreplace").decode())  # file names may not be valid text
     return path

@@ -10,6 +10,7 @@ from pathlib import Path
 from redi.pages.files import Folder
 from redi.pages.wording import is_number
 from redi.runtime.checksums import unsealed
+from redi.runtime.paths import local_path
 
 log = logging.getLogger("redi")
 
@@ -70,7 +71,7 @@ class SweepResults:
     """A sweep's folder (with the notes of what could not be read), its swept keys `axes` and its points."""
 
     def __init__(self, path: str | Path):
-        self.folder = Folder(Path(path))
+        self.folder = Folder(local_path(path))
         self.axes, self.points = read_plan(self.folder)
         for point in self.points:
             self._read(point)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from redi.runtime.artefact import read_record
 from redi.runtime.checkpoint import Retention, list_checkpoints, save_checkpoint
+from redi.runtime.paths import local_path
 from redi.training.posthoc import reconstruct_average
 
 log = logging.getLogger("redi")
@@ -22,11 +23,11 @@ def average(run_dir: str | Path, sigma_rel: float, *, at_step: int | None = None
         ValueError: as `reconstruct_average`; or another run in `to`.
         OSError: the disk is full or not writable; what was there before is untouched.
     """
-    run_dir = Path(run_dir)
-    if to is not None and any("average" not in read_record(folder) for folder in list_checkpoints(Path(to))):
+    run_dir, to = local_path(run_dir), to and local_path(to)
+    if to is not None and any("average" not in read_record(folder) for folder in list_checkpoints(to)):
         raise ValueError(f"{to} holds a run that was trained: choose another folder for the average")
     found = reconstruct_average(run_dir, sigma_rel, at_step=at_step)
-    to = Path(to or run_dir / "averages" / f"sigma_rel_{found.sigma_rel:g}_step_{found.step:08d}")
+    to = to or run_dir / "averages" / f"sigma_rel_{found.sigma_rel:g}_step_{found.step:08d}"
     groups, record = found.checkpoint
     tensors = {name: groups[name] for name in ("codec", "colours") if name in groups} | {"ema": found.parameters}
     same = ("model_arguments", "image_size", "seed", "codec", "codec_fingerprint", "dataset")

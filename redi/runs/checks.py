@@ -18,6 +18,7 @@ from redi.models.codec import JointCodec
 from redi.models.encoders import Encoder
 from redi.models.interface import build_model, choose_attention_of
 from redi.models.transformer import DiffusionTransformer
+from redi.runs.load import Run
 from redi.runtime.checkpoint import check_best
 from redi.runtime.device import choose_compile, choose_device, choose_precision
 from redi.runtime.distributed import Processes, process_rank
@@ -28,8 +29,11 @@ from redi.training.warm_start import warm_start
 
 log = logging.getLogger("redi")
 
-def check_training(codec: JointCodec, dataset: Dataset, *, monitor=None, resumes: bool = False) -> None:
-    """Build all that `train` will build, on the meta device. Raises ValueError as `train` and its previews would.
+def check_training(
+    codec: JointCodec, dataset: Dataset, *, monitor=None, resumes: bool = False
+) -> DiffusionTransformer:
+    """Build all that `train` will build, on the meta device -> the model. Raises ValueError as `train` and its
+    previews would.
 
     Args:
         monitor: what `train` will be called with.
@@ -74,6 +78,18 @@ def check_training(codec: JointCodec, dataset: Dataset, *, monitor=None, resumes
     without_effect = [name for name in of_alignment if config.is_bound(name)]
     if codec.alignment is None and without_effect:
         log.warning("%s without effect: JointCodec.alignment is not bound (see repa.gin)", ", ".join(without_effect))
+    return net
+
+
+def check_drawing(run: Run) -> None:
+    """Raise ValueError for what `sample` would refuse of a trained run, before anything is touched."""
+    with config.explained(types=True):
+        names = set(inspect.signature(check_sampling).parameters) - {"num_classes"}
+        check_sampling(**{name: setting(sample, name) for name in names}, num_classes=run.num_classes)
+        choose_precision(setting(generate, "precision"), run.codec.device, "generate.precision")
+        choose_compile(setting(generate, "compile"), run.codec.device, "generate.compile")
+        rules = setting(generate, "guidance")
+        check_generation(setting(generate, "sampler"), run.process, rules, run.codec.channels, run.num_classes)
 
 
 def check_results(

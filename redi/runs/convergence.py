@@ -11,6 +11,7 @@ from redi.pages.curves import convergence_panel
 from redi.pages.plots import save
 from redi.runtime.artefact import write_json
 from redi.runtime.log import read_log
+from redi.runtime.paths import local_path
 
 log = logging.getLogger("redi")
 
@@ -39,7 +40,8 @@ def run_folders(side: str, patterns: list[str]) -> list[Path]:
         raise ValueError(f"--{side} is missing: name the folders of trained runs")
     folders = []
     for pattern in patterns:
-        found = [Path(path) for path in sorted(glob.glob(pattern)) if (Path(path) / "log.jsonl").exists()]
+        found = [Path(path) for path in sorted(glob.glob(str(local_path(pattern))))]
+        found = [path for path in found if (path / "log.jsonl").exists()]
         if not found:
             raise ValueError(f"--{side}={pattern} names no folder that holds a log.jsonl")
         folders += [path for path in found if path not in folders]

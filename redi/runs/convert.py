@@ -20,6 +20,7 @@ from redi.runtime import trusted_imports
 from redi.runtime.atomic import atomic_file
 from redi.runtime.checkpoint import Retention, list_checkpoints, newest_good, save_checkpoint
 from redi.runtime.checksums import sha256
+from redi.runtime.paths import local_path
 
 log = logging.getLogger("redi")
 
@@ -42,7 +43,7 @@ def import_checkpoint(
     Raises:
         ValueError: a file that is refused or not understood, a configuration that does not fit it, a run in `run_dir`.
     """
-    run_dir = Path(run_dir)
+    run_dir, gin_files = local_path(run_dir), [local_path(file) for file in gin_files]
     if list_checkpoints(run_dir) or (run_dir / "config.gin").exists():
         raise ValueError(f"{run_dir} holds a run already: choose another --run_dir")
     file = read_published(checkpoint)
@@ -77,11 +78,11 @@ def export(run_dir: str | Path, path: str | Path, *, weights: str = "ema") -> No
 
     Raises ValueError: an unknown file type, or a model that the layout has no place for (see `to_published`).
     """
-    path = Path(path)
+    run_dir, path = local_path(run_dir), local_path(path)
     if path.suffix not in (".pt", ".pth", ".safetensors"):
         raise ValueError(f"--export={path}: the name ends in .pt, .pth or .safetensors")
     run = load(run_dir, device="cpu")
-    _, tensors, record = newest_good(Path(run_dir), set_aside=False)
+    _, tensors, record = newest_good(run_dir, set_aside=False)
     stored, prefix = tensors.get("leftovers", {}), f"{weights}/"
     leftovers = {name.removeprefix(prefix): t for name, t in stored.items() if name.startswith(prefix)}
     dtypes = record.get("published", {}).get("dtypes", {}).get(weights)

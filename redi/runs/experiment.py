@@ -1,7 +1,10 @@
 """What one job builds from the parsed configuration, each object at most once, for all of its stages."""
 
+import shutil
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -20,20 +23,24 @@ from redi.runtime.atomic import only_process
 from redi.runtime.checkpoint import list_checkpoints, newest_good
 from redi.runtime.device import choose_device, own_gpu
 from redi.runtime.distributed import process_rank
+from redi.runtime.interrupt import DryRunEnd
+from redi.runtime.paths import local_path
 
 
 class Experiment:
     """The parsed configuration, `run_dir` for the results and `trained_dir` (default: `run_dir`) with the checkpoints.
 
-    Attributes are built when they are first read.
+    Attributes are built when they are first read. A `dry_run` writes to neither folder, and ends where `checked` is
+    called.
     """
 
-    def __init__(self, run_dir: str | Path, trained_dir: str | Path | None = None):
-        self.run_dir = Path(run_dir)
-        self.trained_dir = Path(trained_dir or run_dir)
+    def __init__(self, run_dir: str | Path, trained_dir: str | Path | None = None, *, dry_run: bool = False):
+        self.dry_run = dry_run
+        self.run_dir = local_path(run_dir)
+        self.trained_dir = local_path(trained_dir or run_dir)
 
     def claim(self, *, trains: bool) -> None:
-        """Make the folders and write `config.gin`. Only a caller that `trains` may start a run.
+        """Check the folders; a caller that `trains` may start a run, and makes them and writes `config.gin`.
 
         Raises ValueError: the folder holds a run with another configuration, or no run where one is needed.
         """
@@ -49,16 +56,28 @@ class Experiment:
         elif not trains:
             missing = f"train one with redi.train --run_dir={self.trained_dir}"
             raise ValueError(f"{self.trained_dir} holds no trained model: {missing}")
-        for folder in {self.trained_dir, self.run_dir} if trains else {self.run_dir}:
-            folder.mkdir(parents=True, exist_ok=True)
-        if process_rank()[0] > 0:  # rank 0 writes and warns for all
+        first = process_rank()[0] == 0  # writes and warns for all
+        if first:
+            warn_of_drawing()
+        if not trains or self.dry_run:
             return
-        warn_of_drawing()
-        if trains and (self.trained_dir == self.run_dir or not checkpoints):
+        self.trained_dir.mkdir(parents=True, exist_ok=True)
+        if first and (self.trained_dir == self.run_dir or not checkpoints):
             with only_process(self.trained_dir):  # not while another process trains there
                 trusted_imports.write(saved, config.full_text())  # other ranks may be reading it
-        if self.trained_dir != self.run_dir:
+        self.keep_config()
+
+    def keep_config(self) -> None:
+        """Write `config.gin` beside results that lie elsewhere than the checkpoints."""
+        if self.trained_dir != self.run_dir and process_rank()[0] == 0:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
             trusted_imports.write(self.run_dir / "config.gin", config.full_text())
+
+    def checked(self, forecast: Callable[[], str]) -> None:
+        """Called once all checks of a stage have passed. Raises DryRunEnd after printing the forecast, in a dry run."""
+        if self.dry_run:
+            print(forecast(), flush=True)
+            raise DryRunEnd
 
     @cached_property
     def device(self) -> torch.device:
@@ -75,7 +94,12 @@ class Experiment:
     @cached_property
     def train_data(self) -> Dataset:
         """The training images without unreadable ones; audited once per folder and data set."""
-        return audited(self.trained_dir)
+        if not self.dry_run:
+            return audited(self.trained_dir)
+        with TemporaryDirectory() as scratch:
+            if (audit := self.trained_dir / "audit.json").exists():
+                shutil.copy(audit, scratch)
+            return audited(Path(scratch))
 
     @cached_property
     def reference(self) -> Dataset | StoredStatistics | None:

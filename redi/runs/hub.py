@@ -20,6 +20,7 @@ from redi.runtime import trusted_imports
 from redi.runtime.artefact import RECORD, load_artefact, read_record, save_artefact
 from redi.runtime.checksums import BrokenArtefact
 from redi.runtime.device import choose_device
+from redi.runtime.paths import local_path
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def save_pretrained(run: Run | str | Path, folder: str | Path) -> Path:
         OSError: the disk is full or not writable; `folder` is as it was.
     """
     run = run if isinstance(run, Run) else load(run, device="cpu")
-    folder = Path(folder)
+    folder = local_path(folder)
     if run.folder is None or not (run.folder / CONFIG).is_file():
         raise ValueError("this run has no config.gin, which is what says how to build it: train it with the programs")
     if others := _not_saved_here(folder):
@@ -87,7 +88,7 @@ def from_pretrained(
     Raises:
         ValueError: no such model, an altered one (but for the model card), or a configuration that imports modules.
     """
-    folder = Path(name_or_folder).expanduser()
+    folder = local_path(name_or_folder)
     if not folder.is_dir():
         folder = _download(str(name_or_folder), revision)
     try:

@@ -22,6 +22,7 @@ from redi.models.transformer import DiffusionTransformer
 from redi.runtime import trusted_imports
 from redi.runtime.checkpoint import checkpoint_dir, list_checkpoints, load_checkpoint, newest_good
 from redi.runtime.device import choose_device
+from redi.runtime.paths import local_path
 from redi.sampling.pictures import ColourBasis
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def load(
             without gin; a configuration that imports what was not named.
     """
     trusted_imports.name(*plugins)
-    run_dir, device = Path(run_dir), choose_device(device)
+    run_dir, device = local_path(run_dir), choose_device(device)
     if not (found := list_checkpoints(run_dir)):
         raise ValueError(f"{run_dir} holds no checkpoints: it is not the folder of a run, or training never saved one")
     if step is None:

@@ -4,6 +4,7 @@ from redi.core import config
 from redi.data.cache.prepare import prepare
 from redi.runs.checks import check_results, check_training
 from redi.runs.experiment import Experiment
+from redi.runs.forecast import training_forecast
 from redi.runtime.checkpoint import list_checkpoints, newest_good
 
 
@@ -27,9 +28,10 @@ def prepared(experiment: Experiment, *, evaluates: bool = False, monitor=None):
             "too, or call redi.train and redi.sample, without train.monitor"
         )
     data = config.call(prepare, codec=codec, dataset=None) if streams_alone else experiment.train_data
-    check_training(codec, data, monitor=monitor, resumes=bool(list_checkpoints(run_dir)))
+    net = check_training(codec, data, monitor=monitor, resumes=bool(list_checkpoints(run_dir)))
     if evaluates:
         check_results(codec, data, reference=experiment.reference, networks=experiment.metric_networks)
+    experiment.checked(lambda: training_forecast(net, codec, len(data), experiment.device))
     codec.to(experiment.device)
     if monitor is not None:
         monitor.prepare(data, experiment.reference)

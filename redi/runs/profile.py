@@ -25,6 +25,7 @@ from redi.runs.experiment import Experiment
 from redi.runs.prepare import prepared
 from redi.runtime.artefact import write_json
 from redi.runtime.device import Precision, choose_compile, choose_precision, matmul_precision
+from redi.runtime.paths import local_path
 from redi.sampling.generate import generate
 from redi.training.step import TrainingStep
 from redi.training.trainer import train
@@ -75,7 +76,7 @@ def profile(
             raise ValueError(f"profile.{name} = {value!r}: a whole number of at least 1 is needed")
     if stage == "sampling":
         num_steps = num_warmup_steps = 1
-    folder = Path(run_dir) / "profile"
+    folder = local_path(run_dir) / "profile"
     folder.mkdir(parents=True, exist_ok=True)
     if (audit := folder.parent / "audit.json").exists():  # of the run itself: the data need not be audited again
         shutil.copy(audit, folder)

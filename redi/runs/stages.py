@@ -8,9 +8,12 @@ from redi.core import config
 from redi.evaluation.evaluate import evaluate, prepare_networks
 from redi.evaluation.queries import query
 from redi.evaluation.records import describe
-from redi.evaluation.samples.sample import check_networks, sample
+from redi.evaluation.samples.sample import sample
+from redi.evaluation.samples.stored import load_samples
 from redi.pages.report import report
+from redi.runs.checks import check_drawing, check_results
 from redi.runs.experiment import Experiment
+from redi.runs.forecast import sampling_forecast
 from redi.runs.prepare import prepared
 from redi.runtime.artefact import write_json
 from redi.runtime.checksums import json_sha256
@@ -31,12 +34,11 @@ def train_stage(experiment: Experiment, *, evaluates: bool = False) -> None:
 
 def sample_stage(experiment: Experiment) -> None:
     """Draw `samples/` and the picture `samples.png`."""
-    rank, world_size = process_rank()
-    if rank == 0:
-        (experiment.run_dir / "stages.json").unlink(missing_ok=True)  # what `redi.run` made no longer stands
-    run, networks = experiment.run, config.bound("sample.networks") or []
+    (rank, world_size), run = process_rank(), experiment.run
+    check_drawing(run)
+    networks = config.bound("sample.networks") or []
+    experiment.checked(lambda: sampling_forecast(run))
     if networks:
-        check_networks(networks)
         learning = any(network.learns_from_data for network in networks)
         data = experiment.train_data if learning else None
         prepare_networks(networks, data, config.bound("evaluate.cache_dir"), experiment.device)
@@ -47,10 +49,18 @@ def sample_stage(experiment: Experiment) -> None:
         sample, run_dir=experiment.run_dir, trained=run, rank=rank, world_size=world_size, key=key,
         **({"networks": networks} if networks else {}),
     )  # fmt: skip
+    _replace_results(experiment)
     if rank == 0:
         evaluations = samples.record["function_evaluations"]
         log.info("%d images in %g function evaluations each: %s", len(samples), evaluations, samples.folder)
         _picture(experiment, samples)
+
+
+def _replace_results(experiment: Experiment) -> None:
+    """The results in the folder are new ones: what `redi.run` made no longer stands."""
+    experiment.keep_config()
+    if process_rank()[0] == 0:
+        (experiment.run_dir / "stages.json").unlink(missing_ok=True)
 
 
 def _picture(experiment: Experiment, samples, rows: int = 4) -> None:
@@ -79,21 +89,27 @@ def _picture(experiment: Experiment, samples, rows: int = 4) -> None:
 def evaluate_stage(experiment: Experiment) -> None:
     """Measure the samples in `run_dir`; write and print `metrics.json`."""
     run_dir, (rank, world_size) = experiment.run_dir, process_rank()
-    if rank == 0:
-        (run_dir / "stages.json").unlink(missing_ok=True)  # as in `sample_stage`
     if not config.is_bound("evaluate.networks") and not config.is_bound("evaluate.reference"):
         log.warning("nothing is measured: neither evaluate.networks nor evaluate.reference is bound; see evaluator.gin")
+        experiment.checked(lambda: "nothing is measured")
         if rank == 0:
             write_json(run_dir / "metrics.json", [])
+        _replace_results(experiment)
         return
     bound = {"networks": experiment.metric_networks, "reference": experiment.reference}
     # The generated representation is measured by one process, and only where there is one.
     measures = rank == 0 and config.is_bound("evaluate.representation", default=True)
+    check_results(
+        experiment.codec, experiment.train_data, reference=experiment.reference, networks=experiment.metric_networks
+    )
+    samples = load_samples(run_dir)
+    experiment.checked(lambda: f"{len(samples)} samples of {samples.folder} would be measured")
     metrics = config.call(
         evaluate, run_dir=run_dir, dataset=experiment.train_data, device=experiment.device, rank=rank,
         trained=experiment.run if measures and experiment.codec.channels.representations else None,
         world_size=world_size, **{name: value for name, value in bound.items() if value is not None},
     )  # fmt: skip
+    _replace_results(experiment)
     if rank == 0:
         print(describe(metrics), flush=True)
 
@@ -102,6 +118,7 @@ def query_stage(experiment: Experiment) -> None:
     """Ask the joint model both ways, about held-out images where there are some."""
     data = experiment.held_out or experiment.train_data
     result = config.call(query, run_dir=experiment.run_dir, trained=experiment.run, dataset=data)
+    experiment.keep_config()
     for question in ("features_given_image", "image_given_features"):
         for name, measured in result[question].items():
             values = f"agreement {measured['agreement']:.3f}, floor {measured['floor']:.3f}"
@@ -110,5 +127,6 @@ def query_stage(experiment: Experiment) -> None:
 
 def report_stage(experiment: Experiment) -> None:
     """Write `report.html`."""
+    experiment.keep_config()
     trained_dir = None if experiment.trained_dir == experiment.run_dir else experiment.trained_dir
     log.info("report: %s", config.call(report, run_dir=experiment.run_dir, trained_dir=trained_dir))

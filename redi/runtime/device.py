@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from redi.runtime.paths import complete_account
+
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
@@ -27,6 +29,7 @@ class Precision(NamedTuple):
 
 def choose_device(device: str) -> torch.device:
     """'auto' is the GPU where there is one, else the CPU. Raises ValueError for what torch does not have here."""
+    complete_account()  # all that loads or trains comes here, before a meta device or a compiler asks who the user is
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -47,7 +47,7 @@ def local(
     """
     waiting, running = list(entries), {}
     try:
-        with StopRequest() as stop:
+        with StopRequest("the points that run stop, with their work saved") as stop:
             while (waiting or running) and stop.requested is None:
                 # A point is not started while another trains its model: it would only wait.
                 while len(running) < parallel and (entry := _next(run_dir, waiting, running)):

@@ -71,7 +71,7 @@ def _queued(submitit, folder: Path, point: Path):
 
 
 def _wait(run_dir: Path, jobs: dict, poll_seconds: float) -> None:
-    with StopRequest() as stop:
+    with StopRequest("jobs stay in the queue") as stop:
         while jobs and stop.requested is None:
             for name, (entry, job) in list(jobs.items()):
                 if job.done():

@@ -9,6 +9,7 @@ from redi.core.registry import configurable
 from redi.pages.report import report
 from redi.pages.sweep_results import SweepResults, read_result
 from redi.runtime import trusted_imports
+from redi.runtime.paths import local_path
 from redi.runtime.spelling import did_you_mean
 from redi.sweeps import launchers
 from redi.sweeps.plan import Planned, plan, write_plan
@@ -55,7 +56,7 @@ def sweep(
     Raises:
         ValueError: a mistake in the sweep, before anything starts; or points that failed, after the others.
     """
-    run_dir = Path(run_dir)
+    run_dir = local_path(run_dir)
     check_launcher(launcher, parallel, threads, processes)
     planned = plan(run_dir, base, grid=grid, points=points, names=names)
     if only is not None:

@@ -66,7 +66,7 @@ class Guards:
         self.reading["rows"] = self.processes.rows(batch_size)
         rank, size, store = self.processes.rank, self.processes.size, self.processes.store
         self.watchdog = Watchdog(state.run_dir, rank, size, store, stalled_seconds=stalled_seconds)
-        self.vote, self.stop = Vote(self.processes), StopRequest()
+        self.vote, self.stop = Vote(self.processes), StopRequest("training stops after this step, with a checkpoint")
 
     def __enter__(self) -> "Guards":
         if self.step >= self.num_steps:

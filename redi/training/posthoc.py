@@ -11,6 +11,7 @@ from redi.core.ema.power_function import GROUP, stored_averages
 from redi.core.ema.profile import Combination, check_sigma_rel, combine
 from redi.fusion.merged import with_one_bias
 from redi.runtime.checkpoint import newest_good
+from redi.runtime.paths import local_path
 from redi.training.snapshots import list_snapshots, load_snapshot
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def reconstruct_average(run_dir: str | Path, sigma_rel: float, *, at_step: int |
     Raises:
         ValueError: nothing to make it of, an `at_step` of which nothing is stored, or a damaged snapshot.
     """
-    run_dir, sigma_rel = Path(run_dir), check_sigma_rel(sigma_rel, "sigma_rel")
+    run_dir, sigma_rel = local_path(run_dir), check_sigma_rel(sigma_rel, "sigma_rel")
     if (good := newest_good(run_dir, ("ema", "averages", "codec", "colours"), set_aside=False)) is None:
         raise ValueError(f"{run_dir} holds no checkpoints: it is not the folder of a run, or training never saved one")
     checkpoint, tensors, record = good

@@ -15,6 +15,7 @@ from redi.models.interface import Model, build_model, choose_attention_of
 from redi.models.transformer import DiffusionTransformer
 from redi.runtime.device import choose_compile, choose_device, choose_precision, own_gpu
 from redi.runtime.distributed import process_group
+from redi.runtime.paths import local_path
 from redi.sampling.generate import generate
 from redi.training.guards import Guards, check_objects, check_settings
 from redi.training.observer import Observer
@@ -113,7 +114,7 @@ def train(
         Stopped: after Ctrl-C or a signal of a scheduler, once a checkpoint is written.
         OSError: a checkpoint could not be written, or the data not read; LostProcess: another process is gone.
     """
-    run_dir = Path(run_dir)
+    run_dir = local_path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     check_settings(
         num_steps=num_steps, batch_size=batch_size, accumulate=accumulate, log_every=log_every,

@@ -14,6 +14,7 @@ from redi.models.published.layout import parse_layout
 from redi.models.published.weights import from_published
 from redi.models.transformer import DiffusionTransformer
 from redi.runtime.checkpoint import list_checkpoints, newest_good
+from redi.runtime.paths import local_path
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def warm_start(model: DiffusionTransformer, path: str | Path) -> str:
     Returns the line that says what was taken over. Raises ValueError for another width, depth, patch size, number of
     classes or channels than the model's, or separate tokens.
     """
-    path = Path(path).expanduser()
+    path = local_path(path)
     if not isinstance(model, DiffusionTransformer):
         raise _refusal(path, f"only a DiffusionTransformer begins with other weights, not a {type(model).__name__}")
     is_run = path.is_dir() and bool(list_checkpoints(path))

@@ -1,10 +1,13 @@
 """Signals during training: the first asks to stop, a later Ctrl-C insists, and nothing else interrupts."""
 
+import ctypes
+import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -16,7 +19,7 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2]
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_sets_the_request_and_handlers_return(number):
     before = [signal.getsignal(each) for each in SIGNALS]
-    with StopRequest() as stop:
+    with StopRequest("it stops") as stop:
         assert stop.requested is None
         os.kill(os.getpid(), number)
         assert stop.requested == number
@@ -25,7 +28,7 @@ def test_a_signal_sets_the_request_and_handlers_return(number):
 
 @pytest.mark.parametrize("first", SIGNALS)
 def test_what_is_sent_twice_does_not_break_what_the_first_asked_for(first):
-    with StopRequest() as stop:
+    with StopRequest("it stops") as stop:
         os.kill(os.getpid(), first)
         for later in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             os.kill(os.getpid(), later)
@@ -34,7 +37,7 @@ def test_what_is_sent_twice_does_not_break_what_the_first_asked_for(first):
 
 @pytest.mark.parametrize("first", SIGNALS)
 def test_ctrl_c_after_a_request_interrupts_at_once(first):
-    with StopRequest() as stop:
+    with StopRequest("it stops") as stop:
         os.kill(os.getpid(), first)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
@@ -45,7 +48,7 @@ def test_in_another_thread_nothing_is_set():
     found = []
 
     def body() -> None:
-        with StopRequest() as stop:
+        with StopRequest("it stops") as stop:
             found.append((stop.requested, signal.getsignal(signal.SIGTERM)))
 
     before = signal.getsignal(signal.SIGTERM)
@@ -55,6 +58,46 @@ def test_in_another_thread_nothing_is_set():
     assert found == [(None, before)]
 
 
+class Events(logging.Handler):
+    """Notes what is logged, among other things that happen."""
+
+    def __init__(self):
+        super().__init__()
+        self.events, self.logged = [], threading.Event()
+
+    def emit(self, record) -> None:
+        self.events.append(record.getMessage())
+        self.logged.set()
+
+
+def test_a_signal_is_heard_while_an_operation_outside_python_runs():
+    """The main thread waits for a mutex of C, as for an operation of torch; it is released once something is logged."""
+    library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)  # zeros are an unlocked mutex
+    log, handler, held = logging.getLogger("redi.runtime.interrupt"), Events(), threading.Event()
+
+    def hold_until_heard() -> None:
+        library.pthread_mutex_lock(mutex)
+        held.set()
+        time.sleep(0.2)  # for the main thread to wait in C; a signal before that would be heard, too
+        os.kill(os.getpid(), signal.SIGTERM)
+        handler.logged.wait(timeout=20)
+        library.pthread_mutex_unlock(mutex)
+
+    log.addHandler(handler)
+    thread = threading.Thread(target=hold_until_heard)
+    try:
+        with StopRequest("it stops") as stop:
+            thread.start()
+            held.wait()
+            library.pthread_mutex_lock(mutex)
+            handler.events.append("the operation is done")
+    finally:
+        thread.join()
+        log.removeHandler(handler)
+    assert stop.requested == signal.SIGTERM
+    assert handler.events == ["SIGTERM was heard: it stops; Ctrl-C once more interrupts", "the operation is done"]
+
+
 # A program that stops as `train` does, without the seconds that importing torch takes.
 PROGRAM = """
 import os, signal, sys, time
@@ -62,7 +105,7 @@ from redi import command_line
 from redi.runtime.interrupt import Stopped, StopRequest
 
 def main(_):
-    with StopRequest() as stop:
+    with StopRequest("it stops") as stop:
         print("ready", flush=True)
         while stop.requested is None:
             time.sleep(0.01)

@@ -16,6 +16,7 @@ from redi.data.cache.shards import DTYPES, NAMES, check_labels, describes_shards
 from redi.data.order import Blocks
 from redi.models.codec import JointCodec
 from redi.runtime.checksums import BrokenArtefact, altered_files, json_sha256, without_versions
+from redi.runtime.paths import local_path
 
 MANIFEST = "manifest.json"
 LEARNED = "learned.safetensors"  # what the codec had learned from data, where it learns anything
@@ -111,7 +112,7 @@ class Cache(EncodedRows):
     """
 
     def __init__(self, folder: Path):
-        self.folder = Path(folder)
+        self.folder = local_path(folder)
         super().__init__(str(folder), read_manifest(self.folder / MANIFEST))
         shards, tensors = self.manifest["shards"], self.manifest["tensors"]
         self.shards = [map_shard(self.folder / shard["file"], shard, tensors) for shard in shards]

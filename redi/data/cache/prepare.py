@@ -15,6 +15,7 @@ from redi.data.datasets import Dataset
 from redi.models.codec import JointCodec
 from redi.runtime.checksums import json_sha256
 from redi.runtime.distributed import process_rank
+from redi.runtime.paths import cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +98,10 @@ def prepare(
     digest = json_sha256([FORMAT, codec.cache_fingerprint(), code_of(codec)])
     name = f"{type(dataset).__name__}-{dataset.fingerprint()[:12]}-{digest[:12]}" + ("-mirrored" if mirror else "")
     folder = cache_dir / "encoded" / name
-    if verify and folder.exists():
+    if verify and folder.exists() and os.access(folder.parent, os.W_OK):
         verify_cache(folder, **ranks)
+    elif verify and folder.exists():
+        log.warning("%s is used without comparing checksums, because this user may not write there", folder)
     log.info("using the cache %s" if folder.exists() else "encoding into %s", folder)
     sizes = {"batch_size": batch_size, "rows_per_shard": rows_per_shard}
     return write_cache(folder, codec, dataset, mirror=mirror, **sizes, **ranks)
@@ -118,8 +121,3 @@ def _streamed(stream: CacheStream, codec: JointCodec, dataset: Dataset | None, m
     stream.check(codec)
     log.info("streaming the cache %s: %d images in %d shards", stream.where, len(stream), len(stream.blocks.starts) - 1)
     return stream
-
-
-def cache_folder(cache_dir: str | Path | None) -> Path:
-    """Where fits and encoded images lie: as given, else $REDI_CACHE, else ~/.cache/redi."""
-    return Path(cache_dir or os.environ.get("REDI_CACHE") or "~/.cache/redi").expanduser()

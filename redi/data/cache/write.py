@@ -14,6 +14,7 @@ from redi.data.datasets import Dataset
 from redi.models.codec import JointCodec
 from redi.runtime.atomic import atomic_file, save_tensors, write_json
 from redi.runtime.checksums import sha256
+from redi.runtime.paths import local_path
 from redi.runtime.shared_work import SharedJob
 
 
@@ -32,7 +33,7 @@ def write_cache(
         ValueError: labels outside [0, num_classes); NaN or infinite values in what the networks give.
         OSError: too little space on the disk.
     """
-    folder = Path(folder)
+    folder = local_path(folder)
     if not folder.exists():
         if not len(dataset):
             raise ValueError("there are no images to encode")

@@ -1,6 +1,5 @@
 """Image batches in the .npz format of ADM's evaluation suite."""
 
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -8,6 +7,7 @@ from PIL import Image
 from redi.data.datasets import PreprocessedImages, numbered_classes, register
 from redi.data.preprocessing import check_pixels
 from redi.data.storage.npz import NpzArray, npz_entries
+from redi.runtime.paths import local_path
 
 
 @register
@@ -25,7 +25,7 @@ class AdmBatch(PreprocessedImages):
 
     def __init__(self, path: str, **part):
         where = f"AdmBatch.path = {str(path)!r}"
-        file = Path(path).expanduser().resolve()
+        file = local_path(path).resolve()
         if not file.is_file():
             raise ValueError(f"{where} is not a file (looked for {file})")
         members = npz_entries(file, where)

@@ -1,12 +1,12 @@
 """Data sets of the Hugging Face library, saved on disk."""
 
 import io
-from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from redi.data.datasets import EncodedImages, numbered_classes, register
+from redi.runtime.paths import local_path
 
 
 @register
@@ -41,7 +41,7 @@ class HuggingFace(EncodedImages):
         }
         # decode=False: encoded bytes come out, so that damage is reported by name, as for files
         self.table = table.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
-        self.image_column, self.folder = image_column, Path(path).expanduser().resolve()
+        self.image_column, self.folder = image_column, local_path(path).resolve()
         names = [f"{split_name}[{row}]" for row in range(len(table))]
         super().__init__(names=names, labels=labels, class_names=class_names, **part)
 
@@ -66,7 +66,7 @@ def _load(path: str, split_name: str):
     import datasets
 
     where = f"HuggingFace.path = {str(path)!r}"
-    folder = Path(path).expanduser()
+    folder = local_path(path)
     if not folder.is_dir():
         raise ValueError(f"{where} is no folder (looked for {folder.absolute()})")
     try:

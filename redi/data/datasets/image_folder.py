@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from redi.data.datasets import EncodedImages, numbered_classes, register
 from redi.data.preprocessing import MAX_BYTES
 from redi.data.storage.image_sources import is_image, open_source
+from redi.runtime.paths import local_path
 
 
 @register
@@ -30,7 +30,7 @@ class ImageFolder(EncodedImages):
 
     def __init__(self, path: str, **part):
         where = f"ImageFolder.path = {str(path)!r}"
-        self.source = open_source(Path(path).expanduser(), where)
+        self.source = open_source(local_path(path), where)
         names = sorted(name for name in self.source.files if is_image(name))
         if not names:
             raise ValueError(f"{where} holds no images; names must end as image files do (.jpg, .png, .webp, ...)")

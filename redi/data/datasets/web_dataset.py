@@ -3,9 +3,7 @@
 import copy
 import hashlib
 import io
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from redi.data.datasets import EncodedImages, numbered_classes, register
 from redi.data.storage.tar_shards import find_shards, index_shards
+from redi.runtime.paths import cache_folder
 
 
 @register
@@ -44,7 +43,7 @@ class WebDataset(EncodedImages):
         cache_dir: str | None = None, **part,
     ):  # fmt: skip
         self.store, files = find_shards(shards)
-        folder = Path(cache_dir or os.environ.get("REDI_CACHE") or "~/.cache/redi").expanduser() / "tar_indices"
+        folder = cache_folder(cache_dir) / "tar_indices"
         settings = {"labelled": num_classes != 1, "label_field": label_field}
         indices = index_shards(self.store, files, folder, settings)
         names = [f"{shard.name}/{key}" for shard, (keys, _) in zip(files, indices, strict=True) for key in keys]

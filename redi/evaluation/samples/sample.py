@@ -12,6 +12,7 @@ from redi.evaluation.samples.label_schemes import SCHEMES, choose_labels
 from redi.evaluation.samples.stored import FOLDER, Samples
 from redi.models.encoders import Encoder, encoders
 from redi.runtime.distributed import process_rank
+from redi.runtime.paths import local_path
 from redi.sampling.generate import Generated, generate
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def sample(
         ValueError: settings that cannot be; joint states or features that are not finite, naming the image.
         OSError: too little space on the disk.
     """
-    run_dir = Path(run_dir)
+    run_dir = local_path(run_dir)
     rank, world_size = process_rank(rank, world_size)
     check_sampling(
         num_images, labels, weights, trained.num_classes,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from redi.runtime.artefact import RECORD, check_size, load_tensors, read_record
 from redi.runtime.checksums import BrokenArtefact, sha256, tensors_sha256
+from redi.runtime.paths import local_path
 from redi.sampling.generate import Generated
 
 FOLDER = "samples"
@@ -29,7 +30,7 @@ class Samples:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        self.folder = local_path(folder)
         self.record = read_record(self.folder)
         if not {"parts", "seeds", "num_images", "kept", "samples_sha256"} <= set(self.record):
             raise BrokenArtefact(f"{self.folder} was written by another version of redi: run redi.sample again")
@@ -120,7 +121,7 @@ def _is_sound(record: dict) -> bool:
 
 def load_samples(run_dir: str | Path) -> Samples:
     """Opens what `sample` wrote. Raises ValueError where nothing was sampled yet or the files are damaged."""
-    folder = Path(run_dir) / FOLDER
+    folder = local_path(run_dir) / FOLDER
     if not folder.exists():
-        raise ValueError(f"{run_dir} holds no samples: run redi.sample --run_dir={run_dir} first")
+        raise ValueError(f"{folder.parent} holds no samples: run redi.sample --run_dir={folder.parent} first")
     return Samples(folder)

@@ -16,6 +16,7 @@ from redi.models.pretrained_network import PretrainedNetwork
 from redi.models.published.file import fit_names, read_published
 from redi.runtime.checksums import tensors_sha256
 from redi.runtime.hub_files import cached_hub_file, find_hub_file
+from redi.runtime.paths import local_path
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
 
     def _folder(self) -> Path | None:
         """The local folder of the weights; None for a hub id."""
-        path = Path(self.weights).expanduser()
+        path = local_path(self.weights)
         return path if path.is_dir() else path.parent if path.is_file() else None
 
     def _hub_file(self, name: str) -> Path:
@@ -144,7 +145,7 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
         if folder is None:
             cached = (cached_hub_file(self.weights, file, binding=binding) for file in WEIGHTS)
             return next(filter(None, cached), None) or self._hub_file(WEIGHTS[0])
-        paths = (Path(self.weights).expanduser(), *(folder / file for file in WEIGHTS))
+        paths = (local_path(self.weights), *(folder / file for file in WEIGHTS))
         return next(filter(Path.is_file, paths), folder)
 
     def _tensors_and_sha256(self, path: Path) -> tuple[dict[str, Tensor], str]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from redi.models.published.file import fit_names
+from redi.runtime.paths import local_path
 
 STATE_DICT = "pt_inception-2015-12-05-6726825d.pth"  # the eight digits begin the SHA-256 of the file
 TORCHSCRIPT = "inception-2015-12-05.pt"  # of NVIDIA: a program; no other is run
@@ -24,7 +25,7 @@ def find_weights(weights: str | None, binding: str) -> Path:
     ValueError, which says where to get it and where to put it, where there is none."""
     if weights is None:
         return _downloaded(binding)
-    path = Path(weights).expanduser()
+    path = local_path(weights)
     if not path.exists():
         raise ValueError(f"{binding} = {weights!r}: there is no such file or folder")
     files = [path / name for name in (STATE_DICT, TORCHSCRIPT) if (path / name).exists()] if path.is_dir() else [path]

@@ -10,6 +10,7 @@ from redi.models.encoders import Encoder, check_square, register
 from redi.models.encoders import fid_inception as fid
 from redi.models.pretrained_network import PretrainedNetwork
 from redi.runtime.checksums import sha256
+from redi.runtime.paths import local_path
 
 MODES = ("clean", "legacy_tensorflow", "legacy_pytorch")
 NAMES = {"frechet_distance": "fid", "kernel_distance": "kid", "spatial_frechet_distance": "sfid"}
@@ -106,7 +107,7 @@ class Inception(PretrainedNetwork, Encoder):
         """By the name, under which alone clean-fid reads such a file: no other file is run."""
         if self.weights is None:
             return False
-        path = Path(self.weights).expanduser()
+        path = local_path(self.weights)
         return (self._weights_path() if path.is_dir() else path).name == fid.TORCHSCRIPT
 
     def _weights_path(self) -> Path:

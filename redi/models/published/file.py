@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from redi.models.published.layout import ANCHORS
+from redi.runtime.paths import local_path
 from redi.runtime.weights_files import bare_name, check_tensors, find_weights_file, number, read_weights
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def read_published(
 
     Raises ValueError: missing, truncated, not named tensors, or classes that would run code.
     """
-    path = Path(path).expanduser()
+    path = local_path(path)
     try:
         path = find_weights_file(path)
         files, content = read_weights(path)

@@ -15,6 +15,7 @@ from redi.core.registry import Registry, discover
 from redi.core.registry import identity as code_of  # `identity` is a module of this package
 from redi.runtime.artefact import load_artefact, save_artefact
 from redi.runtime.checksums import LIBRARIES, BrokenArtefact, tensors_sha256
+from redi.runtime.paths import local_path
 
 FORMAT = "redi reducer 1"
 
@@ -142,14 +143,14 @@ class Reducer(Checked, nn.Module, ABC):
             "versions": {"redi": redi.__version__, "torch": torch.__version__},
             "state_sha256": tensors_sha256(state),
         }
-        save_artefact(Path(folder), {"state": state}, record)
+        save_artefact(local_path(folder), {"state": state}, record)
 
     def restore(self, path: str | Path) -> None:
         """Load the fit that `save` wrote to `path`. Raises ValueError where it is missing, damaged, of another class,
         with other settings, or too narrow for the rank."""
         binding = f"{type(self).__name__}.path = {str(path)!r}"
         try:
-            tensors, record = load_artefact(Path(path).expanduser())
+            tensors, record = load_artefact(local_path(path))
         except BrokenArtefact as error:
             raise ValueError(f"{binding}: {error}") from None
         if record.get("format") != FORMAT:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from redi.runtime.checksums import sha256
+from redi.runtime.paths import local_path
 from redi.runtime.weights_files import Inert, check_tensors, read_weights_file
 
 PUBLISHED_SHA256 = "60edf20f780c27cdb528af77a15ab41a82f32eadeb1cd97cc322f528e7edc13d"
@@ -26,7 +27,7 @@ INERT = (
 def read_published_pca(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     """-> the state of a `PCA` with standardize=True, and what it was fitted on, as far as the file tells. Raises
     ValueError for a file that is missing, damaged, hostile, or not {pca_model, mean, std} of one width."""
-    path = Path(path).expanduser()
+    path = local_path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     if (size := path.stat().st_size) > MAX_BYTES:

@@ -1,0 +1,23 @@
+"""Shows the bindings in which two runs differ.
+
+python -m redi.diff runs/rank4 runs/rank8
+"""
+
+from pathlib import Path
+
+from redi import command_line
+
+
+def main(first: Path, second: Path | None = None) -> None:
+    from redi.runs.listing import columns, differences
+
+    if second is None:
+        raise ValueError("name the folders of two runs: redi.diff runs/one runs/other")
+    rows = list(differences(first, second))
+    print(columns([("binding", str(first), str(second)), *rows]) if rows else "the configurations are the same")
+
+
+console = command_line.program(main)
+
+if __name__ == "__main__":
+    console()

@@ -1,0 +1,87 @@
+"""The runs in a folder, side by side: what became of each, and where their configurations differ."""
+
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from redi.core import config
+from redi.evaluation.records import read_metrics
+from redi.runtime.checkpoint import list_checkpoints, step_of
+from redi.runtime.checksums import BrokenArtefact
+from redi.training.trainer import train
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The folders of runs and of points of sweeps: this one, or those below. Raises ValueError: there are none."""
+    runs = sorted(path.parent for path in folder.rglob("config.gin") if not (path.parent / "sweep.json").exists())
+    if not runs:
+        raise ValueError(f"{folder} holds no runs: there is no config.gin in it or below")
+    return runs
+
+
+def list_runs(folder: Path) -> Iterator[tuple[str, ...]]:
+    """(name, status, step of all, main metric, MiB, time of the last change) of every run in a folder."""
+    for run in run_folders(folder):
+        checkpoints, num_steps = list_checkpoints(run), _num_steps(run)
+        step = step_of(checkpoints[-1]) if checkpoints else 0
+        files = [path.stat() for path in run.rglob("*") if path.is_file()]
+        changed = datetime.fromtimestamp(max(file.st_mtime for file in files))
+        size = sum(file.st_size for file in files) / 2**20
+        status = _status(run, step, finished=step >= num_steps)
+        name, steps = str(run.relative_to(folder.parent)), f"{step:,} of {num_steps:,}"
+        yield name, status, steps, _metric(run / "metrics.json"), f"{size:,.1f}", f"{changed:%Y-%m-%d %H:%M}"
+
+
+def differences(first: Path, second: Path) -> Iterator[tuple[str, str, str]]:
+    """(binding, its value in the first run, in the second) where they differ; '-' where it is not bound."""
+    one, other = (_statements(run) for run in (first, second))
+    for key in sorted(one | other):
+        if one.get(key) != other.get(key):
+            yield key, one.get(key, "-"), other.get(key, "-")
+
+
+def columns(rows: Iterable[Sequence[str]]) -> str:
+    """Rows of text as a table."""
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join(lines)
+
+
+def _statements(run: Path) -> dict[str, str]:
+    if not (path := run / "config.gin").exists():
+        raise ValueError(f"{run} holds no run: it has no config.gin")
+    return config.statements(path.read_text())
+
+
+def _num_steps(run: Path) -> int:
+    bound = _statements(run)
+    text = bound.get("train.num_steps", str(inspect.signature(train).parameters["num_steps"].default))
+    return int(bound.get(text.removeprefix("%"), text))  # of a macro
+
+
+def _status(run: Path, step: int, finished: bool) -> str:
+    if (run / "error.txt").exists():  # of a point of a sweep
+        return "failed"
+    if (run / ".lock").exists():
+        try:
+            with FileLock(run / ".lock", blocking=False):
+                pass
+        except Timeout:
+            return "running"
+    if finished or (run / "result.json").exists():
+        return "finished"
+    return "stopped" if step else "not trained"
+
+
+def _metric(path: Path) -> str:
+    try:
+        first = read_metrics(path)[0]
+        return f"{first['metric']} {first['value']:.4g}"
+    except (FileNotFoundError, IndexError):
+        return "-"
+    except BrokenArtefact:
+        return "damaged"
