@@ -92,7 +92,7 @@ def profile(
 @contextmanager
 def _subject(experiment: Experiment, stage: str) -> Iterator[Subject]:
     """What is profiled, with new weights."""
-    codec, data, device = experiment.codec, prepared(experiment), experiment.device
+    codec, data, device = experiment.codec, prepared(experiment, trains=stage == "training"), experiment.device
     torch.manual_seed(setting(train, "seed"))
     objective = setting(train, "objective")(channels=codec.channels, num_classes=data.num_classes)
     model = build_model(setting(train, "model"), objective.model_arguments(codec, data)).to(device)

@@ -17,6 +17,7 @@ from redi.runtime.device import choose_compile, choose_device, choose_precision,
 from redi.runtime.distributed import process_group
 from redi.sampling.generate import generate
 from redi.training.guards import Guards, check_objects, check_settings
+from redi.training.memory import check_memory as check_step_memory
 from redi.training.observer import Observer
 from redi.training.parallel import Parallel, parallels
 from redi.training.state import TrainingState
@@ -37,7 +38,8 @@ external(torch.optim.SGD, module="torch.optim")
     runtime=("run_dir",),
     trains=True,
     harmless=(
-        "num_steps", "accumulate", "parallel", "device", "compile", "max_skipped_steps", "stalled_seconds",
+        "num_steps", "accumulate", "parallel", "device", "compile", "check_memory", "max_skipped_steps",
+        "stalled_seconds",
         "log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "keep_best",
         "preview", "preview_every", "preview_images", "monitor", "monitor_every",
     ),
@@ -61,6 +63,7 @@ def train(
     warmup_steps: int = 0,
     precision: str = "auto",
     compile: str | bool = "auto",
+    check_memory: bool = True,
     device: str = "auto",
     seed: int = 0,
     shuffle: str = "global",
@@ -98,6 +101,7 @@ def train(
             bfloat16 on a GPU that has it.
         compile: corruption, network and losses as one graph (torch.compile): a minute at the start, then faster steps;
             'auto': on a GPU.
+        check_memory: log the predicted memory of a step, and refuse one that cannot fit, before the first.
         shuffle: 'global', or 'shards' for a cache larger than memory, or streamed (see `redi.data.loader.batches`).
         keep_checkpoints, keep_every, keep_best: which checkpoints stay: this many of the newest, those at multiples of
             a step, and the best by what the monitor measures, as 'lowest frechet_distance_..._of_500' (with it, a
@@ -129,6 +133,12 @@ def train(
         torch.manual_seed(seed)
         loss_of = objective(channels=codec.channels, num_classes=dataset.num_classes)
         model_arguments = loss_of.model_arguments(codec, dataset)
+        if check_memory:
+            check_step_memory(
+                model, model_arguments, loss_of, device=device, compiled=compiled, processes=processes,
+                parallel=parallel, batch_size=batch_size, accumulate=accumulate, precision=how, optimizer=optimizer,
+                ema=ema,
+            )  # fmt: skip
         net = build_model(model, model_arguments).to(device)
         loss_of.check_model(net)
         begin_with(net, initial_weights, run_dir)

@@ -76,6 +76,7 @@ def start(codec, cached, tmp_path):
     def start(folder, **settings):
         defaults = {"codec": codec, "dataset": cached, "model": MODEL, "ema": partial(EMA, decay=0.9), "device": "cpu"}
         defaults |= {"num_steps": 8, "batch_size": 8, "log_every": 2, "keep_checkpoints": 10, "preview_images": 2}
+        defaults["check_memory"] = False  # a tenth of a second
         defaults["preview"] = partial(generate, sampler=Euler(num_evaluations=1))
         train(tmp_path / folder, **(defaults | settings))
         return tmp_path / folder
@@ -126,6 +127,16 @@ def test_a_resumed_run_of_the_image_alone_is_bit_equal_to_an_unbroken_one(start,
     settings = {"codec": JointCodec(autoencoder=Pixels(channels=1)), "dataset": images}
     start("stopped", **settings, num_steps=4)
     assert_same_training(start("stopped", **settings), start("unbroken", **settings))
+
+
+def test_the_memory_of_a_step_is_checked_before_it_and_changes_nothing(start, monkeypatch, caplog):
+    with caplog.at_level("INFO", logger="redi"):
+        checked = start("checked", check_memory=True)
+    assert "a training step needs about" in caplog.text
+    assert_same_training(checked, start("unchecked"))
+    monkeypatch.setattr("redi.training.memory.free_memory", lambda device: (1000, 2000))
+    with pytest.raises(ValueError, match="train.check_memory = False tries it all the same"):
+        start("refused", check_memory=True)
 
 
 def test_training_from_images_is_training_from_the_cache(start, images):
