@@ -21,8 +21,9 @@ from redi.models.transformer import DiffusionTransformer
 from redi.runtime.checkpoint import check_best
 from redi.runtime.device import choose_compile, choose_device, choose_precision
 from redi.runtime.distributed import Processes, process_rank
+from redi.runtime.ranges import check_number
 from redi.sampling.generate import check_generation, generate
-from redi.training.guards import check_settings
+from redi.training.guards import NUMBERS, check_settings, make_optimizer
 from redi.training.memory import check_memory
 from redi.training.parallel.ddp import DDP
 from redi.training.trainer import train
@@ -41,7 +42,9 @@ def check_training(
         trains: on this machine, so that a step must fit into its memory.
     """
     with config.explained(types=True):
-        check_settings(**{name: setting(train, name) for name in inspect.signature(check_settings).parameters})
+        check_settings({name: setting(train, name) for name in NUMBERS})
+        check_number("generate.batch_size", setting(generate, "batch_size"))
+        check_number("generate.seed", setting(generate, "seed"), 0, below=2**64)
         check_shuffle(setting(train, "shuffle"))
         (processes := Processes(*process_rank())).check(setting(train, "batch_size"), setting(train, "accumulate"))
         if (best := setting(train, "keep_best")) is not None:
@@ -54,7 +57,7 @@ def check_training(
         model_arguments = objective.model_arguments(codec, dataset)
         with torch.device("meta"):
             net = build_model(setting(train, "model"), model_arguments)
-            setting(train, "optimizer")(net.parameters())
+            make_optimizer(setting(train, "optimizer"), net.parameters())
             setting(train, "ema")(model=net)
         objective.check_model(net)
         if not resumes and (initial := setting(train, "initial_weights")) is not None:

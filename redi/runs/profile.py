@@ -25,6 +25,7 @@ from redi.runs.experiment import Experiment
 from redi.runs.prepare import prepared
 from redi.runtime.artefact import write_json
 from redi.runtime.device import Precision, choose_compile, choose_precision, matmul_precision
+from redi.runtime.ranges import check_number
 from redi.sampling.generate import generate
 from redi.training.step import TrainingStep
 from redi.training.trainer import train
@@ -71,8 +72,7 @@ def profile(
         num_costs: lines of the list of costs.
     """
     for name, value in {"num_steps": num_steps, "num_warmup_steps": num_warmup_steps, "num_costs": num_costs}.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"profile.{name} = {value!r}: a whole number of at least 1 is needed")
+        check_number(f"profile.{name}", value)
     if stage == "sampling":
         num_steps = num_warmup_steps = 1
     folder = Path(run_dir) / "profile"

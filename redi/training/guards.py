@@ -1,9 +1,11 @@
 """What watches over a run while its loop trains, and the settings that are refused before."""
 
 import logging
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 
+import torch
 from torch import Tensor
 
 from redi.data.loader import batches, check_shuffle
@@ -13,6 +15,7 @@ from redi.runtime.distributed import Vote, as_lost_process
 from redi.runtime.interrupt import Stopped, StopRequest
 from redi.runtime.log import LogWindow, RunLog
 from redi.runtime.progress import progress
+from redi.runtime.ranges import check_number
 from redi.runtime.watchdog import COMPUTING, WAITING, Watchdog
 from redi.training.nonfinite import SkipGuard, diagnosis
 from redi.training.parallel import parallels
@@ -23,16 +26,41 @@ from redi.training.step import TrainingStep
 log = logging.getLogger(__name__)
 
 
-def check_settings(
-    *, num_steps, batch_size, accumulate, log_every, checkpoint_every, keep_checkpoints, preview_every, preview_images,
-    monitor_every,
-) -> None:  # fmt: skip
-    """Raises ValueError unless all are whole numbers of at least 1 and `accumulate` divides `batch_size`."""
-    for name, value in locals().items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"train.{name} = {value!r}: a whole number of at least 1 is needed")
-    if batch_size % accumulate:
-        raise ValueError(f"train.accumulate = {accumulate} does not divide train.batch_size = {batch_size}")
+COUNTS = (
+    "num_steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints", "keep_every",
+    "preview_every", "preview_images", "monitor_every",
+)  # fmt: skip
+NUMBERS: dict[str, dict] = {  # of `train`: the arguments of `check_number`
+    **{name: {"least": 1} for name in COUNTS},
+    "warmup_steps": {"least": 0, "note": "0 is no warm-up"},
+    "max_skipped_steps": {"least": 0, "note": "0 tolerates none"},
+    "seed": {"least": 0, "below": 2**64},
+    "max_grad_norm": {"least": 0, "whole": False, "note": "0 leaves the gradients as they are"},
+    "stalled_seconds": {"least": 0, "whole": False, "below": 1e9, "note": "0 is never"},
+}
+
+
+def check_settings(settings: Mapping) -> None:
+    """Raises ValueError unless all numbers of `train` lie in their ranges and `accumulate` divides `batch_size`."""
+    for name, rule in NUMBERS.items():
+        if name != "keep_every" or settings[name] is not None:
+            check_number(f"train.{name}", settings[name], **rule)
+    if settings["batch_size"] % settings["accumulate"]:
+        batch_size = f"train.batch_size = {settings['batch_size']}"
+        raise ValueError(f"train.accumulate = {settings['accumulate']} does not divide {batch_size}")
+
+
+def make_optimizer(optimizer: Callable[..., torch.optim.Optimizer], parameters) -> torch.optim.Optimizer:
+    """Raises ValueError, with the optimizer's name, for numbers that it refuses or that are not finite."""
+    name = getattr(getattr(optimizer, "func", optimizer), "__name__", "train.optimizer")
+    try:
+        optim = optimizer(parameters)
+    except ValueError as error:
+        raise ValueError(f"train.optimizer: {name} refuses its settings: {error}") from error
+    for setting, value in optim.defaults.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name}.{setting} = {value}: a finite number is needed")
+    return optim
 
 
 def check_objects(codec, dataset, parallel, shuffle: str, keep_best: str | None, monitor) -> None:

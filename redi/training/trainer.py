@@ -16,7 +16,7 @@ from redi.models.transformer import DiffusionTransformer
 from redi.runtime.device import choose_compile, choose_device, choose_precision, own_gpu
 from redi.runtime.distributed import process_group
 from redi.sampling.generate import generate
-from redi.training.guards import Guards, check_objects, check_settings
+from redi.training.guards import Guards, check_objects, check_settings, make_optimizer
 from redi.training.memory import check_memory as check_step_memory
 from redi.training.observer import Observer
 from redi.training.parallel import Parallel, parallels
@@ -117,13 +117,9 @@ def train(
         Stopped: after Ctrl-C or a signal of a scheduler, once a checkpoint is written.
         OSError: a checkpoint could not be written, or the data not read; LostProcess: another process is gone.
     """
+    check_settings(locals())
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    check_settings(
-        num_steps=num_steps, batch_size=batch_size, accumulate=accumulate, log_every=log_every,
-        checkpoint_every=checkpoint_every, keep_checkpoints=keep_checkpoints, preview_every=preview_every,
-        preview_images=preview_images, monitor_every=monitor_every,
-    )  # fmt: skip
     parallel = parallels["DDP"]() if parallel is None else parallel
     check_objects(codec, dataset, parallel, shuffle, keep_best, monitor)
     device = own_gpu(choose_device(device))
@@ -150,7 +146,7 @@ def train(
         if processes.size > 1:
             parallel.distribute(net, processes, compiled=compiled)
             log.info("%d processes, %s", processes.size, type(parallel).__name__)
-        optim, average = optimizer(net.parameters()), ema(model=net)
+        optim, average = make_optimizer(optimizer, net.parameters()), ema(model=net)
         take_step = TrainingStep(
             codec=codec, model=net, objective=loss_of, optimizer=optim, ema=average, precision=how,
             accumulate=accumulate, max_grad_norm=max_grad_norm, warmup_steps=warmup_steps, seed=seed,
