@@ -121,7 +121,7 @@ def optimizer_share(optimizer: Callable[..., torch.optim.Optimizer]) -> float:
 class Joined:
     """In place of a codec: what is stored is the joint state."""
 
-    def join(self, stored: dict[str, Tensor], randn: Callable[..., Tensor] = torch.randn) -> dict[str, Tensor]:
+    def join(self, stored: Mapping[str, Tensor], randn: Callable[..., Tensor] = torch.randn) -> Tensor:
         return stored["image"]
 
 
@@ -151,8 +151,9 @@ def check_memory(
         log.info("memory: a step could not be predicted: %s: %s", type(error).__name__, error)
         return
     about = "at most about" if compiled else "about"
+    size = f"{needed / GIB:.1f} GiB" if needed > GIB / 10 else f"{needed / 2**20:.0f} MiB"
     here = f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free ({device.type})"
-    text = f"a training step needs {about} {needed / GIB:.1f} GiB, and {here}"
+    text = f"a training step needs {about} {size}, and {here}"
     # Never refuse what fits: compiled steps keep less, by an unknown part; the kernels of a GPU may keep a little less.
     share = 0.5 if compiled else 1.0 if device.type == "cpu" else 0.9
     if share * needed <= free:
