@@ -42,7 +42,7 @@ def check_training(
         trains: on this machine, so that a step must fit into its memory.
     """
     with config.explained(types=True):
-        check_settings({name: setting(train, name) for name in NUMBERS})
+        check_settings({name: setting(train, name) for name in (*NUMBERS, "on_log")})
         check_number("generate.batch_size", setting(generate, "batch_size"))
         check_number("generate.seed", setting(generate, "seed"), 0, below=2**64)
         check_shuffle(setting(train, "shuffle"))

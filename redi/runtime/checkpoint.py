@@ -73,8 +73,17 @@ def check_best(best: str | None, monitor) -> None:
 
 def measured(folder: Path) -> Mapping:
     """What the monitor measured for a checkpoint; {} where it did not, or the record is broken."""
+    return _record(folder).get("monitor") or {}
+
+
+def ended_early(run_dir: Path) -> bool:
+    """Whether `train.on_log` ended the training with the newest checkpoint; False where its record is broken."""
+    return any(_record(folder).get("ended_early") for folder in list_checkpoints(run_dir)[-1:])
+
+
+def _record(folder: Path) -> Mapping:
     try:
-        return read_record(folder).get("monitor") or {}
+        return read_record(folder)
     except BrokenArtefact:
         return {}
 

@@ -41,7 +41,7 @@ external(torch.optim.SGD, module="torch.optim")
         "num_steps", "accumulate", "parallel", "device", "compile", "check_memory", "max_skipped_steps",
         "stalled_seconds",
         "log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "keep_best",
-        "preview", "preview_every", "preview_images", "monitor", "monitor_every",
+        "preview", "preview_every", "preview_images", "monitor", "monitor_every", "on_log",
     ),
 )  # fmt: skip
 def train(
@@ -77,6 +77,7 @@ def train(
     preview_images: int = 40,
     monitor: Callable[..., dict[str, float]] | None = None,
     monitor_every: int = 10_000,
+    on_log: Callable[[dict], bool | None] | None = None,
     stalled_seconds: float = 120.0,
 ) -> Path:
     """Train a joint model and write checkpoints, log and previews to `run_dir` -> the last checkpoint; it resumes.
@@ -109,6 +110,9 @@ def train(
         preview: draws the periodic sample grids: `generate`, possibly with other settings than the final sampling.
         monitor: measures the EMA weights during training (`redi.evaluation.monitor.Monitor`, prepared); its results are
             logged as monitor/<name>.
+        on_log: called on rank 0 with every line of the log, {"step": ..., "loss": ..., ...}, and with every checkpoint,
+            {"step": ..., "checkpoint": path}. Where it returns True, the training ends with a checkpoint, as if
+            `num_steps` were reached; run again, it goes on only without `on_log`. What it raises ends the run.
         stalled_seconds: after this time without a step the log says which process is behind, and in what.
 
     Raises:
@@ -160,6 +164,7 @@ def train(
         with Guards(
             state, take_step, record, dataset=dataset, num_steps=num_steps, batch_size=batch_size, shuffle=shuffle,
             log_every=log_every, max_skipped_steps=max_skipped_steps, stalled_seconds=stalled_seconds,
+            on_log=on_log,
         ) as guards:  # fmt: skip
             observe = Observer(
                 guards, loss_of.process, partial(build_model, model, model_arguments), preview=preview,

@@ -63,7 +63,7 @@ TRAINING = {
     "an unknown order": ("train.shuffle = 'some'", "train.shuffle = 'some': it is 'global' or 'shards'"),
     "compiled by half": ("train.compile = 'half'", "train.compile = 'half': it is 'auto', True or False"),
     "steps in words": ("train.num_steps = 'many'", "train.num_steps = 'many': a whole number of at least 1"),
-    "a turned gradient": ("train.max_grad_norm = -1", "train.max_grad_norm = -1: a finite number of at least 0 is needed"),
+    "a turned gradient": ("train.max_grad_norm = -1", "train.max_grad_norm = -1: a finite number of at least 0"),
     "a part of a step": ("train.num_steps = 1.5", "train.num_steps = 1.5: a whole number of at least 1"),
     "weights that are nowhere": ("train.initial_weights = 'nowhere.pt'", "nowhere.pt"),
     "a weight below zero": (
