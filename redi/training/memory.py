@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from redi.core.ema import EMA, AveragedWeights
 from redi.core.objective import JointObjective
 from redi.models.cost import without_memory
+from redi.models.interface import build_model
 from redi.runtime.device import Precision, free_memory
 from redi.runtime.distributed import Processes
 from redi.training.parallel import Parallel
@@ -142,7 +143,7 @@ def check_memory(
     free, total = free_memory(device)
     try:
         with torch.device("meta"):
-            net = model(**model_arguments)
+            net = build_model(model, model_arguments)
         shape = {"grid": model_arguments["grid"], "alignment_dim": model_arguments.get("alignment_dim")}
         rows = batch_size // processes.size
         predict = partial(predicted_memory, net, objective, batch_size=rows, **shape, **settings)
