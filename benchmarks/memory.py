@@ -2,9 +2,9 @@
 
 python benchmarks/memory.py
 
-The step is run on tensors without memory (predicted_memory.py), in bfloat16 autocast, with AdamW and EMA, on cached
-data. On the CPU the method is checked against the resident memory of real steps of a small model; on a GPU against the
-allocator.
+The step is run on tensors without memory (redi/training/memory.py), in bfloat16 autocast, with AdamW and EMA, on cached
+data. On the CPU the method is checked against the resident memory of real steps, of four blocks of B/2 and of parts of
+what gin/images.gin trains; on a GPU against the allocator.
 """
 
 import os
@@ -60,40 +60,46 @@ def predicted_row(size: str, tokens: str, way: str, batch_size: int, depth: int 
 
 
 def predict(
-    *, size: str, tokens: str, way: str, batch_size: int, depth: int | None, precision: str = "bfloat16"
-) -> float:
+    *, size: str, tokens: str, way: str, batch_size: int, depth: int | None, precision: str = "bfloat16",
+    pixels: int | None = None,
+) -> float:  # fmt: skip
     """GiB."""
     import torch
-    from predicted_memory import training_memory
+    from traced_losses import traced
 
     from redi.runtime.device import Precision
+    from redi.training.memory import predicted_memory
 
     with torch.device("meta"):
-        model, objective = built(size, tokens, way, depth)
+        model, objective = built(size, tokens, way, depth, pixels)
+    compiled = way == "compiled"
+    objective.losses = traced(objective.losses) if compiled else objective.losses
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    return training_memory(
-        model, objective, batch_size=batch_size, precision=Precision(precision, dtype), compiled=way == "compiled"
+    return predicted_memory(
+        model, objective, grid=model.grid, batch_size=batch_size, precision=Precision(precision, dtype),
+        num_first_steps=int(compiled),
     ) / GIB  # fmt: skip
 
 
-def built(size: str, tokens: str, way: str, depth: int | None):
-    """-> the model of the paper with 8 channels of DINOv2, and its objective."""
+def built(size: str, tokens: str, way: str, depth: int | None, pixels: int | None = None):
+    """-> the paper's model with 8 channels, or what gin/images.gin trains at so many pixels, with its objective."""
     from redi.core.channels import Channels
     from redi.core.objective import JointObjective
     from redi.fusion.merged import Merged
     from redi.fusion.separate import Separate
     from redi.models.transformer import DiffusionTransformer
 
-    channels = Channels(image=4, dinov2=8)
+    channels = Channels(image=3, domain=8) if pixels else Channels(image=4, dinov2=8)
     model = DiffusionTransformer(
-        channels=channels, grid=(32, 32), num_classes=1000, size=size, depth=depth,
+        channels=channels, grid=(pixels or 32,) * 2, num_classes=1000, size=size, depth=depth,
         fusion=Separate if tokens == "separate" else Merged, checkpointing=way == "checkpointing",
     )  # fmt: skip
     return model, JointObjective(channels=channels, num_classes=1000)
 
 
 def check_on_cpu() -> list[dict]:
-    """Real steps of four blocks of B/2, in float32: the resident memory beyond what the process had before."""
+    """Real steps in float32, of four blocks of B/2 and of gin/images.gin with fewer images: the resident memory beyond
+    what the process had before."""
     # Without this, what is freed stays in the process and fills in odd ways: glibc raises its threshold by itself.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
     rows = []
@@ -102,6 +108,10 @@ def check_on_cpu() -> list[dict]:
             settings = {"size": "B/2", "tokens": "merged", "way": way, "batch_size": n, "depth": 4}
             measured = in_process(measure, **settings)["gib"]
             rows.append(checked_row(settings, predict(**settings, precision="float32"), measured, "float32"))
+    for way, pixels, n in (("eager", 32, 16), ("eager", 64, 4), ("eager", 64, 16), ("checkpointing", 64, 16)):
+        settings = {"size": "S/2", "tokens": "merged", "way": way, "batch_size": n, "depth": 12, "pixels": pixels}
+        measured = in_process(measure, **settings)["gib"]
+        rows.append(checked_row(settings, predict(**settings, precision="float32"), measured, "float32"))
     return rows
 
 
@@ -122,27 +132,29 @@ def check_on_gpu(depth: int | None) -> list[dict]:
 
 def checked_row(settings: dict, predicted: float, measured: float, precision: str) -> dict:
     return {
-        "measurement": "checked", "model": settings["size"], "blocks": settings["depth"], "step": settings["way"],
+        "measurement": "checked", "model": settings["size"], "blocks": settings["depth"],
+        "grid": settings.get("pixels") or 32, "step": settings["way"],
         "precision": precision, "batch_size": settings["batch_size"], "predicted_gib": predicted,
         "measured_gib": measured, "measured_less_predicted_gib": measured - predicted,
+        "predicted_over_measured": predicted / measured,
     }  # fmt: skip
 
 
 def measure(
     *, size: str, tokens: str, way: str, batch_size: int, depth: int | None, device: str = "cpu",
-    precision: str = "float32",
+    precision: str = "float32", pixels: int | None = None,
 ) -> dict:  # fmt: skip
     """Peak of two real steps, less what the process had before: {"gib": ...}."""
     import torch
     from machine import peak_memory_gib
-    from predicted_memory import Joined
 
     from redi.core.ema import EMA
     from redi.runtime.device import Precision
+    from redi.training.memory import Joined
     from redi.training.step import TrainingStep
 
     before = resident_gib() if device == "cpu" else 0.0
-    model, objective = built(size, tokens, way, depth)
+    model, objective = built(size, tokens, way, depth, pixels)
     model = model.to(device).train()
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     model.choose_attention(torch.device(device), dtype)
@@ -150,7 +162,7 @@ def measure(
         codec=Joined(), model=model, objective=objective, optimizer=torch.optim.AdamW(model.parameters(), fused=True),
         ema=EMA(model=model), precision=Precision(precision, dtype), compiled=way == "compiled",
     )  # fmt: skip
-    x = torch.randn(batch_size, 12, 32, 32, device=device)
+    x = torch.randn(batch_size, model.channels.total, *model.grid, device=device)
     for number in range(2):
         step({"image": x, "labels": torch.zeros(batch_size, dtype=torch.int64, device=device)}, number)
     return {"gib": peak_memory_gib() - before}

@@ -76,6 +76,7 @@ TINY = """
 include 'digits.gin'
 train.num_steps = 2
 train.batch_size = 16
+train.check_memory = False
 Digits.held_out_fraction = 0.9
 prepare.num_fit_images = 64
 DomainEncoder.num_steps = 5

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from redi.runtime.log import read_log
+
 ROOT = Path(__file__).resolve().parents[1]
 
 REDUCER = '''
@@ -63,6 +65,36 @@ class Nudge(Guidance):
 '''
 
 
+RECORDER = '''
+"""In place of wandb: what is logged goes to logged.jsonl."""
+
+import json
+import types
+
+run = None
+
+
+def init(project):
+    global run
+    with open("logged.jsonl", "a") as file:
+        file.write(json.dumps({"project": project}) + "\\n")
+    run = types.SimpleNamespace(log=log)
+    return run
+
+
+def log(record, step):
+    with open("logged.jsonl", "a") as file:
+        file.write(json.dumps(record | {"at": step}) + "\\n")
+'''
+
+
+def documented_logger() -> tuple[str, str]:
+    """The module and the gin lines of docs/launch.md that log elsewhere, with the recorder for wandb."""
+    text = (ROOT / "docs" / "launch.md").read_text().replace("wandb", "recorder")
+    (module, lines) = re.findall(r"^```(?:python|gin)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return module, lines
+
+
 def python(*arguments: str, cwd: Path, path: Path, **variables: str) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(path), str(ROOT)])} | variables
     done = subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
@@ -81,14 +113,16 @@ def package(folder: Path, **modules: str) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_gin) -> Path:
     """A run with a reducer, a fusion and a guidance rule of another package, from a folder that is not theirs."""
-    path = package(tmp_path_factory.mktemp("path"), reducing=REDUCER, fusing=FUSION, guiding=GUIDANCE)
+    logs, logs_gin = documented_logger()
+    path = package(tmp_path_factory.mktemp("path"), reducing=REDUCER, fusing=FUSION, guiding=GUIDANCE, logs=logs)
+    (path / "recorder.py").write_text(RECORDER)
     work = tmp_path_factory.mktemp("work")
     (work / "mine.gin").write_text(f"""
 include '{tiny_gin}'
 import my_lab.reducing
 import my_lab.fusing
 import my_lab.guiding
-
+{logs_gin}
 Representation.reducer = @reducers.FirstChannels()
 FirstChannels.rank = 3
 DiffusionTransformer.fusion = @fusion.Scaled
@@ -118,7 +152,13 @@ def test_a_run_uses_the_components_of_another_package(run):
 
 def test_the_saved_configuration_imports_the_package_by_itself(run):
     imported = re.findall(r"^import (\S+)", (run / "config.gin").read_text(), re.MULTILINE)
-    assert imported == ["my_lab.fusing", "my_lab.guiding", "my_lab.reducing"]
+    assert imported == ["my_lab.fusing", "my_lab.guiding", "my_lab.logs", "my_lab.reducing"]
+
+
+def test_lines_and_checkpoints_reach_a_logger_of_another_package(run):
+    project, *lines = map(json.loads, (run.parent / "logged.jsonl").read_text().splitlines())
+    assert project == {"project": "digits"}
+    assert lines == [line | {"at": line["step"]} for line in read_log(run)] and lines[-1]["step"] == 2
 
 
 @pytest.fixture(scope="module")

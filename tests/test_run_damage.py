@@ -88,3 +88,11 @@ def test_a_model_whose_last_checkpoint_is_damaged_is_trained_again_from_the_one_
     flip(checkpoint_dir(tmp_path, 2) / "model.safetensors", -1)
     assert not is_trained(tmp_path)
     assert "model.safetensors was altered" in caplog.text
+
+
+def test_a_model_that_on_log_ended_is_trained_while_it_is_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr("redi.runs.job.num_steps", lambda: 9)
+    save_checkpoint(tmp_path, 4, {"model": {"w": torch.zeros(3)}}, {"ended_early": True}, Retention(2))
+    assert not is_trained(tmp_path)
+    monkeypatch.setattr("redi.core.config.is_bound", lambda binding: binding == "train.on_log")
+    assert is_trained(tmp_path)

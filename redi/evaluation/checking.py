@@ -6,6 +6,7 @@ from redi.data.datasets import Dataset, datasets
 from redi.evaluation.measures import METRICS
 from redi.evaluation.stored_statistics import StoredStatistics, ending, images_of
 from redi.models.encoders import Encoder, encoders
+from redi.runtime.ranges import check_number
 from redi.runtime.spelling import did_you_mean
 
 
@@ -30,8 +31,8 @@ def check_evaluation(
         if name not in METRICS:
             known = ", ".join(METRICS)
             raise ValueError(f"evaluate.metrics names {name!r}; there are {known}{did_you_mean(str(name), METRICS)}")
-    if max_images is not None and (not isinstance(max_images, int) or max_images < 2):
-        raise ValueError(f"evaluate.max_images = {max_images!r}: a whole number of at least 2, or None for all")
+    if max_images is not None:
+        check_number("evaluate.max_images", max_images, 2, note="None takes all")
     if isinstance(reference, StoredStatistics):
         if endings and reference.network not in endings and reference.images is None:
             raise ValueError(

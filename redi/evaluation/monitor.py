@@ -22,6 +22,7 @@ from redi.models.codec import JointCodec
 from redi.models.encoders import Encoder
 from redi.models.encoders.domain import DomainEncoder
 from redi.models.interface import state_of
+from redi.runtime.ranges import check_number
 from redi.sampling.generate import Generated, generate
 
 log = logging.getLogger(__name__)
@@ -56,8 +57,8 @@ class Monitor:
     ):
         if not networks:
             raise ValueError("Monitor.networks is empty: set, for example, [encoders.DomainEncoder()]")
-        if not isinstance(num_images, int) or num_images < 2:
-            raise ValueError(f"Monitor.num_images = {num_images!r}: a whole number of at least 2 is needed")
+        check_number("Monitor.num_images", num_images, 2)
+        check_number("Monitor.max_reference", max_reference, 2)
         if labels not in ("equal", "random", "null"):
             raise ValueError(f"Monitor.labels = {labels!r}: it is 'equal', 'random' or 'null'")
         if reference is not None and not isinstance(reference, StoredStatistics):

@@ -22,15 +22,18 @@ from redi.runs.load import Run
 from redi.runtime.checkpoint import check_best
 from redi.runtime.device import choose_compile, choose_device, choose_precision
 from redi.runtime.distributed import Processes, process_rank
+from redi.runtime.ranges import check_number
 from redi.sampling.generate import check_generation, generate
-from redi.training.guards import check_settings
+from redi.training.guards import NUMBERS, check_settings, make_optimizer
+from redi.training.memory import check_memory
+from redi.training.parallel.ddp import DDP
 from redi.training.trainer import train
 from redi.training.warm_start import warm_start
 
 log = logging.getLogger("redi")
 
 def check_training(
-    codec: JointCodec, dataset: Dataset, *, monitor=None, resumes: bool = False
+    codec: JointCodec, dataset: Dataset, *, monitor=None, resumes: bool = False, trains: bool = False
 ) -> DiffusionTransformer:
     """Build all that `train` will build, on the meta device -> the model. Raises ValueError as `train` and its
     previews would.
@@ -38,30 +41,41 @@ def check_training(
     Args:
         monitor: what `train` will be called with.
         resumes: from a checkpoint, so that `train.initial_weights` will not be read.
+        trains: on this machine, so that a step must fit into its memory.
     """
     with config.explained(types=True):
-        check_settings(**{name: setting(train, name) for name in inspect.signature(check_settings).parameters})
+        check_settings({name: setting(train, name) for name in (*NUMBERS, "on_log")})
+        check_number("generate.batch_size", setting(generate, "batch_size"))
+        check_number("generate.seed", setting(generate, "seed"), 0, below=2**64)
         check_shuffle(setting(train, "shuffle"))
-        Processes(*process_rank()).check(setting(train, "batch_size"), setting(train, "accumulate"))
+        (processes := Processes(*process_rank())).check(setting(train, "batch_size"), setting(train, "accumulate"))
         if (best := setting(train, "keep_best")) is not None:
             check_best(best, monitor)
         device = choose_device(setting(train, "device"))
-        dtype = choose_precision(setting(train, "precision"), device).dtype
-        choose_compile(setting(train, "compile"), device)
+        precision = choose_precision(setting(train, "precision"), device)
+        compiled = choose_compile(setting(train, "compile"), device)
         choose_compile(setting(generate, "compile"), device, "generate.compile")
         objective = setting(train, "objective")(channels=codec.channels, num_classes=dataset.num_classes)
+        model_arguments = objective.model_arguments(codec, dataset)
         with torch.device("meta"):
-            net = build_model(setting(train, "model"), objective.model_arguments(codec, dataset))
-            setting(train, "optimizer")(net.parameters())
+            net = build_model(setting(train, "model"), model_arguments)
+            make_optimizer(setting(train, "optimizer"), net.parameters())
             setting(train, "ema")(model=net)
         objective.check_model(net)
         if not resumes and (initial := setting(train, "initial_weights")) is not None:
             warm_start(net, initial)
-        choose_attention_of(net, device, dtype)
+        choose_attention_of(net, device, precision.dtype)
         rules = setting(generate, "guidance")
         choose_precision(setting(generate, "precision"), device, "generate.precision")
         sampler = setting(generate, "sampler")
         check_generation(sampler, objective.process, rules, codec.channels, dataset.num_classes)
+        if trains and setting(train, "check_memory"):
+            settings = {name: setting(train, name) for name in ("batch_size", "accumulate", "optimizer", "ema")}
+            parallel = setting(train, "parallel") or DDP()
+            check_memory(
+                setting(train, "model"), model_arguments, objective, device=device, compiled=compiled,
+                processes=processes, parallel=parallel, precision=precision, **settings,
+            )  # fmt: skip
     for rule in rules:
         if advice := rule.check_training(objective.label_dropout, objective.representation_dropout):
             log.warning("%s", advice)

@@ -15,7 +15,7 @@ from redi.runs.experiment import Experiment
 from redi.runs.stages import evaluate_stage, report_stage, sample_stage, train_stage
 from redi.runtime import trusted_imports
 from redi.runtime.artefact import write_json
-from redi.runtime.checkpoint import checkpoint_dir, is_good, list_checkpoints
+from redi.runtime.checkpoint import checkpoint_dir, ended_early, is_good, list_checkpoints
 from redi.runtime.checksums import json_sha256, sha256
 from redi.runtime.distributed import process_rank
 from redi.runtime.shared_work import complete
@@ -85,8 +85,11 @@ def still_holds(stages: Path, key: dict, results: Sequence[str]) -> bool:
 
 
 def is_trained(trained_dir: Path) -> bool:
-    """Whether the folder holds an undamaged checkpoint of the last step. Raises ValueError: it holds a later one."""
+    """Whether the folder holds an undamaged checkpoint of the last step, or of the one where `train.on_log` ended it.
+    Raises ValueError: it holds a later one."""
     last, checkpoints = checkpoint_dir(trained_dir, num_steps()), list_checkpoints(trained_dir)
+    if config.is_bound("train.on_log") and ended_early(trained_dir):
+        last = checkpoints[-1]
     if checkpoints and checkpoints[-1].name > last.name:
         raise ValueError(f"{checkpoints[-1]} is beyond train.num_steps = {num_steps()}: raise it or delete the folder")
     return last in checkpoints and is_good(last)

@@ -8,12 +8,13 @@ from redi.runs.forecast import training_forecast
 from redi.runtime.checkpoint import list_checkpoints, newest_good
 
 
-def prepared(experiment: Experiment, *, evaluates: bool = False, monitor=None):
+def prepared(experiment: Experiment, *, evaluates: bool = False, monitor=None, trains: bool = False):
     """Fit the experiment's codec, or take that of a resumed run -> what `train` takes: a cache, a stream, or images.
 
     Args:
         evaluates: the samples will be evaluated too, so the settings for that are checked now.
         monitor: is made ready to measure during training.
+        trains: here and now, so that a step must fit into the memory of this machine.
 
     Raises ValueError: what training (or evaluation) would fail of, before anything is fitted or encoded.
     """
@@ -28,7 +29,7 @@ def prepared(experiment: Experiment, *, evaluates: bool = False, monitor=None):
             "too, or call redi.train and redi.sample, without train.monitor"
         )
     data = config.call(prepare, codec=codec, dataset=None) if streams_alone else experiment.train_data
-    net = check_training(codec, data, monitor=monitor, resumes=bool(list_checkpoints(run_dir)))
+    net = check_training(codec, data, monitor=monitor, resumes=bool(list_checkpoints(run_dir)), trains=trains)
     if evaluates:
         check_results(codec, data, reference=experiment.reference, networks=experiment.metric_networks)
     experiment.checked(lambda: training_forecast(net, codec, len(data), experiment.device))

@@ -26,6 +26,7 @@ from redi.runs.prepare import prepared
 from redi.runtime.artefact import write_json
 from redi.runtime.device import Precision, choose_compile, choose_precision, matmul_precision
 from redi.runtime.paths import local_path
+from redi.runtime.ranges import check_number
 from redi.sampling.generate import generate
 from redi.training.step import TrainingStep
 from redi.training.trainer import train
@@ -72,8 +73,7 @@ def profile(
         num_costs: lines of the list of costs.
     """
     for name, value in {"num_steps": num_steps, "num_warmup_steps": num_warmup_steps, "num_costs": num_costs}.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"profile.{name} = {value!r}: a whole number of at least 1 is needed")
+        check_number(f"profile.{name}", value)
     if stage == "sampling":
         num_steps = num_warmup_steps = 1
     folder = local_path(run_dir) / "profile"
@@ -93,7 +93,7 @@ def profile(
 @contextmanager
 def _subject(experiment: Experiment, stage: str) -> Iterator[Subject]:
     """What is profiled, with new weights."""
-    codec, data, device = experiment.codec, prepared(experiment), experiment.device
+    codec, data, device = experiment.codec, prepared(experiment, trains=stage == "training"), experiment.device
     torch.manual_seed(setting(train, "seed"))
     objective = setting(train, "objective")(channels=codec.channels, num_classes=data.num_classes)
     model = build_model(setting(train, "model"), objective.model_arguments(codec, data)).to(device)

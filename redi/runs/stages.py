@@ -28,8 +28,11 @@ log = logging.getLogger("redi")
 def train_stage(experiment: Experiment, *, evaluates: bool = False) -> None:
     """Prepare and train; resume where there is a checkpoint. `evaluates`: see `prepared`."""
     monitor = config.bound("train.monitor")
-    data = prepared(experiment, evaluates=evaluates, monitor=monitor)
-    config.call(train, run_dir=experiment.trained_dir, codec=experiment.codec, dataset=data, monitor=monitor)
+    data = prepared(experiment, evaluates=evaluates, monitor=monitor, trains=True)
+    config.call(
+        train, run_dir=experiment.trained_dir, codec=experiment.codec, dataset=data, monitor=monitor,
+        check_memory=False,  # `prepared` has, before it encoded anything
+    )  # fmt: skip
 
 
 def sample_stage(experiment: Experiment) -> None:

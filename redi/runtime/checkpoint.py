@@ -12,6 +12,7 @@ from torch import Tensor
 from redi.runtime.artefact import load_artefact, read_record, save_artefact, verify_artefact
 from redi.runtime.atomic import rename
 from redi.runtime.checksums import BrokenArtefact
+from redi.runtime.ranges import check_number
 from redi.runtime.spelling import did_you_mean
 
 log = logging.getLogger(__name__)
@@ -30,8 +31,7 @@ class Retention:
 
     def __post_init__(self):
         for name, count in (("keep_checkpoints", self.last), ("keep_every", 1 if self.every is None else self.every)):
-            if type(count) is not int or count < 1:
-                raise ValueError(f"train.{name} = {count!r}: a whole number of at least 1 is needed")
+            check_number(f"train.{name}", count)
         if self.best is not None:
             best_of(self.best)
 
@@ -73,8 +73,17 @@ def check_best(best: str | None, monitor) -> None:
 
 def measured(folder: Path) -> Mapping:
     """What the monitor measured for a checkpoint; {} where it did not, or the record is broken."""
+    return _record(folder).get("monitor") or {}
+
+
+def ended_early(run_dir: Path) -> bool:
+    """Whether `train.on_log` ended the training with the newest checkpoint; False where its record is broken."""
+    return any(_record(folder).get("ended_early") for folder in list_checkpoints(run_dir)[-1:])
+
+
+def _record(folder: Path) -> Mapping:
     try:
-        return read_record(folder).get("monitor") or {}
+        return read_record(folder)
     except BrokenArtefact:
         return {}
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import math
 import os
 import shutil
 import sysconfig
@@ -53,6 +54,47 @@ def own_gpu(device: torch.device) -> torch.device:
         device = torch.device("cuda", int(local) % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
+
+
+def free_memory(device: torch.device) -> tuple[int, int]:
+    """Bytes that this process can still take on the device, and all that it has.
+
+    Of the host: what is available and swap, within the limit of its control group (a container, a batch job).
+    """
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
+    try:
+        lines = [line.split() for line in Path("/proc/meminfo").read_text().splitlines()]
+        groups = [line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except OSError:  # not Linux
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return total, total
+    host = {name.rstrip(":"): int(size) * 1024 for name, size, *_ in lines}
+    free, total = host["MemAvailable"] + host["SwapFree"], host["MemTotal"]
+    for controller, path in groups:
+        if controller in ("", "memory"):
+            limit, used = group_memory(Path("/sys/fs/cgroup", controller), path.lstrip("/"))
+            free, total = min(free, limit - used + host["SwapFree"]), min(total, limit)
+    return int(max(free, 0)), int(total)
+
+
+def group_memory(root: Path, path: str) -> tuple[float, float]:
+    """The tightest limit of a control group and those above it, and what is in use there; infinity for no limit."""
+    tightest = (math.inf, 0.0)
+    for folder in (root / path, *(root / path).parents):
+        for limit, used, kept in (
+            ("memory.max", "memory.current", "inactive_file"),  # version 2
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            try:
+                text = (folder / limit).read_text().strip()
+                statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                group = float(text.replace("max", "inf")), int((folder / used).read_text()) - int(statistics[kept])
+            except (OSError, KeyError):
+                continue
+            tightest = min(tightest, group, key=lambda group: group[0] - group[1])
+    return tightest
 
 
 def choose_precision(precision: str, device: torch.device, binding: str = "train.precision") -> Precision:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from redi.runtime.ranges import check_number
+
 if TYPE_CHECKING:  # absent from some builds of torch
     from torch.distributed import Store
 
@@ -42,8 +44,7 @@ class Watchdog:
         self, run_dir: Path, rank: int = 0, world_size: int = 1, store: "Store | None" = None, *,
         stalled_seconds: float = 120.0, host: str | None = None,
     ):  # fmt: skip
-        if not 0 <= stalled_seconds < float("inf"):
-            raise ValueError(f"train.stalled_seconds = {stalled_seconds}: a number of at least 0 is needed; 0 is never")
+        check_number("train.stalled_seconds", stalled_seconds, 0, whole=False, note="0 is never")
         self.stacks, self.rank, self.stalled_seconds = Path(run_dir) / f"stacks_rank_{rank}.txt", rank, stalled_seconds
         self.store = store.clone() if store is not None and world_size > 1 else None  # the thread's own connection
         self.world_size, self.host = world_size if self.store else 1, host or socket.gethostname()

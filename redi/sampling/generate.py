@@ -19,7 +19,7 @@ from redi.models.codec import JointCodec
 from redi.models.interface import choose_attention_of, state_of
 from redi.runtime.device import Precision, choose_compile, choose_precision, compiled_whole, matmul_precision
 from redi.runtime.progress import progress
-from redi.runtime.randomness import is_seed
+from redi.runtime.ranges import check_number
 from redi.sampling.conditional import check_given, clamped, times_with_given
 
 log = logging.getLogger(__name__)
@@ -81,15 +81,15 @@ def generate(
     channels, null_label = state.channels, state.num_classes
     check_generation(sampler, process, guidance, channels, state.num_classes)
     labels = torch.as_tensor(labels, dtype=torch.int64)
-    if batch_size < 1 or not len(labels):
-        raise ValueError(f"generate takes at least one label and batch_size >= 1, got {len(labels)} and {batch_size}")
+    check_number("generate.batch_size", batch_size)
+    check_number("generate.seed", seed, 0, below=2**64)
+    if not len(labels):
+        raise ValueError("generate takes at least one label, got none")
     if not 0 <= labels.min() <= labels.max() <= null_label:
         classes = f"classes 0 ... {null_label - 1} (and {null_label}, the null label)"
         raise ValueError(f"labels run from {labels.min()} to {labels.max()}; this model has {classes}")
     if given:
         check_given(given, channels, (len(labels), *state.grid))
-    if not is_seed(seed):
-        raise ValueError(f"generate: seed = {seed!r}, and a seed is an integer in 0 ... 2**64 - 1")
     shape = (channels.total, *state.grid)
     if draw is not None and (not len(draw) or any(tuple(noise.shape) != (len(labels), *shape) for noise in draw)):
         raise ValueError(f"generate: draw takes tensors of shape {(len(labels), *shape)}, the initial noise first")

@@ -15,7 +15,7 @@ from redi.evaluation.samples.sample import sample
 from redi.pages.report import report
 from redi.runs.job import num_steps
 from redi.runtime.artefact import write_json
-from redi.runtime.checkpoint import checkpoint_dir, list_checkpoints
+from redi.runtime.checkpoint import checkpoint_dir, ended_early, list_checkpoints
 from redi.sweeps.points import Point, expand, shortened
 
 STEPS = "train.num_steps"
@@ -40,7 +40,8 @@ class Planned:
         return run_dir / "models" / self.model
 
     def is_trained(self, run_dir: Path) -> bool:
-        return checkpoint_dir(self.trained_dir(run_dir), self.num_steps).exists()
+        folder = self.trained_dir(run_dir)
+        return checkpoint_dir(folder, self.num_steps).exists() or ended_early(folder)
 
 
 def plan(run_dir: Path, base: str, *, grid: Any, points: Any, names: Any) -> list[Planned]:

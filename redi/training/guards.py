@@ -1,9 +1,11 @@
 """What watches over a run while its loop trains, and the settings that are refused before."""
 
 import logging
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 
+import torch
 from torch import Tensor
 
 from redi.data.loader import batches, check_shuffle
@@ -13,6 +15,7 @@ from redi.runtime.distributed import Vote, as_lost_process
 from redi.runtime.interrupt import Stopped, StopRequest
 from redi.runtime.log import LogWindow, RunLog
 from redi.runtime.progress import progress
+from redi.runtime.ranges import check_number
 from redi.runtime.watchdog import COMPUTING, WAITING, Watchdog
 from redi.training.nonfinite import SkipGuard, diagnosis
 from redi.training.parallel import parallels
@@ -23,16 +26,47 @@ from redi.training.step import TrainingStep
 log = logging.getLogger(__name__)
 
 
-def check_settings(
-    *, num_steps, batch_size, accumulate, log_every, checkpoint_every, keep_checkpoints, preview_every, preview_images,
-    monitor_every,
-) -> None:  # fmt: skip
-    """Raises ValueError unless all are whole numbers of at least 1 and `accumulate` divides `batch_size`."""
-    for name, value in locals().items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"train.{name} = {value!r}: a whole number of at least 1 is needed")
-    if batch_size % accumulate:
-        raise ValueError(f"train.accumulate = {accumulate} does not divide train.batch_size = {batch_size}")
+COUNTS = (
+    "num_steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints", "keep_every",
+    "preview_every", "preview_images", "monitor_every",
+)  # fmt: skip
+NUMBERS: dict[str, dict] = {  # of `train`: the arguments of `check_number`
+    **{name: {"least": 1} for name in COUNTS},
+    "warmup_steps": {"least": 0, "note": "0 is no warm-up"},
+    "max_skipped_steps": {"least": 0, "note": "0 tolerates none"},
+    "seed": {"least": 0, "below": 2**64},
+    "max_grad_norm": {"least": 0, "whole": False, "note": "0 leaves the gradients as they are"},
+    "stalled_seconds": {"least": 0, "whole": False, "below": 1e9, "note": "0 is never"},
+}
+
+
+END = 1  # the vote for an end by `train.on_log`; a signal, which has a larger number, comes before it
+
+
+def check_settings(settings: Mapping) -> None:
+    """Raises ValueError unless all numbers of `train` lie in their ranges, `accumulate` divides `batch_size`, and
+    `on_log` can be called."""
+    for name, rule in NUMBERS.items():
+        if name != "keep_every" or settings[name] is not None:
+            check_number(f"train.{name}", settings[name], **rule)
+    if settings["batch_size"] % settings["accumulate"]:
+        batch_size = f"train.batch_size = {settings['batch_size']}"
+        raise ValueError(f"train.accumulate = {settings['accumulate']} does not divide {batch_size}")
+    if (on_log := settings["on_log"]) is not None and not callable(on_log):
+        raise ValueError(f"train.on_log = {on_log!r}: a function is needed, as @my_function without parentheses")
+
+
+def make_optimizer(optimizer: Callable[..., torch.optim.Optimizer], parameters) -> torch.optim.Optimizer:
+    """Raises ValueError, with the optimizer's name, for numbers that it refuses or that are not finite."""
+    name = getattr(getattr(optimizer, "func", optimizer), "__name__", "train.optimizer")
+    try:
+        optim = optimizer(parameters)
+    except ValueError as error:
+        raise ValueError(f"train.optimizer: {name} refuses its settings: {error}") from error
+    for setting, value in optim.defaults.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name}.{setting} = {value}: a finite number is needed")
+    return optim
 
 
 def check_objects(codec, dataset, parallel, shuffle: str, keep_best: str | None, monitor) -> None:
@@ -56,6 +90,7 @@ class Guards:
     def __init__(
         self, state: TrainingState, take_step: TrainingStep, record: Mapping, *, dataset, num_steps: int,
         batch_size: int, shuffle: str, log_every: int, max_skipped_steps: int, stalled_seconds: float,
+        on_log: Callable[[dict], bool | None] | None = None,
     ):  # fmt: skip
         self.state, self.take_step, self.processes, self.dataset = state, take_step, state.processes, dataset
         self.step = self.saved = self.began = record["step"]
@@ -67,10 +102,14 @@ class Guards:
         rank, size, store = self.processes.rank, self.processes.size, self.processes.store
         self.watchdog = Watchdog(state.run_dir, rank, size, store, stalled_seconds=stalled_seconds)
         self.vote, self.stop = Vote(self.processes), StopRequest("training stops after this step, with a checkpoint")
+        self.on_log, self.wants_end = on_log, False
+        if on_log is not None and record.get("ended_early"):
+            log.info("train.on_log ended the training at step %d; without it, training goes on", self.step)
+            self.num_steps = self.step
 
     def __enter__(self) -> "Guards":
         if self.step >= self.num_steps:
-            log.info("nothing to train: it holds step %d of train.num_steps = %d", self.step, self.num_steps)
+            log.info("nothing to train: it holds step %d of %d", self.step, self.num_steps)
         first, run_dir = self.processes.is_first, self.state.run_dir
         with ExitStack() as exits:
             self.processes.on_first(lambda: exits.enter_context(only_process(run_dir)))
@@ -144,28 +183,45 @@ class Guards:
         for step, means, values in self.pending:
             scalars = means.get()
             if self.log is not None:
-                self.log.scalars(step, **scalars, **values)
+                self.write_line(step, **scalars, **values)
                 rate = values["images_per_second"]
                 self.bar.set_postfix_str(f"loss {scalars['loss']:.4f}, {rate:.0f} img/s", refresh=False)
         self.pending.clear()
 
+    def write_line(self, step: int, **values: float) -> None:
+        """A line of the log, on rank 0, also for `train.on_log`."""
+        self.log.scalars(step, **values)
+        self._report({"step": step, **values})
+
+    def _report(self, record: dict) -> None:
+        answer = self.on_log(record) if self.on_log is not None and self.processes.is_first else None
+        if answer not in (None, False, True):
+            raise ValueError(f"train.on_log returned {answer!r}: True ends the training, False or None does not")
+        self.wants_end |= bool(answer)
+
     def checkpoint(self, due: bool, monitor: Mapping[str, float] | None = None) -> None:
-        """Write a checkpoint if one is due, or if a signal asked any process to stop: then raise Stopped.
+        """Write a checkpoint if one is due, if `train.on_log` ended the training: then this step is the last; or if a
+        signal asked any process to stop: then raise Stopped.
 
         All processes call it after every step. `monitor`: what was measured, for `train.keep_best`.
         """
-        signal = self.vote.cast(self.stop.requested or 0)
-        if due or signal:
-            self._save(monitor)
-        if signal:
-            raise Stopped(signal, self.step)
+        request = self.vote.cast(self.stop.requested or (END if self.wants_end else 0))
+        ends = request == END and self.step < self.num_steps
+        if due or request:
+            self._save(monitor, **({"ended_early": True} if ends else {}))
+        if ends:
+            log.info("train.on_log ended the training at step %d of %d", self.step, self.num_steps)
+            self.num_steps = self.step
+        elif request > END:
+            raise Stopped(request, self.step)
 
-    def _save(self, monitor: Mapping[str, float] | None = None) -> None:
+    def _save(self, monitor: Mapping[str, float] | None = None, **record) -> None:
         self.write_lines()
         self.skipped.exceeded()
         self.window.totals = self.processes.mean(self.window.totals)
         self.at("writing a checkpoint")
-        self.state.save(self.step, window=self.window.state(), monitor=monitor or {})
+        self.state.save(self.step, window=self.window.state(), monitor=monitor or {}, **record)
         self.skipped.reset()
-        self.window.restart_clock()
         self.saved = self.step
+        self._report({"step": self.step, "checkpoint": str(self.state.folder(self.step))})
+        self.window.restart_clock()

@@ -16,6 +16,7 @@ from redi.data.loader import batches, positions_of
 from redi.runtime.artefact import write_json
 from redi.runtime.checkpoint import list_checkpoints
 from redi.runtime.log import AsyncScalars
+from redi.runtime.ranges import check_number
 from redi.training.step import TrainingStep
 
 log = logging.getLogger(__name__)
@@ -36,8 +37,7 @@ class SkipGuard:
     """
 
     def __init__(self, max_skipped: int, *, warns: bool = True):
-        if not isinstance(max_skipped, int) or max_skipped < 0:
-            raise ValueError(f"train.max_skipped_steps = {max_skipped!r}: a whole number of at least 0 is needed")
+        check_number("train.max_skipped_steps", max_skipped, 0)
         self.max_skipped, self.warns = max_skipped, warns
         self.count, self.streak, self.last = 0, 0, None  # since the last checkpoint; in a row; the last skipped step
         self.pending: list[tuple[int, AsyncScalars]] = []

@@ -52,7 +52,7 @@ class Observer:
             if measures:
                 self.guards.at("measuring")
                 measurements = self.monitor(model, state.codec, self.process, weights=weights)
-                self.guards.log.scalars(step, **{f"monitor/{name}": value for name, value in measurements.items()})
+                self.guards.write_line(step, **{f"monitor/{name}": value for name, value in measurements.items()})
                 text = ", ".join(f"{name} {value:.4g}" for name, value in measurements.items())
                 log.info("step %d: %s", step, text)
         self.guards.window.restart_clock()

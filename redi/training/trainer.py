@@ -17,7 +17,8 @@ from redi.runtime.device import choose_compile, choose_device, choose_precision,
 from redi.runtime.distributed import process_group
 from redi.runtime.paths import local_path
 from redi.sampling.generate import generate
-from redi.training.guards import Guards, check_objects, check_settings
+from redi.training.guards import Guards, check_objects, check_settings, make_optimizer
+from redi.training.memory import check_memory as check_step_memory
 from redi.training.observer import Observer
 from redi.training.parallel import Parallel, parallels
 from redi.training.state import TrainingState
@@ -38,9 +39,10 @@ external(torch.optim.SGD, module="torch.optim")
     runtime=("run_dir",),
     trains=True,
     harmless=(
-        "num_steps", "accumulate", "parallel", "device", "compile", "max_skipped_steps", "stalled_seconds",
+        "num_steps", "accumulate", "parallel", "device", "compile", "check_memory", "max_skipped_steps",
+        "stalled_seconds",
         "log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "keep_best",
-        "preview", "preview_every", "preview_images", "monitor", "monitor_every",
+        "preview", "preview_every", "preview_images", "monitor", "monitor_every", "on_log",
     ),
 )  # fmt: skip
 def train(
@@ -62,6 +64,7 @@ def train(
     warmup_steps: int = 0,
     precision: str = "auto",
     compile: str | bool = "auto",
+    check_memory: bool = True,
     device: str = "auto",
     seed: int = 0,
     shuffle: str = "global",
@@ -75,6 +78,7 @@ def train(
     preview_images: int = 40,
     monitor: Callable[..., dict[str, float]] | None = None,
     monitor_every: int = 10_000,
+    on_log: Callable[[dict], bool | None] | None = None,
     stalled_seconds: float = 120.0,
 ) -> Path:
     """Train a joint model and write checkpoints, log and previews to `run_dir` -> the last checkpoint; it resumes.
@@ -99,6 +103,7 @@ def train(
             bfloat16 on a GPU that has it.
         compile: corruption, network and losses as one graph (torch.compile): a minute at the start, then faster steps;
             'auto': on a GPU.
+        check_memory: log the predicted memory of a step, and refuse one that cannot fit, before the first.
         shuffle: 'global', or 'shards' for a cache larger than memory, or streamed (see `redi.data.loader.batches`).
         keep_checkpoints, keep_every, keep_best: which checkpoints stay: this many of the newest, those at multiples of
             a step, and the best by what the monitor measures, as 'lowest frechet_distance_..._of_500' (with it, a
@@ -106,6 +111,9 @@ def train(
         preview: draws the periodic sample grids: `generate`, possibly with other settings than the final sampling.
         monitor: measures the EMA weights during training (`redi.evaluation.monitor.Monitor`, prepared); its results are
             logged as monitor/<name>.
+        on_log: called on rank 0 with every line of the log, {"step": ..., "loss": ..., ...}, and with every checkpoint,
+            {"step": ..., "checkpoint": path}. Where it returns True, the training ends with a checkpoint, as if
+            `num_steps` were reached; run again, it goes on only without `on_log`. What it raises ends the run.
         stalled_seconds: after this time without a step the log says which process is behind, and in what.
 
     Raises:
@@ -114,13 +122,9 @@ def train(
         Stopped: after Ctrl-C or a signal of a scheduler, once a checkpoint is written.
         OSError: a checkpoint could not be written, or the data not read; LostProcess: another process is gone.
     """
+    check_settings(locals())
     run_dir = local_path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    check_settings(
-        num_steps=num_steps, batch_size=batch_size, accumulate=accumulate, log_every=log_every,
-        checkpoint_every=checkpoint_every, keep_checkpoints=keep_checkpoints, preview_every=preview_every,
-        preview_images=preview_images, monitor_every=monitor_every,
-    )  # fmt: skip
     parallel = parallels["DDP"]() if parallel is None else parallel
     check_objects(codec, dataset, parallel, shuffle, keep_best, monitor)
     device = own_gpu(choose_device(device))
@@ -130,6 +134,12 @@ def train(
         torch.manual_seed(seed)
         loss_of = objective(channels=codec.channels, num_classes=dataset.num_classes)
         model_arguments = loss_of.model_arguments(codec, dataset)
+        if check_memory:
+            check_step_memory(
+                model, model_arguments, loss_of, device=device, compiled=compiled, processes=processes,
+                parallel=parallel, batch_size=batch_size, accumulate=accumulate, precision=how, optimizer=optimizer,
+                ema=ema,
+            )  # fmt: skip
         net = build_model(model, model_arguments).to(device)
         loss_of.check_model(net)
         begin_with(net, initial_weights, run_dir)
@@ -141,7 +151,7 @@ def train(
         if processes.size > 1:
             parallel.distribute(net, processes, compiled=compiled)
             log.info("%d processes, %s", processes.size, type(parallel).__name__)
-        optim, average = optimizer(net.parameters()), ema(model=net)
+        optim, average = make_optimizer(optimizer, net.parameters()), ema(model=net)
         take_step = TrainingStep(
             codec=codec, model=net, objective=loss_of, optimizer=optim, ema=average, precision=how,
             accumulate=accumulate, max_grad_norm=max_grad_norm, warmup_steps=warmup_steps, seed=seed,
@@ -155,6 +165,7 @@ def train(
         with Guards(
             state, take_step, record, dataset=dataset, num_steps=num_steps, batch_size=batch_size, shuffle=shuffle,
             log_every=log_every, max_skipped_steps=max_skipped_steps, stalled_seconds=stalled_seconds,
+            on_log=on_log,
         ) as guards:  # fmt: skip
             observe = Observer(
                 guards, loss_of.process, partial(build_model, model, model_arguments), preview=preview,

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from redi.runtime.checkpoint import list_checkpoints, load_checkpoint
+from redi.runtime.checkpoint import ended_early, list_checkpoints, load_checkpoint, step_of
 from redi.runtime.distributed import Processes
 from redi.runtime.log import read_log
 from redi.training.snapshots import list_snapshots, load_snapshot
@@ -37,7 +37,7 @@ def runs(tmp_path_factory, started):
         **{
             "2 accumulate": {"accumulate": 2}, "2 FSDP accumulate": fsdp | {"accumulate": 4}, "2 online": online,
             "2 averaged": fsdp | averaged, "1 to 2": {}, "2 to 1": fsdp | {"num_steps": 2},
-            "2 FSDP to 4": fsdp | {"num_steps": 2},
+            "2 FSDP to 4": fsdp | {"num_steps": 2}, "2 ended": {"on_log": "ends at 2", "num_steps": 8},
         },
     )  # fmt: skip
     by_four = trained_by(4, **{"4": {}, "2 FSDP to 4": fsdp})
@@ -48,6 +48,11 @@ def runs(tmp_path_factory, started):
 @pytest.fixture
 def folder(runs):
     return runs[0]
+
+
+def test_two_processes_end_at_the_same_step_where_on_log_asks_the_first(folder):
+    *_, last = list_checkpoints(folder / "2 ended")
+    assert 2 < step_of(last) < 8 and ended_early(folder / "2 ended")
 
 
 def end(run_dir) -> dict[str, dict[str, torch.Tensor]]:

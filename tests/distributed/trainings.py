@@ -23,7 +23,10 @@ from redi.training import state
 from redi.training.parallel.fsdp import FSDP
 from redi.training.trainer import train
 
-NAMED = {"FSDP": FSDP, "PowerFunctionEMA": lambda: partial(PowerFunctionEMA, snapshot_every=2)}
+NAMED = {
+    "FSDP": FSDP, "PowerFunctionEMA": lambda: partial(PowerFunctionEMA, snapshot_every=2),
+    "ends at 2": lambda: lambda record: record["step"] == 2,
+}  # fmt: skip
 
 
 class Noisy(Pixels):

@@ -64,6 +64,7 @@ TRAINING = {
     "compiled by half": ("train.compile = 'half'", "train.compile = 'half': it is 'auto', True or False"),
     "steps in words": ("train.num_steps = 'many'", "train.num_steps = 'many': it takes an integer"),
     "a part of a step": ("train.num_steps = 1.5", "train.num_steps = 1.5: it takes an integer"),
+    "a turned gradient": ("train.max_grad_norm = -1", "train.max_grad_norm = -1: a finite number of at least 0"),
     "weights that are nowhere": ("train.initial_weights = 'nowhere.pt'", "nowhere.pt"),
     "a weight below zero": (
         "JointObjective.representation_weight = -1",
@@ -125,7 +126,10 @@ RESULTS = {
         "evaluate.metrics = 'recall'",
         "; write ['recall']",
     ),
-    "one image": ("evaluate.max_images = 1", "evaluate.max_images = 1: a whole number of at least 2, or None for all"),
+    "one image": ("evaluate.max_images = 1", "evaluate.max_images = 1: a whole number of at least 2 is needed; None"),
+    "a batch of none": ("generate.batch_size = 0", "generate.batch_size = 0: a whole number of at least 1 is needed"),
+    "a rate below zero": ("AdamW.lr = -1e-3", "train.optimizer: AdamW refuses its settings: Invalid learning"),
+    "a seed below zero": ("sample.seeds = (0, -1)", "sample.seeds = -1: a whole number of at least 0, less than 1844"),
     "a seed twice": ("sample.seeds = (1, 1)", "sample.seeds = (1, 1): a list of different whole numbers"),
     "weights of a metric that are nowhere": (
         "evaluate.networks = [@encoders.Inception()]\nInception.weights = 'nowhere.pth'",

@@ -4,7 +4,15 @@ import sysconfig
 import pytest
 import torch
 
-from redi.runtime.device import choose_compile, choose_device, choose_precision, compiled_whole, matmul_precision
+from redi.runtime.device import (
+    choose_compile,
+    choose_device,
+    choose_precision,
+    compiled_whole,
+    free_memory,
+    group_memory,
+    matmul_precision,
+)
 
 CPU = torch.device("cpu")
 
@@ -102,3 +110,26 @@ def test_one_function_is_compiled_for_any_number_of_shapes(monkeypatch):
 def test_another_value_for_compile_is_refused(value):
     with pytest.raises(ValueError, match="^train.compile = .*: it is 'auto', True or False$"):
         choose_compile(value, CPU)
+
+
+def test_the_free_memory_of_the_host_is_a_part_of_it():
+    free, total = free_memory(torch.device("cpu"))
+    assert 0 < free and 2**28 < total < 2**50
+
+
+@pytest.mark.parametrize(
+    ("limit", "usage", "kept", "none"),
+    [
+        ("memory.max", "memory.current", "inactive_file", "max"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", "9223372036854771712"),
+    ],
+)
+def test_the_tightest_limit_of_a_control_group_and_those_above_it_counts(tmp_path, limit, usage, kept, none):
+    groups = {tmp_path: (none, 900), tmp_path / "job": (1000, 400), tmp_path / "job/step": (none, 300)}
+    for folder, (allowed, used) in groups.items():
+        folder.mkdir(exist_ok=True)
+        (folder / limit).write_text(f"{allowed}\n")
+        (folder / usage).write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon 5\n{kept} 100\n")  # files, which make way
+    assert group_memory(tmp_path, "job/step") == (1000, 300)
+    assert group_memory(tmp_path / "nowhere", "job")[0] > 1e15

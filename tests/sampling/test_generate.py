@@ -230,9 +230,10 @@ def test_no_labels_are_refused(model, codec):
         draw(model, codec, [])
 
 
-def test_an_empty_batch_is_refused(model, codec):
-    with pytest.raises(ValueError, match="batch_size"):
-        draw(model, codec, batch_size=0)
+@pytest.mark.parametrize("setting", [{"batch_size": 0}, {"batch_size": 2.0}, {"seed": -1}, {"seed": 2**64}])
+def test_a_number_out_of_its_range_is_refused_by_name(model, codec, setting):
+    with pytest.raises(ValueError, match=rf"generate\.{next(iter(setting))} = .*: a whole number of at least"):
+        draw(model, codec, **setting)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from redi.models.reducers.pca import PCA
 from redi.models.transformer import DiffusionTransformer
 from redi.runtime.artefact import save_artefact
 from redi.runtime.atomic import only_process
-from redi.runtime.checkpoint import list_checkpoints, load_checkpoint
+from redi.runtime.checkpoint import ended_early, list_checkpoints, load_checkpoint, step_of
 from redi.runtime.interrupt import Stopped
 from redi.runtime.log import read_log
 from redi.sampling.generate import generate
@@ -76,6 +76,7 @@ def start(codec, cached, tmp_path):
     def start(folder, **settings):
         defaults = {"codec": codec, "dataset": cached, "model": MODEL, "ema": partial(EMA, decay=0.9), "device": "cpu"}
         defaults |= {"num_steps": 8, "batch_size": 8, "log_every": 2, "keep_checkpoints": 10, "preview_images": 2}
+        defaults["check_memory"] = False  # a tenth of a second
         defaults["preview"] = partial(generate, sampler=Euler(num_evaluations=1))
         train(tmp_path / folder, **(defaults | settings))
         return tmp_path / folder
@@ -126,6 +127,16 @@ def test_a_resumed_run_of_the_image_alone_is_bit_equal_to_an_unbroken_one(start,
     settings = {"codec": JointCodec(autoencoder=Pixels(channels=1)), "dataset": images}
     start("stopped", **settings, num_steps=4)
     assert_same_training(start("stopped", **settings), start("unbroken", **settings))
+
+
+def test_the_memory_of_a_step_is_checked_before_it_and_changes_nothing(start, monkeypatch, caplog):
+    with caplog.at_level("INFO", logger="redi"):
+        checked = start("checked", check_memory=True)
+    assert "a training step needs about" in caplog.text
+    assert_same_training(checked, start("unchecked"))
+    monkeypatch.setattr("redi.training.memory.free_memory", lambda device: (1000, 2000))
+    with pytest.raises(ValueError, match="train.check_memory = False tries it all the same"):
+        start("refused", check_memory=True)
 
 
 def test_training_from_images_is_training_from_the_cache(start, images):
@@ -477,3 +488,40 @@ def test_a_checkpoint_with_an_embedding_bias_for_every_group_resumes_as_one_with
     record["optimizer"]["param_groups"][0]["params"].append(len(tensors["model"]) - 1)
     save_artefact(folder, tensors, record)
     assert_same_training(start("stopped"), start("unbroken"))
+
+
+def test_every_line_of_the_log_and_every_checkpoint_is_reported(start):
+    records = []
+    monitored = {"monitor": lambda *_, **__: {"x": 1.0}, "monitor_every": 4}
+    run_dir = start("run", checkpoint_every=4, on_log=records.append, **monitored)
+    assert [record for record in records if "checkpoint" not in record] == read_log(run_dir)
+    assert [record["checkpoint"] for record in records if "checkpoint" in record] == [
+        str(folder) for folder in list_checkpoints(run_dir)
+    ]
+
+
+def test_a_training_that_on_log_ends_is_done_and_goes_on_without_it(start, caplog):
+    def plateau(record):
+        return record["step"] == 4 and "loss" in record
+
+    run_dir = start("run", on_log=plateau)
+    (ended,) = list_checkpoints(run_dir)
+    assert 4 <= step_of(ended) < 8 and ended_early(run_dir)
+    with caplog.at_level("INFO", logger="redi"):
+        start("run", on_log=lambda record: pytest.fail("nothing is trained"))
+    assert "train.on_log ended the training at step" in caplog.text
+    assert list_checkpoints(run_dir) == [ended]
+    start("run")
+    assert not ended_early(run_dir)
+    assert losses(run_dir) == losses(start("unbroken"))
+
+
+def test_on_log_that_asks_at_the_last_step_changes_nothing(start):
+    assert_same_training(start("run", on_log=lambda record: record["step"] == 8), start("unbroken"))
+
+
+def test_another_answer_of_on_log_than_true_or_false_is_refused(start):
+    with pytest.raises(ValueError, match="train.on_log returned 'stop': True ends the training"):
+        start("run", on_log=lambda record: "stop")
+    with pytest.raises(ValueError, match="train.on_log = 'wandb': a function is needed"):
+        start("run", on_log="wandb")

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 import os
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from redi.models.codec import JointCodec
 from redi.runtime.checksums import json_sha256
 from redi.runtime.distributed import process_rank
 from redi.runtime.paths import cache_folder
+from redi.runtime.ranges import check_number
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +72,9 @@ def prepare(
     """
     counts = {"num_fit_images": num_fit_images, "batch_size": batch_size, "rows_per_shard": rows_per_shard}
     for name, count in (counts | {"window_images": window_images}).items():
-        if count < 1:
-            raise ValueError(f"prepare.{name} = {count}: at least 1 is needed")
-    if not isinstance(local_gib, int | float) or not local_gib > 0:
+        check_number(f"prepare.{name}", count)
+    check_number("prepare.seed", seed, 0, below=2**64)
+    if type(local_gib) not in (int, float) or not 0 < local_gib < math.inf:
         raise ValueError(f"prepare.local_gib = {local_gib!r}: a number greater than 0 is needed")
     cache_dir, place = cache_folder(cache_dir), process_rank(rank, world_size)
     if cache_url is not None:

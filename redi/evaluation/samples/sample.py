@@ -13,6 +13,7 @@ from redi.evaluation.samples.stored import FOLDER, Samples
 from redi.models.encoders import Encoder, encoders
 from redi.runtime.distributed import process_rank
 from redi.runtime.paths import local_path
+from redi.runtime.ranges import check_number
 from redi.sampling.generate import Generated, generate
 
 log = logging.getLogger(__name__)
@@ -98,12 +99,13 @@ def check_sampling(
 ) -> None:  # fmt: skip
     """Raises ValueError for settings that `sample` cannot work with."""
     for name, value in (("num_images", num_images), ("images_per_part", images_per_part)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"sample.{name} = {value!r}: a whole number of at least 1 is needed")
+        check_number(f"sample.{name}", value)
     if weights not in ("ema", "model"):
         raise ValueError(f"sample.weights = {weights!r}: it is 'ema' or 'model'")
     if seeds is not None and not (_is_list(seeds, int) and len(set(seeds)) == len(seeds) > 0):
         raise ValueError(f"sample.seeds = {seeds!r}: a list of different whole numbers, such as (0, 1, 2), or None")
+    for seed in seeds or ():
+        check_number("sample.seeds", seed, 0, below=2**64)
     for name, value, known in (("keep", keep, KEPT), ("export", export, FORMATS)):
         if not _is_list(value, str) or not set(value) <= set(known):
             raise ValueError(f"sample.{name} = {value!r}: a list of some of {', '.join(known)}, or an empty one")

@@ -1,0 +1,166 @@
+"""How much memory a training step takes: known before the first one, without the device and without the memory."""
+
+import copy
+import logging
+import weakref
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from redi.core.ema import EMA, AveragedWeights
+from redi.core.objective import JointObjective
+from redi.models.cost import without_memory
+from redi.models.interface import build_model
+from redi.runtime.device import Precision, free_memory
+from redi.runtime.distributed import Processes
+from redi.training.parallel import Parallel
+from redi.training.step import FLOAT32, TrainingStep
+
+log = logging.getLogger(__name__)
+
+GIB = 2**30
+REMEDIES = (
+    "Raise train.accumulate{parts}, which computes the batch in parts, with the same result; bind "
+    "DiffusionTransformer.checkpointing = True, which takes a third more time; lower train.batch_size; or take a "
+    "smaller model or smaller images (DiffusionTransformer.size, Preprocessing.image_size). "
+    "train.check_memory = False tries it all the same"
+)
+
+
+class MemoryCount(TorchDispatchMode):
+    """Context that counts the bytes of all tensors made in it: alive `now`, and at most so far (`peak`).
+
+    Storages, not tensors: views are free. What a kernel allocates for itself is not seen, nor what an allocator rounds.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.known: weakref.WeakSet = weakref.WeakSet()
+
+    def add(self, *tensors: Tensor) -> None:
+        """Counts tensors that were there before."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage not in self.known:
+                self.known.add(storage)
+                weakref.finalize(storage, self._freed, storage.nbytes())
+                self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+
+    def _freed(self, size: int) -> None:
+        self.now -= size
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.add(*(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)))
+        return result
+
+
+def predicted_memory(
+    model: nn.Module,
+    objective: JointObjective,
+    *,
+    grid: tuple[int, int],
+    batch_size: int,
+    accumulate: int = 1,
+    precision: Precision = FLOAT32,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
+    ema: Callable[..., AveragedWeights] = EMA,
+    alignment_dim: int | None = None,
+    num_first_steps: int = 0,
+) -> int:
+    """Peak bytes of a training step on encoded data: weights, averages, optimizer, gradients, what the backward pass
+    needs.
+
+    A step runs on tensors that have a shape and no memory, in seconds. Attention is assumed to keep no scores, as all
+    backends but 'math' do. A GPU's workspaces and what its allocator cannot fill come on top: leave a tenth.
+
+    Args:
+        model: may be on the meta device.
+        grid: (H, W) of the joint state.
+        alignment_dim: E of REPA's features, where the model has a projector.
+        num_first_steps: steps before the one that is counted, for losses that are traced at their first call.
+    """
+    from torch._subclasses import FakeTensorMode
+
+    with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True):
+        # On the CPU, since there is no backward pass on a GPU that is absent; the same tensors are kept on both.
+        fake = without_memory(model, "cpu").train()
+        take_step = TrainingStep(
+            codec=Joined(), model=fake, objective=copy.copy(objective), ema=ema(model=fake), precision=precision,
+            optimizer=torch.optim.SGD(fake.parameters(), lr=0.0, fused=True), accumulate=accumulate,
+        )  # fmt: skip
+        x = torch.empty(batch_size, objective.channels.total, *grid)
+        batch = {"image": x, "labels": torch.zeros(batch_size, dtype=torch.int64)}
+        if alignment_dim is not None:
+            batch["alignment"] = torch.empty(batch_size, alignment_dim, 1, 1)
+        for step in range(num_first_steps):
+            take_step(batch, step)
+        averages = [*take_step.ema.parameters.values(), *take_step.ema.extra_state().values()]
+        with MemoryCount() as memory:
+            memory.add(*fake.parameters(), *fake.buffers(), *averages, *batch.values())
+            take_step(batch, num_first_steps)
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    return memory.peak + round(trained * optimizer_share(optimizer))
+
+
+def optimizer_share(optimizer: Callable[..., torch.optim.Optimizer]) -> float:
+    """Bytes of an optimizer's state for each byte of the weights; of Adam 2. It is asked about one small matrix."""
+    weight = nn.Parameter(torch.zeros(64, 64))
+    weight.grad = torch.zeros_like(weight)
+    optim = optimizer([weight])
+    optim.step()
+    state = [value for value in tree_leaves(dict(optim.state)) if isinstance(value, Tensor) and value is not weight]
+    return sum(value.nbytes for value in state if value.ndim) / weight.nbytes
+
+
+class Joined:
+    """In place of a codec: what is stored is the joint state."""
+
+    def join(self, stored: Mapping[str, Tensor], randn: Callable[..., Tensor] = torch.randn) -> Tensor:
+        return stored["image"]
+
+
+def check_memory(
+    model: Callable[..., nn.Module], model_arguments: Mapping, objective: JointObjective, *, device: torch.device,
+    compiled: bool, processes: Processes, parallel: Parallel, batch_size: int, accumulate: int, **settings,
+) -> None:  # fmt: skip
+    """Log what a step needs beside what the device has free. Raises ValueError where it cannot fit.
+
+    Args:
+        model, model_arguments: as `train` builds it; here without memory.
+        batch_size: of all processes together.
+        settings: further arguments of `predicted_memory`.
+    """
+    if processes.size > 1 and not parallel.keeps_whole:
+        log.info("memory: a step is not predicted where each process holds a part of the model")
+        return
+    free, total = free_memory(device)
+    try:
+        with torch.device("meta"):
+            net = build_model(model, model_arguments)
+        shape = {"grid": model_arguments["grid"], "alignment_dim": model_arguments.get("alignment_dim")}
+        rows = batch_size // processes.size
+        predict = partial(predicted_memory, net, objective, batch_size=rows, **shape, **settings)
+        needed = predict(accumulate=accumulate)
+    except Exception as error:  # of a plug-in that reads values, say; if it cannot train, the first step says so
+        log.info("memory: a step could not be predicted: %s: %s", type(error).__name__, error)
+        return
+    about = "at most about" if compiled else "about"
+    size = f"{needed / GIB:.1f} GiB" if needed > GIB / 10 else f"{needed / 2**20:.0f} MiB"
+    here = f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free ({device.type})"
+    text = f"a training step needs {about} {size}, and {here}"
+    # Never refuse what fits: compiled steps keep less, by an unknown part; the kernels of a GPU may keep a little less.
+    share = 0.5 if compiled else 1.0 if device.type == "cpu" else 0.9
+    if share * needed <= free:
+        log.info("memory: %s", text)
+        return
+    divisors = (parts for parts in range(accumulate + 1, rows + 1) if rows % parts == 0)
+    fitting = ((parts, predict(accumulate=parts) / GIB) for parts in divisors)
+    enough = (f" ({parts}: {gib:.1f} GiB)" for parts, gib in fitting if gib * GIB <= 0.9 * free)
+    raise ValueError(f"{text}. {REMEDIES.format(parts=next(enough, ' (not enough by itself)'))}")

@@ -1,0 +1,40 @@
+"""Predicted memory against real steps, and that of compiled ones."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from memory import predict
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_compiled_block_keeps_less_than_an_eager_one():
+    def per_block(way: str) -> float:
+        one, two = (predict(size="S/2", tokens="merged", way=way, batch_size=8, depth=depth) for depth in (1, 2))
+        return two - one
+
+    assert 0.5 * per_block("eager") < per_block("compiled") < 0.95 * per_block("eager")
+
+
+MEASURE = """
+import sys; sys.path.insert(0, "benchmarks")
+from machine import peak_memory_gib
+from memory import measure
+for batch_size in (2, 8):
+    measure(size="B/2", tokens="merged", way="eager", depth=1, batch_size=batch_size)
+    print(peak_memory_gib())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and sets glibc's malloc")
+def test_real_steps_take_what_was_predicted_for_each_further_image():
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run([sys.executable, "-c", MEASURE], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    at2, at8 = (float(line) * 2**30 for line in done.stdout.split())
+    settings = {"size": "B/2", "tokens": "merged", "way": "eager", "depth": 1, "precision": "float32"}
+    small, large = (predict(batch_size=n, **settings) * 2**30 for n in (2, 8))
+    assert at8 - at2 == pytest.approx(large - small, rel=0.05)
