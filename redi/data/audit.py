@@ -1,15 +1,21 @@
 """What a data set holds, looked at in full before the first training step."""
 
 import inspect
+import json
+import logging
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
 from redi.core.registry import configurable
 from redi.data.datasets import Dataset, UnreadableImage
+from redi.runtime.checksums import unsealed
 from redi.runtime.progress import progress
+
+log = logging.getLogger(__name__)
 
 
 class AuditError(ValueError):
@@ -64,6 +70,19 @@ def audit(
     return dataset, record
 
 
+def class_names(folder: str | Path) -> list[str] | None:
+    """The names of labels 0, 1, ... in the audit of a run's folder; None where it names no classes."""
+    path = Path(folder) / "audit.json"
+    try:
+        names = unsealed(json.loads(path.read_text()), path).get("class_names")
+    except FileNotFoundError:
+        return None
+    except (ValueError, AttributeError) as error:  # also BrokenArtefact
+        log.warning("classes are shown by number, because %s is damaged: %s", path, error)
+        return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
 def _label_facts(dataset: Dataset, batch_size: int) -> dict:
     per_class = dict(sorted(Counter(dataset.labels.tolist()).items()))
     known = [per_class.get(label, 0) for label in range(dataset.num_classes)]
@@ -71,6 +90,7 @@ def _label_facts(dataset: Dataset, batch_size: int) -> dict:
     return {
         "num_images": len(dataset),
         "num_classes": dataset.num_classes,
+        "class_names": dataset.class_names[: dataset.num_classes] if dataset.num_classes > 1 else None,
         "num_classes_present": len(per_class),
         "num_missing_classes": len(missing),
         "missing_classes": [_class_name(dataset, label) for label in missing[:20]],

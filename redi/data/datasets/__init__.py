@@ -42,7 +42,7 @@ class Dataset(ABC):
     Args:
         names: one name per image, unique, for messages (a path inside the folder, an index).
         labels: (len(names),) integers in [0, num_classes).
-        class_names: the names of labels 0, 1, ...
+        class_names: the names of labels 0, 1, ...; default: their numbers.
         num_classes: the classes a model is built for; default: those of `class_names`. 1 means unconditional.
         split, held_out_fraction, split_seed: which part this object is. The split is drawn per class
             from the seed, so that `train` and `held_out` of the same settings never share an image.
@@ -51,15 +51,15 @@ class Dataset(ABC):
     mirrored = False  # whether training takes the images mirrored by chance; set by `prepare` on a copy
 
     def __init__(
-        self, *, names: Sequence[str], labels: np.ndarray, class_names: Sequence[str], num_classes: int | None = None,
-        split: Split = "all", held_out_fraction: float = 0.0, split_seed: int = 0,
+        self, *, names: Sequence[str], labels: np.ndarray, class_names: Sequence[str] | None = None,
+        num_classes: int | None = None, split: Split = "all", held_out_fraction: float = 0.0, split_seed: int = 0,
     ):  # fmt: skip
         # Position in this data set -> position in the source
         self.indices = split_indices(labels, split, held_out_fraction, split_seed)
         self.names = [names[i] for i in self.indices]
         self.labels = np.asarray(labels, dtype=np.int64)[self.indices]
-        self.class_names = list(class_names)
-        self.num_classes = len(class_names) if num_classes is None else num_classes
+        self.class_names = numbered_classes(labels, type(self).__name__) if class_names is None else list(class_names)
+        self.num_classes = len(self.class_names) if num_classes is None else num_classes
         if self.num_classes == 1:
             self.labels = np.zeros_like(self.labels)
         self.split = split
