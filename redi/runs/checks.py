@@ -98,9 +98,9 @@ def check_results(
 ) -> None:  # fmt: skip
     """The same for the stages after training. Raises ValueError as `sample` and `evaluate` would."""
     with config.explained(types=True):
-        names = set(inspect.signature(check_sampling).parameters) - {"num_classes"}
+        names = set(inspect.signature(check_sampling).parameters) - {"num_classes", "class_names"}
         settings = {name: setting(sample, name) for name in names}
-        check_sampling(**settings, num_classes=dataset.num_classes)
+        check_sampling(**settings, num_classes=dataset.num_classes, class_names=dataset.class_names)
         rest = {name: setting(evaluate, name) for name in ("metrics", "max_images")}
         check_evaluation(dataset, reference, networks, **rest)
     for network in networks or ():

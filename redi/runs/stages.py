@@ -70,18 +70,18 @@ def _picture(experiment: Experiment, samples, rows: int = 4) -> None:
         path.unlink(missing_ok=True)  # of earlier ones
         log.info("no picture: the images were not kept (sample.keep = %s)", tuple(samples.record["kept"]))
         return
-    columns = num_columns(samples.labels)
+    columns, names = num_columns(samples.labels), run.class_names
     some = samples.take(class_ordered(samples.labels, columns, rows))
     features = ", ".join(run.codec.channels.representations) if samples.has_x else ""
     caption = f" images above their features ({features}; one colour basis)" if features else " images"
-    sheets = [sample_grid(some, run.codec, run.colours, "generated" + caption, columns)]
+    sheets = [sample_grid(some, run.codec, run.colours, "generated" + caption, columns, names)]
     if (held_out := experiment.held_out) is not None:
         labels = torch.from_numpy(held_out.labels)
         columns = num_columns(labels)
         batch = held_out.batch(class_ordered(labels, columns, rows).tolist())
         x = run.codec.encode(batch["images"].to(run.codec.device)).cpu() if samples.has_x else None
         real = Generated(batch["images"], x, batch["labels"], {})
-        sheets.append(sample_grid(real, run.codec, run.colours, "real held-out" + caption, columns))
+        sheets.append(sample_grid(real, run.codec, run.colours, "real held-out" + caption, columns, names))
     stack(sheets).save(path)
     log.info("picture: %s", path)
 
