@@ -43,7 +43,8 @@ def audit(
     """
     if batch_size < 1:
         raise ValueError(f"audit.batch_size = {batch_size}: it is at least 1")
-    record = {"dataset": type(dataset).__name__, "split": dataset.split, "batch_size": batch_size, "warnings": []}
+    record = {"dataset": type(dataset).__name__, "split": dataset.split, "batch_size": batch_size}
+    record |= {"left_out": dict(dataset.left_out), "warnings": list(dataset.warnings)}
     record.update(_label_facts(dataset, batch_size))
     if problems := _label_problems(dataset, record, allow_missing_classes):
         raise AuditError(problems, record)
@@ -217,10 +218,13 @@ def describe(record: dict) -> str:
         "data set": f"{record['dataset']}, split {record['split']}",
         "images": f"{record['num_images']:,}",
         "classes": f"{record['num_classes_present']:,} present of {record['num_classes']:,} the model is built for",
+        "taken for": _taken_for(record),
         "missing": _listed(record["missing_classes"], record["num_missing_classes"]),
         "images per class": f"{low:,} to {high:,}, median {median:,g}",
         "labels": "{} to {}".format(*record["label_range"]) if record["label_range"] else "none",
     }
+    if record.get("left_out"):
+        rows["left out"] = ", ".join(f"{kind}: {count:,}" for kind, count in record["left_out"].items())
     if "sizes" in record:
         rows["stored sizes"] = _listed([f"{size}: {n:,}" for size, n in record["sizes"].items()], record["num_sizes"])
         rows["width, height"] = "{} to {}, {} to {}".format(*record["width_min_max"], *record["height_min_max"])
@@ -231,6 +235,15 @@ def describe(record: dict) -> str:
     rows["steps per epoch"] = f"{record['steps_per_epoch']:,g} of batch {record['batch_size']:,}"
     lines = [f"{name:<16}  {value}" for name, value in rows.items()]
     return "\n".join(lines + [f"{'warning':<16}  {warning}" for warning in record["warnings"]])
+
+
+def _taken_for(record: dict) -> str:
+    """How labels and names of classes belong together."""
+    if not (names := record.get("class_names")):
+        return "images without labels" if record["num_classes"] == 1 else "classes without names"
+    shown = dict(enumerate(names[:3])) | {len(names) - 1: names[-1]}
+    pairs = [f"{label} = {name!r}" for label, name in shown.items()]
+    return f"{len(names):,} classes, " + ", ".join(pairs[:3] + ["..."] * (len(names) > 4) + pairs[3:])
 
 
 def _listed(shown: list[str], count: int) -> str:

@@ -54,6 +54,7 @@ def test_the_table_is_readable():
         "data set          Digits, split all",
         "images            1,797",
         "classes           10 present of 10 the model is built for",
+        "taken for         10 classes, 0 = '0', 1 = '1', 2 = '2', ..., 9 = '9'",
         "missing           none",
         "images per class  174 to 183, median 180.5",
         "labels            0 to 9",

@@ -6,7 +6,7 @@ import inspect
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import IO, Literal
@@ -49,6 +49,8 @@ class Dataset(ABC):
     """
 
     mirrored = False  # whether training takes the images mirrored by chance; set by `prepare` on a copy
+    left_out: Mapping[str, int] = {}  # what lies beside the images and is not taken: how many of each kind
+    warnings: Sequence[str] = ()  # what an audit tells of how the source was understood
 
     def __init__(
         self, *, names: Sequence[str], labels: np.ndarray, class_names: Sequence[str] | None = None,
