@@ -45,7 +45,7 @@ def audit(
         raise ValueError(f"audit.batch_size = {batch_size}: it is at least 1")
     record = {"dataset": type(dataset).__name__, "split": dataset.split, "batch_size": batch_size}
     record |= {"left_out": dict(dataset.left_out), "warnings": list(dataset.warnings)}
-    record.update(_label_facts(dataset, batch_size))
+    record.update(label_facts(dataset, batch_size))
     if problems := _label_problems(dataset, record, allow_missing_classes):
         raise AuditError(problems, record)
 
@@ -53,7 +53,7 @@ def audit(
     record["unreadable"] = {dataset.names[position]: cause for position, cause in unreadable.items()}
     if unreadable and skip_unreadable:
         dataset = dataset.without(list(unreadable))
-        record.update(_label_facts(dataset, batch_size))  # the last image of a class may be among them
+        record.update(label_facts(dataset, batch_size))  # the last image of a class may be among them
         problems += _label_problems(dataset, record, allow_missing_classes)
         record["warnings"].append(f"{len(unreadable)} unreadable images are left out")
     elif unreadable:
@@ -84,7 +84,8 @@ def class_names(folder: str | Path) -> list[str] | None:
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
-def _label_facts(dataset: Dataset, batch_size: int) -> dict:
+def label_facts(dataset: Dataset, batch_size: int) -> dict:
+    """How many images there are of which class."""
     per_class = dict(sorted(Counter(dataset.labels.tolist()).items()))
     known = [per_class.get(label, 0) for label in range(dataset.num_classes)]
     missing = [label for label, count in enumerate(known) if not count]

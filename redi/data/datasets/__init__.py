@@ -62,6 +62,8 @@ class Dataset(ABC):
         self.labels = np.asarray(labels, dtype=np.int64)[self.indices]
         self.class_names = numbered_classes(labels, type(self).__name__) if class_names is None else list(class_names)
         self.num_classes = len(self.class_names) if num_classes is None else num_classes
+        for texts in (names, self.class_names):
+            _check_utf8(texts, type(self).__name__)
         if self.num_classes == 1:
             self.labels = np.zeros_like(self.labels)
         self.split = split
@@ -134,7 +136,15 @@ class Dataset(ABC):
 
     def fingerprint(self) -> str:
         """A hash of provenance, names, classes and labels: the key of everything computed from these images."""
-        content = [self.provenance(), self.names, self.class_names, self.num_classes]
+        return self._hash(self.provenance())
+
+    def content_fingerprint(self) -> str:
+        """As `fingerprint`, and the same for all copies of the images, whose files' times of change may differ. It may
+        read every file, once."""
+        return self.fingerprint()
+
+    def _hash(self, provenance: dict) -> str:
+        content = [provenance, self.names, self.class_names, self.num_classes]
         content += [code] if (code := source_sha256(type(self))) else []  # an edited plug-in reads other images
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode() + self.labels.tobytes()).hexdigest()
 
@@ -197,6 +207,15 @@ def numbered_classes(labels: np.ndarray, where: str) -> list[str]:
     return [str(label) for label in range(largest + 1)]
 
 
+def _check_utf8(names: Sequence[str], where: str) -> None:
+    """Raises ValueError for a name that is not UTF-8: terminals, pages and records could not show it."""
+    try:
+        "\0".join(names).encode()
+    except UnicodeEncodeError as error:
+        name = error.object[error.object.rfind("\0", 0, error.start) + 1 :].partition("\0")[0]
+        raise ValueError(f"{where}: the name {name!r} is not UTF-8: rename it") from None
+
+
 @cache
 def _readers() -> ThreadPoolExecutor:
     """Threads that decode images; PIL releases the interpreter lock while it decodes."""
@@ -221,6 +240,8 @@ def split_indices(labels: np.ndarray, split: Split, held_out_fraction: float, se
     return np.flatnonzero(held_out if split == "held_out" else ~held_out)
 
 
-datasets = Registry("datasets", Dataset)
+# A run notices other images by their fingerprint, wherever they lie.
+BY_CONTENT = ("path", "shards", "cache_dir", "num_classes", "numeric_order")
+datasets = Registry("datasets", Dataset, by_content=BY_CONTENT)
 register = datasets.register
 discover(__name__, datasets)

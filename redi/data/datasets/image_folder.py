@@ -1,13 +1,14 @@
 """Image files in a folder or a zip file."""
 
-import hashlib
 import json
+from functools import cached_property
 from typing import IO
 
 import numpy as np
 
 from redi.data.datasets import EncodedImages, numbered_classes, register
 from redi.data.preprocessing import MAX_BYTES
+from redi.data.storage.contents import Contents
 from redi.data.storage.folder_layout import check_layout, class_order, warnings_of
 from redi.data.storage.image_sources import is_image, open_source
 from redi.runtime.paths import local_path
@@ -55,15 +56,21 @@ class ImageFolder(EncodedImages):
     def read(self, index: int) -> IO[bytes]:
         return self.source.open(self.source_names[index])
 
+    @cached_property
+    def contents(self) -> Contents:
+        return self.source.contents(self.source_names)
+
     def provenance(self) -> dict:
         """Without the path: a folder moved elsewhere is the same data set, and keeps what was computed from it."""
-        files = "".join(f"{name}\0{self.source.files[name]}\0" for name in self.source_names)
         return {
             "dataset": "ImageFolder",
             "num_files": len(self.source_names),
-            "files": hashlib.sha256(files.encode(errors="surrogateescape")).hexdigest(),
+            "files": self.contents.key,
             "preprocessing": self.preprocessing.provenance(),
         }
+
+    def content_fingerprint(self) -> str:
+        return self._hash(self.provenance() | {"files": self.contents.sha256})
 
 
 def _labels_of_folders(names: list[str], class_names: list[str], where: str) -> tuple[np.ndarray, list[str]]:

@@ -8,12 +8,14 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from PIL import Image
 
 from redi.data.preprocessing import FORMATS, MAX_BYTES
+from redi.data.storage.contents import Contents, FolderContents
 
 LISTINGS = {"dataset.json", "metadata.jsonl", "metadata.csv"}  # what lists labels; only the first, at the root, is read
 # Folders that an operating system, an archiver or a storage box makes beside the images.
@@ -53,6 +55,10 @@ class Source:
         self.listings: set[str] = set()
         self._hidden: set[str] = set()
         self._others: Counter[str] = Counter()
+
+    def contents(self, names: Sequence[str]) -> Contents:
+        """The key of these files, and a hash of their contents."""
+        return Contents(self.files, names)
 
     @property
     def left_out(self) -> dict[str, int]:
@@ -110,6 +116,9 @@ class Folder(Source):
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
             raise ValueError(f"{where}: {self._name(file)} is no plain file, but a pipe, a socket or a device")
         return status.st_size, status.st_mtime_ns
+
+    def contents(self, names: Sequence[str]) -> Contents:
+        return FolderContents(self.files, names, self.root)
 
     def open(self, name: str) -> IO[bytes]:
         return open(self.root / name, "rb")
