@@ -82,11 +82,12 @@ class FolderContents(Contents):
         """Where it is remembered; None where this user can write no cache."""
         sizes = _hash(f"{name}\0{self.files[name][0]}\0" for name in self.names)
         try:
-            folder = cache_folder(None)
+            cache = cache_folder(None)
         except ValueError as error:
             log.warning("what the images' files hold is not remembered: %s", error)
             return None
-        return folder / "folders" / f"{sizes[:32]}.json" if os.access(folder, os.W_OK) else None
+        folder = cache / "folders"
+        return folder / f"{sizes[:32]}.json" if os.access(folder if folder.exists() else cache, os.W_OK) else None
 
     def _read_all(self) -> str:
         parts = []
@@ -105,13 +106,14 @@ def _hash(parts: Iterable[str]) -> str:
 
 
 def _read(path: Path) -> dict[str, dict[str, str]]:
-    """{"times": {hash of times: contents}, "keys": {contents: key}}; empty where nothing, or something damaged, lies
-    there."""
+    """{"times": {hash of times: contents}, "keys": {contents: key}}; empty where nothing lies there, and something
+    damaged is removed."""
     try:
         record = unsealed(json.loads(path.read_text()), path)
         return {"times": dict(record["times"]), "keys": dict(record["keys"])}
     except FileNotFoundError:
-        return {"times": {}, "keys": {}}
-    except (ValueError, KeyError, TypeError) as error:  # also BrokenArtefact
-        log.warning("%s is damaged, and written again: %s", path, error)
-        return {"times": {}, "keys": {}}
+        pass
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # also BrokenArtefact
+        log.warning("the images' files are read again, because %s is damaged: %s", path, error)
+        path.unlink(missing_ok=True)
+    return {"times": {}, "keys": {}}

@@ -112,5 +112,5 @@ def test_many_classes_are_told_by_the_first_and_the_last(tmp_path):
 @pytest.mark.parametrize("name", [b"caf\xe9/1.png", b"cat/caf\xe9.png"], ids=["class", "file"])
 def test_a_name_that_is_not_utf8_is_refused_in_letters_that_every_terminal_shows(tmp_path, name):
     images(tmp_path, "cat/2.png", "dog/3.png", os.fsdecode(name))
-    with pytest.raises(ValueError, match=r"ImageFolder: the name '(cat/)?caf\\udce9(/1)?(.png)?' is not UTF-8: rename it"):
+    with pytest.raises(ValueError, match=r"ImageFolder: the name '\S*caf\\udce9\S*' is not UTF-8: rename it"):
         ImageFolder(path=str(tmp_path))
