@@ -77,7 +77,8 @@ class Source:
             self.listings.add(name)
             return name == "dataset.json"
         if not is_image(name):
-            self._others[PurePosixPath(name).suffix.lower() or "without an ending"] += 1
+            ending = PurePosixPath(name).suffix.lower().encode(errors="backslashreplace").decode()
+            self._others[ending or "without an ending"] += 1
             return False
         return True
 
