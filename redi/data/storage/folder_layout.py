@@ -63,5 +63,5 @@ def _not_read(listing: str) -> str:
     return (
         f"{listing} is not read. To take labels from it, make a Hugging Face data set "
         "(datasets.load_dataset('imagefolder', data_dir=...)['train'].save_to_disk(folder)) and start with "
-        "--gin_file=hugging_face.gin"
+        "--gin_file=images.gin --gin_file=hugging_face.gin"
     )
