@@ -136,16 +136,16 @@ class Dataset(ABC):
 
     def fingerprint(self) -> str:
         """A hash of provenance, names, classes and labels: the key of everything computed from these images."""
-        return self._hash(self.provenance())
+        code = source_sha256(type(self))  # an edited plug-in reads other images
+        return self._hash(self.provenance(), *([code] if code else []))
 
     def content_fingerprint(self) -> str:
-        """As `fingerprint`, and the same for all copies of the images, whose files' times of change may differ. It may
-        read every file, once."""
-        return self.fingerprint()
+        """What a run is resumed by: the same for all copies of the images, whose files' times of change may differ. It
+        may read every file, once."""
+        return self._hash(self.provenance())
 
-    def _hash(self, provenance: dict) -> str:
-        content = [provenance, self.names, self.class_names, self.num_classes]
-        content += [code] if (code := source_sha256(type(self))) else []  # an edited plug-in reads other images
+    def _hash(self, provenance: dict, *code: str) -> str:
+        content = [provenance, self.names, self.class_names, self.num_classes, *code]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode() + self.labels.tobytes()).hexdigest()
 
 
