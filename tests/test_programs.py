@@ -202,7 +202,7 @@ def test_an_argument_that_needs_a_binding_is_named(refused):
 
 def test_a_data_folder_that_is_not_there_is_named(refused):
     text = refused("train.dataset = @ImageFolder()", "ImageFolder.path = '/no/such/folder'")
-    assert text == "ImageFolder.path = '/no/such/folder' does not exist (looked for /no/such/folder)"
+    assert text.startswith("ImageFolder.path = '/no/such/folder' does not exist (looked for /no/such/folder)")
 
 
 def test_a_configuration_that_was_refused_can_be_mended_in_the_same_folder(refused, call, tiny_gin, tmp_path):

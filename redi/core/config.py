@@ -17,7 +17,7 @@ from redi.core.gin_errors import explained, explanation
 from redi.core.gin_files import GinFiles, config_dir, statements
 from redi.core.gin_names import bindable, binding_name, canonical, short
 from redi.core.plug_ins import plug_ins
-from redi.core.registry import entry_points, harmless_arguments, registries
+from redi.core.registry import arguments_by_content, entry_points, harmless_arguments, registries
 from redi.runtime import trusted_imports
 
 __all__ = ["bindable", "canonical", "config_dir", "explained", "statements"]  # of the files beside
@@ -156,17 +156,19 @@ def isolated() -> Iterator[None]:
 
 def conflicts(saved: str, roots: Sequence[Callable]) -> list[str]:
     """Lines 'binding: saved -> now' for the differences from a saved configuration that reach these functions."""
-    old, new = relevant(saved, roots), relevant(full_text(), roots)
+    old, new = (relevant(text, roots, but=may_change) for text in (saved, full_text()))
     differing = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
     return [f"{key}: {old.get(key, '(not bound)')} -> {new.get(key, '(not bound)')}" for key in differing]
 
 
-def relevant(text: str, roots: Sequence[Callable | str]) -> dict[str, str]:
-    """The statements of a saved configuration that decide what these functions compute, harmless ones left out."""
-    matters = {f"{scope}/{short(selector)}".lstrip("/") for scope, selector in _reached(roots, but=is_harmless)}
+def relevant(text: str, roots: Sequence[Callable | str], but: Callable[[str], bool] | None = None) -> dict[str, str]:
+    """The statements of a saved configuration that decide what these functions compute; `but`: those left out, by
+    default harmless ones."""
+    but = but or is_harmless
+    matters = {f"{scope}/{short(selector)}".lstrip("/") for scope, selector in _reached(roots, but=but)}
     values = statements(text)
     owner = {key: key.rsplit(".", 1)[0] if "." in key else f"{key}/macro" for key in values}
-    return {key: value for key, value in values.items() if owner[key] in matters and not is_harmless(key)}
+    return {key: value for key, value in values.items() if owner[key] in matters and not but(key)}
 
 
 def plug_ins_of(roots: Sequence[Callable | str]) -> dict[str, str | None]:
@@ -190,14 +192,23 @@ def without_effect(roots: Sequence[Callable], *, among: Collection[tuple] | None
     return sorted(binding_name(*each) for each in unused)
 
 
+def may_change(key: str) -> bool:
+    """Whether a resumed run may change the binding: it is harmless, or what it leads to is compared instead."""
+    return is_harmless(key) or _is_among(arguments_by_content, key)
+
+
 def is_harmless(key: str) -> bool:
     """Whether a resumed run may change the binding 'scope/Component.argument' (see `configurable`)."""
+    return _is_among(harmless_arguments, key)
+
+
+def _is_among(arguments: dict[str, tuple[str, ...]], key: str) -> bool:
     owner, _, argument = key.rpartition(".")
     try:
         info = gin.config._REGISTRY.get_match(owner.rpartition("/")[2])
     except (KeyError, ValueError):  # several components of that name
         return False
-    return info is not None and argument in harmless_arguments.get(info.selector, ())
+    return info is not None and argument in arguments.get(info.selector, ())
 
 
 def _reached(roots: Sequence[Callable | str], but: Callable[[str], Any] | None = None) -> set[tuple[str, str]]:

@@ -32,10 +32,15 @@ class Registry(Mapping[str, type]):
         interface: the class that every component must derive from.
         runtime: constructor arguments that the library supplies; gin refuses bindings to them.
         harmless: constructor arguments that a resumed run may change (see `configurable`).
+        by_content: those that it may change because what they lead to is compared, as the images of a folder.
     """
 
-    def __init__(self, kind: str, interface: type, runtime: tuple[str, ...] = (), *, harmless: tuple[str, ...] = ()):
+    def __init__(
+        self, kind: str, interface: type, runtime: tuple[str, ...] = (), *, harmless: tuple[str, ...] = (),
+        by_content: tuple[str, ...] = (),
+    ):  # fmt: skip
         self.kind, self.interface, self.runtime, self.harmless = kind, interface, runtime, harmless
+        self.by_content = by_content
         self._components: dict[str, type] = {}
         registries[kind] = self
 
@@ -51,6 +56,7 @@ class Registry(Mapping[str, type]):
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         denylist = [argument for argument in self.runtime if takes_any or argument in parameters]
         _make_known(component, self.kind, denylist, self.harmless)
+        arguments_by_content[f"{self.kind}.{name}"] = self.by_content
         self._components[name] = component
         return component
 
@@ -91,6 +97,7 @@ class Registry(Mapping[str, type]):
 
 
 harmless_arguments: dict[str, tuple[str, ...]] = {}  # {gin selector: arguments that a resumed run may change}
+arguments_by_content: dict[str, tuple[str, ...]] = {}  # {gin selector: arguments whose content is compared instead}
 entry_points: list[Callable] = []  # the configurable functions that programs call
 training_entry_points: list[Callable] = []  # those whose bindings decide what is learned
 

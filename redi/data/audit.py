@@ -1,15 +1,21 @@
 """What a data set holds, looked at in full before the first training step."""
 
 import inspect
+import json
+import logging
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
 from redi.core.registry import configurable
 from redi.data.datasets import Dataset, UnreadableImage
+from redi.runtime.checksums import unsealed
 from redi.runtime.progress import progress
+
+log = logging.getLogger(__name__)
 
 
 class AuditError(ValueError):
@@ -37,8 +43,9 @@ def audit(
     """
     if batch_size < 1:
         raise ValueError(f"audit.batch_size = {batch_size}: it is at least 1")
-    record = {"dataset": type(dataset).__name__, "split": dataset.split, "batch_size": batch_size, "warnings": []}
-    record.update(_label_facts(dataset, batch_size))
+    record = {"dataset": type(dataset).__name__, "split": dataset.split, "batch_size": batch_size}
+    record |= {"left_out": dict(dataset.left_out), "warnings": list(dataset.warnings)}
+    record.update(label_facts(dataset, batch_size))
     if problems := _label_problems(dataset, record, allow_missing_classes):
         raise AuditError(problems, record)
 
@@ -46,7 +53,7 @@ def audit(
     record["unreadable"] = {dataset.names[position]: cause for position, cause in unreadable.items()}
     if unreadable and skip_unreadable:
         dataset = dataset.without(list(unreadable))
-        record.update(_label_facts(dataset, batch_size))  # the last image of a class may be among them
+        record.update(label_facts(dataset, batch_size))  # the last image of a class may be among them
         problems += _label_problems(dataset, record, allow_missing_classes)
         record["warnings"].append(f"{len(unreadable)} unreadable images are left out")
     elif unreadable:
@@ -64,13 +71,28 @@ def audit(
     return dataset, record
 
 
-def _label_facts(dataset: Dataset, batch_size: int) -> dict:
+def class_names(folder: str | Path) -> list[str] | None:
+    """The names of labels 0, 1, ... in the audit of a run's folder; None where it names no classes."""
+    path = Path(folder) / "audit.json"
+    try:
+        names = unsealed(json.loads(path.read_text()), path).get("class_names")
+    except FileNotFoundError:
+        return None
+    except (ValueError, AttributeError) as error:  # also BrokenArtefact
+        log.warning("classes are shown by number, because %s is damaged: %s", path, error)
+        return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
+def label_facts(dataset: Dataset, batch_size: int) -> dict:
+    """How many images there are of which class."""
     per_class = dict(sorted(Counter(dataset.labels.tolist()).items()))
     known = [per_class.get(label, 0) for label in range(dataset.num_classes)]
     missing = [label for label, count in enumerate(known) if not count]
     return {
         "num_images": len(dataset),
         "num_classes": dataset.num_classes,
+        "class_names": dataset.class_names[: dataset.num_classes] if dataset.num_classes > 1 else None,
         "num_classes_present": len(per_class),
         "num_missing_classes": len(missing),
         "missing_classes": [_class_name(dataset, label) for label in missing[:20]],
@@ -197,10 +219,13 @@ def describe(record: dict) -> str:
         "data set": f"{record['dataset']}, split {record['split']}",
         "images": f"{record['num_images']:,}",
         "classes": f"{record['num_classes_present']:,} present of {record['num_classes']:,} the model is built for",
+        "taken for": _taken_for(record),
         "missing": _listed(record["missing_classes"], record["num_missing_classes"]),
         "images per class": f"{low:,} to {high:,}, median {median:,g}",
         "labels": "{} to {}".format(*record["label_range"]) if record["label_range"] else "none",
     }
+    if record.get("left_out"):
+        rows["left out"] = ", ".join(f"{kind}: {count:,}" for kind, count in record["left_out"].items())
     if "sizes" in record:
         rows["stored sizes"] = _listed([f"{size}: {n:,}" for size, n in record["sizes"].items()], record["num_sizes"])
         rows["width, height"] = "{} to {}, {} to {}".format(*record["width_min_max"], *record["height_min_max"])
@@ -211,6 +236,15 @@ def describe(record: dict) -> str:
     rows["steps per epoch"] = f"{record['steps_per_epoch']:,g} of batch {record['batch_size']:,}"
     lines = [f"{name:<16}  {value}" for name, value in rows.items()]
     return "\n".join(lines + [f"{'warning':<16}  {warning}" for warning in record["warnings"]])
+
+
+def _taken_for(record: dict) -> str:
+    """How labels and names of classes belong together."""
+    if not (names := record.get("class_names")):
+        return "images without labels" if record["num_classes"] == 1 else "classes without names"
+    shown = dict(enumerate(names[:3])) | {len(names) - 1: names[-1]}
+    pairs = [f"{label} = {name!r}" for label, name in shown.items()]
+    return f"{len(names):,} classes, " + ", ".join(pairs[:3] + ["..."] * (len(names) > 4) + pairs[3:])
 
 
 def _listed(shown: list[str], count: int) -> str:

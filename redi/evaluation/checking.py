@@ -11,7 +11,7 @@ from redi.runtime.spelling import did_you_mean
 
 
 def check_evaluation(
-    dataset: Dataset,
+    dataset: Dataset | None,
     reference: Dataset | StoredStatistics | None,
     networks: Sequence[Encoder] | None,
     metrics: Sequence[str] = tuple(METRICS),
@@ -41,6 +41,12 @@ def check_evaluation(
             )
     elif reference is not None:
         datasets.check(reference, "evaluate.reference")
+    if dataset is None:
+        learning = [type(network).__name__ for network in networks or () if network.learns_from_data]
+        if reference is None or learning:
+            what = f"{learning[0]} learns from them" if learning else "evaluate.reference is not bound"
+            raise ValueError(f"evaluation needs the training images, because {what}: bind train.dataset")
+        return
     if (images := images_of(reference)) is not None:
         _check_images(dataset, images)
     check_size(dataset.image_size, reference)

@@ -37,7 +37,7 @@ ALL = tuple(METRICS)
 def evaluate(
     run_dir: str | Path,
     *,
-    dataset: Dataset,
+    dataset: Dataset | None,
     trained=None,
     reference: Dataset | StoredStatistics | None = None,
     networks: Sequence[Encoder] | None = None,
@@ -56,7 +56,7 @@ def evaluate(
 
     Args:
         dataset: the training images; networks that learn from data are trained on them, and the floor of a distance is
-            measured with as many of them as there are samples.
+            measured with as many of them as there are samples. None: measured without, where the reference is bound.
         trained: an opened run (`redi.load`), for the metrics of the generated representation.
         reference: held-out images of the same classes, or stored statistics; default: the training images, and then
             there is no floor.
@@ -97,7 +97,7 @@ def evaluate(
 
 
 def prepare_networks(
-    networks: Sequence[Encoder], dataset: Dataset, cache_dir: str | Path | None = None,
+    networks: Sequence[Encoder], dataset: Dataset | None, cache_dir: str | Path | None = None,
     device: torch.device | None = None,
 ) -> None:  # fmt: skip
     """Makes networks ready: on the device, those that learn from data fitted or restored, the others' weights read.
@@ -125,11 +125,11 @@ def _compare(network, samples: Samples, dataset, reference, max_images, settings
         images_record=reference_record(images) if fits and images is not None else None,
     )  # fmt: skip
     if reference is not None and images is not None:
-        if floors and not fits:
+        if floors and not fits and dataset is not None:
             # As many training images as samples: the distance of finite sets depends on their size. None for stored
             # statistics, which are mostly of the training images themselves: no floor of held-out images.
             comparison.training = reference_features(dataset, network, max_images=len(sets[0]), **settings)
-        if images.class_names == dataset.class_names:
+        if dataset is not None and images.class_names == dataset.class_names:
             comparison.reference_labels = torch.from_numpy(images.labels)[reference_positions(images, max_images)]
     return comparison
 
@@ -137,6 +137,9 @@ def _compare(network, samples: Samples, dataset, reference, max_images, settings
 def _of_representation(representation, trained, samples: Samples, dataset, reference, warnings) -> list[dict]:
     """The entries about what was generated beside the image, completed like the others."""
     images, codec = images_of(reference), trained.codec
+    if dataset is None:
+        log.warning("the generated representation is not measured: that takes the training images")
+        return []
     if not (entries := representation(trained, samples, dataset, images)):
         return []
     representation_picture(trained, samples).save(samples.folder.parent / "representation.png")

@@ -1,8 +1,8 @@
 """Conditional queries of a trained joint model: features given images, and images given features."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from redi.data.datasets import Dataset
 from redi.runtime.artefact import write_json
 from redi.runtime.paths import local_path
 from redi.sampling.generate import Generated, generate
+from redi.sampling.labels import captions, label_numbers
 from redi.sampling.pictures import thumbnails, tile
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ def query(
     dataset: Dataset,
     num_images: int = 12,
     num_variations: int = 3,
-    labels: Literal["null", "own"] = "null",
+    labels: str | Sequence[int | str] = "null",
     sampler: Sampler | None = None,
     seed: int = 0,
 ) -> dict:
@@ -46,14 +47,15 @@ def query(
         trained: an opened run (`redi.load`) with at least one representation.
         dataset: images to ask about, spread evenly over it; best ones that were not trained on.
         num_variations: images drawn for each representation.
-        labels: 'null' asks without a label, so that what is given is all that is known; 'own' gives the image's label.
+        labels: 'null' asks without a label, so that what is given is all that is known; 'own' gives the image's label;
+            a list of labels or names of classes is repeated, whatever the images show.
         sampler: see `redi.sampling.conditional`; default: EulerMaruyama(diffusion_norm=10), or Ancestral for a DDPM.
     """
     run_dir, codec, channels = local_path(run_dir), trained.codec, trained.codec.channels
     if not channels.representations:
         raise ValueError(f"{run_dir} holds a model of images alone: there is no representation to ask about")
-    if labels not in ("null", "own"):
-        raise ValueError(f"query.labels = {labels!r}: it is 'null' or 'own'")
+    if isinstance(labels, str) and labels not in ("null", "own") or not len(labels):
+        raise ValueError(f"query.labels = {labels!r}: it is 'null', 'own', or a list of labels or names of classes")
     if num_images < 2 or num_images > len(dataset):
         raise ValueError(f"query.num_images = {num_images}: between 2 and the {len(dataset)} images at hand")
     if sampler is None:
@@ -68,14 +70,17 @@ def query(
     batch = dataset.batch(positions.tolist())
     groups = channels.split(codec.encode(batch["images"].to(codec.device)).cpu())
     features = {name: groups[name] for name in channels.representations}
+    if isinstance(labels, str):
+        asked = batch["labels"] if labels == "own" else torch.full((num_images,), trained.num_classes)
+    else:
+        numbers = label_numbers(labels, trained.class_names, "query.labels")
+        asked = torch.tensor(numbers).repeat(num_images)[:num_images]
 
     def ask(given: dict[str, Tensor], times: int) -> Generated:
-        own = batch["labels"].repeat(times)
-        asked = own if labels == "own" else torch.full_like(own, trained.num_classes)
         known = {name: group.repeat(times, 1, 1, 1) for name, group in given.items()}
         return generate(
-            trained.model, codec, trained.process, labels=asked, given=known, own_time=own_time, sampler=sampler,
-            seed=seed, weights=trained.weights["ema"],
+            trained.model, codec, trained.process, labels=asked.repeat(times), given=known, own_time=own_time,
+            sampler=sampler, seed=seed, weights=trained.weights["ema"],
         )  # fmt: skip
 
     answered = ask({"image": groups["image"]}, times=1)
@@ -86,7 +91,7 @@ def query(
         "image_given_features": _agreement(seen_again, features, times=num_variations),
         "num_images": num_images,
         "num_variations": num_variations,
-        "labels": labels,
+        "labels": labels if isinstance(labels, str) else list(labels),
         "checkpoint_step": trained.step,
         **answered.record,
     }
@@ -97,7 +102,7 @@ def query(
         rows += [trained.colours(name, features[name]), trained.colours(name, drawn[name])]
     rows += pictured.images.split(num_images)
     cells = [thumbnails(row, like=batch["images"]) for row in rows]
-    tile(cells, batch["labels"].tolist(), TITLE, num_images).save(run_dir / "queries.png")
+    tile(cells, captions(batch["labels"], trained.class_names), TITLE, num_images).save(run_dir / "queries.png")
     return result
 
 

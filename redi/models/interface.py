@@ -1,7 +1,7 @@
 """What the library needs of a model: `train.model` builds any `nn.Module` with such a forward pass."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -32,6 +32,7 @@ class JointState(NamedTuple):
     channels: Channels
     grid: tuple[int, int]
     num_classes: int
+    class_names: Sequence[str] | None = None  # for labels given by name; a run that is opened knows them
 
 
 def build_model(model: Callable[..., nn.Module], arguments: Mapping) -> nn.Module:

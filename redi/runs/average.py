@@ -34,8 +34,9 @@ def average(run_dir: str | Path, sigma_rel: float, *, at_step: int | None = None
     code = {"plug_ins": record["plug_ins"]} if "plug_ins" in record else {}  # not in older checkpoints
     record = {key: record[key] for key in same} | code | {"average": found.provenance()}
     save_checkpoint(to, found.step, tensors, record, keep=Retention(1))
-    if (run_dir / "config.gin").exists():
-        shutil.copyfile(run_dir / "config.gin", to / "config.gin")
+    for name in ("config.gin", "audit.json"):
+        if (run_dir / name).exists():
+            shutil.copyfile(run_dir / name, to / name)
     combination = found.combination
     log.info(
         "sigma_rel %g at step %d, of %d averages: its density is met to %.2g, rounding errors of snapshots count %.2g "

@@ -3,6 +3,7 @@
 import inspect
 import logging
 import math
+import re
 from collections.abc import Callable, Sequence
 
 import torch
@@ -22,6 +23,7 @@ from redi.runs.load import Run
 from redi.runtime.checkpoint import check_best
 from redi.runtime.device import choose_compile, choose_device, choose_precision
 from redi.runtime.distributed import Processes, process_rank
+from redi.runtime.paths import local_path
 from redi.runtime.ranges import check_number
 from redi.sampling.generate import check_generation, generate
 from redi.training.guards import NUMBERS, check_settings, make_optimizer
@@ -64,6 +66,8 @@ def check_training(
         objective.check_model(net)
         if not resumes and (initial := setting(train, "initial_weights")) is not None:
             warm_start(net, initial)
+            if local_path(initial).is_file():
+                check_label_order(getattr(dataset, "class_names", []))
         choose_attention_of(net, device, precision.dtype)
         rules = setting(generate, "guidance")
         choose_precision(setting(generate, "precision"), device, "generate.precision")
@@ -98,12 +102,28 @@ def check_training(
 def check_drawing(run: Run) -> None:
     """Raise ValueError for what `sample` would refuse of a trained run, before anything is touched."""
     with config.explained(types=True):
-        names = set(inspect.signature(check_sampling).parameters) - {"num_classes"}
-        check_sampling(**{name: setting(sample, name) for name in names}, num_classes=run.num_classes)
+        classes = {"num_classes": run.num_classes, "class_names": run.class_names}
+        names = set(inspect.signature(check_sampling).parameters) - set(classes)
+        check_sampling(**{name: setting(sample, name) for name in names}, **classes)
         choose_precision(setting(generate, "precision"), run.codec.device, "generate.precision")
         choose_compile(setting(generate, "compile"), run.codec.device, "generate.compile")
         rules = setting(generate, "guidance")
         check_generation(setting(generate, "sampler"), run.process, rules, run.codec.channels, run.num_classes)
+
+
+def check_label_order(class_names: Sequence[str]) -> None:
+    """Say how labels of published weights of ImageNet map to the data set; warn where their order is not known."""
+    if len(class_names) != 1000:
+        return
+    synsets = all(re.fullmatch(r"n\d{8}", name) for name in class_names) and list(class_names) == sorted(class_names)
+    if synsets or list(class_names) == [str(label) for label in range(1000)]:
+        log.info("labels of the published weights: ImageNet's, 0 = %r ... 999 = %r", class_names[0], class_names[-1])
+    else:
+        log.warning(
+            "published weights of ImageNet take labels in the order of its synsets (0 = n01440764); the data set "
+            "has 0 = %r ... 999 = %r, whose order is not known to be that. Name class folders by synset, or by number",
+            class_names[0], class_names[-1],
+        )  # fmt: skip
 
 
 def check_results(
@@ -112,9 +132,9 @@ def check_results(
 ) -> None:  # fmt: skip
     """The same for the stages after training. Raises ValueError as `sample` and `evaluate` would."""
     with config.explained(types=True):
-        names = set(inspect.signature(check_sampling).parameters) - {"num_classes"}
+        names = set(inspect.signature(check_sampling).parameters) - {"num_classes", "class_names"}
         settings = {name: setting(sample, name) for name in names}
-        check_sampling(**settings, num_classes=dataset.num_classes)
+        check_sampling(**settings, num_classes=dataset.num_classes, class_names=dataset.class_names)
         rest = {name: setting(evaluate, name) for name in ("metrics", "max_images")}
         check_evaluation(dataset, reference, networks, **rest)
     for network in networks or ():

@@ -58,6 +58,7 @@ def save_pretrained(run: Run | str | Path, folder: str | Path) -> Path:
     tensors = {"model": weights, "codec": run.codec.learned_state(), "colours": run.colours.tensors}
     kept = ("model_arguments", "image_size", "seed", "codec", "dataset", "published", "plug_ins")
     record = {"format": FORMAT, "step": run.step} | {key: run.record[key] for key in kept if key in run.record}
+    record |= {"class_names": run.class_names} if run.class_names else {}
     if published := record.get("published"):  # whose settings may name folders of whoever trained it
         args = {name: value for name, value in published["args"].items() if not ABSOLUTE.search(repr(value))}
         record["published"] = published | {"args": args}
@@ -185,6 +186,7 @@ def _check_claims(folder: Path, tensors: Mapping, record: Mapping) -> None:
         arguments = record["model_arguments"]
         sizes = [*arguments["channels"].values(), *arguments["grid"], arguments["num_classes"], record["image_size"]]
         sound = all(type(size) is int and 0 < size <= MAX_SIZE for size in sizes) and type(record["step"]) is int
+        sound &= all(type(name) is str for name in record.get("class_names", []))
     except (KeyError, TypeError, AttributeError):
         sound = False
     if not sound or "model" not in tensors:

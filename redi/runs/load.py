@@ -15,14 +15,16 @@ from redi.core.objective import JointObjective
 from redi.core.plug_ins import warn_of_edits
 from redi.core.processes import Process
 from redi.core.registry import entry_points
+from redi.data.audit import class_names
 from redi.fusion.merged import with_one_bias
 from redi.models.codec import JointCodec
-from redi.models.interface import build_model
+from redi.models.interface import build_model, state_of
 from redi.models.transformer import DiffusionTransformer
 from redi.runtime import trusted_imports
 from redi.runtime.checkpoint import checkpoint_dir, list_checkpoints, load_checkpoint, newest_good
 from redi.runtime.device import choose_device
 from redi.runtime.paths import local_path
+from redi.sampling.generate import Generated, generate
 from redi.sampling.pictures import ColourBasis
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,11 @@ class Run:
     folder: Path | None = None  # where its config.gin lies
     record: Mapping | None = None  # of the checkpoint
     gin_bindings: Sequence[str] = ()  # that won over its config.gin
+    class_names: Sequence[str] | None = None  # of labels 0, 1, ...; None: the run's folder does not say
+
+    def generate(self, labels: Sequence[int | str] | Tensor, **settings) -> Generated:
+        """One image per label, a number or the name of a class; `settings` as of `redi.generate`."""
+        return generate(self.model, self.codec, self.process, labels=labels, **settings)
 
 
 def load(
@@ -127,6 +134,8 @@ def open_run(
     built = objective and objective(channels=channels, num_classes=num_classes)
     if built:
         net.trained_with = (built.label_dropout, built.representation_dropout)
+    names = record.get("class_names") or class_names(run_dir)
+    net.joint_state = state_of(net)._replace(class_names=names)
     tensors = with_one_bias(tensors, net.state_dict())
     weights = {
         name: {key: t.to(device) for key, t in tensors.get(name, tensors["ema"]).items() if key in tensors["ema"]}
@@ -136,5 +145,5 @@ def open_run(
     warn_of_edits(record, folder, net, codec, built, process)
     return Run(
         net, codec.to(device), process, built, weights, ColourBasis(tensors.get("colours", {})),
-        record["step"], num_classes, record["image_size"], run_dir, record, gin_bindings,
+        record["step"], num_classes, record["image_size"], run_dir, record, gin_bindings, names,
     )  # fmt: skip

@@ -10,6 +10,7 @@ from redi.evaluation.queries import query
 from redi.evaluation.records import describe
 from redi.evaluation.samples.sample import sample
 from redi.evaluation.samples.stored import load_samples
+from redi.evaluation.stored_statistics import StoredStatistics
 from redi.pages.report import report
 from redi.runs.checks import check_drawing, check_results
 from redi.runs.experiment import Experiment
@@ -73,20 +74,44 @@ def _picture(experiment: Experiment, samples, rows: int = 4) -> None:
         path.unlink(missing_ok=True)  # of earlier ones
         log.info("no picture: the images were not kept (sample.keep = %s)", tuple(samples.record["kept"]))
         return
-    columns = num_columns(samples.labels)
+    columns, names = num_columns(samples.labels), run.class_names
     some = samples.take(class_ordered(samples.labels, columns, rows))
     features = ", ".join(run.codec.channels.representations) if samples.has_x else ""
     caption = f" images above their features ({features}; one colour basis)" if features else " images"
-    sheets = [sample_grid(some, run.codec, run.colours, "generated" + caption, columns)]
-    if (held_out := experiment.held_out) is not None:
-        labels = torch.from_numpy(held_out.labels)
-        columns = num_columns(labels)
-        batch = held_out.batch(class_ordered(labels, columns, rows).tolist())
+    sheets = [sample_grid(some, run.codec, run.colours, "generated" + caption, columns, names)]
+    if (real := _real_images(experiment, rows)) is not None:
+        batch, columns = real
         x = run.codec.encode(batch["images"].to(run.codec.device)).cpu() if samples.has_x else None
         real = Generated(batch["images"], x, batch["labels"], {})
-        sheets.append(sample_grid(real, run.codec, run.colours, "real held-out" + caption, columns))
+        sheets.append(sample_grid(real, run.codec, run.colours, "real held-out" + caption, columns, names))
     stack(sheets).save(path)
     log.info("picture: %s", path)
+
+
+def _real_images(experiment: Experiment, rows: int) -> tuple[dict[str, torch.Tensor], int] | None:
+    """Held-out images in columns of one class, and the number of columns; None where there are none."""
+    try:
+        if (held_out := experiment.held_out) is None:
+            return None
+        labels = torch.from_numpy(held_out.labels)
+        columns = num_columns(labels)
+        return held_out.batch(class_ordered(labels, columns, rows).tolist()), columns
+    except (ValueError, OSError, ImportError) as error:  # samples need no images
+        log.warning("the picture shows no real images: %s", str(error).partition("\n")[0])
+        return None
+
+
+def _images_to_measure(experiment: Experiment):
+    """The training images; None where they cannot be read and nothing but stored statistics is asked for."""
+    networks = experiment.metric_networks
+    try:
+        return experiment.train_data
+    except (ValueError, OSError, ImportError) as error:
+        stored = isinstance(experiment.reference, StoredStatistics)
+        if not stored or networks is None or any(network.learns_from_data for network in networks):
+            raise
+        log.warning("measured without the training images, which cannot be read: %s", error)
+        return None
 
 
 def evaluate_stage(experiment: Experiment) -> None:
@@ -102,13 +127,12 @@ def evaluate_stage(experiment: Experiment) -> None:
     bound = {"networks": experiment.metric_networks, "reference": experiment.reference}
     # The generated representation is measured by one process, and only where there is one.
     measures = rank == 0 and config.is_bound("evaluate.representation", default=True)
-    check_results(
-        experiment.codec, experiment.train_data, reference=experiment.reference, networks=experiment.metric_networks
-    )
+    if (data := _images_to_measure(experiment)) is not None:
+        check_results(experiment.codec, data, reference=experiment.reference, networks=experiment.metric_networks)
     samples = load_samples(run_dir)
     experiment.checked(lambda: f"{len(samples)} samples of {samples.folder} would be measured")
     metrics = config.call(
-        evaluate, run_dir=run_dir, dataset=experiment.train_data, device=experiment.device, rank=rank,
+        evaluate, run_dir=run_dir, dataset=data, device=experiment.device, rank=rank,
         trained=experiment.run if measures and experiment.codec.channels.representations else None,
         world_size=world_size, **{name: value for name, value in bound.items() if value is not None},
     )  # fmt: skip
@@ -119,7 +143,10 @@ def evaluate_stage(experiment: Experiment) -> None:
 
 def query_stage(experiment: Experiment) -> None:
     """Ask the joint model both ways, about held-out images where there are some."""
-    data = experiment.held_out or experiment.train_data
+    try:
+        data = experiment.held_out or experiment.train_data
+    except (ValueError, OSError) as error:
+        raise ValueError(f"a query asks about images, of evaluate.reference or train.dataset: {error}") from error
     result = config.call(query, run_dir=experiment.run_dir, trained=experiment.run, dataset=data)
     experiment.keep_config()
     for question in ("features_given_image", "image_given_features"):

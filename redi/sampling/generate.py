@@ -21,6 +21,7 @@ from redi.runtime.device import Precision, choose_compile, choose_precision, com
 from redi.runtime.progress import progress
 from redi.runtime.ranges import check_number
 from redi.sampling.conditional import check_given, clamped, times_with_given
+from redi.sampling.labels import label_numbers
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ RUNTIME = "model", "codec", "process", "labels", "weights", "first_index", "give
 
 @configurable(runtime=RUNTIME)
 def generate(
-    model: nn.Module, codec: JointCodec, process: Process, *, labels: Sequence[int] | Tensor,
+    model: nn.Module, codec: JointCodec, process: Process, *, labels: Sequence[int | str] | Tensor,
     weights: Mapping[str, Tensor] | None = None, first_index: int = 0, given: Mapping[str, Tensor] | None = None,
     own_time: bool = False, draw: Sequence[Tensor] | Tensor | None = None, trajectory: bool = False,
     sampler: Sampler | None = None,
@@ -55,7 +56,7 @@ def generate(
     """Draws one image per label. Image i depends on (seed, first_index + i), its label and the weights alone.
 
     Args:
-        labels: (N,) in [0, num_classes].
+        labels: (N,) in [0, num_classes], or names of classes where the model came from a run that knows them.
         weights: parameters to use in place of the model's own (an EMA).
         given: {group: (N, C_m, H, W)}, the known parts of the joint state, as of `codec.channels.split(codec.encode(
             images))`: the others are drawn given these, by clamping (see `redi.sampling.conditional`).
@@ -80,6 +81,7 @@ def generate(
     state = state_of(model)
     channels, null_label = state.channels, state.num_classes
     check_generation(sampler, process, guidance, channels, state.num_classes)
+    labels = label_numbers(labels, state.class_names, "generate: labels")
     labels = torch.as_tensor(labels, dtype=torch.int64)
     check_number("generate.batch_size", batch_size)
     check_number("generate.seed", seed, 0, below=2**64)

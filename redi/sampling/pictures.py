@@ -12,6 +12,7 @@ from redi.core.channels import Channels
 from redi.core.inputs import check_images
 from redi.models.codec import JointCodec
 from redi.models.reducers.pca import PCA
+from redi.sampling.labels import captions
 
 WHITE, GREY = (255, 255, 255), (90, 90, 90)
 
@@ -49,8 +50,11 @@ class ColourBasis:
         return rgb if rgb.shape[1] == 3 else rgb[:, [i % rgb.shape[1] for i in range(3)]]
 
 
-def sample_grid(drawn, codec: JointCodec, colours: ColourBasis, title: str = "", columns: int = 10) -> Image.Image:
-    """Images in rows of `columns`, each above its features.
+def sample_grid(
+    drawn, codec: JointCodec, colours: ColourBasis, title: str = "", columns: int = 10,
+    class_names: Sequence[str] | None = None,
+) -> Image.Image:  # fmt: skip
+    """Images in rows of `columns`, each above its features, under the name (or number) of its class.
 
     Args:
         drawn: has images (N, 3, S, S) uint8, x (N, C, H, W) and labels (N,), as `Generated`; without x (None) the
@@ -60,10 +64,10 @@ def sample_grid(drawn, codec: JointCodec, colours: ColourBasis, title: str = "",
     if drawn.x is not None:
         layers += [colours(*group) for group in list(codec.channels.split(drawn.x).items())[1:]]
     cells = [thumbnails(layer, like=drawn.images) for layer in layers]
-    return tile(cells, drawn.labels.tolist(), title, columns)
+    return tile(cells, captions(drawn.labels, class_names), title, columns)
 
 
-def tile(layers: Sequence[Sequence[Image.Image]], labels: Sequence[int], title: str, columns: int) -> Image.Image:
+def tile(layers: Sequence[Sequence[Image.Image]], labels: Sequence[int | str], title: str, columns: int) -> Image.Image:
     """One picture from stacks of equally large pictures: entry i shows layers[0][i] above layers[1][i] ..."""
     cell, gap, top = layers[0][0].width, 4, 22 if title else 4
     rows = -(-len(labels) // columns)
@@ -74,10 +78,18 @@ def tile(layers: Sequence[Sequence[Image.Image]], labels: Sequence[int], title: 
     pen.text((gap, 4), title, fill=GREY)
     for i, label in enumerate(labels):
         left, upper = gap + i % columns * (cell + gap), top + i // columns * height
-        pen.text((left, upper - 1), str(label), fill=GREY)
+        pen.text((left, upper - 1), _clipped(pen, str(label), cell), fill=GREY)
         for depth, layer in enumerate(layers):
             sheet.paste(layer[i], (left, upper + 12 + depth * (cell + 1)))
     return sheet
+
+
+def _clipped(pen: ImageDraw.ImageDraw, text: str, width: int) -> str:
+    """In one line, and no wider than this many pixels."""
+    text, whole = " ".join(text.split()), True
+    while text and pen.textlength(text if whole else text + "…") > width:
+        text, whole = text[:-1], False
+    return text if whole else text + "…"
 
 
 def stack(pictures: Sequence[Image.Image]) -> Image.Image:

@@ -78,6 +78,7 @@ class TrainingState:
         self.description = {
             "model_arguments": {**model_arguments, "channels": dict(channels)},
             "image_size": dataset.image_size, "seed": seed, "dataset": dataset.fingerprint(),
+            "dataset_contents": dataset.content_fingerprint(),
             "spread": record["spread"], "codec": self.codec.provenance(),
             "codec_fingerprint": self.codec.fingerprint(), "plug_ins": plug_ins(*components),
         }  # fmt: skip
@@ -106,7 +107,14 @@ class TrainingState:
         if record["seed"] != seed:
             raise ValueError(f"{folder} was trained with train.seed = {record['seed']}, not {seed}")
         if record["dataset"] != dataset.fingerprint():
-            log.warning("the data are not those that %s was trained on", folder)
+            contents = record.get("dataset_contents"), dataset.content_fingerprint()
+            if None in contents:  # of an earlier version: the same files with other times look like others
+                log.warning("the data are not those that %s was trained on", folder)
+            elif contents[0] != contents[1]:
+                raise ValueError(
+                    f"{folder} was trained on other data. Train on those, or begin another run, with "
+                    f"train.initial_weights = {str(self.run_dir)!r}"
+                )
         log.info("resuming from %s", folder)
         if (before := record.get("processes", 1)) != self.processes.size:
             log.info("it was written by %d processes, and resumes with %d", before, self.processes.size)

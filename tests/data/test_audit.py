@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from redi.core import config
-from redi.data.audit import AuditError, audit, describe
+from redi.data.audit import AuditError, audit, class_names, describe
 from redi.data.datasets import Dataset
 from redi.data.datasets.digits import Digits
 from redi.data.datasets.image_folder import ImageFolder
@@ -54,6 +54,7 @@ def test_the_table_is_readable():
         "data set          Digits, split all",
         "images            1,797",
         "classes           10 present of 10 the model is built for",
+        "taken for         10 classes, 0 = '0', 1 = '1', 2 = '2', ..., 9 = '9'",
         "missing           none",
         "images per class  174 to 183, median 180.5",
         "labels            0 to 9",
@@ -64,6 +65,19 @@ def test_the_table_is_readable():
         "unreadable        none",
         "steps per epoch   17.97 of batch 100",
     ]
+
+
+def test_class_names_come_back_from_the_folder_of_a_run(tmp_path, caplog):
+    assert class_names(tmp_path) is None
+    path = tmp_path / "audit.json"
+    path.write_text(json.dumps(audit(two_classes(tmp_path / "images"), batch_size=2)[1]))
+    assert class_names(tmp_path) == ["cat", "dog"]
+    path.write_text(json.dumps(audit(two_classes(tmp_path / "images", num_classes=1), batch_size=2)[1]))
+    assert class_names(tmp_path) is None
+    path.write_text("{}")  # of a version that kept none
+    assert class_names(tmp_path) is None and not caplog.text
+    path.write_text("{")
+    assert class_names(tmp_path) is None and "damaged" in caplog.text
 
 
 def test_real_photos_are_described_and_need_a_size(photographs):

@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from redi.core import config
+from redi.core.configurables import import_all
 from redi.data.datasets import UnreadableImage, datasets, digits
 from redi.data.datasets.adm_batch import AdmBatch
 from redi.data.datasets.digits import Digits
@@ -187,6 +189,23 @@ def test_digits_are_the_same_from_scikit_learns_file_and_from_its_function(monke
     quick = Digits(split="all")
     monkeypatch.setattr(digits.importlib.util, "find_spec", lambda name: None)
     assert Digits(split="all").fingerprint() == quick.fingerprint()
+
+
+# Shipped configurations
+
+
+@pytest.mark.parametrize("source", ["hugging_face", "web_dataset"])
+def test_one_macro_trains_on_a_table_or_on_shards_and_holds_some_out(tmp_path, source):
+    path = tar_shards(tmp_path) if source == "web_dataset" else str(saved(tmp_path))
+    bindings = [f"IMAGES = {path!r}", "Preprocessing.image_size = 4"]
+    if source == "hugging_face":
+        bindings.append("HuggingFace.held_out_fraction = 0.5")
+    import_all()
+    config.parse(["images.gin", f"{source}.gin"], bindings)
+    train, held_out = config.bound("train.dataset"), config.bound("evaluate.reference")
+    assert type(train).__name__.lower() == source.replace("_", "") and train.num_classes == held_out.num_classes > 1
+    assert train[0][0].shape == (3, 4, 4) and not set(train.names) & set(held_out.names)
+    assert len(train) + len(held_out) == (12 if source == "web_dataset" else 6)
 
 
 # ImageFolder

@@ -336,6 +336,16 @@ def test_stored_statistics_give_the_distances_of_the_images_they_were_made_of(me
     assert "left out in these features: kernel_distance" in found["fid_patches"]["note"]
 
 
+def test_stored_statistics_need_no_training_images_and_say_what_does(measured, statistics, held_out):
+    stored = StoredStatistics(path=statistics, network="patches")
+    assert measured(dataset=None, reference=stored) == measured(reference=stored)
+    assert "floor" not in measured(dataset=None, reference=held_out)["fid_patches"]
+    with pytest.raises(ValueError, match="needs the training images, because DomainEncoder learns from them"):
+        measured(dataset=None, reference=stored, networks=[Patches(), DomainEncoder()])
+    with pytest.raises(ValueError, match="because evaluate.reference is not bound: bind train.dataset"):
+        measured(dataset=None, reference=None)
+
+
 def test_stored_statistics_are_for_their_own_network_alone(measured, statistics):
     found = measured(
         networks=[Patches(), Patches(ending="other")], reference=StoredStatistics(path=statistics, network="patches")

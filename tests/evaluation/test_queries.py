@@ -52,6 +52,15 @@ def run_of(codec, digits) -> Run:
     return Run(model, codec, FlowMatching(), None, weights, colours, step=7, num_classes=10, image_size=8)
 
 
+def test_a_label_by_name_is_that_of_its_number(trained, digits, tmp_path):
+    trained.class_names = [f"digit {label}" for label in range(10)]
+    settings = {"trained": trained, "dataset": digits, "num_images": 2, "num_variations": 1, "sampler": SAMPLER}
+    named = query(tmp_path, labels=["digit 3"], **settings)
+    assert named == query(tmp_path, labels=[3], **settings) | {"labels": ["digit 3"]}
+    with pytest.raises(ValueError, match="no class is named 'digit 33'; did you mean 'digit 3'"):
+        query(tmp_path, labels=["digit 33"], **settings)
+
+
 def test_it_measures_both_questions_and_writes_them(trained, digits, tmp_path):
     result = query(tmp_path, trained=trained, dataset=digits, num_images=4, num_variations=2, sampler=SAMPLER)
     assert json.loads((tmp_path / "queries.json").read_text()) == json.loads(json.dumps(result))

@@ -10,6 +10,7 @@ from PIL import Image
 from redi.core import config
 from redi.core.configurables import import_all
 from redi.models.encoders import encoders
+from redi.runs.checks import check_label_order
 from redi.runs.experiment import Experiment
 from redi.runs.prepare import prepared
 
@@ -27,7 +28,7 @@ def refused(tiny_gin, tmp_path, monkeypatch):
         with pytest.raises(ValueError) as error:
             config.parse([tiny_gin], ["train.device = 'cpu'", *bindings])
             prepared(Experiment(tmp_path / "run"), evaluates=True)
-        assert not (tmp_path / "cache").exists()  # neither fitted nor encoded
+        assert not list((tmp_path / "cache").glob("*"))  # neither fitted nor encoded
         return str(error.value)
 
     return refused
@@ -39,6 +40,23 @@ def images(folder, *names: str) -> list[str]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(folder / name)
     return ["evaluate.reference = @datasets.ImageFolder()", f"ImageFolder.path = '{folder}'"]
+
+
+@pytest.mark.parametrize(
+    ("names", "level"),
+    [
+        ([f"n{number:08d}" for number in range(1000)], "INFO"),
+        ([str(number) for number in range(1000)], "INFO"),
+        ([f"n{number:08d}" for number in reversed(range(1000))], "WARNING"),
+        (sorted(str(number) for number in range(1000)), "WARNING"),
+        ([f"bird {number}" for number in range(1000)], "WARNING"),
+        (["ant", "bee"], None),
+    ],
+)
+def test_labels_of_published_weights_are_explained_and_an_unknown_order_warned_of(caplog, names, level):
+    caplog.set_level("INFO")
+    check_label_order(names)
+    assert [record.levelname for record in caplog.records] == [level] * (level is not None)
 
 
 def test_settings_that_can_work_are_prepared(tiny_gin, tmp_path):

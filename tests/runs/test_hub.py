@@ -69,6 +69,17 @@ def test_a_saved_model_draws_what_the_run_draws(run_dir, saved):
     assert torch.equal(draw(redi.from_pretrained(saved, device="cpu")), draw(redi.load(run_dir, device="cpu")))
 
 
+def test_class_names_travel_and_stand_for_labels(run_dir, tmp_path):
+    run = redi.load(run_dir, device="cpu")
+    run.class_names = ["ant", "bee", "cow", "dog", "eel"]
+    run = redi.from_pretrained(redi.save_pretrained(run, tmp_path / "model"), device="cpu")
+    assert run.class_names == ["ant", "bee", "cow", "dog", "eel"]
+    settings = {"sampler": redi.samplers.Euler(num_evaluations=2)}
+    assert torch.equal(run.generate(["dog", 0], **settings).x, run.generate([3, 0], **settings).x)
+    with pytest.raises(ValueError, match="no class is named 'dogs'; did you mean 'dog'"):
+        run.generate(["dogs"], **settings)
+
+
 def test_it_holds_safetensors_json_text_and_no_pickle(saved):
     assert sorted(path.name for path in saved.iterdir()) == [
         "README.md", "config.gin", "metrics.json", "model.safetensors", "record.json",

@@ -119,6 +119,13 @@ def test_entries_fill_the_sheet_row_by_row_with_layers_under_each_other():
         assert (sheet[top + 11 : top + 21, left : left + 10] == (0, i, 0)).all()
 
 
+def test_a_long_name_stays_inside_its_own_column():
+    cells = [[plain("white", 40)] * 2]
+    blank, named = (np.asarray(tile(cells, [name, ""], "", columns=2)) for name in ("", "a class\nwith a long name"))
+    changed = (blank != named).any(axis=(0, 2)).nonzero()[0]
+    assert len(changed) and 4 <= changed.min() and changed.max() < 4 + 40
+
+
 def test_a_grid_shows_images_above_their_features(fitted, images):
     codec = fitted(3)
     batch = images.batch(range(12))

@@ -54,6 +54,10 @@ class EncodedRows(ABC):
         """Of the data set it was made from."""
         return self.manifest["dataset_fingerprint"]
 
+    def content_fingerprint(self) -> str | None:
+        """See `Dataset.content_fingerprint`; None: made by a version that kept none."""
+        return self.manifest.get("dataset_content_fingerprint")
+
     def __len__(self) -> int:
         return int(self.starts[-1])
 

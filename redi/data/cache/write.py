@@ -101,6 +101,7 @@ def _finish(
         "format": FORMAT,
         "dataset": dataset.provenance(),
         "dataset_fingerprint": dataset.fingerprint(),
+        "dataset_content_fingerprint": dataset.content_fingerprint(),
         "num_classes": dataset.num_classes,
         "image_size": dataset.image_size,
         "codec": codec.cache_provenance(),

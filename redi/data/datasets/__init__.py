@@ -6,7 +6,7 @@ import inspect
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import IO, Literal
@@ -42,24 +42,28 @@ class Dataset(ABC):
     Args:
         names: one name per image, unique, for messages (a path inside the folder, an index).
         labels: (len(names),) integers in [0, num_classes).
-        class_names: the names of labels 0, 1, ...
+        class_names: the names of labels 0, 1, ...; default: their numbers.
         num_classes: the classes a model is built for; default: those of `class_names`. 1 means unconditional.
         split, held_out_fraction, split_seed: which part this object is. The split is drawn per class
             from the seed, so that `train` and `held_out` of the same settings never share an image.
     """
 
     mirrored = False  # whether training takes the images mirrored by chance; set by `prepare` on a copy
+    left_out: Mapping[str, int] = {}  # what lies beside the images and is not taken: how many of each kind
+    warnings: Sequence[str] = ()  # what an audit tells of how the source was understood
 
     def __init__(
-        self, *, names: Sequence[str], labels: np.ndarray, class_names: Sequence[str], num_classes: int | None = None,
-        split: Split = "all", held_out_fraction: float = 0.0, split_seed: int = 0,
+        self, *, names: Sequence[str], labels: np.ndarray, class_names: Sequence[str] | None = None,
+        num_classes: int | None = None, split: Split = "all", held_out_fraction: float = 0.0, split_seed: int = 0,
     ):  # fmt: skip
         # Position in this data set -> position in the source
         self.indices = split_indices(labels, split, held_out_fraction, split_seed)
         self.names = [names[i] for i in self.indices]
         self.labels = np.asarray(labels, dtype=np.int64)[self.indices]
-        self.class_names = list(class_names)
-        self.num_classes = len(class_names) if num_classes is None else num_classes
+        self.class_names = numbered_classes(labels, type(self).__name__) if class_names is None else list(class_names)
+        self.num_classes = len(self.class_names) if num_classes is None else num_classes
+        for texts in (names, self.class_names):
+            _check_utf8(texts, type(self).__name__)
         if self.num_classes == 1:
             self.labels = np.zeros_like(self.labels)
         self.split = split
@@ -132,8 +136,16 @@ class Dataset(ABC):
 
     def fingerprint(self) -> str:
         """A hash of provenance, names, classes and labels: the key of everything computed from these images."""
-        content = [self.provenance(), self.names, self.class_names, self.num_classes]
-        content += [code] if (code := source_sha256(type(self))) else []  # an edited plug-in reads other images
+        code = source_sha256(type(self))  # an edited plug-in reads other images
+        return self._hash(self.provenance(), *([code] if code else []))
+
+    def content_fingerprint(self) -> str:
+        """What a run is resumed by: the same for all copies of the images, whose files' times of change may differ. It
+        may read every file, once."""
+        return self._hash(self.provenance())
+
+    def _hash(self, provenance: dict, *code: str) -> str:
+        content = [provenance, self.names, self.class_names, self.num_classes, *code]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode() + self.labels.tobytes()).hexdigest()
 
 
@@ -195,6 +207,15 @@ def numbered_classes(labels: np.ndarray, where: str) -> list[str]:
     return [str(label) for label in range(largest + 1)]
 
 
+def _check_utf8(names: Sequence[str], where: str) -> None:
+    """Raises ValueError for a name that is not UTF-8: terminals, pages and records could not show it."""
+    try:
+        "\0".join(names).encode()
+    except UnicodeEncodeError as error:
+        name = error.object[error.object.rfind("\0", 0, error.start) + 1 :].partition("\0")[0]
+        raise ValueError(f"{where}: the name {name!r} is not UTF-8: rename it") from None
+
+
 @cache
 def _readers() -> ThreadPoolExecutor:
     """Threads that decode images; PIL releases the interpreter lock while it decodes."""
@@ -219,6 +240,8 @@ def split_indices(labels: np.ndarray, split: Split, held_out_fraction: float, se
     return np.flatnonzero(held_out if split == "held_out" else ~held_out)
 
 
-datasets = Registry("datasets", Dataset)
+# A run notices other images by their fingerprint, wherever they lie.
+BY_CONTENT = ("path", "shards", "cache_dir", "num_classes", "numeric_order")
+datasets = Registry("datasets", Dataset, by_content=BY_CONTENT)
 register = datasets.register
 discover(__name__, datasets)

@@ -91,7 +91,8 @@ def _load(path: str, split_name: str):
 def _check_column(table, argument: str, column: str, kind) -> None:
     if column not in table.features:
         columns = ", ".join(table.column_names)
-        raise ValueError(f"HuggingFace.{argument} = {column!r}: the data set has the columns {columns}")
+        hint = "; bind None for images without labels" if argument == "label_column" else ""
+        raise ValueError(f"HuggingFace.{argument} = {column!r}: the data set has the columns {columns}{hint}")
     if kind and not isinstance(table.features[column], kind):
         raise ValueError(f"HuggingFace.{argument} = {column!r} is no column of images but {table.features[column]}")
 

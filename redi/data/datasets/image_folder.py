@@ -1,13 +1,15 @@
 """Image files in a folder or a zip file."""
 
-import hashlib
 import json
+from functools import cached_property
 from typing import IO
 
 import numpy as np
 
 from redi.data.datasets import EncodedImages, numbered_classes, register
 from redi.data.preprocessing import MAX_BYTES
+from redi.data.storage.contents import Contents
+from redi.data.storage.folder_layout import check_layout, class_order, warnings_of
 from redi.data.storage.image_sources import is_image, open_source
 from redi.runtime.paths import local_path
 
@@ -18,22 +20,26 @@ class ImageFolder(EncodedImages):
 
     Labels come from `dataset.json` at the root, as the EDM2 and REPA tools write it:
     `{"labels": [["00000/img00000000.png", 6], ...]}`, or `"labels": null` for unlabelled. Without that file
-    each top-level folder is a class, empty ones too (sorted names -> 0, 1, ...; deeper files belong to their
-    top-level folder). Images at the root alone are unlabelled: one class, all labels 0.
-    Hidden files are ignored, and so is every file that is not an image by its name.
+    each top-level folder is a class, empty ones too (sorted names -> 0, 1, ...; names that are all numbers sort as
+    numbers; deeper files belong to their top-level folder). Images at the root alone are unlabelled: one class, all
+    labels 0. Hidden files and folders of operating systems are left out, and so is every file that is not an image by
+    its name; the audit counts them. A folder that is all but certainly not one of classes is refused.
 
     Args:
-        path: the folder or the zip file.
+        path: the folder, the zip file, or a folder inside of a zip file (images.zip/images).
+        numeric_order: False sorts numbers as text too, 10 before 2, as earlier versions did.
         preprocessing: default: sizes as stored.
         num_classes, split, held_out_fraction, split_seed: see Dataset.
     """
 
-    def __init__(self, path: str, **part):
+    def __init__(self, path: str, *, numeric_order: bool = True, **part):
         where = f"ImageFolder.path = {str(path)!r}"
         self.source = open_source(local_path(path), where)
         names = sorted(name for name in self.source.files if is_image(name))
         if not names:
-            raise ValueError(f"{where} holds no images; names must end as image files do (.jpg, .png, .webp, ...)")
+            others = ", ".join(f"{count:,} {kind}" for kind, count in self.source.left_out.items())
+            what = f"names must end as image files do (.jpg, .png, .webp, ...){others and f', not {others}'}"
+            raise ValueError(f"{where} holds no images; {what}")
         if "dataset.json" in self.source.files:
             try:
                 index = self.source.open("dataset.json")
@@ -41,26 +47,34 @@ class ImageFolder(EncodedImages):
                 raise ValueError(f"{where}: dataset.json: {error}") from None
             labels, class_names = labels_of_index(index, names, where)
         else:
-            labels, class_names = _labels_of_folders(names, self.source.folders, where)
+            if part.get("num_classes") != 1:
+                check_layout(self.source, names, str(path).rstrip("/"), where)
+            labels, class_names = _labels_of_folders(names, class_order(self.source.folders, numeric_order), where)
         super().__init__(names=names, labels=labels, class_names=class_names, **part)
+        self.left_out, self.warnings = self.source.left_out, warnings_of(self.source)
 
     def read(self, index: int) -> IO[bytes]:
         return self.source.open(self.source_names[index])
 
+    @cached_property
+    def contents(self) -> Contents:
+        return self.source.contents(self.source_names)
+
     def provenance(self) -> dict:
         """Without the path: a folder moved elsewhere is the same data set, and keeps what was computed from it."""
-        files = "".join(f"{name}\0{self.source.files[name]}\0" for name in self.source_names)
         return {
             "dataset": "ImageFolder",
             "num_files": len(self.source_names),
-            "files": hashlib.sha256(files.encode(errors="surrogateescape")).hexdigest(),
+            "files": self.contents.key,
             "preprocessing": self.preprocessing.provenance(),
         }
 
+    def content_fingerprint(self) -> str:
+        return self._hash(self.provenance() | {"files": self.contents.sha256})
 
-def _labels_of_folders(names: list[str], folders: set[str], where: str) -> tuple[np.ndarray, list[str]]:
+
+def _labels_of_folders(names: list[str], class_names: list[str], where: str) -> tuple[np.ndarray, list[str]]:
     """One class per top-level folder; or one class in all, for images at the root."""
-    class_names = sorted(folders)
     if len(at_root := [name for name in names if "/" not in name]) == len(names):
         return np.zeros(len(names), dtype=np.int64), ["unlabelled"]
     if at_root:

@@ -7,37 +7,91 @@ import stat
 import struct
 import zipfile
 import zlib
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from PIL import Image
 
 from redi.data.preprocessing import FORMATS, MAX_BYTES
+from redi.data.storage.contents import Contents, FolderContents
+
+LISTINGS = {"dataset.json", "metadata.jsonl", "metadata.csv"}  # what lists labels; only the first, at the root, is read
+# Folders that an operating system, an archiver or a storage box makes beside the images.
+SYSTEM = {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "lost+found", "system volume information",
+          "thumbs"}  # fmt: skip
 
 
 def open_source(path: Path, where: str) -> "Folder | Zip":
-    """Raises ValueError: neither is there, or something in it leads out of it."""
-    if not path.exists():
-        raise ValueError(f"{where} does not exist (looked for {path.absolute()})")
+    """Of a folder, a zip file, or a folder inside of a zip file. Raises ValueError: nothing of the kind is there, or
+    something in it leads out of it."""
+    archive = next((place for place in (path, *path.parents) if place.is_file()), path)
+    if not archive.exists():
+        what = "the images may lie elsewhere than before: bind where they are now"
+        raise ValueError(f"{where} does not exist (looked for {path.absolute()}); {what}")
     if path.is_dir():
         return Folder(path, where)
     try:
-        if not path.is_file() or not zipfile.is_zipfile(path):
+        if not archive.is_file() or not zipfile.is_zipfile(archive):
             raise ValueError(f"{where} is neither a folder nor a whole zip file; other archives must be unpacked first")
-        return Zip(path, where)
+        return Zip(archive, where, inside="" if path == archive else f"{path.relative_to(archive).as_posix()}/")
     except (zipfile.BadZipFile, NotImplementedError, struct.error, OverflowError, UnicodeDecodeError) as error:
         raise ValueError(f"{where} is no intact zip file: {str(error)[:300]}") from None
 
 
-class Folder:
-    """Files of a folder by relative name, with what identifies each: size and time of change."""
+class Source:
+    """Images by relative name.
+
+    Attributes:
+        files: of each image, and of a dataset.json at the root, what identifies it.
+        folders: those at the top level, empty ones too.
+        listings: the files of the names in LISTINGS, wherever they lie.
+    """
+
+    def __init__(self):
+        self.files: dict[str, tuple[int, ...]] = {}
+        self.folders: set[str] = set()
+        self.listings: set[str] = set()
+        self._hidden: set[str] = set()
+        self._others: Counter[str] = Counter()
+
+    def contents(self, names: Sequence[str]) -> Contents:
+        """The key of these files, and a hash of their contents."""
+        return Contents(self.files, names)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many files of each ending, system folders of each name, and hidden ones are left out."""
+        names = (PurePosixPath(place).name for place in self._hidden)
+        hidden = Counter("hidden" if name.startswith(".") else name for name in names)
+        return dict(sorted((hidden + self._others).items()))
+
+    def _takes(self, name: str) -> bool:
+        """Whether the file belongs to the data set; notes what else it is."""
+        parts = name.split("/")
+        if hidden := next((i for i, part in enumerate(parts, 1) if _is_hidden(part)), 0):
+            self._hidden.add("/".join(parts[:hidden]))
+            return False
+        if parts[-1] in LISTINGS:
+            self.listings.add(name)
+            return name == "dataset.json"
+        if not is_image(name):
+            ending = PurePosixPath(name).suffix.lower().encode(errors="backslashreplace").decode()
+            self._others[ending or "without an ending"] += 1
+            return False
+        return True
+
+
+class Folder(Source):
+    """Files of a folder, identified by size and time of change."""
 
     def __init__(self, root: Path, where: str):
+        super().__init__()
         self.root = root.resolve()
-        self.files: dict[str, tuple[int, ...]] = {}
-        self.folders: set[str] = set()  # at the top level
         for folder, below, files in os.walk(self.root, onerror=_raise):
             here = Path(folder)
+            self._hidden.update(self._name(here / name) for name in below if _is_hidden(name))
             below[:] = [name for name in below if not _is_hidden(name)]
             for path in map(here.joinpath, below):
                 if path.is_symlink():
@@ -46,7 +100,7 @@ class Folder:
             if here == self.root:
                 self.folders.update(below)
             for name in files:
-                if is_image(name) or (name == "dataset.json" and here == self.root):
+                if self._takes(self._name(here / name)):
                     self.files[self._name(here / name)] = self._identity(here / name, where)
 
     def _name(self, file: Path) -> str:
@@ -64,36 +118,39 @@ class Folder:
             raise ValueError(f"{where}: {self._name(file)} is no plain file, but a pipe, a socket or a device")
         return status.st_size, status.st_mtime_ns
 
+    def contents(self, names: Sequence[str]) -> Contents:
+        return FolderContents(self.files, names, self.root)
+
     def open(self, name: str) -> IO[bytes]:
         return open(self.root / name, "rb")
 
 
-class Zip:
-    """Files of a zip by name, with what identifies each: size and CRC.
+class Zip(Source):
+    """Files of a zip, or of the folder `inside` of it, identified by size and CRC.
 
     Each read opens the archive again and goes straight to its member, so threads and processes share nothing. A ZipFile
     per thread would hold the whole directory: for ImageNet, hundreds of megabytes.
     """
 
-    def __init__(self, path: Path, where: str):
+    def __init__(self, path: Path, where: str, inside: str = ""):
+        super().__init__()
         self.path = path.resolve()
-        self.files: dict[str, tuple[int, ...]] = {}
-        self.folders: set[str] = set()
         self._places: dict[str, tuple[int, int, int, int]] = {}  # offset, stored size, method, flags
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
-                parts = member.filename.split("/")
-                _refuse_member(member, parts, where)
-                if any(_is_hidden(part) for part in parts):
+                _refuse_member(member, member.filename.split("/"), where)
+                name = member.filename.removeprefix(inside)
+                if not member.filename.startswith(inside) or not name:
                     continue
-                if len(parts) > 1:
-                    self.folders.add(parts[0])
-                if is_image(parts[-1]) or member.filename == "dataset.json":
-                    if member.filename in self.files:
+                top, slash, _ = name.partition("/")
+                if slash and not _is_hidden(top):
+                    self.folders.add(top)
+                if not name.endswith("/") and self._takes(name):
+                    if name in self.files:
                         raise ValueError(f"{where} holds {member.filename!r} twice: pack the zip anew")
-                    self.files[member.filename] = member.file_size, member.CRC
+                    self.files[name] = member.file_size, member.CRC
                     place = member.header_offset, member.compress_size, member.compress_type, member.flag_bits
-                    self._places[member.filename] = place
+                    self._places[name] = place
 
     def open(self, name: str) -> IO[bytes]:
         offset, stored_size, method, flags = self._places[name]
@@ -134,7 +191,7 @@ def is_image(name: str) -> bool:
 
 
 def _is_hidden(part: str) -> bool:
-    return part.startswith(".") or part == "__MACOSX"
+    return part.startswith(".") or part.lower() in SYSTEM
 
 
 def _raise(error: OSError) -> None:

@@ -5,6 +5,7 @@ from PIL import Image
 from torch import Tensor
 
 from redi.evaluation.representation.encoder_space import EncoderSpace
+from redi.sampling.labels import captions
 from redi.sampling.pictures import class_ordered, num_columns, thumbnails, tile
 
 LEGEND = (
@@ -34,7 +35,7 @@ def representation_picture(trained, samples, *, rows: int = 2, columns: int = 10
         centred, _ = space.cosine(space.features_of(z), target)
         layers += [trained.colours(name, own.cpu()), trained.colours(name, z), grey(centred.cpu())]
     cells = [thumbnails(layer, like=drawn.images) for layer in layers]
-    return tile(cells, drawn.labels.tolist(), LEGEND, columns)
+    return tile(cells, captions(drawn.labels, trained.class_names), LEGEND, columns)
 
 
 def grey(cosine: Tensor) -> Tensor:

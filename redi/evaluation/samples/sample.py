@@ -15,6 +15,7 @@ from redi.runtime.distributed import process_rank
 from redi.runtime.paths import local_path
 from redi.runtime.ranges import check_number
 from redi.sampling.generate import Generated, generate
+from redi.sampling.labels import label_numbers
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def sample(
     trained,
     num_images: int = 1000,
     seeds: Sequence[int] | None = None,
-    labels: str | Sequence[int] = "equal",
+    labels: str | Sequence[int | str] = "equal",
     weights: str = "ema",
     keep: Collection[str] = ("images", "x"),
     networks: Sequence[Encoder] = (),
@@ -54,7 +55,7 @@ def sample(
         labels: 'equal' gives every class the same number of images (the first classes one more where it does not
             divide); 'random' draws them uniformly, that of image i from i alone; 'dataset' has the class frequencies
             of the training images, from the run's audit.json; 'null' is the null label, for unconditional samples; or a
-            list that is repeated to `num_images`.
+            list, of numbers or names of classes, that is repeated to `num_images`.
         weights: 'ema' or 'model'.
         keep: what is stored: 'images', and 'x', the joint states (latents and generated features).
         networks: their features are computed too, to be measured by `redi.evaluate`; where the images are not kept,
@@ -71,8 +72,8 @@ def sample(
     """
     run_dir = local_path(run_dir)
     rank, world_size = process_rank(rank, world_size)
-    check_sampling(
-        num_images, labels, weights, trained.num_classes,
+    labels = check_sampling(
+        num_images, labels, weights, trained.num_classes, class_names=trained.class_names,
         seeds=seeds, keep=keep, networks=networks, export=export, images_per_part=images_per_part,
     )  # fmt: skip
     for network in networks:
@@ -93,11 +94,12 @@ def sample(
 
 
 def check_sampling(
-    num_images: int, labels: str | Sequence[int], weights: str, num_classes: int, *, seeds: Sequence[int] | None = None,
+    num_images: int, labels: str | Sequence[int | str], weights: str, num_classes: int, *,
+    class_names: Sequence[str] | None = None, seeds: Sequence[int] | None = None,
     keep: Collection[str] = KEPT, networks: Sequence[Encoder] = (), export: Collection[str] = (),
     images_per_part: int = 250,
-) -> None:  # fmt: skip
-    """Raises ValueError for settings that `sample` cannot work with."""
+) -> str | Sequence[int]:  # fmt: skip
+    """`labels`, names of classes as numbers. Raises ValueError for settings that `sample` cannot work with."""
     for name, value in (("num_images", num_images), ("images_per_part", images_per_part)):
         check_number(f"sample.{name}", value)
     if weights not in ("ema", "model"):
@@ -113,10 +115,13 @@ def check_sampling(
         raise ValueError(f"sample.export = {export!r} takes the stored images: add 'images' to sample.keep")
     check_networks(networks)
     if isinstance(labels, str) and labels in SCHEMES:
-        return
+        return labels
+    if _is_list(labels, int | str):
+        labels = label_numbers(labels, class_names, "sample.labels")
     if not _is_list(labels, int) or not labels or not all(0 <= label < num_classes for label in labels):
-        what = f"it is 'equal', 'random', 'dataset', 'null' or a list of labels in 0 ... {num_classes - 1}"
+        what = f"it is 'equal', 'random', 'dataset', 'null' or a list of labels in 0 ... {num_classes - 1} or of names"
         raise ValueError(f"sample.labels = {labels!r}: {what}")
+    return labels
 
 
 def check_networks(networks: Sequence[Encoder]) -> None:

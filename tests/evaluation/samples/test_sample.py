@@ -54,7 +54,7 @@ def opened(seed=0, folder=None):
     raw = {name: 1.5 * parameter for name, parameter in weights.items()}
     return SimpleNamespace(
         model=model, codec=codec, process=FlowMatching(), weights={"ema": weights, "model": raw}, step=7,
-        num_classes=NUM_CLASSES, folder=folder,
+        num_classes=NUM_CLASSES, folder=folder, class_names=["ant", "bee", "cow"],
     )  # fmt: skip
 
 
@@ -389,6 +389,11 @@ def test_a_list_of_labels_is_repeated(tmp_path, trained):
     assert samples.labels.tolist() == [2, 0, 2, 0, 2] and samples.record["labels"] == [2, 0]
 
 
+def test_labels_are_names_of_classes_too(tmp_path, trained):
+    samples = draw(tmp_path, trained, labels=["cow", 0], num_images=5)
+    assert samples.labels.tolist() == [2, 0, 2, 0, 2] and samples.record["labels"] == [2, 0]
+
+
 def audit(folder, **counts):
     (folder / "audit.json").write_text(json.dumps({"num_classes": NUM_CLASSES, "images_per_class": counts}))
 
@@ -427,6 +432,8 @@ def test_labels_of_a_data_set_that_is_not_known_are_refused(tmp_path):
             r"sample.labels = 'equl': it is 'equal', 'random', 'dataset', 'null' or a list of labels in 0 ... 2",
         ),
         ({"labels": [3]}, r"sample.labels = \[3\]"),
+        ({"labels": ["bees"]}, r"sample.labels: no class is named 'bees'; did you mean 'bee'\? .*ant, bee, cow"),
+        ({"labels": "bee"}, r"sample.labels = 'bee': .*or of names"),
         ({"seeds": 5}, r"sample.seeds = 5: a list of different whole numbers"),
         ({"seeds": (1, 1)}, r"sample.seeds = \(1, 1\)"),
         ({"seeds": ()}, r"sample.seeds = \(\)"),
