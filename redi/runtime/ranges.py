@@ -11,5 +11,5 @@ def check_number(
     [least, below). `note`: what another value would mean, as '0 is never'."""
     if isinstance(value, bool) or not isinstance(value, Integral if whole else Real) or not least <= value < below:
         what = f"{'a whole' if whole else 'a finite'} number of at least {least}"
-        until = f", less than {below}" if below < math.inf else ""
+        until = f", less than {'2**64' if below == 2**64 else below}" if below < math.inf else ""
         raise ValueError(f"{binding} = {value!r}: {what}{until} is needed" + (f"; {note}" if note else ""))
