@@ -31,7 +31,7 @@ def numbers_of(function) -> dict[str, tuple]:
 
 
 def calls():
-    known = SimpleNamespace(num_classes=3)
+    known = SimpleNamespace(num_classes=3, class_names=None)
     functions = {
         train: {"run_dir": "run", "codec": None, "dataset": None},
         prepare: {"codec": None, "dataset": None},
