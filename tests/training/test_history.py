@@ -1,0 +1,51 @@
+"""What a run keeps of the sessions in which it was trained."""
+
+import json
+import sys
+from importlib.machinery import ModuleSpec
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from redi.runtime.distributed import Processes
+from redi.training.history import History, command
+
+
+def model() -> torch.nn.Module:
+    layers = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
+    layers[0].requires_grad_(False)
+    return layers
+
+
+def test_sessions_follow_one_another_with_their_steps(tmp_path):
+    first = History(tmp_path, 0, model(), Processes())
+    first.write(5)
+    first.write(10)
+    History(tmp_path, 10, model(), Processes()).write(12)
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert (record["num_parameters"], record["num_trainable"]) == (16 + 5, 5)
+    assert [(s["first_step"], s["num_steps"]) for s in record["sessions"]] == [(0, 10), (10, 2)]
+    assert all(s["device"].startswith("CPU, ") and s["seconds"] >= 0 for s in record["sessions"])
+
+
+def test_a_damaged_file_begins_anew_with_a_warning(tmp_path, caplog):
+    (tmp_path / "training.json").write_text('{"sessions": ')
+    History(tmp_path, 3, model(), Processes()).write(4)
+    assert "training.json is damaged" in caplog.text
+    assert len(json.loads((tmp_path / "training.json").read_text())["sessions"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "line"),
+    [
+        ("redi.run", ["/opt/redi/run.py", "--gin_file=a b.gin"], "python -m redi.run '--gin_file=a b.gin'"),
+        ("tool.__main__", ["/opt/tool/__main__.py", "x"], "python -m tool x"),
+        (None, ["/home/someone/bin/redi.run", "--run_dir=runs/a"], "redi.run --run_dir=runs/a"),
+    ],
+)
+def test_a_command_is_as_it_was_typed_without_folders_of_the_machine(monkeypatch, module, words, line):
+    spec = ModuleSpec(module, None) if module else None
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=spec))
+    monkeypatch.setattr(sys, "argv", words)
+    assert command() == line
