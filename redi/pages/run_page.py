@@ -1,12 +1,15 @@
-"""The page of a run: what came out, how it was measured, and how it came about."""
+"""The page of a run: what it is, what it draws, how good that is, how it was trained, and the rest folded."""
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from redi.pages.curves import run_panels
 from redi.pages.files import Folder, Picture
 from redi.pages.render import render
+from redi.pages.wording import duration, measured, number
+from redi.runtime.checkpoint import list_checkpoints
 from redi.runtime.log import read_log
 
 log = logging.getLogger(__name__)
@@ -18,31 +21,101 @@ PICTURES = {
     "Queries": ("queries.png", "features given images, and images given features"),
 }  # fmt: skip
 LISTINGS = {"config.gin": "all that was bound", "operative.gin": "all that took effect, defaults included"}
+# What decides a metric, which several have in common.
+CONDITIONS = {"samples": "Samples", "network": "Feature network", "reference": "Reference", "versions": "Software"}
 
 
 def run_page(run_dir: Path, trained_dir: Path, title: str) -> str:
     """The document; `trained_dir` has the log, previews and audit of the training."""
+    from redi.data.audit import class_names, describe  # imports torch
+
     run = Folder(run_dir)
     trained = Folder(trained_dir, run.notes)
-    lead = "A run of redi: joint image-feature diffusion."
     listings = {f"{name}: {what}": run.text(name) for name, what in LISTINGS.items()}
     if trained_dir != run_dir:
-        lead += f" Its model was trained in {trained_dir.name}."
         listings |= {f"{name} of the training run": trained.text(name) for name in LISTINGS}
-    metrics = _metrics(run)
+    metrics, names = _metrics(run), class_names(trained_dir) or []
     pictures = {heading: run.picture(name, alt) for heading, (name, alt) in PICTURES.items()}
+    training = _read(trained, "training.json", _training) or {}
     sections = {
-        "metrics": metrics,
         "pictures": {heading: picture for heading, picture in pictures.items() if picture},
+        "metrics": [_with_class_names(metric, names) for metric in metrics],
         "panels": run_panels(read_log(trained_dir)),
+        "training": training,
         "previews": _previews(trained),
-        "audit": _audit(trained),
+        "audit": _read(trained, "audit.json", describe),
         "listings": {summary: text for summary, text in listings.items() if text is not None},
     }
     if not any(sections.values()):
         run.notes.append("This folder holds nothing to show yet.")
-    record = json.dumps(metrics, indent=2)
-    return render("run.html", title=title, lead=lead, notes=run.notes, record=record, **sections)
+    checkpoints = [path.relative_to(trained_dir) for path in list_checkpoints(trained_dir)[-1:]]
+    facts = [
+        training.get("model"),
+        _read(trained, "audit.json", _data),
+        *(_read(trained, f"{path}/record.json", _model) for path in checkpoints),
+        *(f"{metric['metric']} {measured(metric.get('value'), metric.get('spread'))}" for metric in metrics[:1]),
+        f"trained in {trained_dir.name}" if trained_dir != run_dir else None,
+    ]
+    return render(
+        "run.html", title=title, lead=" · ".join(filter(None, facts)) or "A run of redi.", notes=run.notes,
+        record=json.dumps(metrics, indent=2), conditions=_conditions(metrics), **sections,
+    )  # fmt: skip
+
+
+def _read(folder: Folder, name: str, show: Callable[[dict], object]):
+    """What `show` makes of a record; None where there is none, or with a note one that another version wrote."""
+    try:
+        return show(record) if (record := folder.json(name)) else None
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        folder.notes.append(f"{name} cannot be shown: it is not what this version of redi writes.")
+        return None
+
+
+def _data(audit: dict) -> str:
+    names = audit.get("class_names") or []
+    what = f" ({names[0]} to {names[-1]})" if names else ""
+    return f"{audit['dataset']}, {number(audit['num_images'])} images of {number(audit['num_classes'])} classes{what}"
+
+
+def _model(record: dict) -> str:
+    """Of a checkpoint's record; an older one says less."""
+    channels, parts = record["model_arguments"]["channels"], []
+    if "image_size" in record:
+        parts.append("{0} x {0} pixels".format(record["image_size"]))
+    for name, made in record.get("codec", {}).get("representations", {}).items():
+        parts.append(f"{name} by {made['reducer']['reducer']} in {channels[name]} channels")
+    return " · ".join([*parts, f"{number(record['step'])} steps"])
+
+
+def _training(record: dict) -> dict:
+    sessions = record["sessions"]
+    seconds, steps = (sum(session[key] for session in sessions) for key in ("seconds", "num_steps"))
+    spent = f"{duration(seconds)} of training" + (f", {number(seconds / steps, digits=3)} s a step" if steps else "")
+    return {
+        "model": f"{record['model']}, {number(record['num_parameters'] / 1e6, digits=3)} M parameters",
+        "line": f"Began {sessions[0]['began'][:10]} · {sessions[-1]['device']} · {spent}",
+        "command": sessions[-1]["command"],
+        "record": record,
+    }
+
+
+def _with_class_names(metric: dict, names: list[str]) -> dict:
+    if not (names and isinstance(values := metric.get("per_class"), dict)):
+        return metric
+    labels = {str(label): name for label, name in enumerate(names)}
+    return metric | {"per_class": {labels.get(label, label): value for label, value in values.items()}}
+
+
+def _conditions(metrics: list[dict]) -> list[tuple[str, list[str], object]]:
+    """What metrics have in common, each once -> (title, names of the metrics or [] for all of them, record)."""
+    parts: dict[tuple[str, str], list[dict]] = {}
+    for key in CONDITIONS:
+        for metric in metrics:
+            parts.setdefault((key, json.dumps(metric.get(key), sort_keys=True)), []).append(metric)
+    return [
+        (CONDITIONS[key], [m["metric"] for m in members] if len(members) < len(metrics) else [], members[0].get(key))
+        for (key, _), members in parts.items()
+    ]
 
 
 def _metrics(folder: Folder) -> list[dict]:
@@ -78,13 +151,3 @@ def _previews(folder: Folder) -> list[Picture]:
     named = zip(shown, steps, strict=True)
     pictures = (folder.picture(f"previews/{path.name}", f"step {step}") for path, step in named)
     return [picture for picture in pictures if picture]
-
-
-def _audit(folder: Folder) -> str:
-    from redi.data.audit import describe  # imports torch
-
-    try:
-        return describe(record) if (record := folder.json("audit.json")) else ""
-    except (KeyError, TypeError, ValueError, AttributeError):  # of another version, or edited
-        folder.notes.append("audit.json cannot be shown: it is not what this version of redi writes.")
-        return ""

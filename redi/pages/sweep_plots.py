@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from redi.pages.plots import Panel, Series
 from redi.pages.sweep_results import SweepResults
-from redi.pages.wording import gin_number, gin_words, words
+from redi.pages.wording import gin_number, gin_words
 
 
 class Place(NamedTuple):
@@ -24,7 +24,7 @@ def sweep_panels(results: SweepResults, metrics: Iterable[str]) -> list[Panel]:
     panels = []
     for metric in metrics:
         better = results.metrics[metric]
-        title = words(metric) + (f" ({better} is better)" if better in ("lower", "higher") else "")
+        title = metric + (f" ({better} is better)" if better in ("lower", "higher") else "")
         lines, levels = {}, []
         for group in results.groups:
             x, label = places[group.name]

@@ -99,9 +99,10 @@ def group_memory(root: Path, path: str) -> tuple[float, float]:
 
 def device_name(device: torch.device) -> str:
     """'NVIDIA H200', or 'CPU, 2 threads'."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+    if device.type != "cpu":
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' * (threads > 1)}"
 
 
 def choose_precision(precision: str, device: torch.device, binding: str = "train.precision") -> Precision:

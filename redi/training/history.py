@@ -33,7 +33,8 @@ class History:
             "command": command(), "began": datetime.now(UTC).isoformat(timespec="seconds"),
             "device": device_name(parameters[0].device), "processes": processes.size, "first_step": step,
         }  # fmt: skip
-        self.counts = {
+        self.description = {
+            "model": type(model).__name__,
             "num_parameters": sum(p.numel() for p in parameters),
             "num_trainable": sum(p.numel() for p in parameters if p.requires_grad),
         }
@@ -42,7 +43,7 @@ class History:
         """After a checkpoint of this step. Raises OSError."""
         seconds = round(time.monotonic() - self.started, 1)
         session = self.session | {"num_steps": step - self.step, "seconds": seconds}
-        write_json(self.path, self.counts | {"sessions": [*self.sessions, session]})
+        write_json(self.path, self.description | {"sessions": [*self.sessions, session]})
 
 
 def command() -> str:
