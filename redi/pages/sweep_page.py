@@ -31,6 +31,7 @@ def sweep_page(sweep_dir: Path, title: str) -> str:
         title=title,
         lead=f"A sweep of redi over {', '.join(results.axes) or 'nothing'}: {done} of {count} points are done.",
         results=results,
+        best={metric: results.best(metric) for metric in results.metrics},
         numeric=[axis for axis in results.axes
                  if all(gin_number(group.bindings.get(axis)) is not None for group in results.groups)],
         stages=list(dict.fromkeys(stage for point in results.points for stage, seconds in point.seconds.items()

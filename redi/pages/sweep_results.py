@@ -108,6 +108,17 @@ class SweepResults:
             metrics.setdefault(name, str(entry.get("better") or ""))
         return metrics
 
+    def best(self, metric: str) -> Group | None:
+        """The group that is better than every other by more than both spreads together; None where one is unknown."""
+        sign = {"lower": 1, "higher": -1}.get(self.metrics[metric], 0)
+        measured = [(sign * group.mean(metric), group) for group in self.groups if group.mean(metric) is not None]
+        spreads = {group.name: group.spread(metric) for _, group in measured}
+        if not sign or len(measured) < 2 or None in spreads.values():
+            return None
+        value, best = min(measured, key=lambda pair: pair[0])
+        others = [(other - value, spreads[group.name]) for other, group in measured if group is not best]
+        return best if all(gap > spreads[best.name] + spread for gap, spread in others) else None
+
     @property
     def missing(self) -> dict[str, str]:
         """Names of the points that are not done -> why, in short."""

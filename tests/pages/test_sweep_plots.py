@@ -45,6 +45,11 @@ def test_without_numbers_the_settings_of_the_first_key_are_places_and_those_of_t
     assert places(*rows) == ("A.fusion", expected, ["Merged", "Separate"])
 
 
+def test_without_numbers_and_without_a_grid_the_groups_are_the_places_in_their_order():
+    rows = [{}, {"B.fusion": "@Merged"}, {"A.scheme": "'x'", "B.fusion": "@Merged"}, {"A.scheme": "'w'"}]
+    assert places(*rows) == ("point", [(0, ""), (1, ""), (2, ""), (3, "")], ["0", "1", "2", "3"])
+
+
 @pytest.fixture
 def panels(sweep_dir):
     """Changes the points of the sweep -> title and curves {label: [(x, y, error)]} of each panel."""
