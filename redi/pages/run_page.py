@@ -5,6 +5,8 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from redi.data.audit import class_names, describe
+from redi.evaluation.samples.stored import load_samples
 from redi.pages.curves import run_panels
 from redi.pages.files import Folder, Picture
 from redi.pages.render import render
@@ -21,25 +23,21 @@ PICTURES = {
     "Queries": ("queries.png", "features given images, and images given features"),
 }  # fmt: skip
 LISTINGS = {"config.gin": "all that was bound", "operative.gin": "all that took effect, defaults included"}
-# What decides a metric, which several have in common.
-CONDITIONS = {"samples": "Samples", "network": "Feature network", "reference": "Reference", "versions": "Software"}
 
 
 def run_page(run_dir: Path, trained_dir: Path, title: str) -> str:
     """The document; `trained_dir` has the log, previews and audit of the training."""
-    from redi.data.audit import class_names, describe  # imports torch
-
     run = Folder(run_dir)
     trained = Folder(trained_dir, run.notes)
     listings = {f"{name}: {what}": run.text(name) for name, what in LISTINGS.items()}
     if trained_dir != run_dir:
         listings |= {f"{name} of the training run": trained.text(name) for name in LISTINGS}
-    metrics, names = _metrics(run), class_names(trained_dir) or []
+    metrics = _metrics(run)
     pictures = {heading: run.picture(name, alt) for heading, (name, alt) in PICTURES.items()}
     training = _read(trained, "training.json", _training) or {}
     sections = {
         "pictures": {heading: picture for heading, picture in pictures.items() if picture},
-        "metrics": [_with_class_names(metric, names) for metric in metrics],
+        "metrics": metrics,
         "panels": run_panels(read_log(trained_dir)),
         "training": training,
         "previews": _previews(trained),
@@ -58,7 +56,8 @@ def run_page(run_dir: Path, trained_dir: Path, title: str) -> str:
     ]
     return render(
         "run.html", title=title, lead=" · ".join(filter(None, facts)) or "A run of redi.", notes=run.notes,
-        record=json.dumps(metrics, indent=2), conditions=_conditions(metrics), **sections,
+        record=json.dumps(metrics, indent=2), **sections,
+        class_names={str(label): name for label, name in enumerate(class_names(trained_dir) or ())},
     )  # fmt: skip
 
 
@@ -99,48 +98,24 @@ def _training(record: dict) -> dict:
     }
 
 
-def _with_class_names(metric: dict, names: list[str]) -> dict:
-    if not (names and isinstance(values := metric.get("per_class"), dict)):
-        return metric
-    labels = {str(label): name for label, name in enumerate(names)}
-    return metric | {"per_class": {labels.get(label, label): value for label, value in values.items()}}
-
-
-def _conditions(metrics: list[dict]) -> list[tuple[str, list[str], object]]:
-    """What metrics have in common, each once -> (title, names of the metrics or [] for all of them, record)."""
-    parts: dict[tuple[str, str], list[dict]] = {}
-    for key in CONDITIONS:
-        for metric in metrics:
-            parts.setdefault((key, json.dumps(metric.get(key), sort_keys=True)), []).append(metric)
-    return [
-        (CONDITIONS[key], [m["metric"] for m in members] if len(members) < len(metrics) else [], members[0].get(key))
-        for (key, _), members in parts.items()
-    ]
-
-
 def _metrics(folder: Folder) -> list[dict]:
     """metrics.json, unless it cannot be read, is of an older version, or the samples were drawn again since."""
-    metrics = folder.json("metrics.json", list) or []
-    again = f"redi.evaluate --run_dir={folder.path}"
+    metrics, problem = folder.json("metrics.json", list) or [], None
     if not all(isinstance(metric, dict) and "metric" in metric for metric in metrics):
-        folder.notes.append("metrics.json cannot be read: it is not a list of metrics.")
+        problem = "cannot be read: it is not a list of metrics."
     elif not all(isinstance(metric.get("samples"), dict) for metric in metrics):
-        older = "metrics.json was written by an older version of redi, whose records say less, and is left out"
-        folder.notes.append(f"{older}: draw the samples again and run {again}")
-    elif not metrics or not (folder.path / "samples").exists():
-        return metrics
-    else:
-        from redi.evaluation.samples.stored import load_samples  # imports torch
-
+        problem = "was written by an older version of redi, whose records say less: draw the samples again and measure"
+    elif metrics and (folder.path / "samples").exists():
         try:
             digest = load_samples(folder.path).sha256
-            if all(metric["samples"].get("samples_sha256") == digest for metric in metrics):
-                return metrics
-            folder.notes.append(f"metrics.json is of earlier samples and left out: run {again}")
-            log.warning(folder.notes[-1])
+            if any(metric["samples"].get("samples_sha256") != digest for metric in metrics):
+                problem = f"is of earlier samples and left out: run redi.evaluate --run_dir={folder.path}"
         except (ValueError, OSError) as error:
-            folder.notes.append(f"metrics.json is left out because the samples cannot be read: {error}")
-    return []
+            problem = f"is left out because the samples cannot be read: {error}"
+    if problem:
+        folder.notes.append(f"metrics.json {problem}")
+        log.warning(folder.notes[-1])
+    return [] if problem else metrics
 
 
 def _previews(folder: Folder) -> list[Picture]:
