@@ -5,14 +5,14 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from redi.data.audit import class_names, describe
+from redi.data import audit
 from redi.evaluation.samples.stored import load_samples
 from redi.pages.curves import run_panels
 from redi.pages.files import Folder, Picture
 from redi.pages.render import render
-from redi.pages.wording import duration, measured, number
-from redi.runtime.checkpoint import list_checkpoints
+from redi.pages.wording import measured
 from redi.runtime.log import read_log
+from redi.training import history
 
 log = logging.getLogger(__name__)
 
@@ -34,30 +34,25 @@ def run_page(run_dir: Path, trained_dir: Path, title: str) -> str:
         listings |= {f"{name} of the training run": trained.text(name) for name in LISTINGS}
     metrics = _metrics(run)
     pictures = {heading: run.picture(name, alt) for heading, (name, alt) in PICTURES.items()}
-    training = _read(trained, "training.json", _training) or {}
+    training = _read(trained, "training.json", history.in_brief) or {}
     sections = {
         "pictures": {heading: picture for heading, picture in pictures.items() if picture},
         "metrics": metrics,
         "panels": run_panels(read_log(trained_dir)),
         "training": training,
         "previews": _previews(trained),
-        "audit": _read(trained, "audit.json", describe),
+        "audit": _read(trained, "audit.json", audit.describe),
         "listings": {summary: text for summary, text in listings.items() if text is not None},
     }
     if not any(sections.values()):
         run.notes.append("This folder holds nothing to show yet.")
-    checkpoints = [path.relative_to(trained_dir) for path in list_checkpoints(trained_dir)[-1:]]
-    facts = [
-        training.get("model"),
-        _read(trained, "audit.json", _data),
-        *(_read(trained, f"{path}/record.json", _model) for path in checkpoints),
-        *(f"{metric['metric']} {measured(metric.get('value'), metric.get('spread'))}" for metric in metrics[:1]),
-        f"trained in {trained_dir.name}" if trained_dir != run_dir else None,
-    ]
+    lead = [training.get("model"), _read(trained, "audit.json", audit.in_brief)]
+    lead += [f"{metric['metric']} {measured(metric.get('value'), metric.get('spread'))}" for metric in metrics[:1]]
+    lead += [f"trained in {trained_dir.name}"] * (trained_dir != run_dir)
     return render(
-        "run.html", title=title, lead=" · ".join(filter(None, facts)) or "A run of redi.", notes=run.notes,
-        record=json.dumps(metrics, indent=2), **sections,
-        class_names={str(label): name for label, name in enumerate(class_names(trained_dir) or ())},
+        "run.html", title=title, lead=" · ".join(filter(None, lead)) or "A run of redi.", notes=run.notes,
+        record=json.dumps(metrics, indent=2), sessions=trained.json("training.json"), **sections,
+        class_names={str(label): name for label, name in enumerate(audit.class_names(trained_dir) or ())},
     )  # fmt: skip
 
 
@@ -68,34 +63,6 @@ def _read(folder: Folder, name: str, show: Callable[[dict], object]):
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         folder.notes.append(f"{name} cannot be shown: it is not what this version of redi writes.")
         return None
-
-
-def _data(audit: dict) -> str:
-    names = audit.get("class_names") or []
-    what = f" ({names[0]} to {names[-1]})" if names else ""
-    return f"{audit['dataset']}, {number(audit['num_images'])} images of {number(audit['num_classes'])} classes{what}"
-
-
-def _model(record: dict) -> str:
-    """Of a checkpoint's record; an older one says less."""
-    channels, parts = record["model_arguments"]["channels"], []
-    if "image_size" in record:
-        parts.append("{0} x {0} pixels".format(record["image_size"]))
-    for name, made in record.get("codec", {}).get("representations", {}).items():
-        parts.append(f"{name} by {made['reducer']['reducer']} in {channels[name]} channels")
-    return " · ".join([*parts, f"{number(record['step'])} steps"])
-
-
-def _training(record: dict) -> dict:
-    sessions = record["sessions"]
-    seconds, steps = (sum(session[key] for session in sessions) for key in ("seconds", "num_steps"))
-    spent = f"{duration(seconds)} of training" + (f", {number(seconds / steps, digits=3)} s a step" if steps else "")
-    return {
-        "model": f"{record['model']}, {number(record['num_parameters'] / 1e6, digits=3)} M parameters",
-        "line": f"Began {sessions[0]['began'][:10]} · {sessions[-1]['device']} · {spent}",
-        "command": sessions[-1]["command"],
-        "record": record,
-    }
 
 
 def _metrics(folder: Folder) -> list[dict]:

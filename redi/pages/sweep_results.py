@@ -33,10 +33,6 @@ class Point:
         value = self.metrics.get(metric, {}).get(what)
         return value if is_number(value) else None
 
-    def spread(self, metric: str) -> float | None:
-        """The sample standard deviation over its sampling seeds, if known."""
-        return self.value(metric, "spread")
-
 
 @dataclass
 class Group:
@@ -64,7 +60,7 @@ class Group:
         """The sample standard deviation over trained seeds; with one of them that over its sampling seeds, if known."""
         if len(values := self.values(metric)) > 1:
             return statistics.stdev(values)
-        return next((point.spread(metric) for point in self.points if point.value(metric) is not None), None)
+        return next((point.value(metric, "spread") for point in self.points if point.value(metric) is not None), None)
 
 
 class SweepResults:

@@ -16,7 +16,7 @@ from redi.pages.sweep_results import Point, SweepResults
 from redi.pages.wording import phrase
 from redi.runtime.checkpoint import list_checkpoints
 from redi.sampling.labels import captions
-from redi.sampling.pictures import ColourBasis, thumbnails
+from redi.sampling.pictures import ColourBasis, stack, thumbnails
 
 NUM_SAMPLES = 10
 MAX_POINTS = 40  # shown; every picture is part of the page
@@ -71,11 +71,6 @@ def _features(model_dir: Path, x) -> list:
 
 
 def _stacked(layers: tuple[Image.Image, ...], alt: str) -> Picture:
-    """Pictures of one size below each other."""
-    width, height = layers[0].size
-    sheet = Image.new("RGB", (width, len(layers) * (height + 1) - 1), (128, 128, 128))
-    for index, layer in enumerate(layers):
-        sheet.paste(layer.convert("RGB"), (0, index * (height + 1)))
     buffer = io.BytesIO()
-    sheet.save(buffer, format="PNG", optimize=True)
+    stack(layers).save(buffer, format="PNG", optimize=True)
     return Picture.of(buffer.getvalue(), alt)

@@ -22,15 +22,6 @@ def measured(value: object, spread: object = None) -> str:
     return number(value) + (f" ± {number(spread, digits=2)}" if value is not None and is_number(spread) else "")
 
 
-def duration(seconds: float) -> str:
-    """12.5 s, 4 min 10 s, 2 h 5 min."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours:,} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{number(seconds, digits=3)} s"
-
-
 def phrase(value: object) -> str:
     """A part of a record as one line: {"name": "Euler", "num_evaluations": 50} -> Euler (num_evaluations 50)."""
     if isinstance(value, dict):

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from redi.pages.sweep_results import read_result
-from redi.pages.wording import duration, is_number
+from redi.pages.wording import is_number
 from redi.runtime import trusted_imports
 from redi.runtime.interrupt import StopRequest
+from redi.runtime.progress import duration
 from redi.sweeps.owner import Others
 from redi.sweeps.plan import Planned
 

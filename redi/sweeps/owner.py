@@ -12,8 +12,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from redi.pages.sweep_results import read_result
-from redi.pages.wording import duration
 from redi.runtime.atomic import write_json
+from redi.runtime.progress import duration
 
 log = logging.getLogger("redi")
 

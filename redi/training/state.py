@@ -78,7 +78,8 @@ class TrainingState:
         if self.processes.is_first:
             warn_of_edits(record, self.folder(record["step"]), *components)
             log.info("%s", noise_table(channels, loss_of.process, loss_of.weights, record["spread"]))
-        self.history = History(self.run_dir, record["step"], self.model, self.processes)
+        subject = (self.model, self.processes, self.codec, dataset.image_size)
+        self.history = History(self.run_dir, record["step"], *subject)
         self.description = {
             "model_arguments": {**model_arguments, "channels": dict(channels)},
             "image_size": dataset.image_size, "seed": seed, "dataset": dataset.fingerprint(),

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from redi.pages.report import report
-from redi.runtime.artefact import save_artefact
 
 VOID = {"meta", "img", "br"}
 EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -104,16 +103,14 @@ def test_a_run_is_said_in_a_line_and_its_samples_come_first(run_dir, make):
     session = {"command": "python -m redi.run --gin_file=a.gin", "began": "2026-11-30T10:00:00+00:00", "processes": 1}
     session |= {"device": "CPU, 2 threads", "first_step": 0, "num_steps": 1000, "seconds": 250.0}
     sessions = [session, session | {"first_step": 1000, "num_steps": 200, "seconds": 50.0}]
-    record = {"model": "DiT", "num_parameters": 1_580_000, "num_trainable": 1_500_000, "sessions": sessions}
+    record = {"model": "DiT", "num_parameters": 1_580_000, "num_trainable": 1_500_000, "image_size": 64}
+    record |= {"channels": {"image": 4, "dinov2": 8}, "reducers": {"dinov2": "PCA"}, "sessions": sessions}
     (run_dir / "training.json").write_text(json.dumps(record))
-    encoded = {"representations": {"dinov2": {"reducer": {"reducer": "PCA"}}}}
-    stored = {"model_arguments": {"channels": {"image": 4, "dinov2": 8}}, "image_size": 64, "step": 1200}
-    save_artefact(run_dir / "checkpoints" / "step_00001200", {}, stored | {"codec": encoded})
     page = read(run_dir)
     line = "DiT, 1.58 M parameters · 64 x 64 pixels · dinov2 by PCA in 8 channels · 1,200 steps · "
     assert line + "frechet_distance_domain_network 12.35 ± 0.49" in page.text
     assert "Began 2026-11-30 · CPU, 2 threads · 5 min 0 s of training, 0.25 s a step" in page.text
-    assert "python -m redi.run --gin_file=a.gin" in page.text and "num_trainable 1,500,000" in page.text
+    assert "python -m redi.run --gin_file=a.gin" in page.text and "num_trainable 1500000" in page.text
     order = [page.source.index(f"<h2>{heading}</h2>") for heading in ("Samples", "Metrics", "Training", "Further")]
     assert order == sorted(order)
     (run_dir / "training.json").write_text('{"sessions": [{}]}')
