@@ -212,6 +212,13 @@ def _size_problems(dataset: Dataset, facts: dict[int, tuple[int, int, str]], rec
     return [what] if width != height else []
 
 
+def in_brief(record: dict) -> str:
+    """The record in a few words."""
+    names = record.get("class_names") or []
+    classes = f"{record['num_classes']:,} classes" + (f" ({names[0]} to {names[-1]})" if names else "")
+    return f"{record['dataset']}, {record['num_images']:,} images of {classes}"
+
+
 def describe(record: dict) -> str:
     """The record as a table, one fact per line; also that of an audit that refused the data set."""
     low, median, high = record["images_per_class_min_median_max"] or (0, 0, 0)

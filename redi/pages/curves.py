@@ -6,14 +6,14 @@ import numpy as np
 
 from redi.evaluation.convergence import PREFIX, Curve
 from redi.pages.plots import Panel, Series
-from redi.pages.wording import words
 
 RATES = {"images_per_second": "training speed, images per second", "gradient_norm": "gradient norm",
-         "learning_rate": "learning rate"}  # fmt: skip
+         "learning_rate": "learning rate", "skipped_steps": "skipped steps, whose gradient was not finite"}  # fmt: skip
 
 
 def run_panels(entries: list[dict]) -> list[Panel]:
-    """Losses together, then monitored metrics, speed and rates each by itself; nothing for a log without a curve."""
+    """Losses together, then monitored metrics, speed and rates each by itself, unless all are 0; nothing for a log
+    without a curve."""
     series = {name: _series(entries, name) for name in _names(entries)}
     if not any(len(curve.x) > 1 for curve in series.values()):
         return []
@@ -23,7 +23,7 @@ def run_panels(entries: list[dict]) -> list[Panel]:
         Panel("losses, mean squared error", "step", losses, y_scale="zero"),
         *(Panel(_title(name), "step", [series[name]], marks=True) for name in monitored),
         *(Panel(title, "step", [series[name]], y_scale="zero" if name == "images_per_second" else "auto")
-          for name, title in RATES.items() if name in series),
+          for name, title in RATES.items() if name in series and any(series[name].y)),
     ]  # fmt: skip
 
 
@@ -46,13 +46,13 @@ def convergence_panel(*, baseline: Sequence[Curve], method: Sequence[Curve], met
     curves.append(Series("the baseline's final distance", [], [target], level=True))
     factor = f"{result['factor']:.2f} ({result['low']:.2f} to {result['high']:.2f})"
     factor = f"at most {result['factor']:.2f}" if result["not_reached"] else factor
-    title = f"{words(metric.removeprefix(PREFIX))}: convergence factor {factor}"
+    title = f"{metric.removeprefix(PREFIX)}: convergence factor {factor}"
     return Panel(title, "training step", curves, y_scale="log")
 
 
 def _title(name: str) -> str:
     if name.startswith(PREFIX):
-        return f"{words(name.removeprefix(PREFIX))}, of few samples during training"
+        return f"{name.removeprefix(PREFIX)}, of few samples during training"
     return "training loss" if name == "loss" else name
 
 

@@ -10,7 +10,7 @@ from redi.pages.plots import svg
 def render(template: str, **content: object) -> str:
     """A whole document. Its policy allows its own style and script and pictures in the page itself, and no request."""
     pages = _templates(escape=True)
-    functions = (svg, wording.measured, wording.number, wording.words, wording.phrase, wording.listed)
+    functions = (svg, wording.measured, wording.number, wording.phrase, wording.listed)
     pages.filters |= {function.__name__: function for function in (*functions, wording.gin_number, wording.gin_words)}
     style, script = (pages.loader.get_source(pages, name)[0] for name in ("page.css", "sorting.js"))
     hashes = [base64.b64encode(hashlib.sha256(source.encode()).digest()).decode() for source in (style, script)]

@@ -1,13 +1,18 @@
-"""The page of a run: what came out, how it was measured, and how it came about."""
+"""The page of a run: what it is, what it draws, how good that is, how it was trained, and the rest folded."""
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
+from redi.data import audit
+from redi.evaluation.samples.stored import load_samples
 from redi.pages.curves import run_panels
 from redi.pages.files import Folder, Picture
 from redi.pages.render import render
+from redi.pages.wording import measured
 from redi.runtime.log import read_log
+from redi.training import history
 
 log = logging.getLogger(__name__)
 
@@ -24,50 +29,60 @@ def run_page(run_dir: Path, trained_dir: Path, title: str) -> str:
     """The document; `trained_dir` has the log, previews and audit of the training."""
     run = Folder(run_dir)
     trained = Folder(trained_dir, run.notes)
-    lead = "A run of redi: joint image-feature diffusion."
     listings = {f"{name}: {what}": run.text(name) for name, what in LISTINGS.items()}
     if trained_dir != run_dir:
-        lead += f" Its model was trained in {trained_dir.name}."
         listings |= {f"{name} of the training run": trained.text(name) for name in LISTINGS}
     metrics = _metrics(run)
     pictures = {heading: run.picture(name, alt) for heading, (name, alt) in PICTURES.items()}
+    training = _read(trained, "training.json", history.in_brief) or {}
     sections = {
-        "metrics": metrics,
         "pictures": {heading: picture for heading, picture in pictures.items() if picture},
+        "metrics": metrics,
         "panels": run_panels(read_log(trained_dir)),
+        "training": training,
         "previews": _previews(trained),
-        "audit": _audit(trained),
+        "audit": _read(trained, "audit.json", audit.describe),
         "listings": {summary: text for summary, text in listings.items() if text is not None},
     }
     if not any(sections.values()):
         run.notes.append("This folder holds nothing to show yet.")
-    record = json.dumps(metrics, indent=2)
-    return render("run.html", title=title, lead=lead, notes=run.notes, record=record, **sections)
+    lead = [training.get("model"), _read(trained, "audit.json", audit.in_brief)]
+    lead += [f"{metric['metric']} {measured(metric.get('value'), metric.get('spread'))}" for metric in metrics[:1]]
+    lead += [f"trained in {trained_dir.name}"] * (trained_dir != run_dir)
+    return render(
+        "run.html", title=title, lead=" · ".join(filter(None, lead)) or "A run of redi.", notes=run.notes,
+        record=json.dumps(metrics, indent=2), sessions=trained.json("training.json"), **sections,
+        class_names={str(label): name for label, name in enumerate(audit.class_names(trained_dir) or ())},
+    )  # fmt: skip
+
+
+def _read(folder: Folder, name: str, show: Callable[[dict], object]):
+    """What `show` makes of a record; None where there is none, or with a note one that another version wrote."""
+    try:
+        return show(record) if (record := folder.json(name)) else None
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        folder.notes.append(f"{name} cannot be shown: it is not what this version of redi writes.")
+        return None
 
 
 def _metrics(folder: Folder) -> list[dict]:
     """metrics.json, unless it cannot be read, is of an older version, or the samples were drawn again since."""
-    metrics = folder.json("metrics.json", list) or []
-    again = f"redi.evaluate --run_dir={folder.path}"
+    metrics, problem = folder.json("metrics.json", list) or [], None
     if not all(isinstance(metric, dict) and "metric" in metric for metric in metrics):
-        folder.notes.append("metrics.json cannot be read: it is not a list of metrics.")
+        problem = "cannot be read: it is not a list of metrics."
     elif not all(isinstance(metric.get("samples"), dict) for metric in metrics):
-        older = "metrics.json was written by an older version of redi, whose records say less, and is left out"
-        folder.notes.append(f"{older}: draw the samples again and run {again}")
-    elif not metrics or not (folder.path / "samples").exists():
-        return metrics
-    else:
-        from redi.evaluation.samples.stored import load_samples  # imports torch
-
+        problem = "was written by an older version of redi, whose records say less: draw the samples again and measure"
+    elif metrics and (folder.path / "samples").exists():
         try:
             digest = load_samples(folder.path).sha256
-            if all(metric["samples"].get("samples_sha256") == digest for metric in metrics):
-                return metrics
-            folder.notes.append(f"metrics.json is of earlier samples and left out: run {again}")
-            log.warning(folder.notes[-1])
+            if any(metric["samples"].get("samples_sha256") != digest for metric in metrics):
+                problem = f"is of earlier samples and left out: run redi.evaluate --run_dir={folder.path}"
         except (ValueError, OSError) as error:
-            folder.notes.append(f"metrics.json is left out because the samples cannot be read: {error}")
-    return []
+            problem = f"is left out because the samples cannot be read: {error}"
+    if problem:
+        folder.notes.append(f"metrics.json {problem}")
+        log.warning(folder.notes[-1])
+    return [] if problem else metrics
 
 
 def _previews(folder: Folder) -> list[Picture]:
@@ -78,13 +93,3 @@ def _previews(folder: Folder) -> list[Picture]:
     named = zip(shown, steps, strict=True)
     pictures = (folder.picture(f"previews/{path.name}", f"step {step}") for path, step in named)
     return [picture for picture in pictures if picture]
-
-
-def _audit(folder: Folder) -> str:
-    from redi.data.audit import describe  # imports torch
-
-    try:
-        return describe(record) if (record := folder.json("audit.json")) else ""
-    except (KeyError, TypeError, ValueError, AttributeError):  # of another version, or edited
-        folder.notes.append("audit.json cannot be shown: it is not what this version of redi writes.")
-        return ""

@@ -7,7 +7,7 @@ from redi.pages.render import render
 from redi.pages.sweep_plots import sweep_panels
 from redi.pages.sweep_results import SweepResults
 from redi.pages.sweep_samples import sample_strip
-from redi.pages.wording import gin_number, is_number, number, words
+from redi.pages.wording import gin_number, is_number, number
 from redi.runtime.log import read_log
 
 
@@ -22,7 +22,7 @@ def sweep_page(sweep_dir: Path, title: str) -> str:
     for metric, counts in num_samples.items():
         if len(counts) > 1:  # it changes distances
             message = f"was measured on different numbers of samples ({', '.join(counts)})"
-            folder.notes.append(f"{words(metric)} {message}: the values of these points do not compare.")
+            folder.notes.append(f"{metric} {message}: the values of these points do not compare.")
     models = dict.fromkeys(point.model for point in results.points if point.model)
     logs = {model: entries for model in models if (entries := read_log(sweep_dir / "models" / model))}
     done = sum(point.status == "done" for point in results.points)
@@ -31,6 +31,7 @@ def sweep_page(sweep_dir: Path, title: str) -> str:
         title=title,
         lead=f"A sweep of redi over {', '.join(results.axes) or 'nothing'}: {done} of {count} points are done.",
         results=results,
+        best={metric: results.best(metric) for metric in results.metrics},
         numeric=[axis for axis in results.axes
                  if all(gin_number(group.bindings.get(axis)) is not None for group in results.groups)],
         stages=list(dict.fromkeys(stage for point in results.points for stage, seconds in point.seconds.items()

@@ -1,12 +1,13 @@
 """The plots of a sweep: a panel for each metric, over the swept number or over settings in words."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from redi.pages.plots import Panel, Series
 from redi.pages.sweep_results import SweepResults
-from redi.pages.wording import gin_number, gin_words, words
+from redi.pages.wording import gin_number, gin_words
 
 
 class Place(NamedTuple):
@@ -24,7 +25,7 @@ def sweep_panels(results: SweepResults, metrics: Iterable[str]) -> list[Panel]:
     panels = []
     for metric in metrics:
         better = results.metrics[metric]
-        title = words(metric) + (f" ({better} is better)" if better in ("lower", "higher") else "")
+        title = metric + (f" ({better} is better)" if better in ("lower", "higher") else "")
         lines, levels = {}, []
         for group in results.groups:
             x, label = places[group.name]
@@ -44,7 +45,8 @@ def placed(groups: Mapping[str, Mapping[str, str]]) -> tuple[str, dict[str, Plac
 
     The axis is the binding with the most different numbers, if every group with a swept number has that one. Else
     bindings of one name, as the scales of several rules, share the axis, with a curve each. Without swept numbers the
-    settings of the first binding are the places. The label of a curve says what else is particular about it, or ''.
+    settings of the first binding are the places, in the order of the sweep file, and where the sweep is not a grid the
+    groups themselves are. The label of a curve says what else is particular about it, or ''.
     """
     keys = dict.fromkeys(key for bindings in groups.values() for key in bindings)
     axes = [key for key in keys if len({bindings.get(key) for bindings in groups.values()}) > 1]
@@ -61,6 +63,8 @@ def placed(groups: Mapping[str, Mapping[str, str]]) -> tuple[str, dict[str, Plac
         what = Counter(last[axis] for axis in swept).most_common(1)[0][0]
         sharing = [axis for axis in axes if last[axis] == what]
     else:
+        num_settings = [len({bindings.get(axis) for bindings in groups.values()}) for axis in axes]
+        axes = axes if math.prod(num_settings) == len(groups) else []
         what = axes[0] if axes else "point"
         settings = {name: gin_words(bindings.get(what)) if axes else name for name, bindings in groups.items()}
         names, sharing = list(dict.fromkeys(settings.values())), [what]

@@ -33,10 +33,6 @@ class Point:
         value = self.metrics.get(metric, {}).get(what)
         return value if is_number(value) else None
 
-    def spread(self, metric: str) -> float | None:
-        """The sample standard deviation over its sampling seeds, if known."""
-        return self.value(metric, "spread")
-
 
 @dataclass
 class Group:
@@ -64,7 +60,7 @@ class Group:
         """The sample standard deviation over trained seeds; with one of them that over its sampling seeds, if known."""
         if len(values := self.values(metric)) > 1:
             return statistics.stdev(values)
-        return next((point.spread(metric) for point in self.points if point.value(metric) is not None), None)
+        return next((point.value(metric, "spread") for point in self.points if point.value(metric) is not None), None)
 
 
 class SweepResults:
@@ -107,6 +103,17 @@ class SweepResults:
         for name, entry in (item for point in self.points for item in point.metrics.items()):
             metrics.setdefault(name, str(entry.get("better") or ""))
         return metrics
+
+    def best(self, metric: str) -> Group | None:
+        """The group that is better than every other by more than both spreads together; None where one is unknown."""
+        sign = {"lower": 1, "higher": -1}.get(self.metrics[metric], 0)
+        measured = [(sign * group.mean(metric), group) for group in self.groups if group.mean(metric) is not None]
+        spreads = {group.name: group.spread(metric) for _, group in measured}
+        if not sign or len(measured) < 2 or None in spreads.values():
+            return None
+        value, best = min(measured, key=lambda pair: pair[0])
+        others = [(other - value, spreads[group.name]) for other, group in measured if group is not best]
+        return best if all(gap > spreads[best.name] + spread for gap, spread in others) else None
 
     @property
     def missing(self) -> dict[str, str]:

@@ -6,10 +6,17 @@ from pathlib import Path
 
 from PIL import Image
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
+from redi.core.channels import Channels
+from redi.data.audit import class_names
+from redi.evaluation.samples.stored import load_samples
 from redi.pages.files import Picture
 from redi.pages.sweep_results import Point, SweepResults
 from redi.pages.wording import phrase
+from redi.runtime.checkpoint import list_checkpoints
+from redi.sampling.labels import captions
+from redi.sampling.pictures import ColourBasis, stack, thumbnails
 
 NUM_SAMPLES = 10
 MAX_POINTS = 40  # shown; every picture is part of the page
@@ -38,29 +45,22 @@ def sample_strip(results: SweepResults) -> dict | None:
 
 def _row(sweep_dir: Path, point: Point) -> dict | None:
     """Per sample a picture of the image above its features; None where images were not kept."""
-    from redi.evaluation.samples.stored import load_samples
-    from redi.sampling.pictures import thumbnails  # imports torch
-
     samples = load_samples(sweep_dir / "points" / point.name)
     if not samples.has_images:
         return None
     first = samples.sets[0]
     drawn = samples.take(range(min(NUM_SAMPLES, first["stop"] - first["start"])))
-    layers = [drawn.images, *(_features(sweep_dir / "models" / point.model, drawn.x) if point.model else [])]
+    model = sweep_dir / "models" / point.model if point.model else None
+    layers = [drawn.images, *(_features(model, drawn.x) if model else [])]
     stacks = zip(*[thumbnails(layer, like=drawn.images) for layer in layers], strict=True)
     pictures = [_stacked(stack, f"sample {i} of {point.name}") for i, stack in enumerate(stacks)]
-    row = {"name": point.name, "seed": phrase(first["seed"]), "labels": drawn.labels.tolist(), "pictures": pictures}
+    labels = captions(drawn.labels, class_names(model) if model else None)
+    row = {"name": point.name, "seed": phrase(first["seed"]), "labels": labels, "pictures": pictures}
     return row | {"has_features": len(layers) > 1}
 
 
 def _features(model_dir: Path, x) -> list:
     """Each representation as colours (N, 3, H, W) uint8, by the last checkpoint's colour basis, if it has one."""
-    from safetensors.torch import load_file
-
-    from redi.core.channels import Channels
-    from redi.runtime.checkpoint import list_checkpoints
-    from redi.sampling.pictures import ColourBasis
-
     try:
         checkpoint = list_checkpoints(model_dir)[-1]
         channels = Channels(**json.loads((checkpoint / "record.json").read_text())["model_arguments"]["channels"])
@@ -71,11 +71,6 @@ def _features(model_dir: Path, x) -> list:
 
 
 def _stacked(layers: tuple[Image.Image, ...], alt: str) -> Picture:
-    """Pictures of one size below each other."""
-    width, height = layers[0].size
-    sheet = Image.new("RGB", (width, len(layers) * (height + 1) - 1), (128, 128, 128))
-    for index, layer in enumerate(layers):
-        sheet.paste(layer.convert("RGB"), (0, index * (height + 1)))
     buffer = io.BytesIO()
-    sheet.save(buffer, format="PNG", optimize=True)
+    stack(layers).save(buffer, format="PNG", optimize=True)
     return Picture.of(buffer.getvalue(), alt)

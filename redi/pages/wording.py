@@ -22,15 +22,10 @@ def measured(value: object, spread: object = None) -> str:
     return number(value) + (f" ± {number(spread, digits=2)}" if value is not None and is_number(spread) else "")
 
 
-def words(name: object) -> str:
-    """frechet_distance -> frechet distance."""
-    return str(name).replace("_", " ")
-
-
 def phrase(value: object) -> str:
-    """A part of a record as one line: {"name": "Euler", "num_evaluations": 50} -> Euler (num evaluations 50)."""
+    """A part of a record as one line: {"name": "Euler", "num_evaluations": 50} -> Euler (num_evaluations 50)."""
     if isinstance(value, dict):
-        rest = ", ".join(f"{words(key)} {phrase(part)}" for key, part in value.items() if key != "name")
+        rest = ", ".join(f"{key} {phrase(part)}" for key, part in value.items() if key != "name")
         if "name" not in value:
             return rest or "none"
         return f"{value['name']} ({rest})" if rest else str(value["name"])

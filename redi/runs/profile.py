@@ -24,7 +24,7 @@ from redi.runs.checks import setting
 from redi.runs.experiment import Experiment
 from redi.runs.prepare import prepared
 from redi.runtime.artefact import write_json
-from redi.runtime.device import Precision, choose_compile, choose_precision, matmul_precision
+from redi.runtime.device import Precision, choose_compile, choose_precision, device_name, matmul_precision
 from redi.runtime.paths import local_path
 from redi.runtime.ranges import check_number
 from redi.sampling.generate import generate
@@ -157,7 +157,7 @@ def _speed(subject: Subject, device: torch.device, num_steps: int, num_warmup_st
     speed = flops * subject.images * num_steps / seconds  # FLOP/s
     with matmul_precision(subject.precision.name):
         rate = matmul_rate(device, subject.precision.dtype)
-    name = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
+    name = device_name(device)
     result = {
         "device": name, "torch": torch.__version__, "precision": subject.precision.name, "compiled": subject.compiled,
         "images_per_step": subject.images, "num_steps": num_steps, "step_seconds": seconds / num_steps,

@@ -97,6 +97,14 @@ def group_memory(root: Path, path: str) -> tuple[float, float]:
     return tightest
 
 
+def device_name(device: torch.device) -> str:
+    """'NVIDIA H200', or 'CPU, 2 threads'."""
+    if device.type != "cpu":
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' * (threads > 1)}"
+
+
 def choose_precision(precision: str, device: torch.device, binding: str = "train.precision") -> Precision:
     """'auto' is bfloat16 on a GPU that has it, else float32. Raises ValueError for another name."""
     if precision not in ("auto", *PRECISIONS):

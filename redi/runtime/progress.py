@@ -28,3 +28,12 @@ def part_of(whole: tqdm) -> Iterator[None]:
         yield
     finally:
         _whole.reset(token)
+
+
+def duration(seconds: float) -> str:
+    """12.5 s, 4 min 10 s, 2 h 5 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.3g} s"

@@ -3,6 +3,7 @@
 import logging
 import os
 import shlex
+import statistics
 import subprocess
 import sys
 import time
@@ -10,8 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from redi.pages.sweep_results import read_result
+from redi.pages.wording import is_number
 from redi.runtime import trusted_imports
 from redi.runtime.interrupt import StopRequest
+from redi.runtime.progress import duration
+from redi.sweeps.owner import Others
 from redi.sweeps.plan import Planned
 
 log = logging.getLogger("redi")
@@ -45,18 +49,24 @@ def local(
     Raises:
         KeyboardInterrupt: after a signal of `StopRequest`, once the processes have stopped, with their work saved.
     """
-    waiting, running = list(entries), {}
+    waiting, running, others = list(entries), {}, Others()
     try:
         with StopRequest("the points that run stop, with their work saved") as stop:
             while (waiting or running) and stop.requested is None:
                 # A point is not started while another trains its model: it would only wait.
-                while len(running) < parallel and (entry := _next(run_dir, waiting, running)):
+                while len(running) < parallel and (entry := _next(run_dir, waiting, running, others)):
                     waiting.remove(entry)
+                    if others.finished(entry.folder(run_dir)):
+                        log.info("%s: done by another process", entry.name)
+                        continue
                     words = command(run_dir, entry, processes=processes)
                     running[entry.name] = entry, start(run_dir, entry, words, threads)
                     log.info("%s: started, %d to go", entry.name, len(waiting))
                 for entry, status in _ended(running):
                     note_end(run_dir, entry, status)
+                    left = [*waiting, *(entry for entry, _ in running.values())]
+                    if seconds := seconds_left(run_dir, left, parallel):
+                        log.info("%d of %d points are left, about %s", len(left), len(entries), duration(seconds))
                 time.sleep(POLL_SECONDS)
             for _, process in running.values():
                 process.send_signal(stop.requested)
@@ -96,10 +106,26 @@ def note_end(run_dir: Path, entry: Planned, status: object) -> None:
     log.error("%s: %s", entry.name, error.read_text().partition("\n\n")[0].strip())
 
 
-def _next(run_dir: Path, waiting: Sequence[Planned], running: Mapping) -> Planned | None:
-    """The first point that would not wait for another's training."""
-    training = {entry.model for entry, _ in running.values() if not entry.is_trained(run_dir)}
-    return next((entry for entry in waiting if entry.model not in training), None)
+def seconds_left(run_dir: Path, left: Sequence[Planned], parallel: int) -> float:
+    """By the mean times of the points that are done, with the training of each model once; 0 where none is done."""
+    results = [result for path in (run_dir / "points").iterdir() if (result := read_result(path))]
+    seconds = [{k: s for k, s in result.get("seconds", {}).items() if is_number(s)} for result in results]
+    train = [stages.pop("train") for stages in seconds if "train" in stages]
+    models = {entry.model for entry in left if not entry.is_trained(run_dir)}
+    total = len(models) * _mean(train) + len(left) * _mean([sum(stages.values()) for stages in seconds])
+    return total / min(parallel, max(len(left), 1))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values else 0.0
+
+
+def _next(run_dir: Path, waiting: Sequence[Planned], running: Mapping, others: Others) -> Planned | None:
+    """The first point that would not wait for another's training, nor for another process."""
+    elsewhere = [entry for entry in waiting if others.work_on(entry.folder(run_dir))]
+    working = [*elsewhere, *(entry for entry, _ in running.values())]
+    training = {entry.model for entry in working if not entry.is_trained(run_dir)}
+    return next((entry for entry in waiting if entry not in elsewhere and entry.model not in training), None)
 
 
 def _ended(running: dict) -> list[tuple[Planned, int]]:

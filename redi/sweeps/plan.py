@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
@@ -12,11 +12,13 @@ from redi.core import config
 from redi.core.registry import training_entry_points
 from redi.evaluation.evaluate import evaluate
 from redi.evaluation.samples.sample import sample
+from redi.pages.files import Folder
 from redi.pages.report import report
+from redi.pages.sweep_results import read_plan
 from redi.runs.job import num_steps
 from redi.runtime.artefact import write_json
 from redi.runtime.checkpoint import checkpoint_dir, ended_early, list_checkpoints
-from redi.sweeps.points import Point, expand, shortened
+from redi.sweeps.points import Point, expand, is_seed, shortened
 
 STEPS = "train.num_steps"
 
@@ -68,9 +70,11 @@ def plan(run_dir: Path, base: str, *, grid: Any, points: Any, names: Any) -> lis
     return planned
 
 
-def write_plan(run_dir: Path, planned: Sequence[Planned]) -> None:
-    """Write `run_dir/sweep.json`."""
-    axes = list(dict.fromkeys(key for entry in planned for key in entry.bindings))
+def write_plan(run_dir: Path, planned: Sequence[Planned], keys: Iterable[str] = ()) -> None:
+    """Write `run_dir/sweep.json`; `keys`: in the order of the sweep file, which stays, as gin sorts them."""
+    axes = sorted(dict.fromkeys([*keys, *(key for entry in planned for key in entry.bindings)]), key=is_seed)
+    known = read_plan(Folder(run_dir))[0]
+    axes = known if set(known) == set(axes) else axes
     points = [{"name": p.name, "bindings": p.bindings, "model": p.model, "group": p.group} for p in planned]
     write_json(run_dir / "sweep.json", {"name": run_dir.resolve().name, "axes": axes, "points": points})
 

@@ -2,27 +2,38 @@
 
 import re
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 
 import redi
 from redi.core import config
 from redi.evaluation.records import read_metrics
+from redi.pages.sweep_results import read_result
 from redi.runs.experiment import Experiment
 from redi.runs.job import job
 from redi.runtime import trusted_imports
 from redi.runtime.artefact import write_json
 from redi.runtime.checksums import sealed
 from redi.runtime.distributed import process_rank
+from redi.sweeps.owner import working_on
 from redi.sweeps.plan import Planned
 
 KEPT = ("metric", "value", "spread", "better", "num_samples")  # of an entry of metrics.json
 
 
 def run_point(run_dir: Path, entry: Planned) -> None:
-    """Do what is left of a point; where it fails, `error.txt` in its folder says why."""
+    """Do what is left of a point, once no other process works on it; where it fails, `error.txt` in its folder says
+    why."""
     folder = entry.folder(run_dir)
-    first = process_rank()[0] == 0
     folder.mkdir(parents=True, exist_ok=True)
+    first = process_rank()[0] == 0
+    with working_on(folder) if first else nullcontext() as waited:
+        if not (waited and read_result(folder)):
+            _run(run_dir, entry, first)
+
+
+def _run(run_dir: Path, entry: Planned, first: bool) -> None:
+    folder = entry.folder(run_dir)
     (folder / "error.txt").unlink(missing_ok=True)
     try:
         config.parse([], [entry.text])

@@ -40,15 +40,15 @@ def table_csv(results: SweepResults) -> str:
 
 
 def table_markdown(results: SweepResults, title: str) -> str:
-    """For people: mean ± sample standard deviation; the best mean of a column is bold."""
+    """For people: mean ± sample standard deviation; the best is bold where it is so beyond the spreads."""
     heads = [f"{metric}{ARROWS.get(better, '')}" for metric, better in results.metrics.items()]
     lines = [f"# {title}", "", _line(["point", *heads, "seeds"]), _line(["---"] + ["---:"] * (len(heads) + 1))]
-    best = {metric: _best(results, metric) for metric in results.metrics}
+    best = {metric: results.best(metric) for metric in results.metrics}
     for group in results.groups:
         cells = [_cell(group, metric, group is best[metric]) for metric in results.metrics]
         lines.append(_line([group.name, *cells, str(group.num_done)]))
-    note = "Mean ± sample standard deviation over seeds; ↓ lower is better, ↑ higher is better; the best is bold."
-    lines += ["", note]
+    note = "Mean ± sample standard deviation over seeds; ↓ lower is better, ↑ higher is better; bold: better than every"
+    lines += ["", f"{note} other by more than both ± together."]
     if any("†" in line for line in lines):
         lines.append("† ± over the seeds of the sampling of one trained model.")
     if results.missing:
@@ -63,12 +63,6 @@ def _cell(group: Group, metric: str, best: bool) -> str:
     if (spread := group.spread(metric)) is not None:
         text += f" ± {spread:.2g}" + (" †" if len(group.values(metric)) == 1 else "")
     return f"**{text}**" if best else text
-
-
-def _best(results: SweepResults, metric: str) -> Group | None:
-    measured = [group for group in results.groups if group.mean(metric) is not None]
-    choose = {"lower": min, "higher": max}.get(results.metrics[metric])
-    return choose(measured, key=lambda group: group.mean(metric)) if choose and len(measured) > 1 else None
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -67,7 +67,7 @@ def sweep(
         return
     run_dir.mkdir(parents=True, exist_ok=True)
     trusted_imports.write(run_dir / "config.gin", text)  # points that are under way read it
-    write_plan(run_dir, planned)
+    write_plan(run_dir, planned, [key for part in (*(points or ()), grid or {}) for key in part])
     left = [entry for entry in planned if not is_done(run_dir, entry)]
     models = len({entry.model for entry in planned})
     log.info("%d points of %d models, %d points done", len(planned), models, len(planned) - len(left))

@@ -19,6 +19,7 @@ from redi.runtime.artefact import optimizer_tensors, restore_optimizer
 from redi.runtime.checkpoint import Retention, checkpoint_dir, newest_good, save_checkpoint
 from redi.runtime.distributed import Processes
 from redi.sampling.pictures import ColourBasis
+from redi.training.history import History
 from redi.training.parallel import Parallel
 from redi.training.snapshots import save_snapshot
 
@@ -37,6 +38,7 @@ class TrainingState:
     Attributes:
         colours: of the features in previews, for the whole run.
         description: what every checkpoint's record says of this run.
+        history: what `training.json` says of it.
     """
 
     run_dir: Path
@@ -49,6 +51,7 @@ class TrainingState:
     keep: tuple[int, int | None, str | None] = (2, None, None)
     colours: ColourBasis | None = None
     description: dict = field(default_factory=dict)
+    history: History | None = None
 
     def __post_init__(self):
         self.names = [name for name, _ in self.model.named_parameters()]  # in the optimizer's order
@@ -75,6 +78,8 @@ class TrainingState:
         if self.processes.is_first:
             warn_of_edits(record, self.folder(record["step"]), *components)
             log.info("%s", noise_table(channels, loss_of.process, loss_of.weights, record["spread"]))
+        subject = (self.model, self.processes, self.codec, dataset.image_size)
+        self.history = History(self.run_dir, record["step"], *subject)
         self.description = {
             "model_arguments": {**model_arguments, "channels": dict(channels)},
             "image_size": dataset.image_size, "seed": seed, "dataset": dataset.fingerprint(),
@@ -167,6 +172,7 @@ class TrainingState:
             try:
                 whole = {name: group for name, group in groups.items() if name not in ready}
                 save_checkpoint(self.run_dir, step, whole, record, self.retention, ready=ready)
+                self.history.write(step)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
 

@@ -114,9 +114,16 @@ def test_losses_share_a_panel_and_what_else_was_logged_has_panels_of_its_own():
     entries = [{"step": step} | entry for step in (1, 2)]
     panels = run_panels(entries)
     assert [panel.title for panel in panels] == [
-        "losses, mean squared error", "fd of 5, of few samples during training",
+        "losses, mean squared error", "fd_of_5, of few samples during training",
         "training speed, images per second", "gradient norm"]  # fmt: skip
     assert [curve.label for curve in panels[0].curves] == ["loss", "image"]
+
+
+def test_skipped_steps_are_a_panel_of_their_own_where_there_are_any():
+    entries = [{"step": step, "loss": 1.0, "skipped_steps": 0.0} for step in (1, 2)]
+    assert [[curve.label for curve in panel.curves] for panel in run_panels(entries)] == [["loss"]]
+    entries[1]["skipped_steps"] = 3.0
+    assert [panel.curves[0].y for panel in run_panels(entries)] == [[1.0, 1.0], [0.0, 3.0]]
 
 
 def test_a_log_without_a_curve_has_no_panel():
@@ -137,6 +144,6 @@ def test_the_plot_of_convergence_shows_every_run_and_the_target():
     assert [curve.label for curve in panel.curves] == ["baseline", "method (2 seeds)", "method (2 seeds)",
                                                        "the baseline's final distance"]  # fmt: skip
     assert panel.curves[-1].y == [pytest.approx(4.0)] and panel.log_y
-    assert panel.title == "fd of 5: convergence factor 2.00 (1.50 to 2.50)"
+    assert panel.title == "fd_of_5: convergence factor 2.00 (1.50 to 2.50)"
     never = convergence_panel(baseline=runs[:1], method=runs[1:], metric="fd", result=result | {"not_reached": 1})
     assert never.title == "fd: convergence factor at most 2.00"

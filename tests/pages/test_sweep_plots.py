@@ -45,6 +45,11 @@ def test_without_numbers_the_settings_of_the_first_key_are_places_and_those_of_t
     assert places(*rows) == ("A.fusion", expected, ["Merged", "Separate"])
 
 
+def test_without_numbers_and_without_a_grid_the_groups_are_the_places_in_their_order():
+    rows = [{}, {"B.fusion": "@Merged"}, {"A.scheme": "'x'", "B.fusion": "@Merged"}, {"A.scheme": "'w'"}]
+    assert places(*rows) == ("point", [(0, ""), (1, ""), (2, ""), (3, "")], ["0", "1", "2", "3"])
+
+
 @pytest.fixture
 def panels(sweep_dir):
     """Changes the points of the sweep -> title and curves {label: [(x, y, error)]} of each panel."""
@@ -63,7 +68,7 @@ def panels(sweep_dir):
 
 def test_every_metric_is_plotted_against_the_number_that_is_swept_with_error_bars_over_seeds(panels):
     (first, second), (fid, recall) = panels()
-    assert (first.title, first.x_label, first.log_x) == ("fid clean (lower is better)", "PCA.rank", True)
+    assert (first.title, first.x_label, first.log_x) == ("fid_clean (lower is better)", "PCA.rank", True)
     deviation = pytest.approx(0.5**0.5)
     assert fid == {"rank": [(1, 100.5, 0.0), (2, 50.75, deviation), (10, pytest.approx(10.55), deviation)]}
     assert second.title == "recall (higher is better)" and recall["rank"][0] == (1, 0.0625, 0.01)  # its own spread

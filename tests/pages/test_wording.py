@@ -42,9 +42,9 @@ def test_a_number_is_finite_and_not_a_truth_value():
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        ({"name": "Euler", "num_evaluations": 50}, "Euler (num evaluations 50)"),
+        ({"name": "Euler", "num_evaluations": 50}, "Euler (num_evaluations 50)"),
         ({"name": "Euler"}, "Euler"),
-        ({"a_b": 1.23456789, "c": []}, "a b 1.23457, c none"),
+        ({"a_b": 1.23456789, "c": []}, "a_b 1.23457, c none"),
         ({}, "none"),
         ([[1], [2]], "2 rows, see the record in full"),
         ([{"name": "A"}, 2], "A, 2"),

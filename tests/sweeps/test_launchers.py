@@ -1,5 +1,6 @@
 """Processes of a sweep: how many at once, in which order, stopped, killed; with commands of a moment's work."""
 
+import json
 import os
 import pickle
 import re
@@ -13,7 +14,8 @@ import pytest
 
 from redi.runtime.checkpoint import checkpoint_dir
 from redi.sweeps import launchers, slurm
-from redi.sweeps.launchers import command, local, printed
+from redi.sweeps.launchers import command, local, printed, seconds_left
+from redi.sweeps.owner import working_on
 from redi.sweeps.plan import Planned
 from redi.sweeps.slurm import submitted
 from redi.sweeps.task import Task
@@ -81,6 +83,64 @@ def test_points_of_a_trained_model_run_at_once(tmp_path, monkeypatch):
     local(tmp_path, entries, parallel=2, threads=None)
     a, b = spans(tmp_path, "a", "b")
     assert b[0] < a[1]
+
+
+def test_a_point_that_another_process_works_on_is_waited_for_and_said(tmp_path, monkeypatch, caplog):
+    script(monkeypatch, f"{RESULT}\ndone()")
+    entries = [point("a", "shared"), point("b", "shared"), point("c")]
+    folder = entries[0].folder(tmp_path)
+    folder.mkdir(parents=True)
+    begun = threading.Event()
+    caplog.set_level("INFO", "redi")
+
+    def work() -> None:
+        """As a process of a sweep that was killed: holds the point, and ends with its result."""
+        with working_on(folder):
+            begun.set()
+            while not entries[2].folder(tmp_path).joinpath("result.json").exists():
+                time.sleep(0.02)
+            (folder / "result.json").write_text('{"status": "done", "name": "a", "metrics": []}')
+
+    threading.Thread(target=work, daemon=True).start()
+    assert begun.wait(30)
+    local(tmp_path, entries, parallel=1, threads=None)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0].startswith(f"a: waiting, because process {os.getpid()} on ") and "works on it; end that" in lines[0]
+    assert lines[1:3] == ["c: started, 2 to go", "c: done"]  # b would wait for the training of a
+    assert lines[3:] == ["a: done by another process", "b: started, 0 to go", "b: done"]
+    assert not (folder / "output.txt").exists()
+
+
+def test_a_point_waits_for_the_process_that_works_on_it(tmp_path):
+    order = []
+
+    def second() -> None:
+        with working_on(tmp_path) as waited:
+            order.append(("second", waited))
+
+    with working_on(tmp_path) as waited:
+        thread = threading.Thread(target=second, daemon=True)
+        thread.start()
+        thread.join(1.3)
+        order.append(("first", waited))
+    thread.join(30)
+    assert order == [("first", False), ("second", True)]
+
+
+def test_the_time_left_counts_the_training_of_each_model_once(tmp_path):
+    done, left = [point("a", "m"), point("b", "m")], [point("c", "m"), point("d", "n"), point("e", "n")]
+    (tmp_path / "points").mkdir()
+    assert seconds_left(tmp_path, left, parallel=1) == 0
+    for entry, train in zip(done, (100.0, None), strict=True):
+        seconds = {"train": train, "sample": 4.0, "evaluate": 1.0}
+        result = {"status": "done", "name": entry.name, "metrics": [], "seconds": seconds}
+        entry.folder(tmp_path).mkdir()
+        (entry.folder(tmp_path) / "result.json").write_text(json.dumps(result))
+    checkpoint_dir(done[0].trained_dir(tmp_path), 1).mkdir(parents=True)
+    assert seconds_left(tmp_path, left, parallel=1) == 100 + 3 * 5
+    assert seconds_left(tmp_path, left, parallel=2) == (100 + 3 * 5) / 2
+    assert seconds_left(tmp_path, left[:1], parallel=4) == 5
+    assert seconds_left(tmp_path, [], parallel=4) == 0
 
 
 def test_what_a_point_prints_is_kept_and_its_threads_are_limited(tmp_path, monkeypatch):

@@ -60,22 +60,44 @@ def test_the_csv_has_mean_and_sample_deviation_of_every_group(sweep):
     assert (rows[0]["PCA.rank"], rows[0]["JointCodec.representations"], rows[1]["PCA.rank"]) == ("", "[]", "4")
 
 
-def test_the_markdown_marks_direction_and_best_and_lists_what_is_missing(sweep):
+def test_the_markdown_marks_direction_and_lists_what_is_missing(sweep):
     lines = table_markdown(SweepResults(sweep[0]), "ranks").splitlines()
     assert lines[0] == "# ranks" and lines[2] == "| point | fid_clean ↓ | recall ↑ | agreement → ceiling | seeds |"
-    plain = f"| plain | 9.1 ± {np.std(VALUES['plain'], ddof=1):.2g} | **0.91 ± 0.026** | 0.5 ± 0 | 3 |"
+    plain = f"| plain | 9.1 ± {np.std(VALUES['plain'], ddof=1):.2g} | 0.91 ± 0.026 | 0.5 ± 0 | 3 |"
     assert lines[4:7] == [plain, "| rank=4 | 4.542 ± 0.83 | 0.4542 ± 0.083 | 0.5 ± 0 | 3 |",
-                          "| rank=8 | **3** | 0.3 | 0.5 | 1 |"]  # fmt: skip
+                          "| rank=8 | 3 | 0.3 | 0.5 | 1 |"]  # fmt: skip
     assert lines[-2:] == ["- rank=8,seed=1: out of memory | really", "- rank=8,seed=2: not done"]
 
 
 def test_the_spread_of_one_point_s_own_sampling_is_marked(sweep):
     folder, planned = sweep
-    write(folder, planned[6], 3.0, spread=0.25)
+    write(folder, planned[6], 3.0, spread=0.75)
     results = SweepResults(folder)
     text = table_markdown(results, "ranks")
-    assert "| rank=8 | **3 ± 0.25 †** |" in text and "† ± over the seeds of the sampling" in text
+    assert "| rank=8 | 3 ± 0.75 † |" in text and "† ± over the seeds of the sampling" in text
     assert list(csv.DictReader(io.StringIO(table_csv(results))))[2]["fid_clean_std"] == ""
+
+
+@pytest.mark.parametrize(("spread", "marked"), [(0.70, True), (0.72, False), (None, False)])
+def test_the_best_is_bold_where_it_is_better_by_more_than_both_spreads(sweep, spread, marked):
+    """rank=4 has 4.5417 ± 0.8325: 3 is better by 1.5417."""
+    folder, planned = sweep
+    write(folder, planned[6], 3.0, spread=spread)
+    results = SweepResults(folder)
+    assert ("| **3 ± 0.7 †** |" in table_markdown(results, "ranks")) == marked
+    assert (results.best("fid_clean") is results.groups[2]) == marked
+    assert results.best("agreement") is None  # neither lower nor higher
+
+
+def test_keys_keep_the_order_of_the_sweep_file_with_seeds_last(sweep):
+    folder, planned = sweep
+    write_plan(folder, planned, ["PCA.rank", "train.seed", "JointCodec.representations"])
+    assert SweepResults(folder).axes == ["JointCodec.representations", "PCA.rank", "train.seed"]  # as it was begun
+    (folder / "sweep.json").unlink()
+    write_plan(folder, planned, ["PCA.rank", "train.seed", "JointCodec.representations"])
+    assert SweepResults(folder).axes == ["PCA.rank", "JointCodec.representations", "train.seed"]
+    write_plan(folder, planned, ["JointCodec.representations", "PCA.rank", "train.seed"])  # as gin sorts them
+    assert SweepResults(folder).axes == ["PCA.rank", "JointCodec.representations", "train.seed"]
 
 
 def test_all_results_are_written_and_the_plot_leaves_out_what_has_a_ceiling(sweep):
