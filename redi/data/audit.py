@@ -76,12 +76,11 @@ def class_names(folder: str | Path) -> list[str] | None:
     path = Path(folder) / "audit.json"
     try:
         names = unsealed(json.loads(path.read_text()), path).get("class_names")
+        return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
     except FileNotFoundError:
         return None
     except (ValueError, AttributeError) as error:  # also BrokenArtefact
         log.warning("classes are shown by number, because %s is damaged: %s", path, error)
-        return None
-    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def label_facts(dataset: Dataset, batch_size: int) -> dict:

@@ -480,7 +480,8 @@ def test_everything_in_a_shipped_file_has_an_effect(name):
     config.parse([name])
     if "train.codec" not in config.statements(config.full_text()):  # it is added to a file that has the rest
         config.parse(["cifar10_experiment.gin" if name.startswith("cifar10") else "imagenet.gin", name])
-    assert config.without_effect(entry_points) == []
+    replaces = "ImageFolder." if name in ("hugging_face.gin", "web_dataset.gin") else "nothing"  # in the file before it
+    assert [binding for binding in config.without_effect(entry_points) if replaces not in binding] == []
 
 
 def test_a_mistyped_scope_has_no_effect():
