@@ -34,12 +34,12 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("annotation", "value"), TAKEN, ids=str)
+@pytest.mark.parametrize(("annotation", "value"), TAKEN, ids=lambda part: f"{part}".split(" at 0x")[0])
 def test_what_an_annotation_takes(annotation, value):
     assert accepts(annotation, value)
 
 
-@pytest.mark.parametrize(("annotation", "value"), REFUSED, ids=str)
+@pytest.mark.parametrize(("annotation", "value"), REFUSED, ids=lambda part: f"{part}".split(" at 0x")[0])
 def test_what_an_annotation_does_not_take(annotation, value):
     assert not accepts(annotation, value)
 
