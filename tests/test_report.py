@@ -61,6 +61,6 @@ def test_one_folder_at_a_time(call, sweep_dir):
         assert status == 1 and "unexpected argument 'one'" in errors
 
 
-def test_other_programs_still_refuse_an_argument(call, sweep_dir):
+def test_other_programs_take_no_sweep_for_a_run(call, sweep_dir):
     status, errors = call(train, sweep_dir)
-    assert status == 1 and "unexpected argument" in errors
+    assert status == 1 and "holds no run" in errors

@@ -147,7 +147,7 @@ RESULTS = {
     "one image": ("evaluate.max_images = 1", "evaluate.max_images = 1: a whole number of at least 2 is needed; None"),
     "a batch of none": ("generate.batch_size = 0", "generate.batch_size = 0: a whole number of at least 1 is needed"),
     "a rate below zero": ("AdamW.lr = -1e-3", "train.optimizer: AdamW refuses its settings: Invalid learning"),
-    "a seed below zero": ("sample.seeds = (0, -1)", "sample.seeds = -1: a whole number of at least 0, less than 2**"),
+    "a seed below zero": ("sample.seeds = (0, -1)", "sample.seeds = (0, -1): a seed is an integer in 0"),
     "a seed twice": ("sample.seeds = (1, 1)", "sample.seeds = (1, 1): a list of different whole numbers"),
     "weights of a metric that are nowhere": (
         "evaluate.networks = [@encoders.Inception()]\nInception.weights = 'nowhere.pth'",
