@@ -5,10 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from redi.core import config
 from redi.evaluation.records import read_metrics
+from redi.runtime.atomic import is_held
 from redi.runtime.checkpoint import list_checkpoints, step_of
 from redi.runtime.checksums import BrokenArtefact
 from redi.training.trainer import train
@@ -64,14 +63,10 @@ def _num_steps(run: Path) -> int:
 
 
 def _status(run: Path, step: int, finished: bool) -> str:
+    if is_held(run):
+        return "running"
     if (run / "error.txt").exists():  # of a point of a sweep
         return "failed"
-    if (run / ".lock").exists():
-        try:
-            with FileLock(run / ".lock", blocking=False):
-                pass
-        except Timeout:
-            return "running"
     if finished or (run / "result.json").exists():
         return "finished"
     return "stopped" if step else "not trained"

@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+LOCK = ".lock"  # in a folder that one process works in
+
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path, needed_bytes: int = 0, shared: bool = False) -> Iterator[Path]:
@@ -134,13 +136,19 @@ def stamp(folder: Path) -> tuple[int, int] | None:
 
 @contextlib.contextmanager
 def only_process(run_dir: Path) -> Iterator[None]:
-    """Holds `run_dir/.lock`, which ends with the process. Raises ValueError where another process holds it."""
-    lock = FileLock(run_dir / ".lock", blocking=False)
+    """Holds the lock of a folder, which ends with the process. Raises ValueError where another process holds it."""
     try:
-        lock.acquire()
+        lock = FileLock(run_dir / LOCK, blocking=False).acquire()
     except Timeout:
         raise ValueError(f"another process is training in {run_dir}: choose another --run_dir") from None
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process holds the lock of a folder."""
+    if not (folder / LOCK).exists():
+        return False
+    with contextlib.suppress(Timeout), FileLock(folder / LOCK, blocking=False):
+        return False
+    return True

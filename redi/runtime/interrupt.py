@@ -56,6 +56,13 @@ class StopRequest(contextlib.ExitStack):
                 self.callback(signal.signal, number, signal.signal(number, self._handle))
         return self
 
+    def interrupt(self, message: str) -> None:
+        """Raise KeyboardInterrupt, for a program's exit status, if a signal came."""
+        if self.requested is not None:
+            stopped = KeyboardInterrupt(message)
+            stopped.signal_number = self.requested
+            raise stopped
+
     def _handle(self, number: int, _frame) -> None:
         if self.requested is None:
             self.requested = number

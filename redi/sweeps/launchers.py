@@ -3,19 +3,20 @@
 import logging
 import os
 import shlex
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from redi.pages.sweep_results import read_result
 from redi.pages.wording import is_number
 from redi.runtime import trusted_imports
 from redi.runtime.interrupt import StopRequest
 from redi.runtime.progress import duration
-from redi.sweeps.owner import Others
+from redi.sweeps.owner import works_elsewhere
 from redi.sweeps.plan import Planned
 
 log = logging.getLogger("redi")
@@ -49,14 +50,14 @@ def local(
     Raises:
         KeyboardInterrupt: after a signal of `StopRequest`, once the processes have stopped, with their work saved.
     """
-    waiting, running, others = list(entries), {}, Others()
+    waiting, running, elsewhere = list(entries), {}, set()
     try:
         with StopRequest("the points that run stop, with their work saved") as stop:
             while (waiting or running) and stop.requested is None:
                 # A point is not started while another trains its model: it would only wait.
-                while len(running) < parallel and (entry := _next(run_dir, waiting, running, others)):
+                while len(running) < parallel and (entry := _next(run_dir, waiting, running, elsewhere)):
                     waiting.remove(entry)
-                    if others.finished(entry.folder(run_dir)):
+                    if entry.folder(run_dir) in elsewhere and read_result(entry.folder(run_dir)):
                         log.info("%s: done by another process", entry.name)
                         continue
                     words = command(run_dir, entry, processes=processes)
@@ -76,10 +77,7 @@ def local(
     finally:
         for _, process in running.values():
             process.kill()
-    if stop.requested is not None:
-        stopped = KeyboardInterrupt("the sweep was stopped; what was finished is kept")
-        stopped.signal_number = stop.requested
-        raise stopped
+    stop.interrupt("the sweep was stopped; what was finished is kept")
 
 
 def start(run_dir: Path, entry: Planned, words: Sequence[str], threads: int | None) -> subprocess.Popen:
@@ -112,17 +110,13 @@ def seconds_left(run_dir: Path, left: Sequence[Planned], parallel: int) -> float
     seconds = [{k: s for k, s in result.get("seconds", {}).items() if is_number(s)} for result in results]
     train = [stages.pop("train") for stages in seconds if "train" in stages]
     models = {entry.model for entry in left if not entry.is_trained(run_dir)}
-    total = len(models) * _mean(train) + len(left) * _mean([sum(stages.values()) for stages in seconds])
-    return total / min(parallel, max(len(left), 1))
+    total = len(models) * np.mean(train or [0]) + len(left) * np.mean([sum(s.values()) for s in seconds] or [0])
+    return float(total) / min(parallel, max(len(left), 1))
 
 
-def _mean(values: Sequence[float]) -> float:
-    return statistics.fmean(values) if values else 0.0
-
-
-def _next(run_dir: Path, waiting: Sequence[Planned], running: Mapping, others: Others) -> Planned | None:
+def _next(run_dir: Path, waiting: Sequence[Planned], running: Mapping, known: set[Path]) -> Planned | None:
     """The first point that would not wait for another's training, nor for another process."""
-    elsewhere = [entry for entry in waiting if others.work_on(entry.folder(run_dir))]
+    elsewhere = [entry for entry in waiting if works_elsewhere(entry.folder(run_dir), known)]
     working = [*elsewhere, *(entry for entry, _ in running.values())]
     training = {entry.model for entry in working if not entry.is_trained(run_dir)}
     return next((entry for entry in waiting if entry not in elsewhere and entry.model not in training), None)

@@ -24,29 +24,24 @@ KEPT = ("metric", "value", "spread", "better", "num_samples")  # of an entry of 
 def run_point(run_dir: Path, entry: Planned) -> None:
     """Do what is left of a point, once no other process works on it; where it fails, `error.txt` in its folder says
     why."""
-    folder = entry.folder(run_dir)
+    folder, first = entry.folder(run_dir), process_rank()[0] == 0
     folder.mkdir(parents=True, exist_ok=True)
-    first = process_rank()[0] == 0
     with working_on(folder) if first else nullcontext() as waited:
-        if not (waited and read_result(folder)):
-            _run(run_dir, entry, first)
-
-
-def _run(run_dir: Path, entry: Planned, first: bool) -> None:
-    folder = entry.folder(run_dir)
-    (folder / "error.txt").unlink(missing_ok=True)
-    try:
-        config.parse([], [entry.text])
-        if first:
-            trusted_imports.write(folder / "config.gin", entry.text)
-        seconds = job(Experiment(folder, entry.trained_dir(run_dir)), shared=True)
-        if first:
-            write_result(folder, entry, seconds)
-    except Exception as error:
-        # gin adds a line for every call that the error went through.
-        text = re.sub(r"\n\s*In call to configurable '\S+' \(<.*?>\)(?=\n|$)", "", str(error))
-        (folder / "error.txt").write_text(f"{text}\n\n{traceback.format_exc()}")
-        raise
+        if waited and read_result(folder):
+            return
+        (folder / "error.txt").unlink(missing_ok=True)
+        try:
+            config.parse([], [entry.text])
+            if first:
+                trusted_imports.write(folder / "config.gin", entry.text)
+            seconds = job(Experiment(folder, entry.trained_dir(run_dir)), shared=True)
+            if first:
+                write_result(folder, entry, seconds)
+        except Exception as error:
+            # gin adds a line for every call that the error went through.
+            text = re.sub(r"\n\s*In call to configurable '\S+' \(<.*?>\)(?=\n|$)", "", str(error))
+            (folder / "error.txt").write_text(f"{text}\n\n{traceback.format_exc()}")
+            raise
 
 
 def write_result(folder: Path, entry: Planned, seconds: dict[str, float]) -> None:

@@ -78,7 +78,4 @@ def _wait(run_dir: Path, jobs: dict, poll_seconds: float) -> None:
                     del jobs[name]
                     note_end(run_dir, entry, job.state)
             time.sleep(poll_seconds if jobs else 0)
-    if stop.requested is not None:
-        stopped = KeyboardInterrupt(f"{len(jobs)} jobs stay in the queue (scancel ends them)")
-        stopped.signal_number = stop.requested
-        raise stopped
+    stop.interrupt(f"{len(jobs)} jobs stay in the queue (scancel ends them)")
