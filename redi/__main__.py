@@ -10,14 +10,11 @@ import redi
 from redi import command_line
 
 
-def main(_run_dir) -> None:
+def main() -> None:
     for name in sorted(module.name for module in pkgutil.iter_modules(redi.__path__) if not module.ispkg):
         if name != "__main__" and hasattr(program := importlib.import_module(f"redi.{name}"), "console"):
             print(f"redi.{name:<12} {program.__doc__.splitlines()[0]}")
     print("\nRun one as `python -m redi.train` or `redi-train`; --help shows its flags.")
 
 
-console = command_line.program(main, in_run_dir=False)
-
-if __name__ == "__main__":
-    console()
+console = command_line.program(main)

@@ -33,6 +33,3 @@ def main(folder: Path) -> None:
 
 
 console = command_line.program(main)
-
-if __name__ == "__main__":
-    console()

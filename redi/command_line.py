@@ -36,8 +36,22 @@ flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def run(main: Callable[[Path | None], None], *, in_run_dir: bool = True) -> None:
-    """Run `main(run_dir)` as an absl program; end the process. Without `in_run_dir`, run_dir is None.
+def program(main: Callable, *, dry_run: bool = False, positional: str = "run_dir") -> Callable[[], None]:
+    """The console script of a program; where its module is the script (`python -m`), it runs at once.
+
+    Args:
+        main: takes the folder of a run, of two, or nothing.
+        dry_run: whether it heeds --dry_run; else that is refused.
+        positional: the flag that an argument without a flag's name is meant for.
+    """
+    main.dry_run, main.positional = dry_run, positional
+    if main.__module__ == "__main__":
+        run(main)
+    return partial(run, main)
+
+
+def run(main: Callable) -> None:
+    """Run a program's `main` under absl; end the process.
 
     Exit status: 0 done, 1 an error that stderr explains, 128 + a signal (130 Ctrl-C, 143 SIGTERM; see `Stopped`).
     """
@@ -53,18 +67,7 @@ def run(main: Callable[[Path | None], None], *, in_run_dir: bool = True) -> None
         sys.exit(print(f"redi {__version__}"))
     if "--help" in sys.argv[1:]:
         app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)  # absl by itself ends with status 1
-    app.run(lambda argv: sys.exit(exit_status(main, argv, in_run_dir)))
-
-
-def program(main: Callable[[Path | None], None], *, in_run_dir: bool = True) -> Callable[[], None]:
-    """The console script that calls `run`."""
-    return partial(run, main, in_run_dir=in_run_dir)
-
-
-def has_dry_run(main: Callable[[Path | None], None]) -> Callable[[Path | None], None]:
-    """Decorator of a `main` that heeds --dry_run; the other programs refuse it."""
-    main.has_dry_run = True
-    return main
+    app.run(lambda argv: sys.exit(exit_status(main, argv)))
 
 
 def parse(run_dir: Path):
@@ -111,28 +114,27 @@ def trained_dir(run_dir: Path) -> Path:
     return Path(FLAGS.trained_dir) if FLAGS.trained_dir else run_dir
 
 
-def exit_status(main: Callable[[Path | None], None], argv: list[str], in_run_dir: bool = True) -> int:
+def exit_status(main: Callable, argv: list[str]) -> int:
     from redi.runtime.interrupt import DryRunEnd, heard_at_once
     from redi.runtime.paths import complete_account, local_path
 
     complete_account()
     _log_to_stderr()
     try:
-        if len(argv) == 2 and (flag := getattr(main, "positional", None)):
-            FLAGS[flag].value = argv.pop()
-        folders, others = (len(inspect.signature(main).parameters) if in_run_dir else 0), []
-        if 1 < len(argv) <= 1 + folders and not FLAGS.run_dir and not argv[1].endswith(".gin"):
-            argv, (FLAGS.run_dir, *others) = argv[:1], argv[1:]
+        folders, others, first = len(inspect.signature(main).parameters), [], FLAGS[main.positional]
+        num_allowed = max(folders, main.positional != "run_dir")
+        if 1 < len(argv) <= 1 + num_allowed and not first.value and not argv[1].endswith(".gin"):
+            argv, (first.value, *others) = argv[:1], argv[1:]
         if len(argv) > 1:
             what = "the folder of a run is the only argument without a flag (gin files: --gin_file)"
             raise ValueError(f"unexpected argument {argv[1]!r}: {what}, see --help")
-        if FLAGS.dry_run and not getattr(main, "has_dry_run", False):
+        if FLAGS.dry_run and not main.dry_run:
             raise ValueError("--dry_run is for prepare, train, run, sample, evaluate and sweep")
         FLAGS.gin_file = [str(local_path(path)) for path in FLAGS.gin_file]
         for name in ("run_dir", "trained_dir"):
             FLAGS[name].value = FLAGS[name].value and str(local_path(FLAGS[name].value))
         with heard_at_once("this ends with the operation that runs now; what was finished is kept"):
-            main(_run_dir() if in_run_dir else None, *map(local_path, others))
+            main(*([_run_dir(), *map(local_path, others)] if folders else []))
         sys.stdout.flush()
         return 0
     except DryRunEnd:

@@ -13,7 +13,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("component", None, "What to show in full, as PCA, reducers or train; also without the flag's name.")
 
 
-def main(_run_dir) -> None:
+def main() -> None:
     from redi.core import config
     from redi.core.configurables import import_all
     from redi.core.listing import page, table
@@ -23,8 +23,4 @@ def main(_run_dir) -> None:
     print(page(FLAGS.component) if FLAGS.component else table())
 
 
-main.positional = "component"  # `redi.components PCA` is short for --component=PCA
-console = command_line.program(main, in_run_dir=False)
-
-if __name__ == "__main__":
-    console()
+console = command_line.program(main, positional="component")  # `redi.components PCA` is short for --component=PCA

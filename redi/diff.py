@@ -18,6 +18,3 @@ def main(first: Path, second: Path | None = None) -> None:
 
 
 console = command_line.program(main)
-
-if __name__ == "__main__":
-    console()

@@ -13,7 +13,6 @@ from redi import command_line
 log = logging.getLogger("redi")
 
 
-@command_line.has_dry_run
 def main(run_dir: Path) -> None:
     from redi.runs.prepare import prepared
 
@@ -21,7 +20,4 @@ def main(run_dir: Path) -> None:
     log.info("prepared; train with the same flags: python -m redi.train ...")
 
 
-console = command_line.program(main)
-
-if __name__ == "__main__":
-    console()
+console = command_line.program(main, dry_run=True)

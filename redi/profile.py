@@ -32,6 +32,3 @@ def main(run_dir: Path) -> None:
 
 
 console = command_line.program(main)
-
-if __name__ == "__main__":
-    console()

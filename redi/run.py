@@ -8,14 +8,10 @@ from pathlib import Path
 from redi import command_line
 
 
-@command_line.has_dry_run
 def main(run_dir: Path) -> None:
     from redi.runs.job import job
 
     job(command_line.configure(run_dir, trains=True))
 
 
-console = command_line.program(main)
-
-if __name__ == "__main__":
-    console()
+console = command_line.program(main, dry_run=True)

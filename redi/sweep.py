@@ -25,7 +25,6 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("point", None, "Run this point alone, in this process.")
 
 
-@command_line.has_dry_run
 def main(run_dir: Path) -> None:
     from redi.core import config
     from redi.core.configurables import import_all
@@ -55,7 +54,4 @@ def main(run_dir: Path) -> None:
     config.call(sweep, run_dir=run_dir, only=FLAGS.point, **texts, **asked)
 
 
-console = command_line.program(main)
-
-if __name__ == "__main__":
-    console()
+console = command_line.program(main, dry_run=True)

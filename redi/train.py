@@ -9,7 +9,6 @@ from pathlib import Path
 from redi import command_line
 
 
-@command_line.has_dry_run
 def main(run_dir: Path) -> None:
     from redi.core import config
     from redi.runs.stages import train_stage
@@ -19,7 +18,4 @@ def main(run_dir: Path) -> None:
     (run_dir / "operative.gin").write_text(config.operative_text())
 
 
-console = command_line.program(main)
-
-if __name__ == "__main__":
-    console()
+console = command_line.program(main, dry_run=True)

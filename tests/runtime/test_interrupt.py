@@ -104,14 +104,14 @@ import os, signal, sys, time
 from redi import command_line
 from redi.runtime.interrupt import Stopped, StopRequest
 
-def main(_):
+def main():
     with StopRequest("it stops") as stop:
         print("ready", flush=True)
         while stop.requested is None:
             time.sleep(0.01)
         raise Stopped(stop.requested, 7)
 
-command_line.run(main, in_run_dir=False)
+command_line.program(main)
 """
 
 

@@ -186,11 +186,12 @@ def test_a_sweep_that_lies_in_a_folder_submits_nothing(tmp_path):
 def test_names_of_files_do_not_steer_the_terminal(capsys, monkeypatch):
     monkeypatch.setattr(command_line, "_log_to_stderr", lambda: None)  # other tests look at the log
 
-    def main(_):
+    def main():
         raise ValueError("no file \x1b[2J\x1b]0;owned\x07.png\n  in this folder")
 
     flags.FLAGS(["redi"])
-    assert command_line.exit_status(main, ["redi"], in_run_dir=False) == 1
+    command_line.program(main)
+    assert command_line.exit_status(main, ["redi"]) == 1
     assert "no file \ufffd[2J\ufffd]0;owned\ufffd.png\n  in this folder" in capsys.readouterr().err
 
 
