@@ -3,10 +3,11 @@
 import base64
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from redi.runtime.checksums import unsealed
 
@@ -33,31 +34,26 @@ class Folder:
     def __init__(self, path: Path, notes: list[str] | None = None):
         self.path, self.notes = path, [] if notes is None else notes
 
-    def json(self, name: str, kind: type = dict):
-        """The contents of a JSON file, or None where it is missing, cut short or of another kind."""
+    def read(self, name: str, show: Callable[[Path], Any]) -> Any:
+        """What `show` makes of a file; None where there is none, or with a note where it is damaged or of another
+        version."""
         try:
-            content = json.loads((self.path / name).read_text(encoding="utf-8"))
-            if not isinstance(content, kind):
-                raise ValueError(f"it is not a {kind.__name__}")
-            if kind is list:
-                return [unsealed(entry, name) if isinstance(entry, dict) else entry for entry in content]
-            return unsealed(content, name)
+            return show(self.path / name)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, RecursionError) as error:  # also BrokenArtefact, and those of JSON and Unicode
-            self.notes.append(f"{name} cannot be read; it was cut short or altered ({error}).")
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError, SyntaxError) as error:
+            what = "it was cut short or altered, or is not what this version of redi writes"
+            self.notes.append(f"{name} cannot be shown: {what} ({error}).")
             return None
+
+    def json(self, name: str, show: Callable[[dict], Any] = dict) -> Any:
+        """What `show` makes of a record, see `read`."""
+        return self.read(name, lambda path: show(unsealed(json.loads(path.read_text(encoding="utf-8")), name)))
 
     def text(self, name: str) -> str | None:
         path = self.path / name
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
     def picture(self, name: str, alt: str) -> Picture | None:
-        """A PNG file, or None; a damaged one is left out with a note."""
-        try:
-            return Picture.of((self.path / name).read_bytes(), alt)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            self.notes.append(f"{name} cannot be shown: {error}.")
-            return None
+        """A PNG file, see `read`."""
+        return self.read(name, lambda path: Picture.of(path.read_bytes(), alt))

@@ -2,10 +2,10 @@
 
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 from redi.data import audit
+from redi.evaluation.records import read_metrics
 from redi.evaluation.samples.stored import load_samples
 from redi.pages.curves import run_panels
 from redi.pages.files import Folder, Picture
@@ -34,55 +34,47 @@ def run_page(run_dir: Path, trained_dir: Path, title: str) -> str:
         listings |= {f"{name} of the training run": trained.text(name) for name in LISTINGS}
     metrics = _metrics(run)
     pictures = {heading: run.picture(name, alt) for heading, (name, alt) in PICTURES.items()}
-    training = _read(trained, "training.json", history.in_brief) or {}
+    training = trained.json("training.json", lambda record: history.in_brief(record) | {"record": record}) or {}
+    data = trained.json("audit.json", lambda record: {"brief": audit.in_brief(record), "all": audit.describe(record)})
     sections = {
         "pictures": {heading: picture for heading, picture in pictures.items() if picture},
         "metrics": metrics,
         "panels": run_panels(read_log(trained_dir)),
         "training": training,
         "previews": _previews(trained),
-        "audit": _read(trained, "audit.json", audit.describe),
+        "audit": data and data["all"],
         "listings": {summary: text for summary, text in listings.items() if text is not None},
     }
     if not any(sections.values()):
         run.notes.append("This folder holds nothing to show yet.")
-    lead = [training.get("model"), _read(trained, "audit.json", audit.in_brief)]
+    lead = [training.get("model"), data and data["brief"]]
     lead += [f"{metric['metric']} {measured(metric.get('value'), metric.get('spread'))}" for metric in metrics[:1]]
     lead += [f"trained in {trained_dir.name}"] * (trained_dir != run_dir)
     return render(
         "run.html", title=title, lead=" · ".join(filter(None, lead)) or "A run of redi.", notes=run.notes,
-        record=json.dumps(metrics, indent=2), sessions=trained.json("training.json"), **sections,
+        record=json.dumps(metrics, indent=2), **sections,
         class_names={str(label): name for label, name in enumerate(audit.class_names(trained_dir) or ())},
     )  # fmt: skip
 
 
-def _read(folder: Folder, name: str, show: Callable[[dict], object]):
-    """What `show` makes of a record; None where there is none, or with a note one that another version wrote."""
-    try:
-        return show(record) if (record := folder.json(name)) else None
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-        folder.notes.append(f"{name} cannot be shown: it is not what this version of redi writes.")
-        return None
-
-
 def _metrics(folder: Folder) -> list[dict]:
     """metrics.json, unless it cannot be read, is of an older version, or the samples were drawn again since."""
-    metrics, problem = folder.json("metrics.json", list) or [], None
-    if not all(isinstance(metric, dict) and "metric" in metric for metric in metrics):
-        problem = "cannot be read: it is not a list of metrics."
-    elif not all(isinstance(metric.get("samples"), dict) for metric in metrics):
-        problem = "was written by an older version of redi, whose records say less: draw the samples again and measure"
-    elif metrics and (folder.path / "samples").exists():
-        try:
+    path = folder.path / "metrics.json"
+    try:
+        metrics = read_metrics(path) if path.exists() else []
+        if not all(isinstance(metric.get("samples"), dict) for metric in metrics):
+            older = f"{path.name} was written by an older version of redi, whose records say less"
+            raise ValueError(f"{older}: draw the samples again and measure")
+        if metrics and (folder.path / "samples").exists():
             digest = load_samples(folder.path).sha256
             if any(metric["samples"].get("samples_sha256") != digest for metric in metrics):
-                problem = f"is of earlier samples and left out: run redi.evaluate --run_dir={folder.path}"
-        except (ValueError, OSError) as error:
-            problem = f"is left out because the samples cannot be read: {error}"
-    if problem:
-        folder.notes.append(f"metrics.json {problem}")
+                remedy = f"run redi.evaluate --run_dir={folder.path}"
+                raise ValueError(f"{path.name} is of earlier samples and left out: {remedy}")
+        return metrics
+    except (ValueError, OSError, RecursionError) as error:
+        folder.notes.append(f"The metrics are not shown: {error}")
         log.warning(folder.notes[-1])
-    return [] if problem else metrics
+        return []
 
 
 def _previews(folder: Folder) -> list[Picture]:

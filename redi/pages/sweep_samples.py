@@ -1,12 +1,9 @@
 """The same samples of every point of a sweep side by side: equal seeds begin with equal noise."""
 
 import io
-import json
 from pathlib import Path
 
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from redi.core.channels import Channels
 from redi.data.audit import class_names
@@ -14,7 +11,7 @@ from redi.evaluation.samples.stored import load_samples
 from redi.pages.files import Picture
 from redi.pages.sweep_results import Point, SweepResults
 from redi.pages.wording import phrase
-from redi.runtime.checkpoint import list_checkpoints
+from redi.runtime.checkpoint import newest_good
 from redi.sampling.labels import captions
 from redi.sampling.pictures import ColourBasis, stack, thumbnails
 
@@ -62,11 +59,10 @@ def _row(sweep_dir: Path, point: Point) -> dict | None:
 def _features(model_dir: Path, x) -> list:
     """Each representation as colours (N, 3, H, W) uint8, by the last checkpoint's colour basis, if it has one."""
     try:
-        checkpoint = list_checkpoints(model_dir)[-1]
-        channels = Channels(**json.loads((checkpoint / "record.json").read_text())["model_arguments"]["channels"])
-        colours, groups = ColourBasis(load_file(checkpoint / "colours.safetensors")), channels.split(x)
-        return [colours(name, groups[name]) for name in channels.representations]
-    except (IndexError, KeyError, TypeError, AttributeError, ValueError, OSError, SafetensorError):
+        _, tensors, record = newest_good(model_dir, ("colours",), set_aside=False)
+        channels, colours = Channels(**record["model_arguments"]["channels"]), ColourBasis(tensors["colours"])
+        return [colours(name, channels.split(x)[name]) for name in channels.representations]
+    except (KeyError, TypeError, AttributeError, ValueError, OSError):
         return []  # images are shown without them
 
 
