@@ -22,7 +22,10 @@ def cache_entries(cache: Path, folder: Path) -> Iterator[tuple[str, float, list[
 
     A run uses what is made of images, weights and fits whose hashes all stand in the run's records.
     """
-    hashes = {str(run.relative_to(folder.parent)): _hashes(*_records(run)) for run in run_folders(folder)}
+    hashes = {}
+    for run in run_folders(folder):
+        records = [*(checkpoint / "record.json" for checkpoint in list_checkpoints(run)[-1:]), run / "metrics.json"]
+        hashes[str(run.relative_to(folder.parent))] = _hashes(*(path.read_text() for path in records if path.exists()))
     for kind, (file, keys) in KINDS.items():
         for path in sorted((cache / kind).glob("[!.]*")):
             try:
@@ -32,11 +35,6 @@ def cache_entries(cache: Path, folder: Path) -> Iterator[tuple[str, float, list[
                 sources = {"unknown"}
             size = sum(one.stat().st_size for one in path.iterdir()) / 2**20
             yield f"{kind}/{path.name}", size, [run for run, known in hashes.items() if sources <= known]
-
-
-def _records(run: Path) -> list[str]:
-    paths = [folder / "record.json" for folder in list_checkpoints(run)[-1:]] + [run / "metrics.json"]
-    return [path.read_text() for path in paths if path.exists()]
 
 
 def _hashes(*texts: str) -> set[str]:

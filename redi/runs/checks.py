@@ -34,6 +34,7 @@ from redi.training.warm_start import warm_start
 
 log = logging.getLogger("redi")
 
+
 def check_training(
     codec: JointCodec, dataset: Dataset, *, monitor=None, resumes: bool = False, trains: bool = False
 ) -> DiffusionTransformer:

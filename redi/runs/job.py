@@ -1,6 +1,5 @@
 """The whole job: train, sample, evaluate, report; what is done and still holds is not done again."""
 
-import inspect
 import json
 import logging
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from redi.core import config
 from redi.core.registry import entry_points
 from redi.evaluation.samples.stored import Samples
+from redi.runs.checks import setting
 from redi.runs.experiment import Experiment
 from redi.runs.stages import evaluate_stage, report_stage, sample_stage, train_stage
 from redi.runtime import trusted_imports
@@ -87,17 +87,13 @@ def still_holds(stages: Path, key: dict, results: Sequence[str]) -> bool:
 def is_trained(trained_dir: Path) -> bool:
     """Whether the folder holds an undamaged checkpoint of the last step, or of the one where `train.on_log` ended it.
     Raises ValueError: it holds a later one."""
-    last, checkpoints = checkpoint_dir(trained_dir, num_steps()), list_checkpoints(trained_dir)
+    num_steps, checkpoints = setting(train, "num_steps"), list_checkpoints(trained_dir)
+    last = checkpoint_dir(trained_dir, num_steps)
     if config.is_bound("train.on_log") and ended_early(trained_dir):
         last = checkpoints[-1]
     if checkpoints and checkpoints[-1].name > last.name:
-        raise ValueError(f"{checkpoints[-1]} is beyond train.num_steps = {num_steps()}: raise it or delete the folder")
+        raise ValueError(f"{checkpoints[-1]} is beyond train.num_steps = {num_steps}: raise it or delete the folder")
     return last in checkpoints and is_good(last)
-
-
-def num_steps() -> int:
-    """How long the parsed configuration trains."""
-    return config.bound("train.num_steps", inspect.signature(train).parameters["num_steps"].default)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The stages of a job, each under the parsed configuration and with the objects of one experiment."""
 
 import logging
+from collections.abc import Callable
 
 import torch
 
@@ -79,7 +80,8 @@ def _picture(experiment: Experiment, samples, rows: int = 4) -> None:
     features = ", ".join(run.codec.channels.representations) if samples.has_x else ""
     caption = f" images above their features ({features}; one colour basis)" if features else " images"
     sheets = [sample_grid(some, run.codec, run.colours, "generated" + caption, columns, names)]
-    if (real := _real_images(experiment, rows)) is not None:
+    real = _if_readable(lambda: _real_images(experiment, rows), "the picture shows no real images")
+    if real is not None:
         batch, columns = real
         x = run.codec.encode(batch["images"].to(run.codec.device)).cpu() if samples.has_x else None
         real = Generated(batch["images"], x, batch["labels"], {})
@@ -90,28 +92,29 @@ def _picture(experiment: Experiment, samples, rows: int = 4) -> None:
 
 def _real_images(experiment: Experiment, rows: int) -> tuple[dict[str, torch.Tensor], int] | None:
     """Held-out images in columns of one class, and the number of columns; None where there are none."""
+    if (held_out := experiment.held_out) is None:
+        return None
+    labels = torch.from_numpy(held_out.labels)
+    columns = num_columns(labels)
+    return held_out.batch(class_ordered(labels, columns, rows).tolist()), columns
+
+
+def _if_readable(images: Callable, without: str):
+    """What `images` gives; where they cannot be read None, and a warning that it went on `without` them."""
     try:
-        if (held_out := experiment.held_out) is None:
-            return None
-        labels = torch.from_numpy(held_out.labels)
-        columns = num_columns(labels)
-        return held_out.batch(class_ordered(labels, columns, rows).tolist()), columns
-    except (ValueError, OSError, ImportError) as error:  # samples need no images
-        log.warning("the picture shows no real images: %s", str(error).partition("\n")[0])
+        return images()
+    except (ValueError, OSError, ImportError) as error:
+        log.warning("%s: %s", without, str(error).partition("\n")[0])
         return None
 
 
 def _images_to_measure(experiment: Experiment):
     """The training images; None where they cannot be read and nothing but stored statistics is asked for."""
     networks = experiment.metric_networks
-    try:
+    learning = networks is None or any(network.learns_from_data for network in networks)
+    if learning or not isinstance(experiment.reference, StoredStatistics):
         return experiment.train_data
-    except (ValueError, OSError, ImportError) as error:
-        stored = isinstance(experiment.reference, StoredStatistics)
-        if not stored or networks is None or any(network.learns_from_data for network in networks):
-            raise
-        log.warning("measured without the training images, which cannot be read: %s", error)
-        return None
+    return _if_readable(lambda: experiment.train_data, "measured without the training images, which cannot be read")
 
 
 def evaluate_stage(experiment: Experiment) -> None:

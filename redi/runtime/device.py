@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import math
 import os
+import re
 import shutil
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -65,18 +66,15 @@ def free_memory(device: torch.device) -> tuple[int, int]:
         free, total = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
     try:
-        lines = [line.split() for line in Path("/proc/meminfo").read_text().splitlines()]
-        groups = [line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines()]
+        sizes = re.findall(r"^(\w+): +(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        groups = re.findall(r"^\d+:(|memory):/(.*)", Path("/proc/self/cgroup").read_text(), re.MULTILINE)
     except OSError:  # not Linux
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return total, total
-    host = {name.rstrip(":"): int(size) * 1024 for name, size, *_ in lines}
-    free, total = host["MemAvailable"] + host["SwapFree"], host["MemTotal"]
-    for controller, path in groups:
-        if controller in ("", "memory"):
-            limit, used = group_memory(Path("/sys/fs/cgroup", controller), path.lstrip("/"))
-            free, total = min(free, limit - used + host["SwapFree"]), min(total, limit)
-    return int(max(free, 0)), int(total)
+    host = {name: int(size) * 1024 for name, size in sizes}
+    limits = [group_memory(Path("/sys/fs/cgroup", controller), path) for controller, path in groups]
+    free = min([host["MemAvailable"], *(limit - used for limit, used in limits)]) + host["SwapFree"]
+    return int(max(free, 0)), int(min([host["MemTotal"], *(limit for limit, _ in limits)]))
 
 
 def group_memory(root: Path, path: str) -> tuple[float, float]:

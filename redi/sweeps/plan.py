@@ -15,10 +15,11 @@ from redi.evaluation.samples.sample import sample
 from redi.pages.files import Folder
 from redi.pages.report import report
 from redi.pages.sweep_results import read_plan
-from redi.runs.job import num_steps
+from redi.runs.checks import setting
 from redi.runtime.artefact import write_json
 from redi.runtime.checkpoint import checkpoint_dir, ended_early, list_checkpoints
 from redi.sweeps.points import Point, expand, is_seed, shortened
+from redi.training.trainer import train
 
 STEPS = "train.num_steps"
 
@@ -63,8 +64,8 @@ def plan(run_dir: Path, base: str, *, grid: Any, points: Any, names: Any) -> lis
             key = json.dumps(statements, sort_keys=True)
             if key not in models:
                 models[key] = _model_name(point, statements, set(models.values()))
-            code = config.plug_ins_of(_roots())
-            entry = Planned(point.name, point.group, dict(point.bindings), text, models[key], num_steps(), code)
+            steps, code = setting(train, "num_steps"), config.plug_ins_of(_roots())
+            entry = Planned(point.name, point.group, dict(point.bindings), text, models[key], steps, code)
             _refuse_mixed(run_dir, entry)
             planned.append(entry)
     return planned

@@ -10,6 +10,7 @@ from redi.pages.report import report
 from redi.pages.sweep_results import SweepResults, read_result
 from redi.runtime import trusted_imports
 from redi.runtime.paths import local_path
+from redi.runtime.ranges import check_number
 from redi.runtime.spelling import did_you_mean
 from redi.sweeps import launchers
 from redi.sweeps.plan import Planned, plan, write_plan
@@ -112,7 +113,7 @@ def check_launcher(launcher: str, parallel: int, threads: int | None, processes:
         nearest = did_you_mean(launcher, LAUNCHERS)
         raise ValueError(f"sweep.launcher = {launcher!r}: it is one of {', '.join(LAUNCHERS)}{nearest}")
     for name, number in (("parallel", parallel), ("threads", threads), ("processes", processes)):
-        if number is not None and not (isinstance(number, int) and number >= 1):
-            raise ValueError(f"sweep.{name} = {number!r}: a whole number of at least 1 is needed")
+        if number is not None:
+            check_number(f"sweep.{name}", number)
     if launcher == "local" and processes > 1:
         raise ValueError(f"sweep.processes = {processes} without effect: bind sweep.launcher = 'torchrun' as well")

@@ -32,26 +32,33 @@ class History:
         self, run_dir: Path, step: int, model: nn.Module, processes: Processes, codec: JointCodec, image_size: int
     ):
         parameters = list(model.parameters())
-        self.path, self.step, self.started = run_dir / FILE, step, time.monotonic()
-        self.sessions = _sessions(self.path)
+        self.path, self.started = run_dir / FILE, time.monotonic()
         self.session = {
             "command": command(), "began": datetime.now(UTC).isoformat(timespec="seconds"),
             "device": device_name(parameters[0].device), "processes": processes.size, "first_step": step,
         }  # fmt: skip
-        self.description = {
+        self.record = {
             "model": type(model).__name__,
             "num_parameters": sum(p.numel() for p in parameters),
             "num_trainable": sum(p.numel() for p in parameters if p.requires_grad),
             "image_size": image_size,
             "channels": dict(codec.channels),
             "reducers": {name: type(made.reducer).__name__ for name, made in codec.representations.items()},
+            "sessions": [],
         }
+        try:
+            self.record["sessions"] = list(json.loads(self.path.read_text())["sessions"])
+        except FileNotFoundError:
+            pass
+        except (ValueError, KeyError, TypeError) as error:
+            log.warning("%s is damaged (%s), and begins anew", self.path, error)
+        self.record["sessions"].append(self.session)
 
     def write(self, step: int) -> None:
         """After a checkpoint of this step. Raises OSError."""
-        seconds = round(time.monotonic() - self.started, 1)
-        session = self.session | {"num_steps": step - self.step, "seconds": seconds}
-        write_json(self.path, self.description | {"sessions": [*self.sessions, session]})
+        self.session["num_steps"] = step - self.session["first_step"]
+        self.session["seconds"] = round(time.monotonic() - self.started, 1)
+        write_json(self.path, self.record)
 
 
 def in_brief(record: Mapping) -> dict[str, str]:
@@ -78,13 +85,3 @@ def command() -> str:
     module = getattr(sys.modules["__main__"], "__spec__", None)
     words = ["python", "-m", module.name.removesuffix(".__main__")] if module else [Path(program).name]
     return shlex.join([*words, *arguments])
-
-
-def _sessions(path: Path) -> list[dict]:
-    try:
-        return list(json.loads(path.read_text())["sessions"])
-    except FileNotFoundError:
-        return []
-    except (ValueError, KeyError, TypeError) as error:
-        log.warning("%s is damaged (%s), and begins anew", path, error)
-        return []

@@ -62,23 +62,14 @@ class MemoryCount(TorchDispatchMode):
 
 
 def predicted_memory(
-    model: nn.Module,
-    objective: JointObjective,
-    *,
-    grid: tuple[int, int],
-    batch_size: int,
-    accumulate: int = 1,
-    precision: Precision = FLOAT32,
-    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
-    ema: Callable[..., AveragedWeights] = EMA,
-    alignment_dim: int | None = None,
-    num_first_steps: int = 0,
-) -> int:
-    """Peak bytes of a training step on encoded data: weights, averages, optimizer, gradients, what the backward pass
-    needs.
+    model: nn.Module, objective: JointObjective, batch_size: int, *, grid: tuple[int, int], accumulate: int = 1,
+    precision: Precision = FLOAT32, optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
+    ema: Callable[..., AveragedWeights] = EMA, alignment_dim: int | None = None, num_first_steps: int = 0,
+) -> int:  # fmt: skip
+    """Peak bytes of a training step on encoded data, which runs on tensors that have a shape and no memory, in seconds.
 
-    A step runs on tensors that have a shape and no memory, in seconds. Attention is assumed to keep no scores, as all
-    backends but 'math' do. A GPU's workspaces and what its allocator cannot fill come on top: leave a tenth.
+    Attention is assumed to keep no scores, as all backends but 'math' do. A GPU's workspaces and what its allocator
+    cannot fill come on top: leave a tenth.
 
     Args:
         model: may be on the meta device.
@@ -140,27 +131,25 @@ def check_memory(
     if processes.size > 1 and not parallel.keeps_whole:
         log.info("memory: a step is not predicted where each process holds a part of the model")
         return
-    free, total = free_memory(device)
+    rows = batch_size // processes.size
+    settings |= {"grid": model_arguments["grid"], "alignment_dim": model_arguments.get("alignment_dim")}
     try:
         with torch.device("meta"):
-            net = build_model(model, model_arguments)
-        shape = {"grid": model_arguments["grid"], "alignment_dim": model_arguments.get("alignment_dim")}
-        rows = batch_size // processes.size
-        predict = partial(predicted_memory, net, objective, batch_size=rows, **shape, **settings)
+            predict = partial(predicted_memory, build_model(model, model_arguments), objective, rows, **settings)
         needed = predict(accumulate=accumulate)
     except Exception as error:  # of a plug-in that reads values, say; if it cannot train, the first step says so
         log.info("memory: a step could not be predicted: %s: %s", type(error).__name__, error)
         return
-    about = "at most about" if compiled else "about"
+    free, total = free_memory(device)
     size = f"{needed / GIB:.1f} GiB" if needed > GIB / 10 else f"{needed / 2**20:.0f} MiB"
-    here = f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free ({device.type})"
-    text = f"a training step needs {about} {size}, and {here}"
+    text = f"a training step needs {'at most ' * compiled}about {size}, and {free / GIB:.1f} of {total / GIB:.1f} GiB"
+    text += f" are free ({device.type})"
     # Never refuse what fits: compiled steps keep less, by an unknown part; the kernels of a GPU may keep a little less.
     share = 0.5 if compiled else 1.0 if device.type == "cpu" else 0.9
     if share * needed <= free:
         log.info("memory: %s", text)
         return
     divisors = (parts for parts in range(accumulate + 1, rows + 1) if rows % parts == 0)
-    fitting = ((parts, predict(accumulate=parts) / GIB) for parts in divisors)
-    enough = (f" ({parts}: {gib:.1f} GiB)" for parts, gib in fitting if gib * GIB <= 0.9 * free)
-    raise ValueError(f"{text}. {REMEDIES.format(parts=next(enough, ' (not enough by itself)'))}")
+    enough = next((parts for parts in divisors if predict(accumulate=parts) <= 0.9 * free), None)
+    parts = f" ({enough}: {predict(accumulate=enough) / GIB:.1f} GiB)" if enough else " (not enough by itself)"
+    raise ValueError(f"{text}. {REMEDIES.format(parts=parts)}")

@@ -78,8 +78,9 @@ class TrainingState:
         if self.processes.is_first:
             warn_of_edits(record, self.folder(record["step"]), *components)
             log.info("%s", noise_table(channels, loss_of.process, loss_of.weights, record["spread"]))
-        subject = (self.model, self.processes, self.codec, dataset.image_size)
-        self.history = History(self.run_dir, record["step"], *subject)
+        self.history = History(
+            self.run_dir, record["step"], self.model, self.processes, self.codec, dataset.image_size
+        )
         self.description = {
             "model_arguments": {**model_arguments, "channels": dict(channels)},
             "image_size": dataset.image_size, "seed": seed, "dataset": dataset.fingerprint(),
