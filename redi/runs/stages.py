@@ -111,7 +111,8 @@ def _if_readable(images: Callable, without: str):
 def _images_to_measure(experiment: Experiment):
     """The training images; None where they cannot be read and nothing but stored statistics is asked for."""
     networks = experiment.metric_networks
-    learning = networks is None or any(network.learns_from_data for network in networks)
+    # What is not a network is refused later.
+    learning = networks is None or any(getattr(network, "learns_from_data", True) for network in networks)
     if learning or not isinstance(experiment.reference, StoredStatistics):
         return experiment.train_data
     return _if_readable(lambda: experiment.train_data, "measured without the training images, which cannot be read")

@@ -9,6 +9,7 @@ from PIL import Image
 
 from redi.core.channels import Channels
 from redi.runtime.artefact import save_artefact
+from redi.runtime.checkpoint import Retention, save_checkpoint
 from redi.runtime.checksums import tensors_sha256
 from redi.sampling.pictures import ColourBasis
 
@@ -154,8 +155,8 @@ def write_point(folder, name, rank, seed) -> None:
     if rank == 2:
         channels = Channels(image=1, domain=8)
         colours = ColourBasis.fit(channels, torch.randn(4, 9, 4, 4, generator=torch.Generator().manual_seed(0)))
-        record = {"model_arguments": {"channels": dict(channels)}, "step": 5}
-        save_artefact(model / "checkpoints" / "step_00000005", {"colours": colours.tensors}, record)
+        record = {"model_arguments": {"channels": dict(channels)}}
+        save_checkpoint(model, 5, {"colours": colours.tensors}, record, keep=Retention(1))
     metrics = [
         {"metric": "fid_clean", "value": 100.5 / rank + seed, "spread": None, "better": "lower", "num_samples": 6},
         {"metric": "recall", "value": rank / 16, "spread": 0.01, "better": "higher", "num_samples": 6},

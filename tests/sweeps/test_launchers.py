@@ -121,7 +121,7 @@ def test_a_point_waits_for_the_process_that_works_on_it(tmp_path):
     with working_on(tmp_path) as waited:
         thread = threading.Thread(target=second, daemon=True)
         thread.start()
-        thread.join(1.3)
+        thread.join(0.3)
         order.append(("first", waited))
     thread.join(30)
     assert order == [("first", False), ("second", True)]
