@@ -12,10 +12,9 @@ from typing import Any
 import gin
 from gin.config import iterate_references
 
-from redi.core.bound_values import check_values
-from redi.core.gin_errors import explained, explanation
+from redi.core.gin_errors import bindable, binding_name, canonical, explained, explanation, short
 from redi.core.gin_files import GinFiles, config_dir, statements
-from redi.core.gin_names import bindable, binding_name, canonical, short
+from redi.core.literals import check_values
 from redi.core.plug_ins import plug_ins
 from redi.core.registry import arguments_by_content, entry_points, harmless_arguments, registries
 from redi.runtime import trusted_imports
