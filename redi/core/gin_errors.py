@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import gin
 
-from redi.core.gin_files import config_dir, statements
+from redi.core.gin_files import statements
 from redi.core.registry import registries
 from redi.runtime.spelling import did_you_mean
 
@@ -103,9 +103,4 @@ def explanation(error: Exception) -> str:
         return f"{what}\n{where}\n  {takes}"
     if match := re.search(r"'([\w./]+)' has denylisted kwarg '(\w+)'", text):
         return f"{match[1]}.{match[2]} is supplied by the library and cannot be bound\n{where}".rstrip()
-    if match := re.match(r"Unable to open file: (.+)\. Searched config paths", text):
-        shipped = sorted(str(path.relative_to(config_dir())) for path in config_dir().rglob("*.gin"))
-        nearest = did_you_mean(match[1], shipped)
-        what = f"no gin file {match[1]}, neither here nor among the shipped ones ({', '.join(shipped)}){nearest}"
-        return f"{what}\n{where}".rstrip()
     return text

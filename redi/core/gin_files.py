@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gin
 
+from redi.runtime.spelling import did_you_mean
 from redi.runtime.trusted_imports import read_text
 
 
@@ -46,14 +47,20 @@ class GinFiles:
         if not self.chain or (len(self.chain) == 1 and not _is_shipped(self.chain[0])):
             self.of_user.add(gin.config.ParsedBindingKey.parse(key).scope_selector_arg)
 
-    def find(self, name: str) -> Path | None:
-        """The file that `name` stands for in the file that is being read: another one, where there is one."""
+    def find(self, name: str) -> Path:
+        """The file that `name` stands for in the file that is being read: another one, where there is one.
+
+        Raises ValueError, with the nearest name of a shipped one: there is none.
+        """
         including = self.chain[-1:]
         here = [] if any(map(_is_shipped, including)) else [Path()]
         folders = [*(path.parent for path in including), *here, config_dir()]
         found = [path for folder in folders if (path := folder / name).exists() and not path.is_dir()]
-        others = [path for path in found if not any(map(path.samefile, including))]
-        return next(iter(others or found), None)
+        if not found:
+            shipped = sorted(str(path.relative_to(config_dir())) for path in config_dir().rglob("*.gin"))
+            where = f"neither here nor among the shipped ones ({', '.join(shipped)})"
+            raise ValueError(f"no gin file {name}, {where}{did_you_mean(name, shipped)}")
+        return next((path for path in found if not any(map(path.samefile, including))), found[0])
 
     @contextmanager
     def open(self, name: str) -> Iterator[io.StringIO]:
