@@ -165,14 +165,9 @@ def _instead(annotation: Any, value: Any, default: Any) -> str:
         return f"; leave it out for {default!r}" if isinstance(default, int | float | str) else ""
     if get_origin(annotation) is Literal and isinstance(value, str):
         return did_you_mean(value, map(str, get_args(annotation)))
-    candidates = [bool(value)] if value in (0, 1) else []
-    if isinstance(value, float) and value.is_integer():
-        candidates.append(int(value))
-    if isinstance(value, str):
-        for text in (value, value.strip().capitalize()):  # also 'true'
-            try:
-                candidates.append(ast.literal_eval(text))
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
-                continue
+    candidates = [kind(value) for kind in (bool, int) if isinstance(value, int | float) and kind(value) == value]
+    for text in (value, value.strip().capitalize()) if isinstance(value, str) else ():  # also 'true'
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            candidates.append(ast.literal_eval(text))
     meant = [each for each in (*candidates, [value], str(value)) if accepts(annotation, each)]
     return f"; write {meant[0]!r}" if meant else ""
