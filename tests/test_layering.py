@@ -24,7 +24,9 @@ FLOORS = [
     "sweeps",
 ]
 FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders.split()}
-GIN_FILES = {"core.registry", "core.config", "core.bound_values", "core.gin_errors", "core.gin_files", "core.gin_names"}
+GIN_FILES = {
+    "core.registry", "core.config", "core.gin_errors", "core.gin_files", "core.literals", "runtime.trusted_imports",
+}  # fmt: skip
 HEAVY = {"torch", "diffusers", "transformers", "xformers", "timm"}
 
 FILES = {

@@ -1,7 +1,6 @@
 """gin in one place: parsing, calling configured functions, saving and comparing configurations."""
 
 import copy
-import logging
 import tokenize
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,10 +11,9 @@ from typing import Any
 import gin
 from gin.config import iterate_references
 
-from redi.core.bound_values import check_values
-from redi.core.gin_errors import explained, explanation
+from redi.core.gin_errors import bindable, binding_name, canonical, explained, explanation, short
 from redi.core.gin_files import GinFiles, config_dir, statements
-from redi.core.gin_names import bindable, binding_name, canonical, short
+from redi.core.literals import check_values
 from redi.core.plug_ins import plug_ins
 from redi.core.registry import arguments_by_content, entry_points, harmless_arguments, registries
 from redi.runtime import trusted_imports
@@ -44,8 +42,6 @@ def parse(
     texts = [read_saved(path) for path in found]
     gin.clear_config()
     of_user.clear()
-    muted = logging.root.manager.disable
-    logging.disable(logging.ERROR)  # gin logs an error for every place where it looks for a file in vain
     try:
         for text in texts:
             source = text.name
@@ -63,8 +59,6 @@ def parse(
         raise ValueError(f"{source} is no configuration: its brackets are nested too deeply") from None
     except (ValueError, OSError, SyntaxError, ImportError) as error:
         raise ValueError(explanation(error)) from None
-    finally:
-        logging.disable(muted)
     check_values(of_user if found else None)  # older runs open with what they were made with
 
 

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import gin
 
+from redi.runtime.spelling import did_you_mean
+from redi.runtime.trusted_imports import read_text
+
 
 def config_dir() -> Path:
     """The folder of the shipped gin files: inside the installed package, or beside it in a checkout."""
@@ -31,48 +34,46 @@ class GinFiles:
         self.chain: list[Path] = []  # the file that is being read, after those that include it
 
     def __enter__(self) -> "GinFiles":
-        self.before = [getattr(gin.config, name) for name in ("_FILE_READERS", "_LOCATION_PREFIXES", "bind_parameter")]
-        self._replace([(self.open, self.find)], [""], self.bind)
+        replaced = {"_FILE_READERS": [(self.open, self.find)], "_LOCATION_PREFIXES": [""], "bind_parameter": self.bind}
+        self.before = {name: getattr(gin.config, name) for name in replaced}
+        vars(gin.config).update(replaced)
         return self
 
     def __exit__(self, *error) -> None:
-        self._replace(*self.before)
-
-    def _replace(self, readers, prefixes, bind) -> None:
-        gin.config._FILE_READERS, gin.config._LOCATION_PREFIXES, gin.config.bind_parameter = readers, prefixes, bind
+        vars(gin.config).update(self.before)
 
     def bind(self, key, value) -> None:
-        self.before[-1](key, value)
+        self.before["bind_parameter"](key, value)
         if not self.chain or (len(self.chain) == 1 and not _is_shipped(self.chain[0])):
             self.of_user.add(gin.config.ParsedBindingKey.parse(key).scope_selector_arg)
 
-    def find(self, name: str) -> Path | None:
-        """The file that `name` stands for in the file that is being read: another one, where there is one."""
-        folders = [Path(), config_dir()]
-        if self.chain:
-            including = self.chain[-1]
-            folders = [including.parent, *folders[1:]] if _is_shipped(including) else [including.parent, *folders]
+    def find(self, name: str) -> Path:
+        """The file that `name` stands for in the file that is being read: another one, where there is one.
+
+        Raises ValueError, with the nearest name of a shipped one: there is none.
+        """
+        including = self.chain[-1:]
+        here = [] if any(map(_is_shipped, including)) else [Path()]
+        folders = [*(path.parent for path in including), *here, config_dir()]
         found = [path for folder in folders if (path := folder / name).exists() and not path.is_dir()]
-        others = [path for path in found if not (self.chain and path.samefile(self.chain[-1]))]
-        return next(iter(others or found), None)
+        if not found:
+            shipped = sorted(str(path.relative_to(config_dir())) for path in config_dir().rglob("*.gin"))
+            where = f"neither here nor among the shipped ones ({', '.join(shipped)})"
+            raise ValueError(f"no gin file {name}, {where}{did_you_mean(name, shipped)}")
+        return next((path for path in found if not any(map(path.samefile, including))), found[0])
 
     @contextmanager
     def open(self, name: str) -> Iterator[io.StringIO]:
-        """The file as text; while it is read, included files are looked for beside it. A byte order mark is skipped.
+        """The file as text; while it is read, included files are looked for beside it.
 
         Raises ValueError: it is not UTF-8, or it includes itself, also by way of others.
         """
         path = self.find(name)
         resolved = [known.resolve() for known in self.chain]
         if path.resolve() in resolved:
-            circle = " -> ".join(str(file) for file in [*self.chain[resolved.index(path.resolve()) :], path])
+            circle = " -> ".join(map(str, [*self.chain[resolved.index(path.resolve()) :], path]))
             raise ValueError(f"a gin file that includes itself: {circle}. Drop one of these includes")
-        try:
-            file = io.StringIO(path.read_text(encoding="utf-8-sig"))
-        except UnicodeDecodeError as error:
-            what = f"byte {error.start} is no UTF-8 text ({error.reason})"
-            raise ValueError(f"{path} is no gin file: {what}. Save it in the encoding UTF-8") from None
-        file.name = str(path)
+        file = read_text(path)
         self.chain.append(path)
         try:
             yield file

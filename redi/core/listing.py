@@ -5,13 +5,16 @@ Of what was imported (`redi.core.configurables.import_all`).
 
 import functools
 import inspect
+import re
 import textwrap
+from collections.abc import Callable
 from typing import Any
 
-from redi.core.gin_names import find
-from redi.core.literals import words
+from redi.core.gin_errors import find
+from redi.core.literals import arguments, texts, words
 from redi.core.registry import registries
-from redi.core.signatures import Argument, arguments, description, summary
+
+EMPTY = inspect.Parameter.empty
 
 
 def table(*kinds: str) -> str:
@@ -20,12 +23,10 @@ def table(*kinds: str) -> str:
     for kind in kinds or sorted(registries):
         lines.append(kind)
         for name, component in registries[kind].items():
-            shown = [
-                key if argument.default is inspect.Parameter.empty else f"{key}={argument.default!r}"
-                for key, argument in arguments(component).items()
-                if key not in registries[kind].runtime
-            ]
-            lines += [f"  @{kind}.{name}({', '.join(shown)})", f"      {summary(component)}"]
+            taken = [p.replace(annotation=EMPTY) for p in arguments(component).values()]  # as name=default
+            shown = ", ".join(str(argument) for argument in taken if argument.name not in registries[kind].runtime)
+            first = re.split(r"(?<=\.) (?=[A-Z])", " ".join(_paragraphs(component)[0].split()))[0]
+            lines += [f"  @{kind}.{name}({shown})", f"      {first}"]
         lines.append("")
     return "\n".join(lines)
 
@@ -38,23 +39,27 @@ def page(name: str) -> str:
     """
     if name in registries:
         kind = registries[name].interface
-        return f"{table(name)}\nTheir interface, {kind.__module__}.{kind.__name__}:\n\n{description(kind)}"
+        return "\n\n".join([f"{table(name)}\nTheir interface, {kind.__module__}.{kind.__name__}:", *_paragraphs(kind)])
     found = find(name)
-    of_kind = found.selector.split(".")[0] in registries
-    component, supplied = found.wrapped, found.denylist or ()
-    lines = [f"{'@' if of_kind else ''}{found.selector.removeprefix('redi.')}  ({component.__module__})"]
-    lines += ["", description(component)]
+    component, supplied, meanings = found.wrapped, found.denylist or (), texts(found.wrapped)
+    at = "@" if found.selector.split(".")[0] in registries else ""
+    parts = [f"{at}{found.selector.removeprefix('redi.')}  ({component.__module__})", *_paragraphs(component)]
     for key, argument in arguments(component).items():
         if key not in supplied:
-            lines += ["", *_binding(f"{found.name}.{key}", argument)]
-    return "\n".join([*lines, "", f"Supplied by the library: {', '.join(supplied)}"] if supplied else lines)
+            meaning = textwrap.wrap(meanings.get(key, ""), 100, initial_indent="    ", subsequent_indent="    ")
+            parts.append("\n".join([_binding(f"{found.name}.{key}", argument), *meaning]))
+    return "\n\n".join([*parts, *[f"Supplied by the library: {', '.join(supplied)}"] * bool(supplied)])
 
 
-def _binding(key: str, argument: Argument) -> list[str]:
-    needed = argument.default is inspect.Parameter.empty
-    comment = ", ".join(["must be bound"] * needed + [words(argument.annotation)] * (argument.annotation is not Any))
-    line = f"{key} = {'...' if needed else _default(argument.default)}" + (f"  # {comment}" if comment else "")
-    return [line, *textwrap.wrap(argument.text, 100, initial_indent="    ", subsequent_indent="    ")]
+def _paragraphs(component: Callable) -> list[str]:
+    """Those of the docstring before its sections about arguments and errors."""
+    return re.split(r"\n\n\w+:\n", inspect.getdoc(component) or "")[0].split("\n\n")
+
+
+def _binding(key: str, argument: inspect.Parameter) -> str:
+    needed, annotation = argument.default is EMPTY, argument.annotation
+    comment = ", ".join(["must be bound"] * needed + [words(annotation)] * (annotation is not Any))
+    return f"{key} = {'...' if needed else _default(argument.default)}" + (f"  # {comment}" if comment else "")
 
 
 def _default(value: Any) -> str:

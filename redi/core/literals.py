@@ -1,14 +1,22 @@
-"""Whether a value that was written in a gin file is what an argument's annotation asks for."""
+"""What arguments take, by annotation and docstring, and whether the values that a configuration binds are of that."""
 
 import ast
 import collections.abc
+import inspect
 import os
+import pprint
+import re
 import types
+import typing
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from redi.core.signatures import Argument
-from redi.runtime.randomness import is_seed
+import gin
+
+from redi.core.gin_errors import binding_name
 from redi.runtime.spelling import did_you_mean
 
 OPAQUE = object()  # stands for what a reference gives: it may be anything
@@ -23,7 +31,77 @@ SIMPLE = {
 }  # fmt: skip
 
 
-def mismatch(name: str, value: Any, argument: Argument) -> str | None:
+def check_values(among: Collection[tuple[str, str, str]] | None = None) -> None:
+    """Raise ValueError for bound values that saved configurations would lose, or that their arguments do not take.
+
+    Args:
+        among: (scope, selector, argument) of those to check; default: all.
+    """
+    faults = []
+    with gin.config._parse_scope(gin.config.ImportManager(gin.config._IMPORTS)):  # as where gin writes
+        for (scope, selector), parameters in gin.config._CONFIG.items():
+            component = gin.config._REGISTRY[selector].wrapped
+            for argument, value in parameters.items():
+                if among is not None and (scope, selector, argument) not in among:
+                    continue
+                name, taken = binding_name(scope, selector, argument), arguments(component).get(argument)
+                if not _can_be_written(value):
+                    meaning = texts(component).get(argument)
+                    lost = f"{name} = {value!r}: gin cannot write such a value, so config.gin would lose it"
+                    faults.append(f"{lost}. {argument}: {meaning}" if meaning else lost)
+                elif taken and (fault := mismatch(name, _literal(value), taken)):
+                    faults.append(fault)
+    if faults:
+        raise ValueError("\n".join(faults))
+
+
+def _can_be_written(value: Any) -> bool:
+    text = pprint.pformat(value, width=76)  # as gin writes it
+    try:
+        return pprint.pformat(gin.config.parse_value(text), width=76) == text  # unlike ==, tells 0.0 from -0.0
+    except (SyntaxError, ValueError):
+        return False
+
+
+def _literal(value: Any) -> Any:
+    """A bound value with macros replaced by what they stand for, and other references by OPAQUE."""
+    if isinstance(value, gin.config.ConfigurableReference):
+        is_macro = value.configurable.selector == "gin.macro"
+        return _literal(gin.config._CONFIG[value.config_key]["value"]) if is_macro else OPAQUE
+    if isinstance(value, dict):
+        return {_literal(key): _literal(each) for key, each in value.items()}
+    return type(value)(map(_literal, value)) if isinstance(value, list | tuple) else value
+
+
+@cache
+def arguments(component: Callable) -> dict[str, inspect.Parameter]:
+    """{name: parameter with its resolved annotation}. What a class hands to its bases, as **settings, is annotated
+    there; what is not annotated, or not resolved, has Any."""
+    annotations = {}
+    for source in reversed(getattr(component, "__mro__", [component])):
+        with suppress(KeyError, NameError, AttributeError, TypeError, SyntaxError):  # of a plug-in: what is nowhere
+            annotations |= typing.get_type_hints(vars(source)["__init__"] if inspect.isclass(source) else source)
+    return {
+        name: parameter.replace(annotation=annotations.get(name, Any))
+        for name, parameter in inspect.signature(component).parameters.items()
+        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    }
+
+
+def texts(component: Callable) -> dict[str, str]:
+    """{argument: its text} of the sections `Args:` in the docstrings of a function, or of a class and its bases."""
+    found = {}
+    for source in reversed(getattr(component, "__mro__", [component])):
+        doc = inspect.cleandoc(source.__doc__ or "") + "\n"
+        section = re.search(r"^Args:\n((?:    .*\n|\n)+)", doc, re.MULTILINE)
+        for entry in re.split(r"\n(?=\S)", inspect.cleandoc(section[1])) if section else ():
+            names, _, text = entry.partition(":")  # several may share one text, as `width, depth: ...`
+            for name in re.sub(r"\(.*?\)", "", names).split(","):
+                found[name.strip(" *`")] = " ".join(text.split())
+    return found
+
+
+def mismatch(name: str, value: Any, argument: inspect.Parameter) -> str | None:
     """What is wrong with binding `value` to 'Component.argument', with what to write instead; None: nothing."""
     annotation, default = argument.annotation, argument.default
     if type(value) is type(default) and value == default:
@@ -31,7 +109,7 @@ def mismatch(name: str, value: Any, argument: Argument) -> str | None:
     if not accepts(annotation, value):
         return f"{name} = {value!r}: it takes {words(annotation)}{_instead(annotation, value, default)}"
     numbers = [each for each in (value if isinstance(value, list | tuple) else [value]) if isinstance(each, int)]
-    if name.endswith(("seed", "seeds")) and not all(map(is_seed, numbers)):
+    if name.endswith(("seed", "seeds")) and not all(0 <= number < 2**64 for number in numbers):
         return f"{name} = {value!r}: a seed is an integer in 0 ... 2**64 - 1"
     return None
 
@@ -87,14 +165,9 @@ def _instead(annotation: Any, value: Any, default: Any) -> str:
         return f"; leave it out for {default!r}" if isinstance(default, int | float | str) else ""
     if get_origin(annotation) is Literal and isinstance(value, str):
         return did_you_mean(value, map(str, get_args(annotation)))
-    candidates = [bool(value)] if value in (0, 1) else []
-    if isinstance(value, float) and value.is_integer():
-        candidates.append(int(value))
-    if isinstance(value, str):
-        for text in (value, value.strip().capitalize()):  # also 'true'
-            try:
-                candidates.append(ast.literal_eval(text))
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
-                continue
+    candidates = [kind(value) for kind in (bool, int) if isinstance(value, int | float) and kind(value) == value]
+    for text in (value, value.strip().capitalize()) if isinstance(value, str) else ():  # also 'true'
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            candidates.append(ast.literal_eval(text))
     meant = [each for each in (*candidates, [value], str(value)) if accepts(annotation, each)]
     return f"; write {meant[0]!r}" if meant else ""

@@ -9,6 +9,7 @@ import inspect
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 
 import gin
@@ -31,16 +32,12 @@ class Registry(Mapping[str, type]):
         kind: plural name; also the module under which gin knows the components (`reducers.PCA`).
         interface: the class that every component must derive from.
         runtime: constructor arguments that the library supplies; gin refuses bindings to them.
-        harmless: constructor arguments that a resumed run may change (see `configurable`).
-        by_content: those that it may change because what they lead to is compared, as the images of a folder.
+        may_change: constructor arguments that a resumed run may change, as `harmless` or `by_content` (see
+            `configurable`).
     """
 
-    def __init__(
-        self, kind: str, interface: type, runtime: tuple[str, ...] = (), *, harmless: tuple[str, ...] = (),
-        by_content: tuple[str, ...] = (),
-    ):  # fmt: skip
-        self.kind, self.interface, self.runtime, self.harmless = kind, interface, runtime, harmless
-        self.by_content = by_content
+    def __init__(self, kind: str, interface: type, runtime: tuple[str, ...] = (), **may_change: tuple[str, ...]):
+        self.kind, self.interface, self.runtime, self.may_change = kind, interface, runtime, may_change
         self._components: dict[str, type] = {}
         registries[kind] = self
 
@@ -52,11 +49,7 @@ class Registry(Mapping[str, type]):
         known = self._components.get(name)
         if known and (known.__module__, known.__qualname__) != (component.__module__, component.__qualname__):
             raise ValueError(f"{self.kind} already has a {name}, from {known.__module__}: choose another class name")
-        parameters = inspect.signature(component).parameters
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        denylist = [argument for argument in self.runtime if takes_any or argument in parameters]
-        _make_known(component, self.kind, denylist, self.harmless)
-        arguments_by_content[f"{self.kind}.{name}"] = self.by_content
+        configurable(component, module=self.kind, runtime=self.runtime, **self.may_change)
         self._components[name] = component
         return component
 
@@ -103,41 +96,35 @@ training_entry_points: list[Callable] = []  # those whose bindings decide what i
 
 
 def configurable(
-    target=None, *, runtime: tuple[str, ...] = (), harmless: tuple[str, ...] = (), entry=False, trains=False
-):
-    """Decorator: makes a function or class known to gin under its own name and returns it unchanged.
+    target=None, *, module: str = "redi", runtime: tuple[str, ...] = (), harmless: tuple[str, ...] = (),
+    by_content: tuple[str, ...] = (), entry=False, trains=False,
+):  # fmt: skip
+    """Decorator: makes a function or class known to gin as `<module>.<name>` and returns it unchanged; once more too,
+    where a notebook cell is run again.
 
     Args:
         runtime: arguments that the library supplies; gin refuses bindings to them.
         harmless: arguments that a resumed run may change: they do not decide what is learned.
+        by_content: those that it may change because what they lead to is compared, as the images of a folder.
         entry: programs call this function; what it refers to is in use (see `entry_points`).
         trains: its bindings decide what is learned (see `training_entry_points`); implies `entry`.
     """
     if target is None:
         return partial(configurable, runtime=runtime, harmless=harmless, entry=entry, trains=trains)
-    _make_known(target, "redi", list(runtime), harmless)
+    selector, parameters = f"{module}.{target.__name__}", inspect.signature(target).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    denylist = [argument for argument in runtime if takes_any or argument in parameters]
+    known = gin.config._REGISTRY[selector].wrapped if selector in gin.config._REGISTRY else None
+    again = known and (known.__module__, known.__qualname__) == (target.__module__, target.__qualname__)
+    with gin.unlock_config(), gin.config.interactive_mode() if again else nullcontext():
+        gin.register(module=module, denylist=denylist or None)(target)
+    harmless_arguments[selector], arguments_by_content[selector] = harmless, by_content
+    source_sha256(target)  # before its file can be edited
     if entry or trains:
         entry_points.append(target)
     if trains:
         training_entry_points.append(target)
     return target
-
-
-def _make_known(target: Callable, module: str, denylist: list[str], harmless: tuple[str, ...]) -> None:
-    """To gin, as `<module>.<name>`; once more too, where a notebook cell is run again."""
-    selector = f"{module}.{target.__name__}"
-    known = gin.config._REGISTRY[selector].wrapped if selector in gin.config._REGISTRY else None
-    again = known and (known.__module__, known.__qualname__) == (target.__module__, target.__qualname__)
-    if again:
-        gin.enter_interactive_mode()
-    try:
-        with gin.unlock_config():
-            gin.register(module=module, denylist=denylist or None)(target)
-    finally:
-        if again:
-            gin.exit_interactive_mode()
-    harmless_arguments[selector] = harmless
-    source_sha256(target)  # before its file can be edited
 
 
 def identity(component: object) -> dict[str, str]:
@@ -146,13 +133,6 @@ def identity(component: object) -> dict[str, str]:
     cls = type(component)
     known = {"class": f"{cls.__module__}.{cls.__qualname__}", "redi": redi.__version__}
     return known | ({"source_sha256": source} if (source := source_sha256(cls)) else {})
-
-
-def external(cls: type, module: str, *, harmless: tuple[str, ...] = ()) -> None:
-    """Makes a class of another library known to gin as `<module>.<ClassName>`; the class stays untouched."""
-    with gin.unlock_config():
-        gin.external_configurable(cls, module=module)
-    harmless_arguments[f"{module}.{cls.__name__}"] = harmless
 
 
 def discover(package: str, registry: Registry) -> None:

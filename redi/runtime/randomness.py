@@ -31,13 +31,9 @@ class Rows:
         return self.of(torch.randn((self.total, *shape[1:]), **options))
 
 
-def is_seed(seed: object) -> bool:
-    """Whether it is an integer that `mix_seeds` tells from all others: beyond 64 bits they would begin again."""
-    return isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**64
-
-
 def mix_seeds(*seeds: int) -> int:
-    """One 63-bit seed from several integers, so that (0, 1) and (1, 0) have nothing in common."""
+    """One 63-bit seed from several integers, so that (0, 1) and (1, 0) have nothing in common. Seeds of users lie in
+    0 ... 2**64 - 1: beyond they would begin again."""
     mixed = 0
     for seed in seeds:
         # splitmix64 (Steele, Lea & Flood 2014): a bijection whose output bits each depend on all input bits.

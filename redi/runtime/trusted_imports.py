@@ -14,12 +14,13 @@ import tokenize
 from collections.abc import Collection
 from pathlib import Path
 
+from gin.config_parser import ConfigParser, ImportStatement, IncludeStatement
+
 from redi.runtime.atomic import write_text
 
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 2**24  # of a saved configuration; those of the largest sweeps have some 2**16
-WORDS = ("import", "from", "include")  # how statements begin that load something
 
 named: set[str] = {name for name in os.environ.get("REDI_PLUGINS", "").split(",") if name}  # packages or modules
 
@@ -40,20 +41,17 @@ def read(path: str | os.PathLike, registered: Collection[str] = ()) -> io.String
 
     Raises ValueError: it would import or include what nobody has named. Nothing has been imported.
     """
-    text, lines = _text_and_lines(path)
-    refused = [line for line in lines if not is_allowed(line, registered)]
-    if refused and not _is_own(text):
+    file = read_text(path)
+    refused = [statement for statement in loading(file) if not _is_allowed(statement, registered)]
+    if refused and not _is_own(file.getvalue()):
         raise ValueError(_message(path, refused))
-    file = io.StringIO(text)
-    file.name = str(path)
     return file
 
 
 def write(path: Path, text: str) -> None:
     """Write a configuration that was parsed here, and note its hash as one of this user's own. Raises OSError."""
     write_text(path, text)
-    modules = map(_module, loading_lines(text))
-    if all(module and module.split(".")[0] == "redi" for module in modules):
+    if all(_is_among(statement, ("redi",)) for statement in loading(io.StringIO(text))):
         return
     try:
         _mark(text).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -79,68 +77,63 @@ def _mark(text: str) -> Path:
 
 def imported(path: str | os.PathLike) -> list[str]:
     """The modules that a configuration imports, as far as `name` takes them."""
-    modules = map(_module, _text_and_lines(path)[1])
-    return [module for module in modules if module and not module.startswith("__gin__")]
+    modules = [statement.module for statement in loading(read_text(path)) if isinstance(statement, ImportStatement)]
+    return [module for module in modules if not module.startswith("__gin__")]
 
 
-def _text_and_lines(path: str | os.PathLike) -> tuple[str, list[list[str]]]:
-    """The text of a configuration, and its `loading_lines`. Raises ValueError where it is not one."""
+def read_text(path: str | os.PathLike) -> io.StringIO:
+    """The text of a gin file, without a byte order mark. Raises ValueError where it is none."""
     with open(path, "rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise ValueError(f"{path} has more than {MAX_BYTES} bytes: that is no saved configuration")
+        raise ValueError(f"{path} has more than {MAX_BYTES} bytes: that is no configuration")
     try:
-        text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()  # line ends as open() gives them to gin
-        return text, loading_lines(text)
-    except (UnicodeDecodeError, tokenize.TokenError, SyntaxError) as error:
-        raise ValueError(f"{path} is no gin file: {error}") from None
+        text = io.StringIO(io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read())  # line ends as from open()
+    except UnicodeDecodeError as error:
+        what = f"byte {error.start} is no UTF-8 text ({error.reason})"
+        raise ValueError(f"{path} is no gin file: {what}. Save it in the encoding UTF-8") from None
+    text.name = str(path)
+    return text
 
 
-def loading_lines(text: str) -> list[list[str]]:
-    """The tokens of every logical line with `import`, `from` or `include` in it.
+class _Inert:
+    """For gin's parser: references and macros stay names."""
 
-    gin uses the same tokenizer, and a statement ends with a logical line: no spelling escapes. Raises
-    tokenize.TokenError and SyntaxError.
-    """
-    lines: list[list[tokenize.TokenInfo]] = [[]]
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type in (tokenize.NEWLINE, tokenize.ENDMARKER):
-            lines.append([])
-        elif token.type not in (tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT):
-            lines[-1].append(token)
-    loading = [line for line in lines if any(t.type == tokenize.NAME and t.string in WORDS for t in line)]
-    return [[token.string for token in line] for line in loading]
+    def configurable_reference(self, scoped_name: str, evaluate: bool) -> str:
+        return scoped_name
+
+    macro = str
 
 
-def _module(line: list[str]) -> str | None:
-    """The module of `import a.b`, `import a.b as c` or `from a import b`; None for whatever else."""
-    if line[-2:-1] == ["as"]:
-        line = line[:-2]
-    if line[:1] == ["from"] and line[-2:-1] == ["import"]:
-        line = [*line[:-2], ".", line[-1]]
-    module = "".join(line[1:])
-    whole = line[:1] in (["import"], ["from"]) and all(part.isidentifier() for part in module.split("."))
-    return module if whole and not set(line[1:]) & set(WORDS) else None
+def loading(file: io.StringIO) -> list[ImportStatement | IncludeStatement]:
+    """The statements that load something, found by gin's own parser: what it would do, and no spelling escapes."""
+    try:
+        statements = [*ConfigParser(file.getvalue(), _Inert())]
+    except (tokenize.TokenError, SyntaxError, ValueError, TypeError, StopIteration, RecursionError) as error:
+        raise ValueError(f"{getattr(file, 'name', 'the text')} is no gin file: {str(error)[:500]}") from None
+    return [statement for statement in statements if isinstance(statement, ImportStatement | IncludeStatement)]
 
 
-def is_allowed(line: list[str], registered: Collection[str] = ()) -> bool:
-    """Whether a line imports a module of redi, one that was named, or one that is `registered`."""
-    module = _module(line)
-    if module is None:
-        return False
-    if any(f"{module}.".startswith(f"{known}.") for known in ("redi", *named)):
+def _is_among(statement: ImportStatement | IncludeStatement, modules: Collection[str]) -> bool:
+    """Whether it imports one of these modules, or what lies in them."""
+    module = getattr(statement, "module", "")
+    return any(f"{module}.".startswith(f"{known}.") for known in modules)
+
+
+def _is_allowed(statement: ImportStatement | IncludeStatement, registered: Collection[str]) -> bool:
+    if _is_among(statement, ("redi", *named)):
         return True
+    module = getattr(statement, "module", None)
     return module in sys.modules and any(f"{name}.".startswith(f"{module}.") for name in registered)
 
 
-def _message(path: str | os.PathLike, refused: list[list[str]]) -> str:
-    texts = [" ".join(line).replace(" . ", ".")[:100] for line in refused[:5]]
-    said = ", ".join(map(repr, texts)) + (", ..." if len(refused) > 5 else "")
-    modules = [_module(line) for line in refused]
-    if None in modules or "__gin__.dynamic_registration" in modules:
+def _message(path: str | os.PathLike, refused: list[ImportStatement | IncludeStatement]) -> str:
+    texts = [s.format() if isinstance(s, ImportStatement) else f"include {s.filename!r}" for s in refused[:5]]
+    said = ", ".join(repr(text[:100]) for text in texts) + (", ..." if len(refused) > 5 else "")
+    packages = list(dict.fromkeys(getattr(statement, "module", "__gin__").split(".")[0] for statement in refused))
+    if "__gin__" in packages:  # or an include
         advice = f"Read it, and if you trust it, name it: --gin_file={path}"
     else:
-        packages = list(dict.fromkeys(module.split(".")[0] for module in modules))
         flags = " ".join(f"--plugin={package}" for package in packages)
         advice = (
             f"Read it, and if you trust what it imports, say so: {flags}, or in Python plugins={packages}, or for all "

@@ -9,7 +9,7 @@ import torch
 
 from redi.core.ema import EMA, AveragedWeights
 from redi.core.objective import JointObjective
-from redi.core.registry import configurable, external
+from redi.core.registry import configurable
 from redi.models.codec import JointCodec
 from redi.models.interface import Model, build_model, choose_attention_of
 from redi.models.transformer import DiffusionTransformer
@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 # Paper, section 4.1: constant rate, no weight decay.
 ADAMW = partial(torch.optim.AdamW, lr=1e-4, weight_decay=0.0, fused=True)
 
-external(torch.optim.AdamW, module="torch.optim", harmless=("fused",))
-external(torch.optim.Adam, module="torch.optim")
-external(torch.optim.SGD, module="torch.optim")
+configurable(torch.optim.AdamW, module="torch.optim", harmless=("fused",))
+configurable(torch.optim.Adam, module="torch.optim")
+configurable(torch.optim.SGD, module="torch.optim")
 
 
 @configurable(

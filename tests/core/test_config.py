@@ -116,13 +116,6 @@ def test_bindings_win_over_files_and_later_ones_over_earlier_ones():
     assert config.bound("PCA.rank") == 5
 
 
-def test_files_are_found_in_the_current_folder_before_the_shipped_ones(tmp_path, monkeypatch):
-    (tmp_path / "digits.gin").write_text("PCA.rank = 77\n")
-    monkeypatch.chdir(tmp_path)
-    config.parse(["digits.gin"])
-    assert config.statements(config.full_text()) == {"PCA.rank": "77"}
-
-
 def test_looking_for_a_shipped_file_logs_nothing(caplog, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with caplog.at_level(logging.DEBUG):

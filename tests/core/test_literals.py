@@ -1,5 +1,6 @@
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
 
@@ -9,11 +10,15 @@ from redi.core import config
 from redi.core.configurables import import_all
 from redi.core.literals import OPAQUE, accepts, mismatch
 from redi.core.registry import configurable
-from redi.core.signatures import Argument
 from redi.models.reducers import Reducer
 
 import_all()
 T = TypeVar("T")
+
+
+def argument(annotation, default) -> Parameter:
+    return Parameter("x", Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
 
 # ruff: noqa: UP007, UP045 - both spellings of a union are annotations
 TAKEN = [
@@ -65,19 +70,19 @@ MESSAGES = [
 
 @pytest.mark.parametrize(("annotation", "default", "value", "expected"), MESSAGES, ids=str)
 def test_a_mismatch_says_what_is_taken_and_what_to_write(annotation, default, value, expected):
-    assert mismatch("A.x", value, Argument(annotation, default, "")) == f"A.x = {value!r}: it takes {expected}"
+    assert mismatch("A.x", value, argument(annotation, default)) == f"A.x = {value!r}: it takes {expected}"
 
 
 def test_the_default_itself_is_taken():
-    assert mismatch("A.x", None, Argument(int, None, "")) is None
-    assert mismatch("A.x", True, Argument(int, 1, "")) is not None
+    assert mismatch("A.x", None, argument(int, None)) is None
+    assert mismatch("A.x", True, argument(int, 1)) is not None
 
 
 @pytest.mark.parametrize("value", [-1, 2**64, [0, 2**64]])
 def test_a_seed_that_draws_what_another_one_draws_is_refused(value):
-    assert mismatch("A.seeds", value, Argument(Any, None, "")).endswith("a seed is an integer in 0 ... 2**64 - 1")
-    assert mismatch("A.size", value, Argument(Any, None, "")) is None
-    assert mismatch("A.seed", 2**64 - 1, Argument(int, 0, "")) is None
+    assert mismatch("A.seeds", value, argument(Any, None)).endswith("a seed is an integer in 0 ... 2**64 - 1")
+    assert mismatch("A.size", value, argument(Any, None)) is None
+    assert mismatch("A.seed", 2**64 - 1, argument(int, 0)) is None
 
 
 # ---- at the end of parsing
