@@ -13,6 +13,7 @@ from redi.data.cache.stream import WINDOW, CacheStream
 from redi.data.cache.verify import verify_cache
 from redi.data.cache.write import write_cache
 from redi.data.datasets import Dataset
+from redi.data.storage.contents import same_images
 from redi.models.codec import JointCodec
 from redi.runtime.checksums import json_sha256
 from redi.runtime.distributed import process_rank
@@ -113,7 +114,7 @@ def _streamed(stream: CacheStream, codec: JointCodec, dataset: Dataset | None, m
     """The stream, once it is known to be of this codec, which is completed by what it had learned, and data set."""
     if mirror != stream.mirrored:
         raise ValueError(f"{stream.where} was made with prepare.mirror = {stream.mirrored}: set that, not {mirror}")
-    if dataset is not None and dataset.fingerprint() != stream.fingerprint():
+    if dataset is not None and not same_images(dataset, stream.fingerprint(), stream.content_fingerprint()):
         raise ValueError(
             f"{stream.where} was not made from the images of train.dataset: leave train.dataset unbound to train "
             "without images, or leave prepare.cache_url unset to encode these"
