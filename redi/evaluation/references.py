@@ -85,11 +85,9 @@ def _images(dataset: Dataset, positions: Sequence[int]) -> Tensor:
         images = dataset.batch(positions)["images"]
         if images.shape[1:] == shape:
             return images
-    for position in positions:
-        if (other := dataset[position][0].shape) != shape:
-            second = f"{dataset.names[position]} {other[2]}x{other[1]}"
-            raise ValueError(f"the reference mixes sizes: {pixels}, {second}: {remedy}")
-    return dataset.batch(positions)["images"]
+    other = next(position for position in positions if dataset[position][0].shape != shape)
+    _, height, width = dataset[other][0].shape
+    raise ValueError(f"the reference mixes sizes: {pixels}, {dataset.names[other]} {width}x{height}: {remedy}")
 
 
 def _joined(parts: Mapping[str, Mapping[str, Tensor]]) -> Features:

@@ -77,13 +77,13 @@ def prepare(
     check_number("prepare.seed", seed, 0, below=2**64)
     if type(local_gib) not in (int, float) or not 0 < local_gib < math.inf:
         raise ValueError(f"prepare.local_gib = {local_gib!r}: a number greater than 0 is needed")
-    cache_dir, place = cache_folder(cache_dir), process_rank(rank, world_size)
+    cache_dir = cache_folder(cache_dir)
     if cache_url is not None:
         room = {"max_bytes": int(local_gib * 2**30), "window": window_images}
         return _streamed(CacheStream(cache_url, folder=cache_dir / "streamed", **room), codec, dataset, mirror)
     if dataset is None:
         raise ValueError("no data set: pass dataset= (train.dataset), or prepare.cache_url")
-    ranks = dict(zip(("rank", "world_size"), place, strict=True))
+    ranks = dict(zip(("rank", "world_size"), process_rank(rank, world_size), strict=True))
     pairs = [(representation.encoder, representation.reducer) for representation in codec.representations.values()]
     for encoder in (*(encoder for encoder, _ in pairs), codec.alignment):
         if encoder is not None and not encoder.fitted:

@@ -1,7 +1,7 @@
 """Image files in a folder or a zip file."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import cached_property
 from typing import IO
 
@@ -43,11 +43,7 @@ class ImageFolder(EncodedImages):
             what = f"names must end as image files do (.jpg, .png, .webp, ...){others and f', not {others}'}"
             raise ValueError(f"{where} holds no images; {what}")
         if "dataset.json" in self.source.files:
-            try:
-                index = self.source.open("dataset.json")
-            except ValueError as error:  # of a zip file, which does not name it
-                raise ValueError(f"{where}: dataset.json: {error}") from None
-            labels, class_names = labels_of_index(index, names, where)
+            labels, class_names = labels_of_index(lambda: self.source.open("dataset.json"), names, where)
         else:
             if part.get("num_classes") != 1:
                 check_layout(self.source, names, str(path).rstrip("/"), where)
@@ -95,11 +91,13 @@ def _labels_of_folders(names: list[str], class_names: list[str], where: str) -> 
     return [label_of[name.partition("/")[0]] for name in names]
 
 
-def labels_of_index(file: IO[bytes], names: list[str], where: str) -> tuple[np.ndarray | None, list[str] | None]:
+def labels_of_index(
+    read: Callable[[], IO[bytes]], names: list[str], where: str
+) -> tuple[np.ndarray | None, list[str] | None]:
     """The labels that dataset.json gives to `names`, and class names."""
     where = f"{where}: dataset.json"
     try:
-        with file:
+        with read() as file:
             text = file.read(MAX_BYTES + 1)
         if len(text) > MAX_BYTES:
             raise ValueError(f"has more than {MAX_BYTES:,} bytes")
