@@ -1,19 +1,17 @@
 """What a data set holds, looked at in full before the first training step."""
 
 import inspect
-import json
 import logging
 import os
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from redi.core.registry import configurable
 from redi.data.datasets import Dataset, UnreadableImage
-from redi.runtime.checksums import unsealed
-from redi.runtime.progress import progress
+from redi.runtime.checksums import BrokenArtefact, read_sealed
+from redi.runtime.progress import in_threads
 
 log = logging.getLogger(__name__)
 
@@ -75,12 +73,11 @@ def class_names(folder: str | Path) -> list[str] | None:
     """The names of labels 0, 1, ... in the audit of a run's folder; None where it names no classes."""
     path = Path(folder) / "audit.json"
     try:
-        names = unsealed(json.loads(path.read_text()), path).get("class_names")
-        return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
-    except FileNotFoundError:
-        return None
-    except (ValueError, AttributeError) as error:  # also BrokenArtefact
+        names = (read_sealed(path) or {}).get("class_names")
+    except BrokenArtefact as error:
         log.warning("classes are shown by number, because %s is damaged: %s", path, error)
+        return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def label_facts(dataset: Dataset, batch_size: int) -> dict:
@@ -145,14 +142,9 @@ def _decode_all(dataset: Dataset) -> tuple[dict[int, tuple[int, int, str]], dict
         except UnreadableImage as cause:
             return str(cause)
 
-    readable, unreadable = {}, {}
-    bar = progress(total=len(dataset), desc="looking at every image", unit="img")
-    with bar, ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(dataset), 1024):  # bounded, for millions of images: map() queues all of its input
-            block = range(start, min(start + 1024, len(dataset)))
-            for position, facts in zip(block, pool.map(look, block), strict=True):
-                (unreadable if isinstance(facts, str) else readable)[position] = facts
-                bar.update()
+    readable, unreadable, threads = {}, {}, min(32, os.cpu_count() or 1)
+    for position, facts in enumerate(in_threads(look, range(len(dataset)), threads, "looking at every image")):
+        (unreadable if isinstance(facts, str) else readable)[position] = facts
     return readable, unreadable
 
 

@@ -124,12 +124,12 @@ def _compare(network, samples: Samples, dataset, reference, max_images, settings
         conditions=conditions(samples.record, network_record(network, dataset), source),
         images_record=reference_record(images) if fits and images is not None else None,
     )  # fmt: skip
-    if reference is not None and images is not None:
-        if floors and not fits and dataset is not None:
+    if None not in (reference, images, dataset):
+        if floors and not fits:
             # As many training images as samples: the distance of finite sets depends on their size. None for stored
             # statistics, which are mostly of the training images themselves: no floor of held-out images.
             comparison.training = reference_features(dataset, network, max_images=len(sets[0]), **settings)
-        if dataset is not None and images.class_names == dataset.class_names:
+        if images.class_names == dataset.class_names:
             comparison.reference_labels = torch.from_numpy(images.labels)[reference_positions(images, max_images)]
     return comparison
 

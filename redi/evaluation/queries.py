@@ -13,6 +13,7 @@ from redi.core.samplers import Sampler
 from redi.core.samplers.ancestral import Ancestral
 from redi.core.samplers.euler_maruyama import EulerMaruyama
 from redi.data.datasets import Dataset
+from redi.evaluation.samples.label_schemes import choose_labels
 from redi.runtime.artefact import write_json
 from redi.runtime.paths import local_path
 from redi.sampling.generate import Generated, generate
@@ -70,11 +71,10 @@ def query(
     batch = dataset.batch(positions.tolist())
     groups = channels.split(codec.encode(batch["images"].to(codec.device)).cpu())
     features = {name: groups[name] for name in channels.representations}
-    if isinstance(labels, str):
-        asked = batch["labels"] if labels == "own" else torch.full((num_images,), trained.num_classes)
-    else:
-        numbers = label_numbers(labels, trained.class_names, "query.labels")
-        asked = torch.tensor(numbers).repeat(num_images)[:num_images]
+    asked = batch["labels"]
+    if labels != "own":
+        scheme = labels if labels == "null" else label_numbers(labels, trained.class_names, "query.labels")
+        asked = choose_labels(scheme, num_images, trained.num_classes)
 
     def ask(given: dict[str, Tensor], times: int) -> Generated:
         known = {name: group.repeat(times, 1, 1, 1) for name, group in given.items()}

@@ -36,15 +36,19 @@ def entry(
         num_samples: per seed.
         num_reference: None where it is not known, of stored statistics.
     """
-    per_seed = [float(one["value"]) for one in sets]
-    record = {"metric": metric, "value": statistics.fmean(per_seed), "better": better, "per_seed": per_seed}
-    record["spread"] = statistics.stdev(per_seed) if len(per_seed) > 1 else None
+    record = {"metric": metric, **over_seeds([float(one["value"]) for one in sets], better)}
     for name in (name for name in sets[0] if name != "value"):
         record[name] = statistics.fmean(one[name] for one in sets) if name in AVERAGED else sets[0][name]
     if record.get("floor", 0) > 0:
         record["times_floor"] = record["value"] / record["floor"]
     record |= {"num_samples": num_samples, "num_reference": num_reference, **conditions}
     return record | ({"warnings": list(warnings)} if warnings else {})
+
+
+def over_seeds(values: list[float], better: str) -> dict:
+    """A metric's mean over seeds, and what it is the mean of."""
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return {"value": statistics.fmean(values), "better": better, "per_seed": values, "spread": spread}
 
 
 def read_metrics(path: Path) -> list[dict]:

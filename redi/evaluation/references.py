@@ -1,9 +1,8 @@
 """Features of reference images: computed once for every set of images and network, and kept with their record."""
 
 import contextlib
-import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,13 +13,9 @@ from redi.data.cache.write import check_encoded
 from redi.data.datasets import Dataset, MixedSizes
 from redi.evaluation.metrics.features import Features
 from redi.models.encoders import Encoder
-from redi.runtime.artefact import load_artefact
-from redi.runtime.atomic import stamp
-from redi.runtime.checksums import BrokenArtefact, json_sha256, without_versions
+from redi.runtime.checksums import json_sha256, without_versions
 from redi.runtime.paths import cache_folder
-from redi.runtime.shared_work import SharedJob
-
-log = logging.getLogger(__name__)
+from redi.runtime.shared_work import SharedJob, restored_or
 
 BLOCK = 4096  # images in one file: the unit that is divided over processes and lost at most when one is killed
 
@@ -46,14 +41,6 @@ def reference_features(
     images, made_by = dataset.fingerprint(), network.provenance()
     key = json_sha256([images, without_versions(made_by), identity(network).get("source_sha256"), len(positions)])
     folder = cache_folder(cache_dir) / "references" / f"{type(dataset).__name__}-{key[:16]}"
-    if (before := stamp(folder)) is not None:
-        try:
-            features = _joined(load_artefact(folder)[0])
-            log.info("reference features of %d images from %s", len(features), folder)
-            return features
-        except BrokenArtefact as error:
-            log.warning("the reference's features are computed again, because they were damaged: %s", error)
-    network.load()
     blocks = [positions[start : start + BLOCK] for start in range(0, len(positions), BLOCK)]
     job = SharedJob(folder.with_name(f".{folder.name}.work"), [len(block) for block in blocks])
 
@@ -73,9 +60,12 @@ def reference_features(
         record = {"images": dataset.provenance(), "fingerprint": images, "network": made_by, "rows": len(positions)}
         job.assemble_artefact(folder.name, folder, record, records)
 
-    ranks = {"rank": rank, "world_size": world_size, "desc": "reference features"}
-    job.run(do=compute, finish=finish, finished=lambda: stamp(folder) not in (None, before), **ranks)
-    return _joined(load_artefact(folder)[0])
+    def make(finished: Callable[[], bool]) -> None:
+        network.load()
+        ranks = {"rank": rank, "world_size": world_size, "desc": "reference features"}
+        job.run(do=compute, finish=finish, finished=finished, **ranks)
+
+    return _joined(restored_or(folder, "reference features computed", make)[0])
 
 
 def reference_positions(dataset: Dataset, max_images: int | None) -> list[int]:
@@ -95,11 +85,9 @@ def _images(dataset: Dataset, positions: Sequence[int]) -> Tensor:
         images = dataset.batch(positions)["images"]
         if images.shape[1:] == shape:
             return images
-    for position in positions:
-        if (other := dataset[position][0].shape) != shape:
-            second = f"{dataset.names[position]} {other[2]}x{other[1]}"
-            raise ValueError(f"the reference mixes sizes: {pixels}, {second}: {remedy}")
-    return dataset.batch(positions)["images"]
+    other = next(position for position in positions if dataset[position][0].shape != shape)
+    _, height, width = dataset[other][0].shape
+    raise ValueError(f"the reference mixes sizes: {pixels}, {dataset.names[other]} {width}x{height}: {remedy}")
 
 
 def _joined(parts: Mapping[str, Mapping[str, Tensor]]) -> Features:

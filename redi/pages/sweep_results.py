@@ -1,6 +1,5 @@
 """What a sweep has so far, read point by point: for its tables, its plots and its page."""
 
-import json
 import logging
 import statistics
 from dataclasses import dataclass, field
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from redi.pages.files import Folder
 from redi.pages.wording import is_number
-from redi.runtime.checksums import unsealed
+from redi.runtime.checksums import BrokenArtefact, read_sealed
 from redi.runtime.paths import local_path
 
 log = logging.getLogger("redi")
@@ -145,14 +144,13 @@ def read_result(folder: Path) -> dict | None:
     """The result of a point; None where it is not done, or the file is damaged or another point's."""
     path = folder / "result.json"
     try:
-        result = unsealed(json.loads(path.read_text()), path)
+        if (result := read_sealed(path)) is None:
+            return None
         whole = all(isinstance(entry, dict) and "metric" in entry for entry in result["metrics"])
         whole = whole and isinstance(result.get("seconds", {}), dict)
         if whole and result["status"] == "done" and result["name"] == folder.name:
             return result
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # also BrokenArtefact
+    except (BrokenArtefact, KeyError, TypeError, AttributeError):
         pass
     log.warning("%s is cut short or was edited: the point is not done", path)
     return None

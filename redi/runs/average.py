@@ -31,8 +31,8 @@ def average(run_dir: str | Path, sigma_rel: float, *, at_step: int | None = None
     groups, record = found.checkpoint
     tensors = {name: groups[name] for name in ("codec", "colours") if name in groups} | {"ema": found.parameters}
     same = ("model_arguments", "image_size", "seed", "codec", "codec_fingerprint", "dataset")
-    code = {"plug_ins": record["plug_ins"]} if "plug_ins" in record else {}  # not in older checkpoints
-    record = {key: record[key] for key in same} | code | {"average": found.provenance()}
+    newer = {key: record[key] for key in ("plug_ins", "dataset_contents") if key in record}
+    record = {key: record[key] for key in same} | newer | {"average": found.provenance()}
     save_checkpoint(to, found.step, tensors, record, keep=Retention(1))
     for name in ("config.gin", "audit.json"):
         if (run_dir / name).exists():

@@ -9,12 +9,15 @@ from collections.abc import Callable, Sequence
 import torch
 
 from redi.core import config
+from redi.core.channels import Channels
+from redi.core.processes import Process
 from redi.data.datasets import Dataset
 from redi.data.loader import check_shuffle
 from redi.evaluation.checking import check_evaluation
 from redi.evaluation.evaluate import evaluate
 from redi.evaluation.samples.sample import check_sampling, sample
 from redi.evaluation.stored_statistics import StoredStatistics
+from redi.guidance import Guidance
 from redi.models.codec import JointCodec
 from redi.models.encoders import Encoder
 from redi.models.interface import build_model, choose_attention_of
@@ -48,8 +51,6 @@ def check_training(
     """
     with config.explained(types=True):
         check_settings({name: setting(train, name) for name in (*NUMBERS, "on_log")})
-        check_number("generate.batch_size", setting(generate, "batch_size"))
-        check_number("generate.seed", setting(generate, "seed"), 0, below=2**64)
         check_shuffle(setting(train, "shuffle"))
         (processes := Processes(*process_rank())).check(setting(train, "batch_size"), setting(train, "accumulate"))
         if (best := setting(train, "keep_best")) is not None:
@@ -57,7 +58,6 @@ def check_training(
         device = choose_device(setting(train, "device"))
         precision = choose_precision(setting(train, "precision"), device)
         compiled = choose_compile(setting(train, "compile"), device)
-        choose_compile(setting(generate, "compile"), device, "generate.compile")
         objective = setting(train, "objective")(channels=codec.channels, num_classes=dataset.num_classes)
         model_arguments = objective.model_arguments(codec, dataset)
         with torch.device("meta"):
@@ -70,10 +70,7 @@ def check_training(
             if local_path(initial).is_file():
                 check_label_order(getattr(dataset, "class_names", []))
         choose_attention_of(net, device, precision.dtype)
-        rules = setting(generate, "guidance")
-        choose_precision(setting(generate, "precision"), device, "generate.precision")
-        sampler = setting(generate, "sampler")
-        check_generation(sampler, objective.process, rules, codec.channels, dataset.num_classes)
+        rules = _check_generate(objective.process, codec.channels, dataset.num_classes, device)
         if trains and setting(train, "check_memory"):
             settings = {name: setting(train, name) for name in ("batch_size", "accumulate", "optimizer", "ema")}
             parallel = setting(train, "parallel") or DDP()
@@ -103,13 +100,27 @@ def check_training(
 def check_drawing(run: Run) -> None:
     """Raise ValueError for what `sample` would refuse of a trained run, before anything is touched."""
     with config.explained(types=True):
-        classes = {"num_classes": run.num_classes, "class_names": run.class_names}
-        names = set(inspect.signature(check_sampling).parameters) - set(classes)
-        check_sampling(**{name: setting(sample, name) for name in names}, **classes)
-        choose_precision(setting(generate, "precision"), run.codec.device, "generate.precision")
-        choose_compile(setting(generate, "compile"), run.codec.device, "generate.compile")
-        rules = setting(generate, "guidance")
-        check_generation(setting(generate, "sampler"), run.process, rules, run.codec.channels, run.num_classes)
+        _check_sample(run)
+        _check_generate(run.process, run.codec.channels, run.num_classes, run.codec.device)
+
+
+def _check_sample(classes: Run | Dataset) -> dict:
+    """As `sample` would -> its settings."""
+    names = set(inspect.signature(check_sampling).parameters) - {"num_classes", "class_names"}
+    settings = {name: setting(sample, name) for name in names}
+    check_sampling(**settings, num_classes=classes.num_classes, class_names=classes.class_names)
+    return settings
+
+
+def _check_generate(process: Process, channels: Channels, num_classes: int, device: torch.device) -> Sequence[Guidance]:
+    """As `generate` would -> its guidance."""
+    check_number("generate.batch_size", setting(generate, "batch_size"))
+    check_number("generate.seed", setting(generate, "seed"), 0, below=2**64)
+    choose_precision(setting(generate, "precision"), device, "generate.precision")
+    choose_compile(setting(generate, "compile"), device, "generate.compile")
+    rules = setting(generate, "guidance")
+    check_generation(setting(generate, "sampler"), process, rules, channels, num_classes)
+    return rules
 
 
 def check_label_order(class_names: Sequence[str]) -> None:
@@ -133,9 +144,7 @@ def check_results(
 ) -> None:  # fmt: skip
     """The same for the stages after training. Raises ValueError as `sample` and `evaluate` would."""
     with config.explained(types=True):
-        names = set(inspect.signature(check_sampling).parameters) - {"num_classes", "class_names"}
-        settings = {name: setting(sample, name) for name in names}
-        check_sampling(**settings, num_classes=dataset.num_classes, class_names=dataset.class_names)
+        settings = _check_sample(dataset)
         rest = {name: setting(evaluate, name) for name in ("metrics", "max_images")}
         check_evaluation(dataset, reference, networks, **rest)
     for network in networks or ():

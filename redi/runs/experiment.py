@@ -1,10 +1,8 @@
 """What one job builds from the parsed configuration, each object at most once, for all of its stages."""
 
-import shutil
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
@@ -94,12 +92,7 @@ class Experiment:
     @cached_property
     def train_data(self) -> Dataset:
         """The training images without unreadable ones; audited once per folder and data set."""
-        if not self.dry_run:
-            return audited(self.trained_dir)
-        with TemporaryDirectory() as scratch:
-            if (audit := self.trained_dir / "audit.json").exists():
-                shutil.copy(audit, scratch)
-            return audited(Path(scratch))
+        return audited(self.trained_dir, keep=not self.dry_run)
 
     @cached_property
     def reference(self) -> Dataset | StoredStatistics | None:

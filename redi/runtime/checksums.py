@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from redi.runtime.progress import progress
+from redi.runtime.progress import in_threads
 
 OWN_HASH = "sha256_of_the_rest"  # the entries beside it; what earlier versions wrote has none
 
@@ -32,6 +32,16 @@ def unsealed(value: Mapping, path: Path) -> dict:
     return rest
 
 
+def read_sealed(path: Path) -> dict | None:
+    """What a file holds of which `sealed` was written; None where there is none. Raises BrokenArtefact for damage."""
+    try:
+        return unsealed(json.loads(path.read_text()), path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise error if isinstance(error, BrokenArtefact) else BrokenArtefact(f"{path} is damaged: {error}") from None
+
+
 def json_sha256(value) -> str:
     """Hex digest of what JSON keeps of a value, however it is indented and ordered."""
     return hashlib.sha256(json.dumps(json.loads(json.dumps(value)), sort_keys=True).encode()).hexdigest()
@@ -51,10 +61,9 @@ def hashes_of(paths: Sequence[Path]) -> dict[Path, str]:
 
 def altered_files(records: Mapping[Path, str]) -> list[Path]:
     """Those of the files (path -> SHA-256) that are missing or have another SHA-256; read by several threads."""
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        hashes = pool.map(lambda path: sha256(path) if path.exists() else None, records)
-        bar = progress(hashes, total=len(records), desc="verifying", unit="shard")
-        return [path for path, digest in zip(records, bar, strict=True) if digest != records[path]]
+    paths, threads = list(records), min(4, os.cpu_count() or 1)
+    hashes = in_threads(lambda path: sha256(path) if path.exists() else None, paths, threads, "verifying", "shard")
+    return [path for path, digest in zip(paths, hashes, strict=True) if digest != records[path]]
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:

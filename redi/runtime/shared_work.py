@@ -1,7 +1,6 @@
 """Work in parts that any number of processes do together: no process group, no network, only a shared folder."""
 
 import contextlib
-import json
 import logging
 import shutil
 import time
@@ -12,9 +11,9 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
-from redi.runtime.artefact import RECORD, write_record
-from redi.runtime.atomic import atomic_file, replace_folder, save_tensors, write_json
-from redi.runtime.checksums import altered_files, sealed, sha256, unsealed
+from redi.runtime.artefact import RECORD, load_artefact, write_record
+from redi.runtime.atomic import atomic_file, replace_folder, save_tensors, stamp, write_json
+from redi.runtime.checksums import BrokenArtefact, altered_files, read_sealed, sealed, sha256
 from redi.runtime.progress import progress
 
 log = logging.getLogger(__name__)
@@ -190,7 +189,7 @@ class SharedJob:
     def _read(self, index: int) -> dict | None:
         path = self._record(index)
         try:
-            record = unsealed(json.loads(path.read_text()), path)
+            record = read_sealed(path) or {}
             sound = all({"bytes", "sha256"} <= set(file) for file in record["files"].values())
             return record if sound and (index in self.whole or self.counts(index, record)) else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):  # also BrokenArtefact
@@ -200,3 +199,17 @@ class SharedJob:
 def complete(work: Path, *, finished: Callable[[], bool], finish: Callable[[], None]) -> None:
     """Have one of all processes that call this do `finish`; the others wait for it. Like `SharedJob.run`."""
     SharedJob(work).run(finished=finished, finish=lambda _: finish())
+
+
+def restored_or(folder: Path, made: str, make: Callable[[Callable[[], bool]], None]) -> tuple[dict, dict]:
+    """The tensors and the record of an artefact; `make(finished)` makes it where it is missing or damaged.
+    `made`: what that is called in messages, as 'fitted'."""
+    if (before := stamp(folder)) is not None:
+        try:
+            artefact = load_artefact(folder)
+            log.info("%s restored from %s", folder.name.rpartition("-")[0], folder)
+            return artefact
+        except BrokenArtefact as error:
+            log.warning("%s again, because what was stored is damaged: %s", made, error)
+    make(lambda: stamp(folder) not in (None, before))
+    return load_artefact(folder)

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 from torch import Tensor
 
-from redi.runtime.spelling import did_you_mean
+from redi.runtime.spelling import did_you_mean, few
 
 
 def label_numbers(labels: Collection, class_names: Sequence[str] | None, argument: str):
@@ -17,9 +17,8 @@ def label_numbers(labels: Collection, class_names: Sequence[str] | None, argumen
         raise ValueError(f"{argument} = {labels!r}: this run knows no names of classes; give their numbers")
     number_of = {name: number for number, name in enumerate(class_names)}
     if unknown := [label for label in labels if isinstance(label, str) and label not in number_of]:
-        few = ", ".join(class_names[:10]) + (", ..." if len(class_names) > 10 else "")
-        nearest = did_you_mean(unknown[0], class_names)
-        raise ValueError(f"{argument}: no class is named {unknown[0]!r}{nearest} (the classes are {few})")
+        nearest, known = did_you_mean(unknown[0], class_names), few(class_names, 10)
+        raise ValueError(f"{argument}: no class is named {unknown[0]!r}{nearest} (the classes are {known})")
     return [number_of.get(label, label) for label in labels]
 
 

@@ -13,6 +13,7 @@ from redi.core.ema import AveragedWeights
 from redi.core.objective import JointObjective
 from redi.core.plug_ins import plug_ins, warn_of_edits
 from redi.core.snr_table import noise_table, spreads
+from redi.data.storage.contents import same_images
 from redi.fusion.merged import with_one_bias
 from redi.models.codec import JointCodec
 from redi.runtime.artefact import optimizer_tensors, restore_optimizer
@@ -112,15 +113,13 @@ class TrainingState:
         self._restore(folder, groups or layout, record)
         if record["seed"] != seed:
             raise ValueError(f"{folder} was trained with train.seed = {record['seed']}, not {seed}")
-        if record["dataset"] != dataset.fingerprint():
-            contents = record.get("dataset_contents"), dataset.content_fingerprint()
-            if None in contents:  # of an earlier version: the same files with other times look like others
-                log.warning("the data are not those that %s was trained on", folder)
-            elif contents[0] != contents[1]:
+        if not (same := same_images(dataset, record["dataset"], record.get("dataset_contents"))):
+            if same is not None:
                 raise ValueError(
                     f"{folder} was trained on other data. Train on those, or begin another run, with "
                     f"train.initial_weights = {str(self.run_dir)!r}"
                 )
+            log.warning("the data are not those that %s was trained on", folder)  # or have other times of change
         log.info("resuming from %s", folder)
         if (before := record.get("processes", 1)) != self.processes.size:
             log.info("it was written by %d processes, and resumes with %d", before, self.processes.size)

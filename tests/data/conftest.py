@@ -81,7 +81,7 @@ def serve():
 
     def serve(folder: Path) -> FolderServer:
         servers.append(FolderServer(folder))
-        threading.Thread(target=servers[-1].server.serve_forever, daemon=True).start()
+        threading.Thread(target=servers[-1].server.serve_forever, args=(0.01,), daemon=True).start()
         return servers[-1]
 
     yield serve

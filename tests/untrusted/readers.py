@@ -238,7 +238,7 @@ READERS = {
     "images": Reader(images, anything_of_pillow, 5),
     "zips of images": Reader(zips, read_folder, 3, suffix=".zip"),
     "labels": Reader(
-        labels, lambda path: labels_of_index(path.open("rb"), ["a.png", "b.png"], "x"), 3, json_damaged
+        labels, lambda path: labels_of_index(lambda: path.open("rb"), ["a.png", "b.png"], "x"), 3, json_damaged
     ),
     "tar shards": Reader(tars, read_shards, 2, suffix=".tar"),
     "ADM batches": Reader(batches, lambda path: AdmBatch(path=str(path)).load(0), 2, suffix=".npz"),

@@ -18,11 +18,10 @@ from redi.models.encoders import Encoder
 from redi.models.reducers import Reducer
 from redi.models.reducers.linear import LinearReducer
 from redi.models.reducers.moments import Moments
-from redi.runtime.artefact import load_artefact, load_tensors, save_artefact
-from redi.runtime.atomic import stamp
-from redi.runtime.checksums import BrokenArtefact, json_sha256
+from redi.runtime.artefact import load_tensors, save_artefact
+from redi.runtime.checksums import json_sha256
 from redi.runtime.progress import progress
-from redi.runtime.shared_work import SharedJob, complete
+from redi.runtime.shared_work import SharedJob, complete, restored_or
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ def fit_encoder(folder: Path, encoder: Encoder, dataset: Dataset) -> None:
         record = {"key": key | {"code": identity(encoder)}, "provenance": encoder.provenance()}
         save_artefact(path, {"state": encoder.state_dict()}, record)
 
-    tensors, _ = _restore_or(path, lambda finished: complete(_work(path), finished=finished, finish=finish))
+    tensors, _ = restored_or(path, "fitted", lambda done: complete(_work(path), finished=done, finish=finish))
     encoder.load_state_dict(tensors["state"])
 
 
@@ -101,7 +100,7 @@ def fit_reducer(
         encoder.load()
         job.run(do=add_up, finish=finish, finished=finished, rank=rank, world_size=world_size, desc=desc)
 
-    tensors, record = _restore_or(path, run)
+    tensors, record = restored_or(path, "fitted", run)
     reducer.to(device)
     reducer.take_over(tensors["state"], record["fitted_on"], str(path))
 
@@ -163,16 +162,3 @@ def _place(folder: Path, module: nn.Module, key: dict) -> Path:
 
 def _work(path: Path) -> Path:
     return path.with_name(f".{path.name}.work")
-
-
-def _restore_or(path: Path, run: Callable[[Callable[[], bool]], None]) -> tuple[dict, dict]:
-    """The tensors and the record of a fit; `run(finished)` makes it where it is missing or damaged."""
-    if (before := stamp(path)) is not None:
-        try:
-            fit = load_artefact(path)
-            log.info("%s restored from %s", path.name.split("-")[0], path)
-            return fit
-        except BrokenArtefact as error:
-            log.warning("fitted again, because what was stored is damaged: %s", error)
-    run(lambda: stamp(path) not in (None, before))
-    return load_artefact(path)

@@ -13,6 +13,7 @@ from redi.data.cache.stream import WINDOW, CacheStream
 from redi.data.cache.verify import verify_cache
 from redi.data.cache.write import write_cache
 from redi.data.datasets import Dataset
+from redi.data.storage.contents import same_images
 from redi.models.codec import JointCodec
 from redi.runtime.checksums import json_sha256
 from redi.runtime.distributed import process_rank
@@ -76,13 +77,13 @@ def prepare(
     check_number("prepare.seed", seed, 0, below=2**64)
     if type(local_gib) not in (int, float) or not 0 < local_gib < math.inf:
         raise ValueError(f"prepare.local_gib = {local_gib!r}: a number greater than 0 is needed")
-    cache_dir, place = cache_folder(cache_dir), process_rank(rank, world_size)
+    cache_dir = cache_folder(cache_dir)
     if cache_url is not None:
         room = {"max_bytes": int(local_gib * 2**30), "window": window_images}
         return _streamed(CacheStream(cache_url, folder=cache_dir / "streamed", **room), codec, dataset, mirror)
     if dataset is None:
         raise ValueError("no data set: pass dataset= (train.dataset), or prepare.cache_url")
-    ranks = dict(zip(("rank", "world_size"), place, strict=True))
+    ranks = dict(zip(("rank", "world_size"), process_rank(rank, world_size), strict=True))
     pairs = [(representation.encoder, representation.reducer) for representation in codec.representations.values()]
     for encoder in (*(encoder for encoder, _ in pairs), codec.alignment):
         if encoder is not None and not encoder.fitted:
@@ -113,7 +114,7 @@ def _streamed(stream: CacheStream, codec: JointCodec, dataset: Dataset | None, m
     """The stream, once it is known to be of this codec, which is completed by what it had learned, and data set."""
     if mirror != stream.mirrored:
         raise ValueError(f"{stream.where} was made with prepare.mirror = {stream.mirrored}: set that, not {mirror}")
-    if dataset is not None and dataset.fingerprint() != stream.fingerprint():
+    if dataset is not None and not same_images(dataset, stream.fingerprint(), stream.content_fingerprint()):
         raise ValueError(
             f"{stream.where} was not made from the images of train.dataset: leave train.dataset unbound to train "
             "without images, or leave prepare.cache_url unset to encode these"

@@ -16,6 +16,7 @@ from redi.runtime.atomic import atomic_file, save_tensors, write_json
 from redi.runtime.checksums import sha256
 from redi.runtime.paths import local_path
 from redi.runtime.shared_work import SharedJob
+from redi.runtime.spelling import few
 
 
 def write_cache(
@@ -127,11 +128,10 @@ def check_encoded(tensor: Tensor, what: str, names: Sequence[str]) -> None:
     if not tensor.is_floating_point() or bool((finite := tensor.isfinite()).all()):
         return
     bad = [name for name, whole in zip(names, finite.flatten(1).all(dim=1).tolist(), strict=True) if not whole]
-    shown = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
     range_of = f"; {tensor.dtype} ends at {torch.finfo(tensor.dtype).max:,.0f}" if tensor.dtype == torch.float16 else ""
     raise ValueError(
-        f"NaN or infinite values in {what} for {len(bad)} of the {len(names)} images of a batch: {shown}{range_of}. "
-        "Look at these images and at the network's weights and precision"
+        f"NaN or infinite values in {what} for {len(bad)} of the {len(names)} images of a batch: {few(bad, 5)}"
+        f"{range_of}. Look at these images and at the network's weights and precision"
     )
 
 

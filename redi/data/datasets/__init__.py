@@ -41,7 +41,7 @@ class Dataset(ABC):
 
     Args:
         names: one name per image, unique, for messages (a path inside the folder, an index).
-        labels: (len(names),) integers in [0, num_classes).
+        labels: (len(names),) integers in [0, num_classes); None: there are none, and all images are of one class.
         class_names: the names of labels 0, 1, ...; default: their numbers.
         num_classes: the classes a model is built for; default: those of `class_names`. 1 means unconditional.
         split, held_out_fraction, split_seed: which part this object is. The split is drawn per class
@@ -53,17 +53,21 @@ class Dataset(ABC):
     warnings: Sequence[str] = ()  # what an audit tells of how the source was understood
 
     def __init__(
-        self, *, names: Sequence[str], labels: np.ndarray, class_names: Sequence[str] | None = None,
+        self, *, names: Sequence[str], labels: Sequence[int] | None, class_names: Sequence[str] | None = None,
         num_classes: int | None = None, split: Split = "all", held_out_fraction: float = 0.0, split_seed: int = 0,
     ):  # fmt: skip
+        if labels is None:
+            labels, class_names = [0] * len(names), ["unlabelled"]
+        labels = np.asarray(labels, dtype=np.int64)
         # Position in this data set -> position in the source
         self.indices = split_indices(labels, split, held_out_fraction, split_seed)
         self.names = [names[i] for i in self.indices]
-        self.labels = np.asarray(labels, dtype=np.int64)[self.indices]
+        self.labels = labels[self.indices]
         self.class_names = numbered_classes(labels, type(self).__name__) if class_names is None else list(class_names)
         self.num_classes = len(self.class_names) if num_classes is None else num_classes
-        for texts in (names, self.class_names):
-            _check_utf8(texts, type(self).__name__)
+        for name in (*names, *self.class_names):
+            if name.encode(errors="ignore").decode() != name:  # terminals, pages and records could not show it
+                raise ValueError(f"{type(self).__name__}: the name {name!r} is not UTF-8: rename it")
         if self.num_classes == 1:
             self.labels = np.zeros_like(self.labels)
         self.split = split
@@ -205,15 +209,6 @@ def numbered_classes(labels: np.ndarray, where: str) -> list[str]:
     if largest >= 1_000_000:  # an identifier taken for a label would otherwise fill the memory with class names
         raise ValueError(f"{where}: the label {largest} would mean {largest + 1} classes; labels count from 0")
     return [str(label) for label in range(largest + 1)]
-
-
-def _check_utf8(names: Sequence[str], where: str) -> None:
-    """Raises ValueError for a name that is not UTF-8: terminals, pages and records could not show it."""
-    try:
-        "\0".join(names).encode()
-    except UnicodeEncodeError as error:
-        name = error.object[error.object.rfind("\0", 0, error.start) + 1 :].partition("\0")[0]
-        raise ValueError(f"{where}: the name {name!r} is not UTF-8: rename it") from None
 
 
 @cache

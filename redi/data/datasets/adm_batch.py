@@ -1,6 +1,5 @@
 """Image batches in the .npz format of ADM's evaluation suite."""
 
-
 import numpy as np
 from PIL import Image
 
@@ -38,8 +37,7 @@ class AdmBatch(PreprocessedImages):
             raise ValueError(f"{where}: arr_0 holds {images.dtype} {images.shape}; images are uint8 (N, H, W, 3)")
         check_pixels(*images.shape[1:3])
         self.sums = {name: [info.CRC, info.file_size] for name, info in members.items() if name in ("arr_0", "arr_1")}
-        count = images.shape[0]
-        labels, class_names = np.zeros(count, dtype=np.int64), ["unlabelled"]
+        count, labels, class_names = images.shape[0], None, None
         if "arr_1" in members:
             stored = NpzArray(file, members["arr_1"], where)
             if stored.dtype.kind not in "iu" or stored.shape != (count,):

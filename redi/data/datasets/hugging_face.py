@@ -5,7 +5,7 @@ from typing import IO
 
 import numpy as np
 
-from redi.data.datasets import EncodedImages, numbered_classes, register
+from redi.data.datasets import EncodedImages, register
 from redi.runtime.paths import local_path
 
 
@@ -97,12 +97,12 @@ def _check_column(table, argument: str, column: str, kind) -> None:
         raise ValueError(f"HuggingFace.{argument} = {column!r} is no column of images but {table.features[column]}")
 
 
-def _labels(table, column: str | None) -> tuple[np.ndarray, list[str]]:
-    """Labels and class names of a column, or zeros for None. Raises ValueError."""
+def _labels(table, column: str | None) -> tuple[np.ndarray | None, list[str] | None]:
+    """Labels and class names of a column. Raises ValueError."""
     import datasets
 
     if column is None:
-        return np.zeros(len(table), dtype=np.int64), ["unlabelled"]
+        return None, None
     _check_column(table, "label_column", column, None)
     feature, where = table.features[column], f"HuggingFace.label_column = {column!r}"
     named = isinstance(feature, datasets.ClassLabel)
@@ -114,5 +114,4 @@ def _labels(table, column: str | None) -> tuple[np.ndarray, list[str]]:
     values = table.with_format("arrow")[:][column]
     if values.null_count:
         raise ValueError(f"{where}: {values.null_count} of {len(table)} rows have no label")
-    labels = values.to_numpy().astype(np.int64)
-    return labels, list(feature.names) if named else numbered_classes(labels, where)
+    return values.to_numpy().astype(np.int64), feature.names if named else None

@@ -1,6 +1,7 @@
 """Image files in a folder or a zip file."""
 
 import json
+from collections.abc import Callable, Collection
 from functools import cached_property
 from typing import IO
 
@@ -9,9 +10,10 @@ import numpy as np
 from redi.data.datasets import EncodedImages, numbered_classes, register
 from redi.data.preprocessing import MAX_BYTES
 from redi.data.storage.contents import Contents
-from redi.data.storage.folder_layout import check_layout, class_order, warnings_of
-from redi.data.storage.image_sources import is_image, open_source
+from redi.data.storage.folder_layout import check_layout, warnings_of
+from redi.data.storage.image_sources import open_source
 from redi.runtime.paths import local_path
+from redi.runtime.spelling import few
 
 
 @register
@@ -35,21 +37,18 @@ class ImageFolder(EncodedImages):
     def __init__(self, path: str, *, numeric_order: bool = True, **part):
         where = f"ImageFolder.path = {str(path)!r}"
         self.source = open_source(local_path(path), where)
-        names = sorted(name for name in self.source.files if is_image(name))
+        names = sorted(self.source.files.keys() - {"dataset.json"})
         if not names:
             others = ", ".join(f"{count:,} {kind}" for kind, count in self.source.left_out.items())
             what = f"names must end as image files do (.jpg, .png, .webp, ...){others and f', not {others}'}"
             raise ValueError(f"{where} holds no images; {what}")
         if "dataset.json" in self.source.files:
-            try:
-                index = self.source.open("dataset.json")
-            except ValueError as error:  # of a zip file, which does not name it
-                raise ValueError(f"{where}: dataset.json: {error}") from None
-            labels, class_names = labels_of_index(index, names, where)
+            labels, class_names = labels_of_index(lambda: self.source.open("dataset.json"), names, where)
         else:
             if part.get("num_classes") != 1:
                 check_layout(self.source, names, str(path).rstrip("/"), where)
-            labels, class_names = _labels_of_folders(names, class_order(self.source.folders, numeric_order), where)
+            class_names = class_order(self.source.folders, numeric_order)
+            labels = _labels_of_folders(names, class_names, where)
         super().__init__(names=names, labels=labels, class_names=class_names, **part)
         self.left_out, self.warnings = self.source.left_out, warnings_of(self.source)
 
@@ -58,7 +57,7 @@ class ImageFolder(EncodedImages):
 
     @cached_property
     def contents(self) -> Contents:
-        return self.source.contents(self.source_names)
+        return Contents(self.source.files, self.source_names, self.source.root)
 
     def provenance(self) -> dict:
         """Without the path: a folder moved elsewhere is the same data set, and keeps what was computed from it."""
@@ -73,24 +72,32 @@ class ImageFolder(EncodedImages):
         return self._hash(self.provenance() | {"files": self.contents.sha256})
 
 
-def _labels_of_folders(names: list[str], class_names: list[str], where: str) -> tuple[np.ndarray, list[str]]:
-    """One class per top-level folder; or one class in all, for images at the root."""
+def class_order(folders: Collection[str], numeric_order: bool = True) -> list[str]:
+    """Class folders in the order of their labels: that of their numbers where all are numbers, else of their names."""
+    numbers = numeric_order and all(name.isascii() and name.isdigit() for name in folders)
+    return sorted(folders, key=(lambda name: (int(name), name)) if numbers else None)
+
+
+def _labels_of_folders(names: list[str], class_names: list[str], where: str) -> list[int] | None:
+    """One class per top-level folder; or None, for images at the root."""
     if len(at_root := [name for name in names if "/" not in name]) == len(names):
-        return np.zeros(len(names), dtype=np.int64), ["unlabelled"]
+        return None
     if at_root:
         raise ValueError(
-            f"{where} holds images both at the root ({_few(at_root)}) and in class folders ({_few(class_names)}): "
+            f"{where} holds images both at the root ({few(at_root)}) and in class folders ({few(class_names)}): "
             "which class are the former? Move them into a folder, or list all labels in dataset.json"
         )
     label_of = {name: label for label, name in enumerate(class_names)}
-    return np.array([label_of[name.partition("/")[0]] for name in names]), class_names
+    return [label_of[name.partition("/")[0]] for name in names]
 
 
-def labels_of_index(file: IO[bytes], names: list[str], where: str) -> tuple[np.ndarray, list[str]]:
+def labels_of_index(
+    read: Callable[[], IO[bytes]], names: list[str], where: str
+) -> tuple[np.ndarray | None, list[str] | None]:
     """The labels that dataset.json gives to `names`, and class names."""
     where = f"{where}: dataset.json"
     try:
-        with file:
+        with read() as file:
             text = file.read(MAX_BYTES + 1)
         if len(text) > MAX_BYTES:
             raise ValueError(f"has more than {MAX_BYTES:,} bytes")
@@ -101,19 +108,15 @@ def labels_of_index(file: IO[bytes], names: list[str], where: str) -> tuple[np.n
         expected = '{"labels": [["file name", label], ...]} or {"labels": null}'
         raise ValueError(f"{where} must be {expected} ({reason})") from cause
     if label_of is None:
-        return np.zeros(len(names), dtype=np.int64), ["unlabelled"]
+        return None, None
     if len(label_of) < len(pairs):
         raise ValueError(f"{where} lists {len(pairs) - len(label_of)} files more than once")
     if absent := sorted(set(label_of) - set(names)):
-        raise ValueError(f"{where} lists {len(absent)} images that are not there: {_few(absent)}")
+        raise ValueError(f"{where} lists {len(absent)} images that are not there: {few(absent)}")
     if unlisted := sorted(set(names) - set(label_of)):
-        raise ValueError(f"{where} gives no label for {len(unlisted)} images: {_few(unlisted)}")
+        raise ValueError(f"{where} gives no label for {len(unlisted)} images: {few(unlisted)}")
     for name, label in label_of.items():
         if type(label) is not int or not 0 <= label < 2**63:
             raise ValueError(f"{where} gives {name} the label {str(label)[:40]}; labels are single integers from 0 on")
     labels = np.array([label_of[name] for name in names], dtype=np.int64)
     return labels, numbered_classes(labels, where)
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -6,77 +6,50 @@ and sizes come with other times, all files are read again, and the same contents
 """
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
 from redi.runtime.atomic import write_json
-from redi.runtime.checksums import sealed, sha256, unsealed
+from redi.runtime.checksums import BrokenArtefact, read_sealed, sealed, sha256
 from redi.runtime.paths import cache_folder
-from redi.runtime.progress import progress
+from redi.runtime.progress import in_threads
 from redi.runtime.shared_work import complete
 
 log = logging.getLogger(__name__)
 
 NUM_THREADS = 16  # files that are read at a time: mostly waiting for a disk
-BLOCK = 4096  # files that are queued at a time
 
 
 class Contents:
-    """The files `names`, of which `files` says what identifies each: here size and checksum."""
+    """The files `names`, of which `files` says what identifies each: size and checksum, or in a folder, `root`, size
+    and time of change."""
 
-    def __init__(self, files: Mapping[str, tuple[int, ...]], names: Sequence[str]):
-        self.files, self.names = files, names
-
-    @cached_property
-    def key(self) -> str:
-        """For what is computed from the files."""
-        return _hash(f"{name}\0{self.files[name]}\0" for name in self.names)
-
-    @property
-    def sha256(self) -> str:
-        """The same for all files of these names and contents."""
-        return self.key
-
-
-class FolderContents(Contents):
-    """Files of the folder `root`, identified by size and time of change."""
-
-    def __init__(self, files: Mapping[str, tuple[int, ...]], names: Sequence[str], root: Path):
-        super().__init__(files, names)
-        self.root = root
+    def __init__(self, files: Mapping[str, tuple[int, ...]], names: Sequence[str], root: Path | None = None):
+        self.files, self.names, self.root = files, names, root
+        self.identity = _hash(f"{name}\0{files[name]}\0" for name in names)
 
     @cached_property
     def key(self) -> str:
-        """A hash of names, sizes and times: those that the files had when these contents were first read."""
-        if (path := self._path()) is None or not path.exists():
-            return self._dated
-        return _read(path)["keys"].get(self.sha256, self._dated)
+        """For what is computed from the files: the identity that they had when these contents were first read."""
+        if self.root is None or (path := self._path()) is None or not (known := _read(path)):
+            return self.identity
+        return next((identity for identity, contents in known.items() if contents == self.sha256), self.identity)
 
     @cached_property
     def sha256(self) -> str:
-        """Remembered, or else of reading all files. Raises OSError."""
+        """The same for all files of these names and contents: remembered, or of reading all files. Raises OSError."""
+        if self.root is None:
+            return self.identity
         if (path := self._path()) is None:
             return self._read_all()
-
-        def finish() -> None:
-            record, contents = _read(path), self._read_all()
-            times, keys = record["times"] | {self._dated: contents}, {contents: self._dated} | record["keys"]
-            write_json(path, sealed({"times": times, "keys": keys}))
-
-        def remembered() -> str | None:
-            return _read(path)["times"].get(self._dated)
-
-        complete(path.with_suffix(".work"), finished=lambda: remembered() is not None, finish=finish)
-        return remembered()
-
-    @cached_property
-    def _dated(self) -> str:
-        return _hash(f"{name}\0{self.files[name]}\0" for name in self.names)
+        complete(
+            path.with_suffix(".work"), finished=lambda: self.identity in _read(path),
+            finish=lambda: write_json(path, sealed(_read(path) | {self.identity: self._read_all()})),
+        )  # fmt: skip
+        return _read(path)[self.identity]
 
     def _path(self) -> Path | None:
         """Where it is remembered; None where this user can write no cache."""
@@ -90,30 +63,28 @@ class FolderContents(Contents):
         return folder / f"{sizes[:32]}.json" if os.access(folder if folder.exists() else cache, os.W_OK) else None
 
     def _read_all(self) -> str:
-        parts = []
-        bar = progress(total=len(self.names), desc="reading every file once", unit="img")
-        with bar, ThreadPoolExecutor(NUM_THREADS) as pool:
-            for start in range(0, len(self.names), BLOCK):
-                block = self.names[start : start + BLOCK]
-                for name, digest in zip(block, pool.map(lambda name: sha256(self.root / name), block), strict=True):
-                    parts.append(f"{name}\0{digest}\0")
-                    bar.update()
-        return _hash(parts)
+        hashes = in_threads(lambda name: sha256(self.root / name), self.names, NUM_THREADS, "reading every file once")
+        return _hash(f"{name}\0{digest}\0" for name, digest in zip(self.names, hashes, strict=True))
+
+
+def same_images(source, fingerprint: str, contents: str | None) -> bool | None:
+    """Whether a data set, or a cache, holds the images of which these fingerprints were kept; None: they may be, but an
+    earlier version kept no contents."""
+    if source.fingerprint() == fingerprint:
+        return True
+    now = source.content_fingerprint()
+    return None if None in (contents, now) else contents == now
 
 
 def _hash(parts: Iterable[str]) -> str:
     return hashlib.sha256("".join(parts).encode(errors="surrogateescape")).hexdigest()
 
 
-def _read(path: Path) -> dict[str, dict[str, str]]:
-    """{"times": {hash of times: contents}, "keys": {contents: key}}; empty where nothing lies there, and something
-    damaged is removed."""
+def _read(path: Path) -> dict[str, str]:
+    """{identity: contents}, the first read first; empty where nothing lies there; something damaged is removed."""
     try:
-        record = unsealed(json.loads(path.read_text()), path)
-        return {"times": dict(record["times"]), "keys": dict(record["keys"])}
-    except FileNotFoundError:
-        pass
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # also BrokenArtefact
-        log.warning("the images' files are read again, because %s is damaged: %s", path, error)
+        return read_sealed(path) or {}
+    except BrokenArtefact as error:
+        log.warning("the images' files are read again, because what was remembered is damaged: %s", error)
         path.unlink(missing_ok=True)
-    return {"times": {}, "keys": {}}
+        return {}

@@ -8,14 +8,12 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from PIL import Image
 
 from redi.data.preprocessing import FORMATS, MAX_BYTES
-from redi.data.storage.contents import Contents, FolderContents
 
 LISTINGS = {"dataset.json", "metadata.jsonl", "metadata.csv"}  # what lists labels; only the first, at the root, is read
 # Folders that an operating system, an archiver or a storage box makes beside the images.
@@ -47,38 +45,34 @@ class Source:
         files: of each image, and of a dataset.json at the root, what identifies it.
         folders: those at the top level, empty ones too.
         listings: the files of the names in LISTINGS, wherever they lie.
+        root: the folder that they lie in; None: in an archive.
     """
 
-    def __init__(self):
+    def __init__(self, root: Path | None = None):
+        self.root = root
         self.files: dict[str, tuple[int, ...]] = {}
         self.folders: set[str] = set()
         self.listings: set[str] = set()
-        self._hidden: set[str] = set()
-        self._others: Counter[str] = Counter()
-
-    def contents(self, names: Sequence[str]) -> Contents:
-        """The key of these files, and a hash of their contents."""
-        return Contents(self.files, names)
+        self._left_out: dict[str, str] = {}  # file or folder: of which kind
 
     @property
     def left_out(self) -> dict[str, int]:
         """How many files of each ending, system folders of each name, and hidden ones are left out."""
-        names = (PurePosixPath(place).name for place in self._hidden)
-        hidden = Counter("hidden" if name.startswith(".") else name for name in names)
-        return dict(sorted((hidden + self._others).items()))
+        return dict(sorted(Counter(self._left_out.values()).items()))
 
     def _takes(self, name: str) -> bool:
         """Whether the file belongs to the data set; notes what else it is."""
         parts = name.split("/")
-        if hidden := next((i for i, part in enumerate(parts, 1) if _is_hidden(part)), 0):
-            self._hidden.add("/".join(parts[:hidden]))
-            return False
+        for depth, part in enumerate(parts, 1):
+            if _is_hidden(part):
+                self._left_out["/".join(parts[:depth])] = "hidden" if part.startswith(".") else part
+                return False
         if parts[-1] in LISTINGS:
             self.listings.add(name)
             return name == "dataset.json"
         if not is_image(name):
             ending = PurePosixPath(name).suffix.lower().encode(errors="backslashreplace").decode()
-            self._others[ending or "without an ending"] += 1
+            self._left_out[name] = ending or "without an ending"
             return False
         return True
 
@@ -87,12 +81,10 @@ class Folder(Source):
     """Files of a folder, identified by size and time of change."""
 
     def __init__(self, root: Path, where: str):
-        super().__init__()
-        self.root = root.resolve()
+        super().__init__(root.resolve())
         for folder, below, files in os.walk(self.root, onerror=_raise):
             here = Path(folder)
-            self._hidden.update(self._name(here / name) for name in below if _is_hidden(name))
-            below[:] = [name for name in below if not _is_hidden(name)]
+            below[:] = [name for name in below if not _is_hidden(name) or self._takes(self._name(here / name))]
             for path in map(here.joinpath, below):
                 if path.is_symlink():
                     what = f"{self._name(path)} is a symbolic link to the folder {path.resolve()}"
@@ -117,9 +109,6 @@ class Folder(Source):
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
             raise ValueError(f"{where}: {self._name(file)} is no plain file, but a pipe, a socket or a device")
         return status.st_size, status.st_mtime_ns
-
-    def contents(self, names: Sequence[str]) -> Contents:
-        return FolderContents(self.files, names, self.root)
 
     def open(self, name: str) -> IO[bytes]:
         return open(self.root / name, "rb")

@@ -15,6 +15,7 @@ from torch import Tensor
 from redi.core.registry import configurable
 from redi.data.cache.fits import sample_positions
 from redi.data.datasets import Dataset
+from redi.evaluation.records import over_seeds
 from redi.evaluation.representation.encoder_space import Agreement, EncoderSpace, agreement
 from redi.evaluation.representation.probes import PROBES, Labelled, chance, num_neighbours, probe_both_ways
 
@@ -125,7 +126,7 @@ def _agreement_entry(space: EncoderSpace, sets: Sequence[Agreement], off_grid: S
     where = "encoder space" if space.inverts else "the reduced space, because this reducer has no inverse"
     return {
         "metric": f"representation_agreement_{space.name}",
-        **_over_seeds([m["generated"] for m in centred]),
+        **over_seeds([m["generated"] for m in centred], "higher"),
         "standard_error": float(per_image.std() / per_image.numel() ** 0.5),
         "floor": means["floor"],
         "ceiling": means["ceiling"],
@@ -160,7 +161,7 @@ def _probe_entries(name: str, sets: Sequence[dict | None]) -> list[dict]:
         means, floor = _averaged([accuracies[probe] for accuracies in sets]), conditions["floors"][question]
         entries.append({
             "metric": f"{probe}_{question}_{name}",
-            **_over_seeds([accuracies[probe][question] for accuracies in sets]),
+            **over_seeds([accuracies[probe][question] for accuracies in sets], "higher"),
             "floor": floor,
             "ceiling": means["held_out"],
             "fraction": _fraction(means[question], floor, means["held_out"]),
@@ -200,11 +201,6 @@ def _averaged(sets: list[dict]) -> dict:
     """The mean of each entry over seeds; None where some seed has none."""
     columns = {key: [one[key] for one in sets] for key in sets[0]}
     return {key: None if None in values else statistics.fmean(values) for key, values in columns.items()}
-
-
-def _over_seeds(values: list[float]) -> dict:
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    return {"value": statistics.fmean(values), "better": "higher", "per_seed": values, "spread": spread}
 
 
 def _fraction(value: float, floor: float | None, ceiling: float) -> float | None:

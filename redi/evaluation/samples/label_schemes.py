@@ -1,6 +1,5 @@
 """Which labels samples are drawn with."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from redi.runtime.checksums import unsealed
+from redi.runtime.checksums import BrokenArtefact, read_sealed
 from redi.runtime.randomness import mix_seeds
 
 SCHEMES = ("equal", "random", "dataset", "null")
@@ -44,14 +43,13 @@ def class_counts(folder: Path, num_classes: int) -> list[int]:
     if num_classes == 1:
         return [1]
     path, otherwise = Path(folder) / "audit.json", "set sample.labels = 'equal', or a list of labels"
+    what = f" needs {path}, which redi.train writes for runs that have a configuration"
     try:
-        record = unsealed(json.loads(path.read_text()), path)
-        classes, counts = record["num_classes"], list(record["images_per_class"].values())  # in the order of the labels
-        if classes == num_classes == len(counts):
-            return counts
-        what = f": {path} has images of {len(counts)} among {classes} classes, and the model has {num_classes}"
-    except FileNotFoundError:
-        what = f" needs {path}, which redi.train writes for runs that have a configuration"
-    except (ValueError, KeyError, TypeError, AttributeError):
+        if (record := read_sealed(path)) is not None:
+            classes, counts = record["num_classes"], list(record["images_per_class"].values())  # in the labels' order
+            if classes == num_classes == len(counts):
+                return counts
+            what = f": {path} has images of {len(counts)} among {classes} classes, and the model has {num_classes}"
+    except (BrokenArtefact, KeyError, AttributeError):
         what = f": {path} holds no audit"
     raise ValueError(f"sample.labels = 'dataset'{what}: {otherwise}")
