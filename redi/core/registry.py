@@ -41,7 +41,7 @@ class Registry(Mapping[str, type]):
     ):  # fmt: skip
         self.kind, self.interface, self.runtime, self.harmless = kind, interface, runtime, harmless
         self.by_content = by_content
-        self._components: dict[str, type] = {}
+        self.components: dict[str, type] = {}
         registries[kind] = self
 
     def register(self, component: type) -> type:
@@ -49,7 +49,7 @@ class Registry(Mapping[str, type]):
         if not (inspect.isclass(component) and issubclass(component, self.interface)):
             raise TypeError(f"{component!r} cannot join {self.kind}: it does not derive from {self.interface.__name__}")
         name = component.__name__
-        known = self._components.get(name)
+        known = self.components.get(name)
         if known and (known.__module__, known.__qualname__) != (component.__module__, component.__qualname__):
             raise ValueError(f"{self.kind} already has a {name}, from {known.__module__}: choose another class name")
         parameters = inspect.signature(component).parameters
@@ -57,7 +57,7 @@ class Registry(Mapping[str, type]):
         denylist = [argument for argument in self.runtime if takes_any or argument in parameters]
         _make_known(component, self.kind, denylist, self.harmless)
         arguments_by_content[f"{self.kind}.{name}"] = self.by_content
-        self._components[name] = component
+        self.components[name] = component
         return component
 
     def check(self, value: object, binding: str) -> None:
@@ -85,15 +85,15 @@ class Registry(Mapping[str, type]):
 
     def __getitem__(self, name: str) -> type:
         try:
-            return self._components[name]
+            return self.components[name]
         except KeyError:
             raise KeyError(f"no {name!r} among {self.kind}: {', '.join(self)}{did_you_mean(name, self)}") from None
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._components))
+        return iter(sorted(self.components))
 
     def __len__(self) -> int:
-        return len(self._components)
+        return len(self.components)
 
 
 harmless_arguments: dict[str, tuple[str, ...]] = {}  # {gin selector: arguments that a resumed run may change}
