@@ -1,5 +1,6 @@
 """For every test: an empty gin configuration, and folders for caches and a user's state that no other run shares."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -44,6 +45,16 @@ def own_cache(tmp_path_factory):
         patch.setenv("REDI_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
+
+
+@pytest.fixture
+def redi_log():
+    """The library's log as it was, after programs have set it up."""
+    log = logging.getLogger("redi")
+    before = log.handlers[:], log.propagate, log.level
+    yield
+    log.handlers[:], log.propagate = before[:2]
+    log.setLevel(before[2])
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -27,16 +26,6 @@ def shell(*command: str, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
-
-
-@pytest.fixture
-def redi_log():
-    """The library's log as it was, after programs have set it up."""
-    log = logging.getLogger("redi")
-    before = log.handlers[:], log.propagate, log.level
-    yield
-    log.handlers[:], log.propagate = before[:2]
-    log.setLevel(before[2])
 
 
 @pytest.fixture
