@@ -1,17 +1,22 @@
 """For every test: an empty gin configuration, and folders for caches and a user's state that no other run shares."""
 
+import logging
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import gin
 import pytest
 
+from redi.core.plug_ins import LIBRARIES
+from redi.core.registry import registries
 from redi.runtime import trusted_imports
 
 # Several test processes at once (make test): each, and the programs it starts, gets its share of the cores.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # so that the programs that tests start need not compile the library
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +25,18 @@ def empty_gin_configuration():
     trusted_imports.named.clear()
     yield
     gin.clear_config()
+    forget_plug_ins()
+
+
+def forget_plug_ins() -> None:
+    """What gin files of a test imported is unknown again, so that another test may define or list components."""
+    for known in (gin.config._REGISTRY, *(registry.components for registry in registries.values())):
+        for name, target in list(known.items()):
+            module = getattr(target, "wrapped", target).__module__
+            if module.split(".")[0] not in {*LIBRARIES, "tests"}:
+                known.pop(name)
+                sys.modules.pop(module, None)
+                sys.modules.pop(module.split(".")[0], None)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -28,6 +45,16 @@ def own_cache(tmp_path_factory):
         patch.setenv("REDI_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
+
+
+@pytest.fixture
+def redi_log():
+    """The library's log as it was, after programs have set it up."""
+    log = logging.getLogger("redi")
+    before = log.handlers[:], log.propagate, log.level
+    yield
+    log.handlers[:], log.propagate = before[:2]
+    log.setLevel(before[2])
 
 
 @pytest.fixture

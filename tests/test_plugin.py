@@ -1,6 +1,8 @@
 """Components from another package: written outside of the library, imported by a gin file, used by name."""
 
+import importlib
 import json
+import logging
 import os
 import re
 import subprocess
@@ -10,7 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import redi
+from redi.core import config
+from redi.core.configurables import import_all
+from redi.runs.experiment import Experiment
+from redi.runs.prepare import prepared
 from redi.runtime.log import read_log
+
+import_all()
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -172,6 +181,7 @@ run = redi.load("run", device="cpu")
 print(type(run.model.fusion).__name__, run.model.fusion.factor)
 print(*(type(r.reducer).__name__ for r in run.codec.representations.values()))
 
+import redi
 from redi.core import config
 from redi.core.listing import table
 from redi.models.reducers import reducers
@@ -221,7 +231,7 @@ def blocks(number: int = 0) -> dict[str, str]:
     return dict(found[2 * number :][:2])
 
 
-def test_the_worked_example_runs_as_it_is_written(tmp_path, tiny_gin):
+def test_the_worked_example_runs_as_it_is_written(tmp_path, tiny_gin, monkeypatch):
     code = blocks()
     (module,) = re.findall(r"^import my_lab\.(\w+)$", code["gin"], re.MULTILINE)
     (component,) = re.findall(r"^class (\w+)\(", code["python"], re.MULTILINE)
@@ -241,8 +251,8 @@ def test_the_worked_example_runs_as_it_is_written(tmp_path, tiny_gin):
     assert record["model_arguments"]["channels"] == {"image": 1, "domain": int(rank)}
     assert record["codec"]["representations"]["domain"]["reducer"]["reducer"] == component
     assert (tmp_path / "runs" / module / "report.html").exists()
-    open_it = f"import redi; run = redi.load('runs/{module}', plugins=['my_lab']); print(run.model)"
-    assert "ConvNet(\n" in python("-c", open_it, cwd=tmp_path, path=tmp_path).stdout
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "ConvNet(\n" in str(redi.load(tmp_path / "runs" / module, plugins=["my_lab"]).model)
 
 
 def test_the_worked_example_keeps_channels_of_the_encoder():
@@ -258,17 +268,25 @@ def test_the_worked_example_keeps_channels_of_the_encoder():
         assert any(torch.allclose(kept, channel, atol=1e-6) for channel in centred.unbind(1))
 
 
-def test_an_edited_reducer_is_fitted_and_encoded_anew(tmp_path, tiny_gin):
+def test_an_edited_reducer_is_fitted_and_encoded_anew(tmp_path, tiny_gin, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     bindings = "Representation.reducer = @reducers.FirstChannels()\nFirstChannels.rank = 3\n"
     (tmp_path / "mine.gin").write_text(f"include '{tiny_gin}'\nimport my_reducer\n" + bindings)
     edited = REDUCER.replace("torch.eye(self.rank, len(covariance))", "torch.eye(len(covariance)).flip(0)[: self.rank]")
     assert edited != REDUCER
 
     def fits(text: str) -> set[str]:
+        """As a new process does."""
         (tmp_path / "my_reducer.py").write_text(text)
-        cache = f"--gin_bindings=prepare.cache_dir = '{tmp_path / 'cache'}'"
-        done = python("-m", "redi.prepare", "--gin_file=mine.gin", cache, cwd=tmp_path, path=tmp_path)
-        return set(re.findall("fitting (\\w+)|(encoding)", done.stderr))
+        sys.modules.pop("my_reducer", None)
+        importlib.invalidate_caches()
+        caplog.clear()
+        config.parse(["mine.gin"], [f"prepare.cache_dir = '{tmp_path / 'cache'}'"])
+        prepared(Experiment(tmp_path / "run"))
+        return set(re.findall("fitting (\\w+)|(encoding)", caplog.text))
 
     assert fits(REDUCER) == {("DomainEncoder", ""), ("FirstChannels", ""), ("", "encoding")}
     assert fits(REDUCER) == set()

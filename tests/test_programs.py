@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -14,7 +13,7 @@ from absl.testing import flagsaver
 from PIL import Image
 
 import redi
-from redi import cache, command_line, diff, evaluate, ls, prepare, query, report, run, sample, train
+from redi import cache, command_line, components, diff, evaluate, ls, prepare, query, report, run, sample, train
 from redi.runtime.atomic import only_process
 from redi.runtime.checkpoint import list_checkpoints
 
@@ -27,16 +26,6 @@ def shell(*command: str, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
-
-
-@pytest.fixture
-def redi_log():
-    """The library's log as it was, after programs have set it up."""
-    log = logging.getLogger("redi")
-    before = log.handlers[:], log.propagate, log.level
-    yield
-    log.handlers[:], log.propagate = before[:2]
-    log.setLevel(before[2])
 
 
 @pytest.fixture
@@ -569,7 +558,7 @@ def test_an_unknown_flag_of_the_table_is_refused(plugin):
     assert "Did you mean: gin_file" in done.stderr
 
 
-def test_a_module_that_is_not_there_is_named_by_the_table(plugin):
-    (plugin / "x.gin").write_text("import twise_plugin\n")
-    done = shell("-m", "redi.components", "--gin_file=x.gin", cwd=plugin)
-    assert done.returncode == 1 and "twise_plugin" in done.stderr and "Traceback" not in done.stderr
+def test_a_module_that_is_not_there_is_named_by_the_table(call, tmp_path):
+    (tmp_path / "x.gin").write_text("import twise_plugin\n")
+    status, _, errors = call(components, gin_file="x.gin")
+    assert status == 1 and "twise_plugin" in errors and "Traceback" not in errors

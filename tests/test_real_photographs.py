@@ -1,14 +1,18 @@
 """The programs on crops of real photographs, as folders and as a zip of JPEGs."""
 
 import json
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from absl.testing import flagsaver
 from PIL import Image
 from sklearn.datasets import load_sample_images
+
+from redi import command_line, prepare
+from redi import run as run_program
+
+pytestmark = pytest.mark.usefixtures("redi_log")
 
 PER_CLASS = 12
 SMALL = {
@@ -43,13 +47,12 @@ def photographs(tmp_path_factory) -> Path:
     return folder
 
 
-def run(train: Path, test: Path, run_dir: Path, program: str = "run") -> dict:
+def run(train: Path, test: Path, run_dir: Path, program=run_program) -> dict:
     """Runs a program on them and returns the audit."""
     bindings = [f"{name} = {value}" for name, value in SMALL.items()] + [f"IMAGES = '{train}'", f"TEST = '{test}'"]
-    flags = ["--gin_file=cifar10_small.gin", f"--run_dir={run_dir}", *(f"--gin_bindings={b}" for b in bindings)]
-    words = [sys.executable, "-m", f"redi.{program}", *flags]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stderr
+    command_line.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(gin_file=["cifar10_small.gin"], gin_bindings=bindings, run_dir=str(run_dir)):
+        assert command_line.exit_status(program.main, ["program"]) == 0
     return json.loads((run_dir / "audit.json").read_text())
 
 
@@ -69,7 +72,7 @@ def test_a_zip_of_the_same_photographs_is_the_same_data_set(photographs, tmp_pat
         with zipfile.ZipFile(tmp_path / f"{part}.zip", "w") as archive:
             for path in sorted((photographs / part).rglob("*.jpg")):
                 archive.write(path, path.relative_to(photographs / part))
-    audit = run(tmp_path / "train.zip", tmp_path / "test.zip", tmp_path / "run", program="prepare")
+    audit = run(tmp_path / "train.zip", tmp_path / "test.zip", tmp_path / "run", program=prepare)
     assert audit["images_per_class"] == dict.fromkeys(
         sorted(path.name for path in (photographs / "train").iterdir()), PER_CLASS
     )

@@ -38,7 +38,7 @@ class Registry(Mapping[str, type]):
 
     def __init__(self, kind: str, interface: type, runtime: tuple[str, ...] = (), **may_change: tuple[str, ...]):
         self.kind, self.interface, self.runtime, self.may_change = kind, interface, runtime, may_change
-        self._components: dict[str, type] = {}
+        self.components: dict[str, type] = {}
         registries[kind] = self
 
     def register(self, component: type) -> type:
@@ -46,11 +46,11 @@ class Registry(Mapping[str, type]):
         if not (inspect.isclass(component) and issubclass(component, self.interface)):
             raise TypeError(f"{component!r} cannot join {self.kind}: it does not derive from {self.interface.__name__}")
         name = component.__name__
-        known = self._components.get(name)
+        known = self.components.get(name)
         if known and (known.__module__, known.__qualname__) != (component.__module__, component.__qualname__):
             raise ValueError(f"{self.kind} already has a {name}, from {known.__module__}: choose another class name")
         configurable(component, module=self.kind, runtime=self.runtime, **self.may_change)
-        self._components[name] = component
+        self.components[name] = component
         return component
 
     def check(self, value: object, binding: str) -> None:
@@ -78,15 +78,15 @@ class Registry(Mapping[str, type]):
 
     def __getitem__(self, name: str) -> type:
         try:
-            return self._components[name]
+            return self.components[name]
         except KeyError:
             raise KeyError(f"no {name!r} among {self.kind}: {', '.join(self)}{did_you_mean(name, self)}") from None
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._components))
+        return iter(sorted(self.components))
 
     def __len__(self) -> int:
-        return len(self._components)
+        return len(self.components)
 
 
 harmless_arguments: dict[str, tuple[str, ...]] = {}  # {gin selector: arguments that a resumed run may change}

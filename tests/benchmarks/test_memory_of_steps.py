@@ -24,7 +24,7 @@ import sys; sys.path.insert(0, "benchmarks")
 from machine import peak_memory_gib
 from memory import measure
 for batch_size in (2, 8):
-    measure(size="B/2", tokens="merged", way="eager", depth=1, batch_size=batch_size)
+    measure(size="S/2", tokens="merged", way="eager", depth=1, batch_size=batch_size)
     print(peak_memory_gib())
 """
 
@@ -35,6 +35,6 @@ def test_real_steps_take_what_was_predicted_for_each_further_image():
     done = subprocess.run([sys.executable, "-c", MEASURE], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     at2, at8 = (float(line) * 2**30 for line in done.stdout.split())
-    settings = {"size": "B/2", "tokens": "merged", "way": "eager", "depth": 1, "precision": "float32"}
+    settings = {"size": "S/2", "tokens": "merged", "way": "eager", "depth": 1, "precision": "float32"}
     small, large = (predict(batch_size=n, **settings) * 2**30 for n in (2, 8))
     assert at8 - at2 == pytest.approx(large - small, rel=0.05)

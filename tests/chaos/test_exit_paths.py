@@ -70,6 +70,7 @@ def held() -> tuple[list[str], list[str], int]:
 def trained(run_dir: Path, dataset=None, **settings) -> None:
     codec = JointCodec(autoencoder=Pixels(channels=1), representations=[])
     given = {"num_steps": 6, "batch_size": 8, "log_every": 1, "preview_every": 3, "preview_images": 2}
+    given["check_memory"] = False
     dataset = dataset or Interrupting(1000, too_late)
     train(
         run_dir, codec=codec, dataset=dataset, model=MODEL, ema=partial(EMA, decay=0.9), device="cpu", preview=DRAW,

@@ -41,6 +41,7 @@ def test_nccl_is_taken_down_only_where_all_leave_together(monkeypatch, kind, err
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     calls, dist = [], torch.distributed
+    monkeypatch.setattr("redi.runtime.distributed.time.sleep", lambda seconds: None)  # for gloo, which is not there
     monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(dist.HashStore(), 0, 2)]))
     monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: calls.append(1))

@@ -31,6 +31,7 @@ def start(tmp_path_factory):
 
     def start(name, ema, **settings):
         defaults = {"num_steps": STEPS, "batch_size": 8, "checkpoint_every": HALF, "preview_every": 10_000}
+        defaults["check_memory"] = False
         codec = JointCodec(autoencoder=Pixels(channels=1))
         train(
             folder / name, codec=codec, dataset=images, model=MODEL, ema=ema, device="cpu",

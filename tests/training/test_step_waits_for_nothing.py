@@ -62,7 +62,7 @@ def built(process=None, device="cuda", *, independent=False, **model):
         channels=CHANNELS, num_classes=10, process=process, representation_dropout=0.2,
         independent_timesteps=independent,
     )  # fmt: skip
-    settings = {"width": 32, "depth": 2, "num_heads": 4, "patch_size": 2, "group_timesteps": independent} | model
+    settings = {"width": 32, "depth": 1, "num_heads": 4, "patch_size": 2, "group_timesteps": independent} | model
     variances = objective.process.variance_groups
     with torch.device("meta"):
         net = DiffusionTransformer(
