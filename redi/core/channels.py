@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from redi.core.inputs import WrongType
+
 
 class Channels(Mapping[str, int]):
     """Ordered, named channel groups of the joint state x (N, C, H, W); the image comes first.
@@ -73,7 +75,7 @@ class Channels(Mapping[str, int]):
 
     def _check(self, x: Tensor) -> None:
         if not x.is_floating_point():
-            raise TypeError(f"expected a joint state, got {x.dtype} {tuple(x.shape)}: JointCodec.encode makes it")
+            raise WrongType(f"expected a joint state, got {x.dtype} {tuple(x.shape)}: JointCodec.encode makes it")
         if x.ndim != 4 or x.shape[1] != self.total:
             raise ValueError(f"expected a joint state (N, {self.total}, H, W) of {self}, got {tuple(x.shape)}")
 

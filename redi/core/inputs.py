@@ -21,6 +21,10 @@ LAYOUTS = {  # (dimensions, the one of the channels, their number): what makes (
 }
 
 
+class WrongType(TypeError, ValueError):
+    """A TypeError of Python's callers that programs explain, as every ValueError, without a traceback."""
+
+
 class Checked:
     """An interface that checks the first argument of some methods, also where a component overrides them."""
 
@@ -49,10 +53,10 @@ def check_images(images: Tensor) -> Tensor:
     """The images, if they are uint8 (N, 3, H, W). Raises TypeError for another type, ValueError for another shape."""
     needed = "images are uint8 (N, 3, H, W), but got"
     if not isinstance(images, Tensor):
-        raise TypeError(f"{needed} {type(images).__name__}: make a tensor with torch.as_tensor")
+        raise WrongType(f"{needed} {type(images).__name__}: make a tensor with torch.as_tensor")
     shape = tuple(images.shape)
     if images.dtype != torch.uint8:
-        raise TypeError(f"{needed} {images.dtype} {shape}: {TO_BYTES}")
+        raise WrongType(f"{needed} {images.dtype} {shape}: {TO_BYTES}")
     if len(shape) != 4 or shape[1] != 3:
         known = [code for (ndim, axis, size), code in LAYOUTS.items() if ndim == len(shape) and shape[axis] == size]
         raise ValueError(f"{needed} {shape}" + "".join(f": take {code}" for code in known[:1]))
@@ -63,7 +67,7 @@ def check_maps(maps: Tensor, what: str = "features and latents") -> Tensor:
     """Features or latents, if they are floating-point (N, C, H, W). Raises as `check_images`."""
     kind = getattr(maps, "dtype", type(maps).__name__)
     if not isinstance(maps, Tensor) or not maps.is_floating_point():
-        raise TypeError(f"{what} are floating-point (N, C, H, W), but got {kind}: images must be encoded first")
+        raise WrongType(f"{what} are floating-point (N, C, H, W), but got {kind}: images must be encoded first")
     if maps.ndim != 4:
         raise ValueError(f"{what} are floating-point (N, C, H, W), but got {tuple(maps.shape)}")
     return maps

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from redi.core.channels import Channels
-from redi.core.inputs import check_images
+from redi.core.inputs import WrongType, check_images
 from redi.data.audit import audit
 from redi.data.cache.fits import fit_reducer
 from redi.data.datasets import Dataset
@@ -39,7 +39,8 @@ WRONG_SHAPES = {
 
 def refuses(take) -> None:
     """Asserts that `take`, a function of images, refuses all that they must not be."""
-    for cases, error in ((WRONG_DTYPES, TypeError), (WRONG_SHAPES, ValueError)):
+    assert issubclass(WrongType, TypeError) and issubclass(WrongType, ValueError)  # which programs explain
+    for cases, error in ((WRONG_DTYPES, WrongType), (WRONG_SHAPES, ValueError)):
         for images in cases.values():
             got = re.escape(str(tuple(images.shape))) if isinstance(images, Tensor) else type(images).__name__
             with pytest.raises(error, match=rf"images are uint8 \(N, 3, [HS], [WS]\), but got .*{got}"):

@@ -16,6 +16,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from redi.core.inputs import WrongType
 from redi.core.plug_ins import source_sha256
 from redi.core.registry import Registry, discover
 from redi.data.preprocessing import FORMATS, MAX_BYTES, Preprocessing, check_convertible, open_image
@@ -109,7 +110,7 @@ class Dataset(ABC):
         kind, shape = getattr(image, "dtype", type(image).__name__), np.shape(image)
         if kind != np.uint8 or len(shape) != 3 or shape[2] != 3:
             gave = f"{type(self).__name__}.load gave {kind} {shape} for {self.names[position]}"
-            raise (ValueError if kind == np.uint8 else TypeError)(f"{gave}: a uint8 array (H, W, 3) is needed")
+            raise (ValueError if kind == np.uint8 else WrongType)(f"{gave}: a uint8 array (H, W, 3) is needed")
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), int(self.labels[position])
 
     def batch(self, positions: Sequence[int], mirror: np.ndarray | None = None) -> dict[str, Tensor]:
