@@ -81,12 +81,15 @@ def generate(
     state = state_of(model)
     channels, null_label = state.channels, state.num_classes
     check_generation(sampler, process, guidance, channels, state.num_classes)
-    labels = label_numbers(labels, state.class_names, "generate: labels")
-    labels = torch.as_tensor(labels, dtype=torch.int64)
+    labels = torch.as_tensor(label_numbers(labels, state.class_names, "generate: labels"))
     check_number("generate.batch_size", batch_size)
     check_number("generate.seed", seed, 0, below=2**64)
-    if not len(labels):
+    if not labels.numel():
         raise ValueError("generate takes at least one label, got none")
+    if labels.ndim != 1 or labels.is_floating_point():
+        kind = f"{labels.dtype} of shape {tuple(labels.shape)}"
+        raise ValueError(f"generate: labels are a list of whole numbers or of names of classes, not {kind}")
+    labels = labels.long()
     if not 0 <= labels.min() <= labels.max() <= null_label:
         classes = f"classes 0 ... {null_label - 1} (and {null_label}, the null label)"
         raise ValueError(f"labels run from {labels.min()} to {labels.max()}; this model has {classes}")
