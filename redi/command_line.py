@@ -130,7 +130,6 @@ def exit_status(main: Callable, argv: list[str]) -> int:
             raise ValueError(f"unexpected argument {argv[1]!r}: {what}, see --help")
         if FLAGS.dry_run and not main.dry_run:
             raise ValueError("--dry_run is for prepare, train, run, sample, evaluate and sweep")
-        FLAGS.gin_file = [str(local_path(path)) for path in FLAGS.gin_file]
         for name in ("run_dir", "trained_dir"):
             FLAGS[name].value = FLAGS[name].value and str(local_path(FLAGS[name].value))
         with heard_at_once("this ends with the operation that runs now; what was finished is kept"):

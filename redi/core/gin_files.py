@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gin
 
+from redi.runtime.paths import local_path
 from redi.runtime.spelling import did_you_mean
 from redi.runtime.trusted_imports import read_text
 
@@ -55,7 +56,7 @@ class GinFiles:
         including = self.chain[-1:]
         here = [] if any(map(_is_shipped, including)) else [Path()]
         folders = [*(path.parent for path in including), *here, config_dir()]
-        found = [path for folder in folders if (path := folder / name).exists() and not path.is_dir()]
+        found = [path for folder in folders if (path := folder / local_path(name)).exists() and not path.is_dir()]
         if not found:
             shipped = sorted(str(path.relative_to(config_dir())) for path in config_dir().rglob("*.gin"))
             where = f"neither here nor among the shipped ones ({', '.join(shipped)})"

@@ -43,7 +43,7 @@ def import_checkpoint(
     Raises:
         ValueError: a file that is refused or not understood, a configuration that does not fit it, a run in `run_dir`.
     """
-    run_dir, gin_files = local_path(run_dir), [local_path(file) for file in gin_files]
+    run_dir = local_path(run_dir)
     if list_checkpoints(run_dir) or (run_dir / "config.gin").exists():
         raise ValueError(f"{run_dir} holds a run already: choose another --run_dir")
     file = read_published(checkpoint)

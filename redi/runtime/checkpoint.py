@@ -12,6 +12,7 @@ from torch import Tensor
 from redi.runtime.artefact import load_artefact, read_record, save_artefact, verify_artefact
 from redi.runtime.atomic import rename
 from redi.runtime.checksums import BrokenArtefact
+from redi.runtime.paths import local_path
 from redi.runtime.ranges import check_number
 from redi.runtime.spelling import did_you_mean
 
@@ -98,9 +99,9 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step_"))
 
 
-def list_checkpoints(run_dir: Path) -> list[Path]:
+def list_checkpoints(run_dir: str | Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    return sorted((Path(run_dir) / "checkpoints").glob("step_" + "[0-9]" * 8))
+    return sorted((local_path(run_dir) / "checkpoints").glob("step_" + "[0-9]" * 8))
 
 
 def save_checkpoint(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from redi.runtime.atomic import write_text
+from redi.runtime.paths import local_path
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +61,9 @@ class RunLog:
             log.warning("TensorBoard's files in %s are not complete: %s", self.tensorboard.log_dir, error)
 
 
-def read_log(run_dir: Path) -> list[dict]:
+def read_log(run_dir: str | Path) -> list[dict]:
     """The entries of `log.jsonl`; lines that are none, as a crash of the machine may leave them, are left out."""
-    path = Path(run_dir) / "log.jsonl"
+    path = local_path(run_dir) / "log.jsonl"
     entries = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:

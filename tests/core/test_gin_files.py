@@ -51,6 +51,11 @@ def test_a_file_is_included_from_beside_the_including_one_then_from_here_then_fr
     assert rank("../lab/mine.gin") not in (1, 2, 3, None)
 
 
+def test_a_tilde_is_the_home_of_the_user_in_named_and_included_files(files, monkeypatch):
+    monkeypatch.setenv("HOME", str(files(lab__mine="include '~/lab/part.gin'", lab__part="PCA.rank = 6")))
+    assert rank("~/lab/mine.gin") == 6
+
+
 def test_an_included_file_includes_from_beside_itself(files):
     files(lab__mine="include '../other/part.gin'", other__part="include 'deep.gin'", other__deep="PCA.rank = 5")
     assert rank("../lab/mine.gin") == 5

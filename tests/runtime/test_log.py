@@ -9,6 +9,7 @@ from contextlib import closing
 import pytest
 import torch
 
+from redi.runtime.checkpoint import list_checkpoints
 from redi.runtime.log import AsyncScalars, LogWindow, RunLog, read_log
 
 
@@ -31,6 +32,13 @@ def test_a_resumed_log_goes_on_after_its_step(tmp_path):
         log.scalars(3, loss=7.0)
     assert lines(tmp_path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}, {"step": 3, "loss": 7.0}]
     assert read_log(tmp_path) == lines(tmp_path)
+
+
+def test_a_tilde_is_the_home_of_the_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n')
+    (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)
+    assert read_log("~") == [{"step": 1}] and len(list_checkpoints("~")) == 1
 
 
 def test_what_is_not_finite_is_null(tmp_path):
