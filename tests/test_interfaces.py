@@ -237,7 +237,7 @@ def test_the_docstring_of_an_interface_names_what_must_be_implemented(kind):
 
 
 def test_a_run_of_the_least_components_is_trained_resumed_and_opened_again(run):
-    assert run.step == 2 and run.codec.fitted
+    assert run.step == 2 and run.codec.fitted and run.class_names == ["rows", "columns"]
     assert type(run.model.fusion) is Concatenated and run.model.fusion.num_tokens == 2 * 4
     assert (run.folder / "previews" / "step_00000002.png").exists()
     trained = prepare(codec=(codec := new_codec()), dataset=Stripes(), cache_dir=run.folder.parent / "cache")

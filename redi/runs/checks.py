@@ -68,7 +68,7 @@ def check_training(
         if not resumes and (initial := setting(train, "initial_weights")) is not None:
             warm_start(net, initial)
             if local_path(initial).is_file():
-                check_label_order(getattr(dataset, "class_names", []))
+                check_label_order(dataset.class_names or [])
         choose_attention_of(net, device, precision.dtype)
         rules = _check_generate(objective.process, codec.channels, dataset.num_classes, device)
         if trains and setting(train, "check_memory"):

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from redi.core.processes import Process
-from redi.data.audit import class_names
 from redi.sampling.pictures import num_columns, sample_grid
 from redi.training.guards import Guards
 
@@ -63,7 +62,7 @@ class Observer:
         """Writes a grid to the log and to previews/step_<step>.png."""
         codec, folder = self.state.codec, self.state.run_dir / "previews"
         samples = self.preview(model, codec, self.process, labels=self.labels, weights=weights)
-        columns, names = num_columns(self.labels), class_names(self.state.run_dir)
+        columns, names = num_columns(self.labels), self.state.description.get("class_names")
         picture = sample_grid(samples, codec, self.state.colours, columns=columns, class_names=names)
         folder.mkdir(exist_ok=True)
         picture.save(folder / f"step_{step:08d}.png")

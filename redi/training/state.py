@@ -76,6 +76,8 @@ class TrainingState:
             record = {"step": 0, "window": None, "spread": spread}
         components = self.model, self.codec, self.optimizer, self.ema, loss_of, loss_of.process
         components += *vars(loss_of.process).values(), monitor, *getattr(monitor, "networks", ())
+        components += (getattr(dataset, "source", dataset),)
+        names = dataset.num_classes > 1 and dataset.class_names and list(dataset.class_names[: dataset.num_classes])
         if self.processes.is_first:
             warn_of_edits(record, self.folder(record["step"]), *components)
             log.info("%s", noise_table(channels, loss_of.process, loss_of.weights, record["spread"]))
@@ -88,7 +90,7 @@ class TrainingState:
             "dataset_contents": dataset.content_fingerprint(),
             "spread": record["spread"], "codec": self.codec.provenance(),
             "codec_fingerprint": self.codec.fingerprint(), "plug_ins": plug_ins(*components),
-        }  # fmt: skip
+        } | ({"class_names": names} if names else {})  # fmt: skip
         return record
 
     def resume(self, *, seed: int, dataset) -> dict | None:

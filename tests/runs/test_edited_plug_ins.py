@@ -38,6 +38,14 @@ from redi.fusion.merged import Merged
 class Joined(Merged):
     pass
 """,
+    "reading": """
+from redi.data.datasets import register
+from redi.data.datasets.digits import Digits
+
+@register
+class Pages(Digits):
+    pass
+""",
     "measuring": """
 from redi.models.encoders import register
 from redi.models.encoders.domain import DomainEncoder
@@ -48,6 +56,9 @@ class Judge(DomainEncoder):
 """,
 }
 BINDINGS = """
+train.dataset = @datasets.Pages()
+Pages.split = 'train'
+Pages.held_out_fraction = 0.9
 evaluate.representation = None
 evaluate.networks = [@encoders.Judge()]
 train.monitor = @Monitor()
@@ -156,8 +167,15 @@ def test_a_fusion_is_edited_and_the_run_goes_on_with_a_warning_that_names_it(lab
     assert "resuming from" in lab.caplog.text and "lab_fusing.Joined" in lab.warned_of()
     assert lab.run("train.num_steps = 3") == NOTHING and not lab.warned_of()
     last = list_checkpoints(lab.run_dir)[-1]
-    assert read_record(last)["plug_ins"].keys() == {"lab_fusing.Joined", "lab_measuring.Judge"}
+    assert read_record(last)["plug_ins"].keys() == {"lab_fusing.Joined", "lab_measuring.Judge", "lab_reading.Pages"}
     shutil.rmtree(last)
+
+
+def test_a_data_set_is_edited_and_training_on_it_warns_with_its_name(lab):
+    lab.edit("reading")
+    lab.run("train.num_steps = 3")
+    assert "lab_reading.Pages" in lab.warned_of()
+    shutil.rmtree(list_checkpoints(lab.run_dir)[-1])
 
 
 def test_settings_of_generate_reach_a_function_that_calls_it_and_another_one_draws_again(lab):

@@ -35,6 +35,8 @@ class EncodedRows(ABC):
     """
 
     blocks: Blocks  # what the order 'shards' shuffles
+    source: type | None = None  # the class of the data set, where that was at hand
+    class_names: Sequence[str] | None = None  # of labels 0, 1, ..., likewise
 
     def __init__(self, where: str, manifest: dict):
         self.where, self.manifest = where, manifest
@@ -49,6 +51,11 @@ class EncodedRows(ABC):
     @abstractmethod
     def expect(self, windows: Sequence[np.ndarray]) -> None:
         """Says which `blocks` will be read from now on, window by window; see `redi.data.loader`."""
+
+    def note(self, dataset) -> "EncodedRows":
+        """Keep what no manifest holds of the data set at hand."""
+        self.source, self.class_names = type(dataset), dataset.class_names
+        return self
 
     def fingerprint(self) -> str:
         """Of the data set it was made from."""

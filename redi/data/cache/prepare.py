@@ -123,4 +123,4 @@ def _streamed(stream: CacheStream, codec: JointCodec, dataset: Dataset | None, m
         codec.load_learned_state(stream.learned_state())
     stream.check(codec)
     log.info("streaming the cache %s: %d images in %d shards", stream.where, len(stream), len(stream.blocks.starts) - 1)
-    return stream
+    return stream if dataset is None else stream.note(dataset)

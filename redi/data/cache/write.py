@@ -50,7 +50,7 @@ def write_cache(
             finish=lambda records: _finish(job, records, folder, codec, dataset, mirror),
             finished=folder.exists, rank=rank, world_size=world_size, desc="encoding",
         )  # fmt: skip
-    return Cache(folder)
+    return Cache(folder).note(dataset)
 
 
 def shard_job(folder: Path, shards: Sequence[range]) -> SharedJob:
