@@ -3,11 +3,13 @@
 import logging
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 import redi
 from redi.core.plug_ins import plug_ins
@@ -57,7 +59,8 @@ class SamplingJob:
             "noise": "philox4x32-10",  # unfinished samples of earlier generators cannot be resumed
             "redi": redi.__version__,
         }
-        if code := plug_ins(trained.model, trained.codec.autoencoder, trained.process):
+        draws = [generate.func, *tree_leaves(generate.keywords)] if isinstance(generate, partial) else [generate]
+        if code := plug_ins(trained.model, trained.codec.autoencoder, trained.process, *draws):
             self.settings["plug_ins"] = code
         self.settings_sha256 = json_sha256(self.settings)
         # Of each part: the seed, the first image and the one after the last in the seed's set.

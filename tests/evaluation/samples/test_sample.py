@@ -85,7 +85,7 @@ def interrupted_after(count, function=draw_tiny):
         calls.append(settings["first_index"])
         return function(*args, **settings)
 
-    stops.calls = calls
+    stops.calls, stops.__module__ = calls, generate.__module__  # no other code than the function that it stands for
     return stops
 
 
@@ -295,6 +295,16 @@ def damaged(samples, cut=0):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content[: len(content) - cut])
+
+
+def mine(*args, **settings):
+    return draw_tiny(*args, **settings)
+
+
+@pytest.mark.parametrize("generate", [mine, partial(mine, batch_size=2)])
+def test_samples_of_another_function_are_replaced_whatever_the_key(tmp_path, trained, generate):
+    before = draw(tmp_path, trained).record["settings_sha256"]
+    assert draw(tmp_path, trained, generate=generate).record["settings_sha256"] != before
 
 
 def test_damaged_samples_are_refused_on_reading_and_drawn_anew_on_request(tmp_path, trained):
