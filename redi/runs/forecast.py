@@ -6,6 +6,8 @@ from torch import nn
 from redi.evaluation.samples.sample import sample
 from redi.models.codec import JointCodec
 from redi.models.cost import forward_flops, matmul_rate
+from redi.models.interface import state_of
+from redi.models.transformer import DiffusionTransformer
 from redi.runs.checks import setting
 from redi.runs.load import Run
 from redi.runtime.device import choose_precision
@@ -18,11 +20,12 @@ def training_forecast(net: nn.Module, codec: JointCodec, num_images: int, device
     steps, batch_size = setting(train, "num_steps"), setting(train, "batch_size")
     flops = 3 * forward_flops(net, align=codec.alignment is not None) * batch_size  # forward once, backward twice
     rate = matmul_rate(device, choose_precision(setting(train, "precision"), device).dtype)
+    grid = state_of(net).grid
+    tokens = f", {net.fusion.num_tokens} tokens" if isinstance(net, DiffusionTransformer) else ""
     channels = ", ".join(f"{name} {number}" for name, number in codec.channels.items())
     return (
-        f"joint state       channels {channels}, on {net.grid[0]} x {net.grid[1]}\n"
-        f"model             {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters, "
-        f"{net.fusion.num_tokens} tokens\n"
+        f"joint state       channels {channels}, on {grid[0]} x {grid[1]}\n"
+        f"model             {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters{tokens}\n"
         f"training          {steps:,} steps of batch {batch_size}, {steps * batch_size / num_images:.3g} epochs\n"
         f"compute           {flops:.3g} FLOPs a step, {flops * steps:.3g} in all: "
         f"at least {flops * steps / rate / 3600:.2g} hours on this device"

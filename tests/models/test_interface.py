@@ -9,6 +9,7 @@ from torch import nn
 import redi
 from redi.models.autoencoders import Pixels
 from redi.models.codec import JointCodec
+from redi.runs.forecast import training_forecast
 from redi.runtime.checkpoint import list_checkpoints, load_checkpoint
 
 
@@ -53,6 +54,8 @@ def test_a_plain_module_trains_resumes_bit_equal_samples_and_opens(tmp_path, ima
     how = {"sampler": redi.samplers.Heun(4), "guidance": [redi.guidance.ClassifierFree(2.0)]}
     drawn = redi.generate(run.model, run.codec, run.process, labels=[0, 9], **how)
     assert drawn.images.shape == (2, 3, 8, 8)
+    forecast = training_forecast(run.model, run.codec, 50, run.codec.device)
+    assert "on 8 x 8\nmodel             0.00 M parameters\ntraining" in forecast
 
 
 class NoLabels(ConvNet):
