@@ -19,11 +19,14 @@ log = logging.getLogger(__name__)
 
 # Where training programs keep the weights in their checkpoints, and how averaged ones are known among them.
 CONTAINERS = (
-    "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "teacher",
-    "state_dict", "model_state_dict", "model", "module", "network", "net", "student",
+    "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "params_ema",
+    "teacher", "state_dict", "model_state_dict", "model", "module", "network", "net", "params", "weights", "student",
 )  # fmt: skip
 AVERAGED = re.compile(r"(?<![a-z])(ema|teacher)(?![a-z])(?!.*(online|student))")
-STEPS = ("step", "steps", "train_steps", "global_step", "iteration", "iterations", "iter")
+STEPS = (
+    "step", "steps", "train_step", "train_steps", "global_step", "iteration", "iterations", "iter", "n_iter",
+    "num_updates",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

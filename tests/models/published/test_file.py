@@ -34,7 +34,7 @@ def test_of_a_training_checkpoint_the_average_is_preferred_and_the_settings_are_
     assert file.step == 400_000
 
 
-@pytest.mark.parametrize("name", ["step", "steps", "train_steps", "global_step", "iteration", "iter"])
+@pytest.mark.parametrize("name", ["step", "steps", "train_steps", "global_step", "iteration", "n_iter", "num_updates"])
 @pytest.mark.parametrize(
     "value", [7, 7.0, torch.tensor(7), torch.tensor([7.0]), np.int64(7), np.float32(7)], ids=lambda v: type(v).__name__
 )
