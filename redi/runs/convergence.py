@@ -9,16 +9,15 @@ from redi.core import config
 from redi.evaluation.convergence import PREFIX, convergence_factor, describe, read_curve
 from redi.pages.curves import convergence_panel
 from redi.pages.plots import save
-from redi.runtime.artefact import write_json
+from redi.runtime.artefact import read_record, write_json
+from redi.runtime.checkpoint import list_checkpoints
 from redi.runtime.log import read_log
 from redi.runtime.paths import local_path
 
 log = logging.getLogger("redi")
 
 # Bindings that decide what a monitored value means.
-MEASURES = re.compile(
-    r"Monitor\.|monitor/|evaluator/|held_out/|evaluate\.reference|Preprocessing\.|ImageFolder\.path|WebDataset\.shards"
-)
+MEASURES = re.compile(r"Monitor\.|monitor/|evaluator/|held_out/|evaluate\.reference|Preprocessing\.")
 
 
 def compare(baseline: list[Path], method: list[Path], to: Path, *, metric: str | None = None) -> str:
@@ -49,14 +48,19 @@ def run_folders(side: str, patterns: list[str]) -> list[Path]:
 
 
 def warn_of_different_measures(folders: list[Path]) -> None:
-    """Warn where the runs' configurations say that the monitors' numbers do not compare."""
+    """Warn where the monitors' numbers do not compare, by the runs' configurations or because they saw other images,
+    wherever these lay."""
     measured = {}
     for folder in folders:
         path = folder / "config.gin"
         found = config.statements(path.read_text()) if path.exists() else {}
         measured[folder] = {key: value for key, value in found.items() if MEASURES.match(key)}
+        newest = list_checkpoints(folder)[-1:]
+        measured[folder]["other images"] = read_record(newest[0]).get("dataset_contents") if newest else None
     first = measured[folders[0]]
     for folder, other in measured.items():
+        if None in (first["other images"], other["other images"]):  # of an earlier version, which kept none
+            other = other | {"other images": first["other images"]}
         if differing := sorted(key for key in first | other if first.get(key) != other.get(key)):
             log.warning("%s was measured otherwise than %s: %s", folder, folders[0], ", ".join(differing))
 

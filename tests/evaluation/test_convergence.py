@@ -5,9 +5,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from redi.evaluation.convergence import Curve, convergence_factor, describe, read_curve
 from redi.runs.convergence import run_folders, warn_of_different_measures
+from redi.runtime.checkpoint import Retention, save_checkpoint
 
 STEPS = np.arange(100, 1100, 100)
 
@@ -121,3 +123,13 @@ def test_the_program_warns_of_runs_that_were_measured_otherwise(tmp_path, caplog
     warn_of_different_measures([tmp_path / "plain", tmp_path / "redi"])
     [record] = caplog.records
     assert record.getMessage().endswith("Monitor.num_images")
+
+
+def test_runs_of_images_that_lay_elsewhere_compare_and_those_of_other_images_do_not(tmp_path, caplog):
+    for name, contents in (("first", "a"), ("moved", "a"), ("older", None), ("other", "b")):
+        record = {"dataset_contents": contents} if contents else {}
+        save_checkpoint(tmp_path / name, 1, {"ema": {"w": torch.ones(1)}}, record, Retention(1))
+        (tmp_path / name / "config.gin").write_text(f"IMAGES = '{name}'\nImageFolder.path = %IMAGES\n")
+    warn_of_different_measures([tmp_path / name for name in ("first", "moved", "older", "other")])
+    [message] = caplog.messages
+    assert message.endswith("other images") and f"{tmp_path / 'other'} was" in message
