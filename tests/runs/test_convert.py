@@ -1,16 +1,19 @@
 """Published checkpoints to run folders and back."""
 
 import argparse
+import contextlib
 import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import redi
 from redi.core import config
+from redi.data.datasets import Dataset
 from redi.fusion import sincos_positions
 from redi.models.published.layout import Layout, published_shapes
 from redi.models.published.weights import from_published
@@ -20,6 +23,7 @@ from redi.runs.stages import evaluate_stage, sample_stage
 from redi.runtime.checkpoint import list_checkpoints, load_checkpoint
 from redi.runtime.checksums import sha256
 from redi.runtime.distributed import Processes
+from redi.runtime.interrupt import DryRunEnd
 from redi.training.parallel.ddp import DDP
 from redi.training.state import TrainingState
 
@@ -112,6 +116,30 @@ def test_the_sample_program_works_on_an_imported_run(redi_run):
     config.parse([folder / "config.gin"], ["sample.num_images = 2", "EulerMaruyama.num_evaluations = 2"])
     sample_stage(Experiment(folder))
     assert (folder / "samples.png").exists()
+
+
+class Thousand(Dataset):
+    """Two images of the 1,000 classes of ImageNet."""
+
+    def __init__(self):
+        names = [f"n{number:08d}" for number in range(1000)]
+        super().__init__(names=["a", "b"], labels=np.arange(2), class_names=names)
+
+    def load(self, index):
+        return np.zeros((64, 64, 3), np.uint8)
+
+    def provenance(self):
+        return {"dataset": "Thousand"}
+
+
+def test_evaluating_an_imported_run_says_the_order_of_its_labels(redi_run, caplog):
+    caplog.set_level("INFO")
+    config.parse([redi_run[0] / "config.gin"], ["evaluate.networks = [@encoders.DomainEncoder()]"])
+    experiment = Experiment(redi_run[0], dry_run=True)
+    experiment.train_data = Thousand()
+    with contextlib.suppress(DryRunEnd, ValueError):  # with samples or without
+        evaluate_stage(experiment)
+    assert "labels of the published weights: ImageNet's, 0 = 'n00000000' ... 999 = 'n00000999'" in caplog.text
 
 
 def test_the_configuration_is_complete_and_made_for_the_published_weights(redi_run):
