@@ -18,6 +18,7 @@ def cache_folder(cache_dir: str | Path | None) -> Path:
 
     Raises ValueError: it cannot be made.
     """
+    complete_account()
     folder = local_path(cache_dir or os.environ.get("REDI_CACHE") or "~/.cache/redi")
     try:
         folder.mkdir(parents=True, exist_ok=True)

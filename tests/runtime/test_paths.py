@@ -73,6 +73,11 @@ def test_a_user_without_an_account_has_a_name_and_a_home(no_account):
     assert os.path.expanduser("~/cache") == "/cache"
 
 
+def test_the_cache_of_a_user_without_an_account_names_it_too(no_account, tmp_path):
+    cache_folder(tmp_path)
+    assert os.environ["HOME"] == "/" and getpass.getuser()
+
+
 def test_a_home_that_nobody_knows_is_named(no_account):
     with pytest.raises(ValueError, match=r"^~/run: this user has no home folder; set HOME"):
         local_path("~/run")
