@@ -169,5 +169,7 @@ def _instead(annotation: Any, value: Any, default: Any) -> str:
     for text in (value, value.strip().capitalize()) if isinstance(value, str) else ():  # also 'true'
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             candidates.append(ast.literal_eval(text))
-    meant = [each for each in (*candidates, [value], str(value)) if accepts(annotation, each)]
+    if not isinstance(value, list | tuple | dict):
+        candidates += [value], str(value)
+    meant = [each for each in candidates if accepts(annotation, each)]
     return f"; write {meant[0]!r}" if meant else ""

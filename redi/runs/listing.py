@@ -53,7 +53,8 @@ def columns(rows: Iterable[Sequence[str]]) -> str:
 def _statements(run: Path) -> dict[str, str]:
     if not (path := run / "config.gin").exists():
         raise ValueError(f"{run} holds no run: it has no config.gin")
-    return config.statements(path.read_text())
+    # Without imports, which gin numbers anew in every file.
+    return {key: value for key, value in config.statements(path.read_text()).items() if value}
 
 
 def _num_steps(run: Path) -> int:

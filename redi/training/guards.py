@@ -1,5 +1,6 @@
 """What watches over a run while its loop trains, and the settings that are refused before."""
 
+import inspect
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -52,8 +53,9 @@ def check_settings(settings: Mapping) -> None:
     if settings["batch_size"] % settings["accumulate"]:
         batch_size = f"train.batch_size = {settings['batch_size']}"
         raise ValueError(f"train.accumulate = {settings['accumulate']} does not divide {batch_size}")
-    if (on_log := settings["on_log"]) is not None and not callable(on_log):
-        raise ValueError(f"train.on_log = {on_log!r}: a function is needed, as @my_function without parentheses")
+    if (on_log := settings["on_log"]) is not None and (inspect.isclass(on_log) or not callable(on_log)):
+        how = "as @my_function without parentheses, or an object, as @MyClass() with them"
+        raise ValueError(f"train.on_log = {on_log!r}: a function is needed, {how}")
 
 
 def make_optimizer(optimizer: Callable[..., torch.optim.Optimizer], parameters) -> torch.optim.Optimizer:

@@ -63,6 +63,7 @@ MESSAGES = [
     (int | None, None, "a", "an integer or None"),
     (Literal["raw", "whiten"], "raw", "withen", "'raw' or 'whiten'; did you mean 'whiten'?"),
     (Sequence[str], (), "images", "a list [text in quotes]; write ['images']"),
+    (str | Sequence[int], "equal", [1.5], "text in quotes or a list [an integer]"),
     (tuple[float, float], (), [1], "a list [a number, a number]"),
     (float | Mapping[str, float], 1.0, "a", "a number or a dictionary {text in quotes: a number}"),
 ]

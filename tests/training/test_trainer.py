@@ -523,5 +523,7 @@ def test_on_log_that_asks_at_the_last_step_changes_nothing(start):
 def test_another_answer_of_on_log_than_true_or_false_is_refused(start):
     with pytest.raises(ValueError, match="train.on_log returned 'stop': True ends the training"):
         start("run", on_log=lambda record: "stop")
+    with pytest.raises(ValueError, match=r"train.on_log = <class 'dict'>: a function .* or an object, as @MyClass\(\)"):
+        start("run", on_log=dict)
     with pytest.raises(ValueError, match="train.on_log = 'wandb': a function is needed"):
         start("run", on_log="wandb")
