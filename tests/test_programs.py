@@ -465,7 +465,8 @@ def test_runs_are_listed_with_what_became_of_them(whole_job, call, tmp_path):
 
 
 def test_two_runs_are_compared_by_their_bindings(whole_job, call, tmp_path):
-    (tmp_path / "config.gin").write_text((whole_job / "config.gin").read_text().replace("PCA.rank = 2", "PCA.rank = 3"))
+    text = (whole_job / "config.gin").read_text().replace("PCA.rank = 2", "PCA.rank = 3")
+    (tmp_path / "config.gin").write_text(f"import redi as redi7\n{text}")
     status, text, _ = call(diff, arguments=[str(whole_job), str(tmp_path)])
     assert status == 0 and [line.split() for line in text.splitlines()[1:]] == [["PCA.rank", "2", "3"]]
     assert call(diff, arguments=[str(whole_job), str(whole_job)])[1] == "the configurations are the same\n"
