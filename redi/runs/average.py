@@ -31,7 +31,7 @@ def average(run_dir: str | Path, sigma_rel: float, *, at_step: int | None = None
     groups, record = found.checkpoint
     tensors = {name: groups[name] for name in ("codec", "colours") if name in groups} | {"ema": found.parameters}
     same = ("model_arguments", "image_size", "seed", "codec", "codec_fingerprint", "dataset")
-    newer = {key: record[key] for key in ("plug_ins", "dataset_contents") if key in record}
+    newer = {key: record[key] for key in ("plug_ins", "dataset_contents", "class_names") if key in record}
     record = {key: record[key] for key in same} | newer | {"average": found.provenance()}
     save_checkpoint(to, found.step, tensors, record, keep=Retention(1))
     for name in ("config.gin", "audit.json"):
