@@ -19,9 +19,12 @@ def check_layout(source: Source, names: Sequence[str], path: str, where: str) ->
     inside = f"bind ImageFolder.path = {f'{path}/{first}'!r}"
     if len(tops) > 1 and {name.lower() for name in tops} <= PARTS:
         part = next((name for name in sorted(tops) if name.lower() in ("train", "training")), first)
+        other = next(name for name in sorted(tops, reverse=True) if name != part)
         raise ValueError(
             f"{where} holds the folders {', '.join(sorted(tops))}: parts of a data set, not classes. Bind "
-            f"ImageFolder.path = {f'{path}/{part}'!r}, and another one, in a scope of its own, for evaluate.reference"
+            f"ImageFolder.path = {f'{path}/{part}'!r}; images.gin holds a tenth of it out for evaluation. To evaluate with "
+            f"{other} instead, bind also held_out/ImageFolder.path = {f'{path}/{other}'!r}, ImageFolder.split = 'all' and "
+            "held_out/ImageFolder.split = 'all'"
         )
     if len(tops) > 1 or tops and len(source.folders) > 1:
         return
