@@ -115,6 +115,11 @@ def test_every_component_has_a_page_whose_bindings_parse(kind, name):
     config.parse([], [line for line in lines if "must be bound" not in line])
 
 
+def test_the_page_of_an_optimizer_has_no_formulas_and_no_component_where_a_number_belongs():
+    lines = page("AdamW").splitlines()
+    assert "AdamW.lr = 0.001  # a number" in lines and not any(".. math::" in line for line in lines)
+
+
 def test_an_unknown_name_is_refused_with_the_nearest_one():
     with pytest.raises(ValueError, match="is called 'reducer'; did you mean 'reducers'?"):
         page("reducer")

@@ -52,8 +52,8 @@ def page(name: str) -> str:
 
 
 def _paragraphs(component: Callable) -> list[str]:
-    """Those of the docstring before its sections about arguments and errors."""
-    return re.split(r"\n\n\w+:\n", inspect.getdoc(component) or "")[0].split("\n\n")
+    """Those of the docstring before its sections about arguments and errors, and what is there for Sphinx."""
+    return re.split(r"\n\n(?:\w+:\n|\.\. )", inspect.getdoc(component) or "")[0].split("\n\n")
 
 
 def _binding(key: str, argument: inspect.Parameter) -> str:
