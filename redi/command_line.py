@@ -126,7 +126,8 @@ def exit_status(main: Callable, argv: list[str]) -> int:
         if 1 < len(argv) <= 1 + num_allowed and not first.value and not argv[1].endswith(".gin"):
             argv, (first.value, *others) = argv[:1], argv[1:]
         if len(argv) > 1:
-            what = "the folder of a run is the only argument without a flag (gin files: --gin_file), see --help"
+            only = "the folder of a run is the only argument" if folders < 2 else f"it takes {folders} folders alone"
+            what = f"{only} without a flag (gin files: --gin_file), see --help"
             raise ValueError(f"unexpected argument {argv[1]!r}: {getattr(main, 'usage', what)}")
         if FLAGS.dry_run and not main.dry_run:
             raise ValueError("--dry_run is for prepare, train, run, sample, evaluate and sweep")

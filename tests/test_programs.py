@@ -477,6 +477,7 @@ def test_two_runs_are_compared_by_their_bindings(whole_job, call, tmp_path):
     assert status == 0 and [line.split() for line in text.splitlines()[1:]] == [["PCA.rank", "2", "3"]]
     assert call(diff, arguments=[str(whole_job), str(whole_job)])[1] == "the configurations are the same\n"
     assert "name the folders of two runs" in call(diff, arguments=[str(whole_job)])[2]
+    assert "unexpected argument 'a': it takes 2 folders alone" in call(diff, arguments=["a", "b", "c"])[2]
 
 
 def test_what_no_run_uses_is_deleted_from_the_cache_and_only_on_demand(whole_job, call, tmp_path):
