@@ -66,7 +66,8 @@ def __getattr__(name: str):
         return getattr(importlib.import_module(module), own_name)
     if name in KINDS:
         return importlib.import_module(KINDS[name])
-    raise AttributeError(f"module 'redi' has no attribute {name!r}; it has {', '.join(__all__)}")
+    function = next((f", the program's function is redi.{key}" for key in PUBLIC if PUBLIC[key][1] == name), "")
+    raise AttributeError(f"module 'redi' has no attribute {name!r}{function}; it has {', '.join(__all__)}")
 
 
 def __dir__() -> list[str]:

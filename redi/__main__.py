@@ -17,4 +17,5 @@ def main() -> None:
     print("\nRun one as `python -m redi.train` or `redi-train`; --help shows its flags.")
 
 
+main.usage = "a program is named with a dot, as in `python -m redi.train`"
 console = command_line.program(main)

@@ -29,7 +29,9 @@ def main(folder: Path) -> None:
     for name in unused if FLAGS.delete else ():
         shutil.rmtree(cache / name)
     done = "were deleted" if FLAGS.delete else "can be deleted: --delete"
-    print(f"{len(unused)} of {len(entries)} entries, {sum(unused.values()):,.1f} MiB, that no run uses {done}")
+    what = f"{len(unused)} of {len(entries)} entries, {sum(unused.values()):,.1f} MiB"
+    print(f"{what}, that no run in {folder} uses, {done}")
 
 
+main.default_folder = "runs"
 console = command_line.program(main)

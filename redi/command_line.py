@@ -126,14 +126,16 @@ def exit_status(main: Callable, argv: list[str]) -> int:
         if 1 < len(argv) <= 1 + num_allowed and not first.value and not argv[1].endswith(".gin"):
             argv, (first.value, *others) = argv[:1], argv[1:]
         if len(argv) > 1:
-            what = "the folder of a run is the only argument without a flag (gin files: --gin_file)"
-            raise ValueError(f"unexpected argument {argv[1]!r}: {what}, see --help")
+            only = "the folder of a run is the only argument" if folders < 2 else f"it takes {folders} folders alone"
+            what = f"{only} without a flag (gin files: --gin_file), see --help"
+            raise ValueError(f"unexpected argument {argv[1]!r}: {getattr(main, 'usage', what)}")
         if FLAGS.dry_run and not main.dry_run:
             raise ValueError("--dry_run is for prepare, train, run, sample, evaluate and sweep")
         for name in ("run_dir", "trained_dir"):
             FLAGS[name].value = FLAGS[name].value and str(local_path(FLAGS[name].value))
         with heard_at_once("this ends with the operation that runs now; what was finished is kept"):
-            main(*([_run_dir(), *map(local_path, others)] if folders else []))
+            default = getattr(main, "default_folder", None)
+            main(*([_run_dir(default), *map(local_path, others)] if folders else []))
         sys.stdout.flush()
         return 0
     except DryRunEnd:
@@ -149,6 +151,7 @@ def exit_status(main: Callable, argv: list[str]) -> int:
             raise
         # gin adds a line for every call that the error went through; those in a scope tell which of two objects.
         text = re.sub(r"\n\s*In call to configurable '\S+' \(<.*?>\)(?=\n|$)", "", str(error))
+        text = re.sub(r"In call to configurable '(\S+)' \(<.*?>\) in scope '(\S+)'", r"in @\2/\1", text)
         text = CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
         if re.search(r"\[Errno (1|13|30)\]|No usable temporary directory", text):
             text += "\n  this user may not use that path: --run_dir says where results go, and variables REDI_CACHE "
@@ -157,9 +160,9 @@ def exit_status(main: Callable, argv: list[str]) -> int:
         return 1
 
 
-def _run_dir() -> Path:
-    if FLAGS.run_dir:
-        return Path(FLAGS.run_dir)
+def _run_dir(default: str | None = None) -> Path:
+    if folder := FLAGS.run_dir or default:
+        return Path(folder)
     if FLAGS.gin_file:
         return Path("runs") / Path(FLAGS.gin_file[0]).stem
     raise ValueError("name a gin file with --gin_file, or the folder of an earlier run with --run_dir")

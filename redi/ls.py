@@ -14,4 +14,5 @@ def main(folder: Path) -> None:
     print(columns([("run", "status", "step", "metric", "MiB", "last change"), *list_runs(folder)]))
 
 
+main.default_folder = "runs"
 console = command_line.program(main)

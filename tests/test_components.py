@@ -91,6 +91,8 @@ def test_the_page_of_a_function_shows_its_arguments_as_bindings_with_what_they_m
     position = lines.index("train.max_skipped_steps = 10  # an integer")
     assert "a step whose gradient is not finite changes nothing; after more of them" in lines[position + 1]
     assert "train.codec = ...  # must be bound, a component (@JointCodec)" in lines
+    position = lines.index("train.ema = @EMA  # a function or class (@...)")
+    assert lines[position - 1].startswith("train.optimizer = @AdamW") and "only the loop knows" in lines[position + 1]
     assert lines[-1] == "Supplied by the library: run_dir"
     assert not any(line.startswith("train.run_dir") for line in lines)
 
@@ -113,6 +115,11 @@ def test_the_page_of_a_kind_shows_its_components_and_their_interface():
 def test_every_component_has_a_page_whose_bindings_parse(kind, name):
     lines = [line for line in page(f"{kind}.{name}").splitlines() if line.startswith(f"{name}.")]
     config.parse([], [line for line in lines if "must be bound" not in line])
+
+
+def test_the_page_of_an_optimizer_has_no_formulas_and_no_component_where_a_number_belongs():
+    lines = page("AdamW").splitlines()
+    assert "AdamW.lr = 0.001  # a number" in lines and not any(".. math::" in line for line in lines)
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_one():

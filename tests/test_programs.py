@@ -12,7 +12,7 @@ import pytest
 from absl.testing import flagsaver
 from PIL import Image
 
-import redi
+import redi.__main__
 from redi import cache, command_line, components, diff, evaluate, ls, prepare, query, report, run, sample, train
 from redi.runtime.atomic import only_process
 from redi.runtime.checkpoint import list_checkpoints
@@ -220,6 +220,13 @@ def test_what_this_user_may_not_write_to_is_explained_with_what_to_set(refused, 
 def test_an_unexpected_argument_is_named(refused, tmp_path):
     assert refused(arguments=["digits.gin"]).startswith("unexpected argument 'digits.gin': the folder of a run is the")
     assert not (tmp_path / "run").exists()
+    text = refused(module=redi.__main__, arguments=["train"])
+    assert text == "unexpected argument 'train': a program is named with a dot, as in `python -m redi.train`"
+
+
+def test_an_error_in_a_scope_names_it_in_the_words_of_gin_files(refused):
+    scoped = ["evaluate.reference = @held_out/datasets.ImageFolder()", "held_out/ImageFolder.path = '/no/such/folder'"]
+    assert refused(*scoped, module=run).endswith("bind where the images are now\n  in @held_out/ImageFolder")
 
 
 def test_without_gin_file_and_run_folder_the_flags_are_named(refused):
@@ -461,7 +468,7 @@ def test_runs_are_listed_with_what_became_of_them(whole_job, call, tmp_path):
     assert rows["runs/whole"][:5] == ["finished", "2", "of", "2", "frechet_distance_domain_network"]
     assert rows["runs/started"][:6] == ["not", "trained", "0", "of", "400,000", "-"]
     assert rows["runs/longer"][:5] == ["stopped", "2", "of", "7,000", "-"]
-    assert "runs/longer   running" in during
+    assert "runs/longer   running" in during and call(ls)[1] == text
 
 
 def test_two_runs_are_compared_by_their_bindings(whole_job, call, tmp_path):
@@ -471,6 +478,7 @@ def test_two_runs_are_compared_by_their_bindings(whole_job, call, tmp_path):
     assert status == 0 and [line.split() for line in text.splitlines()[1:]] == [["PCA.rank", "2", "3"]]
     assert call(diff, arguments=[str(whole_job), str(whole_job)])[1] == "the configurations are the same\n"
     assert "name the folders of two runs" in call(diff, arguments=[str(whole_job)])[2]
+    assert "unexpected argument 'a': it takes 2 folders alone" in call(diff, arguments=["a", "b", "c"])[2]
 
 
 def test_what_no_run_uses_is_deleted_from_the_cache_and_only_on_demand(whole_job, call, tmp_path):
@@ -485,7 +493,7 @@ def test_what_no_run_uses_is_deleted_from_the_cache_and_only_on_demand(whole_job
     flags = {"arguments": [str(whole_job)], "cache_dir": str(here)}
     kinds = {line.split("/")[0] for line in call(cache, **flags)[1].splitlines() if line.endswith(" run")}
     assert kinds == {"encoded", "encoders", "reducers", "references"}
-    assert record.exists()
+    assert record.exists() and f"that no run in {whole_job} uses, can be deleted: --delete" in call(cache, **flags)[1]
     status, text, errors = call(cache, **flags, delete=True)
     assert status == 0 and "encoders/DomainEncoder-other" in text and not record.exists(), errors
     assert kinds == {line.split("/")[0] for line in call(cache, **flags)[1].splitlines() if line.endswith(" run")}

@@ -48,6 +48,8 @@ def test_every_public_name_can_be_completed():
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(AttributeError, match="has no attribute 'Chanels'.*Channels, DiffusionTransformer"):
         redi.Chanels  # noqa: B018
+    with pytest.raises(AttributeError, match="has no attribute 'query', the program's function is redi.query_model"):
+        redi.__getattr__("query")
 
 
 def test_the_folders_of_components_are_modules_with_a_registry():

@@ -11,6 +11,8 @@ from redi.core.gin_files import statements
 from redi.core.registry import registries
 from redi.runtime.spelling import did_you_mean
 
+MARKS = "text needs quotes ('a/folder'), a component @, a macro %"
+
 
 def binding_name(scope: str, selector: str, argument: str) -> str:
     """A binding as saved configurations have it: 'scope/PCA.rank', or the name of a macro."""
@@ -87,7 +89,9 @@ def explanation(error: Exception) -> str:
     what, _, where = text.partition("\n")
     if isinstance(error, SyntaxError):
         token = re.search(r"Failed to parse token '(.+)'", error.msg)
-        what = f"{token[1]} is no value: text needs quotes, a component @, a macro %" if token else error.msg
+        what = f"{token[1]} is not a value: {MARKS}" if token else error.msg
+        if what.startswith("Unable to parse value"):
+            what = f"this value cannot be read: {MARKS}"
         return f"{what}\n  In {error.filename or 'the bindings'}, line {error.lineno}\n    {error.text or ''}".rstrip()
     if match := re.search(r"No bindings specified for '(\S+)/(?:gin\.)?macro'", text):
         macros = [scope for scope, selector in gin.config._CONFIG if selector == "gin.macro"]

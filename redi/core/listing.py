@@ -8,6 +8,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable
+from itertools import groupby
 from typing import Any
 
 from redi.core.gin_errors import find
@@ -44,16 +45,17 @@ def page(name: str) -> str:
     component, supplied, meanings = found.wrapped, found.denylist or (), texts(found.wrapped)
     at = "@" if found.selector.split(".")[0] in registries else ""
     parts = [f"{at}{found.selector.removeprefix('redi.')}  ({component.__module__})", *_paragraphs(component)]
-    for key, argument in arguments(component).items():
-        if key not in supplied:
-            meaning = textwrap.wrap(meanings.get(key, ""), 100, initial_indent="    ", subsequent_indent="    ")
-            parts.append("\n".join([_binding(f"{found.name}.{key}", argument), *meaning]))
+    shown = [(key, argument) for key, argument in arguments(component).items() if key not in supplied]
+    for meaning, alike in groupby(shown, lambda pair: meanings.get(pair[0], "")):  # several arguments may share one
+        lines = [_binding(f"{found.name}.{key}", argument) for key, argument in alike]
+        lines += textwrap.wrap(meaning, 100, initial_indent="    ", subsequent_indent="    ")
+        parts.append("\n".join(lines))
     return "\n\n".join([*parts, *[f"Supplied by the library: {', '.join(supplied)}"] * bool(supplied)])
 
 
 def _paragraphs(component: Callable) -> list[str]:
-    """Those of the docstring before its sections about arguments and errors."""
-    return re.split(r"\n\n\w+:\n", inspect.getdoc(component) or "")[0].split("\n\n")
+    """Those of the docstring before its sections about arguments and errors, and what is there for Sphinx."""
+    return re.split(r"\n\n(?:\w+:\n|\.\. )", inspect.getdoc(component) or "")[0].split("\n\n")
 
 
 def _binding(key: str, argument: inspect.Parameter) -> str:

@@ -147,14 +147,15 @@ def words(annotation: Any) -> str:
     if base is Literal:
         return " or ".join(map(repr, inner))
     if base in UNIONS:
-        return " or ".join(dict.fromkeys(map(words, inner)))
+        shown = [each for each in inner if getattr(each, "__module__", None) != "torch"]  # gin holds no tensors
+        return " or ".join(dict.fromkeys(map(words, shown)))
     if base is Annotated:
         return words(inner[0])
     if base in DICTIONARIES:
         return f"a dictionary {{{': '.join(map(words, inner)) or '...'}}}"
     if base in LISTS:
         return f"a list [{', '.join('...' if each is Ellipsis else words(each) for each in inner)}]"
-    if base in (Any, ABSTRACT.Callable):
+    if base in (Any, type, ABSTRACT.Callable):
         return "anything" if base is Any else "a function or class (@...)"
     return SIMPLE[base][1] if base in SIMPLE else f"a component (@{getattr(base, '__name__', base)})"
 

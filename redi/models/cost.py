@@ -1,6 +1,8 @@
 """What a model costs in floating-point operations, and how many a device does per second."""
 
 import copy
+import math
+import time
 
 import torch
 from torch import nn
@@ -49,13 +51,16 @@ def without_memory(model: nn.Module, device: torch.device | str) -> nn.Module:
 
 def matmul_rate(device: torch.device | str, dtype: torch.dtype, *, seconds: float = 0.5) -> float:
     """FLOP/s of large square matrix products on this device now, the best of several within `seconds`."""
-    from torch.utils.benchmark import Timer  # it looks for a compiler and CUDA, and warns where there is none
-
     device = torch.device(device)
     size = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    timer = Timer("a @ b", globals={"a": a, "b": b}, num_threads=torch.get_num_threads())
-    return 2 * size**3 / min(timer.blocked_autorange(min_run_time=seconds).times)
+    end, best = time.perf_counter() + seconds, math.inf
+    while (start := time.perf_counter()) < end:
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
 
 
 def nominal_rate(name: str, dtype: torch.dtype) -> float | None:

@@ -38,6 +38,18 @@ from redi.training.warm_start import warm_start
 log = logging.getLogger("redi")
 
 
+def check_settings_of_training() -> None:
+    """Raises ValueError for what is wrong with the settings of `train` whatever the data: before any image is
+    read."""
+    with config.explained(types=True):
+        check_settings({name: setting(train, name) for name in (*NUMBERS, "on_log")})
+        check_shuffle(setting(train, "shuffle"))
+        Processes(*process_rank()).check(setting(train, "batch_size"), setting(train, "accumulate"))
+        device = choose_device(setting(train, "device"))
+        choose_precision(setting(train, "precision"), device)
+        choose_compile(setting(train, "compile"), device)
+
+
 def check_training(
     codec: JointCodec, dataset: Dataset, *, monitor=None, resumes: bool = False, trains: bool = False
 ) -> DiffusionTransformer:
@@ -49,10 +61,8 @@ def check_training(
         resumes: from a checkpoint, so that `train.initial_weights` will not be read.
         trains: on this machine, so that a step must fit into its memory.
     """
+    check_settings_of_training()
     with config.explained(types=True):
-        check_settings({name: setting(train, name) for name in (*NUMBERS, "on_log")})
-        check_shuffle(setting(train, "shuffle"))
-        (processes := Processes(*process_rank())).check(setting(train, "batch_size"), setting(train, "accumulate"))
         if (best := setting(train, "keep_best")) is not None:
             check_best(best, monitor)
         device = choose_device(setting(train, "device"))
@@ -76,7 +86,7 @@ def check_training(
             parallel = setting(train, "parallel") or DDP()
             check_memory(
                 setting(train, "model"), model_arguments, objective, device=device, compiled=compiled,
-                processes=processes, parallel=parallel, precision=precision, **settings,
+                processes=Processes(*process_rank()), parallel=parallel, precision=precision, **settings,
             )  # fmt: skip
     for rule in rules:
         if advice := rule.check_training(objective.label_dropout, objective.representation_dropout):

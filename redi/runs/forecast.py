@@ -11,6 +11,7 @@ from redi.models.transformer import DiffusionTransformer
 from redi.runs.checks import setting
 from redi.runs.load import Run
 from redi.runtime.device import choose_precision
+from redi.runtime.progress import duration
 from redi.sampling.generate import generate
 from redi.training.trainer import train
 
@@ -18,6 +19,7 @@ from redi.training.trainer import train
 def training_forecast(net: nn.Module, codec: JointCodec, num_images: int, device: torch.device) -> str:
     """Shapes, length and compute of a run whose model may be on the meta device; the time is a lower bound."""
     steps, batch_size = setting(train, "num_steps"), setting(train, "batch_size")
+    epochs = steps * batch_size / num_images
     flops = 3 * forward_flops(net, align=codec.alignment is not None) * batch_size  # forward once, backward twice
     rate = matmul_rate(device, choose_precision(setting(train, "precision"), device).dtype)
     grid = state_of(net).grid
@@ -26,9 +28,10 @@ def training_forecast(net: nn.Module, codec: JointCodec, num_images: int, device
     return (
         f"joint state       channels {channels}, on {grid[0]} x {grid[1]}\n"
         f"model             {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters{tokens}\n"
-        f"training          {steps:,} steps of batch {batch_size}, {steps * batch_size / num_images:.3g} epochs\n"
+        f"training          {steps:,} steps of batch {batch_size}, "
+        f"{epochs:{',.0f' if epochs >= 1000 else '.3g'}} epochs\n"
         f"compute           {flops:.3g} FLOPs a step, {flops * steps:.3g} in all: "
-        f"at least {flops * steps / rate / 3600:.2g} hours on this device"
+        f"at least {duration(flops * steps / rate)} on this device"
     )
 
 

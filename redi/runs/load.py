@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 SAMPLING = ("model", "ema", "codec", "colours")  # the groups of a checkpoint that sampling reads
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """A trained model with all that belongs to it."""
 
@@ -49,6 +49,10 @@ class Run:
     record: Mapping | None = None  # of the checkpoint
     gin_bindings: Sequence[str] = ()  # that won over its config.gin
     class_names: Sequence[str] | None = None  # of labels 0, 1, ...; None: the run's folder does not say
+
+    def __repr__(self) -> str:
+        what = f"{type(self.model).__name__} of step {self.step:,}, {', '.join(self.codec.channels)}"
+        return f"<Run {self.folder}: {what}, {self.image_size} x {self.image_size} pixels, {self.num_classes} classes>"
 
     def generate(self, labels: Sequence[int | str] | Tensor, **settings) -> Generated:
         """One image per label, a number or the name of a class; `settings` as of `redi.generate`."""

@@ -2,7 +2,7 @@
 
 from redi.core import config
 from redi.data.cache.prepare import prepare
-from redi.runs.checks import check_results, check_training
+from redi.runs.checks import check_results, check_settings_of_training, check_training
 from redi.runs.experiment import Experiment
 from redi.runs.forecast import training_forecast
 from redi.runtime.checkpoint import list_checkpoints, newest_good
@@ -18,6 +18,7 @@ def prepared(experiment: Experiment, *, evaluates: bool = False, monitor=None, t
 
     Raises ValueError: what training (or evaluation) would fail of, before anything is fitted or encoded.
     """
+    check_settings_of_training()
     codec, run_dir = experiment.codec, experiment.trained_dir
     codec.load()  # before the audit reads every image
     # Streamed from object storage, encoded images need no images here; they were audited where they were encoded.

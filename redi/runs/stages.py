@@ -161,6 +161,7 @@ def query_stage(experiment: Experiment) -> None:
         for name, measured in result[question].items():
             values = f"agreement {measured['agreement']:.3f}, floor {measured['floor']:.3f}"
             print(f"{question.replace('_', ' ')} ({name}): {values}", flush=True)
+    log.info("picture: %s", experiment.run_dir / "queries.png")
 
 
 def report_stage(experiment: Experiment) -> None:

@@ -90,8 +90,8 @@ def read_text(path: str | os.PathLike) -> io.StringIO:
     try:
         text = io.StringIO(io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read())  # line ends as from open()
     except UnicodeDecodeError as error:
-        what = f"byte {error.start} is no UTF-8 text ({error.reason})"
-        raise ValueError(f"{path} is no gin file: {what}. Save it in the encoding UTF-8") from None
+        what = f"byte {error.start} is not UTF-8 text ({error.reason})"
+        raise ValueError(f"{path} is not a gin file: {what}. Save it as UTF-8") from None
     text.name = str(path)
     return text
 

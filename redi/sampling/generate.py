@@ -26,7 +26,7 @@ from redi.sampling.labels import label_numbers
 log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(repr=False)
 class Generated:
     """What `generate` drew, in the order of `labels`, on the CPU."""
 
@@ -36,6 +36,11 @@ class Generated:
     record: dict  # seed, sampler, guidance, function evaluations, network evaluations per image
     trajectory: Tensor | None = None  # (K, N, C, H, W) float32: the joint states at `times`, where asked for
     times: list[float] | None = None  # K, of the first state and after every step
+
+    def __repr__(self) -> str:
+        tensors = {"images": self.images, "x": self.x, "labels": self.labels}
+        kept = [f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items() if tensor is not None]
+        return f"<Generated {', '.join(kept)}>"
 
 
 RUNTIME = "model", "codec", "process", "labels", "weights", "first_index", "given", "own_time", "draw", "trajectory"

@@ -9,7 +9,7 @@ from redi.runtime.spelling import did_you_mean, few
 
 def label_numbers(labels: Collection, class_names: Sequence[str] | None, argument: str):
     """`labels` with numbers in place of class names. Raises ValueError for a name that is not one of `class_names`."""
-    if isinstance(labels, str):
+    if isinstance(labels, str | int):
         raise ValueError(f"{argument} = {labels!r}: it takes a list, as [{labels!r}]")
     if isinstance(labels, Tensor) or not any(isinstance(label, str) for label in labels):
         return labels

@@ -109,15 +109,18 @@ def thumbnails(images: Tensor, like: Tensor) -> list[Image.Image]:
 
 
 def num_columns(labels: Tensor, most: int = 10) -> int:
-    """Columns of a sheet whose columns are classes: one for each class at hand; `most` where there is only one."""
-    classes = len(labels.unique())
-    return min(classes, most) if classes > 1 else most
+    """Columns of a sheet whose columns are classes: as many for each class at hand as fit into `most` and it fills;
+    `most` where there is only one class."""
+    counts = labels.unique(return_counts=True)[1].tolist()
+    return min(most, len(counts) * max(1, min(most // len(counts), *counts))) if len(counts) > 1 else most
 
 
 def class_ordered(labels: Tensor, columns: int, rows: int) -> Tensor:
     """Positions of at most rows x columns entries, row by row, such that every column shows one class."""
-    positions = [(labels == label).nonzero().flatten()[:rows] for label in labels.unique()[:columns]]
+    classes = labels.unique()[:columns]
+    rows_of_class = rows * (columns // len(classes))
+    positions = [(labels == label).nonzero().flatten()[:rows_of_class] for label in classes]
     if len(positions) == 1:  # unlabelled: just the first ones
         return torch.arange(min(len(labels), rows * columns))
-    full_rows = min(len(members) for members in positions)
-    return torch.tensor([int(members[row]) for row in range(full_rows) for members in positions])
+    shortest = min(len(members) for members in positions)
+    return torch.tensor([int(members[i]) for i in range(shortest) for members in positions])

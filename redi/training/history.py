@@ -84,4 +84,9 @@ def command() -> str:
     program, *arguments = sys.argv
     module = getattr(sys.modules["__main__"], "__spec__", None)
     words = ["python", "-m", module.name.removesuffix(".__main__")] if module else [Path(program).name]
-    return shlex.join([*words, *arguments])
+    return " ".join(map(_quoted, [*words, *arguments]))
+
+
+def _quoted(word: str) -> str:
+    """As README writes it: "IMAGES = 'a/folder'", where the shell changes nothing between double quotes."""
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)

@@ -82,7 +82,8 @@ def test_an_unknown_plug_in_module_is_refused_with_its_place():
 
 def test_text_without_quotes_is_refused_with_the_value_and_its_place():
     text = refusal("PCA.scale = raw")
-    assert text.startswith("raw is no value: text needs quotes") and text.endswith("PCA.scale = raw")
+    assert text.startswith("raw is not a value: text needs quotes") and text.endswith("PCA.scale = raw")
+    assert "text needs quotes ('a/folder')" in refusal("IMAGES = ../photos")
 
 
 def test_a_line_that_is_no_binding_is_refused_with_its_place(tmp_path):

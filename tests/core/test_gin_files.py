@@ -96,7 +96,7 @@ def test_a_byte_order_mark_is_skipped_in_named_included_and_saved_files(files):
 def test_a_file_in_another_encoding_is_refused_by_name(files):
     files(here__wide="PCA.rank = 7\n".encode("utf-16"))
     assert refusal("wide.gin") == (
-        "wide.gin is no gin file: byte 0 is no UTF-8 text (invalid start byte). Save it in the encoding UTF-8"
+        "wide.gin is not a gin file: byte 0 is not UTF-8 text (invalid start byte). Save it as UTF-8"
     )
 
 

@@ -110,7 +110,7 @@ BINDINGS = [
     ("reducers.PCA.rank = 2.5", "PCA.rank = 2.5: it takes an integer"),
     ("FlowMatching.reversed = 'False'", "FlowMatching.reversed = 'False': it takes True or False; write False"),
     ("evaluator/DomainEncoder.seed = '1'", "evaluator/DomainEncoder.seed = '1': it takes an integer; write 1"),
-    ("AdamW.lr = '1e-4'", "AdamW.lr = '1e-4': it takes a number or a component (@Tensor); write 0.0001"),
+    ("AdamW.lr = '1e-4'", "AdamW.lr = '1e-4': it takes a number; write 0.0001"),
     ("TinyVAE.batch_size = 8.0", "TinyVAE.batch_size = 8.0: it takes an integer; write 8"),  # of a base class
     ("steps = 9.0\ntrain.num_steps = %steps", "train.num_steps = 9.0: it takes an integer; write 9"),
     ("a = %b\nb = ['x', 1]\nsample.export = %a", "sample.export = ['x', 1]: it takes a list [text in quotes]"),

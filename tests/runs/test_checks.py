@@ -88,6 +88,7 @@ TRAINING = {
         "JointObjective.representation_weight = -1",
         "JointObjective.representation_weight = {'domain': -1}: finite numbers of at least 0",
     ),
+    "an empty step": ("train.batch_size = -4", "train.batch_size = -4: a whole number of at least 1 is needed"),
     "unequal parts": ("train.accumulate = 3", "train.accumulate = 3 does not divide train.batch_size = 16"),
     "an average of the start alone": ("EMA.decay = 1", "EMA.decay = 1"),
     "a device that nobody has": ("train.device = 'nonsense'", "train.device = 'nonsense' cannot be used here"),
@@ -108,6 +109,12 @@ TRAINING = {
 @pytest.mark.parametrize(("binding", "message"), TRAINING.values(), ids=TRAINING)
 def test_what_training_would_refuse_is_refused_before_encoding(refused, binding, message):
     assert message in refused(binding)
+
+
+def test_settings_are_checked_before_any_image_is_read(refused):
+    nowhere = ["train.dataset = @datasets.ImageFolder()", "ImageFolder.path = '/no/such/folder'"]
+    assert refused(*nowhere, "train.log_every = 0").startswith("train.log_every = 0")
+    assert refused(*nowhere).startswith("ImageFolder.path = '/no/such/folder' does not exist")
 
 
 def test_a_value_of_the_wrong_type_is_refused_with_the_component_it_was_given_to(refused):

@@ -63,3 +63,8 @@ def test_it_opens_and_its_model_draws_from_it(older):
     sampler = redi.samplers.Euler(num_evaluations=2)
     drawn = redi.generate(run.model, run.codec, run.process, labels=[0, 1], sampler=sampler)
     assert drawn.images.shape == (2, 3, 8, 8) and torch.isfinite(drawn.x).all()
+    assert repr(run).startswith(f"<Run {older / 'run'}: DiffusionTransformer of step 2, image, ")
+    assert len(repr(run)) < 300
+    assert repr(drawn).startswith("<Generated images (2, 3, 8, 8), x (2, ") and repr(drawn).endswith("labels (2,)>")
+    with pytest.raises(ValueError, match=r"labels = 1: it takes a list, as \[1\]"):
+        run.generate(1)

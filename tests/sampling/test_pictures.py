@@ -180,11 +180,16 @@ def test_every_column_shows_one_class_where_the_classes_have_different_counts():
 
 
 @pytest.mark.parametrize(
-    ("labels", "columns"), [([3, 7] * 9, 2), ([5] * 12, 10), (list(range(30)) * 2, 10), ([0, 1, 2], 3)]
+    ("labels", "columns", "shows"),
+    [
+        ([3, 7] * 9, 10, 18), ([0, 1, 2, 3] * 50, 8, 32), ([5] * 12, 10, 12), (list(range(30)) * 2, 10, 20),
+        ([0, 1, 2], 3, 3),
+    ],  # fmt: skip
 )
-def test_a_sheet_has_a_column_for_every_class_at_hand(labels, columns):
+def test_a_sheet_has_columns_of_one_class_each_and_is_as_wide_for_few_classes(labels, columns, shows):
     labels = torch.tensor(labels)
     assert num_columns(labels) == columns
     shown = labels[class_ordered(labels, columns, rows=4)].tolist()
+    assert len(shown) == shows
     for column in range(columns):
         assert len(set(shown[column::columns])) == 1

@@ -48,6 +48,8 @@ def test_a_damaged_file_begins_anew_with_a_warning(tmp_path, caplog):
     ("module", "words", "line"),
     [
         ("redi.run", ["/opt/redi/run.py", "--gin_file=a b.gin"], "python -m redi.run '--gin_file=a b.gin'"),
+        ("redi.run", ["run.py", "--gin_bindings=IMAGES = 'a'"], "python -m redi.run \"--gin_bindings=IMAGES = 'a'\""),
+        ("redi.run", ["run.py", "x = 'a$b'"], """python -m redi.run 'x = '"'"'a$b'"'"''"""),
         ("tool.__main__", ["/opt/tool/__main__.py", "x"], "python -m tool x"),
         (None, ["/home/someone/bin/redi.run", "--run_dir=runs/a"], "redi.run --run_dir=runs/a"),
     ],

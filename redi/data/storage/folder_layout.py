@@ -19,9 +19,12 @@ def check_layout(source: Source, names: Sequence[str], path: str, where: str) ->
     inside = f"bind ImageFolder.path = {f'{path}/{first}'!r}"
     if len(tops) > 1 and {name.lower() for name in tops} <= PARTS:
         part = next((name for name in sorted(tops) if name.lower() in ("train", "training")), first)
+        other = next(name for name in sorted(tops, reverse=True) if name != part)
         raise ValueError(
-            f"{where} holds the folders {', '.join(sorted(tops))}: parts of a data set, not classes. Bind "
-            f"ImageFolder.path = {f'{path}/{part}'!r}, and another one, in a scope of its own, for evaluate.reference"
+            f"{where} holds the folders {', '.join(sorted(tops))}: parts of a data set, not classes. "
+            f"Bind ImageFolder.path = {f'{path}/{part}'!r}; images.gin holds a tenth of it out for evaluation. To "
+            f"evaluate with {other} instead, bind also held_out/ImageFolder.path = {f'{path}/{other}'!r}, "
+            "ImageFolder.split = 'all' and held_out/ImageFolder.split = 'all'"
         )
     if len(tops) > 1 or tops and len(source.folders) > 1:
         return
@@ -52,7 +55,7 @@ def _not_read(listing: str) -> str:
     if listing.endswith("dataset.json"):
         return f"{listing} is read only at the root: move it there, or bind ImageFolder.path = its folder"
     return (
-        f"{listing} is not read. To take labels from it, make a Hugging Face data set "
-        "(datasets.load_dataset('imagefolder', data_dir=...)['train'].save_to_disk(folder)) and start with "
-        "--gin_file=images.gin --gin_file=hugging_face.gin"
+        f"{listing} is not read. To take labels from it, make a Hugging Face data set (table = datasets.load_dataset("
+        "'imagefolder', data_dir=...)['train']; where labels are text, table = table.class_encode_column('label'); "
+        "table.save_to_disk(folder)), bind IMAGES = that folder, and add --gin_file=hugging_face.gin as the last file"
     )

@@ -26,7 +26,7 @@ def open_source(path: Path, where: str) -> "Folder | Zip":
     something in it leads out of it."""
     archive = next((place for place in (path, *path.parents) if place.is_file()), path)
     if not archive.exists():
-        what = "the images may lie elsewhere than before: bind where they are now"
+        what = "bind where the images are now"
         raise ValueError(f"{where} does not exist (looked for {path.absolute()}); {what}")
     if path.is_dir():
         return Folder(path, where)

@@ -59,7 +59,7 @@ def find_shards(shards: str | Sequence[str]) -> tuple[ObjectStore, list[Shard]]:
 
     def look(path: str) -> list[tuple[str, dict]]:
         if "*" not in path:
-            return [(path, store.retried(path, lambda: store.files.info(path)))]
+            return [(path, store.retried(f"{where}: {path}", lambda: store.files.info(path)))]
         matches = sorted(store.retried(path, lambda: store.files.glob(path, detail=True)).items())
         if not matches:
             raise ValueError(f"{where}: no shard is there that fits {path}")

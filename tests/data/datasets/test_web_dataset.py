@@ -390,7 +390,7 @@ def test_a_shard_that_vanished_or_shrank_is_named(pair, tmp_path):
     ("shards", "error", "message"),
     [
         ("{tmp}/*.tar", ValueError, r"WebDataset.shards = '.*': no shard is there that fits /.*\*.tar"),
-        ("{tmp}/a.tar", Unreachable, r"a.tar is not there"),
+        ("{tmp}/a.tar", Unreachable, r"WebDataset.shards = '.*a.tar': .*a.tar is not there"),
         ("{tmp}", ValueError, r"is a folder; for the shards in it, write .*/\*.tar"),
         ([], ValueError, "it is a path, a URL, or a list of them"),
         (7, ValueError, "it is a path, a URL, or a list of them"),

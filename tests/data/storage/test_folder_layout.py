@@ -43,6 +43,10 @@ def test_numbers_sort_as_numbers_and_other_names_as_text(tmp_path):
 
 MISTAKES = {
     "parts": (["train/cat/1.png", "val/cat/2.png"], {}, "not classes. Bind ImageFolder.path = '{}/train'"),
+    "the other part": (
+        ["train/cat/1.png", "val/cat/2.png"], {},
+        "evaluate with val instead, bind also held_out/ImageFolder.path = '{}/val'",
+    ),  # fmt: skip
     "parts without classes": (["Train/1.png", "test/2.png", "valid/3.png"], {}, "path = '{}/Train'"),
     "a folder around the classes": (["pets/cat/1.png", "pets/dog/2.png"], {}, "ImageFolder.path = '{}/pets'; or"),
     "a folder around dataset.json": (["pets/1.png"], {"pets/dataset.json": '{"labels": null}'}, "path = '{}/pets'; or"),
