@@ -169,12 +169,12 @@ def test_handlers_of_signals_come_back(start):
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_a_preview_of_few_classes_has_a_column_for_each(start):
+def test_a_preview_of_few_classes_fills_its_rows_with_whole_sets(start):
     digits = Digits(num_classes=3)
     three = digits.without([i for i, label in enumerate(digits.labels) if label > 2])
     run_dir = start("run", dataset=three, num_steps=2, preview_every=2, preview_images=6)
     with Image.open(run_dir / "previews/step_00000002.png") as picture:
-        assert picture.width == 3 * (64 + 4) + 4  # cells of 64 pixels with gaps of 4
+        assert picture.width == 6 * (64 + 4) + 4  # two sets of three cells of 64 pixels with gaps of 4
 
 
 def test_previews_do_not_change_what_is_learned(start):
