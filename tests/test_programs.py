@@ -14,8 +14,11 @@ from PIL import Image
 
 import redi.__main__
 from redi import cache, command_line, components, diff, evaluate, ls, prepare, query, report, run, sample, train
+from redi.evaluation.records import read_metrics
+from redi.runtime.artefact import write_json
 from redi.runtime.atomic import only_process
 from redi.runtime.checkpoint import list_checkpoints
+from redi.runtime.checksums import sealed, unsealed
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = ["prepare", "train", "sample", "evaluate", "run", "report"]
@@ -460,12 +463,17 @@ def test_runs_are_listed_with_what_became_of_them(whole_job, call, tmp_path):
         (tmp_path / "runs" / name).mkdir()
         (tmp_path / "runs" / name / "config.gin").write_text(f"import my_lab\n{more}")
     shutil.copytree(whole_job / "checkpoints", tmp_path / "runs" / "longer" / "checkpoints")
+    point = shutil.copytree(whole_job, tmp_path / "runs" / "point", ignore=shutil.ignore_patterns("checkpoints"))
+    metrics = [unsealed(one, "") for one in read_metrics(point / "metrics.json")]
+    metrics[0]["samples"]["samples_sha256"] = 64 * "0"
+    write_json(point / "metrics.json", list(map(sealed, metrics)))
     with only_process(tmp_path / "runs" / "longer"):
         during = call(ls, arguments=["runs"])[1]
     status, text, errors = call(ls, arguments=["runs"])
     assert status == 0, errors
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines()}
     assert rows["runs/whole"][:5] == ["finished", "2", "of", "2", "frechet_distance_domain_network"]
+    assert rows["runs/point"][:7] == ["finished", "2", "of", "2", "of", "earlier", "samples"]
     assert rows["runs/started"][:6] == ["not", "trained", "0", "of", "400,000", "-"]
     assert rows["runs/longer"][:5] == ["stopped", "2", "of", "7,000", "-"]
     assert "runs/longer   running" in during and call(ls)[1] == text

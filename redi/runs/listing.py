@@ -7,6 +7,7 @@ from pathlib import Path
 
 from redi.core import config
 from redi.evaluation.records import read_metrics
+from redi.evaluation.samples.stored import Samples
 from redi.runtime.atomic import is_held
 from redi.runtime.checkpoint import list_checkpoints, step_of
 from redi.runtime.checksums import BrokenArtefact
@@ -24,14 +25,15 @@ def run_folders(folder: Path) -> list[Path]:
 def list_runs(folder: Path) -> Iterator[tuple[str, ...]]:
     """(name, status, step of all, main metric, MiB, time of the last change) of every run in a folder."""
     for run in run_folders(folder):
-        checkpoints, num_steps = list_checkpoints(run), _num_steps(run)
-        step = step_of(checkpoints[-1]) if checkpoints else 0
+        num_steps, samples = _num_steps(run), _samples(run)
+        # A point of a sweep has no checkpoints of its own, but samples of one.
+        step = max([samples.get("checkpoint_step", 0), *map(step_of, list_checkpoints(run))])
         files = [path.stat() for path in run.rglob("*") if path.is_file()]
         changed = datetime.fromtimestamp(max(file.st_mtime for file in files))
         size = sum(file.st_size for file in files) / 2**20
         status = _status(run, step, finished=step >= num_steps)
         name, steps = str(run.relative_to(folder.parent)), f"{step:,} of {num_steps:,}"
-        yield name, status, steps, _metric(run / "metrics.json"), f"{size:,.1f}", f"{changed:%Y-%m-%d %H:%M}"
+        yield name, status, steps, _metric(run / "metrics.json", samples), f"{size:,.1f}", f"{changed:%Y-%m-%d %H:%M}"
 
 
 def differences(first: Path, second: Path) -> Iterator[tuple[str, str, str]]:
@@ -73,11 +75,20 @@ def _status(run: Path, step: int, finished: bool) -> str:
     return "stopped" if step else "not trained"
 
 
-def _metric(path: Path) -> str:
+def _samples(run: Path) -> dict:
+    try:
+        return Samples(run / "samples").record
+    except (FileNotFoundError, BrokenArtefact):
+        return {}
+
+
+def _metric(path: Path, samples: dict) -> str:
     try:
         first = read_metrics(path)[0]
-        return f"{first['metric']} {first['value']:.4g}"
     except (FileNotFoundError, IndexError):
         return "-"
     except BrokenArtefact:
         return "damaged"
+    if samples and first.get("samples", {}).get("samples_sha256") != samples["samples_sha256"]:
+        return "of earlier samples"
+    return f"{first['metric']} {first['value']:.4g}"
