@@ -2,7 +2,8 @@
 
 A module runs when it is imported. A gin file that the user names may import what it says; of these files only the
 folder was named, so they may import modules of redi and what the user has named in this process (`named`). A file that
-this user's own runs wrote may import what it says, too: its hash lies in the user's home, which no folder brings along.
+this user's own runs wrote may import what it says, too, as long as it lies where it was written: a hash of text and
+folder lies in the user's home, which no folder brings along.
 """
 
 import hashlib
@@ -43,7 +44,7 @@ def read(path: str | os.PathLike, registered: Collection[str] = ()) -> io.String
     """
     file = read_text(path)
     refused = [statement for statement in loading(file) if not _is_allowed(statement, registered)]
-    if refused and not _is_own(file.getvalue()):
+    if refused and not _is_own(path, file.getvalue()):
         raise ValueError(_message(path, refused))
     return file
 
@@ -54,25 +55,28 @@ def write(path: Path, text: str) -> None:
     if all(_is_among(statement, ("redi",)) for statement in loading(io.StringIO(text))):
         return
     try:
-        _mark(text).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _mark(text).touch()
+        mark = _mark(path, text)
+        mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mark.touch()
     except (OSError, RuntimeError) as error:
         log.warning("later programs need --plugin to open %s: it cannot be noted as yours (%s)", path.parent, error)
 
 
-def _is_own(text: str) -> bool:
-    """Whether `write` noted this text, in a folder that is this user's and that nobody else may write to."""
+def _is_own(path: str | os.PathLike, text: str) -> bool:
+    """Whether `write` noted this text at this place, in a folder of this user's that nobody else may write to."""
     try:
-        folder = _mark(text).parent.stat()
-        return _mark(text).exists() and not folder.st_mode & 0o022 and folder.st_uid == os.getuid()
+        mark = _mark(path, text)
+        folder = mark.parent.stat()
+        return mark.exists() and not folder.st_mode & 0o022 and folder.st_uid == os.getuid()
     except (OSError, RuntimeError):
         return False
 
 
-def _mark(text: str) -> Path:
-    """The file whose presence says that a text is the user's own. Raises RuntimeError for a user without a home."""
+def _mark(path: str | os.PathLike, text: str) -> Path:
+    """The file whose presence says that this text here is the user's own. Raises RuntimeError: there is no home."""
     state = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser()
-    return state / "redi" / "configurations" / hashlib.sha256(text.encode()).hexdigest()
+    place = os.fsencode(Path(path).resolve().parent)
+    return state / "redi" / "configurations" / hashlib.sha256(place + b"\0" + text.encode()).hexdigest()
 
 
 def imported(path: str | os.PathLike) -> list[str]:

@@ -108,11 +108,15 @@ def refused(path: Path, dangerous: Path) -> bool:
     return not dangerous.exists()
 
 
-def test_a_run_of_ones_own_imports_what_it_says_wherever_it_lies(own, dangerous, tmp_path):
-    copy = tmp_path / "copy" / "config.gin"
+def test_the_same_text_elsewhere_is_not_ones_own(own, dangerous, tmp_path):
+    copy = tmp_path / "copy" / "config.gin"  # a stranger's folder may hold the text that a published gin file gives
     copy.parent.mkdir()
     copy.write_bytes(own.read_bytes())
-    config.parse([], found=[copy])
+    assert refused(copy, dangerous)
+
+
+def test_a_run_of_ones_own_imports_what_it_says(own, dangerous):
+    config.parse([], found=[own])
     assert dangerous.exists() and "dangerous.part" in trusted_imports.named  # also for the processes of a sweep
 
 
