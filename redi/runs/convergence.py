@@ -9,8 +9,8 @@ from redi.core import config
 from redi.evaluation.convergence import PREFIX, convergence_factor, describe, read_curve
 from redi.pages.curves import convergence_panel
 from redi.pages.plots import save
-from redi.runtime.artefact import read_record, write_json
-from redi.runtime.checkpoint import list_checkpoints
+from redi.runtime.artefact import write_json
+from redi.runtime.checkpoint import newest_record
 from redi.runtime.log import read_log
 from redi.runtime.paths import local_path
 
@@ -55,8 +55,7 @@ def warn_of_different_measures(folders: list[Path]) -> None:
         path = folder / "config.gin"
         found = config.statements(path.read_text()) if path.exists() else {}
         measured[folder] = {key: value for key, value in found.items() if MEASURES.match(key)}
-        newest = list_checkpoints(folder)[-1:]
-        measured[folder]["other images"] = read_record(newest[0]).get("dataset_contents") if newest else None
+        measured[folder]["other images"] = newest_record(folder).get("dataset_contents")
     first = measured[folders[0]]
     for folder, other in measured.items():
         if None in (first["other images"], other["other images"]):  # of an earlier version, which kept none

@@ -17,8 +17,8 @@ from redi.runs.checks import check_drawing, check_label_order, check_results
 from redi.runs.experiment import Experiment
 from redi.runs.forecast import sampling_forecast
 from redi.runs.prepare import prepared
-from redi.runtime.artefact import read_record, write_json
-from redi.runtime.checkpoint import list_checkpoints
+from redi.runtime.artefact import write_json
+from redi.runtime.checkpoint import newest_record
 from redi.runtime.checksums import json_sha256
 from redi.runtime.distributed import process_rank
 from redi.sampling.generate import Generated, generate
@@ -134,8 +134,7 @@ def evaluate_stage(experiment: Experiment) -> None:
     measures = rank == 0 and config.is_bound("evaluate.representation", default=True)
     if (data := _images_to_measure(experiment)) is not None:
         check_results(experiment.codec, data, reference=experiment.reference, networks=experiment.metric_networks)
-        newest = list_checkpoints(experiment.trained_dir)[-1:]
-        if rank == 0 and newest and "published" in read_record(newest[0]):
+        if rank == 0 and "published" in newest_record(experiment.trained_dir):
             check_label_order(data.class_names)
     samples = load_samples(run_dir)
     experiment.checked(lambda: f"{len(samples)} samples of {samples.folder} would be measured")

@@ -89,6 +89,11 @@ def _record(folder: Path) -> Mapping:
         return {}
 
 
+def newest_record(run_dir: Path) -> Mapping:
+    """What the newest checkpoint says of itself; {} where there is none, or it is damaged."""
+    return next(map(_record, reversed(list_checkpoints(run_dir))), {})
+
+
 def checkpoint_dir(run_dir: Path, step: int) -> Path:
     """Where the checkpoint after `step` steps lies."""
     return Path(run_dir) / "checkpoints" / f"step_{step:08d}"

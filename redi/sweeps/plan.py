@@ -10,14 +10,16 @@ from typing import Any
 
 from redi.core import config
 from redi.core.registry import training_entry_points
+from redi.data.storage.contents import same_images
 from redi.evaluation.evaluate import evaluate
+from redi.evaluation.records import read_metrics
 from redi.evaluation.samples.sample import sample
 from redi.pages.files import Folder
 from redi.pages.report import report
 from redi.pages.sweep_results import read_plan
 from redi.runs.checks import setting
 from redi.runtime.artefact import write_json
-from redi.runtime.checkpoint import checkpoint_dir, ended_early, list_checkpoints
+from redi.runtime.checkpoint import checkpoint_dir, ended_early, list_checkpoints, newest_record
 from redi.sweeps.points import Point, expand, is_seed, shortened
 from redi.training.trainer import train
 
@@ -153,8 +155,25 @@ def _refuse_mixed(run_dir: Path, entry: Planned) -> None:
     folder, trained_dir = entry.folder(run_dir), entry.trained_dir(run_dir)
     if any((folder / name).exists() for name in ("result.json", "samples", "metrics.json")):
         _refuse(folder, _roots(), f"delete {folder} to do the point anew")
+        _refuse_other_images(folder, trained_dir)
     if list_checkpoints(trained_dir):
         _refuse(trained_dir, training_entry_points, f"delete {trained_dir} to train anew")
+
+
+def _refuse_other_images(folder: Path, trained_dir: Path) -> None:
+    """Raise ValueError where data sets of a point with results were bound anew, and other images lie there."""
+    saved = (folder / "config.gin").read_text()
+    if config.relevant(saved, _roots()) == config.relevant(config.full_text(), _roots()):
+        return
+    record, path, same = newest_record(trained_dir), folder / "metrics.json", True
+    if "dataset" in record:
+        data, contents = config.bound("train.dataset"), record.get("dataset_contents")
+        same = same_images(data, record["dataset"], contents) is not False
+    if (measured := read_metrics(path) if path.exists() else []) and config.is_bound("evaluate.reference"):
+        same &= config.bound("evaluate.reference").fingerprint() == measured[0]["reference"]["sha256"]
+    if not same:
+        what = "holds results of other images than those that are bound now"
+        raise ValueError(f"{folder} {what}: choose another --run_dir, or delete {folder} to do the point anew")
 
 
 def _refuse(folder: Path, roots: Sequence, advice: str) -> None:

@@ -1,5 +1,6 @@
 """One point of a sweep, in this process: train unless another did, sample, evaluate, report; the result last."""
 
+import logging
 import re
 import traceback
 from contextlib import nullcontext
@@ -18,7 +19,19 @@ from redi.runtime.distributed import process_rank
 from redi.sweeps.owner import working_on
 from redi.sweeps.plan import Planned
 
+log = logging.getLogger("redi")
+
 KEPT = ("metric", "value", "spread", "better", "num_samples")  # of an entry of metrics.json
+
+
+def is_done(run_dir: Path, entry: Planned) -> bool:
+    """Whether a point has its result, and none of the plug-ins that it was made with was edited since."""
+    if (result := read_result(entry.folder(run_dir))) is None:
+        return False
+    before = result.get("plug_ins", {})
+    if edited := sorted(name for name in before.keys() & entry.plug_ins if before[name] != entry.plug_ins[name]):
+        log.warning("%s is sampled and measured again: edited since it was made: %s", entry.name, ", ".join(edited))
+    return not edited
 
 
 def run_point(run_dir: Path, entry: Planned) -> None:
@@ -27,9 +40,11 @@ def run_point(run_dir: Path, entry: Planned) -> None:
     folder, first = entry.folder(run_dir), process_rank()[0] == 0
     folder.mkdir(parents=True, exist_ok=True)
     with working_on(folder) if first else nullcontext() as waited:
-        if waited and read_result(folder):
+        if waited and is_done(run_dir, entry):
             return
-        (folder / "error.txt").unlink(missing_ok=True)
+        if first:
+            for stale in ("error.txt", "result.json"):
+                (folder / stale).unlink(missing_ok=True)
         try:
             config.parse([], [entry.text])
             if first:

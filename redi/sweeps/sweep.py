@@ -7,14 +7,14 @@ from typing import Any
 
 from redi.core.registry import configurable
 from redi.pages.report import report
-from redi.pages.sweep_results import SweepResults, read_result
+from redi.pages.sweep_results import SweepResults
 from redi.runtime import trusted_imports
 from redi.runtime.paths import local_path
 from redi.runtime.ranges import check_number
 from redi.runtime.spelling import did_you_mean
 from redi.sweeps import launchers
-from redi.sweeps.plan import Planned, plan, write_plan
-from redi.sweeps.point import run_point
+from redi.sweeps.plan import plan, write_plan
+from redi.sweeps.point import is_done, run_point
 from redi.sweeps.results import table_markdown, write_results
 
 log = logging.getLogger("redi")
@@ -85,16 +85,6 @@ def sweep(
     if results.missing and launcher != "print":
         names, where = ", ".join(results.missing), run_dir / "points"
         raise ValueError(f"{len(results.missing)} of {len(planned)} points failed: {names}; see error.txt in {where}")
-
-
-def is_done(run_dir: Path, entry: Planned) -> bool:
-    """Whether a point has its result; one of plug-ins that were edited since is deleted."""
-    result = read_result(entry.folder(run_dir))
-    if result is None or result.get("plug_ins", {}) == entry.plug_ins:
-        return result is not None
-    log.warning("%s is sampled and measured again, because its plug-ins were edited", entry.name)
-    (entry.folder(run_dir) / "result.json").unlink()
-    return False
 
 
 def gather_all(run_dir: Path) -> SweepResults:

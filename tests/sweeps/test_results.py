@@ -12,9 +12,8 @@ from PIL import Image
 
 from redi.pages.sweep_results import SweepResults
 from redi.sweeps.plan import Planned, write_plan
-from redi.sweeps.point import write_result
+from redi.sweeps.point import is_done, write_result
 from redi.sweeps.results import table_csv, table_markdown, write_results
-from redi.sweeps.sweep import is_done
 
 VALUES = {"plain": [9.0, 9.4, 8.9], "rank=4": [4.125, 5.5, 4.0], "rank=8": [3.0]}
 
@@ -116,4 +115,3 @@ def test_a_point_counts_as_done_until_one_of_its_plug_ins_is_edited(sweep):
     write(folder, mine, 9.0)
     assert is_done(folder, mine)
     assert not is_done(folder, replace(mine, plug_ins={"lab.Mine": "2" * 64, "lab.typed_in": None}))
-    assert SweepResults(folder).points[0].status == "not run yet"
