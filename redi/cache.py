@@ -17,7 +17,7 @@ flags.DEFINE_bool("delete", False, "Delete what no run in the folder uses; other
 
 
 def main(folder: Path) -> None:
-    from redi.runs.cache_content import cache_entries
+    from redi.runs.cache_content import cache_entries, unfinished_runs
     from redi.runs.listing import columns
     from redi.runtime.paths import cache_folder
 
@@ -25,6 +25,11 @@ def main(folder: Path) -> None:
     entries = list(cache_entries(cache, folder))
     rows = [(name, f"{size:,.1f}", ", ".join(runs) or "-") for name, size, runs in entries]
     print(columns([(str(cache), "MiB", f"runs in {folder}"), *rows]))
+    if FLAGS.delete and (unfinished := unfinished_runs(folder)):
+        raise ValueError(
+            f"{', '.join(unfinished)}: what a run uses is known once it has a checkpoint; let it train, or delete its "
+            "folder, before --delete"
+        )
     unused = {name: size for name, size, runs in entries if not runs}
     for name in unused if FLAGS.delete else ():
         shutil.rmtree(cache / name)

@@ -37,5 +37,11 @@ def cache_entries(cache: Path, folder: Path) -> Iterator[tuple[str, float, list[
             yield f"{kind}/{path.name}", size, [run for run, known in hashes.items() if sources <= known]
 
 
+def unfinished_runs(folder: Path) -> list[str]:
+    """Runs with neither a checkpoint nor samples: what they use cannot be known."""
+    runs = run_folders(folder)
+    return [str(run) for run in runs if not list_checkpoints(run) and not (run / "samples").exists()]
+
+
 def _hashes(*texts: str) -> set[str]:
     return {digest for text in texts for digest in re.findall(r"\b[0-9a-f]{64}\b", text)}

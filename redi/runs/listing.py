@@ -1,6 +1,8 @@
 """The runs in a folder, side by side: what became of each, and where their configurations differ."""
 
+import contextlib
 import inspect
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -28,8 +30,8 @@ def list_runs(folder: Path) -> Iterator[tuple[str, ...]]:
         num_steps, samples = _num_steps(run), _samples(run)
         # A point of a sweep has no checkpoints of its own, but samples of one.
         step = max([samples.get("checkpoint_step", 0), *map(step_of, list_checkpoints(run))])
-        files = [path.stat() for path in run.rglob("*") if path.is_file()]
-        changed = datetime.fromtimestamp(max(file.st_mtime for file in files))
+        files = [*_stats(run)]
+        changed = datetime.fromtimestamp(max((file.st_mtime for file in files), default=0))
         size = sum(file.st_size for file in files) / 2**20
         status = _status(run, step, finished=step >= num_steps)
         name, steps = str(run.relative_to(folder.parent)), f"{step:,} of {num_steps:,}"
@@ -62,7 +64,16 @@ def _statements(run: Path) -> dict[str, str]:
 def _num_steps(run: Path) -> int:
     bound = _statements(run)
     text = bound.get("train.num_steps", str(inspect.signature(train).parameters["num_steps"].default))
-    return int(bound.get(text.removeprefix("%"), text))  # of a macro
+    while text.startswith("%"):  # a macro
+        text = bound.pop(text[1:], "0")
+    return int(text) if text.isdigit() else 0
+
+
+def _stats(run: Path) -> Iterator[os.stat_result]:
+    for path in run.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a running process has renamed or deleted it
+            if path.is_file():
+                yield path.stat()
 
 
 def _status(run: Path, step: int, finished: bool) -> str:

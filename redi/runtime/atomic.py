@@ -138,7 +138,7 @@ def stamp(folder: Path) -> tuple[int, int] | None:
 def only_process(run_dir: Path) -> Iterator[None]:
     """Holds the lock of a folder, which ends with the process. Raises ValueError where another process holds it."""
     try:
-        lock = FileLock(run_dir / LOCK, blocking=False).acquire()
+        lock = FileLock(run_dir / LOCK).acquire(timeout=1)  # `is_held` takes it for an instant
     except Timeout:
         raise ValueError(f"another process is training in {run_dir}: choose another --run_dir") from None
     with lock:
@@ -149,6 +149,10 @@ def is_held(folder: Path) -> bool:
     """Whether a process holds the lock of a folder."""
     if not (folder / LOCK).exists():
         return False
-    with contextlib.suppress(Timeout), FileLock(folder / LOCK, blocking=False):
+    try:
+        with FileLock(folder / LOCK, blocking=False):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # of somebody else, in a folder that this process cannot write to
         return False
-    return True
