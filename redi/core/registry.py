@@ -110,7 +110,10 @@ def configurable(
         trains: its bindings decide what is learned (see `training_entry_points`); implies `entry`.
     """
     if target is None:
-        return partial(configurable, runtime=runtime, harmless=harmless, entry=entry, trains=trains)
+        return partial(
+            configurable, module=module, runtime=runtime, harmless=harmless, by_content=by_content, entry=entry,
+            trains=trains,
+        )  # fmt: skip
     selector, parameters = f"{module}.{target.__name__}", inspect.signature(target).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     denylist = [argument for argument in runtime if takes_any or argument in parameters]

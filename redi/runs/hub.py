@@ -186,7 +186,8 @@ def _check_claims(folder: Path, tensors: Mapping, record: Mapping) -> None:
         arguments = record["model_arguments"]
         sizes = [*arguments["channels"].values(), *arguments["grid"], arguments["num_classes"], record["image_size"]]
         sound = all(type(size) is int and 0 < size <= MAX_SIZE for size in sizes) and type(record["step"]) is int
-        sound &= all(type(name) is str for name in record.get("class_names", []))
+        names, plug_ins = record.get("class_names") or [], record.get("plug_ins", {})
+        sound &= isinstance(names, list) and all(type(name) is str for name in names) and isinstance(plug_ins, dict)
     except (KeyError, TypeError, AttributeError):
         sound = False
     if not sound or "model" not in tensors:

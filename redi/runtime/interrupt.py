@@ -33,8 +33,9 @@ def heard_at_once(notice: str) -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        sender.close()  # which ends the thread
+        sender.shutdown(socket.SHUT_WR)  # which ends the thread, also where a forked process holds a copy
         thread.join()
+        sender.close()
         heard.close()
 
 

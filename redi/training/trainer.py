@@ -135,11 +135,12 @@ def train(
         loss_of = objective(channels=codec.channels, num_classes=dataset.num_classes)
         model_arguments = loss_of.model_arguments(codec, dataset)
         if check_memory:
-            check_step_memory(
-                model, model_arguments, loss_of, device=device, compiled=compiled, processes=processes,
-                parallel=parallel, batch_size=batch_size, accumulate=accumulate, precision=how, optimizer=optimizer,
-                ema=ema,
-            )  # fmt: skip
+            with torch.random.fork_rng(devices=[]):
+                check_step_memory(
+                    model, model_arguments, loss_of, device=device, compiled=compiled, processes=processes,
+                    parallel=parallel, batch_size=batch_size, accumulate=accumulate, precision=how,
+                    optimizer=optimizer, ema=ema,
+                )  # fmt: skip
         net = build_model(model, model_arguments).to(device)
         loss_of.check_model(net)
         begin_with(net, initial_weights, run_dir)
