@@ -73,7 +73,7 @@ quickstart: install ## train, sample and evaluate a small model on handwritten d
 	$(VENV)/bin/python -m redi.run --gin_file=digits.gin --run_dir=runs/quickstart
 
 test: install ## run the tests; PYTEST_ARGS='-k fusion' passes arguments on
-	$(VENV)/bin/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n auto $(PYTEST_ARGS)
 
 chaos: install ## the long rounds of faults and of hostile files, about 20 minutes; the report lies in runs/chaos/
 	REDI_CHAOS_REPORT=$${REDI_CHAOS_REPORT:-$(CURDIR)/runs/chaos} $(VENV)/bin/python -m pytest -m chaos $(PYTEST_ARGS)

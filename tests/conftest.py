@@ -9,14 +9,15 @@ from pathlib import Path
 import gin
 import pytest
 
-from redi.core.plug_ins import LIBRARIES
-from redi.core.registry import registries
-from redi.runtime import trusted_imports
-
-# Several test processes at once (make test): each, and the programs it starts, gets its share of the cores.
+# Several test processes at once (make test): each, and the programs it starts, gets its share of the cores:
+# set before torch is imported, which reads it once.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # so that the programs that tests start need not compile the library
+
+from redi.core.plug_ins import LIBRARIES  # noqa: E402
+from redi.core.registry import registries  # noqa: E402
+from redi.runtime import trusted_imports  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
