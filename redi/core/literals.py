@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import gin
 
 from redi.core.gin_errors import binding_name
+from redi.runtime.ranges import SEED
 from redi.runtime.spelling import did_you_mean
 
 OPAQUE = object()  # stands for what a reference gives: it may be anything
@@ -109,7 +110,7 @@ def mismatch(name: str, value: Any, argument: inspect.Parameter) -> str | None:
     if not accepts(annotation, value):
         return f"{name} = {value!r}: it takes {words(annotation)}{_instead(annotation, value, default)}"
     numbers = [each for each in (value if isinstance(value, list | tuple) else [value]) if isinstance(each, int)]
-    if name.endswith(("seed", "seeds")) and not all(0 <= number < 2**64 for number in numbers):
+    if name.endswith(("seed", "seeds")) and not all(SEED["least"] <= number < SEED["below"] for number in numbers):
         return f"{name} = {value!r}: a seed is an integer in 0 ... 2**64 - 1"
     return None
 

@@ -27,7 +27,7 @@ from redi.runtime.checkpoint import check_best
 from redi.runtime.device import choose_compile, choose_device, choose_precision
 from redi.runtime.distributed import Processes, process_rank
 from redi.runtime.paths import local_path
-from redi.runtime.ranges import check_number
+from redi.runtime.ranges import SEED, check_number
 from redi.sampling.generate import check_generation, generate
 from redi.training.guards import NUMBERS, check_settings, make_optimizer
 from redi.training.memory import check_memory
@@ -125,7 +125,7 @@ def _check_sample(classes: Run | Dataset) -> dict:
 def _check_generate(process: Process, channels: Channels, num_classes: int, device: torch.device) -> Sequence[Guidance]:
     """As `generate` would -> its guidance."""
     check_number("generate.batch_size", setting(generate, "batch_size"))
-    check_number("generate.seed", setting(generate, "seed"), 0, below=2**64)
+    check_number("generate.seed", setting(generate, "seed"), **SEED)
     choose_precision(setting(generate, "precision"), device, "generate.precision")
     choose_compile(setting(generate, "compile"), device, "generate.compile")
     rules = setting(generate, "guidance")

@@ -3,6 +3,8 @@
 import math
 from numbers import Integral, Real
 
+SEED = {"least": 0, "below": 2**64}  # beyond 64 bits random streams would begin again
+
 
 def check_number(
     binding: str, value: object, least: float = 1, *, whole: bool = True, below: float = math.inf, note: str = ""

@@ -19,7 +19,7 @@ from redi.models.codec import JointCodec
 from redi.models.interface import choose_attention_of, state_of
 from redi.runtime.device import Precision, choose_compile, choose_precision, compiled_whole, matmul_precision
 from redi.runtime.progress import progress
-from redi.runtime.ranges import check_number
+from redi.runtime.ranges import SEED, check_number
 from redi.sampling.conditional import check_given, clamped, times_with_given
 from redi.sampling.labels import label_numbers
 
@@ -88,7 +88,7 @@ def generate(
     check_generation(sampler, process, guidance, channels, state.num_classes)
     labels = torch.as_tensor(label_numbers(labels, state.class_names, "generate: labels"))
     check_number("generate.batch_size", batch_size)
-    check_number("generate.seed", seed, 0, below=2**64)
+    check_number("generate.seed", seed, **SEED)
     if not labels.numel():
         raise ValueError("generate takes at least one label, got none")
     if labels.ndim != 1 or labels.is_floating_point():

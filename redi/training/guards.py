@@ -16,7 +16,7 @@ from redi.runtime.distributed import Vote, as_lost_process
 from redi.runtime.interrupt import Stopped, StopRequest
 from redi.runtime.log import LogWindow, RunLog
 from redi.runtime.progress import progress
-from redi.runtime.ranges import check_number
+from redi.runtime.ranges import SEED, check_number
 from redi.runtime.watchdog import COMPUTING, WAITING, Watchdog
 from redi.training.nonfinite import SkipGuard, diagnosis
 from redi.training.parallel import parallels
@@ -35,7 +35,7 @@ NUMBERS: dict[str, dict] = {  # of `train`: the arguments of `check_number`
     **{name: {"least": 1} for name in COUNTS},
     "warmup_steps": {"least": 0, "note": "0 is no warm-up"},
     "max_skipped_steps": {"least": 0, "note": "0 tolerates none"},
-    "seed": {"least": 0, "below": 2**64},
+    "seed": SEED,
     "max_grad_norm": {"least": 0, "whole": False, "note": "0 leaves the gradients as they are"},
     "stalled_seconds": {"least": 0, "whole": False, "below": 1e9, "note": "0 is never"},
 }

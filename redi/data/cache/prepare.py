@@ -18,7 +18,7 @@ from redi.models.codec import JointCodec
 from redi.runtime.checksums import json_sha256
 from redi.runtime.distributed import process_rank
 from redi.runtime.paths import cache_folder
-from redi.runtime.ranges import check_number
+from redi.runtime.ranges import SEED, check_number
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def prepare(
     counts = {"num_fit_images": num_fit_images, "batch_size": batch_size, "rows_per_shard": rows_per_shard}
     for name, count in (counts | {"window_images": window_images}).items():
         check_number(f"prepare.{name}", count)
-    check_number("prepare.seed", seed, 0, below=2**64)
+    check_number("prepare.seed", seed, **SEED)
     if type(local_gib) not in (int, float) or not 0 < local_gib < math.inf:
         raise ValueError(f"prepare.local_gib = {local_gib!r}: a number greater than 0 is needed")
     cache_dir = cache_folder(cache_dir)

@@ -13,7 +13,7 @@ from redi.evaluation.samples.stored import FOLDER, Samples
 from redi.models.encoders import Encoder, encoders
 from redi.runtime.distributed import process_rank
 from redi.runtime.paths import local_path
-from redi.runtime.ranges import check_number
+from redi.runtime.ranges import SEED, check_number
 from redi.sampling.generate import Generated, generate
 from redi.sampling.labels import label_numbers
 
@@ -107,7 +107,7 @@ def check_sampling(
     if seeds is not None and not (_is_list(seeds, int) and len(set(seeds)) == len(seeds) > 0):
         raise ValueError(f"sample.seeds = {seeds!r}: a list of different whole numbers, such as (0, 1, 2), or None")
     for seed in seeds or ():
-        check_number("sample.seeds", seed, 0, below=2**64)
+        check_number("sample.seeds", seed, **SEED)
     for name, value, known in (("keep", keep, KEPT), ("export", export, FORMATS)):
         if not _is_list(value, str) or not set(value) <= set(known):
             raise ValueError(f"sample.{name} = {value!r}: a list of some of {', '.join(known)}, or an empty one")
