@@ -84,7 +84,7 @@ def start(run_dir: Path, entry: Planned, words: Sequence[str], threads: int | No
     """Start a point, out of reach of the terminal's Ctrl-C: `local` alone tells it to stop, once."""
     folder = entry.folder(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "error.txt").unlink(missing_ok=True)  # of an earlier try
+    entry.forget_outcome(run_dir)
     environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     with open(folder / "output.txt", "a") as output:
         return subprocess.Popen(

@@ -44,6 +44,11 @@ class Planned:
     def trained_dir(self, run_dir: Path) -> Path:
         return run_dir / "models" / self.model
 
+    def forget_outcome(self, run_dir: Path) -> None:
+        """Delete what an earlier try left of how the point ended, so that it cannot pass for the next one's."""
+        for name in ("error.txt", "result.json"):
+            (self.folder(run_dir) / name).unlink(missing_ok=True)
+
     def is_trained(self, run_dir: Path) -> bool:
         folder = self.trained_dir(run_dir)
         return checkpoint_dir(folder, self.num_steps).exists() or ended_early(folder)

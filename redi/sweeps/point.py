@@ -43,8 +43,7 @@ def run_point(run_dir: Path, entry: Planned) -> None:
         if waited and is_done(run_dir, entry):
             return
         if first:
-            for stale in ("error.txt", "result.json"):
-                (folder / stale).unlink(missing_ok=True)
+            entry.forget_outcome(run_dir)
         try:
             config.parse([], [entry.text])
             if first:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from redi.pages.sweep_results import SweepResults
+from redi.sweeps.launchers import note_end, start
 from redi.sweeps.plan import Planned, write_plan
 from redi.sweeps.point import is_done, write_result
 from redi.sweeps.results import table_csv, table_markdown, write_results
@@ -115,3 +117,11 @@ def test_a_point_counts_as_done_until_one_of_its_plug_ins_is_edited(sweep):
     write(folder, mine, 9.0)
     assert is_done(folder, mine)
     assert not is_done(folder, replace(mine, plug_ins={"lab.Mine": "2" * 64, "lab.typed_in": None}))
+
+
+def test_a_result_of_before_does_not_pass_for_that_of_a_process_that_dies(sweep, caplog):
+    folder, (plain, *_) = sweep
+    assert is_done(folder, plain)
+    process = start(folder, plain, [sys.executable, "-c", "raise SystemExit(3)"], None)
+    note_end(folder, plain, process.wait())
+    assert not is_done(folder, plain) and "ended with status 3 and left no result" in caplog.text
