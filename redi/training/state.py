@@ -13,6 +13,7 @@ from redi.core.ema import AveragedWeights
 from redi.core.objective import JointObjective
 from redi.core.plug_ins import plug_ins, warn_of_edits
 from redi.core.snr_table import noise_table, spreads
+from redi.data.cache.cache import EncodedRows
 from redi.data.storage.contents import same_images
 from redi.fusion.merged import with_one_bias
 from redi.models.codec import JointCodec
@@ -76,7 +77,7 @@ class TrainingState:
             record = {"step": 0, "window": None, "spread": spread}
         components = self.model, self.codec, self.optimizer, self.ema, loss_of, loss_of.process
         components += *vars(loss_of.process).values(), monitor, *getattr(monitor, "networks", ())
-        components += (getattr(dataset, "source", dataset),)
+        components += (dataset.source if isinstance(dataset, EncodedRows) else dataset,)
         names = dataset.num_classes > 1 and dataset.class_names and list(dataset.class_names[: dataset.num_classes])
         if self.processes.is_first:
             warn_of_edits(record, self.folder(record["step"]), *components)
