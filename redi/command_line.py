@@ -170,7 +170,8 @@ def _run_dir(default: str | None = None) -> Path:
 
 def _open_closed_streams() -> None:
     """Sends to /dev/null what stdin, stdout or stderr would take where they are closed (`2>&-`): else the next file
-    that is opened would get their number, and what libraries print."""
+    that is opened would get their number, and what libraries print.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             os.dup2(os.open(os.devnull, os.O_RDWR), number)

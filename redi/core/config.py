@@ -157,7 +157,8 @@ def conflicts(saved: str, roots: Sequence[Callable]) -> list[str]:
 
 def relevant(text: str, roots: Sequence[Callable | str], but: Callable[[str], bool] | None = None) -> dict[str, str]:
     """The statements of a saved configuration that decide what these functions compute; `but`: those left out, by
-    default harmless ones."""
+    default harmless ones.
+    """
     but = but or is_harmless
     matters = {f"{scope}/{short(selector)}".lstrip("/") for scope, selector in _reached(roots, but=but)}
     values = statements(text)
@@ -179,7 +180,8 @@ def key(roots: Sequence[Callable | str]) -> dict[str, Any]:
 
 def without_effect(roots: Sequence[Callable], *, among: Collection[tuple] | None = None) -> list[str]:
     """Bindings that no call of these functions reaches through references: mistyped scopes, unused macros,
-    components that are configured but bound nowhere. Given `of_user`: only those that the user wrote."""
+    components that are configured but bound nowhere. Given `of_user`: only those that the user wrote.
+    """
     reached = _reached(roots)
     bound = [(*owner, name) for owner, parameters in gin.config._CONFIG.items() for name in parameters]
     unused = [each for each in bound if each[:2] not in reached and (among is None or each in among)]
@@ -207,7 +209,8 @@ def _is_among(arguments: dict[str, tuple[str, ...]], key: str) -> bool:
 
 def _reached(roots: Sequence[Callable | str], but: Callable[[str], Any] | None = None) -> set[tuple[str, str]]:
     """(scope, selector) of all bindings that calling the roots can use; not through parameters that `but` takes.
-    A root 'function.argument' is what is bound to it."""
+    A root 'function.argument' is what is bound to it.
+    """
     bound_to = [unevaluated(root) for root in roots if isinstance(root, str)]
     pending = [reference.config_key for reference in iterate_references(bound_to)]
     pending += [("", gin.config._INVERSE_REGISTRY[root].selector) for root in roots if not isinstance(root, str)]

@@ -77,7 +77,8 @@ def _literal(value: Any) -> Any:
 @cache
 def arguments(component: Callable) -> dict[str, inspect.Parameter]:
     """{name: parameter with its resolved annotation}. What a class hands to its bases, as **settings, is annotated
-    there; what is not annotated, or not resolved, has Any."""
+    there; what is not annotated, or not resolved, has Any.
+    """
     annotations = {}
     for source in reversed(getattr(component, "__mro__", [component])):
         with suppress(KeyError, NameError, AttributeError, TypeError, SyntaxError):  # of a plug-in: what is nowhere

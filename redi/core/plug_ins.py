@@ -20,7 +20,8 @@ LIBRARIES = {"redi", "gin", "numpy", "torch", "torchvision", "timm", "diffusers"
 def source_sha256(code: type | Callable) -> str | None:
     """SHA-256 of the source of the plug-in modules that a class, with those that it derives from, or a function is
     from; None where there is none. In a script or notebook its own source alone counts: the rest changes all the time.
-    What these modules import does not count."""
+    What these modules import does not count.
+    """
     try:
         parts = [p if p.__module__ == "__main__" else sys.modules[p.__module__] for p in _plug_in_code(code)]
         sources = dict.fromkeys(map(inspect.getsource, parts))
@@ -31,7 +32,8 @@ def source_sha256(code: type | Callable) -> str | None:
 
 def plug_ins(*components: object) -> dict[str, str | None]:
     """{name: `source_sha256`} of the code outside the library that these classes, functions, objects or networks with
-    all of their modules are."""
+    all of their modules are.
+    """
     parts = [part for one in components for part in (one.modules() if isinstance(one, nn.Module) else (one,))]
     owners = {part if inspect.isclass(part) or inspect.isroutine(part) else type(part) for part in parts}
     return {f"{c.__module__}.{c.__qualname__}": source_sha256(c) for own in owners for c in _plug_in_code(own)}

@@ -132,7 +132,8 @@ def configurable(
 
 def identity(component: object) -> dict[str, str]:
     """Which code a component is, as JSON, for the keys of caches: class, library version, and of a plug-in the hash of
-    its module's source (see `source_sha256`)."""
+    its module's source (see `source_sha256`).
+    """
     cls = type(component)
     known = {"class": f"{cls.__module__}.{cls.__qualname__}", "redi": redi.__version__}
     return known | ({"source_sha256": source} if (source := source_sha256(cls)) else {})
@@ -140,7 +141,8 @@ def identity(component: object) -> dict[str, str]:
 
 def discover(package: str, registry: Registry) -> None:
     """Imports every module of a package, so that a component file is found by being there, and offers the
-    components as attributes of the package (`from redi.fusion import Merged`)."""
+    components as attributes of the package (`from redi.fusion import Merged`).
+    """
     namespace = sys.modules[package]
     for module in pkgutil.iter_modules(namespace.__path__):
         importlib.import_module(f"{package}.{module.name}")

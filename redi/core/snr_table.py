@@ -20,7 +20,8 @@ def spreads(channels: Channels, x: Tensor) -> dict[str, float]:
 
 def noise_table(channels: Channels, process: Process, weights: Mapping[str, float], spread: Mapping[str, float]) -> str:
     """A line per group: spread, lambda (`weights`), signal-to-noise ratio alpha^2 spread^2 / sigma^2 in dB at some t;
-    and one for each group that is denoised earlier or later than the image, because its spread is another."""
+    and one for each group that is denoised earlier or later than the image, because its spread is another.
+    """
     process = process.for_channels(channels)
     width = max(len(name) for name in channels)
     heads = "".join(f"{f't={t}':>8}" for t in TIMES)

@@ -78,7 +78,8 @@ class Preprocessing:
 
 def open_image(data: bytes) -> Image.Image:
     """The header of an encoded image; `load` decodes the pixels. Raises ValueError for too many pixels or passes, and
-    Pillow's errors on damage."""
+    Pillow's errors on damage.
+    """
     if len(data) > MAX_BYTES:
         raise ValueError(f"an image of more than {MAX_BYTES:,} bytes")
     if data[:2] == b"\xff\xd8" and (scans := data.count(b"\xff\xda")) > MAX_SCANS:

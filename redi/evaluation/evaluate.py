@@ -101,7 +101,8 @@ def prepare_networks(
     device: torch.device | None = None,
 ) -> None:  # fmt: skip
     """Makes networks ready: on the device, those that learn from data fitted or restored, the others' weights read.
-    Raises ValueError for weights that are nowhere; the message says where to get them."""
+    Raises ValueError for weights that are nowhere; the message says where to get them.
+    """
     for network in networks:
         network.to(choose_device("auto") if device is None else device)
         if network.learns_from_data:

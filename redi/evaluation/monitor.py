@@ -80,7 +80,8 @@ class Monitor:
 
     def prepare(self, dataset: Dataset, reference: Dataset | StoredStatistics | None = None) -> None:
         """Before training: fits and loads the networks, looks at the reference; `dataset` holds the training images.
-        Raises ValueError for a reference of another resolution, and for weights that are nowhere."""
+        Raises ValueError for a reference of another resolution, and for weights that are nowhere.
+        """
         binding = "evaluate.reference" if self.reference is None else "Monitor.reference"
         reference = self.reference or reference
         check_size(dataset.image_size, reference, binding)

@@ -66,7 +66,8 @@ def read_metrics(path: Path) -> list[dict]:
 
 def conditions(samples: Mapping, network: Mapping | None, reference: Mapping) -> dict:
     """What entries of one network have in common: the records of samples (without their parts and files), network and
-    reference, and the software."""
+    reference, and the software.
+    """
     drawn = {name: value for name, value in samples.items() if name not in ("files", "parts")}
     return {"network": network, "reference": dict(reference), "samples": drawn, "versions": software()}
 

@@ -69,7 +69,8 @@ def probe(attend: Attention, *, device: torch.device, dtype: torch.dtype, head_d
 
 def errors(attend: Attention, q: Tensor, k: Tensor, v: Tensor) -> tuple[float, float]:
     """How far value and gradient are from the reference in float64: the largest distance of a token's vector in one
-    head, relative to the root mean square of the reference's vectors; of the three gradients, the worst."""
+    head, relative to the root mean square of the reference's vectors; of the three gradients, the worst.
+    """
     weights = torch.randn(q.shape, generator=torch.Generator().manual_seed(1)).to(q)
     results = []
     for function, dtype in ((attend, q.dtype), (attend_math, torch.float64)):

@@ -26,7 +26,8 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def attend_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """PyTorch's scaled_dot_product_attention. On a GPU it could choose cuDNN's kernel, whose gradients are reported to
-    be NaN at times: the flash kernel comes first here, then the memory-efficient one, then plain products."""
+    be NaN at times: the flash kernel comes first here, then the memory-efficient one, then plain products.
+    """
     if q.device.type != "cuda":
         return _sdpa(q, k, v)
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH], set_priority=True):

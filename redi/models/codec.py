@@ -112,7 +112,8 @@ class JointCodec(nn.Module):
     @torch.no_grad()
     def precompute(self, images: Tensor) -> dict[str, Tensor]:
         """(N, 3, S, S) uint8 -> what a cache stores: image moments, (N, S, h, w) float16 per representation (S: see
-        `Reducer`), and "alignment" (N, E, h, w) float16 where there is such an encoder."""
+        `Reducer`), and "alignment" (N, E, h, w) float16 where there is such an encoder.
+        """
         with networks_in(self.precision):
             # Contiguous, as a cache gives them: what is drawn for them may follow the layout in memory.
             stored = {"image": self.autoencoder.moments(images).contiguous()}
@@ -143,7 +144,8 @@ class JointCodec(nn.Module):
 
     def encode_sample(self, dataset, num_images: int = 1024) -> Tensor:
         """x of at most `num_images` images spread evenly over a `Dataset` or `Cache`, on the CPU; fewer where they
-        would have more than 64 million values, because statistics are taken in float64."""
+        would have more than 64 million values, because statistics are taken in float64.
+        """
         height, width = self.grid(dataset.image_size)
         num_images = max(1, min(num_images, 2**26 // (self.channels.total * height * width)))
         if hasattr(dataset, "sample_positions"):  # of a stream, which would fetch all shards for an even spread

@@ -206,7 +206,8 @@ class TimestepEmbedding(nn.Module):
 
 def in_full(layers: nn.Module, x: Tensor) -> Tensor:
     """layers(x) in the precision of the weights, also under autocast: for the condition (N, D), where bfloat16 would
-    round 1 + scale in every block and save nothing. The residual stream stays in float32 with it."""
+    round 1 + scale in every block and save nothing. The residual stream stays in float32 with it.
+    """
     if x.is_meta:  # knows no autocast
         return layers(x)
     with torch.autocast(x.device.type, enabled=False):

@@ -13,7 +13,8 @@ RATES = {"images_per_second": "training speed, images per second", "gradient_nor
 
 def run_panels(entries: list[dict]) -> list[Panel]:
     """Losses together, then monitored metrics, speed and rates each by itself, unless all are 0; nothing for a log
-    without a curve."""
+    without a curve.
+    """
     series = {name: _series(entries, name) for name in _names(entries)}
     if not any(len(curve.x) > 1 for curve in series.values()):
         return []

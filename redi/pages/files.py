@@ -36,7 +36,8 @@ class Folder:
 
     def read(self, name: str, show: Callable[[Path], Any]) -> Any:
         """What `show` makes of a file; None where there is none, or with a note where it is damaged or of another
-        version."""
+        version.
+        """
         try:
             return show(self.path / name)
         except (FileNotFoundError, NotADirectoryError):

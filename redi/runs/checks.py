@@ -40,7 +40,8 @@ log = logging.getLogger("redi")
 
 def check_settings_of_training() -> None:
     """Raises ValueError for what is wrong with the settings of `train` whatever the data: before any image is
-    read."""
+    read.
+    """
     with config.explained(types=True):
         check_settings({name: setting(train, name) for name in (*NUMBERS, "on_log")})
         check_shuffle(setting(train, "shuffle"))

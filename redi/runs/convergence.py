@@ -49,7 +49,8 @@ def run_folders(side: str, patterns: list[str]) -> list[Path]:
 
 def warn_of_different_measures(folders: list[Path]) -> None:
     """Warn where the monitors' numbers do not compare, by the runs' configurations or because they saw other images,
-    wherever these lay."""
+    wherever these lay.
+    """
     measured = {}
     for folder in folders:
         path = folder / "config.gin"

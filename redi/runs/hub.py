@@ -163,7 +163,8 @@ def _not_saved_here(folder: Path) -> list[str]:
 
 def _portable(run: Run) -> str:
     """The configuration that builds the model and draws from it, without the paths of data sets, caches and fits (whose
-    state is in the folder); with the bindings that the run was opened with. Warns of other absolute paths."""
+    state is in the folder); with the bindings that the run was opened with. Warns of other absolute paths.
+    """
     reducers = "|".join({type(r.reducer).__name__ for r in run.codec.representations.values()}) or "-"
     local = re.compile(rf"(?:\w+\.)*(?:train\.dataset|(?:{reducers})\.path)$")
     elsewhere = ("audit", "prepare", "evaluate")

@@ -86,7 +86,8 @@ def still_holds(stages: Path, key: dict, results: Sequence[str]) -> bool:
 
 def is_trained(trained_dir: Path) -> bool:
     """Whether the folder holds an undamaged checkpoint of the last step, or of the one where `train.on_log` ended it.
-    Raises ValueError: it holds a later one."""
+    Raises ValueError: it holds a later one.
+    """
     num_steps, checkpoints = setting(train, "num_steps"), list_checkpoints(trained_dir)
     last = checkpoint_dir(trained_dir, num_steps)
     if config.is_bound("train.on_log") and ended_early(trained_dir):

@@ -30,7 +30,8 @@ class LostProcess(OSError):
 
 def process_rank(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
     """-> rank and world size: the arguments, else those of torchrun or srun, else 0 of 1. Raises ValueError for a rank
-    outside [0, world size), or only one of the two."""
+    outside [0, world size), or only one of the two.
+    """
     if (rank is None) != (world_size is None):
         raise ValueError(f"rank = {rank} and world_size = {world_size}: give both, or neither")
     where = "rank, world_size"

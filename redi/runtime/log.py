@@ -112,7 +112,8 @@ class AsyncScalars:
 
 class LogWindow:
     """What happened since the last line of the log: sums over steps, on their device, and a clock. `stored` is the
-    `state` of a run that is resumed between two lines."""
+    `state` of a run that is resumed between two lines.
+    """
 
     def __init__(self, stored: Mapping | None = None):
         self.steps: int = stored["steps"] if stored else 0  # skipped ones included

@@ -30,7 +30,8 @@ def cache_folder(cache_dir: str | Path | None) -> Path:
 
 def complete_account() -> None:
     """Name a user that has no entry in the password database, as in a container, and give it the home '/', as Docker
-    does: torch and others ask for both when they are imported, and fail, or make a folder named '~'."""
+    does: torch and others ask for both when they are imported, and fail, or make a folder named '~'.
+    """
     try:
         getpass.getuser()
     except (KeyError, OSError):  # OSError: from Python 3.13 on

@@ -33,7 +33,8 @@ class Rows:
 
 def mix_seeds(*seeds: int) -> int:
     """One 63-bit seed from several integers, so that (0, 1) and (1, 0) have nothing in common. Seeds of users lie in
-    0 ... 2**64 - 1: beyond they would begin again."""
+    0 ... 2**64 - 1: beyond they would begin again.
+    """
     mixed = 0
     for seed in seeds:
         # splitmix64 (Steele, Lea & Flood 2014): a bijection whose output bits each depend on all input bits.

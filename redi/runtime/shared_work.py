@@ -203,7 +203,8 @@ def complete(work: Path, *, finished: Callable[[], bool], finish: Callable[[], N
 
 def restored_or(folder: Path, made: str, make: Callable[[Callable[[], bool]], None]) -> tuple[dict, dict]:
     """The tensors and the record of an artefact; `make(finished)` makes it where it is missing or damaged.
-    `made`: what that is called in messages, as 'fitted'."""
+    `made`: what that is called in messages, as 'fitted'.
+    """
     if (before := stamp(folder)) is not None:
         try:
             artefact = load_artefact(folder)

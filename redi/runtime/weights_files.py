@@ -63,7 +63,8 @@ def read_weights_file(path: Path, *, inert: Iterable[str] = ()) -> object:
 
 def read_weights(path: Path) -> tuple[tuple[Path, ...], object]:
     """The files that a weights file means (itself, or shards of which it is the index), and what they hold together.
-    NumPy's numbers are left inert. Raises ValueError, which follows the path, as `read_weights_file` does."""
+    NumPy's numbers are left inert. Raises ValueError, which follows the path, as `read_weights_file` does.
+    """
     if not path.name.endswith(INDEX):
         return (path,), read_weights_file(path, inert=NUMPY_NUMBER)
     try:
@@ -117,7 +118,8 @@ def number(value: object) -> int | float | None:
 
 def check_unpacked_size(path: Path) -> None:
     """Raises ValueError where a zip archive, by its directory, would unpack to more than it has: torch.save compresses
-    nothing."""
+    nothing.
+    """
     try:
         if not zipfile.is_zipfile(path):  # which on some damage raises
             return

@@ -64,7 +64,8 @@ def times_with_given(process: Process, channels: Channels, given: Iterable[str])
 
 def check_given(given: Mapping[str, Tensor], channels: Channels, shape: tuple[int, int, int]) -> None:
     """Raises ValueError unless every group is one of the joint state's, with values for (N, H, W), and one is left;
-    TypeError for images in place of such values."""
+    TypeError for images in place of such values.
+    """
     for name, group in given.items():
         if name not in channels:
             raise ValueError(f"given names {name!r}: the joint state has {', '.join(channels)}")

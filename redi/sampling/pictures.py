@@ -110,7 +110,8 @@ def thumbnails(images: Tensor, like: Tensor) -> list[Image.Image]:
 
 def num_columns(labels: Tensor, most: int = 10) -> int:
     """Columns of a sheet whose columns are classes: as many for each class at hand as fit into `most` and it fills;
-    `most` where there is only one class."""
+    `most` where there is only one class.
+    """
     counts = labels.unique(return_counts=True)[1].tolist()
     return min(most, len(counts) * max(1, min(most // len(counts), *counts))) if len(counts) > 1 else most
 

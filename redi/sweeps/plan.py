@@ -128,7 +128,8 @@ def _followed(statements: dict[str, str], key: str) -> dict[str, str]:
 
 def _stored_ranks(base: str, points: Sequence[Point]) -> list[dict[str, int]]:
     """For each point the largest rank of those that differ from it in rank alone, as the rank to store: they share
-    a cache then. Not where the sweep file says what is stored."""
+    a cache then. Not where the sweep file says what is stored.
+    """
     config.parse([], [base])
     bound = {config.canonical(key) for key in config.statements(base) if key.endswith(".store_rank")}
     found = []

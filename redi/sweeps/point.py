@@ -36,7 +36,8 @@ def is_done(run_dir: Path, entry: Planned) -> bool:
 
 def run_point(run_dir: Path, entry: Planned) -> None:
     """Do what is left of a point, once no other process works on it; where it fails, `error.txt` in its folder says
-    why."""
+    why.
+    """
     folder, first = entry.folder(run_dir), process_rank()[0] == 0
     folder.mkdir(parents=True, exist_ok=True)
     with working_on(folder) if first else nullcontext() as waited:

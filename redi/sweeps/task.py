@@ -48,7 +48,8 @@ class Task:
 
 def _preempted(job: str) -> bool:
     """Whether Slurm itself took the job away, by a SIGTERM. submitit does nothing about that, and Slurm does not queue
-    a job again that ends within its time of grace."""
+    a job again that ends within its time of grace.
+    """
     if shutil.which("scontrol") is None:  # in a container, say
         return False
     shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=False)

@@ -46,7 +46,8 @@ END = 1  # the vote for an end by `train.on_log`; a signal, which has a larger n
 
 def check_settings(settings: Mapping) -> None:
     """Raises ValueError unless all numbers of `train` lie in their ranges, `accumulate` divides `batch_size`, and
-    `on_log` can be called."""
+    `on_log` can be called.
+    """
     for name, rule in NUMBERS.items():
         if name != "keep_every" or settings[name] is not None:
             check_number(f"train.{name}", settings[name], **rule)

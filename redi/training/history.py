@@ -63,7 +63,8 @@ class History:
 
 def in_brief(record: Mapping) -> dict[str, str]:
     """`training.json` in two lines, "model" and "training", and the last "command". Raises what a record of another
-    version leads to."""
+    version leads to.
+    """
     sessions, size, channels = record["sessions"], record["image_size"], record["channels"]
     seconds, steps = (sum(session[key] for session in sessions) for key in ("seconds", "num_steps"))
     spent = f"{duration(seconds)} of training" + (f", {seconds / steps:.3g} s a step" if steps else "")

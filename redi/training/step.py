@@ -77,7 +77,8 @@ class TrainingStep:
 
     def repeated(self, batch: dict[str, Tensor], step: int) -> Iterator[tuple[int, Tensor, Callable[[], dict]]]:
         """The forward passes of a step once more, without compilation: for each part its first row, the clean states
-        x (n, C, H, W), and a function that gives the losses."""
+        x (n, C, H, W), and a function that gives the losses.
+        """
         first = 0
         for part in self._parts(batch, step):
 

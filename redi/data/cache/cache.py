@@ -101,7 +101,8 @@ class EncodedRows(ABC):
 
     def check(self, codec: JointCodec) -> None:
         """Raises ValueError, naming what differs, unless this codec would compute what is stored here, by any version
-        of the libraries."""
+        of the libraries.
+        """
         stored = {"codec": without_versions(self.manifest["codec"]), "code": _unversioned(self.manifest["code"])}
         wanted = {"codec": without_versions(codec.cache_provenance()), "code": _unversioned(code_of(codec))}
         if differences := "\n  ".join(_differences(stored, wanted)):

@@ -30,7 +30,8 @@ BLOCK = 1024  # images whose moments are summed together: the unit that is divid
 
 def fit_encoder(folder: Path, encoder: Encoder, dataset: Dataset) -> None:
     """Load the encoder's state from `folder` where the same fit was made before; else, or where it is damaged, fit and
-    store it: of several processes, one does, and the others wait."""
+    store it: of several processes, one does, and the others wait.
+    """
     key = {"fit": encoder.fit_settings(), "dataset": dataset.fingerprint()}
     path = _place(folder, encoder, key)
 
@@ -109,7 +110,8 @@ def _features(
     encoder: Encoder, reducer: Reducer, dataset: Dataset, batches: Iterable[np.ndarray], device: torch.device
 ) -> Iterator[Tensor]:
     """Positions (N,) -> features (N, E, h, w), batch by batch. What is not finite is refused: at once, or on a GPU
-    every 1,024 images, because looking waits for the GPU."""
+    every 1,024 images, because looking waits for the GPU.
+    """
     largest, names = [], []  # of what is not yet checked: (N, 1), the largest magnitude in an image; the images' names
 
     def check() -> None:
@@ -134,7 +136,8 @@ def _features(
 
 def check_restorable(fitted: nn.Module, unfitted: nn.Module, inputs: Tensor) -> None:
     """Raises ValueError unless the state of a fit makes a module that was never fitted give the same, bit for bit (on a
-    GPU, whose kernels may differ, nearly): now, not when a checkpoint of a trained model cannot be opened."""
+    GPU, whose kernels may differ, nearly): now, not when a checkpoint of a trained model cannot be opened.
+    """
     name, state = type(fitted).__name__, fitted.state_dict()
     rule = "every tensor that fit sets must be a buffer or parameter that __init__ registers"
     fitted.load_state_dict(state)  # as the other, because the layout in memory may decide the last bit

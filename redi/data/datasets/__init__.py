@@ -85,7 +85,8 @@ class Dataset(ABC):
     @abstractmethod
     def load(self, index: int) -> np.ndarray:
         """Image number `index` of the source (see `indices`), preprocessed: (H, W, 3) uint8 RGB. Raises
-        UnreadableImage. Must be safe to call from several threads, as `inspect`."""
+        UnreadableImage. Must be safe to call from several threads, as `inspect`.
+        """
 
     @abstractmethod
     def provenance(self) -> dict:
@@ -93,7 +94,8 @@ class Dataset(ABC):
 
     def inspect(self, index: int) -> tuple[int, int, str]:
         """Width, height and mode (Pillow's: RGB, L, ...) of stored image `index`, fully decoded and upright. Raises
-        UnreadableImage. Default: of what `load` returns."""
+        UnreadableImage. Default: of what `load` returns.
+        """
         height, width = np.shape(self.load(index))[:2]
         return width, height, "RGB"
 
@@ -115,7 +117,8 @@ class Dataset(ABC):
 
     def batch(self, positions: Sequence[int], mirror: np.ndarray | None = None) -> dict[str, Tensor]:
         """-> {"images": (N, 3, H, W) uint8, "labels": (N,) int64}, decoded by several threads; those of `mirror` (N,)
-        bool are flipped left to right."""
+        bool are flipped left to right.
+        """
         images, labels = zip(*_readers().map(self.__getitem__, positions), strict=True)
         if odd := next((i for i, image in enumerate(images) if image.shape != images[0].shape), None):
             sizes = [f"{self.names[positions[i]]} has {tuple(images[i].shape)}" for i in (0, odd)]
@@ -146,7 +149,8 @@ class Dataset(ABC):
 
     def content_fingerprint(self) -> str:
         """What a run is resumed by: the same for all copies of the images, whose files' times of change may differ. It
-        may read every file, once."""
+        may read every file, once.
+        """
         return self._hash(self.provenance())
 
     def _hash(self, provenance: dict, *code: str) -> str:

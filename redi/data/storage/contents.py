@@ -25,7 +25,8 @@ NUM_THREADS = 16  # files that are read at a time: mostly waiting for a disk
 
 class Contents:
     """The files `names`, of which `files` says what identifies each: size and checksum, or in a folder, `root`, size
-    and time of change."""
+    and time of change.
+    """
 
     def __init__(self, files: Mapping[str, tuple[int, ...]], names: Sequence[str], root: Path | None = None):
         self.files, self.names, self.root = files, names, root
@@ -69,7 +70,8 @@ class Contents:
 
 def same_images(source, fingerprint: str, contents: str | None) -> bool | None:
     """Whether a data set, or a cache, holds the images of which these fingerprints were kept; None: they may be, but an
-    earlier version kept no contents."""
+    earlier version kept no contents.
+    """
     if source.fingerprint() == fingerprint:
         return True
     now = source.content_fingerprint()

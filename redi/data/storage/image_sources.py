@@ -23,7 +23,8 @@ SYSTEM = {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "lost+fo
 
 def open_source(path: Path, where: str) -> "Folder | Zip":
     """Of a folder, a zip file, or a folder inside of a zip file. Raises ValueError: nothing of the kind is there, or
-    something in it leads out of it."""
+    something in it leads out of it.
+    """
     archive = next((place for place in (path, *path.parents) if place.is_file()), path)
     if not archive.exists():
         what = "bind where the images are now"

@@ -33,7 +33,8 @@ def npz_entries(path: Path, where: str) -> dict[str, zipfile.ZipInfo]:
 
 class NpzArray:
     """One array of a .npz, opened when it is read, so that copies in other processes hold none of it. Raises
-    ValueError: a damaged header, Python objects, another length than the header says, or a zip bomb."""
+    ValueError: a damaged header, Python objects, another length than the header says, or a zip bomb.
+    """
 
     def __init__(self, path: Path, entry: zipfile.ZipInfo, where: str):
         self.path, self.name, self.where = path, entry.filename, where

@@ -37,7 +37,8 @@ class Unreachable(OSError):
 
 def open_store(url: str) -> tuple["ObjectStore", str]:
     """-> the store of a URL or path, and the path in it. Raises ValueError for an unknown kind of URL, ImportError
-    where its package is missing."""
+    where its package is missing.
+    """
     try:
         files, path = url_to_fs(url)
     except ImportError as error:

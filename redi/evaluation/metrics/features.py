@@ -39,7 +39,8 @@ class Features:
 
 def rows(features: Features, role: Literal["samples", "reference"], name: str = "pooled", least: int = 2) -> Tensor:
     """The tensor (N, P) of that name. Raises ValueError for features of the other role, none of that name, NaN or
-    infinite values, or fewer rows than `least`."""
+    infinite values, or fewer rows than `least`.
+    """
     if not isinstance(features, Features):
         raise ValueError(f"{role}= takes Features, got {type(features).__name__}")
     if features.role != role:

@@ -55,7 +55,8 @@ class EncoderSpace:
     @torch.no_grad()
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(N, 3, S, S) uint8 -> the encoder's features (N, E, h, w), and the channels of the joint state that a codec
-        makes of them, (N, R, H, W)."""
+        makes of them, (N, R, H, W).
+        """
         features = self.encoder(images.to(self.device))
         reduced = self.reducer.finish(self.reducer.project(features).half())  # through float16, as in a cache
         return (features if self.inverts else reduced), resized(reduced, self.latent_grid)

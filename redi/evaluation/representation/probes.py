@@ -77,7 +77,8 @@ def chance(labels: Tensor) -> float:
 
 def probe_both_ways(train: Labelled, generated: Labelled, tests: Mapping[str, Labelled]) -> dict[str, dict]:
     """{probe: {test: accuracy after training on `train`, ..., "from_generated": accuracy on tests["held_out"] after
-    training on `generated`}}."""
+    training on `generated`}}.
+    """
     accuracies = {}
     for name, fit in zip(PROBES, (linear_probe, knn), strict=True):
         probe = fit(train)

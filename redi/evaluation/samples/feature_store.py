@@ -69,7 +69,8 @@ def sample_features(
 
 def features_of(network: Encoder, images: Tensor, first: int) -> dict[str, Tensor]:
     """`Encoder.metric_features` of uint8 images (N, 3, S, S), on the CPU. Raises ValueError for NaN or infinite values,
-    naming the image; `first` is the number of the first one here."""
+    naming the image; `first` is the number of the first one here.
+    """
     with torch.no_grad():
         parts = [network.metric_features(batch) for batch in images.split(BATCH)]
     features = {name: torch.cat([part[name].float().cpu() for part in parts]) for name in parts[0]}

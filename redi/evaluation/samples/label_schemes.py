@@ -29,7 +29,8 @@ def choose_labels(scheme: str | Sequence[int], num_images: int, num_classes: int
 
 def in_proportion(counts: Sequence[int], num_images: int) -> Tensor:
     """(num_images,) labels whose numbers stand to each other as `counts`, by largest remainders; spread evenly, so
-    that any first ones of them are nearly in proportion too."""
+    that any first ones of them are nearly in proportion too.
+    """
     counts = np.asarray(counts, dtype=np.int64)
     whole, rest = np.divmod(counts * num_images, counts.sum())
     whole[np.argsort(-rest, kind="stable")[: num_images - whole.sum()]] += 1

@@ -24,7 +24,8 @@ class Autoencoder(Checked, nn.Module, ABC):
 
     def load(self) -> None:
         """Read pretrained weights now instead of at first use. Raises ValueError naming the file, its source and the
-        binding if they are missing."""
+        binding if they are missing.
+        """
 
     def check_size(self, image_size: int) -> None:
         """Raises ValueError where images of this size in pixels cannot be encoded."""

@@ -35,7 +35,8 @@ class Encoder(Checked, nn.Module, ABC):
 
     def load(self) -> None:
         """Read pretrained weights now instead of at first use. Raises ValueError naming the file, its source and the
-        binding if they are missing."""
+        binding if they are missing.
+        """
 
     def fit(self, dataset) -> None:
         """Learns from a data set (see `redi.data.datasets.Dataset`), where `learns_from_data`."""

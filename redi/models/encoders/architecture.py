@@ -24,7 +24,8 @@ class Architecture:
 @cache
 def describe(model: str, binding: str) -> Architecture:
     """The architecture of a timm model, which the argument `binding` named. Raises ValueError where timm does not know
-    it, or has no feature maps of it."""
+    it, or has no feature maps of it.
+    """
     import timm
 
     version = f"timm {timm.__version__}"

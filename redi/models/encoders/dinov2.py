@@ -72,7 +72,8 @@ class DINOv2(Family):
 
 def positioned(network: nn.Module, patches: Tensor) -> Tensor:
     """(N, h, w, D) -> class and patch tokens (N, 1 + h w, D) with their positions, resampled as in the authors' code
-    for models without registers: bicubic, not antialiased as in timm, and a tenth of a patch too large."""
+    for models without registers: bicubic, not antialiased as in timm, and a tenth of a patch too large.
+    """
     _, h, w, _ = patches.shape
     of_class, of_patches = network.pos_embed[:, :1], network.pos_embed[:, 1:]
     side = math.isqrt(of_patches.shape[1])

@@ -22,7 +22,8 @@ NAMES = ("Conv2d_1a_3x3.conv.weight", "Mixed_7c.branch_pool.conv.weight", "fc.we
 
 def find_weights(weights: str | None, binding: str) -> Path:
     """The weights file: itself, one of the two known names in a folder, or for None clean-fid's download. Raises
-    ValueError, which says where to get it and where to put it, where there is none."""
+    ValueError, which says where to get it and where to put it, where there is none.
+    """
     if weights is None:
         return _downloaded(binding)
     path = local_path(weights)
@@ -55,7 +56,8 @@ def _downloaded(binding: str) -> Path:
 
 def build(path: Path, tensors: dict[str, Tensor], binding: str, *, resize_inside: bool) -> nn.Module:
     """clean-fid's network with these tensors; of the TorchScript file its wrapper, which runs the file's code
-    (`resize_inside`: the resizing too). Raises ValueError: a file of another network."""
+    (`resize_inside`: the resizing too). Raises ValueError: a file of another network.
+    """
     from cleanfid import inception_pytorch, inception_torchscript
 
     tensors = fit_names(tensors, NAMES)
@@ -90,7 +92,8 @@ def resized(images: Tensor, mode: str) -> Tensor:
 
 def tensorflow_bilinear(images: Tensor, side: int) -> Tensor:
     """(N, C, S, S) -> (N, C, side, side) as `tf.image.resize_bilinear(align_corners=False)` of TensorFlow 1: pixel i
-    of the output lies at i * S / side of the input."""
+    of the output lies at i * S / side of the input.
+    """
     size = images.shape[-1]
     position = torch.arange(side, device=images.device, dtype=torch.float32) * (size / side)
     low = position.floor().long().clamp(max=size - 1)

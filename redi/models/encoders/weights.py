@@ -25,7 +25,8 @@ def hub_weights(architecture: Architecture, binding: str) -> Path:
 
 def build(architecture: Architecture, path: Path, tensors: Mapping[str, Tensor], binding: str) -> nn.Module:
     """The timm model with these weights, `tensors` being what `path` holds, in timm's or the authors' own format.
-    Raises ValueError where the file is not of this model, or not all of it."""
+    Raises ValueError where the file is not of this model, or not all of it.
+    """
     import timm
 
     tensors = fit_names(tensors, architecture.names)

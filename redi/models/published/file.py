@@ -84,7 +84,8 @@ def read_published(
 
 def fit_names(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
     """The tensors without the prefix that stands before these names ('backbone.'), averaged ones before raw ones
-    ('ema_model.', 'model.'); as they are where no prefix makes at least half of the names fit."""
+    ('ema_model.', 'model.'); as they are where no prefix makes at least half of the names fit.
+    """
     parts = _by_prefix(tensors, names)
     prefix = next(filter(AVERAGED.search, parts), next(iter(parts)))
     if prefix:

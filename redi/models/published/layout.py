@@ -92,7 +92,8 @@ class Layout:
 
 def parse_layout(state: Mapping[str, Tensor], grid: tuple[int, int] | None = None) -> Layout:
     """Infer the layout from names and shapes; `grid` is (H, W) of the joint state, for a file without `pos_embed`.
-    Raises ValueError for another layout, naming what is wrong and what it may be."""
+    Raises ValueError for another layout, naming what is wrong and what it may be.
+    """
     if missing := [name for name in ANCHORS if name not in state]:
         raise ValueError(f"the checkpoint lacks {', '.join(missing)}: {_recognise(state)}")
     for name, dims in [*ANCHORS.items(), *([("pos_embed", 3)] if "pos_embed" in state else [])]:

@@ -147,7 +147,8 @@ class Reducer(Checked, nn.Module, ABC):
 
     def restore(self, path: str | Path) -> None:
         """Load the fit that `save` wrote to `path`. Raises ValueError where it is missing, damaged, of another class,
-        with other settings, or too narrow for the rank."""
+        with other settings, or too narrow for the rank.
+        """
         binding = f"{type(self).__name__}.path = {str(path)!r}"
         try:
             tensors, record = load_artefact(local_path(path))

@@ -73,7 +73,8 @@ class LinearReducer(Reducer):
 
     def solve(self, moments: Moments) -> None:
         """Fit to the moments of features. Raises ValueError for too few vectors, features that never vary, or a scale
-        that would divide by zero."""
+        that would divide by zero.
+        """
         self._forget()
         name = type(self).__name__
         if moments.count <= self.rank:
@@ -146,7 +147,8 @@ class LinearReducer(Reducer):
     @property
     def _units(self) -> Tensor:
         """(K,) the units of stored channels, for float16's range: the power of two below a channel's own deviation, at
-        least 2^-10 of the strongest, because channels that are weak in the fit may not be so in other images."""
+        least 2^-10 of the strongest, because channels that are weak in the fit may not be so in other images.
+        """
         strongest = self.deviations.max()
         floor = torch.where(strongest > 0, strongest * 2**-9, 1.0)
         mantissa, exponent = torch.frexp(self.deviations.maximum(floor))  # mantissa in [0.5, 1)

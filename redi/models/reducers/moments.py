@@ -26,7 +26,8 @@ class Moments:
     @torch.no_grad()
     def add(self, features: Tensor) -> None:
         """Add features (N, E, h, w), on a GPU without waiting for it. Raises ValueError where they are of another width
-        or not finite (on a GPU only when the moments are read)."""
+        or not finite (on a GPU only when the moments are read).
+        """
         num_images, width, height, columns = features.shape
         self._require_width(width)
         at_once = max(1, CHUNK // max(1, width * height * columns))
@@ -108,7 +109,8 @@ class Moments:
 
 def _add_products(rows: Tensor, upper: Tensor) -> None:
     """Adds rows @ rows.T to the upper triangle of `upper` (E, E), for rows (E, K): blocks below the diagonal are left
-    out, which saves a third of the work or more where E is several blocks."""
+    out, which saves a third of the work or more where E is several blocks.
+    """
     for start in range(0, len(rows), BLOCK):
         upper[start : start + BLOCK, start:].addmm_(rows[start : start + BLOCK], rows[start:].T)
 

@@ -26,7 +26,8 @@ INERT = (
 
 def read_published_pca(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     """-> the state of a `PCA` with standardize=True, and what it was fitted on, as far as the file tells. Raises
-    ValueError for a file that is missing, damaged, hostile, or not {pca_model, mean, std} of one width."""
+    ValueError for a file that is missing, damaged, hostile, or not {pca_model, mean, std} of one width.
+    """
     path = local_path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
