@@ -34,7 +34,10 @@ def choose_attention(
         if not problem:
             return BACKENDS[name], f"{name} ({'; '.join(['auto' if auto else 'as bound', *problems, where])})"
         problems.append(f"{name} cannot run: {problem}" if auto else problem)
-    raise ValueError(f"DiffusionTransformer.attention = {backend!r} cannot run here ({where}): {'; '.join(problems)}")
+    advice = "" if auto else "; set it to 'auto' or another backend"
+    raise ValueError(
+        f"DiffusionTransformer.attention = {backend!r} cannot run here ({where}): {'; '.join(problems)}{advice}"
+    )
 
 
 @cache

@@ -300,7 +300,8 @@ def test_auto_is_refused_where_neither_runs(pretended_gpu):
 
 def test_a_named_backend_that_cannot_run_is_refused_with_the_reason_alone(pretended_gpu):
     pretended_gpu["xformers"] = "not installed"
-    with pytest.raises(ValueError, match=r"'xformers' cannot run here \(.*\): not installed$"):
+    message = r"'xformers' cannot run here \(.*\): not installed; set it to 'auto' or another backend$"
+    with pytest.raises(ValueError, match=message):
         choose_attention("xformers", **ON_GPU)
 
 

@@ -115,7 +115,7 @@ class LinearReducer(Reducer):
         self.explained = (along.cumsum(0) / covariance.trace()).float()
         self._check_scale()
         log.info(
-            "%s rank %d of %d: %.1f %% of the variance of %d feature vectors",
+            "%s rank %d of %d explains %.1f %% of the variance of %d feature vectors",
             name, self.rank, len(self.mean), 100 * self.explained_variance, moments.count,
         )  # fmt: skip
 

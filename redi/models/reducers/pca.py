@@ -1,4 +1,4 @@
-"""Principal component analysis."""
+"""The reducer of the paper: principal component analysis."""
 
 import logging
 from pathlib import Path
