@@ -102,7 +102,7 @@ def test_the_page_of_a_component_explains_inherited_arguments_too(name):
     lines = page(name).splitlines()
     assert lines[0] == "@reducers.PCA  (redi.models.reducers.pca)"
     position = lines.index("PCA.scale = 'unit_rms'  # 'raw' or 'unit_rms' or 'whiten'")
-    assert lines[position + 1].startswith("    'raw' leaves the projection as it is;")
+    assert lines[position + 1].startswith("    'raw' does not scale the projection;")
 
 
 def test_the_page_of_a_kind_shows_its_components_and_their_interface():

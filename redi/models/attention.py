@@ -1,4 +1,4 @@
-"""The choice among the ways to compute attention: a backend runs only after it agreed with the reference here."""
+"""Choose an attention backend. Each backend is compared with a reference implementation before it is used."""
 
 import warnings
 from functools import cache
@@ -9,36 +9,40 @@ from torch import Tensor
 
 from redi.models.attention_backends import BACKENDS, GPU_ONLY, Attention, attend_math, attend_sdpa, load
 
-# Largest error that passes, in the measure of `errors`: about twice that of `attend_math` itself in the worst of head
-# dimensions 8 ... 128 and 2 ... 1024 tokens, which rounds every intermediate result to the dtype.
+# Largest tolerated error, as `errors` defines it: about twice the worst error of `attend_math`, which rounds every
+# intermediate result to the dtype, over head dimensions 8 ... 128 and 2 ... 1024 tokens.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 
 
 def choose_attention(
     backend: str, *, device: torch.device | str, dtype: torch.dtype, head_dim: int, num_tokens: int
 ) -> tuple[Attention, str]:
-    """Return the attention function to use and one line that says which and why.
+    """Return the attention function to use, and one line for the log with its name and the reason.
 
-    'auto' takes xformers on a GPU where it passes `problem_of`, else sdpa. Raises ValueError for an unknown backend, or
-    one bound by name that cannot run here.
+    'auto' chooses xformers on a GPU if it passes `problem_of`, else sdpa. Raises ValueError for an unknown backend, or
+    if the named backend cannot run here.
     """
     if backend not in ("auto", *BACKENDS):
-        raise ValueError(f"DiffusionTransformer.attention = {backend!r}: it is one of auto, {', '.join(BACKENDS)}")
-    device, auto, problems = torch.device(device), backend == "auto", []
+        raise ValueError(f"DiffusionTransformer.attention = {backend!r} must be one of auto, {', '.join(BACKENDS)}")
+    device, auto = torch.device(device), backend == "auto"
+    problems: list[str] = []
     where = f"{device.type}, {str(dtype).removeprefix('torch.')}, head dimension {head_dim}, {num_tokens} tokens"
     if auto and device.type != "cuda":
-        return attend_sdpa, f"sdpa (auto: always without CUDA; {where})"
+        return attend_sdpa, f"sdpa (auto, without CUDA; {where})"
     for name in ("xformers", "sdpa") if auto else (backend,):
         problem = problem_of(name, device=device, dtype=dtype, head_dim=head_dim, num_tokens=num_tokens)
         if not problem:
             return BACKENDS[name], f"{name} ({'; '.join(['auto' if auto else 'as bound', *problems, where])})"
         problems.append(f"{name} cannot run: {problem}" if auto else problem)
-    raise ValueError(f"DiffusionTransformer.attention = {backend!r} cannot run here ({where}): {'; '.join(problems)}")
+    advice = "" if auto else "; set it to 'auto' or another backend"
+    raise ValueError(
+        f"DiffusionTransformer.attention = {backend!r} cannot run here ({where}): {'; '.join(problems)}{advice}"
+    )
 
 
 @cache
 def problem_of(backend: str, *, device: torch.device, dtype: torch.dtype, head_dim: int, num_tokens: int) -> str:
-    """Why a backend cannot be used here, or ''. Tried once per process and setting."""
+    """Return why a backend cannot run here, or ''. Each setting is tested once per process."""
     if backend in GPU_ONLY and device.type != "cuda":
         return "it needs a GPU (CUDA)"
     try:
@@ -49,27 +53,28 @@ def problem_of(backend: str, *, device: torch.device, dtype: torch.dtype, head_d
 
 
 def probe(attend: Attention, *, device: torch.device, dtype: torch.dtype, head_dim: int, num_tokens: int) -> str:
-    """Why a function does not serve as attention, or '': a small forward and backward pass against the reference."""
-    shape = (1, max(2, num_tokens), 3 * 2 * head_dim)  # one token alone has no gradient to q and k
-    with warnings.catch_warnings(record=True) as notes:  # PyTorch gives the reasons of its kernels as warnings
+    """Compare a forward and backward pass with the reference; return why the function fails, or ''."""
+    shape = (1, max(2, num_tokens), 3 * 2 * head_dim)  # a single token gives q and k no gradient
+    with warnings.catch_warnings(record=True) as notes:  # PyTorch warns why its kernels cannot run
         warnings.simplefilter("always")
         try:
             qkv = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
             q, k, v = (rearrange(part, "n t (h d) -> n t h d", h=2) for part in qkv.chunk(3, dim=-1))
             value, gradient = errors(attend, q, k, v)
-        except Exception as error:  # every library raises its own kind where it cannot run
+        except Exception as error:  # every library raises its own errors if it cannot run
             return "; ".join(dict.fromkeys([_one_line(error), *(_one_line(note.message) for note in notes)]))
-    in_tf32 = (device.type, dtype) == ("cuda", torch.float32)  # or may be: it has the ten bits of float16
-    tolerance = TOLERANCES[torch.float16 if in_tf32 else dtype]
-    for what, distance in {"values differ": value, "gradients differ": gradient}.items():
-        if not distance <= tolerance:  # also true for NaN
-            return f"its {what} from the reference by {distance:.1e}, more than {tolerance:.0e} of their size"
+    may_be_tf32 = (device.type, dtype) == ("cuda", torch.float32)  # TF32 has the ten mantissa bits of float16
+    tolerance = TOLERANCES[torch.float16 if may_be_tf32 else dtype]
+    for name, size in {"values": value, "gradients": gradient}.items():
+        if not size <= tolerance:  # also true for NaN
+            return f"its {name} differ from the reference by {size:.1e}, above the relative tolerance {tolerance:.0e}"
     return ""
 
 
 def errors(attend: Attention, q: Tensor, k: Tensor, v: Tensor) -> tuple[float, float]:
-    """How far value and gradient are from the reference in float64: the largest distance of a token's vector in one
-    head, relative to the root mean square of the reference's vectors; of the three gradients, the worst.
+    """Return the errors of value and gradient relative to the float64 reference; the worst of the three gradients.
+
+    The error is the largest distance over all tokens and heads, divided by the RMS norm of the reference vectors.
     """
     weights = torch.randn(q.shape, generator=torch.Generator().manual_seed(1)).to(q)
     results = []
@@ -82,8 +87,8 @@ def errors(attend: Attention, q: Tensor, k: Tensor, v: Tensor) -> tuple[float, f
         ((x.double() - reference).norm(dim=-1).max() / reference.norm(dim=-1).square().mean().sqrt()).item()
         for x, reference in zip(*results, strict=True)
     )
-    return value, float(torch.tensor(gradients).max())  # unlike Python's, torch's max of a NaN is NaN
+    return value, float(torch.tensor(gradients).max())  # torch's max propagates NaN, Python's does not
 
 
 def _one_line(message: object) -> str:
-    return " ".join(str(message).split())[:800]  # xformers spends 300 characters on the inputs, then the reasons
+    return " ".join(str(message).split())[:800]  # xformers lists its inputs first, which takes 300 characters

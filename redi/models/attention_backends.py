@@ -1,4 +1,4 @@
-"""The ways to compute attention: functions of q, k, v (N, T, heads, head_dim)."""
+"""Attention backends: functions of q, k, v (N, T, heads, head_dim)."""
 
 import ctypes
 import importlib.util
@@ -15,18 +15,21 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def attend_math(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, written out: the reference for all others."""
+    """Return softmax(q k^T / sqrt(d)) v from its definition. The other backends are compared with it."""
     scores = torch.einsum("nqhd,nkhd->nhqk", q * q.shape[-1] ** -0.5, k)
     return torch.einsum("nhqk,nkhd->nqhd", scores.softmax(dim=-1), v)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 def attend_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """PyTorch's scaled_dot_product_attention. On a GPU it could choose cuDNN's kernel, whose gradients are reported to
-    be NaN at times: the flash kernel comes first here, then the memory-efficient one, then plain products.
+    """Run PyTorch's scaled_dot_product_attention.
+
+    On a GPU it prefers the flash kernel, then the memory-efficient one, then plain products. cuDNN's kernel is left
+    out, because NaN gradients have been reported for it.
     """
     if q.device.type != "cuda":
         return _sdpa(q, k, v)
@@ -35,25 +38,27 @@ def attend_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def attend_sdpa_flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Run PyTorch's flash kernel."""
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         return _sdpa(q, k, v)
 
 
 def attend_sdpa_cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Run cuDNN's kernel through PyTorch."""
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
         return _sdpa(q, k, v)
 
 
 def attend_xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """xformers' memory-efficient attention, after `load`; it chooses its kernel itself."""
+    """Run the memory-efficient attention of xformers, which chooses its kernel itself. Call `load` first."""
     return _xformers_forward(q, k, v)[0]
 
 
-# xformers' forward and backward as operators, into which torch.compile does not look: its own function breaks the graph
-# where the backward pass is cutlass', to which it hands empty tensors on the CPU.
+# Custom operators, which torch.compile does not trace. The function of xformers breaks the graph if the backward pass
+# uses cutlass, because it passes empty CPU tensors to it.
 @torch.library.custom_op("redi::xformers_attention", mutates_args=())
 def _xformers_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """The attended values, and log(sum(exp(scores))) (N, heads, T) in float32."""
+    """Return the attended values and log(sum(exp(scores))) (N, heads, T) in float32."""
     from xformers.ops import memory_efficient_attention_forward_requires_grad
 
     out, logsumexp = memory_efficient_attention_forward_requires_grad(q, k, v)
@@ -81,7 +86,7 @@ _xformers_forward.register_autograd(
 
 
 def attend_flash3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """FlashAttention-3 from the package flash_attn_interface, after `load`."""
+    """Run FlashAttention-3 of the package flash_attn_interface. Call `load` first."""
     from flash_attn_interface import flash_attn_func
 
     return flash_attn_func(q, k, v, deterministic=torch.are_deterministic_algorithms_enabled())
@@ -99,17 +104,17 @@ GPU_ONLY = ("sdpa_cudnn", "xformers", "flash3")
 
 
 def load(backend: str) -> None:
-    """Import the library that a backend comes from. Raises ImportError or OSError where it does not load."""
+    """Import the library of a backend. Raises ImportError or OSError if it cannot be loaded."""
     if backend == "flash3":
         import flash_attn_interface  # noqa: F401
 
-        if not hasattr(torch.ops.flash_attn_3, "_flash_attn_forward"):  # torch.compile needs it as an operator
-            raise ImportError("this version of flash_attn_interface has no operators that torch.compile can trace")
+        if not hasattr(torch.ops.flash_attn_3, "_flash_attn_forward"):  # torch.compile traces only operators
+            raise ImportError("flash_attn_interface has no operators that torch.compile can trace: install a newer one")
     if backend != "xformers":
         return
-    logging.getLogger("xformers").setLevel(logging.ERROR)  # importing it warns about what a CPU does not have
-    # Its library is built for CUDA 12. Beside a torch built for CUDA 13, the runtime that it needs comes from the
-    # package nvidia-cuda-runtime-cu12 (the extra `gpu`) and must be loaded before it.
+    logging.getLogger("xformers").setLevel(logging.ERROR)  # on a CPU its import warns about missing features
+    # xformers is built for CUDA 12. With torch for CUDA 13, the package nvidia-cuda-runtime-cu12 (the extra `gpu`)
+    # provides the runtime, which must be loaded first.
     nvidia = importlib.util.find_spec("nvidia")
     for folder in (nvidia and nvidia.submodule_search_locations) or ():
         for library in Path(folder).glob("cuda_runtime/lib/libcudart.so.12"):
@@ -117,5 +122,5 @@ def load(backend: str) -> None:
     import xformers.ops.fmha
 
     if not getattr(xformers, "_has_cpp_library", True):
-        hint = "with torch for CUDA 13 it needs nvidia-cuda-runtime-cu12 (the extra `gpu`)"
-        raise ImportError(f"its compiled library does not load: {hint}")
+        hint = "with torch for CUDA 13, install the package nvidia-cuda-runtime-cu12 (the extra `gpu`)"
+        raise ImportError(f"its compiled library cannot be loaded: {hint}")

@@ -1,9 +1,9 @@
-"""The joint codec: images to the joint state x and back."""
+"""The joint codec, which maps images to the joint state x and back."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from redi.models.reducers import Reducer, reducers
 from redi.runtime.checksums import json_sha256, tensors_sha256, without_versions
 from redi.runtime.device import PRECISIONS
 
-# What stands beside the groups' names in batches, in losses and in the log.
+# Keys that stand beside group names in batches, losses and the log.
 RESERVED = {
     "images", "labels", "alignment", "vlb", "loss", "step", "gradient_norm", "images_per_second", "learning_rate",
 }  # fmt: skip
@@ -28,10 +28,19 @@ RESERVED = {
 
 @configurable
 class Representation(nn.Module):
-    """A frozen encoder and the reducer of its features; one channel group of the joint state.
+    """A frozen encoder and a reducer of its features: one channel group of the joint state.
 
     Args:
-        name: of the channel group; default: the encoder's name.
+        encoder: maps images to features (N, E, h, w).
+        reducer: maps the features to R channels (N, R, h, w).
+        name: name of the channel group; default: the encoder's name.
+
+    Examples:
+        >>> from redi.models.encoders import CLIP
+        >>> from redi.models.reducers import PCA
+        >>> representation = Representation(CLIP("B/16"), PCA(rank=8))
+        >>> representation.name, representation.reducer.rank
+        ('clip', 8)
     """
 
     def __init__(self, encoder: Encoder, reducer: Reducer, *, name: str | None = None):
@@ -44,31 +53,44 @@ class Representation(nn.Module):
             raise ValueError(f"{error} of {type(encoder).__name__}") from None
         self.encoder, self.reducer, self.name = encoder, reducer, name or encoder.name
         if not self.name.isidentifier() or self.name in RESERVED or hasattr(nn.ModuleDict, self.name):
-            reason = "it is no identifier, or means something else in batches, losses or logs"
-            setting = f"Representation.name = {self.name!r} cannot name a channel group"
-            raise ValueError(f"{setting}: {reason}. Choose another, such as {encoder.name!r}")
+            raise ValueError(
+                f"Representation.name = {self.name!r} must be an identifier other than {', '.join(sorted(RESERVED))} "
+                f"and the attributes of nn.ModuleDict: choose another name, such as {encoder.name!r}"
+            )
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, S, S) uint8 -> reduced features on the encoder's own grid (N, R, h, w) float32."""
+        """Return reduced features (N, R, h, w) float32 on the encoder's grid, from uint8 images (N, 3, S, S)."""
         return self.reducer(self.encoder(images))
 
 
 @configurable
 class JointCodec(nn.Module):
-    """Owns the autoencoder, the representations and the `Channels` of the joint state.
+    """Map images to the joint state x (N, C, H, W) of image latents and representations, and back.
 
-    Encoding has two halves, so that a cache can stand between them: `precompute` runs the networks; `join` draws the
-    latents, scales the representations, resizes them bilinearly to the latent grid (paper, section 3.1) and joins all.
+    Encoding has two steps so that a cache can store the result of the first. `precompute` runs the networks. `join`
+    draws the latents, scales the representations, resizes them bilinearly to the latent grid (paper, section 3.1) and
+    concatenates all groups. `channels` names the groups.
 
     Args:
-        autoencoder: default: pixels.
-        representations: none is the plain model.
-        alignment: the encoder whose features REPA aligns hidden tokens with (see `JointObjective`); they are
-            precomputed, but are no part of the joint state.
-        precision: of encoders and pretrained autoencoders in `precompute`: 'float32' (each in its own; torch's default
-            rounds convolutions on a GPU to TF32), 'tf32' (products too) or 'bfloat16' (autocast; errors of about a
-            hundredth of the features). Lower it to train without a cache on a GPU. Reducers run in float32.
+        autoencoder: default: `Pixels`.
+        representations: without representations, the model is the DiT or SiT baseline.
+        alignment: encoder whose features REPA aligns hidden tokens with (see `JointObjective`). The features are
+            precomputed, but are not part of the joint state.
+        precision: precision of encoders and pretrained autoencoders in `precompute`: 'float32' (their own setting; by
+            default torch rounds convolutions on a GPU to TF32), 'tf32' (matrix products too) or 'bfloat16' (autocast;
+            relative errors of about 1 %). A lower precision speeds up training without a cache on a GPU. Reducers
+            always run in float32.
+
+    Examples:
+        >>> codec = JointCodec(Pixels())
+        >>> images = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
+        >>> codec.channels.total, codec.grid(8)
+        (3, (8, 8))
+        >>> torch.equal(codec.decode(codec.encode(images)), images)
+        True
     """
+
+    representations: Mapping[str, Representation]
 
     def __init__(
         self,
@@ -80,22 +102,26 @@ class JointCodec(nn.Module):
     ):
         super().__init__()
         if precision not in PRECISIONS:
-            raise ValueError(f"JointCodec.precision = {precision!r}: it is 'float32', 'tf32' or 'bfloat16'")
+            raise ValueError(f"JointCodec.precision = {precision!r} must be 'float32', 'tf32' or 'bfloat16'")
         self.precision = precision
         self.autoencoder = Pixels() if autoencoder is None else autoencoder
         autoencoders.check(self.autoencoder, "JointCodec.autoencoder")
         for representation in representations:
             if not isinstance(representation, Representation):
                 raise ValueError(
-                    f"JointCodec.representations takes Representation objects, got {representation!r}. "
-                    "For example: JointCodec.representations = [Representation()]"
+                    f"JointCodec.representations takes Representation objects, but got {representation!r}. "
+                    "For example: JointCodec.representations = [@Representation()]"
                 )
         if alignment is not None:
             encoders.check(alignment, "JointCodec.alignment")
         names = [representation.name for representation in representations]
         if len({"image", *names}) <= len(names):
-            raise ValueError(f"every channel group needs a name of its own, got image and {names}: Representation.name")
-        self.representations = nn.ModuleDict({r.name: r for r in representations})
+            raise ValueError(
+                f"JointCodec.representations have the names {names}, but names must differ from each other and from "
+                "image: set Representation.name"
+            )
+        groups: Any = nn.ModuleDict({r.name: r for r in representations})
+        self.representations = groups
         self.alignment = alignment
         self.channels = Channels(image=self.autoencoder.channels, **{r.name: r.reducer.rank for r in representations})
         self.eval().requires_grad_(False)
@@ -104,18 +130,20 @@ class JointCodec(nn.Module):
         return super().train(False)
 
     def grid(self, image_size: int) -> tuple[int, int]:
-        """(H, W) of the joint state for square images of this size."""
+        """Return (H, W) of the joint state for square images of this size in pixels."""
         self.autoencoder.check_size(image_size)
         side = image_size // self.autoencoder.downsample
         return side, side
 
     @torch.no_grad()
     def precompute(self, images: Tensor) -> dict[str, Tensor]:
-        """(N, 3, S, S) uint8 -> what a cache stores: image moments, (N, S, h, w) float16 per representation (S: see
-        `Reducer`), and "alignment" (N, E, h, w) float16 where there is such an encoder.
+        """Run the networks on uint8 images (N, 3, S, S); return the tensors that a cache stores.
+
+        "image": the moments; each representation by name: (N, S, h, w) float16 (S: see `Reducer`); and with an
+        alignment encoder "alignment": (N, E, h, w) float16.
         """
         with networks_in(self.precision):
-            # Contiguous, as a cache gives them: what is drawn for them may follow the layout in memory.
+            # Contiguous, as from a cache: random numbers drawn for them may depend on the memory layout.
             stored = {"image": self.autoencoder.moments(images).contiguous()}
         for name, representation in self.representations.items():
             stored[name] = representation.reducer.project(self._features(representation.encoder, images)).half()
@@ -124,31 +152,32 @@ class JointCodec(nn.Module):
         return stored
 
     def _features(self, encoder: Encoder, images: Tensor) -> Tensor:
-        # Autocast for encoders that are not pretrained networks, whose features may then be bfloat16.
+        # Autocast serves encoders that are not pretrained networks; their features may then be bfloat16.
         autocast = torch.autocast(images.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
         with networks_in(self.precision), autocast:
             return check_maps(encoder(images), f"features of {type(encoder).__name__}").float()
 
     @torch.no_grad()
     def join(self, stored: Mapping[str, Tensor], randn: Callable[..., Tensor] = torch.randn) -> Tensor:
-        """What `precompute` gave -> x (N, C, H, W) float32; `randn` as for `Autoencoder.latents`."""
+        """Return x (N, C, H, W) float32 from the output of `precompute`; `randn` as for `Autoencoder.latents`."""
         latents = self.autoencoder.latents(stored["image"], randn)
         groups = {"image": latents}
         for name, representation in self.representations.items():
-            groups[name] = resized(representation.reducer.finish(stored[name]), latents.shape[-2:])
+            groups[name] = resized(representation.reducer.finish(stored[name]), (latents.shape[-2], latents.shape[-1]))
         return self.channels.join(groups)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images (N, 3, S, S) uint8 -> x (N, C, H, W) float32."""
+        """Return x (N, C, H, W) float32 of uint8 images (N, 3, S, S)."""
         return self.join(self.precompute(images))
 
-    def encode_sample(self, dataset, num_images: int = 1024) -> Tensor:
-        """x of at most `num_images` images spread evenly over a `Dataset` or `Cache`, on the CPU; fewer where they
-        would have more than 64 million values, because statistics are taken in float64.
+    def encode_sample(self, dataset: Any, num_images: int = 1024) -> Tensor:
+        """Return x, on the CPU, of at most `num_images` images spread evenly over a `Dataset` or `Cache`.
+
+        The result has at most 64 million values, which limits the memory of float64 statistics.
         """
         height, width = self.grid(dataset.image_size)
         num_images = max(1, min(num_images, 2**26 // (self.channels.total * height * width)))
-        if hasattr(dataset, "sample_positions"):  # of a stream, which would fetch all shards for an even spread
+        if hasattr(dataset, "sample_positions"):  # a streamed cache: evenly spread positions would fetch all shards
             positions = dataset.sample_positions(num_images).tolist()
         else:
             positions = torch.linspace(0, len(dataset) - 1, min(num_images, len(dataset))).long().tolist()
@@ -160,29 +189,29 @@ class JointCodec(nn.Module):
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
-        """x (N, C, H, W) -> images (N, 3, S, S) uint8; only the image group is read."""
+        """Decode x (N, C, H, W) to uint8 images (N, 3, S, S). Only the image group is used."""
         return self.autoencoder.decode(self.channels.split(x)["image"])
 
     @property
     def device(self) -> torch.device:
-        """Where its networks are, and so where images must be; the CPU for a codec without networks."""
-        # Networks whose weights are read at first use have no parameters before it, but buffers.
+        """Device of the networks, where images must be; the CPU if there are no networks."""
+        # Networks that read their weights at first use have buffers, but no parameters.
         return next((tensor.device for tensor in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
     @property
     def fitted(self) -> bool:
-        """Whether every encoder and reducer is ready."""
+        """Whether every encoder and reducer is ready for use."""
         aligned = self.alignment is None or self.alignment.fitted
         return aligned and all(r.encoder.fitted and r.reducer.fitted for r in self.representations.values())
 
     def load(self) -> None:
-        """Read all pretrained weights now, not at first use. Raises ValueError where some are missing."""
+        """Read all pretrained weights now instead of at first use. Raises ValueError if some are missing."""
         for network in (self.autoencoder, *(r.encoder for r in self.representations.values()), self.alignment):
             if network is not None:
                 network.load()
 
     def learned_state(self) -> dict[str, Tensor]:
-        """What was learned from data: the state of all reducers, and of encoders trained here."""
+        """Return the state of everything learned from data: all reducers, and encoders with `learns_from_data`."""
         return {
             f"{name}.{part}.{key}": tensor
             for name, part, module in self._learned_modules()
@@ -190,19 +219,22 @@ class JointCodec(nn.Module):
         }
 
     def load_learned_state(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse of `learned_state`. Raises ValueError where it was written for another codec."""
+        """Restore the output of `learned_state`. Raises ValueError if it belongs to another codec."""
         expected = {f"{name}.{part}" for name, part, _ in self._learned_modules()}
         stored = {".".join(key.split(".")[:2]) for key in state}
         if expected != stored:
-            raise ValueError(f"the stored codec has {sorted(stored)}, the configured one {sorted(expected)}")
+            raise ValueError(
+                f"the stored codec has {sorted(stored)}, but the configured one has {sorted(expected)}: set "
+                "JointCodec.representations to those of the stored codec"
+            )
         for name, part, module in self._learned_modules():
             prefix = f"{name}.{part}."
             try:
                 module.load_state_dict({k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)})
             except RuntimeError as error:
-                raise ValueError(f"the stored {part} of {name} does not fit the configured one: {error}") from None
+                raise ValueError(f"the stored {part} of {name} does not match the configured one: {error}") from None
 
-    def _learned_modules(self):
+    def _learned_modules(self) -> Iterator[tuple[str, str, nn.Module]]:
         for name, representation in self.representations.items():
             if representation.encoder.learns_from_data:
                 yield name, "encoder", representation.encoder
@@ -211,23 +243,23 @@ class JointCodec(nn.Module):
             yield "alignment", "encoder", self.alignment
 
     def provenance(self) -> dict:
-        """Everything that decides x, as JSON."""
+        """Return everything that affects x, as JSON."""
         return self._provenance(lambda part: part.provenance())
 
     def fingerprint(self) -> str:
-        """A hash of `provenance` without library versions: the key of everything computed with this codec."""
+        """Return a hash of `provenance` without library versions: the key of results computed with this codec."""
         return json_sha256(without_versions(self.provenance()))
 
     def cache_provenance(self) -> dict:
-        """Everything that decides what `precompute` gives, as JSON: no rank or scale that `join` applies."""
+        """Return everything that affects `precompute`, as JSON, without the rank and scale that `join` applies."""
         return self._provenance(lambda part: part.stored_provenance())
 
     def cache_fingerprint(self) -> str:
-        """A hash of `cache_provenance` without library versions."""
+        """Return a hash of `cache_provenance` without library versions."""
         return json_sha256(without_versions(self.cache_provenance()))
 
-    def _provenance(self, of) -> dict:
-        parts = {
+    def _provenance(self, of: Callable[[Any], dict]) -> dict:
+        parts: dict[str, Any] = {
             "autoencoder": of(self.autoencoder),
             "representations": {
                 name: {"encoder": r.encoder.provenance(), "reducer": of(r.reducer)}
@@ -240,5 +272,3 @@ class JointCodec(nn.Module):
         if self.precision != "float32":
             parts["precision"] = self.precision
         return parts
-
-

@@ -1,39 +1,41 @@
-"""What a model costs in floating-point operations, and how many a device does per second."""
+"""The floating-point operations (FLOPs) of a model, and the FLOP/s of a device."""
 
 import copy
 import math
 import time
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from redi.models.attention import attend_math
 from redi.models.interface import state_of
 
-# FLOP/s of dense bfloat16 products, by a part of the device's name, from the data sheets (float32 sums); H100 and H200:
-# what large products reach within the power limit (the data sheet says 989).
+# FLOP/s of dense bfloat16 matrix products with float32 accumulation, by a part of the device's name. From the data
+# sheets, except H100 and H200: the rate of large products within the power limit (data sheet: 989e12).
 NOMINAL_RATES = {
     "H200": 790e12, "H100": 790e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
 }  # fmt: skip
 
 
 def forward_flops(model: nn.Module, *, align: bool = False) -> float:
-    """FLOPs of the forward pass of one image: twice the multiply-adds of its matrix products and convolutions.
+    """Return the FLOPs of a forward pass for one image: two per multiply-add of matrix products and convolutions.
 
-    A training step takes three of them; what checkpointing computes again is not counted. Attention is counted in full,
-    norms and activations are not, as in the published numbers (multiply-adds: half of this).
+    A training step costs three forward passes, without the recomputation of checkpointing. As in published numbers,
+    attention is counted and norms and activations are not; papers often count multiply-adds, which is half.
 
     Args:
-        align: include the projection for REPA.
+        model: a model, as `state_of` takes it; its weights are not read.
+        align: include the projector for REPA.
     """
     from torch._subclasses import FakeTensorMode
-    from torch.utils.flop_counter import FlopCounterMode  # imports Triton where there is one
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton if it is installed
 
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        fake = without_memory(model, "cpu")
+        fake: Any = without_memory(model, "cpu")
         for module in fake.modules():
             if hasattr(module, "attend"):
-                module.attend = attend_math  # other backends are kernels that the counter does not know
+                module.attend = attend_math  # the counter does not know the kernels of other backends
         state = state_of(model)
         x = torch.empty(1, state.channels.total, *state.grid, device="cpu")
         t, y = torch.empty(1, device="cpu"), torch.empty(1, dtype=torch.int64, device="cpu")
@@ -43,14 +45,14 @@ def forward_flops(model: nn.Module, *, align: bool = False) -> float:
 
 
 def without_memory(model: nn.Module, device: torch.device | str) -> nn.Module:
-    """A copy that pretends to lie on `device` (which need not exist); to be called and used in a FakeTensorMode."""
-    pretended = {id(p): nn.Parameter(torch.empty_like(p, device=device), p.requires_grad) for p in model.parameters()}
-    pretended |= {id(b): torch.empty_like(b, device=device) for b in model.buffers()}
-    return copy.deepcopy(model, pretended)  # the memo: what deepcopy takes for copied already
+    """Return a copy without memory on `device`, which need not exist. Call and use it in a FakeTensorMode."""
+    memo: dict[int, Tensor] = {id(b): torch.empty_like(b, device=device) for b in model.buffers()}
+    memo |= {id(p): nn.Parameter(torch.empty_like(p, device=device), p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, memo)  # takes these tensors instead of copying the model's
 
 
 def matmul_rate(device: torch.device | str, dtype: torch.dtype, *, seconds: float = 0.5) -> float:
-    """FLOP/s of large square matrix products on this device now, the best of several within `seconds`."""
+    """Measure the FLOP/s of large square matrix products on this device: the best of several within `seconds`."""
     device = torch.device(device)
     size = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -64,6 +66,6 @@ def matmul_rate(device: torch.device | str, dtype: torch.dtype, *, seconds: floa
 
 
 def nominal_rate(name: str, dtype: torch.dtype) -> float | None:
-    """FLOP/s of a device by its name ('NVIDIA H200'), or None where it is not known for this dtype."""
+    """Return the nominal FLOP/s of a device by its name, such as 'NVIDIA H200'; None if unknown for this dtype."""
     rates = (rate for part, rate in NOMINAL_RATES.items() if part in name.upper() and dtype == torch.bfloat16)
     return next(rates, None)

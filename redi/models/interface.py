@@ -1,8 +1,8 @@
-"""What the library needs of a model: `train.model` builds any `nn.Module` with such a forward pass."""
+"""The interface of models: `train.model` can be any `nn.Module` with this forward pass."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,59 +11,82 @@ from redi.core.channels import Channels
 
 
 class Model(Protocol):
-    """An `nn.Module` that predicts; `DiffusionTransformer` is one, and docs/add-a-component.md has a small other one.
+    """An `nn.Module` that predicts from x_t, t and labels, such as `DiffusionTransformer`.
 
-    Its constructor is called with what only the loop knows, as far as it takes it: `channels` (the groups of the joint
-    state), `grid` (H, W) and `num_classes` K; where they are asked for, `variance_groups` and `alignment_dim` (see
-    `DiffusionTransformer`), without which a model is refused then. No attribute is needed. Used where they are there:
+    The training loop passes these arguments to the constructor if it accepts them: `channels` (the groups of the joint
+    state), `grid` (H, W) and `num_classes` K. If the run needs `variance_groups` or `alignment_dim` (see
+    `DiffusionTransformer`), the constructor must accept them. These attributes are optional:
 
-    - `choose_attention(device, dtype) -> str` sets a backend before training or sampling, and says which;
-    - `blocks`, submodules that FSDP shards one by one;
-    - `has_group_times`: True for a model that reads every group's time, t (N, groups).
+    - `choose_attention(device, dtype) -> str` sets the attention backend before training or sampling and returns a line
+      for the log;
+    - `blocks`: submodules that FSDP shards one by one;
+    - `has_group_times`: True for a model that reads the time of every group, t (N, groups).
+
+    Examples:
+        >>> class Convolution(nn.Module):
+        ...     def __init__(self, channels):
+        ...         super().__init__()
+        ...         self.layer = nn.Conv2d(channels.total, channels.total, 3, padding=1)
+        ...     def forward(self, x, t, y): return self.layer(x)
+        >>> arguments = {"channels": Channels(image=4, dinov2=8), "grid": (8, 8), "num_classes": 10}
+        >>> model = build_model(Convolution, arguments)
+        >>> model(torch.zeros(2, 12, 8, 8), torch.zeros(2), torch.zeros(2, dtype=torch.long)).shape
+        torch.Size([2, 12, 8, 8])
     """
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """x (N, C, H, W) at t (N,), labels y (N,) in 0 ... K, K the null label -> the prediction (N, C, H, W)."""
+        """Return the prediction (N, C, H, W) for x (N, C, H, W), t (N,) and labels y (N,) in 0 ... K (K: null)."""
 
 
 class JointState(NamedTuple):
-    """What a model was built for."""
+    """Shape of the joint state and number of classes that a model was built for.
+
+    Examples:
+        >>> state = JointState(Channels(image=4, dinov2=8), grid=(32, 32), num_classes=1000)
+        >>> state.channels.total
+        12
+    """
 
     channels: Channels
     grid: tuple[int, int]
     num_classes: int
-    class_names: Sequence[str] | None = None  # for labels given by name; a run that is opened knows them
+    class_names: Sequence[str] | None = None  # set when a run is opened; labels may then be names
 
 
-def build_model(model: Callable[..., nn.Module], arguments: Mapping) -> nn.Module:
-    """`model` called with those of the loop's `arguments` that it takes. Raises ValueError where it is no `Model`."""
+def build_model(model: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
+    """Call `model` with those of the loop's `arguments` that it accepts. Raises ValueError if it is not a `Model`."""
     name = f"train.model = {getattr(model, '__name__', model)!s:.80}"
-    # gin's class has a metaclass, whose signature says nothing.
-    parameters = inspect.signature(model.__init__ if inspect.isclass(model) else model).parameters
+    # A class that gin wraps has a metaclass, which hides its signature.
+    constructor: Callable = model.__init__ if inspect.isclass(model) else model
+    parameters = inspect.signature(constructor).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    taken = {key: value for key, value in arguments.items() if takes_any or key in parameters}
-    if refused := sorted(arguments.keys() - taken.keys() - {"channels", "grid", "num_classes"}):
-        raise ValueError(f"{name} does not take {', '.join(refused)}, which this process or JointCodec.alignment needs")
-    net = model(**taken)
+    keywords = {key: value for key, value in arguments.items() if takes_any or key in parameters}
+    if missing := sorted(arguments.keys() - keywords.keys() - {"channels", "grid", "num_classes"}):
+        raise ValueError(
+            f"{name} does not accept {', '.join(missing)}, which JointObjective.process or JointCodec.alignment needs: "
+            "add the argument to its constructor, or change the process or the alignment"
+        )
+    net = model(**keywords)
     if not isinstance(net, nn.Module):
-        raise ValueError(f"{name} gives {net!r:.80}, not an nn.Module")
+        raise ValueError(f"{name} returns {net!r:.80}, not an nn.Module")
     try:
         inspect.signature(net.forward).bind("x", "t", "y")
     except TypeError as error:
-        raise ValueError(f"{name}: its forward is called with (x, t, y): {error}") from None
-    net.joint_state = JointState(arguments["channels"], tuple(arguments["grid"]), arguments["num_classes"])
+        raise ValueError(f"{name}: its forward must accept (x, t, y): {error}") from None
+    state: Any = JointState(arguments["channels"], tuple(arguments["grid"]), arguments["num_classes"])
+    net.joint_state = state
     return net
 
 
-def state_of(model: nn.Module) -> JointState:
-    """What a model was built for. Raises ValueError for one that neither `build_model` nor its own attributes tell."""
+def state_of(model: Any) -> JointState:
+    """Return the joint state that a model was built for. Raises ValueError if the model does not define it."""
     try:
         return getattr(model, "joint_state", None) or JointState(model.channels, model.grid, model.num_classes)
     except AttributeError as error:
-        raise ValueError(f"{error}: use the model of redi.load, or build it with redi.build_model") from None
+        raise ValueError(f"{error}: use a model from redi.load, or build it with redi.build_model") from None
 
 
 def choose_attention_of(model: nn.Module, device: torch.device | str, dtype: torch.dtype) -> str:
-    """Lets a model that has backends of attention choose one -> a line that says which."""
+    """Set the attention backend of a model that has `choose_attention`; return a line for the log."""
     choose = getattr(model, "choose_attention", None)
-    return choose(device, dtype) if choose else f"that of {type(model).__name__}"
+    return choose(device, dtype) if choose else f"as implemented by {type(model).__name__}"

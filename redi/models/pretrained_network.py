@@ -1,4 +1,4 @@
-"""A frozen network whose weights can be had elsewhere: what the pretrained encoders and autoencoders share."""
+"""The base class of pretrained encoders and autoencoders: a frozen network with published weights."""
 
 import contextlib
 from abc import ABC, abstractmethod
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from types import FunctionType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,25 +15,25 @@ from redi.models.published.file import read_published
 from redi.runtime.checksums import tensors_sha256
 from redi.runtime.device import matmul_precision
 
-_lowered: ContextVar[bool] = ContextVar("lowered", default=False)  # whether all of them run in bfloat16
+_in_bfloat16: ContextVar[bool] = ContextVar("in_bfloat16", default=False)  # applies to all pretrained networks
 
 
 @contextlib.contextmanager
 def networks_in(precision: str) -> Iterator[None]:
-    """Context that runs float32 pretrained networks in 'tf32' or 'bfloat16'; 'float32' changes nothing."""
+    """Run float32 pretrained networks in 'tf32' or 'bfloat16' inside this context; 'float32' changes nothing."""
     if precision == "float32":
         yield
         return
-    before = _lowered.set(precision == "bfloat16")
+    before = _in_bfloat16.set(precision == "bfloat16")
     try:
         with matmul_precision(precision):
             yield
     finally:
-        _lowered.reset(before)
+        _in_bfloat16.reset(before)
 
 
-def with_defaults(method: Callable, first: object, **others: object) -> Callable:
-    """The same method with other defaults, of the first argument and of keywords, which its signature shows."""
+def with_defaults(method: Any, first: object, **others: object) -> Callable:
+    """Return a copy of a method with other defaults for its first argument and keywords; its signature shows them."""
     copy = FunctionType(method.__code__, method.__globals__, method.__name__, (first,), method.__closure__)
     copy.__kwdefaults__ = (method.__kwdefaults__ or {}) | others
     copy.__annotations__ = method.__annotations__
@@ -40,33 +41,50 @@ def with_defaults(method: Callable, first: object, **others: object) -> Callable
 
 
 class PretrainedNetwork(nn.Module, ABC):
-    """Reads its weights at first use, or by `load`. The network is not in the state dict, but follows `.to(device)`.
+    """A frozen network that reads its weights at first use, or in `load`.
+
+    The network is not part of the state dict, but moves to a device with the module.
 
     Args:
-        weights: where they are, as the subclass understands it.
-        weights_sha256: of the tensors; others are refused. With it, training from a cache needs no weights.
+        weights: path or hub id of the weights, as the subclass defines.
+        weights_sha256: expected SHA-256 of the tensors; other weights raise an error. If it is set, training from a
+            cache needs no weights.
         precision: 'bfloat16' runs the network under autocast.
+
+    Examples:
+        >>> import tempfile
+        >>> class Linear(PretrainedNetwork):
+        ...     def _weights_path(self): return Path(self.weights)
+        ...     def _build(self, path, tensors): return nn.Linear(2, 1, bias=False).requires_grad_(False)
+        >>> with tempfile.NamedTemporaryFile(suffix=".pt") as file:
+        ...     torch.save({"weight": torch.ones(1, 2)}, file.name)
+        ...     frozen = Linear(weights=file.name, weights_sha256=None, precision="float32").network
+        >>> frozen.training, frozen.weight.requires_grad
+        (False, False)
     """
+
+    anchor: Tensor
 
     def __init__(self, *, weights: str | None, weights_sha256: str | None, precision: str):
         super().__init__()
         if precision not in ("float32", "bfloat16"):
-            raise ValueError(f"{self._binding('precision')} = {precision!r}: it is 'float32' or 'bfloat16'")
+            raise ValueError(f"{self._binding('precision')} = {precision!r} must be 'float32' or 'bfloat16'")
         self.weights, self.weights_sha256, self.precision = weights, weights_sha256, precision
-        self.register_buffer("anchor", torch.empty(0), persistent=False)  # tells the device, weights or not
-        object.__setattr__(self, "_network", None)  # past nn.Module, which would make it a submodule
+        self.register_buffer("anchor", torch.empty(0), persistent=False)  # its device is the device of the network
+        object.__setattr__(self, "_network", None)  # nn.Module would make it a submodule
 
     def train(self, mode: bool = True) -> "PretrainedNetwork":
         return super().train(False)
 
     def load(self) -> None:
+        """Read the weights and build the network now. Raises ValueError if they are missing or do not fit."""
         if self._network is None:
             network = self._build(*self._read_weights()).eval().requires_grad_(False)
             object.__setattr__(self, "_network", network.to(self.anchor.device))
 
     @property
-    def network(self) -> nn.Module:
-        """The network, frozen, float32; read on first use. Raises ValueError as `load` does."""
+    def network(self) -> Any:
+        """The frozen float32 network of timm, diffusers or clean-fid; loaded on first use."""
         self.load()
         return self._network
 
@@ -77,37 +95,38 @@ class PretrainedNetwork(nn.Module, ABC):
         return self
 
     def _autocast(self) -> torch.autocast:
-        lowered = self.precision == "bfloat16" or _lowered.get()
-        return torch.autocast(self.anchor.device.type, torch.bfloat16, enabled=lowered)
+        enabled = self.precision == "bfloat16" or _in_bfloat16.get()
+        return torch.autocast(self.anchor.device.type, torch.bfloat16, enabled=enabled)
 
     @abstractmethod
     def _weights_path(self) -> Path:
-        """The weights file. Raises ValueError, which says where to get it, if there is none."""
+        """Find or download the weights file. Raises ValueError with its source if it is missing."""
 
     def _tensors_and_sha256(self, path: Path) -> tuple[dict[str, Tensor], str]:
-        # The hash depends on the names in the file: `_build` takes a prefix off.
+        # The hash covers the names in the file. `_build` removes a prefix from them.
         tensors = read_published(path, names=(), binding=self._binding("weights")).state()
         return tensors, tensors_sha256(tensors)
 
     @abstractmethod
     def _build(self, path: Path, tensors: dict[str, Tensor]) -> nn.Module:
-        """The network with these weights, read from `path`. Raises ValueError if they belong to another."""
+        """Build the network with these weights of the file `path`. Raises ValueError if they do not fit."""
 
     def _read_weights(self) -> tuple[Path, dict[str, Tensor]]:
         path, binding = self._weights_path(), self._binding("weights")
         tensors, digest = self._tensors_and_sha256(path)
         if self.weights_sha256 not in (None, digest):
             raise ValueError(
-                f"{binding}: the tensors of {path} have the SHA-256 {digest}, not {self.weights_sha256}: other weights "
-                f"than {binding}_sha256 says, or than were there before"
+                f"{binding}: the tensors of {path} have the SHA-256 {digest}, not {self.weights_sha256}: use the "
+                f"weights with that hash, or change {binding}_sha256"
             )
         self.weights_sha256 = digest
         return path, tensors
 
-    def _known_sha256(self) -> str:
-        """The hash of the weights, without building the network, which a cached run never needs."""
+    def _sha256(self) -> str:
+        """Return the SHA-256 of the weights without building the network, which a run with a cache does not need."""
         if self.weights_sha256 is None:
             self._read_weights()
+        assert self.weights_sha256 is not None
         return self.weights_sha256
 
     def _binding(self, argument: str) -> str:

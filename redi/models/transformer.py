@@ -1,7 +1,8 @@
-"""The diffusion transformer: DiT's adaLN-zero blocks around a fusion of channel groups."""
+"""The diffusion transformer: DiT's adaLN-zero blocks between the embedding and the heads of a fusion."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -10,9 +11,10 @@ from torch.utils.checkpoint import checkpoint
 
 from redi.core.channels import Channels
 from redi.core.registry import configurable
-from redi.fusion import fusions
+from redi.fusion import Fusion, fusions
 from redi.fusion.merged import Merged
 from redi.models.attention import attend_sdpa, choose_attention
+from redi.models.attention_backends import Attention
 
 # width, depth, heads (Peebles & Xie, arXiv 2212.09748, table 1)
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
@@ -23,20 +25,37 @@ SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152
     harmless=("attention", "checkpointing"),
 )
 class DiffusionTransformer(nn.Module):
-    """x_t (N, C, H, W), t (N,), y (N,) -> prediction (N, C, H, W), for DiT and SiT alike.
+    """The DiT or SiT network on the joint state: x_t (N, C, H, W), t (N,), y (N,) -> prediction (N, C, H, W).
 
     Args:
-        channels, grid: groups and (H, W) of the joint state (supplied by `train`, as the next three).
+        channels, grid: groups and (H, W) of the joint state. `train` supplies these and the next three arguments.
         num_classes: K; row K of the label table is the null label.
-        variance_groups: groups with a learned variance, for which the prediction has further channels after the C.
+        variance_groups: groups with a learned variance. The prediction has their variance channels after the C.
         alignment_dim: E of the encoder that REPA aligns hidden tokens with; None: no projector.
-        size: S, B, L or XL with a patch size, as in 'B/2'; the four arguments after it override its parts.
+        size: S, B, L or XL and a patch size, such as 'B/2'; the next four arguments override its parts.
+        width, depth, num_heads, patch_size: default: those of `size`.
+        mlp_ratio: hidden width of the MLPs, relative to `width`.
+        fusion: class that embeds the channel groups as tokens and reads the prediction from tokens.
         attention: a backend, or 'auto'; see `choose_attention`.
         checkpointing: recompute the blocks in the backward pass: less memory, about a third more compute.
-        timestep_scale: multiplies the time before its sinusoidal embedding (1 in the published models).
-        group_timesteps: an embedding of every representation's own time, for `JointObjective.independent_timesteps`.
-        alignment_layer, alignment_width: block (counted from 1) that the projector reads; its hidden layers' width.
+        timestep_scale: factor of t before its sinusoidal embedding (1 in the published models).
+        group_timesteps: embed the time of every representation, for `JointObjective.independent_timesteps`.
+        alignment_layer, alignment_width: block (counted from 1) whose tokens the projector takes; its hidden width.
+
+    Examples:
+        >>> channels = Channels(image=4, dinov2=8)
+        >>> model = DiffusionTransformer(
+        ...     channels=channels, grid=(8, 8), num_classes=10, size="S/2", width=32, depth=2, num_heads=2)
+        >>> x, t, y = torch.randn(2, 12, 8, 8), torch.rand(2), torch.tensor([3, model.null_label])
+        >>> prediction = model(x, t, y)
+        >>> prediction.shape, bool((prediction == 0).all())  # the heads are initialised to zero
+        (torch.Size([2, 12, 8, 8]), True)
     """
+
+    fusion: Fusion
+    blocks: Sequence["Block"]  # nn.ModuleList
+    group_embeddings: Mapping[str, "TimestepEmbedding"]  # nn.ModuleDict
+    projector: nn.Sequential | None
 
     def __init__(
         self,
@@ -64,96 +83,99 @@ class DiffusionTransformer(nn.Module):
         fusions.check_class(fusion, "DiffusionTransformer.fusion")
         for name, value in {"width": width, "depth": depth, "num_heads": num_heads, "patch_size": patch_size}.items():
             if value is not None and value < 1:
-                raise ValueError(f"DiffusionTransformer.{name} = {value}: at least 1 is needed")
+                raise ValueError(f"DiffusionTransformer.{name} = {value} must be at least 1")
         base_width, base_depth, base_heads, base_patch = parse_size(size)
         width, depth = width or base_width, depth or base_depth
         num_heads, patch_size = num_heads or base_heads, patch_size or base_patch
         if width % num_heads:
-            raise ValueError(f"DiffusionTransformer.num_heads = {num_heads} does not divide the width {width}")
-        self.channels, self.grid, self.num_classes = channels, tuple(grid), num_classes
+            raise ValueError(
+                f"DiffusionTransformer.num_heads = {num_heads} must divide the width {width}: change "
+                "DiffusionTransformer.num_heads or DiffusionTransformer.width"
+            )
+        self.channels, self.grid, self.num_classes = channels, (grid[0], grid[1]), num_classes
         self.null_label = num_classes
         self.attention, self.checkpointing = attention, checkpointing
-        self.attention_for: tuple | None = None  # the device and dtype that the backend was chosen for
-        self.trained_with: tuple[float, float] | None = None  # label and representation dropout, where that is known
+        self.attention_for: tuple | None = None  # device and dtype that the backend was chosen for
+        self.trained_with: tuple[float, float] | None = None  # label and representation dropout, if known
         runtime = {"variance_groups": tuple(variance_groups)} if variance_groups else {}
         self.fusion = fusion(channels=channels, grid=grid, patch_size=patch_size, width=width, **runtime)
         self.timestep_embedding = TimestepEmbedding(width, scale=timestep_scale)
         self.label_embedding = nn.Embedding(num_classes + 1, width)
-        self.blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio) for _ in range(depth))
+        blocks: Any = nn.ModuleList(Block(width, num_heads, mlp_ratio) for _ in range(depth))
+        self.blocks = blocks
         self.final_norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.final_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
         names = channels.representations if group_timesteps else ()
-        self.group_embeddings = nn.ModuleDict({n: TimestepEmbedding(width, scale=timestep_scale) for n in names})
+        embeddings: Any = nn.ModuleDict({n: TimestepEmbedding(width, scale=timestep_scale) for n in names})
+        self.group_embeddings = embeddings
         self._initialise()
         self.alignment_layer = alignment_layer
-        self.projector: nn.Module | None = None
+        self.projector = None
         if alignment_dim is not None:
             if not 1 <= alignment_layer <= depth:
-                setting = f"DiffusionTransformer.alignment_layer = {alignment_layer}"
-                raise ValueError(f"{setting}: the model has blocks 1 ... {depth}")
+                raise ValueError(
+                    f"DiffusionTransformer.alignment_layer = {alignment_layer} must be one of the blocks 1 ... {depth}"
+                )
             self.projector = nn.Sequential(  # REPA (Yu et al., arXiv 2410.06940): three layers, SiLU between them
                 nn.Linear(width, alignment_width), nn.SiLU(),
                 nn.Linear(alignment_width, alignment_width), nn.SiLU(),
                 nn.Linear(alignment_width, alignment_dim),
             )  # fmt: skip
-            for layer in self.projector[::2]:
-                nn.init.xavier_uniform_(layer.weight)
-                nn.init.zeros_(layer.bias)
+            _xavier(self.projector)
 
     def _initialise(self) -> None:
         for block in self.blocks:
-            for layer in (block.qkv, block.projection, block.mlp[0], block.mlp[2]):
-                nn.init.xavier_uniform_(layer.weight)
-                nn.init.zeros_(layer.bias)
+            _xavier(block.qkv, block.projection, block.mlp)
         nn.init.normal_(self.label_embedding.weight, std=0.02)
         for embedding in (self.timestep_embedding, *self.group_embeddings.values()):
-            for layer in (embedding.mlp[0], embedding.mlp[2]):
+            for layer in _linear_layers(embedding.mlp):
                 nn.init.normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
-        for modulation in [block.modulation for block in self.blocks] + [self.final_modulation]:
-            nn.init.zeros_(modulation[1].weight)  # adaLN-zero: every block starts as the identity
-            nn.init.zeros_(modulation[1].bias)
+        for layer in _linear_layers(*(block.modulation for block in self.blocks), self.final_modulation):
+            nn.init.zeros_(layer.weight)  # adaLN-zero: every block starts as the identity
+            nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor, *, align: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """Return the prediction (N, C, H, W), with further channels for learned variances.
+        """Return the prediction (N, C, H, W), followed by the channels of learned variances.
 
         Args:
-            x: the joint state at t, (N, C, H, W).
-            t: the process's `model_time`: one for all, (N,), or (N, groups) where every group has a time of its own,
-                of which a model without `group_timesteps` reads the image's.
+            x: joint state at time t, (N, C, H, W).
+            t: `model_time` of the process: a scalar, (N,), or (N, groups) with one time per group. A model without
+                `group_timesteps` uses the time of the image group.
             y: labels (N,) in 0 ... K.
-            align: return also the projection (N, P, E) of the hidden image tokens, for REPA.
+            align: also return the projected hidden image tokens (N, P, E), for REPA.
         """
         t = torch.as_tensor(t, device=x.device)
         tokens = self.fusion.embed(x)  # (N, T, D)
         condition = self._embed_times(t) + self.label_embedding(y)  # (N, D)
         for number, block in enumerate(self.blocks, start=1):
             if self.checkpointing and self.training and torch.is_grad_enabled():
-                # Nothing in a block is random, so no generator has to be restored for the second time.
+                # Blocks draw no random numbers, so no random state has to be restored for the recomputation.
                 tokens = checkpoint(block, tokens, condition, use_reentrant=False, preserve_rng_state=False)
             else:
                 tokens = block(tokens, condition)
             if align and number == self.alignment_layer:
+                assert self.projector is not None
                 aligned = self.projector(self.fusion.tokens_of(tokens)["image"])
-        shift, scale = in_full(self.final_modulation, condition).chunk(2, dim=-1)
+        shift, scale = in_float32(self.final_modulation, condition).chunk(2, dim=-1)
         prediction = self.fusion.unembed(modulate(self.final_norm(tokens), shift, scale))
         return (prediction, aligned) if align else prediction
 
     @property
     def has_group_times(self) -> bool:
-        """Whether the model reads every group's t; else the image's alone."""
+        """Whether the model uses the time of every group, not only the image's."""
         return len(self.group_embeddings) > 0
 
     def _embed_times(self, t: Tensor) -> Tensor:
-        """(N,) or (N, groups) -> (N, D)."""
-        of_image = t[:, 0] if t.ndim == 2 else t.reshape(-1)
-        embedded = self.timestep_embedding(of_image)
+        """Embed times (), (N,) or (N, groups) as (N, D)."""
+        image_t = t[:, 0] if t.ndim == 2 else t.reshape(-1)
+        embedded = self.timestep_embedding(image_t)
         for index, embedding in enumerate(self.group_embeddings.values(), start=1):
-            embedded = embedded + embedding(t[:, index] if t.ndim == 2 else of_image)
+            embedded = embedded + embedding(t[:, index] if t.ndim == 2 else image_t)
         return embedded
 
     def choose_attention(self, device: torch.device | str, dtype: torch.dtype) -> str:
-        """Set the attention backend for this device and dtype; return one line that says which and why."""
+        """Set the attention backend for this device and dtype; return one line for the log with name and reason."""
         head_dim = self.blocks[0].qkv.in_features // self.blocks[0].num_heads
         attend, reason = choose_attention(
             self.attention, device=device, dtype=dtype, head_dim=head_dim, num_tokens=self.fusion.num_tokens
@@ -165,7 +187,18 @@ class DiffusionTransformer(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each modulated and gated by the condition (adaLN-zero)."""
+    """A transformer block: attention and MLP, each modulated and gated by the condition (adaLN-zero).
+
+    Examples:
+        >>> block = Block(width=32, num_heads=2, mlp_ratio=4.0)
+        >>> tokens, condition = torch.randn(2, 16, 32), torch.zeros(2, 32)
+        >>> for parameter in block.modulation.parameters():
+        ...     _ = nn.init.zeros_(parameter)
+        >>> torch.equal(block(tokens, condition), tokens)  # zero gates: the block is the identity
+        True
+    """
+
+    attend: Attention
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: float):
         super().__init__()
@@ -179,10 +212,11 @@ class Block(nn.Module):
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        modulation = in_full(self.modulation, condition)
+        """Return tokens (N, T, D) from tokens (N, T, D) and condition (N, D)."""
+        modulation = in_float32(self.modulation, condition)
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)  # each (N, D)
         qkv = self.qkv(modulate(self.norm1(tokens), shift1, scale1))  # (N, T, 3 D)
-        # Three views; taken as one view with a leading 3, the gradients would be copied once more.
+        # Three separate views: a single view with a leading 3 would copy the gradients once more.
         q, k, v = (rearrange(part, "n t (h d) -> n t h d", h=self.num_heads) for part in qkv.chunk(3, dim=-1))
         attended = rearrange(self.attend(q, k, v), "n t h d -> n t (h d)")
         tokens = tokens + gate1[:, None] * self.projection(attended)
@@ -190,7 +224,12 @@ class Block(nn.Module):
 
 
 class TimestepEmbedding(nn.Module):
-    """Sinusoids of t through an MLP: (N,) -> (N, D)."""
+    """Sinusoidal embedding of t followed by an MLP: (N,) -> (N, D).
+
+    Examples:
+        >>> TimestepEmbedding(width=32)(torch.rand(4)).shape
+        torch.Size([4, 32])
+    """
 
     def __init__(self, width: int, *, num_frequencies: int = 128, scale: float = 1.0):
         super().__init__()
@@ -198,31 +237,46 @@ class TimestepEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(2 * num_frequencies, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
+        """Embed times (N,) as (N, D)."""
         exponents = torch.arange(self.num_frequencies, device=t.device) / self.num_frequencies
         angles = self.scale * t.float()[:, None] * torch.exp(-math.log(10000) * exponents)  # (N, 128)
         sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1)  # in float32, for t up to 999
-        return in_full(self.mlp, sinusoids.to(self.mlp[0].weight.dtype))
+        return in_float32(self.mlp, sinusoids.to(next(self.mlp.parameters()).dtype))
 
 
-def in_full(layers: nn.Module, x: Tensor) -> Tensor:
-    """layers(x) in the precision of the weights, also under autocast: for the condition (N, D), where bfloat16 would
-    round 1 + scale in every block and save nothing. The residual stream stays in float32 with it.
+def in_float32(layers: nn.Module, x: Tensor) -> Tensor:
+    """Apply layers in the precision of their weights, normally float32, even under autocast.
+
+    Used for the condition (N, D): bfloat16 would round 1 + scale in every block and save no time. It also keeps the
+    residual stream in float32.
     """
-    if x.is_meta:  # knows no autocast
+    if x.is_meta:  # autocast does not support this device
         return layers(x)
     with torch.autocast(x.device.type, enabled=False):
         return layers(x)
 
 
 def modulate(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """(N, T, D) scaled and shifted by (N, D)."""
+    """Scale and shift tokens (N, T, D) by (N, D): tokens * (1 + scale) + shift."""
     return tokens * (1 + scale[:, None]) + shift[:, None]
 
 
 def parse_size(size: str) -> tuple[int, int, int, int]:
-    """'B/2' -> width, depth, heads, patch size."""
+    """Return width, depth, number of heads and patch size of a size such as 'B/2'."""
     letter, _, patch = size.partition("/")
     if letter not in SIZES or not patch.isdigit() or int(patch) < 1:
-        allowed = f"one of {', '.join(SIZES)}, then / and patch size: 'B/2'"
-        raise ValueError(f"DiffusionTransformer.size = {size!r}: it is {allowed}")
+        raise ValueError(
+            f"DiffusionTransformer.size = {size!r} must be one of {', '.join(SIZES)}, then / and patch size, such as "
+            "'B/2'"
+        )
     return *SIZES[letter], int(patch)
+
+
+def _linear_layers(*modules: nn.Module) -> Iterator[nn.Linear]:
+    return (layer for module in modules for layer in module.modules() if isinstance(layer, nn.Linear))
+
+
+def _xavier(*modules: nn.Module) -> None:
+    for layer in _linear_layers(*modules):
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)

@@ -261,7 +261,7 @@ def test_an_image_size_that_the_stride_does_not_divide_is_refused(side):
 
 
 def test_an_unknown_objective_is_refused():
-    with pytest.raises(ValueError, match="objective = 'mae': it is 'auto', 'labels' or 'contrastive'"):
+    with pytest.raises(ValueError, match="objective = 'mae' must be 'auto', 'labels' or 'contrastive'"):
         DomainEncoder(objective="mae")
 
 

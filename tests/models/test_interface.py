@@ -71,9 +71,9 @@ class OneChannel(ConvNet):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (NoLabels, r"train.model = NoLabels: its forward is called with \(x, t, y\): too many positional"),
+        (NoLabels, r"train.model = NoLabels: its forward must accept \(x, t, y\): too many positional"),
         (OneChannel, r"the model gives \(8, 1, 8, 4\) for x of \(8, 1, 8, 8\), but its prediction has the shape "),
-        (lambda channels: "a network", "gives 'a network', not an nn.Module"),
+        (lambda channels: "a network", "returns 'a network', not an nn.Module"),
     ],
 )
 def test_what_is_no_model_is_refused(tmp_path, images, model, message):
@@ -84,7 +84,7 @@ def test_what_is_no_model_is_refused(tmp_path, images, model, message):
 
 def test_a_model_that_cannot_learn_variances_is_refused_where_they_are_asked_for(tmp_path, images):
     objective = partial(redi.JointObjective, process=redi.processes.DDPM(10))
-    with pytest.raises(ValueError, match="train.model = ConvNet does not take variance_groups, which"):
+    with pytest.raises(ValueError, match="train.model = ConvNet does not accept variance_groups, which"):
         train(tmp_path, images, objective=objective)
 
 
@@ -94,5 +94,5 @@ def test_only_the_transformer_begins_with_other_weights(tmp_path, images):
 
 
 def test_a_module_that_was_built_elsewhere_says_what_is_missing():
-    with pytest.raises(ValueError, match="no attribute 'channels': use the model of redi.load, or .*redi.build_model"):
+    with pytest.raises(ValueError, match="no attribute 'channels': use a model from redi.load, or .*redi.build_model"):
         redi.generate(nn.Linear(1, 1), JointCodec(Pixels(1)), redi.processes.FlowMatching(), labels=[0])

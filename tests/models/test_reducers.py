@@ -154,14 +154,14 @@ def test_a_rank_above_the_width_is_refused(reducer_class):
 
 @every_reducer
 def test_a_rank_below_one_is_refused(reducer_class):
-    with pytest.raises(ValueError, match=f"{reducer_class.__name__}.rank = 0: at least 1"):
+    with pytest.raises(ValueError, match=f"{reducer_class.__name__}.rank = 0 must be at least 1"):
         reducer_class(rank=0)
 
 
 @every_reducer
 @pytest.mark.parametrize("batches", [[], [features(1)[:, :, :1, :4]]], ids=["none", "four"])
 def test_too_few_vectors_are_refused(reducer_class, batches):
-    needed = f"{reducer_class.__name__}.rank = (4|16) needs more than the [04] feature vectors given"
+    needed = rf"{reducer_class.__name__}.rank = (4|16) needs more than (4|16) feature vectors.*, but got [04]\b"
     with pytest.raises(ValueError, match=needed):
         make(reducer_class).fit(batches)
 
@@ -171,7 +171,7 @@ def test_too_few_vectors_are_refused(reducer_class, batches):
 def test_features_that_are_not_finite_are_refused(reducer_class, bad):
     broken = features(4)
     broken[2, 3, 1, 1] = bad
-    with pytest.raises(ValueError, match="the features hold NaN or infinite values"):
+    with pytest.raises(ValueError, match="the features contain NaN or infinite values"):
         make(reducer_class).fit([features(4), broken])
 
 
@@ -184,7 +184,7 @@ def test_features_that_never_vary_are_refused(reducer_class):
 @every_linear
 def test_an_unknown_scale_is_refused(reducer_class):
     with pytest.raises(
-        ValueError, match=f"{reducer_class.__name__}.scale = 'unit': it is 'raw', 'unit_rms' or 'whiten'"
+        ValueError, match=f"{reducer_class.__name__}.scale = 'unit' must be 'raw', 'unit_rms' or 'whiten'"
     ):
         reducer_class(scale="unit")
 
@@ -305,7 +305,7 @@ def test_a_store_rank_above_the_width_is_refused():
 
 
 def test_a_store_rank_above_the_rows_of_a_stored_fit_is_refused():
-    with pytest.raises(ValueError, match="PCA.store_rank = 17 exceeds the 16 fitted rows"):
+    with pytest.raises(ValueError, match="PCA.store_rank = 17 exceeds the 16 fitted components"):
         with_state(fitted(PCA), rank=4, store_rank=17)
 
 
@@ -323,7 +323,7 @@ def test_a_state_without_an_origin_loads(reducer_class):
 def test_a_state_of_tensors_that_do_not_belong_together_is_refused(reducer_class):
     state = fitted(reducer_class).state_dict()
     state["std"] = state["std"][:-1]
-    with pytest.raises(ValueError, match="do not belong together"):
+    with pytest.raises(ValueError, match="is inconsistent: its tensors have the shapes"):
         make(reducer_class).load_state_dict(state)
 
 
@@ -356,7 +356,7 @@ def test_identity_keeps_the_centred_features():
 
 
 def test_identity_of_another_rank_than_the_width_is_refused():
-    with pytest.raises(ValueError, match="set Identity.rank = 16: it keeps every feature, and 8 is not the width"):
+    with pytest.raises(ValueError, match="Identity.rank = 8 must equal the encoder width: set Identity.rank = 16"):
         Identity(rank=8).fit([features()])
 
 
@@ -562,7 +562,7 @@ def test_a_draw_of_dependent_rows_is_refused():
         drawn = random_projection.SparseRandomProjection(3, random_state=seed).fit(np.zeros((1, 4))).components_
         if np.linalg.matrix_rank(drawn.toarray()) < 3:
             refused.append(seed)
-            with pytest.raises(ValueError, match=f"seed = {seed} draws linearly dependent rows at rank 3 of 4: choose"):
+            with pytest.raises(ValueError, match=f"seed = {seed} draws linearly dependent components at rank 3 of 4"):
                 fitted(SparseRandomProjection, data, rank=3, seed=seed)
         else:
             fitted(SparseRandomProjection, data, rank=3, seed=seed)

@@ -100,7 +100,7 @@ def test_an_unfitted_reducer_is_not_saved(reducer_class, tmp_path):
     [
         (lambda folder: None, "record.json is missing"),
         (lambda folder: (folder / "record.json").write_text("{}"), "was not written by redi"),
-        (lambda folder: (folder / "record.json").write_text('{"files": {}}'), "is no saved reducer"),
+        (lambda folder: (folder / "record.json").write_text('{"files": {}}'), "is not a saved reducer"),
         (lambda folder: (folder / "record.json").write_text("no json"), "is not JSON"),
     ],
 )
@@ -123,22 +123,22 @@ def test_an_altered_fit_is_refused(tmp_path):
 
 def test_a_fit_of_another_class_is_refused(tmp_path):
     fitted(GaussianRandomProjection).save(tmp_path / "fit")
-    with pytest.raises(ValueError, match="holds a GaussianRandomProjection: set Representation.reducer = reducers.G"):
+    with pytest.raises(ValueError, match="holds a GaussianRandomProjection: set Representation.reducer = @reducers.G"):
         PCA(rank=4, path=str(tmp_path / "fit"))
 
 
 def test_a_fit_with_other_settings_is_refused(tmp_path):
     fitted(PCA, standardize=True).save(tmp_path / "pca")
-    with pytest.raises(ValueError, match="standardize = True, this reducer has False: set PCA.standardize = True"):
+    with pytest.raises(ValueError, match="standardize = True, but this reducer has False: set PCA.standardize = True"):
         PCA(rank=4, path=str(tmp_path / "pca"))
     fitted(GaussianRandomProjection, seed=0).save(tmp_path / "random")
-    with pytest.raises(ValueError, match="seed = 0, this reducer has 1: set GaussianRandomProjection.seed = 0"):
+    with pytest.raises(ValueError, match="seed = 0, but this reducer has 1: set GaussianRandomProjection.seed = 0"):
         GaussianRandomProjection(rank=4, seed=1, path=str(tmp_path / "random"))
 
 
 def test_a_rank_above_the_stored_rows_is_refused(tmp_path):
     fitted(PCA).save(tmp_path / "fit")
-    with pytest.raises(ValueError, match="PCA.path = .* does not fit: PCA.rank = 17 exceeds the 16 fitted rows"):
+    with pytest.raises(ValueError, match="PCA.path = .* does not fit: PCA.rank = 17 exceeds the 16 fitted components"):
         PCA(rank=17, path=str(tmp_path / "fit"))
 
 

@@ -271,7 +271,7 @@ def test_the_evaluate_program_works_on_an_imported_run(tmp_path, tiny_gin):
 
 def test_the_heads_of_an_odd_width_are_taken_from_a_binding(tmp_path):
     path = saved(tmp_path / "odd.pt", published_state(4, width=48))
-    with pytest.raises(ValueError, match="number of heads is in no checkpoint"):
+    with pytest.raises(ValueError, match="checkpoints do not store the number of heads"):
         convert.import_checkpoint(path, tmp_path / "run", framework="sit")
     bindings = ["DiffusionTransformer.num_heads = 6"]
     convert.import_checkpoint(path, tmp_path / "run", framework="sit", gin_bindings=bindings)

@@ -1,4 +1,4 @@
-"""Autoencoders: images to latents and back, and the registry of them."""
+"""Autoencoders: their interface and registry. An autoencoder maps images to latents and back."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -11,11 +11,21 @@ from redi.core.registry import Registry, discover
 
 
 class Autoencoder(Checked, nn.Module, ABC):
-    """uint8 images (N, 3, S, S) to latents (N, channels, S/downsample, S/downsample), frozen.
+    """Map uint8 images (N, 3, S, S) to latents (N, channels, S/downsample, S/downsample) and back, frozen.
 
-    Encoding has two halves: `moments` is deterministic and is what caches store; `latents` may draw from them. A
+    Encoding has two steps: `moments` is deterministic, and caches store its output; `latents` may sample from it. A
     component sets `channels` and `downsample` and implements `moments`, `latents`, `decode` and `provenance`. It may
     override `load`, `check_size` and `stored_provenance`.
+
+    Examples:
+        >>> class Halves(Autoencoder):  # every second pixel
+        ...     channels, downsample = 3, 2
+        ...     def moments(self, images): return images[:, :, ::2, ::2]
+        ...     def latents(self, moments, randn=torch.randn): return moments / 127.5 - 1
+        ...     def decode(self, latents): return (127.5 * latents + 127.5).byte().repeat_interleave(2, 2)
+        ...     def provenance(self): return {"autoencoder": "Halves"}
+        >>> Halves().moments(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).shape
+        torch.Size([2, 3, 4, 4])
     """
 
     takes = {"moments": check_images, "decode": check_maps}
@@ -23,36 +33,37 @@ class Autoencoder(Checked, nn.Module, ABC):
     downsample: int
 
     def load(self) -> None:
-        """Read pretrained weights now instead of at first use. Raises ValueError naming the file, its source and the
-        binding if they are missing.
+        """Read pretrained weights now instead of at first use.
+
+        Raises ValueError if they are missing, naming the file, its source and the binding.
         """
 
     def check_size(self, image_size: int) -> None:
-        """Raises ValueError where images of this size in pixels cannot be encoded."""
+        """Raise ValueError if images of this size in pixels cannot be encoded."""
         if image_size % self.downsample:
             raise ValueError(
-                f"images of {image_size} pixels cannot be encoded by {type(self).__name__}, which divides the size by "
-                f"{self.downsample}: change Preprocessing.image_size"
+                f"{type(self).__name__} cannot encode images of {image_size} pixels: set Preprocessing.image_size to a "
+                f"multiple of {self.downsample}"
             )
 
     @abstractmethod
     def moments(self, images: Tensor) -> Tensor:
-        """Images (N, 3, S, S) uint8 -> what to store, (N, ?, H, W), in its storage dtype."""
+        """Encode uint8 images (N, 3, S, S) to the tensor that caches store, (N, ?, H, W), in its storage dtype."""
 
     @abstractmethod
     def latents(self, moments: Tensor, randn: Callable[..., Tensor] = torch.randn) -> Tensor:
-        """Stored moments -> scaled latents (N, channels, H, W) float32; `randn` draws all that is random."""
+        """Return scaled latents (N, channels, H, W) float32 from moments; `randn` draws all random numbers."""
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (N, channels, H, W) -> images (N, 3, S, S) uint8."""
+        """Decode scaled latents (N, channels, H, W) to uint8 images (N, 3, S, S)."""
 
     @abstractmethod
     def provenance(self) -> dict:
-        """What decides the latents, as JSON: settings and weights."""
+        """Return everything that affects the latents, as JSON: settings and weights."""
 
     def stored_provenance(self) -> dict:
-        """What decides `moments`, as JSON: a cache fits all autoencoders for which this is the same."""
+        """Return everything that affects `moments`, as JSON. Autoencoders with equal values share a cache."""
         return self.provenance()
 
 

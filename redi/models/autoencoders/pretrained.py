@@ -1,4 +1,4 @@
-"""What the pretrained autoencoders of diffusers share: configuration, files, passes."""
+"""The base class of pretrained autoencoders in diffusers' format: configuration, weights, encoding and decoding."""
 
 import importlib.metadata
 import json
@@ -22,29 +22,36 @@ log = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # diffusers' names, new and old
-# Attention weights as diffusers called them when the published SD-VAE files were written, and today.
+# Names of attention weights in diffusers: those in the published SD-VAE files, and today's.
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 OLD = re.compile(rf"(attentions\.\d+\.)({'|'.join(RENAMED)})(?=\.\w+$)")
 CLASSES = {"AutoencoderKL": "StableVAE", "AutoencoderTiny": "TinyVAE"}
 
 
 class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
-    """A frozen autoencoder in diffusers' format. Subclasses name the class of diffusers and encode.
+    """A frozen autoencoder in diffusers' format. Subclasses set the class attributes and implement `moments`.
 
     Args:
         weights: hub id, or a folder in diffusers' format (config.json, diffusion_pytorch_model.safetensors or .bin),
-            or the weights' file in it.
+            or the weights file in such a folder.
         weights_sha256, precision: see `PretrainedNetwork`.
         scale, shift: the latents are (z - shift) * scale.
-        batch_size: images per pass through the network; bounds the memory.
-        uint8_rule: of decoded x in [-1, 1]: 'round' rounds 127.5 x + 127.5, 'truncate' cuts off the fraction of
-            127.5 x + 128, as the code published with the paper does.
+        batch_size: images per forward pass of the network; limits the memory.
+        uint8_rule: conversion of decoded x in [-1, 1]: 'round' rounds 127.5 x + 127.5, 'truncate' truncates
+            127.5 x + 128, as the paper's released code does.
+
+    Examples:
+        >>> from redi.models.autoencoders import TinyVAE
+        >>> vae = TinyVAE(scale=2.0, shift=0.5)
+        >>> vae.latents(torch.ones(1, 4, 32, 32)).unique()  # (1 - shift) * scale
+        tensor([1.])
     """
 
+    weights: str
     diffusers_class: ClassVar[str]
-    known_configs: ClassVar[Mapping[str, dict]]  # of hub ids, so that they can be built without any file
-    levels: ClassVar[tuple[str, int]]  # the entry of the configuration with one number a level; diffusers' default
-    decisive: ClassVar[dict]  # entries that decide which function given weights compute, with diffusers' defaults
+    known_configs: ClassVar[Mapping[str, dict]]  # {hub id: config.json}; these are built without any file
+    levels: ClassVar[tuple[str, int]]  # entry of the configuration with one value per level; default number of levels
+    decisive: ClassVar[dict]  # entries that affect the output for the same weights, with diffusers' defaults
 
     def __init__(
         self,
@@ -63,7 +70,7 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
         if batch_size < 1:
             raise ValueError(f"{self._binding('batch_size')} = {batch_size} must be at least 1")
         if uint8_rule not in ("round", "truncate"):
-            raise ValueError(f"{self._binding('uint8_rule')} = {uint8_rule!r}: it is 'round' or 'truncate'")
+            raise ValueError(f"{self._binding('uint8_rule')} = {uint8_rule!r} must be 'round' or 'truncate'")
         self.scale, self.shift, self.batch_size, self.uint8_rule = scale, shift, batch_size, uint8_rule
         self.config = self._read_config()
         self.channels = self.config.get("latent_channels", 4)
@@ -72,10 +79,10 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
         for name, key in (("scale", "scaling_factor"), ("shift", "shift_factor")):
             published, value = self.config.get(key), getattr(self, name)
             if published not in (None, value):
-                log.warning("%s = %s, but %s says %s = %s", self._binding(name), value, weights, key, published)
+                log.warning("%s = %s, but %s has %s = %s", self._binding(name), value, weights, key, published)
 
     def _encode(self, images: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        """(N, 3, S, S) uint8 -> what `encode` gives for them in [-1, 1], `batch_size` at a time."""
+        """Apply `encode` to uint8 images (N, 3, S, S) scaled to [-1, 1], `batch_size` at a time."""
         for size in images.shape[-2:]:
             self.check_size(size)
         return self._in_passes(lambda part: encode(part.float() / 127.5 - 1), images)
@@ -93,15 +100,15 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
     def _in_passes(self, function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
         with torch.no_grad(), self._autocast():
             parts = [function(part.to(self.anchor.device)) for part in inputs.split(self.batch_size)]
-        return torch.cat(parts)  # outside, since autocast on the CPU cannot join float16
+        return torch.cat(parts)  # outside the context: autocast on the CPU cannot concatenate float16
 
     def provenance(self) -> dict:
-        # Neither id nor path, since weights from the hub and from a folder are the same; nor uint8_rule, which only
-        # `decode` reads.
+        # Without hub id or path: equal weights from either give equal latents. Without uint8_rule: it affects only
+        # `decode`.
         return {
             "autoencoder": type(self).__name__,
             "architecture": {key: self.config.get(key, default) for key, default in self.decisive.items()},
-            "weights_sha256": self._known_sha256(),
+            "weights_sha256": self._sha256(),
             "scale": self.scale,
             "shift": self.shift,
             "precision": self.precision,
@@ -117,23 +124,23 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
             return self.known_configs[self.weights]
         path = self._hub_file(CONFIG) if folder is None else folder / CONFIG
         if not path.is_file():
-            hint = f"; set {name} = '{folder / 'vae'}'" if (folder / "vae" / CONFIG).is_file() else ""
-            reason = f"has no {CONFIG}, which stands beside the weights in diffusers' format"
-            raise ValueError(f"{name}: {folder} {reason}{hint}")
+            vae = path.parent / "vae"
+            hint = f"set {name} = '{vae}'" if (vae / CONFIG).is_file() else "copy it there, or choose another folder"
+            raise ValueError(f"{name}: {folder} has no {CONFIG}, which diffusers' format needs: {hint}")
         try:
             config = json.loads(path.read_text())
         except ValueError as error:
             raise ValueError(f"{name}: {path} is not JSON: {error}") from None
         kind = config.get("_class_name") if isinstance(config, dict) else None
         if kind != self.diffusers_class:
-            hint = f": set JointCodec.autoencoder = {CLASSES[kind]}()" if kind in CLASSES else ""
+            hint = f": set JointCodec.autoencoder = @autoencoders.{CLASSES[kind]}()" if kind in CLASSES else ""
             raise ValueError(f"{name}: {path} describes {kind}, not {self.diffusers_class}{hint}")
         if config.get("in_channels", 3) != 3 or config.get("out_channels", 3) != 3:
-            raise ValueError(f"{name}: {path} describes an autoencoder of other than colour images")
+            raise ValueError(f"{name}: {path} describes an autoencoder whose images do not have 3 channels")
         return config
 
     def _folder(self) -> Path | None:
-        """The local folder of the weights; None for a hub id."""
+        """Return the local folder of the weights; None for a hub id."""
         path = local_path(self.weights)
         return path if path.is_dir() else path.parent if path.is_file() else None
 
@@ -154,14 +161,14 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
         return tensors, tensors_sha256(tensors)
 
     def _build(self, path: Path, tensors: dict[str, Tensor]) -> nn.Module:
-        logging.getLogger("xformers").setLevel(logging.ERROR)  # diffusers imports it where it is; it warns on a CPU
+        logging.getLogger("xformers").setLevel(logging.ERROR)  # diffusers imports it, which warns on a CPU
         import diffusers
 
-        with torch.device("meta"):  # no memory, and no draw of the caller's random numbers
+        with torch.device("meta"):  # takes no memory and keeps the caller's random state
             network = getattr(diffusers, self.diffusers_class).from_config(self.config)
         try:
             network.load_state_dict(fit_names(tensors, network.state_dict()), assign=True)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:500]
-            raise ValueError(f"{self._binding('weights')}: {path} does not fit its {CONFIG}: {reason}") from None
+            raise ValueError(f"{self._binding('weights')}: {path} does not match its {CONFIG}: {reason}") from None
         return network

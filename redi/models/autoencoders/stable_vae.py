@@ -1,4 +1,4 @@
-"""The variational autoencoder of latent diffusion (Rombach et al., arXiv 2112.10752), as published by diffusers."""
+"""The variational autoencoder of latent diffusion (Rombach et al., arXiv 2112.10752), in diffusers' format."""
 
 import hashlib
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch import Tensor
 from redi.models.autoencoders import register
 from redi.models.autoencoders.pretrained import PretrainedAutoencoder
 
-# config.json of the hub repositories named below, where it differs from the defaults of diffusers.
+# config.json of the hub repositories in `known_configs`, without entries that equal the defaults of diffusers.
 SD_VAE = {
     "_class_name": "AutoencoderKL",
     "block_out_channels": [128, 256, 512, 512],
@@ -26,15 +26,21 @@ SD_VAE = {
 class StableVAE(PretrainedAutoencoder):
     """The VAE of Stable Diffusion, or any other AutoencoderKL of diffusers, frozen.
 
-    Its latents are (z - shift) * scale, for z from the posterior N(mean, std^2). A cache stores mean and log-variance
-    in float16 (more exact than std itself over its range), or z for 'frozen'. Training from a cache needs no weights:
-    bind `weights_sha256`, by which the cache knows them, where they are not at hand.
+    The latents are (z - shift) * scale, where z is drawn from the posterior N(mean, std^2). A cache stores mean and
+    log-variance in float16 (more exact than std over its range), or z for 'frozen'. To train from a cache on a machine
+    without the weights, bind `weights_sha256`, which identifies them.
 
     Args:
         scale, shift: 0.18215 and 0 for the SD-VAE; for other VAEs see their config.json.
-        posterior: 'sample' draws z in every training step; 'mean' takes the mean; 'frozen' draws it once, when images
-            are encoded, from noise that the bytes of each image determine.
+        posterior: 'sample' draws z in every training step; 'mean' uses the mean; 'frozen' draws z once, when images
+            are encoded, with noise that is a function of the image's bytes.
         weights, weights_sha256, batch_size, precision, uint8_rule: see `PretrainedAutoencoder`.
+
+    Examples:
+        >>> vae = StableVAE(posterior="mean")  # weights are read at first use
+        >>> moments = torch.randn(2, 8, 32, 32)  # mean and log-variance of two 256-pixel images
+        >>> torch.allclose(vae.latents(moments), 0.18215 * moments[:, :4])
+        True
     """
 
     diffusers_class = "AutoencoderKL"
@@ -55,7 +61,7 @@ class StableVAE(PretrainedAutoencoder):
         uint8_rule: Literal["round", "truncate"] = "round",
     ):
         if posterior not in ("sample", "mean", "frozen"):
-            raise ValueError(f"StableVAE.posterior = {posterior!r}: it is 'sample', 'mean' or 'frozen'")
+            raise ValueError(f"StableVAE.posterior = {posterior!r} must be 'sample', 'mean' or 'frozen'")
         super().__init__(
             weights=weights, weights_sha256=weights_sha256, scale=scale, shift=shift, batch_size=batch_size,
             precision=precision, uint8_rule=uint8_rule,
@@ -72,21 +78,21 @@ class StableVAE(PretrainedAutoencoder):
 
     def _moments(self, images: Tensor) -> Tensor:
         moments = self.network.encode(images).latent_dist.parameters.float()
-        moments[:, self.channels :].clamp_(-30, 20)  # of the log-variance, as diffusers does before use
+        moments[:, self.channels :].clamp_(-30, 20)  # the log-variance, as in diffusers
         return moments
 
     def latents(self, moments: Tensor, randn: Callable[..., Tensor] = torch.randn) -> Tensor:
         stored = self.channels if self.posterior == "frozen" else 2 * self.channels
         if moments.shape[1] != stored:
             raise ValueError(
-                f"StableVAE.posterior = {self.posterior!r} stores {stored} channels, but got {moments.shape[1]}: "
-                "encoded with another StableVAE.posterior or StableVAE.weights"
+                f"StableVAE.posterior = {self.posterior!r} needs {stored} stored channels, but got {moments.shape[1]}: "
+                "the images were encoded with another StableVAE.posterior or StableVAE.weights"
             )
         if self.posterior == "frozen":
             return super().latents(moments)
         z, std = _mean_and_std(moments.float())
         if self.posterior == "sample":
-            # Not randn_like, whose numbers follow the memory layout: that of a cache is another.
+            # Not randn_like: its numbers depend on the memory layout, which differs between a cache and the network.
             z = z + std * randn(z.shape, dtype=z.dtype, device=z.device)
         return super().latents(z)
 
@@ -94,7 +100,7 @@ class StableVAE(PretrainedAutoencoder):
         return super().provenance() | {"posterior": self.posterior}
 
     def stored_provenance(self) -> dict:
-        # 'sample' and 'mean' are two readings of the same store.
+        # 'sample' and 'mean' use the same stored moments.
         return super().stored_provenance() | {"posterior": "frozen" if self.posterior == "frozen" else "moments"}
 
 
@@ -104,7 +110,7 @@ def _mean_and_std(moments: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _noise_of(image: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise that depends on the image alone: not on its place, its batch or the device."""
+    """Return standard normal noise that is a function of the image, whatever its position, batch or device."""
     digest = hashlib.sha256(image.cpu().contiguous().numpy().tobytes()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
     return torch.randn(shape, generator=generator)

@@ -1,4 +1,4 @@
-"""A small distilled autoencoder (TAESD), for previews and experiments where the large one is too slow."""
+"""TAESD, a small distilled autoencoder for previews and for experiments where the SD-VAE is too slow."""
 
 from torch import Tensor
 
@@ -6,15 +6,19 @@ from redi.models.autoencoders import register
 from redi.models.autoencoders.pretrained import PretrainedAutoencoder
 from redi.models.pretrained_network import with_defaults
 
-TAESD = {"_class_name": "AutoencoderTiny"}  # config.json of madebyollin/taesd: all else has the defaults of diffusers
+TAESD = {"_class_name": "AutoencoderTiny"}  # madebyollin/taesd uses the defaults of diffusers
 
 
 @register
 class TinyVAE(PretrainedAutoencoder):
-    """TAESD, or any other AutoencoderTiny of diffusers, frozen; deterministic.
+    """TAESD, or any other AutoencoderTiny of diffusers, frozen and deterministic. Arguments: `PretrainedAutoencoder`.
 
-    Its latents, of scale 1, imitate the scaled ones of the SD-VAE. A cache stores them in float16. Arguments:
-    `PretrainedAutoencoder`.
+    The unscaled latents (scale 1) approximate the scaled latents of the SD-VAE. A cache stores them in float16.
+
+    Examples:
+        >>> vae = TinyVAE()  # weights are read at first use
+        >>> vae.channels, vae.downsample
+        (4, 8)
     """
 
     diffusers_class = "AutoencoderTiny"
@@ -28,5 +32,5 @@ class TinyVAE(PretrainedAutoencoder):
         return self._encode(images, lambda part: self.network.encode(part).latents.half())
 
     def _read_config(self) -> dict:
-        # diffusers writes a second copy of decoder_block_out_channels, and warns of it when it reads it again.
+        # diffusers writes this copy of decoder_block_out_channels itself, but warns about it when it reads it.
         return {key: value for key, value in super()._read_config().items() if key != "block_out_channels"}

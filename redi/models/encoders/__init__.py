@@ -1,6 +1,7 @@
-"""Vision encoders: frozen networks whose patch features are generated with the image, and the registry of them."""
+"""Encoders: their interface and registry. An encoder is a frozen network that gives features of image patches."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -9,62 +10,73 @@ from redi.core.registry import Registry, discover
 
 
 def check_square(images: Tensor) -> Tensor:
-    """The images, if they are uint8 (N, 3, S, S). Raises as `check_images`."""
+    """Return the images if they are uint8 (N, 3, S, S). Raises TypeError or ValueError otherwise."""
     if check_images(images).shape[2] != images.shape[3]:
-        raise ValueError(f"an encoder's images are uint8 (N, 3, S, S), but got {tuple(images.shape)}: crop them")
+        raise ValueError(f"encoder images are uint8 (N, 3, S, S), but got {tuple(images.shape)}: crop them to squares")
     return images
 
 
 class Encoder(Checked, nn.Module, ABC):
-    """uint8 images (N, 3, S, S) -> patch features (N, E, h, w) float32. Frozen; resizes and normalises itself.
+    """Map uint8 images (N, 3, S, S) to patch features (N, E, h, w) float32 with a frozen network.
 
-    A component sets `dim` and implements `forward` and `provenance`. One that is trained here sets `learns_from_data`,
-    implements `fit`, `fit_settings` and `fitted`, and keeps all that it learns in parameters and buffers which
-    `__init__` makes. It may override `name`, `load`, and for metrics `pooled`, `metric_features` and `metric_name`.
+    An encoder resizes and normalises the images itself. A component sets `dim` and implements `forward` and
+    `provenance`. An encoder that is trained on the user's images also sets `learns_from_data`, implements `fit`,
+    `fit_settings` and `fitted`, and stores everything it learns in parameters and buffers that `__init__` creates. A
+    component may override `name`, `load`, and for metrics `pooled`, `metric_features` and `metric_name`.
+
+    Examples:
+        >>> import torch
+        >>> class Colour(Encoder):  # the mean colour of every 16 x 16 patch
+        ...     dim = 3
+        ...     def forward(self, images): return nn.functional.avg_pool2d(images.float(), 16)
+        ...     def provenance(self): return {"encoder": "Colour"}
+        >>> Colour()(torch.zeros(2, 3, 256, 256, dtype=torch.uint8)).shape
+        torch.Size([2, 3, 16, 16])
     """
 
     takes = dict.fromkeys(("forward", "pooled", "metric_features"), check_square)
     dim: int  # E
-    learns_from_data = False  # True: `prepare` trains it on the data set, and checkpoints hold its weights
-    fitted = True  # whether its weights are ready for use, or will be at first use (see `load`)
+    learns_from_data = False  # True: `prepare` trains it on the data set, and checkpoints store its weights
+    fitted = True  # whether its weights are ready for use, or are read at first use (see `load`)
 
     @property
     def name(self) -> str:
-        """What its channel group is called by default: the class name without 'Encoder', in lower case."""
+        """Default name of the channel group: the class name in lower case, without 'Encoder'."""
         return type(self).__name__.removesuffix("Encoder").lower()
 
     def load(self) -> None:
-        """Read pretrained weights now instead of at first use. Raises ValueError naming the file, its source and the
-        binding if they are missing.
+        """Read pretrained weights now instead of at first use.
+
+        Raises ValueError if they are missing, naming the file, its source and the binding.
         """
 
-    def fit(self, dataset) -> None:
-        """Learns from a data set (see `redi.data.datasets.Dataset`), where `learns_from_data`."""
-        raise TypeError(f"{type(self).__name__} learns nothing from data")
+    def fit(self, dataset: Any) -> None:
+        """Train on a data set (see `redi.data.datasets.Dataset`). Raises TypeError unless `learns_from_data`."""
+        raise TypeError(f"{type(self).__name__} is not trained on the data set: its learns_from_data is False")
 
     def fit_settings(self) -> dict:
-        """What `fit` depends on beside the data, as JSON."""
-        raise TypeError(f"{type(self).__name__} learns nothing from data")
+        """Return every setting that affects `fit`, as JSON. Raises TypeError unless `learns_from_data`."""
+        raise TypeError(f"{type(self).__name__} is not trained on the data set: its learns_from_data is False")
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 images (N, 3, S, S) -> features (N, E, h, w) float32."""
+        """Return the features (N, E, h, w) float32 of uint8 images (N, 3, S, S)."""
 
     def pooled(self, images: Tensor) -> Tensor:
-        """uint8 images (N, 3, S, S) -> one vector an image, (N, P) float32: the features averaged over the grid."""
+        """Return one vector per uint8 image (N, 3, S, S): the mean of the features over the grid, (N, E) float32."""
         return self(images).mean(dim=(2, 3))
 
     def metric_features(self, images: Tensor) -> dict[str, Tensor]:
-        """uint8 images (N, 3, S, S) -> what metrics look at: "pooled" (N, P) float32, and in some networks more."""
+        """Return {"pooled": (N, E) float32} of uint8 images (N, 3, S, S); some networks add features for metrics."""
         return {"pooled": self.pooled(images)}
 
     def metric_name(self, metric: str) -> str:
-        """What a metric in these features is called, such as 'frechet_distance_dinov2'."""
+        """Return the name of a metric computed from these features, such as 'frechet_distance_dinov2'."""
         return f"{metric}_{self.name}"
 
     @abstractmethod
     def provenance(self) -> dict:
-        """What decides the features, as JSON: name, settings, weights, resize rule."""
+        """Return everything that affects the features, as JSON: name, settings, weights, resize rule."""
 
 
 encoders = Registry("encoders", Encoder, harmless=("weights",))

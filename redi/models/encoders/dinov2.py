@@ -1,13 +1,13 @@
-"""DINOv2: the representation of the paper."""
+"""DINOv2, the representation that the paper uses."""
 
 import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from redi.models.encoders import register
@@ -16,15 +16,20 @@ from redi.models.encoders.timm_model import Family, Timm
 
 @register
 class DINOv2(Family):
-    """Patch features of DINOv2 (Oquab et al., arXiv 2304.07193), `x_norm_patchtokens` of the authors' code.
+    """Patch features of DINOv2 (Oquab et al., arXiv 2304.07193): `x_norm_patchtokens` of the authors' code.
 
-    The paper takes size B with registers (Darcet et al., arXiv 2309.16588); published weights of ReDi need
+    The paper uses size B with registers (Darcet et al., arXiv 2309.16588). The published ReDi weights need
     `DINOv2.resize = 'released'`. E is 384, 768, 1024 or 1536; the patch size is 14.
 
     Args:
         size: 'S', 'B', 'L' or 'g'.
-        registers: the models with four register tokens.
+        registers: use the models with four register tokens.
         image_size, resize, layers, weights, weights_sha256, precision: see `Timm`.
+
+    Examples:
+        >>> dino = DINOv2("B")  # weights are read at first use
+        >>> dino.dim, dino.side(256)  # 256-pixel images are resized to 224: 16 x 16 patches of 14 pixels
+        (768, 224)
     """
 
     models = {
@@ -54,7 +59,7 @@ class DINOv2(Family):
         self.size, self.registers = size, registers
 
     def metric_name(self, metric: str) -> str:
-        """'<metric>_dinov2' in the features of FD-DINOv2 (see `pooled`), '<metric>_dinov2_<size>' in all others."""
+        """Return '<metric>_dinov2' for the features of FD-DINOv2 (see `pooled`), else '<metric>_dinov2_<size>'."""
         last, standard = len(self.architecture.widths) - 1, (self.size, self.registers) == ("L", False)
         if standard and (self.image_size, self.resize, self.layers) == (224, "antialiased", (last,)):
             return f"{metric}_dinov2"
@@ -63,23 +68,25 @@ class DINOv2(Family):
     def provenance(self) -> dict:
         return super().provenance() | ({} if self.registers else {"position_embedding": "released"})
 
-    def _build(self, path: Path, tensors: dict[str, Tensor]) -> nn.Module:
+    def _build(self, path: Path, tensors: dict[str, Tensor]) -> Any:
         network = super()._build(path, tensors)
         if not self.registers:
             network._pos_embed = partial(positioned, network)
         return network
 
 
-def positioned(network: nn.Module, patches: Tensor) -> Tensor:
-    """(N, h, w, D) -> class and patch tokens (N, 1 + h w, D) with their positions, resampled as in the authors' code
-    for models without registers: bicubic, not antialiased as in timm, and a tenth of a patch too large.
+def positioned(network: Any, patches: Tensor) -> Tensor:
+    """Return class and patch tokens (N, 1 + h w, D) with position embeddings, from patches (N, h, w, D).
+
+    The embeddings are resampled as in the authors' code for models without registers: bicubic, without the
+    antialiasing of timm, and for a grid that is a tenth of a patch larger.
     """
     _, h, w, _ = patches.shape
-    of_class, of_patches = network.pos_embed[:, :1], network.pos_embed[:, 1:]
-    side = math.isqrt(of_patches.shape[1])
+    class_position, positions = network.pos_embed[:, :1], network.pos_embed[:, 1:]
+    side = math.isqrt(positions.shape[1])
     if (h, w) != (side, side):
-        grid = of_patches.unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, D, side, side)
+        grid = positions.unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, D, side, side)
         scale = (h + 0.1) / side, (w + 0.1) / side
-        of_patches = functional.interpolate(grid, scale_factor=scale, mode="bicubic").flatten(2).mT
+        positions = functional.interpolate(grid, scale_factor=scale, mode="bicubic").flatten(2).mT
     tokens = torch.cat([network.cls_token.expand(len(patches), -1, -1), patches.flatten(1, 2)], dim=1)
-    return tokens + torch.cat([of_class, of_patches], dim=1)
+    return tokens + torch.cat([class_position, positions], dim=1)

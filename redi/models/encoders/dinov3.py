@@ -1,4 +1,4 @@
-"""DINOv3: as DINOv2, with rotary positions."""
+"""DINOv3, the successor of DINOv2 with rotary position embeddings."""
 
 from redi.models.encoders import register
 from redi.models.encoders.timm_model import Family
@@ -7,13 +7,18 @@ from redi.models.pretrained_network import with_defaults
 
 @register
 class DINOv3(Family):
-    """Patch features of DINOv3 (Siméoni et al., arXiv 2508.10104); its weights have a licence of their own.
+    """Patch features of DINOv3 (Siméoni et al., arXiv 2508.10104).
 
-    E is 384, 384, 768, 1024, 1280 or 4096; the patch size is 16.
+    E is 384, 384, 768, 1024, 1280 or 4096; the patch size is 16. The weights have their own licence.
 
     Args:
         size: 'S', 'S+', 'B', 'L', 'H+' or '7B'.
         image_size, resize, layers, weights, weights_sha256, precision: see `Timm`.
+
+    Examples:
+        >>> dino = DINOv3("S")  # weights are read at first use
+        >>> dino.dim, dino.side(256)
+        (384, 256)
     """
 
     models = {

@@ -1,7 +1,7 @@
-"""A small encoder trained on the user's own images: needs no download."""
+"""A small encoder that is trained on the user's own images, without any download."""
 
 import logging
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +16,28 @@ log = logging.getLogger(__name__)
 
 @register
 class DomainEncoder(Encoder):
-    """A residual network of stride 4, trained by `fit` in well under a minute and frozen after it.
+    """A residual network of stride 4 that `fit` trains in well under a minute and then freezes.
 
-    It learns from labels, or by contrast of two views of each image (SimCLR, Chen et al., arXiv 2002.05709).
+    It is trained to predict labels, or with the contrastive loss of SimCLR (Chen et al., arXiv 2002.05709).
 
     Args:
         width: E, the width of the features.
-        depth: residual blocks at the final resolution.
-        image_size: images are resized to this (antialiased bilinear); the features have image_size / 4 a side.
-        objective: 'labels', 'contrastive', or 'auto': labels where there are at least two classes.
-        num_steps, batch_size, learning_rate, seed: of the training (AdamW, one-cycle), on at most `max_images`.
+        depth: number of residual blocks at the final resolution.
+        image_size: size in pixels that images are resized to (antialiased bilinear); h = w = image_size / 4.
+        objective: 'labels', 'contrastive', or 'auto': labels if the data set has at least two classes.
+        num_steps, batch_size, learning_rate, seed: training settings (AdamW, one-cycle schedule).
+        max_images: size of the random sample of images to train on.
+
+    Examples:
+        >>> from redi.data.datasets import Digits
+        >>> encoder = DomainEncoder(width=8, num_steps=2, max_images=64)
+        >>> encoder.fit(Digits())
+        >>> encoder(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape
+        torch.Size([2, 8, 8, 8])
     """
 
     learns_from_data = True
+    trained: Tensor  # () bool
 
     def __init__(
         self,
@@ -47,7 +56,7 @@ class DomainEncoder(Encoder):
         if image_size < 4 or image_size % 4:
             raise ValueError(f"DomainEncoder.image_size = {image_size} must be a multiple of 4, the network's stride")
         if objective not in ("auto", "labels", "contrastive"):
-            raise ValueError(f"DomainEncoder.objective = {objective!r}: it is 'auto', 'labels' or 'contrastive'")
+            raise ValueError(f"DomainEncoder.objective = {objective!r} must be 'auto', 'labels' or 'contrastive'")
         self.dim, self.depth, self.image_size, self.objective = width, depth, image_size, objective
         self.num_steps, self.batch_size, self.learning_rate = num_steps, batch_size, learning_rate
         self.max_images, self.seed = max_images, seed
@@ -58,16 +67,16 @@ class DomainEncoder(Encoder):
                 _convolution(3, width // 2, stride=2), _convolution(width // 2, width, stride=2),
                 *(_Residual(width) for _ in range(depth)),
             )  # fmt: skip
-            self.head: nn.Module = nn.Identity()  # fit makes it a classifier or a contrastive projection
+            self.head: nn.Module = nn.Identity()  # `fit` replaces it by a classifier or a contrastive projection
         self.register_load_state_dict_pre_hook(_take_head_shape)
         self.eval().requires_grad_(False)
 
     @property
-    def fitted(self) -> bool:
+    def fitted(self) -> bool:  # type: ignore[override]  # a plug-in may set the attribute
         return bool(self.trained)
 
     def train(self, mode: bool = True) -> "DomainEncoder":
-        return super().train(False)  # frozen: its batch norms must not follow the model's training mode
+        return super().train(False)  # frozen: the batch norms stay in evaluation mode
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -76,29 +85,35 @@ class DomainEncoder(Encoder):
         return self.trunk(self.resized(images.to(self.trained.device)).float() / 127.5 - 1)
 
     def metric_name(self, metric: str) -> str:
-        return f"{metric}_domain_network"  # every data set has its own: these numbers compare with no published ones
+        return f"{metric}_domain_network"  # each data set trains its own network: not comparable to published numbers
 
     def logits(self, images: Tensor) -> Tensor:
-        """(N, 3, S, S) uint8 -> class logits (N, K), where it was trained on labels."""
+        """Return class logits (N, K) of uint8 images (N, 3, S, S). Raises ValueError if trained without labels."""
         if not self.is_classifier:
-            raise ValueError("this DomainEncoder was trained without labels: it has no classes")
+            raise ValueError(
+                "this DomainEncoder has no class logits because it was trained without labels: set "
+                "DomainEncoder.objective = 'labels' and train it again"
+            )
         return self.head(self.pooled(images))
 
     @property
     def is_classifier(self) -> bool:
-        """Whether `logits` works: trained on labels (after 'auto' was settled by `fit`)."""
+        """Whether the encoder was trained on labels, so that `logits` works."""
         return self.fitted and isinstance(self.head, nn.Linear)
 
-    def fit(self, dataset) -> None:
+    def fit(self, dataset: Any) -> None:
         with_labels = self.objective == "labels" or self.objective == "auto" and dataset.num_classes > 1
         if with_labels and dataset.num_classes < 2:
-            raise ValueError("DomainEncoder.objective = 'labels' needs at least two classes; set it to 'contrastive'")
+            raise ValueError(
+                f"DomainEncoder.objective = 'labels' needs at least two classes, but the data set has "
+                f"{dataset.num_classes}: set DomainEncoder.objective = 'contrastive'"
+            )
         images, labels = self._load(dataset)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            for layer in self.trunk.modules():  # a second fit starts afresh
-                if hasattr(layer, "reset_parameters"):
-                    layer.reset_parameters()
+            for layer in self.trunk.modules():  # a second fit starts from new weights
+                if callable(reset := getattr(layer, "reset_parameters", None)):
+                    reset()
             self.head = _head(self.dim, dataset.num_classes if with_labels else None).to(images.device)
             self.requires_grad_(True)
             super().train(True)
@@ -106,11 +121,11 @@ class DomainEncoder(Encoder):
         self.eval().requires_grad_(False)
         self.trained.fill_(True)
         if with_labels:
-            answers = torch.cat([self.logits(part).argmax(dim=1) for part in images.split(256)])
-            accuracy = (answers == labels).float().mean()
-            log.info("DomainEncoder: %.1f %% of its training images classified correctly", 100 * accuracy)
+            predictions = torch.cat([self.logits(part).argmax(dim=1) for part in images.split(256)])
+            accuracy = (predictions == labels).float().mean()
+            log.info("DomainEncoder: %.1f %% accuracy on its training images", 100 * accuracy)
 
-    def _load(self, dataset) -> tuple[Tensor, Tensor]:
+    def _load(self, dataset: Any) -> tuple[Tensor, Tensor]:
         device = self.trained.device
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(self.seed))[: self.max_images]
         pairs = (dataset[int(i)] for i in progress(order, desc="reading images for the encoder"))
@@ -138,7 +153,7 @@ class DomainEncoder(Encoder):
             bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
 
     def resized(self, images: Tensor) -> Tensor:
-        """uint8 images (N, 3, S, S) -> uint8 (N, 3, image_size, image_size)."""
+        """Return uint8 images (N, 3, S, S) resized to (N, 3, image_size, image_size)."""
         size = (self.image_size, self.image_size)
         if images.shape[-2:] == size:
             return images
@@ -175,17 +190,17 @@ def _head(width: int, num_classes: int | None) -> nn.Module:
 
 
 def _take_head_shape(encoder: DomainEncoder, state: dict, prefix: str, *_) -> None:
-    """Before loading: build the head that the stored weights belong to."""
+    """Build the head that fits the stored weights, before they are loaded."""
     weight = state.get(prefix + "head.weight")
     if weight is None and prefix + "head.0.weight" not in state:
         return
-    with torch.random.fork_rng(devices=[]):  # its initial weights are overwritten: no draw of the caller's
+    with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: keep the caller's random state
         encoder.head = _head(encoder.dim, None if weight is None else len(weight)).to(encoder.trained.device)
     encoder.requires_grad_(False)
 
 
 def _random_view(images: Tensor, shift: float) -> Tensor:
-    """Shifted, scaled, contrast-changed copies of images in [-1, 1]; not mirrored, because of digits and text."""
+    """Return shifted, scaled, noisy copies of images in [-1, 1]. They are not mirrored, which would change text."""
     n = len(images)
     theta = torch.zeros(n, 2, 3, device=images.device)
     scale = 1 + shift * (2 * torch.rand(n, 2, device=images.device) - 1)
@@ -198,7 +213,7 @@ def _random_view(images: Tensor, shift: float) -> Tensor:
 
 
 def contrastive_loss(projections: Tensor, temperature: float = 0.2) -> Tensor:
-    """NT-Xent over 2N projections whose halves are views of the same N images."""
+    """Return the NT-Xent loss of 2N projections (2N, D); rows i and N + i are two views of the same image."""
     normed = functional.normalize(projections, dim=1)
     similarity = normed @ normed.T / temperature
     similarity.fill_diagonal_(-torch.inf)

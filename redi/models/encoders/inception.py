@@ -1,4 +1,4 @@
-"""Inception: the network of FID, KID, sFID and the Inception Score."""
+"""Inception v3, the network behind FID, KID, sFID and the Inception Score."""
 
 from pathlib import Path
 from typing import Literal
@@ -18,18 +18,25 @@ NAMES = {"frechet_distance": "fid", "kernel_distance": "kid", "spatial_frechet_d
 
 @register
 class Inception(PretrainedNetwork, Encoder):
-    """The network of FID (Heusel et al., arXiv 1706.08500), Inception v3, as in clean-fid (Parmar et al., 2104.11222).
+    """The Inception v3 network of FID (Heusel et al., arXiv 1706.08500), as in clean-fid (Parmar et al., 2104.11222).
 
-    As an encoder it gives the maps of its last block, (N, 2048, 8, 8).
+    As an encoder it gives the feature maps of the last block, (N, 2048, 8, 8).
 
     Args:
         mode: how images are resized to 299 pixels. 'clean': bicubic, antialiased, in float; 'legacy_tensorflow':
-            bilinear of TensorFlow 1, not antialiased, as in ADM's evaluation; 'legacy_pytorch': bilinear of PyTorch,
-            not antialiased, as in pytorch-fid. Do not compare distances of different modes.
-        weights: pt_inception-2015-12-05-6726825d.pth (the release of pytorch-fid), or a folder with it; default:
-            clean-fid's download of it. Or inception-2015-12-05.pt, NVIDIA's TorchScript file for the first two modes:
-            its code is run, so other files of this name are refused. It gives the pooled features alone.
-        weights_sha256: of the tensors (of the TorchScript file), as in the provenance; other weights are refused.
+            bilinear as in TensorFlow 1 and ADM's evaluation, not antialiased; 'legacy_pytorch': bilinear as in PyTorch
+            and pytorch-fid, not antialiased. Distances of different modes are not comparable.
+        weights: pt_inception-2015-12-05-6726825d.pth (from the releases of pytorch-fid), or a folder with it; default:
+            clean-fid's download of that file. Alternatively inception-2015-12-05.pt, NVIDIA's TorchScript file, for the
+            first two modes: it gives only the pooled features, and its code is run, so its hash is checked.
+        weights_sha256: expected SHA-256 of the tensors (or of the TorchScript file); other weights raise an error.
+
+    Examples:
+        >>> inception = Inception(mode="legacy_tensorflow")  # weights are read at first use
+        >>> inception.inputs(torch.zeros(1, 3, 256, 256, dtype=torch.uint8)).shape
+        torch.Size([1, 3, 299, 299])
+        >>> inception.metric_name("frechet_distance")
+        'fid_legacy_tensorflow'
     """
 
     dim = 2048
@@ -43,14 +50,16 @@ class Inception(PretrainedNetwork, Encoder):
     ):
         super().__init__(weights=weights, weights_sha256=weights_sha256, precision="float32")
         if mode not in MODES:
-            raise ValueError(f"{self._binding('mode')} = {mode!r}: it is one of {', '.join(MODES)}")
+            raise ValueError(f"{self._binding('mode')} = {mode!r} must be one of {', '.join(MODES)}")
         self.mode = mode
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 images (N, 3, S, S) -> the maps of the last block, (N, 2048, 8, 8) float32."""
+        """Return the maps of the last block (N, 2048, 8, 8) float32 of uint8 images (N, 3, S, S)."""
         if self._is_torchscript():
-            cause = f"{self._binding('weights')} is TorchScript, which gives no maps but pooled features alone"
-            raise ValueError(f"{cause}: set it to {fid.STATE_DICT}")
+            raise ValueError(
+                f"{self._binding('weights')} is TorchScript, which gives pooled features but no feature maps: set it "
+                f"to {fid.STATE_DICT}"
+            )
         return self._maps(images)[0]
 
     def pooled(self, images: Tensor) -> Tensor:
@@ -58,11 +67,11 @@ class Inception(PretrainedNetwork, Encoder):
 
     @torch.no_grad()
     def metric_features(self, images: Tensor) -> dict[str, Tensor]:
-        """uint8 images (N, 3, S, S) -> float32 features.
+        """Return the float32 features of uint8 images (N, 3, S, S) that FID, sFID and the Inception Score use.
 
-        "pooled": (N, 2048). "spatial": (N, 2023), of sFID (Nash et al., arXiv 2103.03841): 17 x 17 x 7 channels of the
-        first branch of Mixed_6d, as ADM orders them. "logits": (N, 1008) without the bias, as in ADM's Inception Score.
-        TorchScript: "pooled" alone.
+        "pooled": (N, 2048). "spatial": (N, 2023) for sFID (Nash et al., arXiv 2103.03841), the first 7 channels of the
+        first branch of Mixed_6d at 17 x 17 positions, in ADM's order. "logits": (N, 1008) without bias, as in ADM's
+        Inception Score. With TorchScript weights only "pooled".
         """
         if self._is_torchscript():
             images = images.to(self.anchor.device)
@@ -79,19 +88,19 @@ class Inception(PretrainedNetwork, Encoder):
 
     @torch.no_grad()
     def _maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The maps of the last block (N, 2048, 8, 8), and the spatial features of `metric_features`."""
+        """Return the maps of the last block (N, 2048, 8, 8), and the spatial features of `metric_features`."""
         x = self.inputs(images)
         with self._autocast():
             for name, layer in self.network.named_children():
                 if name == "Mixed_6d":
-                    branch = layer.branch1x1(x)[:, :7]  # once more in the layer itself: 0.7 % of the network
+                    branch = layer.branch1x1(x)[:, :7]  # the layer computes it again: 0.7 % of the network's cost
                 if name == "avgpool":
                     break
                 x = layer(x)
         return x, branch.permute(0, 2, 3, 1).flatten(1)
 
     def inputs(self, images: Tensor) -> Tensor:
-        """uint8 images (N, 3, S, S) -> what the network sees, (N, 3, 299, 299) float32."""
+        """Return the network's input (N, 3, 299, 299) float32 from uint8 images (N, 3, S, S)."""
         pixels = fid.resized(check_square(images).to(self.anchor.device), self.mode)
         return 2 * (pixels / 255) - 1 if self.mode == "legacy_pytorch" else (pixels - 128) / 128
 
@@ -100,11 +109,11 @@ class Inception(PretrainedNetwork, Encoder):
             "encoder": type(self).__name__,
             "mode": self.mode,
             "format": "TorchScript" if self._is_torchscript() else "state dict",
-            "weights_sha256": self._known_sha256(),
+            "weights_sha256": self._sha256(),
         }
 
     def _is_torchscript(self) -> bool:
-        """By the name, under which alone clean-fid reads such a file: no other file is run."""
+        """Whether the weights file has the name under which clean-fid reads TorchScript; no other file is run."""
         if self.weights is None:
             return False
         path = local_path(self.weights)
@@ -118,10 +127,12 @@ class Inception(PretrainedNetwork, Encoder):
             return super()._tensors_and_sha256(path)
         binding, digest = self._binding("weights"), sha256(path)
         if self.mode == "legacy_pytorch":
-            raise ValueError(f"{binding}: clean-fid's mode 'legacy_pytorch' takes {fid.STATE_DICT}, not TorchScript")
+            raise ValueError(f"{binding}: Inception.mode = 'legacy_pytorch' needs {fid.STATE_DICT}, not TorchScript")
         if digest != fid.TORCHSCRIPT_SHA256:
-            rule = f"TorchScript is a program, and of this name only NVIDIA's is run, SHA-256 {fid.TORCHSCRIPT_SHA256}"
-            raise ValueError(f"{binding}: {path} has the SHA-256 {digest}: {rule}. {fid.STATE_DICT} holds no code")
+            raise ValueError(
+                f"{binding}: {path} has the SHA-256 {digest}. TorchScript runs code, so only NVIDIA's file with the "
+                f"SHA-256 {fid.TORCHSCRIPT_SHA256} is accepted: use it, or {fid.STATE_DICT}, which holds no code"
+            )
         return {}, digest
 
     def _build(self, path: Path, tensors: dict[str, Tensor]) -> nn.Module:

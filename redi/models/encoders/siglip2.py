@@ -1,4 +1,4 @@
-"""SigLIP 2: captions, self-distillation and localisation together."""
+"""SigLIP 2: features learned from captions, self-distillation and localisation."""
 
 from redi.models.encoders import register
 from redi.models.encoders.timm_model import Family
@@ -9,15 +9,22 @@ from redi.models.pretrained_network import with_defaults
 class SigLIP2(Family):
     """Patch features of the vision transformer of SigLIP 2 (Tschannen et al., arXiv 2502.14786).
 
-    They pass the final norm, but not the attention pooling. E is 768 (B), 1024 (L), 1152 (So400m) or 1536 (g).
+    The features include the final norm, but not the attention pooling. E is 768 (B), 1024 (L), 1152 (So400m) or
+    1536 (g).
 
     Args:
         size: 'B/32', 'B/16', 'L/16', 'So400m/14', 'So400m/16' or 'g/16'; the number is the patch size. The weights
-            are those for 256 pixels (224 with patches of 14); for larger ones write, for example, 'B/16@512'.
+            were trained on images of 256 pixels (224 for patch size 14); for another size write, for example,
+            'B/16@512'.
         image_size, resize, layers, weights, weights_sha256, precision: see `Timm`.
+
+    Examples:
+        >>> siglip = SigLIP2("So400m/14")  # weights are read at first use
+        >>> siglip.dim, siglip.stride
+        (1152, 14)
     """
 
-    # After the @: the image size of the weights' last training, where there are weights for several.
+    # After the @: the image size of the last training stage, where weights for several sizes exist.
     models = {
         "B/32": "vit_base_patch32_siglip_256.v2_webli",
         "B/16": "vit_base_patch16_siglip_256.v2_webli",

@@ -1,37 +1,45 @@
-"""Any vision model of timm, by its name or by family and size: features of its layers, frozen."""
+"""Features of any timm vision model, chosen by its name or by family and size."""
 
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from redi.models.encoders import Encoder, check_square, register
-from redi.models.encoders.architecture import FEATURES, describe
+from redi.models.encoders.architecture import FEATURES, timm_architecture
 from redi.models.encoders.weights import build, hub_weights
 from redi.models.pretrained_network import PretrainedNetwork
 
 
 @register
 class Timm(PretrainedNetwork, Encoder):
-    """Features of any timm model that has feature maps: vision transformers, ConvNeXt, ResNet and others.
+    """Features of any timm model with feature maps: vision transformers, ConvNeXt, ResNet and others.
 
     Args:
-        model: timm's name with the tag of the weights, such as 'vit_base_patch16_224.mae' (without a tag: timm's
-            first); `timm.list_models(pretrained=True)` lists them.
-        image_size: the side in pixels that images are resized to; a multiple of the patch size. Default: one patch for
-            every 16 pixels of the image (256 -> 224 for patches of 14), or the one size that the network takes.
+        model: name of a timm model with the tag of the weights, such as 'vit_base_patch16_224.mae' (default tag:
+            timm's first); `timm.list_models(pretrained=True)` lists them.
+        image_size: size in pixels that images are resized to, a multiple of the patch size. Default: one patch per 16
+            pixels of the image (256 -> 224 for patch size 14), or the fixed size of the network.
         resize: 'antialiased' (bicubic, before normalising), or 'released': the rule of ReDi's released code, which
             its published weights need (bicubic without antialiasing, after normalising).
-        layers: block (or stage) whose features are taken, or several, concatenated along E in this order; negative
-            numbers count from the last, which is the default. All pass the final norm.
+        layers: index of the block (or stage) that gives the features, or several indices, concatenated along E in this
+            order. Negative indices count from the end; default: the last layer. The final norm is applied to all.
         weights: a weights file (.safetensors, .pth, .bin; timm's format or the authors'), or a folder with one.
             Default: from the model hub, or its local cache.
-        weights_sha256, precision: see `PretrainedNetwork`. The features are float32 either way.
+        weights_sha256, precision: see `PretrainedNetwork`. The features are float32 in any precision.
+
+    Examples:
+        >>> resnet = Timm("resnet18.a1_in1k", layers=2)  # weights are read at first use
+        >>> resnet.dim, resnet.stride  # the features of stage 2 have 128 channels and stride 8
+        (128, 8)
     """
+
+    mean: Tensor  # (3, 1, 1), as `std`
+    std: Tensor
 
     def __init__(
         self,
@@ -45,7 +53,7 @@ class Timm(PretrainedNetwork, Encoder):
         precision: Literal["float32", "bfloat16"] = "float32",
     ):
         super().__init__(weights=weights, weights_sha256=weights_sha256, precision=precision)
-        self.architecture = architecture = describe(model, self._binding("model"))
+        self.architecture = architecture = timm_architecture(model, self._binding("model"))
         self.layers = self._checked_layers(-1 if layers is None else layers)
         self.dim = sum(architecture.widths[i] for i in self.layers)
         self.stride = architecture.strides[self.layers[0]]
@@ -53,35 +61,35 @@ class Timm(PretrainedNetwork, Encoder):
             self._check_image_size(image_size)
         self.image_size = architecture.fixed_size if image_size is None else image_size
         if resize not in ("antialiased", "released"):
-            raise ValueError(f"{self._binding('resize')} = {resize!r}: it is 'antialiased' or 'released'")
+            raise ValueError(f"{self._binding('resize')} = {resize!r} must be 'antialiased' or 'released'")
         self.resize = resize
-        for name in ("mean", "std"):  # not persistent: constants of the model, (3, 1, 1)
+        for name in ("mean", "std"):  # not persistent: constants of the model
             self.register_buffer(name, torch.tensor(architecture.config[name])[:, None, None], persistent=False)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 images (N, 3, S, S) -> features (N, E, h, w) float32. Raises ValueError for a size without a grid."""
+        """Return features (N, E, h, w) float32 of uint8 images (N, 3, S, S). Raises ValueError as `side` does."""
         by_layer = self._by_layer(images)
         return torch.cat([by_layer[layer].float() for layer in self.layers], dim=1)
 
     @torch.no_grad()
     def pooled(self, images: Tensor) -> Tensor:
-        """uint8 images (N, 3, S, S) -> one vector an image, (N, E) float32: the class token after the final norm where
-        the model has one (of every layer, as in `forward`), else the mean over the grid.
+        """Return the class tokens (N, E) float32 of uint8 images (N, 3, S, S), or the mean over the grid without them.
 
-        FD-DINOv2 of Stein et al. (arXiv 2306.04675) takes those of DINOv2(size='L', registers=False, image_size=224).
+        The class tokens of all `layers` are concatenated, after the final norm. FD-DINOv2 (Stein et al., arXiv
+        2306.04675) uses those of DINOv2(size='L', registers=False, image_size=224).
         """
         network = self.network
-        # Where timm keeps a class token to itself (CaiT, XCiT), it enters after the patches are done.
+        # Some models (CaiT, XCiT) add the class token only after the patch layers, and timm does not return it.
         gives_tokens = "return_prefix_tokens" in inspect.signature(network.forward_intermediates).parameters
         if getattr(network, "cls_token", None) is None or not gives_tokens:
             return super().pooled(images)
         by_layer = self._by_layer(images, return_prefix_tokens=True)
-        # Registers, where there are any, follow the class token.
+        # Register tokens follow the class token.
         return torch.cat([by_layer[layer][1][:, 0].float() for layer in self.layers], dim=1)
 
     def inputs(self, images: Tensor) -> Tensor:
-        """uint8 images (N, 3, S, S) -> what the network sees, (N, 3, side, side) float32."""
+        """Return the network's input (N, 3, side, side) float32 from uint8 images (N, 3, S, S)."""
         side, pixels = self.side(check_square(images).shape[-1]), images.float() / 255
         if side != images.shape[-1] and self.resize == "released":
             return functional.interpolate((pixels - self.mean) / self.std, (side, side), mode="bicubic")
@@ -90,12 +98,15 @@ class Timm(PretrainedNetwork, Encoder):
         return (pixels - self.mean) / self.std
 
     def side(self, image_size: int) -> int:
-        """The side in pixels that images of this size are resized to."""
+        """Return the size in pixels that images of size `image_size` are resized to.
+
+        Raises ValueError if the constructor's `image_size` is not set and this size is not a multiple of 16.
+        """
         if self.image_size is not None:
             return self.image_size
         if image_size < 16 or image_size % 16:
             raise ValueError(
-                f"images of {image_size} pixels are no whole number of 16-pixel patches: set "
+                f"images of {image_size} pixels cannot be divided into patches of 16 pixels: set "
                 f"{self._binding('image_size')} to a multiple of {self.stride}, or change Preprocessing.image_size"
             )
         return self.stride * (image_size // 16)
@@ -113,19 +124,19 @@ class Timm(PretrainedNetwork, Encoder):
             "mean": list(self.architecture.config["mean"]),
             "std": list(self.architecture.config["std"]),
             "precision": self.precision,
-            "weights_sha256": self._known_sha256(),  # before timm's conversion, whose rounding depends on the machine
+            "weights_sha256": self._sha256(),  # before timm's conversion, whose rounding depends on the machine
         }
 
-    def _by_layer(self, images: Tensor, **options) -> dict:
+    def _by_layer(self, images: Tensor, **options: Any) -> dict[int, Any]:
         network, inputs = self.network, self.inputs(images.to(self.anchor.device))
         with self._autocast():
             outputs = network.forward_intermediates(inputs, indices=list(self.layers), **FEATURES, **options)
-        return dict(zip(sorted(self.layers), outputs, strict=True))  # timm gives them in the network's order
+        return dict(zip(sorted(self.layers), outputs, strict=True))  # timm returns them in the network's order
 
     def _weights_path(self) -> Path:
         return Path(self.weights) if self.weights else hub_weights(self.architecture, self._binding("weights"))
 
-    def _build(self, path: Path, tensors: dict[str, Tensor]) -> nn.Module:
+    def _build(self, path: Path, tensors: dict[str, Tensor]) -> Any:
         network = build(self.architecture, path, tensors, self._binding("weights"))
         network.prune_intermediate_layers(list(self.layers), prune_norm=False, prune_head=True)
         return network
@@ -135,26 +146,37 @@ class Timm(PretrainedNetwork, Encoder):
         strides, setting = self.architecture.strides, f"{self._binding('layers')} = {layers!r}"
         last = len(strides) - 1
         if not numbers or not all(isinstance(i, int) and -last - 1 <= i <= last for i in numbers):
-            layout = f"{self.architecture.name} has the layers 0 to {last}; negative numbers count from the last"
-            raise ValueError(f"{setting}: {layout}")
+            raise ValueError(
+                f"{setting}: {self.architecture.name} has layers 0 to {last}; negative indices count from the end"
+            )
         numbers = tuple(i % len(strides) for i in numbers)
         if len(set(numbers)) < len(numbers):
-            raise ValueError(f"{setting} names a layer twice")
+            raise ValueError(f"{setting} names a layer twice: name each layer once")
         if len({strides[i] for i in numbers}) > 1:
             grids = ", ".join(f"layer {i}: {strides[i]}" for i in numbers)
-            raise ValueError(f"{setting}: their strides differ ({grids}); take one stage")
+            raise ValueError(f"{setting}: the layers have different strides ({grids}); choose layers of one stride")
         return numbers
 
     def _check_image_size(self, image_size: int) -> None:
         setting, name = f"{self._binding('image_size')} = {image_size}", self.architecture.name
         if self.architecture.fixed_size not in (None, image_size):
-            raise ValueError(f"{setting}: {name} takes images of {self.architecture.fixed_size} pixels only")
+            raise ValueError(f"{setting}: {name} takes only images of {self.architecture.fixed_size} pixels")
         if image_size < self.stride or image_size % self.stride:
-            raise ValueError(f"{setting} is no multiple of {self.stride}, the patch size of {name}")
+            raise ValueError(f"{setting} must be a multiple of {self.stride}, the patch size of {name}")
 
 
 class Family(Timm):
-    """Timm models by size, a key of `models`. A subclass states its table and, as in `CLIP`, its default."""
+    """A family of timm models, chosen by size. A subclass sets `models` and, as `CLIP` does, a default size.
+
+    Args:
+        size: a key of `models`.
+
+    Examples:
+        >>> class MAE(Family):
+        ...     models = {"B": "vit_base_patch16_224.mae", "L": "vit_large_patch16_224.mae"}
+        >>> MAE("L").dim
+        1024
+    """
 
     models: ClassVar[Mapping[str, str]]  # {size: timm's name with the tag of the weights}
 
@@ -176,6 +198,7 @@ class Family(Timm):
 
     @classmethod
     def model_of(cls, size: str) -> str:
+        """Return timm's name of the model of this size. Raises ValueError for an unknown size."""
         if size not in cls.models:
-            raise ValueError(f"{cls.__name__}.size = {size!r}: it is one of {', '.join(cls.models)}")
+            raise ValueError(f"{cls.__name__}.size = {size!r} must be one of {', '.join(cls.models)}")
         return cls.models[size]

@@ -1,4 +1,4 @@
-"""Checkpoints that other programs wrote: one reader for models, encoders and autoencoders."""
+"""Read checkpoints of other programs: models, encoders and autoencoders."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from redi.runtime.weights_files import bare_name, check_tensors, find_weights_fi
 
 log = logging.getLogger(__name__)
 
-# Where training programs keep the weights in their checkpoints, and how averaged ones are known among them.
+# Keys under which training programs store weights, and the pattern of those with averaged weights.
 CONTAINERS = (
     "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "params_ema",
     "teacher", "state_dict", "model_state_dict", "model", "module", "network", "net", "params", "weights", "student",
@@ -31,41 +31,55 @@ STEPS = (
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """What a checkpoint holds."""
+    """The content of a checkpoint.
 
-    path: Path  # of several files, their index
-    # "ema" and "model", as far as they are there: {published name without wrappers' prefixes: tensor} in file order
+    Examples:
+        >>> import tempfile, torch
+        >>> with tempfile.NamedTemporaryFile(suffix=".pt") as file:
+        ...     torch.save({"ema": {"weight": torch.ones(2)}, "step": 400}, file.name)
+        ...     published = read_published(file.name, names=["weight"])
+        >>> published.state("ema"), published.step
+        ({'weight': tensor([1., 1.])}, 400)
+    """
+
+    path: Path  # for several files: their index
+    # {"ema" or "model": {published name without the prefixes of wrappers: tensor}}, in the order of the file
     weights: dict[str, dict[str, Tensor]]
-    args: dict  # the settings of the training program where the file has them, as JSON
+    args: dict  # settings of the training program as JSON; empty if the file has none
     files: tuple[Path, ...]
-    steps: dict = field(default_factory=dict)  # what is stored under the names of `STEPS`
+    steps: dict = field(default_factory=dict)  # {name in `STEPS`: stored value}
 
     def state(self, which: str = "ema") -> dict[str, Tensor]:
-        """The averaged weights ('ema') or the raw ones ('model'); the others where the file has only those."""
+        """Return the averaged weights ('ema') or the raw ones ('model'). If one is missing, return the other."""
         return self.weights.get(which) or next(iter(self.weights.values()))
 
     @property
     def step(self) -> int | None:
-        """After how many steps it was written; None where the file does not say. Raises ValueError for no count."""
-        values = {name: number(value) for name, value in self.steps.items()}
-        for name, value in values.items():
+        """Training step of the checkpoint; None if not stored. Raises ValueError if it is not a step number."""
+        steps = []
+        for name, stored in self.steps.items():
+            value = number(stored)
             if value is None or value < 0 or not float(value).is_integer():
-                shown = type(self.steps[name]).__name__ if value is None else value
-                raise ValueError(f"{self.path} holds {name} = {shown}, which is no number of steps: state it (--step)")
-        return max(map(int, values.values()), default=None)
+                shown = type(stored).__name__ if value is None else value
+                raise ValueError(f"{self.path} holds {name} = {shown}, which is not a step number: pass --step")
+            steps.append(int(value))
+        return max(steps, default=None)
 
 
 def read_published(
     path: str | Path, *, names: Collection[str] = tuple(ANCHORS), binding: str = ""
 ) -> PublishedFile:  # fmt: skip
-    """Read a state dict, alone or in a training program's checkpoint (docs/published-weights.md). Nothing is executed.
+    """Read a state dict, alone or in a training program's checkpoint, without executing code from it.
+
+    docs/published-weights.md lists the formats.
 
     Args:
-        path: .safetensors, .pt, .pth, .ckpt or .bin; or a folder with one of them, or with shards and their index.
-        names: the model's tensors, for `fit_names`; default: those of DiT and its relatives.
-        binding: what named the path, for messages.
+        path: .safetensors, .pt, .pth, .ckpt or .bin file; a folder with one such file, or with shards and their index.
+        names: names of the model's tensors, for `fit_names`; default: those of DiT and related models.
+        binding: binding that set the path, for messages.
 
-    Raises ValueError: missing, truncated, not named tensors, or classes that would run code.
+    Raises:
+        ValueError: the file is missing or truncated, holds no named tensors, or holds classes that could run code.
     """
     path = local_path(path)
     try:
@@ -83,13 +97,15 @@ def read_published(
 
 
 def fit_names(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
-    """The tensors without the prefix that stands before these names ('backbone.'), averaged ones before raw ones
-    ('ema_model.', 'model.'); as they are where no prefix makes at least half of the names fit.
+    """Return the tensors without the prefix before these names, such as 'backbone.'.
+
+    The prefix must match at least half of the names; else all tensors are returned unchanged. The prefix of averaged
+    weights ('ema_model.') is preferred to that of raw ones ('model.').
     """
     parts = _by_prefix(tensors, names)
     prefix = next(filter(AVERAGED.search, parts), next(iter(parts)))
     if prefix:
-        log.info("weights are taken from %s*", prefix)
+        log.info("using the weights of %s*", prefix)
     return parts[prefix]
 
 
@@ -100,30 +116,31 @@ def _weights(path: Path, content: Mapping, names: Collection[str]) -> dict[str, 
         for prefix, part in _by_prefix(_named_tensors(state), names).items()
     }
     if not parts:
-        named = [f"{key[:100]}: {type(value).__name__}" for key, value in content.items() if isinstance(key, str)]
+        entries = [f"{key[:100]}: {type(value).__name__}" for key, value in content.items() if isinstance(key, str)]
         advice = f"save a state dict, alone or as one of {', '.join(CONTAINERS)}"
-        raise ValueError(f"holds no tensors by name, but {', '.join(named[:5]) or 'nothing'}: {advice}")
-    most, places = max(map(len, parts.values())), {}
-    for place in [place for place, part in parts.items() if 2 * len(part) >= most]:  # less is an average's settings
+        raise ValueError(f"holds no tensors by name, but {', '.join(entries[:5]) or 'nothing'}: {advice}")
+    most = max(map(len, parts.values()))
+    places: dict[str, str] = {}
+    for place in [place for place, part in parts.items() if 2 * len(part) >= most]:  # smaller ones are no weights
         places.setdefault("ema" if AVERAGED.search(place) else "model", place)
     places = dict(sorted(places.items()))
     if any(places.values()):
-        log.info("%s: %s", path, ", else ".join(f"{which} weights of {place}*" for which, place in places.items()))
+        log.info("%s: %s", path, ", ".join(f"{which} weights in {place}*" for which, place in places.items()))
     return {which: parts[place] for which, place in places.items()}
 
 
 def _states(content: Mapping, depth: int = 3) -> dict[str, Mapping]:
-    """{place, as 'ema.': state dict}: of the containers, those inside containers too; else ''."""
+    """Return {place, such as 'ema.': state dict} of all containers, nested ones too; without any, {'': content}."""
     inner = {name: content[name] for name in CONTAINERS if isinstance(content.get(name), Mapping)} if depth else {}
     states = {f"{name}.{place}": s for name, value in inner.items() for place, s in _states(value, depth - 1).items()}
     return states or ({"": content} if any(isinstance(value, Tensor) for value in content.values()) else {})
 
 
 def _named_tensors(state: Mapping) -> dict[str, Tensor]:
-    """{name: tensor} without the prefixes of wrappers."""
+    """Return {name: tensor}, without the prefixes of wrappers such as DistributedDataParallel."""
     tensors: dict[str, Tensor] = {}
     for key, tensor in state.items():
-        if isinstance(key, str) and isinstance(tensor, Tensor) and key != "n_averaged":  # torch's AveragedModel counts
+        if isinstance(key, str) and isinstance(tensor, Tensor) and key != "n_averaged":  # of torch's AveragedModel
             if (name := bare_name(key)) in tensors:
                 raise ValueError(f"holds {name} twice, with different prefixes")
             tensors[name] = tensor
@@ -131,8 +148,9 @@ def _named_tensors(state: Mapping) -> dict[str, Tensor]:
 
 
 def _by_prefix(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, dict[str, Tensor]]:
-    """{prefix: its tensors without it}, of prefixes before at least half of the names; without any, all under ''."""
-    names, counts = set(names), Counter()
+    """Return {prefix: tensors without it} for prefixes of at least half of the names; without any, {'': tensors}."""
+    names = set(names)
+    counts: Counter[str] = Counter()
     for name in tensors:
         starts = [0, *(match.end() for match in re.finditer(r"\.", name))]
         counts.update(name[:start] for start in starts if name[start:] in names)
@@ -143,9 +161,9 @@ def _by_prefix(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[st
 
 
 def _settings(args: object) -> dict:
-    """As JSON. Raises ValueError where they are not plain."""
+    """Return the settings of the training program as JSON. Raises ValueError if that is not possible."""
     args = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, Mapping) else {}
     try:
         return json.loads(json.dumps({str(key): value for key, value in args.items()}, default=str))
     except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"holds args that are not plain settings ({error})") from None
+        raise ValueError(f"holds args that cannot be written as JSON ({error}): save the weights alone") from None

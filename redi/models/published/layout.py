@@ -1,7 +1,7 @@
-"""Which model a published state dict is, told from its names and shapes alone."""
+"""Infer the architecture of a published state dict from names and shapes."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import isqrt
 
@@ -10,21 +10,21 @@ from torch import Tensor
 from redi.core.channels import Channels
 from redi.models.transformer import SIZES
 
-# Names by which other architectures are known. None of them can be read; the message says what was recognised.
+# Names that identify other architectures. They cannot be read; the error message names the architecture.
 OTHERS = {
     r"^fusion\.embeddings\.": "this library's own model: open its run folder with redi.load",
     r"^transformer_blocks\.|^proj_out_1\.|^pos_embed\.proj\.": "a transformer of diffusers (DiTTransformer2DModel, "
-    "PixArt, SD3), whose attention is cut into to_q, to_k, to_v: convert it to the authors' layout first",
-    r"^decoder_|^mask_token$|^sideblocks\.": "a masked variant with a decoder of its own (MaskDiT, SD-DiT, MDT)",
+    "PixArt, SD3) with separate to_q, to_k, to_v: convert it to the authors' layout first",
+    r"^decoder_|^mask_token$|^sideblocks\.": "a masked variant with its own decoder (MaskDiT, SD-DiT, MDT)",
     r"\.mlp\.w12\.|\.mlp\.w[123]\.|^feat_rope\.|^blocks\.\d+\.norm[12]\.weight$|\.attn\.[qk]_norm\.": "LightningDiT "
-    "or a relative (SwiGLU, RMSNorm, rotary positions), another architecture than DiT's and SiT's",
-    r"^joint_blocks\.": "an MMDiT (SD3), another architecture",
-    r"^(in_blocks|input_blocks|down_blocks|enc)\.": "a U-shaped network (U-ViT, ADM, EDM2), another architecture",
-    r"^(patch_embed|cls_token|head)\b": "a vision transformer for recognition, no diffusion model",
-    r"^(encoder|decoder|quant_conv|post_quant_conv)\.": "an autoencoder, no diffusion model",
+    "or a related model (SwiGLU, RMSNorm, rotary positions), which is not the architecture of DiT and SiT",
+    r"^joint_blocks\.": "an MMDiT (SD3), which is not the architecture of DiT and SiT",
+    r"^(in_blocks|input_blocks|down_blocks|enc)\.": "a U-shaped network (U-ViT, ADM, EDM2), not a DiT or SiT",
+    r"^(patch_embed|cls_token|head)\b": "a vision transformer for recognition, not a diffusion model",
+    r"^(encoder|decoder|quant_conv|post_quant_conv)\.": "an autoencoder, not a diffusion model",
 }
-SPECIFICATION = "the layout that is read is in docs/published-weights.md"
-ANCHORS = {  # and their dimensions
+SPECIFICATION = "docs/published-weights.md specifies the layout"
+ANCHORS = {  # {name in every published state dict: number of dimensions}
     "x_embedder.proj.weight": 4, "t_embedder.mlp.0.weight": 2, "y_embedder.embedding_table.weight": 2,
     "blocks.0.attn.qkv.weight": 2, "blocks.0.mlp.fc1.weight": 2, "final_layer.linear.weight": 2,
 }  # fmt: skip
@@ -32,13 +32,21 @@ ANCHORS = {  # and their dimensions
 
 @dataclass(frozen=True)
 class Layout:
-    """What the shapes say. O is C, or 2 C with a second output per channel (learn_sigma)."""
+    """The architecture of a published model, as its shapes define it.
+
+    Examples:
+        >>> layout = Layout(
+        ...     width=384, depth=12, patch_size=2, in_channels=12, out_channels=24, patch_grid=(16, 16),
+        ...     num_classes=1000, mlp_hidden=1536)
+        >>> layout.grid, layout.channels()["dinov2"], layout.model_settings()
+        ((32, 32), 8, {'size': 'S/2'})
+    """
 
     width: int
     depth: int
     patch_size: int
     in_channels: int  # C
-    out_channels: int  # O
+    out_channels: int  # O: C, or 2 C with learn_sigma
     patch_grid: tuple[int, int]
     num_classes: int  # K, without the null label
     mlp_hidden: int
@@ -47,6 +55,7 @@ class Layout:
 
     @property
     def learn_sigma(self) -> bool:
+        """Whether the head has a second output per channel."""
         return self.out_channels == 2 * self.in_channels
 
     @property
@@ -55,21 +64,22 @@ class Layout:
         return self.patch_grid[0] * self.patch_size, self.patch_grid[1] * self.patch_size
 
     def channels(self) -> Channels:
-        """The groups of the published models: 4 latents, then DINOv2's components. Raises ValueError for other C."""
+        """Return the groups of published models: 4 latents, then DINOv2 components. Raises ValueError for other C."""
         if self.in_channels == 4:
             return Channels(image=4)
         if 4 < self.in_channels <= 68:  # ReDi: up to 64 components
             return Channels(image=4, dinov2=self.in_channels - 4)
         raise ValueError(
-            f"the checkpoint has {self.in_channels} input channels: neither 4 latents alone nor with up to 64 "
-            "components after them. Say which channels are which: channels= (or a gin file whose codec has so many)"
+            f"the checkpoint has {self.in_channels} input channels; only 4 latents, alone or with up to 64 DINOv2 "
+            "components, are recognised: name the groups with channels=, or in a gin file whose codec has these groups"
         )
 
     def model_settings(self, num_heads: int | None = None) -> dict:
-        """Settings of `DiffusionTransformer`: `size` where the shapes are those of a published one, else its parts.
+        """Return settings of `DiffusionTransformer`: `size` if the shapes match a published size, else its parts.
 
-        The number of heads is in no shape. Default: that of the published size of this width; else heads of 64. Raises
-        ValueError where 64 does not divide the width.
+        Args:
+            num_heads: no shape defines it. Default: that of the published size of this width; else width / 64. Raises
+                ValueError if 64 does not divide the width.
         """
         settings: dict = {"size": f"B/{self.patch_size}", "width": self.width, "depth": self.depth}
         for letter, (width, depth, heads) in SIZES.items():
@@ -78,9 +88,11 @@ class Layout:
                 if (depth, heads) == (self.depth, num_heads):
                     settings = {"size": f"{letter}/{self.patch_size}"}
         if num_heads is None and self.width % 64:
-            advice = "say it (num_heads=, or --gin_bindings='DiffusionTransformer.num_heads = ...')"
-            width = f"the width {self.width} is that of no published size and no multiple of 64"
-            raise ValueError(f"the number of heads is in no checkpoint, and {width}: {advice}")
+            raise ValueError(
+                "checkpoints do not store the number of heads, and it cannot be guessed because the width "
+                f"{self.width} is neither that of a published size nor a multiple of 64: set it (num_heads=, or "
+                "--gin_bindings='DiffusionTransformer.num_heads = ...')"
+            )
         if "width" in settings:
             settings["num_heads"] = num_heads or self.width // 64
         if self.mlp_hidden != 4 * self.width:
@@ -91,21 +103,24 @@ class Layout:
 
 
 def parse_layout(state: Mapping[str, Tensor], grid: tuple[int, int] | None = None) -> Layout:
-    """Infer the layout from names and shapes; `grid` is (H, W) of the joint state, for a file without `pos_embed`.
-    Raises ValueError for another layout, naming what is wrong and what it may be.
+    """Infer the layout from names and shapes. Raises ValueError for another layout, with a guess what it is.
+
+    Args:
+        state: {published name: tensor}.
+        grid: (H, W) of the joint state; needed for a file without `pos_embed`.
     """
     if missing := [name for name in ANCHORS if name not in state]:
         raise ValueError(f"the checkpoint lacks {', '.join(missing)}: {_recognise(state)}")
     for name, dims in [*ANCHORS.items(), *([("pos_embed", 3)] if "pos_embed" in state else [])]:
         if state[name].ndim != dims:
             shape = tuple(state[name].shape)
-            raise ValueError(f"the checkpoint has {name} {shape}, which should have {dims} dimensions")
+            raise ValueError(f"the checkpoint has {name} of shape {shape}, but it must have {dims} dimensions")
     width, channels, p, _ = state["x_embedder.proj.weight"].shape
     rows = len(state["final_layer.linear.weight"])
     if rows % (p * p) or rows // (p * p) not in (channels, 2 * channels):
         raise ValueError(
             f"the checkpoint's head has {rows} rows, but patches of {p}x{p} with {channels} channels need "
-            f"{p * p * channels}, or {2 * p * p * channels} with a learned or dead sigma: another head layout"
+            f"{p * p * channels}, or {2 * p * p * channels} with learn_sigma: this head layout is not supported"
         )
     layout = Layout(
         width=width,
@@ -120,7 +135,7 @@ def parse_layout(state: Mapping[str, Tensor], grid: tuple[int, int] | None = Non
         projector_width=next((_rows(state, f"{prefix}0.weight") for prefix in projector_prefixes(state)), 0),
     )
     expected = published_shapes(layout)
-    for prefix in layout.projectors:  # three linear layers from the width, over hidden, to the encoder's
+    for prefix in layout.projectors:  # three linear layers: width -> hidden -> hidden -> encoder width
         hidden, outputs = _rows(state, f"{prefix}0.weight"), _rows(state, f"{prefix}4.weight")
         for i, (rows, columns) in {0: (hidden, width), 2: (hidden, hidden), 4: (outputs, hidden)}.items():
             expected |= {f"{prefix}{i}.weight": (rows, columns), f"{prefix}{i}.bias": (rows,)}
@@ -136,16 +151,18 @@ def _patch_grid(state: Mapping[str, Tensor], patch_size: int, grid: tuple[int, i
     if "pos_embed" in state:
         tokens = state["pos_embed"].shape[1]
         if isqrt(tokens) ** 2 != tokens:
-            raise ValueError(f"the checkpoint has {tokens} positions, which make no square grid: {SPECIFICATION}")
+            raise ValueError(f"the checkpoint has {tokens} positions, which is not a square grid: {SPECIFICATION}")
         return isqrt(tokens), isqrt(tokens)
     if grid is None:
-        advice = "pass grid=, (32, 32) for 256 pixels and (64, 64) for 512"
-        raise ValueError(f"the checkpoint stores no pos_embed, which alone tells the size of its images: {advice}")
+        raise ValueError(
+            "the checkpoint has no pos_embed, so its image size is unknown: pass grid=, (32, 32) for 256 pixels and "
+            "(64, 64) for 512"
+        )
     return grid[0] // patch_size, grid[1] // patch_size
 
 
 def published_shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
-    """{name: shape} in the order of the published code, without projectors: 8 + 10 N + 4 tensors."""
+    """Return {name: shape} in the order of the published code, without projectors: 8 + 10 depth + 4 tensors."""
     d, p, hidden = layout.width, layout.patch_size, layout.mlp_hidden
     shapes: dict[str, tuple[int, ...]] = {"pos_embed": (1, layout.patch_grid[0] * layout.patch_grid[1], d)}
 
@@ -167,8 +184,8 @@ def published_shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def projector_prefixes(names) -> tuple[str, ...]:
-    """The prefixes of the REPA projectors among these names."""
+def projector_prefixes(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the prefixes of the REPA projectors in these names."""
     if any(name.startswith("projector.") for name in names):
         return ("projector.",)
     numbers = {int(match[1]) for name in names if (match := re.match(r"projectors\.(\d+)\.", name))}
@@ -179,17 +196,17 @@ def _compare(state: Mapping[str, Tensor], expected: Mapping[str, tuple]) -> None
     if missing := [name for name in expected if name not in state and name != "pos_embed"]:
         raise ValueError(f"the checkpoint lacks {_some(missing)}: {_recognise(state)}")
     if surplus := [name for name in state if name not in expected]:
-        raise ValueError(f"the checkpoint holds {_some(surplus)} too much: {_recognise(state)}")
+        raise ValueError(f"the checkpoint holds {_some(surplus)}, which no DiT or SiT has: {_recognise(state)}")
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if wrong := [f"{name} {s} instead of {expected[name]}" for name, s in shapes.items() if s != expected[name]]:
-        raise ValueError(f"the checkpoint's shapes do not belong together: {_some(wrong)}; {SPECIFICATION}")
+        raise ValueError(f"the checkpoint's shapes are inconsistent: {_some(wrong)}; {SPECIFICATION}")
 
 
 def _recognise(state: Mapping[str, Tensor]) -> str:
-    for pattern, what in OTHERS.items():
+    for pattern, architecture in OTHERS.items():
         if any(re.search(pattern, name) for name in state):
-            return f"this looks like {what}"
-    return f"not the layout of DiT, SiT, REPA or ReDi ({SPECIFICATION})"
+            return f"this looks like {architecture}"
+    return f"this is not the layout of DiT, SiT, REPA or ReDi ({SPECIFICATION})"
 
 
 def _some(names: list[str]) -> str:

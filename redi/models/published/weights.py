@@ -1,8 +1,9 @@
-"""The state dicts that DiT, SiT, REPA and ReDi publish: what they tell of the model, and the exact way in and out."""
+"""Convert the published state dicts of DiT, SiT, REPA and ReDi to this library's model and back, without loss."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,8 @@ from redi.fusion.merged import Merged, with_one_bias
 from redi.models.published.layout import Layout, parse_layout, projector_prefixes, published_shapes
 from redi.models.transformer import DiffusionTransformer
 
-# Published stems and ours, of what is taken over as it is.
-ELSEWHERE = {
+# Tensors that are copied unchanged: {published stem: this library's stem}, outside and inside of blocks.
+OUTSIDE_BLOCKS = {
     "t_embedder.mlp.0": "timestep_embedding.mlp.0", "t_embedder.mlp.2": "timestep_embedding.mlp.2",
     "y_embedder.embedding_table": "label_embedding", "final_layer.adaLN_modulation.1": "final_modulation.1",
 }  # fmt: skip
@@ -24,21 +25,30 @@ IN_BLOCKS = {
 }  # fmt: skip
 PATCHES, HEAD = "x_embedder.proj", "final_layer.linear"
 STORED = ("float32", "float16", "bfloat16")
-# Largest difference that rounding makes between position tables; another table differs by 1.
+# Largest tolerated difference between position tables, from rounding; a different table differs by about 1.
 TABLE_TOLERANCE = {"float32": 1e-4, "float16": 4e-3, "bfloat16": 3e-2}
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A published state dict as this library's model takes it."""
+    """A published state dict, converted for `DiffusionTransformer`.
+
+    Examples:
+        >>> model = DiffusionTransformer(
+        ...     channels=Channels(image=4, dinov2=8), grid=(4, 4), num_classes=10, width=32, depth=2, num_heads=2)
+        >>> imported = from_published(to_published(model), num_heads=2)
+        >>> all(torch.equal(imported.state[name], tensor) for name, tensor in model.state_dict().items())
+        True
+    """
 
     layout: Layout
-    runtime: dict  # arguments of `DiffusionTransformer` that the loop supplies (channels, grid, number of classes, ...)
-    settings: dict  # its other arguments (size, ...)
-    state: dict[str, Tensor]  # its state dict, float32
-    # By published name, what it has no place for: a dead sigma, further projectors, a slightly other position table.
+    runtime: dict  # constructor arguments that the training loop supplies (channels, grid, number of classes, ...)
+    settings: dict  # the other constructor arguments (size, ...)
+    state: dict[str, Tensor]  # state dict of the model, float32
+    # Tensors that the model cannot hold, by published name: unused sigma outputs, further projectors, and a position
+    # table that differs by rounding.
     leftovers: dict[str, Tensor]
-    dtypes: dict[str, str]  # {published name: dtype as stored}, in the file's order
+    dtypes: dict[str, str]  # {published name: stored dtype}, in the order of the file
 
 
 def from_published(
@@ -49,42 +59,47 @@ def from_published(
     num_heads: int | None = None,
     grid: tuple[int, int] | None = None,
 ) -> Imported:
-    """Convert a published state dict; `to_published` gives every bit of it back.
+    """Convert a published state dict; `to_published` restores it bit for bit.
 
-    The one patch embedding is cut by channels into one per group, and its bias is the image's (see `fusion.Merged`);
-    the head is cut by its rows (i p + j) O + c.
+    The patch embedding is split by channels into one per group; its bias goes to the image group (see `fusion.Merged`).
+    The head is split by its rows (i p + j) O + c.
 
     Args:
+        state: {published name: tensor}.
         channels: the groups along C. Default: see `Layout.channels`.
-        learned_variance: whether the rows c >= C are variances (DiT) or dead (SiT and its relatives).
+        learned_variance: whether the rows c >= C are variances (DiT) or unused (SiT and related models).
         num_heads: default: see `Layout.model_settings`.
-        grid: (H, W) of the joint state, for a state dict without `pos_embed`.
+        grid: (H, W) of the joint state; needed for a state dict without `pos_embed`.
 
     Raises:
-        ValueError: another architecture, channels that do not add up, learned variances that are not there, NaN.
+        ValueError: another architecture, a different number of channels, missing variances, or values that are not
+            finite.
     """
     layout = parse_layout(state, grid)
-    channels = layout.channels() if channels is None else Channels(**channels)
+    groups = layout.channels() if channels is None else Channels(**channels)
     total = layout.in_channels
-    if channels.total != total:
-        raise ValueError(f"the checkpoint has {total} input channels, but {channels} makes {channels.total}")
+    if groups.total != total:
+        raise ValueError(f"the checkpoint has {total} input channels, but {groups} has {groups.total}")
     if learned_variance and not layout.learn_sigma:
-        raise ValueError(f"the checkpoint's head gives {total} outputs per pixel: there is no learned variance in it")
-    runtime = {"channels": channels, "grid": layout.grid, "num_classes": layout.num_classes}
+        raise ValueError(
+            f"the checkpoint's head has {total} outputs per pixel and no learned variance: pass "
+            "learned_variance=False (DDPM.learned_variance = ())"
+        )
+    runtime: dict[str, Any] = {"channels": groups, "grid": layout.grid, "num_classes": layout.num_classes}
     if learned_variance:
-        runtime["variance_groups"] = tuple(channels)
+        runtime["variance_groups"] = tuple(groups)
     dtypes = _dtypes(state)
     full = {name: tensor.float() for name, tensor in state.items()}
     ours = {ours: full[name] for name in published_shapes(layout) if (ours := our_name(name))}
     leftovers = _leftover_positions(state["pos_embed"], layout) if "pos_embed" in state else {}
-    for name in channels:
-        ours[f"fusion.embeddings.{name}.weight"] = full[f"{PATCHES}.weight"][:, channels.slice(name)].clone()
+    for name in groups:
+        ours[f"fusion.embeddings.{name}.weight"] = full[f"{PATCHES}.weight"][:, groups.slice(name)].clone()
     ours["fusion.embeddings.image.bias"] = full[f"{PATCHES}.bias"]
     for part in ("weight", "bias"):
         rows = full[f"{HEAD}.{part}"].unflatten(0, (layout.patch_size**2, -1))  # (p p, O, D) or (p p, O)
-        heads = {f"fusion.heads.{name}.{part}": size for name, size in channels.items()}
+        heads = {f"fusion.heads.{name}.{part}": size for name, size in groups.items()}
         if learned_variance:
-            heads |= {f"fusion.variance_heads.{name}.{part}": size for name, size in channels.items()}
+            heads |= {f"fusion.variance_heads.{name}.{part}": size for name, size in groups.items()}
         elif layout.learn_sigma:
             leftovers[f"{HEAD}.{part}"] = rows[:, total:].flatten(0, 1)
             rows = rows[:, :total]
@@ -107,15 +122,18 @@ def to_published(
     leftovers: Mapping[str, Tensor] | None = None,
     dtypes: Mapping[str, str] | None = None,
 ) -> dict[str, Tensor]:
-    """The published layout of a model: the inverse of `from_published`, bit for bit with its leftovers and dtypes.
+    """Convert a model to the published layout: the inverse of `from_published`, bit for bit with leftovers and dtypes.
 
     Args:
-        weights: to use in place of the model's own, by its names (an EMA).
-        leftovers, dtypes: of the import. Without: no dead sigma, all as it is, in the order of the published code.
+        model: a model with merged tokens, or with the image group only.
+        weights: weights to use instead of the model's, such as an EMA, by this library's names.
+        leftovers, dtypes: those of `Imported`. Default: no unused sigma outputs, dtypes as they are, in the order of
+            the published code.
     """
     _check_exportable(model)
-    own = model.state_dict()
-    ours = {name: tensor.cpu() for name, tensor in (own | with_one_bias({"": weights or {}}, own)[""]).items()}
+    state_dict = model.state_dict()
+    merged = state_dict | with_one_bias({"": weights or {}}, state_dict)[""]
+    ours = {name: tensor.cpu() for name, tensor in merged.items()}
     channels, p = model.channels, model.fusion.patch_size
     leftovers = leftovers or {}
     state = {"pos_embed": leftovers.get("pos_embed", model.fusion.positions.cpu()[None])}  # (1, T, D)
@@ -132,34 +150,39 @@ def to_published(
         out_channels=len(state[f"{HEAD}.bias"]) // p**2, patch_grid=model.fusion.patch_grid,
         num_classes=model.num_classes, mlp_hidden=len(ours["blocks.0.mlp.0.bias"]),
     )  # fmt: skip
-    state = {name: state[name] if name in state else ours[our_name(name)] for name in published_shapes(layout)}
+    state = {
+        name: ours[ours_name] if (ours_name := our_name(name)) else state[name] for name in published_shapes(layout)
+    }
     prefix = (projector_prefixes(dtypes or ()) or ("projector.",))[0]
     for name in (name for name in ours if name.startswith("projector.")):
         state[prefix + name.removeprefix("projector.")] = ours[name]
     state |= {name: tensor for name, tensor in leftovers.items() if name not in state}
     if dtypes is None:
         return {name: tensor.contiguous() for name, tensor in state.items()}
-    if "pos_embed" not in dtypes:  # nor was it in the file
+    if "pos_embed" not in dtypes:  # the imported file had none
         del state["pos_embed"]
     if differing := sorted(set(dtypes) ^ set(state)):
-        raise ValueError(f"what was imported is not what this model has: {', '.join(differing[:3])}")
+        raise ValueError(
+            f"the imported checkpoint and this model have different tensors: {', '.join(differing[:3])}; export "
+            "without dtypes="
+        )
     return {name: state[name].to(getattr(torch, dtype)).contiguous() for name, dtype in dtypes.items()}
 
 
 def our_name(published: str) -> str | None:
-    """Our name of a published tensor that is not cut; None for the others."""
+    """Return this library's name of a published tensor that is not split; None for the others."""
     stem, _, part = published.rpartition(".")
     if match := re.fullmatch(r"(blocks\.\d+)\.(.+)", stem):
         return f"{match[1]}.{IN_BLOCKS[match[2]]}.{part}"
-    return f"{ELSEWHERE[stem]}.{part}" if stem in ELSEWHERE else None
+    return f"{OUTSIDE_BLOCKS[stem]}.{part}" if stem in OUTSIDE_BLOCKS else None
 
 
 def _dtypes(state: Mapping[str, Tensor]) -> dict[str, str]:
     dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in state.items()}
     if odd := [f"{name}: {dtype}" for name, dtype in dtypes.items() if dtype not in STORED]:
-        raise ValueError(f"the checkpoint holds other types than {', '.join(STORED)}: {', '.join(odd[:3])}")
+        raise ValueError(f"the checkpoint's tensors must be {', '.join(STORED)}, but it holds {', '.join(odd[:3])}")
     if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
-        raise ValueError(f"the checkpoint holds NaN or infinite values in {', '.join(broken[:3])}")
+        raise ValueError(f"the checkpoint contains NaN or infinite values in {', '.join(broken[:3])}")
     return dtypes
 
 
@@ -167,20 +190,22 @@ def _leftover_positions(stored: Tensor, layout: Layout) -> dict[str, Tensor]:
     ours = sincos_positions(layout.patch_grid, layout.width)[None]
     difference = float((stored.float() - ours).abs().max())
     if not difference <= TABLE_TOLERANCE[str(stored.dtype).removeprefix("torch.")]:
-        table = "the fixed 2-D sin-cos table of DiT: learned, or in another order; this model has no place for it"
-        raise ValueError(f"the checkpoint's pos_embed differs by up to {difference:.2g} from {table}")
+        raise ValueError(
+            f"the checkpoint's pos_embed differs by up to {difference:.2g} from DiT's fixed 2-D sin-cos table: this "
+            "model cannot hold learned or reordered positions"
+        )
     return {} if torch.equal(stored, ours.to(stored.dtype)) else {"pos_embed": stored}
 
 
 def _check_exportable(model: DiffusionTransformer) -> None:
     if not isinstance(model, DiffusionTransformer):
-        what = f"the class {type(model).__name__}"
+        reason = f"is a {type(model).__name__}, not a DiffusionTransformer"
     elif len(model.channels) > 1 and not isinstance(model.fusion, Merged):
-        what = f"{type(model.fusion).__name__} tokens instead of one patch embedding and one head, merged"
+        reason = f"has {type(model.fusion).__name__} tokens, not merged ones with one patch embedding and one head"
     elif len(model.group_embeddings):
-        what = "an embedding of every group's own time"
+        reason = "embeds the time of every group (group_timesteps)"
     elif len(model.fusion.variance_heads) not in (0, len(model.channels)):
-        what = "a learned variance for some of its groups only"
+        reason = "has a learned variance for some groups only"
     else:
         return
-    raise ValueError(f"this model has {what}, for which the published layout has no place")
+    raise ValueError(f"this model cannot be exported to the published layout because it {reason}")

@@ -1,10 +1,11 @@
-"""Reducers: from encoder width to a few channels, and the registry of them."""
+"""Reducers: their interface and registry. A reducer maps encoder features to a few channels."""
 
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,70 +22,82 @@ FORMAT = "redi reducer 1"
 
 
 class Reducer(Checked, nn.Module, ABC):
-    """Maps encoder features (N, E, h, w) to (N, R, h, w), R being the rank. Checkpoints hold its state.
+    """Reduce encoder features (N, E, h, w) to (N, R, h, w), where R is the rank.
 
-    It has two halves, so that a cache can stand between them: `project` (what a cache stores, S channels) and
+    Reduction has two steps so that a cache can store the result of the first: `project` (features to S channels) and
     `finish` (cheap; S channels to R). A cache of S channels serves every rank up to S.
 
-    A component implements `fitted`, `fit` (which calls `forget_fit` first), `project`, `fit_settings` and `provenance`.
+    A component implements `fitted`, `fit` (which first calls `forget_fit`), `project`, `fit_settings` and `provenance`.
     It may override `finish`, `inverse`, `width`, `check_width`, `stored_provenance` and `report`.
 
-    Every tensor that `fit` sets is a buffer that `__init__` registers, as None or empty: loading gives it the shape and
-    type of what was stored. Networks whose size the fit decides are built by a hook before loading, as in
-    `ConvBottleneck`. What the state does not restore is refused right after the fit.
+    Checkpoints store the state dict of the reducer. `__init__` registers every tensor that `fit` sets as a buffer, None
+    or empty; loading gives the buffer the shape and dtype of the stored tensor. Networks whose size depends on the fit
+    are built in a hook before loading, as in `ConvBottleneck`. After every fit the library checks that the state dict
+    restores the reducer.
+
+    Examples:
+        >>> class Mean(Reducer):  # the mean over all features
+        ...     fitted = True
+        ...     def fit(self, batches): pass
+        ...     def project(self, features): return features.mean(dim=1, keepdim=True)
+        ...     def fit_settings(self): return {}
+        ...     def provenance(self): return {"reducer": "Mean"}
+        >>> Mean(rank=1)(torch.ones(2, 768, 16, 16)).shape
+        torch.Size([2, 1, 16, 16])
     """
 
     takes = {"fit": partial(map, check_maps), "project": check_maps, "inverse": check_maps}
-    width: int | None = None  # E of the features that it was fitted to; None where it works for any
+    width: int | None = None  # E of the features that the reducer was fitted to; None: any width works
+    origin: Tensor
 
     def __init__(self, rank: int = 8):
         super().__init__()
         if rank < 1:
-            raise ValueError(f"{type(self).__name__}.rank = {rank}: at least 1 is needed")
+            raise ValueError(f"{type(self).__name__}.rank = {rank} must be at least 1")
         self.rank = rank
-        # `fitted_on` as JSON; part of the state, so that it stays with the fit.
+        # `fitted_on` as JSON. A buffer, so that it is saved together with the fit.
         self.register_buffer("origin", torch.empty(0, dtype=torch.uint8))
         self.register_load_state_dict_pre_hook(_take_shapes)
 
     @property
     @abstractmethod
     def fitted(self) -> bool:
-        """Whether `fit` or `load_state_dict` has happened."""
+        """Whether the reducer is ready for use, after `fit` or `load_state_dict`."""
 
     @abstractmethod
     def fit(self, batches: Iterable[Tensor]) -> None:
-        """Learns from batches of features (N, E, h, w), in one pass and in memory independent of their number."""
+        """Fit to batches of features (N, E, h, w), in one pass and with memory independent of their number."""
 
     @abstractmethod
     def project(self, features: Tensor) -> Tensor:
-        """(N, E, h, w) -> (N, S, h, w) float32, of a magnitude that float16 holds."""
+        """Return what a cache stores: (N, E, h, w) -> (N, S, h, w) float32, within the range of float16."""
 
     def finish(self, stored: Tensor) -> Tensor:
-        """What `project` gave, possibly through float16 -> (N, R, h, w) float32."""
+        """Return the reduced features (N, R, h, w) float32 from the output of `project`, in float16 or float32."""
         return stored.float()[:, : self.rank]
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, E, h, w) -> (N, R, h, w), float32."""
+        """Return the reduced features: (N, E, h, w) -> (N, R, h, w) float32."""
         return self.finish(self.project(features))
 
     def inverse(self, reduced: Tensor) -> Tensor:
-        """(N, R, h, w) -> (N, E, h, w), as near to the features as R channels allow."""
+        """Return the best reconstruction of the features: (N, R, h, w) -> (N, E, h, w) float32."""
         raise TypeError(f"{type(self).__name__} has no inverse")
 
     @abstractmethod
     def fit_settings(self) -> dict:
-        """What `fit` depends on beside the features, as JSON: the key under which fits are shared."""
+        """Return every setting that affects `fit`, as JSON. Runs with equal settings and features share one fit."""
 
     @abstractmethod
     def provenance(self) -> dict:
-        """What this reducer is and how well it keeps the features, as JSON."""
+        """Return every setting that affects the output, and the quality of the fit, as JSON."""
 
     def stored_provenance(self) -> dict:
-        """What decides the output of `project`, as JSON: a cache fits all reducers for which this is the same."""
+        """Return every setting that affects `project`, as JSON. Reducers with equal settings share a cache."""
         return self.provenance()
 
     def check_width(self, width: int) -> None:
-        """Raises ValueError unless it can reduce features of this width E; asked before anything is encoded."""
+        """Raise ValueError if features of this width E cannot be reduced. Called before anything is encoded."""
         name = type(self).__name__
         if self.width not in (None, width):
             raise ValueError(f"this {name} was fitted to features of width {self.width}, not {width}")
@@ -92,26 +105,26 @@ class Reducer(Checked, nn.Module, ABC):
             raise ValueError(f"{name}.rank = {self.rank} exceeds the encoder width {width}")
 
     def require_fit(self) -> None:
-        """Raises ValueError before a fit."""
+        """Raise ValueError if the reducer has not been fitted."""
         if not self.fitted:
             raise ValueError(f"this {type(self).__name__} has not been fitted: call fit(batches) or prepare() first")
 
     @property
     def fitted_on(self) -> dict | None:
-        """What the fit was made on, as `record_fit` noted it; None: unknown."""
+        """The data of the fit, as stored by `record_fit`; None if unknown."""
         return json.loads(bytes(self.origin.tolist())) if len(self.origin) else None
 
     def record_fit(self, *, encoder: dict | None, sample: dict, **others) -> None:
-        """Note what the fit was made on: the encoder's provenance and the sample of images, as JSON."""
+        """Store the data of the fit: the encoder's provenance and the sample of images, as JSON."""
         text = json.dumps({"encoder": encoder, "sample": sample, **others}, sort_keys=True)
         self.origin = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.origin.device)
 
     def forget_fit(self) -> None:
-        """What `fit` calls first: the record of the fit before does not hold for the new one."""
+        """Clear the record of an earlier fit; every `fit` calls this first."""
         self.origin = self.origin.new_empty(0)
 
     def check_encoder(self, encoder_provenance: dict) -> None:
-        """Raises ValueError where the record of the fit names another encoder; versions of libraries may differ."""
+        """Raise ValueError if the reducer was fitted to another encoder. Library versions may differ."""
         recorded = (self.fitted_on or {}).get("encoder") or {}
         differing = [
             f"{key}: {old!r} -> {encoder_provenance.get(key)!r}"
@@ -120,16 +133,16 @@ class Reducer(Checked, nn.Module, ABC):
         ]
         if differing:
             raise ValueError(
-                f"this {type(self).__name__} was fitted on features of another encoder ({'; '.join(differing)}): set "
-                f"that encoder, or fit anew by removing {type(self).__name__}.path"
+                f"this {type(self).__name__} was fitted on features of another encoder ({'; '.join(differing)}): use "
+                f"that encoder, or remove {type(self).__name__}.path to fit again"
             )
 
     def report(self) -> dict:
-        """What a saved fit says of itself beside its settings, as JSON."""
+        """Return additional facts about the fit, as JSON. `save` stores them."""
         return {}
 
     def save(self, folder: str | Path) -> None:
-        """Write the fit as an artefact for `path` of a reducer of this class. Raises ValueError before a fit."""
+        """Save the fit to a folder; the `path` argument of this class loads it. Raises ValueError before a fit."""
         self.require_fit()
         state = self.state_dict()
         record = {
@@ -146,8 +159,9 @@ class Reducer(Checked, nn.Module, ABC):
         save_artefact(local_path(folder), {"state": state}, record)
 
     def restore(self, path: str | Path) -> None:
-        """Load the fit that `save` wrote to `path`. Raises ValueError where it is missing, damaged, of another class,
-        with other settings, or too narrow for the rank.
+        """Load the fit that `save` wrote to `path`.
+
+        Raises ValueError if it is missing, damaged, of another class or other settings, or too narrow for the rank.
         """
         binding = f"{type(self).__name__}.path = {str(path)!r}"
         try:
@@ -155,20 +169,20 @@ class Reducer(Checked, nn.Module, ABC):
         except BrokenArtefact as error:
             raise ValueError(f"{binding}: {error}") from None
         if record.get("format") != FORMAT:
-            raise ValueError(f"{binding} is no saved reducer: its record.json says no {FORMAT!r}")
+            raise ValueError(f"{binding} is not a saved reducer: the format in its record.json is not {FORMAT!r}")
         if (kind := record["reducer"]) != type(self).__name__:
-            raise ValueError(f"{binding} holds a {kind}: set Representation.reducer = reducers.{kind}()")
-        own = self.fit_settings()
+            raise ValueError(f"{binding} holds a {kind}: set Representation.reducer = @reducers.{kind}()")
+        settings = self.fit_settings()
         for key, value in record["fit_settings"].items():
-            if _as_json(own.get(key)) != value:
+            if _as_json(settings.get(key)) != value:
                 raise ValueError(
-                    f"{binding} was fitted with {key} = {value!r}, this reducer has {own.get(key)!r}: "
+                    f"{binding} was fitted with {key} = {value!r}, but this reducer has {settings.get(key)!r}: "
                     f"set {type(self).__name__}.{key} = {value!r}"
                 )
         self.take_over(tensors["state"], record["fitted_on"], binding)
 
     def take_over(self, state: dict[str, Tensor], fitted_on: dict | None, binding: str) -> None:
-        """Load a state that `binding` names, and note what it was fitted on."""
+        """Load a state dict and the data of its fit. `binding` names their source in error messages."""
         try:
             self.load_state_dict(state)
         except (RuntimeError, ValueError) as error:
@@ -178,15 +192,15 @@ class Reducer(Checked, nn.Module, ABC):
 
 
 def _take_shapes(reducer: Reducer, state: dict, prefix: str, *_) -> None:
-    """Before loading: buffers, None too, take shape and type of what is loaded: only `fit` knows them."""
+    """Give the buffers shape and dtype of the stored tensors before loading, because they depend on the fit."""
     state.setdefault(f"{prefix}origin", torch.empty(0, dtype=torch.uint8))
     for name in reducer._buffers:
         if (stored := state.get(prefix + name)) is not None:
             setattr(reducer, name, torch.empty_like(stored, device=reducer.origin.device))
 
 
-def _as_json(value):
-    """As JSON gives it back: tuples become lists."""
+def _as_json(value: Any) -> Any:
+    """Return the value after a round trip through JSON, which turns tuples into lists."""
     return json.loads(json.dumps(value))
 
 

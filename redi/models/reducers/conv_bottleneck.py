@@ -17,21 +17,36 @@ log = logging.getLogger(__name__)
 
 @register
 class ConvBottleneck(Reducer):
-    """PCA with a learned correction: an autoencoder of the features whose code is the joint state.
+    """PCA plus a learned convolutional correction: an autoencoder of the features with R code channels.
 
-    code = linear(f) + convolutions(f), and the same way back, on standardised features f. The linear maps start as
-    those of PCA and the corrections at zero. The code is shifted to mean 0 and divided by one number, so that the R
-    channels have mean square 1 together. They have no order: a cache serves one rank.
+    The encoder computes linear(f) + correction(f) from standardised features f; the decoder has the same form. The
+    linear maps start as PCA, the corrections at zero. The code is centred and divided by one number, so that the mean
+    square over all R channels is 1. The channels have no order, so a cache serves one rank only.
 
     Args:
-        rank: R.
-        hidden: channels of the corrections.
-        num_steps, batch_size, learning_rate: of the training (AdamW, one-cycle, mean squared error).
-        max_images: images whose features are held in memory (0.8 MB each at 16x16x768), a uniform sample; a tenth is
-            held out to measure the explained variance.
-        seed: of the sample, the weights and the batches. On the CPU the fit is reproducible bit for bit.
-        path: what `save` wrote, to use instead of a new fit.
+        rank: R, the number of code channels.
+        hidden: hidden channels of the corrections.
+        num_steps, batch_size, learning_rate: training settings (AdamW, one-cycle schedule, mean squared error).
+        max_images: size of the random sample of images whose features are held in memory (0.8 MB each at 16x16x768).
+            A tenth of them is held out to measure the explained variance.
+        seed: seed of the sample, the weights and the batches. On the CPU the fit is bit-reproducible.
+        path: folder of a fit written by `save`, loaded instead of fitting.
+
+    Examples:
+        >>> features = torch.randn(8, 16, 4, 4, generator=torch.Generator().manual_seed(0))
+        >>> reducer = ConvBottleneck(rank=4, hidden=8, num_steps=5)
+        >>> reducer.fit([features])
+        >>> reducer(features).shape, reducer.inverse(reducer(features)).shape
+        (torch.Size([8, 4, 4, 4]), torch.Size([8, 16, 4, 4]))
     """
+
+    mean: Tensor  # (E,)
+    std: Tensor  # (E,)
+    code_mean: Tensor  # (R,)
+    code_rms: Tensor  # ()
+    explained: Tensor  # (2,) share of the held-out images' variance that this reducer and PCA explain
+    encode: "_Corrected"  # None before a fit, as `decode`
+    decode: "_Corrected"
 
     def __init__(
         self,
@@ -48,17 +63,17 @@ class ConvBottleneck(Reducer):
         super().__init__(rank=rank)
         for name, value in (("hidden", hidden), ("num_steps", num_steps), ("batch_size", batch_size)):
             if value < 1:
-                raise ValueError(f"ConvBottleneck.{name} = {value}: at least 1 is needed")
+                raise ValueError(f"ConvBottleneck.{name} = {value} must be at least 1")
         if max_images < 2:
-            raise ValueError(f"ConvBottleneck.max_images = {max_images}: one to learn from and one to measure on")
+            raise ValueError(f"ConvBottleneck.max_images = {max_images} must be at least 2: to train and to test on")
         self.hidden, self.num_steps, self.batch_size = hidden, num_steps, batch_size
         self.learning_rate, self.max_images, self.seed = learning_rate, max_images, seed
-        for name in ("mean", "std"):  # of the features, (E,)
+        for name in ("mean", "std"):
             self.register_buffer(name, torch.empty(0))
         self.register_buffer("code_mean", torch.zeros(rank))
         self.register_buffer("code_rms", torch.ones(()))
-        self.register_buffer("explained", torch.zeros(2))  # by this and by PCA, of the held-out images' variance
-        self.encode = self.decode = None  # modules, made by a fit
+        self.register_buffer("explained", torch.zeros(2))
+        self.encode = self.decode = None  # type: ignore[assignment]  # a fit builds them
         self.register_load_state_dict_pre_hook(_take_networks)
         if path is not None:
             self.restore(path)
@@ -68,12 +83,12 @@ class ConvBottleneck(Reducer):
         return self.mean.numel() > 0
 
     @property
-    def width(self) -> int | None:
+    def width(self) -> int | None:  # type: ignore[override]  # a plug-in may set the attribute
         return len(self.mean) or None
 
     def fit(self, batches: Iterable[Tensor]) -> None:
         self.forget_fit()
-        self.mean = self.mean.new_empty(0)  # starts afresh
+        self.mean = self.mean.new_empty(0)  # an earlier fit does not restrict the width
         sample, device = self._sample(batches), self.mean.device
         order = torch.randperm(len(sample), generator=torch.Generator().manual_seed(self.seed))
         test, train = order.tensor_split([max(1, len(order) // 10)])
@@ -93,33 +108,35 @@ class ConvBottleneck(Reducer):
             self._optimise(sample, train)
         self.requires_grad_(False)
         self._scale_code(sample, train)
-        self.explained = torch.tensor([self._kept(reducer, sample, test) for reducer in (self, pca)]).to(device)
-        own, linear = (100 * self.explained).tolist()
+        shares = [self._explained_variance_of(reducer, sample, test) for reducer in (self, pca)]
+        self.explained = torch.tensor(shares).to(device)
         log.info(
-            "ConvBottleneck rank %d of %d: %.1f %% of the variance of %d held-out images, where PCA keeps %.1f %%",
-            self.rank, len(self.mean), own, len(test), linear,
+            "ConvBottleneck rank %d of %d explains %.1f %% of the variance of %d held-out images, PCA %.1f %%",
+            self.rank, len(self.mean), 100 * shares[0], len(test), 100 * shares[1],
         )  # fmt: skip
-        if own < linear:
-            log.warning("ConvBottleneck overfits: fit it to more images, or set fewer num_steps or hidden")
+        if shares[0] < shares[1]:
+            log.warning("ConvBottleneck overfits: fit it to more images, or lower its num_steps or hidden")
 
     def _sample(self, batches: Iterable[Tensor]) -> Tensor:
-        """A uniform sample of the images' features (at most max_images, E, h, w), by algorithm R of Vitter (1985)."""
-        generator, kept, seen, vectors = torch.Generator().manual_seed(self.seed), torch.empty(0), 0, 0
+        """Draw a uniform sample of the images' features (at most max_images, E, h, w): algorithm R of Vitter (1985)."""
+        generator, sample, seen, vectors = torch.Generator().manual_seed(self.seed), torch.empty(0), 0, 0
         for number, features in enumerate(batches):
             self.check_width(features.shape[1])
             require_finite(features, number)
             vectors += features[:, 0].numel()
-            if not seen:  # no memory is taken before it is written
-                kept = torch.empty(self.max_images, *features.shape[1:])
+            if not seen:  # the system provides this memory only as it is written
+                sample = torch.empty(self.max_images, *features.shape[1:])
             for image in features.detach():
                 place = seen if seen < self.max_images else int(torch.randint(seen + 1, (), generator=generator))
                 if place < self.max_images:
-                    kept[place] = image
+                    sample[place] = image
                 seen += 1
         if vectors <= self.rank or seen < 2:
-            needed = f"more than the {vectors} feature vectors given, of at least two images"
-            raise ValueError(f"ConvBottleneck.rank = {self.rank} needs {needed}")
-        return kept[:seen]
+            raise ValueError(
+                f"ConvBottleneck.rank = {self.rank} needs more than {self.rank} feature vectors of at least two images"
+                f", but got {vectors} of {seen}: fit to more images or lower ConvBottleneck.rank"
+            )
+        return sample[:seen]
 
     def _build(self, width: int) -> None:
         self.encode = _Corrected(width, self.rank, self.hidden).to(self.mean.device)
@@ -146,8 +163,8 @@ class ConvBottleneck(Reducer):
         self.code_rms = codes.covariance.diagonal().mean().sqrt().float()
 
     @torch.no_grad()
-    def _kept(self, reducer: Reducer, sample: Tensor, test: Tensor) -> float:
-        """The share of the standardised features' variance that comes back from a reducer."""
+    def _explained_variance_of(self, reducer: Reducer, sample: Tensor, test: Tensor) -> float:
+        """Return the share of the standardised features' variance that a reducer reconstructs."""
         lost = total = 0.0
         for part in test.split(self.batch_size):
             features = sample[part].to(self.mean.device)
@@ -173,7 +190,7 @@ class ConvBottleneck(Reducer):
 
     @property
     def explained_variance(self) -> float:
-        """The share of the standardised features' variance that `inverse` gives back, on held-out images."""
+        """Share of the standardised features' variance that `inverse` reconstructs, on held-out images."""
         return float(self.explained[0])
 
     def fit_settings(self) -> dict:
@@ -189,7 +206,7 @@ class ConvBottleneck(Reducer):
 
 
 class _Corrected(nn.Module):
-    """(N, I, h, w) -> (N, O, h, w): a linear map of every position plus a correction that sees its neighbours."""
+    """Map (N, I, h, w) to (N, O, h, w) by a linear map per position plus a convolutional correction."""
 
     def __init__(self, inputs: int, outputs: int, hidden: int):
         super().__init__()
@@ -198,7 +215,7 @@ class _Corrected(nn.Module):
             nn.Conv2d(inputs, hidden, 1), nn.GELU(), nn.Conv2d(hidden, hidden, 3, padding=1), nn.GELU(),
             nn.Conv2d(hidden, outputs, 1),
         )  # fmt: skip
-        for parameter in (self.linear.bias, *self.correction[-1].parameters()):
+        for parameter in (self.linear.get_parameter("bias"), *self.correction[-1].parameters()):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -206,9 +223,10 @@ class _Corrected(nn.Module):
 
 
 def _take_networks(reducer: ConvBottleneck, *_) -> None:
+    """Build the networks of the stored width before loading, or remove them if the stored reducer is not fitted."""
     if reducer.fitted:
-        with torch.random.fork_rng(devices=[]):  # without a draw of the caller's random numbers
+        with torch.random.fork_rng(devices=[]):  # keeps the caller's random state
             reducer._build(len(reducer.mean))
     else:
-        reducer.encode = reducer.decode = None
+        reducer.encode = reducer.decode = None  # type: ignore[assignment]  # a fit builds them
     reducer.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""What all linear reducers share: a fit from moments, explicit scale, projection and its inverse."""
+"""The base class of linear reducers: fit from moments, scale, projection and inverse."""
 
 import logging
 from abc import abstractmethod
@@ -16,17 +16,32 @@ BUFFERS = ("mean", "std", "components", "deviations", "explained")
 
 
 class LinearReducer(Reducer):
-    """reduced = scale * components (features - mean) / std. Subclasses supply the rows.
+    """Linear projection: reduced = scale * components (features - mean) / std. Subclasses provide the components.
 
     Args:
-        rank: R, the rows used.
-        scale: 'raw' leaves the projection as it is; 'unit_rms' divides it by one number so that the R channels
-            have mean square 1 together, comparable to latents; 'whiten' divides every channel by its own
-            standard deviation. Measured on the encoder's grid: resizing to a finer latent grid smooths.
-        standardize: divide every feature by its own standard deviation first.
-        store_rank: S, the channels that a cache stores; ranks up to it need no new encoding. Default: the rank.
-        path: what `save` wrote, to use instead of a new fit. Raises ValueError where it does not fit the settings.
+        rank: R, the number of components used.
+        scale: 'raw' does not scale the projection; 'unit_rms' divides it by one number so that the mean square over
+            all R channels is 1, comparable to latents; 'whiten' divides every channel by its own standard
+            deviation. Both are measured on the encoder's grid: resizing to a finer latent grid smooths.
+        standardize: divide every feature by its standard deviation first.
+        store_rank: S, the number of channels that a cache stores; it serves every rank up to S. Default: the rank.
+        path: folder of a fit written by `save`, loaded instead of fitting. Its settings must match.
+
+    Examples:
+        >>> class FirstFeatures(LinearReducer):  # keeps the first R features
+        ...     def rows(self, covariance): return torch.eye(len(covariance)).to(covariance)
+        >>> features = torch.randn(4, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> reducer = FirstFeatures(rank=2, scale="raw")
+        >>> reducer.fit([features])
+        >>> torch.allclose(reducer(features), (features - features.mean(dim=(0, 2, 3), keepdim=True))[:, :2])
+        True
     """
+
+    mean: Tensor  # (E,)
+    std: Tensor  # (E,)
+    components: Tensor  # (K, E)
+    deviations: Tensor  # (K,) standard deviation of every component
+    explained: Tensor  # (K,) share of the variance in the span of the first k components
 
     def __init__(
         self,
@@ -43,7 +58,7 @@ class LinearReducer(Reducer):
             raise ValueError(f"{name}.store_rank = {store_rank} is less than {name}.rank = {rank}")
         self.store_rank = rank if store_rank is None else store_rank
         if scale not in ("raw", "unit_rms", "whiten"):
-            raise ValueError(f"{type(self).__name__}.scale = {scale!r}: it is 'raw', 'unit_rms' or 'whiten'")
+            raise ValueError(f"{type(self).__name__}.scale = {scale!r} must be 'raw', 'unit_rms' or 'whiten'")
         self.scale, self.standardize = scale, standardize
         for name in BUFFERS:
             self.register_buffer(name, torch.empty(0))
@@ -53,14 +68,14 @@ class LinearReducer(Reducer):
 
     @abstractmethod
     def rows(self, covariance: Tensor) -> Tensor:
-        """Covariance of the (standardised) features (E, E), float64 -> components (K, E), K >= rank."""
+        """Return K >= rank components (K, E) from the covariance of the (standardised) features (E, E), float64."""
 
     @property
     def fitted(self) -> bool:
         return self.components.numel() > 0
 
     @property
-    def width(self) -> int | None:
+    def width(self) -> int | None:  # type: ignore[override]  # a plug-in may set the attribute
         return len(self.mean) if self.fitted else None
 
     def fit(self, batches: Iterable[Tensor]) -> None:
@@ -72,20 +87,24 @@ class LinearReducer(Reducer):
         self.solve(moments)
 
     def solve(self, moments: Moments) -> None:
-        """Fit to the moments of features. Raises ValueError for too few vectors, features that never vary, or a scale
-        that would divide by zero.
+        """Fit to the moments of features.
+
+        Raises ValueError for too few feature vectors, constant features, or a scale that would divide by zero.
         """
         self._forget()
         name = type(self).__name__
         if moments.count <= self.rank:
-            raise ValueError(f"{name}.rank = {self.rank} needs more than the {moments.count} feature vectors given")
+            raise ValueError(
+                f"{name}.rank = {self.rank} needs more than {self.rank} feature vectors, but got {moments.count}: fit "
+                f"to more images or lower {name}.rank"
+            )
         self.check_width(len(moments.mean))
         covariance = moments.covariance
         variances = covariance.diagonal()
-        # A feature that varies by less than the rounding of float32 is constant; it must not be standardised.
+        # A feature that varies by less than the rounding of float32 counts as constant and is not standardised.
         varies = variances > (torch.finfo(torch.float32).eps * moments.mean).square()
         if not varies.any():
-            raise ValueError("the encoder's features never vary: there is nothing to reduce")
+            raise ValueError(f"{name} cannot be fitted: the encoder's features never vary")
         std = variances.sqrt().where(varies, 1.0) if self.standardize else torch.ones_like(variances)
         covariance = covariance / torch.outer(std, std)
         rows = self.rows(covariance)
@@ -96,7 +115,7 @@ class LinearReducer(Reducer):
         self.explained = (along.cumsum(0) / covariance.trace()).float()
         self._check_scale()
         log.info(
-            "%s rank %d of %d: %.1f %% of the variance of %d feature vectors",
+            "%s rank %d of %d explains %.1f %% of the variance of %d feature vectors",
             name, self.rank, len(self.mean), 100 * self.explained_variance, moments.count,
         )  # fmt: skip
 
@@ -105,31 +124,34 @@ class LinearReducer(Reducer):
         self.components = self.components.new_empty(0)
 
     def _check_scale(self) -> None:
-        kept, name = self.deviations[: self.rank], type(self).__name__
-        if not len(kept) or self.scale == "raw":
+        stds, name = self.deviations[: self.rank], type(self).__name__
+        if not len(stds) or self.scale == "raw":
             return
-        if not kept.max() > 0:
-            raise ValueError(f"{name}.scale = {self.scale!r} would divide by zero: no component of {self.rank} varies")
-        if self.scale == "whiten" and kept.min() <= 1e-6 * kept.max():
-            weak = int((kept > 1e-6 * kept.max()).sum())
+        if not stds.max() > 0:
             raise ValueError(
-                f"{name}.scale = 'whiten' would divide by zero: only {weak} of {self.rank} components vary; "
-                f"lower {name}.rank or use scale = 'unit_rms'"
+                f"{name}.scale = {self.scale!r} would divide by zero: none of the {self.rank} components varies; "
+                f"set {name}.scale = 'raw'"
+            )
+        if self.scale == "whiten" and stds.min() <= 1e-6 * stds.max():
+            varying = int((stds > 1e-6 * stds.max()).sum())
+            raise ValueError(
+                f"{name}.scale = 'whiten' would divide by zero: only {varying} of {self.rank} components vary; "
+                f"lower {name}.rank or set {name}.scale = 'unit_rms'"
             )
 
     @property
     def factors(self) -> Tensor:
-        """(R,) what each projected channel is multiplied with."""
-        deviations = self.deviations[: self.rank]
+        """(R,) factor of each projected channel, as `scale` defines it."""
+        stds = self.deviations[: self.rank]
         if self.scale == "raw":
-            return torch.ones_like(deviations)
+            return torch.ones_like(stds)
         if self.scale == "whiten":
-            return 1 / deviations
-        return (1 / deviations.square().mean().sqrt()).expand_as(deviations)
+            return 1 / stds
+        return (1 / stds.square().mean().sqrt()).expand_as(stds)
 
     @property
     def explained_variance(self) -> float:
-        """The share of the (standardised) features' variance that lies in the span of the R rows."""
+        """Share of the variance of the (standardised) features in the span of the R components, in [0, 1]."""
         return float(self.explained[self.rank - 1])
 
     def project(self, features: Tensor) -> Tensor:
@@ -146,8 +168,10 @@ class LinearReducer(Reducer):
 
     @property
     def _units(self) -> Tensor:
-        """(K,) the units of stored channels, for float16's range: the power of two below a channel's own deviation, at
-        least 2^-10 of the strongest, because channels that are weak in the fit may not be so in other images.
+        """(K,) power of two that divides each stored channel, so that it fits the range of float16.
+
+        It is the largest one below the channel's standard deviation, but at least 2^-10 of the largest deviation,
+        because a channel that is weak in the fit can be strong in other images.
         """
         strongest = self.deviations.max()
         floor = torch.where(strongest > 0, strongest * 2**-9, 1.0)
@@ -165,7 +189,7 @@ class LinearReducer(Reducer):
         super().require_fit()
         for setting, rank in (("rank", self.rank), ("store_rank", self.store_rank)):
             if rank > (rows := len(self.components)):
-                raise ValueError(f"{type(self).__name__}.{setting} = {rank} exceeds the {rows} fitted rows")
+                raise ValueError(f"{type(self).__name__}.{setting} = {rank} exceeds the {rows} fitted components")
 
     def fit_settings(self) -> dict:
         return {"reducer": type(self).__name__, "standardize": self.standardize}
@@ -180,7 +204,7 @@ class LinearReducer(Reducer):
         return settings | ({"fitted_on": self.fitted_on} if self.fitted_on else {})
 
     def report(self) -> dict:
-        """Of all K rows: standard deviation, and the share of the variance that each adds to those before it."""
+        """Return for all K components the standard deviation and the share of the variance that each one adds."""
         shares = self.explained.diff(prepend=self.explained.new_zeros(1))
         settings = {"scale": self.scale, "standardize": self.standardize, "store_rank": self.store_rank}
         return settings | {"deviations": self.deviations.tolist(), "explained_variance_ratio": shares.tolist()}
@@ -193,12 +217,12 @@ class LinearReducer(Reducer):
 
 
 def _check_loaded(reducer: LinearReducer, _) -> None:
-    """After loading, because a fit is shared by all scales and ranks, and some cannot use it."""
+    """Check a loaded fit. All ranks and scales share fits, so a fit may not support the configured ones."""
     shapes = {name: tuple(getattr(reducer, name).shape) for name in BUFFERS}
     rows, width = len(reducer.deviations), len(reducer.mean)
     expected = {"mean": (width,), "std": (width,), "deviations": (rows,), "explained": (rows,)}
     if reducer.fitted and shapes != expected | {"components": (rows, width)}:
-        raise ValueError(f"the stored {type(reducer).__name__} holds tensors that do not belong together: {shapes}")
+        raise ValueError(f"the stored {type(reducer).__name__} is inconsistent: its tensors have the shapes {shapes}")
     if reducer.fitted:
         reducer.require_fit()
     reducer._check_scale()

@@ -1,4 +1,4 @@
-"""Principal component analysis."""
+"""The reducer of the paper: principal component analysis."""
 
 import logging
 from pathlib import Path
@@ -14,14 +14,21 @@ log = logging.getLogger(__name__)
 
 @register
 class PCA(LinearReducer):
-    """Eigenvectors of the features' covariance, largest first (paper, section 3.4).
+    """Project onto the eigenvectors of the features' covariance with the largest eigenvalues (paper, section 3.4).
 
-    One fit holds all E components, so every rank is a slice of it. Arguments: `LinearReducer`; the paper's released
-    code standardises and leaves the scale raw. `path` may also be the file published with it, dino_pca_model.pth.
+    One fit computes all E components, so every rank uses the same fit. Arguments: `LinearReducer`. The paper's released
+    code sets standardize = True and scale = 'raw'. `path` may also be its published file, dino_pca_model.pth.
+
+    Examples:
+        >>> features = torch.randn(4, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> pca = PCA(rank=16)
+        >>> pca.fit([features])
+        >>> torch.allclose(pca.inverse(pca(features)), features, atol=1e-4)  # full rank: lossless
+        True
     """
 
     def rows(self, covariance: Tensor) -> Tensor:
-        vectors = torch.linalg.eigh(covariance).eigenvectors.flip(1).T  # (E, E), rows by falling eigenvalue
+        vectors = torch.linalg.eigh(covariance).eigenvectors.flip(1).T  # (E, E), one a row, by decreasing eigenvalue
         # An eigenvector's sign is arbitrary: make its largest entry positive, as scikit-learn does.
         largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
         return vectors * largest.sign()
@@ -35,6 +42,6 @@ class PCA(LinearReducer):
         if not self.standardize:
             raise ValueError(f"{binding} was fitted to standardised features: set PCA.standardize = True")
         if self.scale != "raw":
-            log.warning("%s: models published with it expect PCA.scale = 'raw', not %r", binding, self.scale)
+            log.warning("%s: the models published with this file need PCA.scale = 'raw', not %r", binding, self.scale)
         state, fitted_on = read_published_pca(path)
         self.take_over(state, fitted_on, binding)

@@ -1,9 +1,11 @@
-"""The PCA statistics published with the paper's code (dino_pca_model.pth), read without executing the pickle.
+"""Read the PCA statistics published with the paper's code (dino_pca_model.pth) without executing the pickle.
 
-They mean z = components ((f - mean) / std - pca_mean): that of `LinearReducer` with mean + std * pca_mean for its mean.
+The file defines z = components ((f - mean) / std - pca_mean). This is `LinearReducer` with the mean
+mean + std * pca_mean.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +16,10 @@ from redi.runtime.paths import local_path
 from redi.runtime.weights_files import Inert, check_tensors, read_weights_file
 
 PUBLISHED_SHA256 = "60edf20f780c27cdb528af77a15ab41a82f32eadeb1cd97cc322f528e7edc13d"
-# What that file was made from: DINOv2-B with registers. Other files of this format do not name their encoder.
+# The encoder of the published file: DINOv2-B with registers. Other files of this format do not name their encoder.
 PUBLISHED_ENCODER = {"timm_model": "vit_base_patch14_reg4_dinov2.lvd142m", "layers": [11], "resize": "released"}
 VECTORS_PER_IMAGE = 256  # the grid of that encoder is 16 x 16
-MAX_BYTES = 2**28  # of a file; the published one takes 3.5 MB at 768 components, and it grows with the square
+MAX_BYTES = 2**28  # the published file has 3.5 MB at 768 components; the size grows with the square of their number
 INERT = (
     "sklearn.decomposition._pca.PCA", "numpy.ndarray", "numpy.dtype",
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
@@ -25,23 +27,24 @@ INERT = (
 
 
 def read_published_pca(path: str | Path) -> tuple[dict[str, Tensor], dict]:
-    """-> the state of a `PCA` with standardize=True, and what it was fitted on, as far as the file tells. Raises
-    ValueError for a file that is missing, damaged, hostile, or not {pca_model, mean, std} of one width.
+    """Return the state dict of a `PCA` with standardize=True, and the data of the fit if the file names it.
+
+    Raises ValueError for a file that is missing, damaged or malicious, or not {pca_model, mean, std} of one width.
     """
     path = local_path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     if (size := path.stat().st_size) > MAX_BYTES:
-        raise ValueError(f"{path} has {size} bytes: more than {MAX_BYTES} are not read")
+        raise ValueError(f"{path} has {size} bytes, but files of more than {MAX_BYTES} bytes are not read")
     try:
-        saved = read_weights_file(path, inert=INERT)
-        absent = sorted({"pca_model", "mean", "std"} - set(saved)) if isinstance(saved, dict) else ["a dictionary"]
-        if absent:
-            lacks = f"it lacks {', '.join(absent)}"
-            raise ValueError(f"does not hold the published statistics (pca_model, mean, std): {lacks}")
+        saved: Any = read_weights_file(path, inert=INERT)
+        if not isinstance(saved, dict):
+            raise ValueError(f"holds a {type(saved).__name__}, not a dictionary with pca_model, mean and std")
+        if missing := sorted({"pca_model", "mean", "std"} - set(saved)):
+            raise ValueError(f"lacks {', '.join(missing)}: the published file holds pca_model, mean and std")
         model = saved["pca_model"].state if isinstance(saved["pca_model"], Inert) else None
         if not isinstance(model, dict) or model.get("whiten"):
-            raise ValueError("holds a pca_model that is not a PCA of scikit-learn without whitening")
+            raise ValueError("holds a pca_model that is not a scikit-learn PCA with whiten=False")
         check_tensors((v for v in (*saved.values(), *model.values()) if isinstance(v, Tensor)), size)
         state = _state(saved, model)
     except ValueError as error:
@@ -49,33 +52,36 @@ def read_published_pca(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     digest, count, encoder = sha256(path), model.get("n_samples_"), None
     sample = {"num_vectors": count} if type(count) is int else {}
     if digest == PUBLISHED_SHA256:
-        encoder, sample["num_images"] = PUBLISHED_ENCODER, count // VECTORS_PER_IMAGE
+        encoder, sample["num_images"] = PUBLISHED_ENCODER, sample["num_vectors"] // VECTORS_PER_IMAGE
     return state, {"source": "published", "file_sha256": digest, "encoder": encoder, "sample": sample}
 
 
 def _state(saved: dict, model: dict) -> dict[str, Tensor]:
     mean, std = _array(saved, "mean"), _array(saved, "std")
-    own_mean, components = _array(model, "mean_"), _array(model, "components_")
+    pca_mean, components = _array(model, "mean_"), _array(model, "components_")
     variances, ratios = _array(model, "explained_variance_"), _array(model, "explained_variance_ratio_")
     width, rows = (mean.size,), (variances.size,)
-    shapes = {"mean": (mean, width), "std": (std, width), "mean_": (own_mean, width)}
-    shapes |= {"explained_variance_": (variances, rows), "explained_variance_ratio_": (ratios, rows)}
-    for name, (array, shape) in (shapes | {"components_": (components, rows + width)}).items():
+    shapes: dict[str, tuple[np.ndarray, tuple[int, ...]]] = {
+        "mean": (mean, width), "std": (std, width), "mean_": (pca_mean, width),
+        "components_": (components, rows + width),
+        "explained_variance_": (variances, rows), "explained_variance_ratio_": (ratios, rows),
+    }  # fmt: skip
+    for name, (array, shape) in shapes.items():
         if array.shape != shape:
-            raise ValueError(f"holds {name} with the shape {array.shape}, not {shape} as mean and variances say")
+            raise ValueError(f"holds {name} of shape {array.shape}, but mean and explained_variance_ need {shape}")
     if len(zeros := np.flatnonzero(std <= 0)):
-        raise ValueError(f"holds a std that is not positive at the features {zeros[:8].tolist()}")
+        raise ValueError(f"holds a std that is not positive, at the features {zeros[:8].tolist()}")
     if (variances < 0).any():
-        raise ValueError("holds negative explained_variance_")
+        raise ValueError("holds negative values in explained_variance_")
     state = {
-        "mean": mean + std * own_mean, "std": std, "components": components, "deviations": np.sqrt(variances),
+        "mean": mean + std * pca_mean, "std": std, "components": components, "deviations": np.sqrt(variances),
         "explained": ratios.cumsum(),
     }  # fmt: skip
     return {name: torch.from_numpy(array).float() for name, array in state.items()}
 
 
 def _array(values: dict, name: str) -> np.ndarray:
-    """A tensor, or an array from its pickled state: (version, shape, dtype, columns first, bytes)."""
+    """Return a float64 array from a tensor, or from a pickled state: (version, shape, dtype, columns first, bytes)."""
     value = values.get(name)
     try:
         if isinstance(value, Inert):
@@ -86,9 +92,9 @@ def _array(values: dict, name: str) -> np.ndarray:
             value = np.frombuffer(data, kind).reshape(shape, order="F" if columns_first else "C")
         array = value.detach().numpy() if isinstance(value, Tensor) else value
         if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-            raise TypeError("something else")
+            raise TypeError("not floating-point numbers")
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RuntimeError):
-        raise ValueError(f"lacks {name}, or holds it not as a little-endian array of floating-point numbers") from None
+        raise ValueError(f"has no {name} that is a little-endian array of floating-point numbers") from None
     if not np.isfinite(array).all():
-        raise ValueError(f"holds {name} with NaN or infinite values")
+        raise ValueError(f"holds NaN or infinite values in {name}")
     return array.astype(np.float64)

@@ -1,4 +1,4 @@
-"""Random projections by scikit-learn."""
+"""Random projections of scikit-learn."""
 
 from typing import Literal
 
@@ -11,7 +11,19 @@ from redi.models.reducers.linear import LinearReducer
 
 
 class RandomRows(LinearReducer):
-    """Rows drawn from a seed by scikit-learn's transformer of this name; the data decide mean and scale alone."""
+    """Draw the components from a seed with scikit-learn's class of the same name; only mean and scale are fitted.
+
+    Args:
+        seed: seed of the components.
+
+    Examples:
+        >>> features = torch.randn(4, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> first, second = GaussianRandomProjection(rank=4), GaussianRandomProjection(rank=4)
+        >>> first.fit([features])
+        >>> second.fit([2 * features])
+        >>> torch.equal(first.components, second.components)
+        True
+    """
 
     def __init__(
         self,
@@ -24,7 +36,7 @@ class RandomRows(LinearReducer):
     ):
         super().__init__(rank=rank, scale=scale, standardize=standardize)
         self.seed = seed
-        if path is not None:  # only now, for the seed is among the settings that must be those of the stored fit
+        if path is not None:  # after the seed, which is one of the settings that are compared with the stored fit
             self.restore(path)
 
     def rows(self, covariance: Tensor) -> Tensor:
@@ -34,10 +46,10 @@ class RandomRows(LinearReducer):
         components = transformer.fit(np.zeros((1, len(covariance)))).components_
         dense = components.toarray() if hasattr(components, "toarray") else components
         rows = torch.from_numpy(dense).to(covariance)
-        if torch.linalg.matrix_rank(rows) < len(rows):  # sparse rows can be empty or equal where E is small
+        if torch.linalg.matrix_rank(rows) < len(rows):  # for small E, sparse rows can be empty or equal
             name = type(self).__name__
-            what = f"draws linearly dependent rows at rank {self.rank} of {rows.shape[1]}"
-            raise ValueError(f"{name}.seed = {self.seed} {what}: choose another {name}.seed or a lower {name}.rank")
+            problem = f"draws linearly dependent components at rank {self.rank} of {rows.shape[1]}"
+            raise ValueError(f"{name}.seed = {self.seed} {problem}: choose another {name}.seed or a lower {name}.rank")
         return rows
 
     def fit_settings(self) -> dict:
@@ -46,9 +58,27 @@ class RandomRows(LinearReducer):
 
 @register
 class GaussianRandomProjection(RandomRows):
-    """Rows of independent normal numbers: needs no data but mean and scale (Johnson & Lindenstrauss)."""
+    """Project onto vectors of independent normal entries (Johnson & Lindenstrauss, 1984). Arguments: `LinearReducer`.
+
+    Examples:
+        >>> features = torch.randn(4, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> projection = GaussianRandomProjection(rank=4, scale="unit_rms")
+        >>> projection.fit([features])
+        >>> projection(features).shape
+        torch.Size([4, 4, 8, 8])
+    """
 
 
 @register
 class SparseRandomProjection(RandomRows):
-    """Rows with a share 1/sqrt(E) of non-zero entries, equal but for their sign (Achlioptas; Li, Hastie & Church)."""
+    """Project onto sparse random vectors (Li, Hastie & Church, 2006). Arguments: `LinearReducer`.
+
+    A share 1 / sqrt(E) of the entries is not zero; these have the same magnitude and a random sign.
+
+    Examples:
+        >>> features = torch.randn(4, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> projection = SparseRandomProjection(rank=4)
+        >>> projection.fit([features])
+        >>> len(projection.components.abs().unique())  # zero and one magnitude
+        2
+    """

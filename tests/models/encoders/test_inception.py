@@ -234,7 +234,7 @@ def test_a_torchscript_file_gives_what_clean_fid_makes_of_it(mode, script, tmp_p
 def test_a_torchscript_file_has_no_maps_and_no_legacy_pytorch(script):
     with pytest.raises(ValueError, match=f"Inception.weights is TorchScript, .* set it to {STATE_DICT}"):
         Inception(weights=str(script))(noise_images(1, 32))
-    with pytest.raises(ValueError, match=f"'legacy_pytorch' takes {STATE_DICT}, not TorchScript"):
+    with pytest.raises(ValueError, match=f"'legacy_pytorch' needs {STATE_DICT}, not TorchScript"):
         Inception(mode="legacy_pytorch", weights=str(script)).load()
 
 
@@ -243,12 +243,12 @@ def test_a_torchscript_file_is_hashed_whole(script):
     provenance = Inception(weights=str(script)).provenance()
     assert (provenance["format"], provenance["weights_sha256"]) == ("TorchScript", digest)
     Inception(weights=str(script), weights_sha256=digest).load()
-    with pytest.raises(ValueError, match="have the SHA-256 .*, not 00: .* Inception.weights_sha256 says"):
+    with pytest.raises(ValueError, match="have the SHA-256 .*, not 00: .* or change Inception.weights_sha256"):
         Inception(weights=str(script), weights_sha256="00").load()
 
 
 def test_another_program_under_that_name_is_not_run(script):
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="only NVIDIA's is run"):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="only NVIDIA's file with the SHA-256"):
         patch.setattr(fid_inception, "TORCHSCRIPT_SHA256", "f58cb9b6")
         patch.setattr(fid_inception, "build", lambda *_, **__: pytest.fail("it was run"))
         Inception(weights=str(script)).load()
@@ -271,19 +271,19 @@ def test_wrong_weights_are_refused(tmp_path, weights, tiny_timm):
     del state["fc.weight"]
     for wrong in ({"x": torch.zeros(2)}, state):
         path = tiny_timm.save(wrong, tmp_path / "weights.pth")
-        with pytest.raises(ValueError, match=f"Inception.weights: {path} holds other weights than those of FID"):
+        with pytest.raises(ValueError, match=f"Inception.weights: {path} does not hold the weights of FID"):
             Inception(weights=str(path)).load()
     (tmp_path / TORCHSCRIPT).write_text("<html>")
-    with pytest.raises(ValueError, match=f"{TORCHSCRIPT} has the SHA-256 .*only NVIDIA's is run"):
+    with pytest.raises(ValueError, match=f"{TORCHSCRIPT} has the SHA-256 .*only NVIDIA's file"):
         Inception(weights=str(tmp_path / TORCHSCRIPT)).load()
 
 
 def test_weights_that_are_not_there_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=f"the folder holds neither {STATE_DICT} nor {TORCHSCRIPT}"):
+    with pytest.raises(ValueError, match=f"the folder must hold {STATE_DICT} or {TORCHSCRIPT}"):
         Inception(weights=str(tmp_path)).load()
-    with pytest.raises(ValueError, match="Inception.weights = .*: there is no such file or folder"):
+    with pytest.raises(ValueError, match="Inception.weights = .* does not exist: set it to the file"):
         Inception(weights=str(tmp_path / "x.pth")).load()
-    with pytest.raises(ValueError, match="Inception.mode = 'tf': it is one of clean, legacy_tensorflow"):
+    with pytest.raises(ValueError, match="Inception.mode = 'tf' must be one of clean, legacy_tensorflow"):
         Inception(mode="tf")
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from redi.models.codec import JointCodec, Representation
 from redi.models.encoders import CLIP, DINOv2, DINOv3, SigLIP2, Timm
-from redi.models.encoders.architecture import describe
+from redi.models.encoders.architecture import timm_architecture
 from redi.models.reducers import PCA
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -301,14 +301,14 @@ def test_other_than_square_byte_images_are_refused(images, tiny_encoder):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": "XL"}, "DINOv2.size = 'XL': it is one of S, B, L, g"),
-        ({"image_size": 256}, "DINOv2.image_size = 256 is no multiple of 14"),
-        ({"image_size": 0}, "DINOv2.image_size = 0 is no multiple of 14"),
-        ({"resize": "bilinear"}, "DINOv2.resize = 'bilinear': it is 'antialiased' or 'released'"),
-        ({"precision": "float16"}, "DINOv2.precision = 'float16': it is 'float32' or 'bfloat16'"),
-        ({"layers": 3}, "DINOv2.layers = 3: .* has the layers 0 to 2"),
+        ({"size": "XL"}, "DINOv2.size = 'XL' must be one of S, B, L, g"),
+        ({"image_size": 256}, "DINOv2.image_size = 256 must be a multiple of 14"),
+        ({"image_size": 0}, "DINOv2.image_size = 0 must be a multiple of 14"),
+        ({"resize": "bilinear"}, "DINOv2.resize = 'bilinear' must be 'antialiased' or 'released'"),
+        ({"precision": "float16"}, "DINOv2.precision = 'float16' must be 'float32' or 'bfloat16'"),
+        ({"layers": 3}, "DINOv2.layers = 3: .* has layers 0 to 2"),
         ({"layers": (0, -3)}, "DINOv2.layers = .* names a layer twice"),
-        ({"layers": ()}, "DINOv2.layers = .* has the layers 0 to 2"),
+        ({"layers": ()}, "DINOv2.layers = .* has layers 0 to 2"),
     ],
 )
 def test_impossible_settings_are_refused_with_their_binding(settings, message, tiny_encoder):
@@ -319,11 +319,11 @@ def test_impossible_settings_are_refused_with_their_binding(settings, message, t
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model": "vit_base_pach16_224"}, "Timm.model = 'vit_base_pach16_224' is no model of timm .*did you mean"),
-        ({"model": "test_vit.nobody"}, "Timm.model = 'test_vit.nobody' is no model of timm .*tag"),
-        ({"model": "hiera_tiny_224"}, "Timm.model = 'hiera_tiny_224': .*no normalised feature maps"),
-        ({"model": "mixer_s16_224", "image_size": 256}, "Timm.image_size = 256: mixer_s16_224.* 224 pixels only"),
-        ({"model": "test_convnext", "layers": (0, 3)}, "their strides differ"),
+        ({"model": "vit_base_pach16_224"}, "Timm.model = 'vit_base_pach16_224' is not a model of timm .*did you mean"),
+        ({"model": "test_vit.nobody"}, "Timm.model = 'test_vit.nobody' is not a model of timm .*tag"),
+        ({"model": "hiera_tiny_224"}, "Timm.model = 'hiera_tiny_224' has no normalised feature maps"),
+        ({"model": "mixer_s16_224", "image_size": 256}, "Timm.image_size = 256: mixer_s16_224.* of 224 pixels"),
+        ({"model": "test_convnext", "layers": (0, 3)}, "the layers have different strides"),
     ],
 )
 def test_models_that_timm_has_not_or_cannot_run_so_are_refused(settings, message):
@@ -358,7 +358,7 @@ def test_the_default_models_are_the_ones_that_the_docstrings_name():
 
 def test_what_is_built_without_weights_is_what_is_built_with_them(tiny_encoder):
     encoder = tiny_encoder("DINOv3")
-    assert encoder.architecture == describe("vit_tiny_patch16_dinov3", "Timm.model")
+    assert encoder.architecture == timm_architecture("vit_tiny_patch16_dinov3", "Timm.model")
     assert encoder.dim == encoder.network.embed_dim and encoder.stride == encoder.network.patch_embed.patch_size[0]
 
 

@@ -50,7 +50,7 @@ def test_the_step_is_read_under_its_usual_names_and_types(tmp_path, name, value)
 def test_a_step_that_is_no_count_is_refused_only_where_it_is_asked_for(tmp_path, value, shown):
     torch.save({"model": {"a": W}, "iteration": value}, tmp_path / "x.pt")
     file = read_published(tmp_path / "x.pt")
-    with pytest.raises(ValueError, match=f"x.pt holds iteration = {shown}, which is no number of steps"):
+    with pytest.raises(ValueError, match=f"x.pt holds iteration = {shown}, which is not a step number: pass --step"):
         assert file.step is None
 
 
@@ -124,7 +124,7 @@ def test_settings_that_are_no_plain_values_are_refused(tmp_path):
     endless = []
     endless.append(endless)
     torch.save({"ema": {"a": W}, "args": argparse.Namespace(x=endless)}, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match="args that are not plain settings"):
+    with pytest.raises(ValueError, match="args that cannot be written as JSON"):
         read_published(tmp_path / "x.pt")
 
 

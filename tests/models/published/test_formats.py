@@ -130,7 +130,7 @@ def test_an_autoencoder_is_read_from_the_same_formats(name, tmp_path, vae_folder
 def test_the_log_says_which_weights_are_read(tmp_path, caplog):
     caplog.set_level("INFO", logger="redi")
     read_published(FORMATS["lightning"](dit(), tmp_path))
-    assert "last.pt: ema weights of state_dict.ema_model.*, else model weights of state_dict.model.*" in caplog.text
+    assert "last.pt: ema weights in state_dict.ema_model.*, model weights in state_dict.model.*" in caplog.text
 
 
 def test_a_missing_shard_is_named(tmp_path):

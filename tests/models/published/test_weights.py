@@ -154,7 +154,7 @@ def test_a_state_dict_without_a_position_table_needs_its_grid():
     """The table is fixed: model and export are the same, but for the table that was not there."""
     state = published_state(12, 12)
     stored = {name: tensor for name, tensor in state.items() if name != "pos_embed"}
-    with pytest.raises(ValueError, match=r"stores no pos_embed.*pass grid=, \(32, 32\) for 256 pixels"):
+    with pytest.raises(ValueError, match=r"has no pos_embed.*pass grid=, \(32, 32\) for 256 pixels"):
         from_published(stored, num_heads=HEADS)
     model, imported = imported_model(stored, grid=(GRID, GRID))
     other, _ = imported_model(state, grid=(2, 2))  # which the stored table overrules
@@ -210,7 +210,7 @@ def test_everything_is_inferred_from_the_shapes():
 
 def test_heads_of_64_are_assumed_where_the_width_is_of_no_published_size():
     assert parse_layout(published_state(d=128)).model_settings()["num_heads"] == 2
-    with pytest.raises(ValueError, match=r"number of heads is in no checkpoint.*width 48.*num_heads="):
+    with pytest.raises(ValueError, match=r"do not store the number of heads.*width 48.*num_heads="):
         from_published(published_state())
 
 
@@ -223,33 +223,33 @@ def without(state, *names):
 
 
 BROKEN = [
-    (lambda s: without(s, "blocks.1.mlp.fc2.bias"), r"lacks blocks\.1\.mlp\.fc2\.bias: not the layout of DiT"),
+    (lambda s: without(s, "blocks.1.mlp.fc2.bias"), r"lacks blocks\.1\.mlp\.fc2\.bias: this is not the layout of DiT"),
     (lambda s: s | {"final_layer.linear.weight": torch.zeros(46, D)}, r"head has 46 rows, but patches of 2x2 with 12"),
     (
         lambda s: s | {"final_layer.linear.weight": torch.zeros(4 * 36, D)},
-        "144 rows.*need 48, or 96.*another head layout",
+        "144 rows.*need 48, or 96.*this head layout is not supported",
     ),
     (
         lambda s: s | {"blocks.1.attn.qkv.weight": torch.zeros(3 * 40, D)},
         r"blocks\.1\.attn\.qkv\.weight \(120, 48\) inst",
     ),
-    (lambda s: s | {"pos_embed": torch.zeros(1, 16, D)}, r"pos_embed differs by up to 1 from the fixed 2-D sin-cos"),
-    (lambda s: s | {"pos_embed": torch.zeros(1, 20, D)}, "20 positions, which make no square"),
+    (lambda s: s | {"pos_embed": torch.zeros(1, 16, D)}, r"pos_embed differs by up to 1 from DiT's fixed 2-D sin-cos"),
+    (lambda s: s | {"pos_embed": torch.zeros(1, 20, D)}, "20 positions, which is not a square"),
     (lambda s: rename(s, "blocks.", "transformer_blocks."), "lacks blocks.0.*looks like a transformer of diffusers"),
-    (lambda s: s | {"decoder_embed.weight": torch.zeros(2)}, "decoder_embed.weight too much.*masked variant"),
+    (lambda s: s | {"decoder_embed.weight": torch.zeros(2)}, "holds decoder_embed.weight, which no .*masked variant"),
     (lambda s: rename(s, "mlp.fc1", "mlp.w12"), r"lacks blocks\.0\.mlp\.fc1.*looks like LightningDiT"),
-    (lambda s: s | {"blocks.0.norm1.weight": torch.zeros(D)}, "norm1.weight too much.*LightningDiT"),
+    (lambda s: s | {"blocks.0.norm1.weight": torch.zeros(D)}, "norm1.weight, which no .*LightningDiT"),
     (lambda s: s | {"projector.0.weight": torch.zeros(8, D)}, "lacks projector.0.bias, .* and 2 more"),
     (lambda s: {"fusion.embeddings.image.weight": torch.zeros(1)}, "this library's own model: open .* redi.load"),
     (lambda s: {"encoder.conv_in.weight": torch.zeros(1)}, "looks like an autoencoder"),
-    (lambda s: s | {"pos_embed": torch.zeros(16)}, r"pos_embed \(16,\), which should have 3"),
+    (lambda s: s | {"pos_embed": torch.zeros(16)}, r"pos_embed of shape \(16,\), but it must have 3"),
     (
         lambda s: s | {"y_embedder.embedding_table.weight": torch.zeros(6, 40)},
         r"embedding_table\.weight \(6, 40\) instead",
     ),
     (
         lambda s: {name: t.double() for name, t in s.items()},
-        "other types than float32, float16, bfloat16: pos_embed: floa",
+        "must be float32, float16, bfloat16, but it holds pos_embed: floa",
     ),
 ]
 
@@ -269,25 +269,26 @@ def test_weights_that_are_not_finite_are_refused():
 
 def test_channels_that_mean_nothing_by_themselves_must_be_named():
     state = published_state(3, 3)
-    with pytest.raises(ValueError, match="3 input channels.*Say which channels are which: channels="):
+    with pytest.raises(ValueError, match="3 input channels.*: name the groups with channels="):
         from_published(state, num_heads=HEADS)
     assert from_published(state, num_heads=HEADS, channels={"image": 3}).runtime["channels"] == {"image": 3}
-    with pytest.raises(ValueError, match=r"3 input channels, but Channels\(image=4\) makes 4"):
+    with pytest.raises(ValueError, match=r"3 input channels, but Channels\(image=4\) has 4"):
         from_published(state, num_heads=HEADS, channels={"image": 4})
 
 
 def test_a_variance_that_is_not_there_cannot_be_learned():
-    with pytest.raises(ValueError, match="there is no learned variance in it"):
+    with pytest.raises(ValueError, match="and no learned variance: pass learned_variance=False"):
         from_published(published_state(4, 4), num_heads=HEADS, learned_variance=True)
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"), [({"fusion": Separate}, "Separate tokens"), ({"group_timesteps": True}, "own time")]
+    ("settings", "message"),
+    [({"fusion": Separate}, "Separate tokens"), ({"group_timesteps": True}, "the time of every group")],
 )
 def test_a_model_without_a_place_in_the_layout_is_not_exported(settings, message):
     imported = from_published(published_state(), num_heads=HEADS)
     model = DiffusionTransformer(**imported.runtime, **imported.settings, **settings)
-    with pytest.raises(ValueError, match=f"{message}.*for which the published layout has no place"):
+    with pytest.raises(ValueError, match=f"cannot be exported to the published layout because .*{message}"):
         to_published(model)
 
 

@@ -126,7 +126,7 @@ def test_a_saved_fit_reduces_alike(trained, tmp_path):
 
 def test_a_saved_fit_of_another_rank_is_refused(trained, tmp_path):
     trained.save(tmp_path / "fit")
-    with pytest.raises(ValueError, match="was fitted with rank = 2, this reducer has 3: set ConvBottleneck.rank = 2"):
+    with pytest.raises(ValueError, match="with rank = 2, but this reducer has 3: set ConvBottleneck.rank = 2"):
         ConvBottleneck(**SMALL | {"rank": 3}, path=str(tmp_path / "fit"))
 
 
@@ -149,5 +149,5 @@ def test_a_setting_that_cannot_be_is_refused(setting):
 
 
 def test_one_image_is_not_enough():
-    with pytest.raises(ValueError, match="of at least two images"):
+    with pytest.raises(ValueError, match="of at least two images, but got [0-9]+ of 1: fit to more"):
         ConvBottleneck(rank=2).fit([circle(1)])

@@ -163,19 +163,19 @@ def test_a_pca_from_shares_is_that_of_the_whole_stream():
 
 
 def test_shares_of_different_widths_are_refused():
-    with pytest.raises(ValueError, match="width 8 cannot join moments of width 16"):
+    with pytest.raises(ValueError, match="width 8 cannot be added to moments of width 16"):
         of(features(2)).merge(of(features(2)[:, :8]))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"count": torch.tensor(1.5, dtype=torch.float64)}, "a whole count"),
-        ({"count": torch.tensor(-1.0, dtype=torch.float64)}, "a whole count"),
+        ({"count": torch.tensor(1.5, dtype=torch.float64)}, "an integer count"),
+        ({"count": torch.tensor(-1.0, dtype=torch.float64)}, "an integer count"),
         ({"mean": torch.zeros(3, dtype=torch.float64)}, "a scatter"),
         ({"mean": torch.zeros(WIDTH)}, "in float64"),
         ({"scatter": torch.full((WIDTH, WIDTH), torch.nan, dtype=torch.float64)}, "NaN"),
-        ({"more": torch.zeros((), dtype=torch.float64)}, "are count, mean and scatter"),
+        ({"more": torch.zeros((), dtype=torch.float64)}, "need count, mean and scatter"),
     ],
 )
 def test_what_is_no_state_of_moments_is_refused(change, message):
@@ -190,7 +190,7 @@ def test_what_is_no_state_of_moments_is_refused(change, message):
 def test_a_value_that_is_not_finite_is_named_with_its_place(bad):
     broken = features(4)
     broken[2, 3, 1, 4] = bad
-    with pytest.raises(ValueError, match=rf"feature 3 is {bad} in batch 1, image 2 of it, at \(1, 4\) of its grid"):
+    with pytest.raises(ValueError, match=rf"feature 3 is {bad} in batch 1, image 2, at \(1, 4\) of the grid"):
         of(features(4), broken)
 
 
@@ -210,7 +210,7 @@ def test_what_a_gpu_let_pass_is_refused_when_the_moments_are_read():
     moments = of(features(4))
     moments.mean[3], moments.upper[3, :] = torch.nan, torch.nan
     for read in (lambda: moments.covariance, moments.state, lambda: PCA(rank=2).solve(moments)):
-        with pytest.raises(ValueError, match="features hold NaN or infinite values"):
+        with pytest.raises(ValueError, match="features contain NaN or infinite values"):
             read()
 
 
