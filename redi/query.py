@@ -1,6 +1,8 @@
-"""Asks a trained joint model for features given images and for images given features; writes queries.png and .json.
+"""Sample a trained joint model conditionally: features given images, and images given features.
 
 python -m redi.query --run_dir=runs/digits
+
+Writes queries.png and queries.json.
 In Python: redi.query_model.
 """
 
@@ -10,6 +12,7 @@ from redi import command_line
 
 
 def main(run_dir: Path) -> None:
+    """Run both conditional queries."""
     from redi.runs.stages import query_stage
 
     query_stage(command_line.configure(run_dir, trains=False))

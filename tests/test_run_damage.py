@@ -54,7 +54,7 @@ def test_damaged_results_do_not_hold_and_the_file_is_named(done, caplog, name, d
         path.write_bytes(content[: {"cut": len(content) // 2, "empty": 0}[damage]])
     assert not still_holds(done / "stages.json", KEY, RESULTS)
     if damage != "gone" and name != "stages.json":
-        assert "sampled and evaluated again" in caplog.text and path.name in caplog.text
+        assert "sampling and evaluating again" in caplog.text and path.name in caplog.text
 
 
 def test_every_bit_of_the_metrics_counts(done):

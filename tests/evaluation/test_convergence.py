@@ -112,7 +112,7 @@ def test_a_pattern_without_runs_is_refused_and_a_run_named_twice_counts_once(tmp
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "log.jsonl").write_text("")
     assert run_folders("method", [str(tmp_path / "a"), str(tmp_path / "*")]) == [tmp_path / "a"]
-    with pytest.raises(ValueError, match="--method=.*nowhere names no folder"):
+    with pytest.raises(ValueError, match="--method=.*nowhere matches no folder"):
         run_folders("method", [str(tmp_path / "a"), str(tmp_path / "nowhere")])
 
 

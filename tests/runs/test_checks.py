@@ -71,9 +71,9 @@ def test_tokens_of_more_numbers_than_the_model_is_wide_are_pointed_out(tiny_gin,
     size = ["DiffusionTransformer.size = 'S/2'", "DiffusionTransformer.width = 16", f"PCA.rank = {rank}"]
     config.parse([tiny_gin], ["train.device = 'cpu'", *size])
     prepared(Experiment(tmp_path))
-    found = [record.getMessage() for record in caplog.records if "a token holds" in record.getMessage()]
+    found = [record.getMessage() for record in caplog.records if "each token packs" in record.getMessage()]
     assert len(found) == bool(numbers)  # one image channel and the rank, by patches of 2 x 2
-    assert not numbers or f"a token holds {numbers} numbers" in found[0] and "width of 16" in found[0]
+    assert not numbers or f"each token packs {numbers} values" in found[0] and "width of 16" in found[0]
 
 
 TRAINING = {
@@ -144,7 +144,7 @@ RESULTS = {
     ),
     "the encoder alone": (
         "evaluate.networks = [@encoders.DomainEncoder()]",
-        "one of evaluate.networks has the settings, and so the weights, of the DomainEncoder whose features are",
+        "one of evaluate.networks has the same settings, and so the same weights, as the DomainEncoder whose features",
     ),
     "an unknown metric": ("evaluate.metrics = ['frechet']", "evaluate.metrics names 'frechet'; there are frechet_dist"),
     "a metric without a list": (

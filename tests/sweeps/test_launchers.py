@@ -105,9 +105,9 @@ def test_a_point_that_another_process_works_on_is_waited_for_and_said(tmp_path, 
     assert begun.wait(30)
     local(tmp_path, entries, parallel=1, threads=None)
     lines = [record.getMessage() for record in caplog.records]
-    assert lines[0].startswith(f"a: waiting, because process {os.getpid()} on ") and "works on it; end that" in lines[0]
-    assert lines[1:3] == ["c: started, 2 to go", "c: done"]  # b would wait for the training of a
-    assert lines[3:] == ["a: done by another process", "b: started, 0 to go", "b: done"]
+    assert lines[0].startswith(f"a: waiting for process {os.getpid()} on ") and "hangs, end it with kill" in lines[0]
+    assert lines[1:3] == ["c: started, 2 waiting", "c: done"]  # b would wait for the training of a
+    assert lines[3:] == ["a: finished by another process", "b: started, 0 waiting", "b: done"]
     assert not (folder / "output.txt").exists()
 
 
@@ -155,7 +155,7 @@ def test_a_point_that_was_killed_has_an_error_and_the_others_go_on(tmp_path, mon
     (tmp_path / "points" / "a" / "error.txt").write_text("of an earlier try")
     local(tmp_path, [point("a"), point("b")], parallel=1, threads=None)
     error = (tmp_path / "points" / "a" / "error.txt").read_text()
-    assert error == "the process ended with status -9 and left no result; see output.txt\n"
+    assert error == "the process ended with status -9 and wrote no result; see output.txt\n"
     assert {path.name for path in (tmp_path / "points" / "b").iterdir()} == {"output.txt", "result.json"}
     assert "a: the process ended with status -9" in caplog.text
 
@@ -182,7 +182,7 @@ time.sleep(60)
         os.kill(os.getpid(), number)
 
     threading.Thread(target=stop, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt, match="the sweep was stopped; what was finished is kept") as stopped:
+    with pytest.raises(KeyboardInterrupt, match="the sweep was stopped; finished points are kept") as stopped:
         local(tmp_path, [point("a"), point("b"), point("c")], parallel=2, threads=None)
     assert stopped.value.signal_number == number
     assert [(path.parent / "heard").read_text() for path in ready] == [f"{int(number)} "] * 2
@@ -215,13 +215,13 @@ def test_submitit_runs_every_point_and_failures_are_noted(tmp_path, monkeypatch)
     entries = [point("a"), point("b")]
     submitted(tmp_path, entries, threads=1, options={"timeout_min": 1}, cluster="local", poll_seconds=0.1)
     assert (tmp_path / "points" / "b" / "result.json").exists()
-    assert "left no result" in (tmp_path / "points" / "a" / "error.txt").read_text()
+    assert "wrote no result" in (tmp_path / "points" / "a" / "error.txt").read_text()
     assert not (tmp_path / "points" / "b" / "error.txt").exists()
 
 
 def test_options_that_submitit_does_not_know_are_refused_before_anything_is_submitted(tmp_path):
     pytest.importorskip("submitit")
-    with pytest.raises(ValueError, match="submitit refuses: (.|\n)*Unknown argument 'partitoin'(.|\n)*sweep.slurm"):
+    with pytest.raises(ValueError, match="submitit refuses the options in sweep.slurm: (.|\n)*argument 'partitoin'"):
         submitted(tmp_path, [point("a")], threads=None, options={"slurm_partitoin": "gpu"}, cluster="local")
     assert not (tmp_path / "points").exists()
 

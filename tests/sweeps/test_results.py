@@ -75,7 +75,7 @@ def test_the_spread_of_one_point_s_own_sampling_is_marked(sweep):
     write(folder, planned[6], 3.0, spread=0.75)
     results = SweepResults(folder)
     text = table_markdown(results, "ranks")
-    assert "| rank=8 | 3 ± 0.75 † |" in text and "† ± over the seeds of the sampling" in text
+    assert "| rank=8 | 3 ± 0.75 † |" in text and "† ± over the sampling seeds" in text
     assert list(csv.DictReader(io.StringIO(table_csv(results))))[2]["fid_clean_std"] == ""
 
 
@@ -124,4 +124,4 @@ def test_a_result_of_before_does_not_pass_for_that_of_a_process_that_dies(sweep,
     assert is_done(folder, plain)
     process = start(folder, plain, [sys.executable, "-c", "raise SystemExit(3)"], None)
     note_end(folder, plain, process.wait())
-    assert not is_done(folder, plain) and "ended with status 3 and left no result" in caplog.text
+    assert not is_done(folder, plain) and "ended with status 3 and wrote no result" in caplog.text
