@@ -473,7 +473,7 @@ def test_runs_are_listed_with_what_became_of_them(whole_job, call, tmp_path):
     assert status == 0, errors
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines()}
     assert rows["runs/whole"][:5] == ["finished", "2", "of", "2", "frechet_distance_domain_network"]
-    assert rows["runs/point"][:7] == ["finished", "2", "of", "2", "of", "earlier", "samples"]
+    assert rows["runs/point"][:5] == ["finished", "2", "of", "2", "outdated"]
     assert rows["runs/started"][:6] == ["not", "trained", "0", "of", "400,000", "-"]
     assert rows["runs/longer"][:5] == ["stopped", "2", "of", "7,000", "-"]
     assert "runs/longer   running" in during and call(ls)[1] == text
