@@ -175,10 +175,7 @@ def _run_dir(default: str | None = None) -> Path:
 
 
 def _open_closed_streams() -> None:
-    """Connect a closed stdin, stdout or stderr (`2>&-`) to /dev/null.
-
-    Otherwise the next file to be opened would get its number, and everything that libraries print.
-    """
+    """Connect a closed stdin, stdout or stderr (`2>&-`) to /dev/null, so that no opened file gets its number."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             os.dup2(os.open(os.devnull, os.O_RDWR), number)

@@ -2,8 +2,7 @@
 
 python -m redi.query --run_dir=runs/digits
 
-Writes queries.png and queries.json.
-In Python: redi.query_model.
+Writes queries.png and queries.json. In Python: redi.query_model.
 """
 
 from pathlib import Path

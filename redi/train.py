@@ -2,8 +2,7 @@
 
 python -m redi.train --gin_file=digits.gin --gin_bindings='PCA.rank = 4' --run_dir=runs/rank4
 
-Rerun the same command to resume.
-In Python: redi.train_model.
+Rerun the same command to resume. In Python: redi.train_model.
 """
 
 from pathlib import Path

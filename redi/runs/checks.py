@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import nn
 
 from redi.core import config
 from redi.core.channels import Channels
@@ -51,7 +52,7 @@ def check_settings_of_training() -> None:
 
 def check_training(
     codec: JointCodec, dataset: Dataset, *, monitor=None, resumes: bool = False, trains: bool = False
-) -> DiffusionTransformer:
+) -> nn.Module:
     """Build on the meta device everything that `train` builds; return the model.
 
     Args:
@@ -92,14 +93,14 @@ def check_training(
     for rule in rules:
         if advice := rule.check_training(objective.label_dropout, objective.representation_dropout):
             log.warning("%s", advice)
-    transformer = isinstance(net, DiffusionTransformer)
-    token_dim = codec.channels.total * math.prod(net.grid) // net.fusion.num_tokens if transformer else 0
-    if token_dim > (width := net.label_embedding.embedding_dim if transformer else 0):
-        log.warning(
-            "each token packs %d values (channels x patch size squared, features resized to the latent grid) into a "
-            "width of %d, so noise is lost and image quality drops: lower the reducer's rank or the patch size, or "
-            "raise DiffusionTransformer.width", token_dim, width,
-        )  # fmt: skip
+    if isinstance(net, DiffusionTransformer):
+        token_dim = codec.channels.total * math.prod(net.grid) // net.fusion.num_tokens
+        if token_dim > (width := net.label_embedding.embedding_dim):
+            log.warning(
+                "each token packs %d values (channels x patch size squared, features resized to the latent grid) into "
+                "a width of %d, so noise is lost and image quality drops: lower the reducer's rank or the patch size, "
+                "or raise DiffusionTransformer.width", token_dim, width,
+            )  # fmt: skip
     names = ("JointObjective.alignment_weight", "DiffusionTransformer.alignment_layer",
              "DiffusionTransformer.alignment_width")  # fmt: skip
     unused = [name for name in names if config.is_bound(name)]

@@ -82,11 +82,15 @@ def export(run_dir: str | Path, path: str | Path, *, weights: str = "ema") -> No
     if path.suffix not in (".pt", ".pth", ".safetensors"):
         raise ValueError(f"--export={path}: the file name must end in .pt, .pth or .safetensors")
     run = load(run_dir, device="cpu")
-    _, tensors, record = newest_good(run_dir, set_aside=False)
+    newest = newest_good(run_dir, set_aside=False)
+    assert newest is not None  # `load` has opened it
+    _, tensors, record = newest
     stored, prefix = tensors.get("leftovers", {}), f"{weights}/"
     leftovers = {name.removeprefix(prefix): t for name, t in stored.items() if name.startswith(prefix)}
     dtypes = record.get("published", {}).get("dtypes", {}).get(weights)
-    state = to_published(run.model, run.weights[weights], leftovers=leftovers, dtypes=dtypes)
+    state = to_published(
+        run.model, run.weights[weights], leftovers=leftovers, dtypes=dtypes,  # type: ignore[arg-type]  # refuses others
+    )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary:
         save_file(state, temporary) if path.suffix == ".safetensors" else torch.save(state, temporary)
@@ -160,10 +164,7 @@ def _take_pca(codec: JointCodec, pca: str | Path | None) -> None:
 
 
 def _colours(codec: JointCodec) -> dict[str, Tensor]:
-    """Return a colour basis that needs no images: the first three channels, scaled to +-2.33 stds.
-
-    These are the 1st and 99th percentile of a Gaussian.
-    """
+    """Return a colour basis without images: the first channels, between a Gaussian's 1st and 99th percentile."""
     tensors = {}
     for name, representation in codec.representations.items():
         reducer = representation.reducer

@@ -74,10 +74,7 @@ class Experiment:
             trusted_imports.write(self.run_dir / "config.gin", config.full_text())
 
     def checked(self, forecast: Callable[[], str]) -> None:
-        """End a dry run: print the forecast and raise DryRunEnd. Otherwise do nothing.
-
-        A stage calls this after all its checks.
-        """
+        """In a dry run, print the forecast and raise DryRunEnd. A stage calls this after all its checks."""
         if self.dry_run:
             print(forecast(), flush=True)
             raise DryRunEnd
@@ -118,8 +115,10 @@ class Experiment:
     @cached_property
     def run(self) -> Run:
         """The newest undamaged checkpoint of `trained_dir`, opened with this experiment's codec."""
+        newest = newest_good(self.trained_dir, SAMPLING, set_aside=False)
+        assert newest is not None  # `claim` has checked it
         return open_run(
-            self.trained_dir, *newest_good(self.trained_dir, SAMPLING, set_aside=False), device=self.device,
-            codec=self.codec, model=config.bound("train.model", DiffusionTransformer),
+            self.trained_dir, *newest, device=self.device, codec=self.codec,
+            model=config.bound("train.model", DiffusionTransformer),
             objective=config.bound("train.objective", JointObjective),
         )  # fmt: skip

@@ -88,7 +88,6 @@ def from_pretrained(
         gin_bindings: override its config.gin, for example "StableVAE.weights = '/path/on/this/machine'".
         plugins: packages or modules that config.gin may import, for example 'my_lab'. Their code runs.
         trust_code: let config.gin import any module.
-        device: 'auto', 'cpu', 'cuda', ...
 
     Raises:
         ValueError: no such model, a file other than the model card was changed, or the configuration imports a module

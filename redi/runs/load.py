@@ -70,9 +70,7 @@ def load(
     `config.gin`, which may only import modules in `plugins` or imported before. gin's current configuration is kept.
 
     Args:
-        run_dir: the run folder.
         step: training step of the checkpoint; default: the newest undamaged one. Damaged ones cause a warning.
-        device: 'auto', 'cpu', 'cuda', ...
         gin_bindings: override the run's config.gin, for example "StableVAE.weights = '/path/on/this/machine'".
         plugins: packages or modules that the run's config.gin may import, for example 'my_lab'. Their code runs.
         codec, model, process: for a run trained without gin: an unfitted codec, the function that builds the model (as
@@ -146,9 +144,9 @@ def open_run(
     net.to(device).eval().requires_grad_(False)
     built = objective and objective(channels=channels, num_classes=num_classes)
     if built:
-        net.trained_with = (built.label_dropout, built.representation_dropout)
+        net.trained_with = (built.label_dropout, built.representation_dropout)  # type: ignore[assignment]  # not a module
     names = record.get("class_names") or class_names(run_dir)
-    net.joint_state = state_of(net)._replace(class_names=names)
+    net.joint_state = state_of(net)._replace(class_names=names)  # type: ignore[assignment]  # not a module
     tensors = with_one_bias(tensors, net.state_dict())
     weights = {
         name: {key: t.to(device) for key, t in tensors.get(name, tensors["ema"]).items() if key in tensors["ema"]}

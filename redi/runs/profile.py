@@ -213,7 +213,7 @@ def time_by_part(events: Sequence, *, on_gpu: bool) -> Counter:
     """
     of_sequence: dict[int, str] = {}
     parts: dict[int, str] = {}
-    seconds = Counter()
+    seconds: Counter[str] = Counter()
     on_cpu = [event for event in events if event.device_type == CPU]
     for event in sorted(on_cpu, key=lambda event: event.time_range.start):  # parents before children
         part = parts.get(event.cpu_parent.id, "other") if event.cpu_parent else "other"

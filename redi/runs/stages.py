@@ -84,7 +84,7 @@ def _picture(experiment: Experiment, samples, rows: int = 4) -> None:
     if real is not None:
         batch, columns = real
         x = run.codec.encode(batch["images"].to(run.codec.device)).cpu() if samples.has_x else None
-        real = Generated(batch["images"], x, batch["labels"], {})
+        real = Generated(batch["images"], x, batch["labels"], {})  # type: ignore[arg-type]  # no x without features
         sheets.append(sample_grid(real, run.codec, run.colours, "real held-out" + caption, columns, names))
     stack(sheets).save(path)
     log.info("wrote %s", path)

@@ -83,10 +83,7 @@ def plan(run_dir: Path, base: str, *, grid: Any, points: Any, names: Any) -> lis
 
 
 def write_plan(run_dir: Path, planned: Sequence[Planned], keys: Iterable[str] = ()) -> None:
-    """Write `run_dir/sweep.json`, with the axes in the order of `keys` (the sweep file's) or of an existing plan.
-
-    A saved sweep file has lost the order, because gin sorts it.
-    """
+    """Write `run_dir/sweep.json`. The axes are ordered as in `keys`, or as in an existing plan, because gin sorts keys."""
     axes = sorted(dict.fromkeys([*keys, *(key for entry in planned for key in entry.bindings)]), key=is_seed)
     stored = read_plan(Folder(run_dir))[0]
     axes = stored if set(stored) == set(axes) else axes
@@ -119,10 +116,7 @@ def _roots() -> list[Callable]:
 
 
 def _training_statements(text: str) -> dict[str, str]:
-    """Return the statements that decide which model is trained.
-
-    They include its length and its initial weights, which a resumed run may change.
-    """
+    """Return the statements that decide which model is trained, including its length and its initial weights."""
     statements, unused = config.statements(text), set(config.without_effect(training_entry_points))
     relevant = config.relevant(text, training_entry_points)
     for key in [STEPS, *(key for key in statements if key.endswith(".weights") and key not in unused)]:

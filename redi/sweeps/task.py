@@ -58,10 +58,7 @@ def _preempted(job: str) -> bool:
 
 
 def _await_end(pid: int, seconds: float) -> None:
-    """Wait for a child process without reaping it.
-
-    The signal may have interrupted `Popen.wait` while it held Popen's lock, so the child is left to that call.
-    """
+    """Wait for a child process without reaping it, because an interrupted `Popen.wait` may still hold Popen's lock."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
