@@ -83,7 +83,7 @@ def plan(run_dir: Path, base: str, *, grid: Any, points: Any, names: Any) -> lis
 
 
 def write_plan(run_dir: Path, planned: Sequence[Planned], keys: Iterable[str] = ()) -> None:
-    """Write `run_dir/sweep.json`. The axes are ordered as in `keys`, or as in an existing plan, because gin sorts keys."""
+    """Write `run_dir/sweep.json`, with axes ordered as in `keys` or as in an existing plan, because gin sorts keys."""
     axes = sorted(dict.fromkeys([*keys, *(key for entry in planned for key in entry.bindings)]), key=is_seed)
     stored = read_plan(Folder(run_dir))[0]
     axes = stored if set(stored) == set(axes) else axes
