@@ -15,9 +15,9 @@ log = logging.getLogger("redi")
 
 def main(run_dir: Path) -> None:
     """Prepare everything that training reads."""
-    from redi.runs.prepare import prepared
+    from redi.runs.prepare import prepare_run
 
-    prepared(command_line.configure(command_line.trained_dir(run_dir), trains=True))
+    prepare_run(command_line.configure(command_line.trained_dir(run_dir), trains=True))
     log.info("data and codec are ready; train with the same flags: python -m redi.train ...")
 
 

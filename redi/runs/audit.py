@@ -19,7 +19,7 @@ from redi.runtime.spelling import few
 log = logging.getLogger("redi")
 
 
-def audited(run_dir: Path, *, keep: bool = True) -> Dataset:
+def audited_data(run_dir: Path, *, keep: bool = True) -> Dataset:
     """Return the training data without unreadable images, after one audit per run folder and data set.
 
     Args:

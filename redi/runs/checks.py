@@ -109,7 +109,7 @@ def check_training(
     return net
 
 
-def check_drawing(run: Run) -> None:
+def check_sample_settings(run: Run) -> None:
     """Raise ValueError for settings that `sample` would refuse for this run. No file is written."""
     with config.explained(types=True):
         _check_sample(run)
@@ -167,7 +167,7 @@ def check_results(
             network.load()  # fails on missing weights now, not after hours of training
 
 
-def warn_of_drawing() -> None:
+def warn_of_unused_generate() -> None:
     """Warn if bindings of `generate` do not reach the function that draws the samples."""
     text, drawing = config.full_text(), config.unevaluated("sample.generate")
     reached = config.relevant(text, ["sample.generate"])

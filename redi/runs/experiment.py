@@ -13,8 +13,8 @@ from redi.data.datasets import Dataset
 from redi.evaluation.stored_statistics import StoredStatistics, images_of
 from redi.models.codec import JointCodec
 from redi.models.transformer import DiffusionTransformer
-from redi.runs.audit import audited
-from redi.runs.checks import warn_of_drawing
+from redi.runs.audit import audited_data
+from redi.runs.checks import warn_of_unused_generate
 from redi.runs.load import SAMPLING, Run, open_run
 from redi.runtime import trusted_imports
 from redi.runtime.atomic import only_process
@@ -58,7 +58,7 @@ class Experiment:
             raise ValueError(f"{self.trained_dir} holds no trained model: {advice}")
         first = process_rank()[0] == 0  # writes and warns for all processes
         if first:
-            warn_of_drawing()
+            warn_of_unused_generate()
         if not trains or self.dry_run:
             return
         self.trained_dir.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ class Experiment:
 
     @cached_property
     def codec(self) -> JointCodec:
-        """`train.codec`; not fitted before `prepared` or `run` is called. Raises ValueError: no codec is bound."""
+        """`train.codec`; not fitted before `prepare_run` or `run` is called. Raises ValueError: no codec is bound."""
         codec = config.bound("train.codec")
         if not isinstance(codec, JointCodec):
             raise ValueError(f"train.codec = {codec!r}: bind train.codec = @JointCodec(), as gin/base.gin does")
@@ -95,7 +95,7 @@ class Experiment:
     @cached_property
     def train_data(self) -> Dataset:
         """The training images without unreadable ones, audited once per folder and data set."""
-        return audited(self.trained_dir, keep=not self.dry_run)
+        return audited_data(self.trained_dir, keep=not self.dry_run)
 
     @cached_property
     def reference(self) -> Dataset | StoredStatistics | None:

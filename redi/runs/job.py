@@ -49,7 +49,7 @@ def job(experiment: Experiment, *, shared: bool = False) -> dict[str, float]:
     stages, key = run_dir / "stages.json", _key(experiment.trained_dir)
     pictures = ["samples.png"] if "images" in config.bound("sample.keep", ("images",)) else []
     results = ("samples/record.json", *pictures, "metrics.json", "operative.gin")
-    if still_holds(stages, key, results):
+    if is_current(stages, key, results):
         log.info("--- samples and metrics are up to date")
     else:
         log.info("--- sample")
@@ -68,7 +68,7 @@ def job(experiment: Experiment, *, shared: bool = False) -> dict[str, float]:
     return seconds
 
 
-def still_holds(stages: Path, key: dict, results: Sequence[str]) -> bool:
+def is_current(stages: Path, key: dict, results: Sequence[str]) -> bool:
     """Return whether `stages.json` and undamaged result files belong to this checkpoint and configuration."""
     try:
         stored = json.loads(stages.read_text())

@@ -8,7 +8,7 @@ from redi.runs.forecast import training_forecast
 from redi.runtime.checkpoint import list_checkpoints, newest_good
 
 
-def prepared(experiment: Experiment, *, evaluates: bool = False, monitor=None, trains: bool = False):
+def prepare_run(experiment: Experiment, *, evaluates: bool = False, monitor=None, trains: bool = False):
     """Fit the experiment's codec, or load that of a resumed run; return the data for `train`: cache, stream or images.
 
     Args:

@@ -22,7 +22,7 @@ from redi.models.cost import forward_flops, matmul_rate, nominal_rate
 from redi.models.interface import build_model, choose_attention_of, state_of
 from redi.runs.checks import setting
 from redi.runs.experiment import Experiment
-from redi.runs.prepare import prepared
+from redi.runs.prepare import prepare_run
 from redi.runtime.artefact import write_json
 from redi.runtime.device import Precision, choose_compile, choose_precision, device_name, matmul_precision
 from redi.runtime.paths import local_path
@@ -93,7 +93,7 @@ def profile(
 @contextmanager
 def _subject(experiment: Experiment, stage: str) -> Iterator[Subject]:
     """Yield the operation to profile, with random weights."""
-    codec, data, device = experiment.codec, prepared(experiment, trains=stage == "training"), experiment.device
+    codec, data, device = experiment.codec, prepare_run(experiment, trains=stage == "training"), experiment.device
     torch.manual_seed(setting(train, "seed"))
     objective = setting(train, "objective")(channels=codec.channels, num_classes=data.num_classes)
     model = build_model(setting(train, "model"), objective.model_arguments(codec, data)).to(device)

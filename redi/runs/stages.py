@@ -13,10 +13,10 @@ from redi.evaluation.samples.sample import sample
 from redi.evaluation.samples.stored import load_samples
 from redi.evaluation.stored_statistics import StoredStatistics
 from redi.pages.report import report
-from redi.runs.checks import check_drawing, check_label_order, check_results
+from redi.runs.checks import check_label_order, check_results, check_sample_settings
 from redi.runs.experiment import Experiment
 from redi.runs.forecast import sampling_forecast
-from redi.runs.prepare import prepared
+from redi.runs.prepare import prepare_run
 from redi.runtime.artefact import write_json
 from redi.runtime.checkpoint import newest_record
 from redi.runtime.checksums import json_sha256
@@ -29,19 +29,19 @@ log = logging.getLogger("redi")
 
 
 def train_stage(experiment: Experiment, *, evaluates: bool = False) -> None:
-    """Prepare and train, or resume from the newest checkpoint. `evaluates`: see `prepared`."""
+    """Prepare and train, or resume from the newest checkpoint. `evaluates`: see `prepare_run`."""
     monitor = config.bound("train.monitor")
-    data = prepared(experiment, evaluates=evaluates, monitor=monitor, trains=True)
+    data = prepare_run(experiment, evaluates=evaluates, monitor=monitor, trains=True)
     config.call(
         train, run_dir=experiment.trained_dir, codec=experiment.codec, dataset=data, monitor=monitor,
-        check_memory=False,  # `prepared` has checked it
+        check_memory=False,  # `prepare_run` has checked it
     )  # fmt: skip
 
 
 def sample_stage(experiment: Experiment) -> None:
     """Write `samples/` and the picture `samples.png`."""
     (rank, world_size), run = process_rank(), experiment.run
-    check_drawing(run)
+    check_sample_settings(run)
     networks = config.bound("sample.networks") or []
     experiment.checked(lambda: sampling_forecast(run))
     if networks:

@@ -17,14 +17,14 @@ from redi.runtime import trusted_imports
 from redi.runtime.interrupt import StopRequest
 from redi.runtime.progress import duration
 from redi.sweeps.owner import works_elsewhere
-from redi.sweeps.plan import Planned
+from redi.sweeps.plan import PlannedPoint
 
 log = logging.getLogger("redi")
 
 POLL_SECONDS = 0.2
 
 
-def command(run_dir: Path, entry: Planned, *, processes: int | None = None) -> list[str]:
+def command(run_dir: Path, entry: PlannedPoint, *, processes: int | None = None) -> list[str]:
     """Return the command that runs one point; with `processes`, under torchrun."""
     launcher = [sys.executable]
     if processes is not None:
@@ -36,21 +36,21 @@ def command(run_dir: Path, entry: Planned, *, processes: int | None = None) -> l
     return [*launcher, "-m", "redi.sweep", f"--run_dir={run_dir}", f"--point={entry.name}", *plugins]
 
 
-def printed(commands: Sequence[list[str]], threads: int | None) -> None:
+def print_commands(commands: Sequence[list[str]], threads: int | None) -> None:
     """Print the commands for another scheduler, one per line."""
     for words in commands:
         print((f"OMP_NUM_THREADS={threads} " if threads else "") + shlex.join(words), flush=True)
 
 
 def local(
-    run_dir: Path, entries: Sequence[Planned], *, parallel: int, threads: int | None, processes: int | None = None
+    run_dir: Path, entries: Sequence[PlannedPoint], *, parallel: int, threads: int | None, processes: int | None = None
 ) -> None:
     """Run the points as processes on this machine, `parallel` at once. Each writes its output to `output.txt`.
 
     Raises:
         KeyboardInterrupt: a signal of `StopRequest` arrived. All processes have saved their work and stopped.
     """
-    waiting, running, elsewhere = list(entries), dict[str, tuple[Planned, subprocess.Popen]](), set[Path]()
+    waiting, running, elsewhere = list(entries), dict[str, tuple[PlannedPoint, subprocess.Popen]](), set[Path]()
     try:
         with StopRequest("running points save their work and stop") as stop:
             while (waiting or running) and stop.requested is None:
@@ -82,7 +82,7 @@ def local(
     stop.interrupt("the sweep was stopped; finished points are kept")
 
 
-def start(run_dir: Path, entry: Planned, words: Sequence[str], threads: int | None) -> subprocess.Popen:
+def start(run_dir: Path, entry: PlannedPoint, words: Sequence[str], threads: int | None) -> subprocess.Popen:
     """Start the process of a point in its own session, out of reach of the terminal's Ctrl-C; `local` stops it."""
     folder = entry.folder(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def start(run_dir: Path, entry: Planned, words: Sequence[str], threads: int | No
         )
 
 
-def note_end(run_dir: Path, entry: Planned, status: object) -> None:
+def note_end(run_dir: Path, entry: PlannedPoint, status: object) -> None:
     """Log how a point's process ended. Write `error.txt` if it was killed before it could write one."""
     folder = entry.folder(run_dir)
     if read_result(folder) is not None:
@@ -106,7 +106,7 @@ def note_end(run_dir: Path, entry: Planned, status: object) -> None:
     log.error("%s: %s", entry.name, error.read_text().partition("\n\n")[0].strip())
 
 
-def seconds_left(run_dir: Path, left: Sequence[Planned], parallel: int) -> float:
+def seconds_left(run_dir: Path, left: Sequence[PlannedPoint], parallel: int) -> float:
     """Estimate the remaining seconds from the mean times of finished points; 0 if none is finished.
 
     The training of each model counts once.
@@ -119,7 +119,7 @@ def seconds_left(run_dir: Path, left: Sequence[Planned], parallel: int) -> float
     return float(total) / min(parallel, max(len(left), 1))
 
 
-def _next(run_dir: Path, waiting: Sequence[Planned], running: Mapping, logged: set[Path]) -> Planned | None:
+def _next(run_dir: Path, waiting: Sequence[PlannedPoint], running: Mapping, logged: set[Path]) -> PlannedPoint | None:
     """Return the first point that need not wait for another point's training or another process."""
     elsewhere = [entry for entry in waiting if works_elsewhere(entry.folder(run_dir), logged)]
     working = [*elsewhere, *(entry for entry, _ in running.values())]
@@ -127,7 +127,7 @@ def _next(run_dir: Path, waiting: Sequence[Planned], running: Mapping, logged: s
     return next((entry for entry in waiting if entry not in elsewhere and entry.model not in training), None)
 
 
-def _ended(running: dict) -> list[tuple[Planned, int]]:
+def _ended(running: dict) -> list[tuple[PlannedPoint, int]]:
     """Remove the points whose processes have ended from `running`; return them with their exit status."""
     ended = [(entry, process.poll()) for entry, process in running.values() if process.poll() is not None]
     for entry, _ in ended:

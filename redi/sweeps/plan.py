@@ -27,7 +27,7 @@ STEPS = "train.num_steps"
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedPoint:
     """A point whose configuration has been parsed and checked."""
 
     name: str
@@ -57,7 +57,7 @@ class Planned:
         return checkpoint_dir(folder, self.num_steps).exists() or ended_early(folder)
 
 
-def plan(run_dir: Path, base: str, *, grid: Any, points: Any, names: Any) -> list[Planned]:
+def plan(run_dir: Path, base: str, *, grid: Any, points: Any, names: Any) -> list[PlannedPoint]:
     """Parse every point on top of the configuration `base`. gin's current configuration is kept.
 
     Raises:
@@ -65,7 +65,7 @@ def plan(run_dir: Path, base: str, *, grid: Any, points: Any, names: Any) -> lis
             of another configuration.
     """
     expanded = expand(grid, points, names)
-    planned: list[Planned] = []
+    planned: list[PlannedPoint] = []
     models: dict[str, str] = {}
     with config.isolated():
         for point, stored in zip(expanded, _stored_ranks(base, expanded), strict=True):
@@ -76,13 +76,13 @@ def plan(run_dir: Path, base: str, *, grid: Any, points: Any, names: Any) -> lis
             if key not in models:
                 models[key] = _model_name(point, statements, set(models.values()))
             steps, plug_ins = setting(train, "num_steps"), config.plug_ins_of(_roots())
-            entry = Planned(point.name, point.group, dict(point.bindings), text, models[key], steps, plug_ins)
+            entry = PlannedPoint(point.name, point.group, dict(point.bindings), text, models[key], steps, plug_ins)
             _refuse_mixed(run_dir, entry)
             planned.append(entry)
     return planned
 
 
-def write_plan(run_dir: Path, planned: Sequence[Planned], keys: Iterable[str] = ()) -> None:
+def write_plan(run_dir: Path, planned: Sequence[PlannedPoint], keys: Iterable[str] = ()) -> None:
     """Write `run_dir/sweep.json`, with axes ordered as in `keys` or as in an existing plan, because gin sorts keys."""
     axes = sorted(dict.fromkeys([*keys, *(key for entry in planned for key in entry.bindings)]), key=is_seed)
     stored = read_plan(Folder(run_dir))[0]
@@ -161,7 +161,7 @@ def _model_name(point: Point, statements: dict[str, str], taken: set[str]) -> st
     return next(name for name in names if name not in taken)
 
 
-def _refuse_mixed(run_dir: Path, entry: Planned) -> None:
+def _refuse_mixed(run_dir: Path, entry: PlannedPoint) -> None:
     """Raise ValueError if the point's folders hold results of another configuration than the parsed one."""
     folder, trained_dir = entry.folder(run_dir), entry.trained_dir(run_dir)
     if any((folder / name).exists() for name in ("result.json", "samples", "metrics.json")):

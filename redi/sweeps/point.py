@@ -18,14 +18,14 @@ from redi.runtime.artefact import write_json
 from redi.runtime.checksums import sealed
 from redi.runtime.distributed import process_rank
 from redi.sweeps.owner import working_on
-from redi.sweeps.plan import Planned
+from redi.sweeps.plan import PlannedPoint
 
 log = logging.getLogger("redi")
 
 KEYS = ("metric", "value", "spread", "better", "num_samples")  # copied from each entry of metrics.json
 
 
-def is_done(run_dir: Path, entry: Planned) -> bool:
+def is_done(run_dir: Path, entry: PlannedPoint) -> bool:
     """Return whether a point has a result, and none of the plug-ins that it used was edited since."""
     if (result := read_result(entry.folder(run_dir))) is None:
         return False
@@ -35,7 +35,7 @@ def is_done(run_dir: Path, entry: Planned) -> bool:
     return not edited
 
 
-def run_point(run_dir: Path, entry: Planned) -> None:
+def run_point(run_dir: Path, entry: PlannedPoint) -> None:
     """Run the stages of a point that are not done, after waiting for other processes that work on it.
 
     If it fails, the error is written to `error.txt` in the point's folder.
@@ -61,7 +61,7 @@ def run_point(run_dir: Path, entry: Planned) -> None:
             raise
 
 
-def write_result(folder: Path, entry: Planned, seconds: dict[str, float]) -> None:
+def write_result(folder: Path, entry: PlannedPoint, seconds: dict[str, float]) -> None:
     """Write `result.json`, which marks the point as done."""
     metrics = read_metrics(folder / "metrics.json")
     result: dict[str, Any] = {"name": entry.name, "group": entry.group, "bindings": entry.bindings}

@@ -10,7 +10,7 @@ from typing import Any
 from redi.runtime.artefact import write_json
 from redi.runtime.interrupt import StopRequest
 from redi.sweeps.launchers import command, note_end
-from redi.sweeps.plan import Planned
+from redi.sweeps.plan import PlannedPoint
 from redi.sweeps.task import Task
 
 log = logging.getLogger("redi")
@@ -19,8 +19,8 @@ MAX_REQUEUES = 1000  # a long run times out many times; submitit's default gives
 WARNING_SECONDS = 90  # submitit's default time between the signal and the end of a job
 
 
-def submitted(
-    run_dir: Path, entries: Sequence[Planned], *, threads: int | None, processes: int | None = None,
+def submit(
+    run_dir: Path, entries: Sequence[PlannedPoint], *, threads: int | None, processes: int | None = None,
     options: Mapping[str, Any], cluster: str = "slurm", poll_seconds: float = 5.0,
 ) -> None:  # fmt: skip
     """Submit one job per point and wait for all of them. A point that is still queued is not submitted again.

@@ -75,11 +75,11 @@ def sweep(
     log.info("%d points with %d models, %d points done", len(planned), models, len(planned) - len(missing))
     several = processes if launcher == "torchrun" or processes > 1 else None
     if launcher == "print":
-        launchers.printed([launchers.command(run_dir, entry, processes=several) for entry in missing], threads)
+        launchers.print_commands([launchers.command(run_dir, entry, processes=several) for entry in missing], threads)
     elif launcher == "slurm":
-        from redi.sweeps.slurm import submitted
+        from redi.sweeps.slurm import submit
 
-        submitted(run_dir, missing, threads=threads, processes=several, options=dict(slurm or {}))
+        submit(run_dir, missing, threads=threads, processes=several, options=dict(slurm or {}))
     else:
         launchers.local(run_dir, missing, parallel=parallel, threads=threads, processes=several)
     results = gather_all(run_dir)

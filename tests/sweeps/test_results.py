@@ -13,7 +13,7 @@ from PIL import Image
 
 from redi.pages.sweep_results import SweepResults
 from redi.sweeps.launchers import note_end, start
-from redi.sweeps.plan import Planned, write_plan
+from redi.sweeps.plan import PlannedPoint, write_plan
 from redi.sweeps.point import is_done, write_result
 from redi.sweeps.results import table_csv, table_markdown, write_results
 
@@ -28,7 +28,7 @@ def sweep(tmp_path):
         setting = {"JointCodec.representations": "[]"} if group == "plain" else {"PCA.rank": group[5:]}
         for seed in range(3):
             bindings = {**setting, "train.seed": str(seed)}
-            entry = Planned(f"{group},seed={seed}", group, bindings, text="", model=group, num_steps=1)
+            entry = PlannedPoint(f"{group},seed={seed}", group, bindings, text="", model=group, num_steps=1)
             entry.folder(tmp_path).mkdir(parents=True)
             planned.append(entry)
             if seed < len(values):
@@ -38,7 +38,7 @@ def sweep(tmp_path):
     return tmp_path, planned
 
 
-def write(folder: Path, entry: Planned, value: float, **more) -> None:
+def write(folder: Path, entry: PlannedPoint, value: float, **more) -> None:
     metrics = [
         {"metric": "fid_clean", "value": value, "better": "lower", "num_samples": 10} | more,
         {"metric": "recall", "value": value / 10, "better": "higher", "num_samples": 10},
