@@ -6,7 +6,7 @@ import torch
 
 from redi.core import config
 from redi.evaluation.records import read_metrics
-from redi.runs.job import is_trained, is_current
+from redi.runs.job import is_current, is_trained
 from redi.runtime.artefact import save_artefact, write_json
 from redi.runtime.checkpoint import Retention, checkpoint_dir, save_checkpoint
 from redi.runtime.checksums import sealed, sha256, tensors_sha256
