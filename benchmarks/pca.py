@@ -43,8 +43,7 @@ def main() -> None:
         rows=rows,
         notes=[
             f"The paper's {PAPER_IMAGES:,} images take {PAPER_IMAGES * GRID**2 / whole['vectors_per_second']:.0f} s at "
-            "the rate of the whole pass"
-            + (" (extrapolated)." if images != PAPER_IMAGES else " (measured)."),
+            "the rate of the whole pass" + (" (extrapolated)." if images != PAPER_IMAGES else " (measured)."),
             "share_of_encoder: time relative to the (fastest) encoder on the same images.",
             "memory_mib: peak above the memory of the process with its imports and one batch of features.",
             "angle_degrees: largest angle between the components and NumPy's eigenvectors of the covariance.",
