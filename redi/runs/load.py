@@ -81,7 +81,7 @@ def load(
             a configuration that imports a module that is not allowed.
     """
     trusted_imports.name(*plugins)
-    run_dir = local_path(run_dir)
+    run_dir, target = local_path(run_dir), choose_device(device)
     if not (checkpoints := list_checkpoints(run_dir)):
         raise ValueError(f"{run_dir} holds no checkpoints: pass the folder of a run that has saved one")
     if step is None:
@@ -93,7 +93,7 @@ def load(
     else:
         names = ", ".join(path.name for path in checkpoints)
         raise ValueError(f"{run_dir} has no checkpoint of step {step}: choose one of {names}")
-    options: dict[str, Any] = {"device": choose_device(device), "model": model, "process": process}
+    options: dict[str, Any] = {"device": target, "model": model, "process": process}
     if codec is None:
         return open_configured(run_dir, folder, tensors, record, gin_bindings=gin_bindings, **options)
     if gin_bindings:
