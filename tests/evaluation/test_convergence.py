@@ -132,4 +132,4 @@ def test_runs_of_images_that_lay_elsewhere_compare_and_those_of_other_images_do_
         (tmp_path / name / "config.gin").write_text(f"IMAGES = '{name}'\nImageFolder.path = %IMAGES\n")
     warn_of_different_measures([tmp_path / name for name in ("first", "moved", "older", "other")])
     [message] = caplog.messages
-    assert message.endswith("other images") and f"{tmp_path / 'other'} was" in message
+    assert message.endswith(": images") and f"{tmp_path / 'other'} and" in message
