@@ -211,4 +211,4 @@ def test_bindings_that_the_drawing_function_does_not_see_are_warned_of(lab):
     assert "generate.guidance, generate.sampler: no effect on the samples" in lab.caplog.text
     lab.caplog.clear()
     lab.parse()
-    assert "without effect" not in lab.caplog.text
+    assert "no effect" not in lab.caplog.text
