@@ -62,8 +62,11 @@ def audited_data(run_dir: Path, *, keep: bool = True) -> Dataset:
         print(describe(record), flush=True)
         return record
 
+    def store_audit() -> None:
+        run_audit()
+
     if keep:  # one process audits, the others wait
-        complete(run_dir / ".audit", finished=lambda: stored() is not None, finish=run_audit)
+        complete(run_dir / ".audit", finished=lambda: stored() is not None, finish=store_audit)
     record = stored() or run_audit()
     if "refused" in record:
         raise AuditError(record["refused"], record)

@@ -196,7 +196,7 @@ class SharedJob:
             return None
 
 
-def complete(work: Path, *, finished: Callable[[], bool], finish: Callable[[], object]) -> None:
+def complete(work: Path, *, finished: Callable[[], bool], finish: Callable[[], None]) -> None:
     """Have one of all processes that call this do `finish`; the others wait for it. Like `SharedJob.run`."""
     SharedJob(work).run(finished=finished, finish=lambda _: finish())
 
