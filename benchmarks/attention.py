@@ -1,12 +1,13 @@
-"""Every attention backend, forward and backward: seconds, FLOP/s, and the distance from float64.
+"""Time every attention backend, forward and backward, and compare it with float64.
 
 python benchmarks/attention.py [--device auto|cpu|cuda] [--quick] [--out FILE]
 
-Tokens 256 and 512 are those of 256 px with merged and with separate tokens, 1024 those of 512 px; head dimension 64
-with 12 heads is B/2, 72 with 16 heads XL/2. q, k, v lie as a block of the transformer makes them, views of one tensor,
-to whose gradient the backward pass goes. FLOPs are those of the products, backward twice forward; what a kernel
-computes again in its backward pass is not counted. Errors are those of `redi.models.attention.errors`: the largest
-over the tokens, relative to the root mean square. Beside it: what `auto` takes, and how much of a block attention is.
+256 and 512 tokens are 256 px with merged and with separate tokens, 1024 tokens are 512 px. Head dimension 64 with 12
+heads is B/2, 72 with 16 heads is XL/2. q, k and v are views of one tensor, as in a transformer block, and the backward
+pass computes the gradient of that tensor. FLOPs are those of the matrix products, with the backward pass counted twice;
+recomputation in a backward kernel is not counted. Errors are those of `redi.models.attention.errors`: the largest over
+the tokens, relative to the root mean square. The benchmark also measures which backend `auto` chooses, and the share of
+attention in a block.
 """
 
 import functools
@@ -21,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from redi.models.attention import BACKENDS, attend_math, choose_attention, errors, problem_of
 from redi.models.transformer import Block
 
-HEADS = {64: 12, 72: 16}  # head dimension: heads, of B/2 and XL/2
+HEADS = {64: 12, 72: 16}  # {head dimension: number of heads} of B/2 and XL/2
 
 
 def main() -> None:
@@ -53,7 +54,7 @@ def main() -> None:
         device=device,
         settings={"tokens_of_a_batch": in_all, "heads": HEADS, "rounds": rounds, "calls_per_round": repeats},
         rows=[*rows, *(as_row(name, why, places) for (name, why), places in refused.items()), *choices, *shares()],
-        notes=["sdpa takes flash, memory-efficient or plain products on a GPU, in this order; never cuDNN."],
+        notes=["sdpa on a GPU prefers flash, then memory-efficient, then plain products; it never uses cuDNN."],
         arguments=given,
     )
 
@@ -63,7 +64,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def block_inputs(batch: int, num_tokens: int, num_heads: int, head_dim: int, device: str, dtype: torch.dtype) -> tuple:
-    """A leaf (N, T, 3 heads head_dim), and q, k, v as a block of the transformer makes them: views of it."""
+    """Return a leaf tensor (N, T, 3 heads head_dim), and q, k, v as views of it, as in a transformer block."""
     generator = torch.Generator(device).manual_seed(0)
     shape = (batch, num_tokens, 3 * num_heads * head_dim)
     qkv = torch.randn(shape, generator=generator, device=device, dtype=dtype).requires_grad_()
@@ -71,7 +72,7 @@ def block_inputs(batch: int, num_tokens: int, num_heads: int, head_dim: int, dev
 
 
 def measured(names: list[str], inputs: tuple, rounds: int, repeats: int, device: str) -> list[dict]:
-    """A row per backend: timed side by side, forward without gradients, backward from a kept graph."""
+    """Return one row per backend, timed side by side: forward without gradients, backward from a retained graph."""
     qkv, *views = inputs
     detached = [x.detach() for x in views]
     weights = torch.ones_like(views[0], memory_format=torch.contiguous_format)
@@ -104,7 +105,7 @@ def measured(names: list[str], inputs: tuple, rounds: int, repeats: int, device:
 
 
 def repeated(times: int, function, *args, **settings):
-    """A call that calls a function several times, to hide what starting a kernel takes."""
+    """Return a function that makes several calls, to hide kernel launch overhead."""
     call = functools.partial(function, *args, **settings)
 
     def calls() -> None:
@@ -120,7 +121,7 @@ def as_row(name: str, why: str, places: list[dict]) -> dict:
 
 
 def shares() -> list[dict]:
-    """Attention's share of the FLOPs of a block, counted without computing: with it less without it."""
+    """Count attention's share of the FLOPs of a block, without computing: FLOPs with attention minus FLOPs without."""
     rows = []
     for head_dim, num_heads in HEADS.items():
         width = head_dim * num_heads

@@ -1,14 +1,14 @@
-"""How many cached samples a second reach the training loop; the goal is 20,000 on two cores.
+"""Measure how many cached samples per second reach the training loop. The goal is 20,000 on two cores.
 
     python benchmarks/data_loading.py                      # some minutes, 6 GB on the disk of --folder
     python benchmarks/data_loading.py --quick              # seconds
 
-Samples as of ImageNet at 256 pixels, 20 KB: SD moments 8x32x32 and features 8x16x16, float16, and a label. Every
-number is one pass over the data set in batches of 256 through `redi.data.loader.batches`, nothing done with them; on a
-GPU also with the copy to it. The variants take turns. "cold" is after the files were dropped from the page cache; what
-the disk, or the host of a virtual machine, keeps of them is beyond reach, so a real disk may be slower. "streamed"
-begins with an empty local folder that holds two windows of four shards: it includes fetching and verifying every byte.
-The HTTP server runs on the same cores.
+Samples are those of ImageNet at 256 pixels, 20 KB each: SD moments 8x32x32 and features 8x16x16 in float16, and a
+label. Every number is one pass over the data set in batches of 256 through `redi.data.loader.batches`, without further
+work; on a GPU the copy to it is included. The variants take turns. "cold" starts after the files were dropped from the
+page cache; caches of the disk or of a virtual machine's host cannot be dropped, so a real disk may be slower.
+"streamed" starts with an empty local folder with room for two windows of four shards, and includes downloading and
+verifying every byte. The HTTP server runs on the same cores.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ SAMPLE_BYTES = (8 * 32 * 32 + 8 * 16 * 16) * 2
 
 
 class Numbers(Dataset):
-    """One-pixel images: what is stored is made up by `Moments` and `Features`."""
+    """One-pixel images. The stored values come from `Moments` and `Features`."""
 
     def __init__(self, count: int):
         names = [f"{i:06d}" for i in range(count)]
@@ -67,7 +67,7 @@ class Moments(Autoencoder):
         return moments.float()[:, :4]
 
     def decode(self, latents):
-        raise TypeError("noise is no image")
+        raise TypeError("these moments are noise and cannot be decoded")
 
     def provenance(self) -> dict:
         return {"autoencoder": "Moments"}
@@ -87,7 +87,7 @@ class Features(Encoder):
 
 
 def passed(source, shuffle: str, mode: str, device: str) -> float:
-    """Seconds for one pass."""
+    """Return the seconds of one pass."""
     start = time.perf_counter()
     found = batches(
         source, batch_size=BATCH, seed=0, start=0, stop=len(source) // BATCH, shuffle=shuffle, pin=mode == "pinned"
@@ -105,7 +105,7 @@ def warm(cache: Cache, *, shuffle: str, mode: str = "read", device: str = "cpu")
 
 
 def cold(folder: Path, *, shuffle: str) -> float:
-    for path in folder.iterdir():  # before they are mapped: mapped pages would stay
+    for path in folder.iterdir():  # before they are memory-mapped: mapped pages would stay in the page cache
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -122,7 +122,7 @@ def streamed(url: str, local: Path, window: int) -> float:
 
 
 class Files(torch.utils.data.Dataset):
-    """Two .npy files per sample, as most published code keeps them."""
+    """Two .npy files per sample, the layout of most published code."""
 
     def __init__(self, folder: Path, count: int):
         self.folder, self.count = folder, count
@@ -138,7 +138,7 @@ class Files(torch.utils.data.Dataset):
 
 
 def data_loader(files: Files, num_images: int) -> float:
-    """Seconds for so many images as a pass has, from a pass over `files`."""
+    """Return the seconds of a full pass, scaled from a pass over `files`."""
     loader = torch.utils.data.DataLoader(files, batch_size=BATCH, shuffle=True, num_workers=2)
     start = time.perf_counter()
     for _ in loader:
@@ -148,7 +148,7 @@ def data_loader(files: Files, num_images: int) -> float:
 
 @contextlib.contextmanager
 def http_server(folder: Path) -> Iterator[str]:
-    """Its URL; a process of its own."""
+    """Yield the URL of a server that runs in a separate process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -166,9 +166,9 @@ def http_server(folder: Path) -> Iterator[str]:
 
 
 def take_turns(variants: dict[str, Callable[[], float]], rounds: int) -> dict[str, Timing]:
-    """As `ledger.side_by_side`, for variants that say themselves how long they took."""
+    """Run variants like `ledger.side_by_side`; each returns its own seconds."""
     for name in variants:
-        variants[name]()  # once for the page cache
+        variants[name]()  # fills the page cache
     seconds = {name: [] for name in variants}
     for number in range(rounds):
         for name in list(variants)[:: -1 if number % 2 else 1]:
@@ -178,7 +178,7 @@ def take_turns(variants: dict[str, Callable[[], float]], rounds: int) -> dict[st
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--folder", type=Path, help="where the files lie meanwhile; default: the system's")
+    parser.add_argument("--folder", type=Path, help="folder for temporary files; default: the system's")
     parser.add_argument("--num_images", type=int, default=65_536)
     parser.add_argument("--rows_per_shard", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=5)
@@ -192,8 +192,10 @@ def main() -> None:
     settings = {"num_images": given.num_images, "batch_size": BATCH, "rows_per_shard": given.rows_per_shard}
     notes = [
         f"passes over {given.num_images} samples of 20 KB in batches of {BATCH}; low and high of {given.rounds} rounds",
-        "`ratio_to_files`: to a DataLoader of two workers that reads two .npy files per sample, page cache warm",
-        "streamed: from an empty local folder, every byte fetched and verified; the HTTP server shares the two cores",
+        "`ratio_to_files`: relative to a DataLoader with two workers that reads two .npy files per sample, warm "
+        "page cache",
+        "streamed: starts from an empty local folder; every byte is downloaded and verified; the HTTP server "
+        "shares the two cores",
     ]
     report("data_loading", device=device, settings=settings, rows=rows, notes=notes, arguments=given)
 
@@ -210,7 +212,7 @@ def measure(given, device: str, folder: Path) -> list[dict]:
         variants[f"{shuffle}, warm"] = partial(warm, plain, shuffle=shuffle)
         variants[f"{shuffle}, mirrored, warm"] = partial(warm, mirrored, shuffle=shuffle)
     if hasattr(os, "posix_fadvise"):
-        shutil.copytree(folder / "plain", folder / "cold")  # files that nobody has mapped
+        shutil.copytree(folder / "plain", folder / "cold")  # files that no process has mapped
         for shuffle in ("global", "shards"):
             variants[f"{shuffle}, cold"] = partial(cold, folder / "cold", shuffle=shuffle)
     if device == "cuda":

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# What the library does on one GPU, in at most eight minutes, the most valuable first:
+# Benchmarks for one GPU in at most eight minutes, the most important first:
 #   [WHEELS=folder] [PYTHON=python3] bash benchmarks/gpu.sh FOLDER     or OUT=FOLDER
 #   bash benchmarks/gpu.sh --quick FOLDER                               every part, tiny, on the CPU: half a minute
 #
-# Each part writes FOLDER/<part>.json while it goes (whole files only), its log, and <part>.status.json at its end; a part
-# that fails or takes too long stops no other. So whatever is finished when the machine is taken back is in FOLDER.
-# What is not installed may come as wheels from WHEELS; a missing xformers is a row that says why.
+# Each part writes FOLDER/<part>.json as it runs (whole files only), its log, and <part>.status.json at its end. A part that
+# fails or takes too long does not stop the others, so everything finished when the machine is lost is in FOLDER.
+# Missing packages can be installed from wheels in WHEELS. Without xformers, its row states the reason.
 set -u
 root=$(cd "$(dirname "$0")/.." && pwd)
 device=cuda quick=

@@ -1,4 +1,4 @@
-"""What all benchmarks share: arguments, timing side by side, processes of their own, a table and a JSON file.
+"""Shared by all benchmarks: arguments, side-by-side timing, separate processes, a table and a JSON file.
 
     parser = arguments(__doc__)  # --device, --quick, --out; add your own
     given = parser.parse_args()
@@ -8,7 +8,7 @@
     rows = [{"variant": name, **t.columns(), "ratio_to_plain": t.faster_than(plain)} for name, t in timings.items()]
     report("train_step", device=device, settings={...}, rows=rows, notes=[...], arguments=given)
 
-Every script of this folder is run by itself: `python benchmarks/train_step.py`.
+Run each script of this folder directly: `python benchmarks/train_step.py`.
 """
 
 import argparse
@@ -31,28 +31,28 @@ RESULTS = HERE / "results"
 
 
 def arguments(doc: str) -> argparse.ArgumentParser:
-    """A parser with --device, --quick and --out, whose help is the benchmark's docstring."""
+    """Return a parser with --device, --quick and --out. Its help is the benchmark's docstring."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--quick", action="store_true", help="seconds, not minutes: to see that it runs")
-    parser.add_argument("--out", type=Path, help="another file for the results")
+    parser.add_argument("--quick", action="store_true", help="run for seconds, not minutes, to test that it works")
+    parser.add_argument("--out", type=Path, help="file for the results; default: results/")
     return parser
 
 
 def device_of(given: argparse.Namespace) -> str:
-    """'cpu' or 'cuda'; 'auto' is the GPU where there is one."""
+    """Return 'cpu' or 'cuda'. 'auto' chooses the GPU if there is one."""
     import torch
 
     if given.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if given.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("--device cuda: torch sees no GPU here")
+        sys.exit("--device cuda: torch finds no GPU")
     return given.device
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one variant, a number per round."""
+    """The seconds of one variant in every round."""
 
     seconds: tuple[float, ...]
 
@@ -74,8 +74,10 @@ class Timing:
         return (self.high - self.low) / self.median
 
     def faster_than(self, other: "Timing") -> float:
-        """How many times faster than another variant of the same rounds: the median of the ratios round by round, in
-        which the drift of the machine's speed cancels."""
+        """Return the speed-up over another variant of the same rounds: the median of the per-round ratios.
+
+        The drift of the machine's speed cancels in these.
+        """
         return statistics.median(theirs / own for own, theirs in zip(self.seconds, other.seconds, strict=True))
 
     def columns(self, what: str = "step") -> dict[str, float]:
@@ -86,13 +88,13 @@ class Timing:
 def side_by_side(
     calls: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int, device: str = "cpu"
 ) -> dict[str, Timing]:
-    """Times each call once per round, so that a machine whose speed drifts treats all alike.
+    """Time each call once per round, so that a drift of the machine's speed affects all variants alike.
 
-    Every other round goes backwards, so that no variant always follows the same neighbour. On CUDA the device is
+    Every other round runs in reverse order, so that no variant always follows the same one. On CUDA the device is
     synchronised before and after every call.
 
     Args:
-        warmup: rounds that are not counted, each variant's directly one after another: compilation, caches, clocks.
+        warmup: calls of each variant that are not counted, for compilation, caches and clocks.
     """
     wait = _synchronize(device)
     for call in calls.values():
@@ -110,7 +112,7 @@ def side_by_side(
 
 
 def in_process(function: str | Callable, *, script: str | Path | None = None, **settings) -> dict:
-    """What a function of the benchmark returns in a process of its own, with the process's peak memory.
+    """Call a function of the benchmark in a new process; return its result with the peak memory of the process.
 
     Args:
         function: a module-level function of the running script (or of `script`), or its name; it returns a dict.
@@ -171,18 +173,18 @@ def report(
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     partial.replace(path)
-    print(f"written to {path}", flush=True)
+    print(f"wrote {path}", flush=True)
     return path
 
 
 def _with_others(path: Path, result: dict) -> dict:
-    """The new rows in the place of the old ones of the same measurements, or after them."""
+    """Return the old rows, with those of the same measurements replaced by the new ones."""
     if not path.exists():
         return result
     old = json.loads(path.read_text())
     here, there = ({**r["environment"], "date": None} for r in (result, old))
     if here != there:
-        print(f"{path} was measured on another machine, with other versions or code: its other rows are dropped")
+        print(f"{path} was measured on another machine or with other versions or code; dropping its other rows")
         return result
     rows: dict[str, list] = {}
     for row in old["rows"]:

@@ -1,11 +1,11 @@
-"""Whether memory stays flat: resident memory, open files, threads and child processes over 10,000 steps and images.
+"""Check that memory, open files, threads and child processes stay constant over 10,000 steps and images.
 
 python benchmarks/long_run.py [--device auto|cpu|cuda] [--quick] [--out FILE] [--plot FILE]
 
-Trains a small model on the digits for 10,000 steps with redi.train, once from a cache and once from images, with
-checkpoints, previews and a log as in a long run, and draws 10,000 images with redi.sample. Each program is watched from
-outside, through /proc, four times a second. The slope is a least-squares line through all that was seen after the first
-fifth, by which everything that is imported or allocated once is there.
+Trains a small model on the digits for 10,000 steps with redi.train, once from a cache and once from images, with the
+checkpoints, previews and logs of a long run, and samples 10,000 images with redi.sample. Each program is observed from
+outside, through /proc, four times per second. The slope is a least-squares line through all observations after the
+first fifth, when all imports and one-time allocations are done.
 """
 
 import json
@@ -21,8 +21,8 @@ import numpy as np
 from ledger import HERE, RESULTS, arguments, device_of, report
 
 PLOT = HERE.parent / "docs" / "images" / "long_run.png"
-KEPT_POINTS = 400  # of a curve, in its file
-SETTLED = 0.2  # the part that is left out of the slope
+KEPT_POINTS = 400  # stored points per curve
+SETTLED = 0.2  # fraction at the start that the slope leaves out
 GIN = """
 include 'digits.gin'
 train.batch_size = 32
@@ -41,11 +41,11 @@ EulerMaruyama.num_evaluations = 10
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--plot", type=Path, help="another file for the plot")
+    parser.add_argument("--plot", type=Path, help="file for the plot; default: docs/images/long_run.png")
     given = parser.parse_args()
     device = device_of(given)
     if not Path("/proc/self/status").exists():
-        sys.exit("long_run.py reads /proc, which only Linux has")
+        sys.exit("long_run.py reads /proc and needs Linux")
     count = 200 if given.quick else 10_000
     curves: dict[str, list[dict]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -73,10 +73,10 @@ def main() -> None:
         settings={"steps": count, "images": count, "batch_size": 32, "checkpoint_every": 500, "preview_every": 500},
         rows=rows,
         notes=[
-            "slopes are those of a least-squares line through what was seen after the first fifth; anonymous memory is "
-            "the resident memory without mapped files, such as the cache and the code of the libraries; the lowest "
-            "numbers of files and threads are those of the program's end",
-            f"the curves: [{plotted.name}](../docs/images/{plotted.name}), [as numbers](results/{stored.name})",
+            "slopes: of a least-squares line through all observations after the first fifth; anonymous memory: "
+            "resident memory without mapped files, such as the cache and library code; the lowest numbers of files "
+            "and threads are observed at the program's end",
+            f"curves: [{plotted.name}](../docs/images/{plotted.name}), [as numbers](results/{stored.name})",
         ],
         arguments=given,
     )
@@ -85,7 +85,7 @@ def main() -> None:
 def watched(
     program: str, folder: Path, run: str, bindings: tuple[str, ...], progress: Callable[[Path], int]
 ) -> list[dict]:
-    """Runs a program to its end -> what was seen of it, with how far it was."""
+    """Run a program to its end; return the observations, each with the program's progress."""
     flags = f"--gin_file={folder / 'long.gin'}", f"--run_dir={folder / run}"
     command = [sys.executable, "-m", f"redi.{program}", *flags]
     command += [f"--gin_bindings={binding}" for binding in bindings]
@@ -105,7 +105,7 @@ def watched(
 
 
 def look(pid: int) -> dict | None:
-    """What a process holds now; None when it has ended."""
+    """Return the current resources of a process, or None if it has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
         fields = dict(line.split(":", 1) for line in status.splitlines())
@@ -117,20 +117,20 @@ def look(pid: int) -> dict | None:
             "threads": int(fields["Threads"]),
             "children": sum(map(len, children)),
         }
-    except (OSError, KeyError):  # it ends just now; a zombie has no memory
+    except (OSError, KeyError):  # the process is ending; a zombie has no memory
         return None
 
 
 def logged_step(run_dir: Path) -> int:
-    """Of the last whole line of the log."""
+    """Return the step of the last complete line of the log."""
     path = run_dir / "log.jsonl"
     lines = path.read_bytes().rpartition(b"\n")[0].splitlines() if path.exists() else []
     return json.loads(lines[-1])["step"] if lines else 0
 
 
 def drawn_images(run_dir: Path) -> int:
-    """In the finished parts."""
-    names = (name for _, _, names in os.walk(run_dir) for name in names)  # it forgives folders that vanish
+    """Return the number of images in the finished parts."""
+    names = (name for _, _, names in os.walk(run_dir) for name in names)  # os.walk tolerates folders that vanish
     return 100 * sum(name.startswith("part-") and name.endswith(".safetensors") for name in names)
 
 
@@ -139,7 +139,7 @@ def columns(curve: list[dict]) -> dict[str, list]:
 
 
 def row_of(name: str, curve: list[dict]) -> dict:
-    """Medians near the beginning and at the end, and how it grew for every 1,000 steps or images."""
+    """Return the medians near the beginning and at the end, and the growth per 1,000 steps or images."""
     seen = {key: np.array(values, dtype=float) for key, values in columns(curve).items()}
     settled = seen["done"] >= SETTLED * seen["done"].max()
     done = seen["done"][settled]
@@ -160,7 +160,7 @@ def row_of(name: str, curve: list[dict]) -> dict:
 
 
 def plot(curves: dict[str, list[dict]], path: Path) -> None:
-    """Resident memory above, open files and threads below, each over what was done."""
+    """Plot resident memory (top) and open files and threads (bottom) against steps or images."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.2 * len(curves), 5.0), layout="constrained")

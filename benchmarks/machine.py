@@ -1,4 +1,4 @@
-"""What a number was measured on: the machine, versions, the commit; and the peak memory of a process."""
+"""The environment of a measurement: machine, versions and commit; and the peak memory of a process."""
 
 import datetime
 import os
@@ -13,7 +13,7 @@ LIBRARIES = ("redi", "torch", "xformers", "flash_attn_3", "timm", "diffusers", "
 
 
 def environment(device: str) -> dict:
-    """Machine, versions, commit and date: what a number means nothing without."""
+    """Return machine, versions, commit and date of a measurement."""
     import torch
 
     versions = {"python": platform.python_version()}
@@ -38,15 +38,15 @@ def environment(device: str) -> dict:
 
 
 def peak_memory_gib() -> float:
-    """Of this process: what torch's allocator held at most on a GPU in use, else resident memory."""
+    """Return the peak memory of this process: torch's allocator if a GPU is in use, else resident memory."""
     if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**30
-    try:  # not ru_maxrss, in which a process begins with the peak of the one that started it
+    try:  # not ru_maxrss, which starts at the peak of the parent process
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) / 2**20
     except (OSError, IndexError):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / 2**30 if sys.platform == "darwin" else peak / 2**20  # bytes there, else KiB
+        return peak / 2**30 if sys.platform == "darwin" else peak / 2**20  # bytes on macOS, else KiB
 
 
 def _processor() -> str:
@@ -59,13 +59,13 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """The commit, with a + where the library or the benchmarks have changed since."""
+    """Return the commit, with a + if the library or the benchmarks have uncommitted changes."""
 
     def git(*command: str) -> str:
         command = ["git", "-C", str(Path(__file__).resolve().parents[1]), *command]
         try:
             done = subprocess.run(command, capture_output=True, text=True)
-        except OSError:  # no git here
+        except OSError:  # git is not installed
             return ""
         return done.stdout.strip() if done.returncode == 0 else ""
 

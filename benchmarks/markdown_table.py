@@ -1,10 +1,10 @@
-"""Rows of results as Markdown tables."""
+"""Format rows of results as Markdown tables."""
 
 from collections.abc import Mapping, Sequence
 
 
 def tables(rows: Sequence[Mapping[str, object]]) -> str:
-    """Markdown: one table, or one for each value of `measurement`, under that value in bold."""
+    """Return one Markdown table, or one for each value of `measurement` with that value as title."""
     if not any("measurement" in row for row in rows):
         return table(rows)
     kinds = dict.fromkeys(row.get("measurement", "") for row in rows)
@@ -18,7 +18,7 @@ def tables(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
-    """A Markdown table with a column for every key that some row has; numbers to four digits."""
+    """Return a Markdown table with a column for every key of any row; numbers to four digits."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     numeric = {c for c in columns if any(isinstance(row.get(c), int | float) for row in rows)}
     lines = [[column.replace("_", " ") for column in columns], ["--:" if c in numeric else "---" for c in columns]]

@@ -1,10 +1,10 @@
-"""Peak memory of a training step at batch 256, predicted without a GPU: what fits 24, 80 and 139 GiB.
+"""Predict the peak memory of a training step at batch 256 without a GPU: which batches fit 24, 80 and 139 GiB.
 
 python benchmarks/memory.py
 
-The step is run on tensors without memory (redi/training/memory.py), in bfloat16 autocast, with AdamW and EMA, on cached
-data. On the CPU the method is checked against the resident memory of real steps, of four blocks of B/2 and of parts of
-what gin/images.gin trains; on a GPU against the allocator.
+The step runs on tensors without storage (redi/training/memory.py), in bfloat16 autocast, with AdamW and EMA, on cached
+data. On the CPU, predictions are checked against the resident memory of real steps of four blocks of B/2 and of smaller
+versions of gin/images.gin; on a GPU, against the allocator.
 """
 
 import os
@@ -15,7 +15,7 @@ from ledger import arguments, device_of, in_process, report
 
 GIB = 2**30
 SIZES = {"24": 24, "80": 80, "139": 139}
-ROOM = 0.9  # of a card's memory, for the context, workspaces and fragments
+ROOM = 0.9  # usable fraction of a GPU's memory; the rest is for context, workspaces and fragmentation
 
 
 def main() -> None:
@@ -35,17 +35,17 @@ def main() -> None:
         settings={"batch_size": 256, "precision": "bfloat16", "channels": {"image": 4, "dinov2": 8}, "depth": depth},
         rows=rows,
         notes=[
-            "fits: the largest power of two of images (up to 256) whose prediction is below 0.9 of 24, 80 or 139 GiB; "
-            "train.accumulate = 256 / that keeps the batch at 256",
-            "compiled is counted operation by operation, a bound from above: fused kernels store nothing in between",
-            "measured less predicted is what the process needs beside tensors, where it does not grow with the batch",
+            "fits: the largest batch, as a power of two up to 256, whose prediction is below 0.9 of 24, 80 or 139 "
+            "GiB; train.accumulate = 256 / fits keeps the total batch at 256",
+            "compiled: an upper bound, counted operation by operation; fused kernels store no intermediate results",
+            "measured less predicted: memory of the process besides tensors, if it does not grow with the batch",
         ],
         arguments=given,
     )
 
 
 def predicted_row(size: str, tokens: str, way: str, batch_size: int, depth: int | None) -> dict:
-    """One configuration: the peak at `batch_size`, and the largest batch for every card."""
+    """Return the row of one configuration: the peak at `batch_size`, and the largest batch for every memory size."""
     at = {
         n: predict(size=size, tokens=tokens, way=way, batch_size=n, depth=depth) for n in (batch_size // 2, batch_size)
     }
@@ -63,7 +63,7 @@ def predict(
     *, size: str, tokens: str, way: str, batch_size: int, depth: int | None, precision: str = "bfloat16",
     pixels: int | None = None,
 ) -> float:  # fmt: skip
-    """GiB."""
+    """Return the predicted GiB."""
     import torch
     from traced_losses import traced
 
@@ -82,7 +82,7 @@ def predict(
 
 
 def built(size: str, tokens: str, way: str, depth: int | None, pixels: int | None = None):
-    """-> the paper's model with 8 channels, or what gin/images.gin trains at so many pixels, with its objective."""
+    """Return model and objective: the paper's with 8 feature channels, or those of gin/images.gin at a resolution."""
     from redi.core.channels import Channels
     from redi.core.objective import JointObjective
     from redi.fusion.merged import Merged
@@ -98,9 +98,8 @@ def built(size: str, tokens: str, way: str, depth: int | None, pixels: int | Non
 
 
 def check_on_cpu() -> list[dict]:
-    """Real steps in float32, of four blocks of B/2 and of gin/images.gin with fewer images: the resident memory beyond
-    what the process had before."""
-    # Without this, what is freed stays in the process and fills in odd ways: glibc raises its threshold by itself.
+    """Measure the memory that real float32 steps add: four blocks of B/2, and gin/images.gin with fewer images."""
+    # glibc raises its own threshold, and freed memory would stay in the process.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
     rows = []
     for way in ("eager", "checkpointing"):
@@ -116,7 +115,7 @@ def check_on_cpu() -> list[dict]:
 
 
 def check_on_gpu(depth: int | None) -> list[dict]:
-    """The configurations of the table themselves, as far as they fit."""
+    """Measure the configurations of the table that fit."""
     rows = []
     for size in ("B/2", "XL/2"):
         for way in ("eager", "compiled", "checkpointing"):
@@ -144,7 +143,7 @@ def measure(
     *, size: str, tokens: str, way: str, batch_size: int, depth: int | None, device: str = "cpu",
     precision: str = "float32", pixels: int | None = None,
 ) -> dict:  # fmt: skip
-    """Peak of two real steps, less what the process had before: {"gib": ...}."""
+    """Return {"gib": peak of two real steps minus the memory before them}."""
     import torch
     from machine import peak_memory_gib
 
@@ -169,7 +168,7 @@ def measure(
 
 
 def resident_gib() -> float:
-    """What the process holds now."""
+    """Return the current memory of the process."""
     return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) / 2**20
 
 

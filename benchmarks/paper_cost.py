@@ -1,9 +1,9 @@
-"""Writes the table of GPU-hours in docs/performance.md: the paper's trainings at two utilisations and as measured.
+"""Write the table of GPU-hours in docs/performance.md: the paper's runs at two utilisations and as measured.
 
 python benchmarks/paper_cost.py            # after benchmarks/train_step.py --device cuda, or gpu.sh
 
-Measured is the fastest variant for the model and tokens in results/train_step.cuda.json and in results/gpu; without
-these the column says so. Nothing is timed here.
+The measured column uses the fastest variant for the model and tokens in results/train_step.cuda.json and in
+results/gpu. Without these files it says "not measured". This script times nothing.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def generated() -> str:
-    """The table, in GPU-hours."""
+    """Return the table, in GPU-hours."""
     rows = []
     for size, tokens, thousands in TRAININGS:
         gmac = forward_gmac(size, tokens)
@@ -47,7 +47,7 @@ def generated() -> str:
 
 
 def forward_gmac(size: str, tokens: str) -> float:
-    """Of one image of 256 pixels with 8 channels of a representation."""
+    """Count the FLOPs of one 256-pixel image with 8 feature channels."""
     import torch
 
     from redi.models.cost import forward_flops
@@ -58,7 +58,7 @@ def forward_gmac(size: str, tokens: str) -> float:
 
 
 def measured_rate(size: str, tokens: str, results: Path = HERE / "results") -> float | None:
-    """Images per second of a training step on a GPU, where that was measured."""
+    """Return the measured images per second of a training step on a GPU, if any."""
     names = ("train_step.cuda.json", "gpu/train_xl2.json", "gpu/train_b2.json")
     paths = [results / name for name in names if (results / name).exists()]
     rows = [row for path in paths for row in json.loads(path.read_text())["rows"]]

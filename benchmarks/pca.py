@@ -1,11 +1,11 @@
-"""The fit of the PCA: moments of features against the encoder that makes them, their memory, and a whole pass.
+"""Measure the fit of the PCA: its cost relative to the encoder, its memory, and a whole pass.
 
 python benchmarks/pca.py [--device auto|cpu|cuda] [--quick] [--out FILE] [--images N]
 
 The paper fits on 76,800 images (section 3.4): 19.7 million vectors of 768 from DINOv2-B at 224 px, 60 GB as float32.
-The features are made up once, with falling variances and a mean, and given again and again; the encoder has random
-weights. `plain` is one float64 covariance per batch, from a copy of all its vectors. Memory is measured in processes of
-their own.
+Here, one batch of synthetic features with decreasing variances and a mean is used repeatedly, and the encoder has
+random weights. `plain` is one float64 covariance per batch, from a copy of all its vectors. Memory is measured in
+separate processes.
 """
 
 import tempfile
@@ -22,7 +22,7 @@ MODEL = "vit_base_patch14_reg4_dinov2.lvd142m"
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--images", type=int, help=f"of the whole pass; default: {PAPER_IMAGES}, on a CPU a third")
+    parser.add_argument("--images", type=int, help=f"images in the whole pass; default: {PAPER_IMAGES}, CPU a third")
     given = parser.parse_args()
     device = device_of(given)
     batch = 2 if given.quick else 256 if device == "cuda" else 16
@@ -42,19 +42,18 @@ def main() -> None:
         settings={"encoder": MODEL, "pixels": 224, "width": WIDTH, "grid": GRID, "rank": RANK, "rounds": rounds},
         rows=rows,
         notes=[
-            f"The paper's {PAPER_IMAGES:,} images at the rate of the whole pass: "
-            f"{PAPER_IMAGES * GRID**2 / whole['vectors_per_second']:.0f} s"
-            + (" (extrapolated)." if images != PAPER_IMAGES else " (measured)."),
-            "share_of_encoder is the time over that of the (fastest) encoder on the same images.",
-            "memory_mib is the peak beyond what the process held with the imports and one batch of features.",
-            "angle_degrees is the largest between the components and the eigenvectors of the covariance by NumPy.",
+            f"The paper's {PAPER_IMAGES:,} images take {PAPER_IMAGES * GRID**2 / whole['vectors_per_second']:.0f} s at "
+            "the rate of the whole pass" + (" (extrapolated)." if images != PAPER_IMAGES else " (measured)."),
+            "share_of_encoder: time relative to the (fastest) encoder on the same images.",
+            "memory_mib: peak above the memory of the process with its imports and one batch of features.",
+            "angle_degrees: largest angle between the components and NumPy's eigenvectors of the covariance.",
         ],
         arguments=given,
     )
 
 
 def features(num_images: int, device: str) -> torch.Tensor:
-    """(N, E, h, w) float32, correlated, with falling variances and a mean."""
+    """Return correlated features (N, E, h, w) float32 with decreasing variances and a mean."""
     generator = torch.Generator().manual_seed(SEED)
     mixing = torch.randn(32, WIDTH, generator=generator) * 0.8 ** torch.arange(32)[:, None]
     rows = torch.rand(num_images, GRID, GRID, WIDTH, generator=generator)
@@ -63,14 +62,14 @@ def features(num_images: int, device: str) -> torch.Tensor:
 
 
 def plain(found: torch.Tensor) -> torch.Tensor:
-    """The covariance of a batch, times the number of vectors."""
+    """Return the covariance of a batch, times the number of vectors."""
     rows = found.movedim(1, 3).reshape(-1, found.shape[1]).double()
     rows = rows - rows.mean(dim=0)
     return rows.T @ rows
 
 
 def beside_the_encoder(batch: int, rounds: int, device: str) -> list[dict]:
-    """A row each for encoding a batch and for adding up its features."""
+    """Return one row for encoding a batch and one for accumulating its moments."""
     from redi.models.reducers.moments import Moments
 
     found, moments, calls = features(batch, device), Moments(), {}
@@ -114,11 +113,11 @@ def memory_row(way: str, device: str, num_images: int) -> dict:
 
 
 def memory(*, way: str, device: str, num_images: int) -> dict:
-    """Peak while five batches are added up and, for the moments, the PCA is solved, less what was held before."""
+    """Return the memory that accumulating five batches adds; for the moments, solving the PCA is included."""
     from redi.models.reducers.moments import Moments
     from redi.models.reducers.pca import PCA
 
-    # In place, for what is freed before would count as held.
+    # In place, because freed memory would count as in use.
     found = torch.empty(num_images, WIDTH, GRID, GRID, device=device)
     found.uniform_(generator=torch.Generator(device).manual_seed(SEED))
     before = resident(device, "VmRSS")
@@ -139,7 +138,7 @@ def memory(*, way: str, device: str, num_images: int) -> dict:
 
 
 def resident(device: str, which: str) -> float:
-    """MiB of this process: of torch's allocator on a GPU, else resident, now (VmRSS) or at most (VmHWM)."""
+    """Return the MiB of this process: torch's allocator on a GPU, else resident memory, now (VmRSS) or peak (VmHWM)."""
     if device == "cuda":
         held = torch.cuda.memory_allocated() if which == "VmRSS" else torch.cuda.max_memory_allocated()
         return held / 2**20
@@ -147,7 +146,7 @@ def resident(device: str, which: str) -> float:
 
 
 def whole_pass(num_images: int, batch: int, device: str) -> dict:
-    """All images' features added up, and the PCA of them."""
+    """Accumulate the moments of all images' features and solve the PCA."""
     from redi.models.reducers.moments import Moments
     from redi.models.reducers.pca import PCA
 
@@ -155,7 +154,7 @@ def whole_pass(num_images: int, batch: int, device: str) -> dict:
     start = time.perf_counter()
     for first in range(0, num_images, batch):
         moments.add(found[: num_images - first])
-    PCA(rank=RANK).solve(moments)  # which waits for a GPU
+    PCA(rank=RANK).solve(moments)  # synchronises a GPU
     seconds = time.perf_counter() - start
     return {
         "measurement": "whole pass", "images": num_images, "vectors": moments.count, "seconds": seconds,
@@ -164,7 +163,10 @@ def whole_pass(num_images: int, batch: int, device: str) -> dict:
 
 
 def against_scikit_learn(num_images: int, device: str) -> list[dict]:
-    """One pass over features that all differ, in batches of 32 images, by both; scikit-learn's on the CPU."""
+    """Fit redi's and scikit-learn's PCA in one pass over different features, in batches of 32 images.
+
+    scikit-learn runs on the CPU.
+    """
     import numpy as np
     from sklearn.decomposition import IncrementalPCA
 
@@ -190,7 +192,7 @@ def against_scikit_learn(num_images: int, device: str) -> list[dict]:
         start = time.perf_counter()
         found = fit()
         seconds = time.perf_counter() - start
-        # By the sine, for the cosine of a small angle is 1: what of the components lies outside the exact ones' span.
+        # From the sine (the components outside the exact span), because the cosine of a small angle rounds to 1.
         basis = np.linalg.qr(found.T.astype(np.float64))[0]
         sine = np.linalg.norm(basis - exact @ (exact.T @ basis), ord=2)
         row = {"measurement": "against scikit-learn", "variant": name, "images": num_images, "fit_seconds": seconds}

@@ -1,13 +1,13 @@
-"""The plain loop: the baseline of every ratio in the results, written without any of what makes the library fast.
+"""The plain loop: the baseline of every ratio in the results, without any of the library's optimisations.
 
 float32 with TF32 allowed; attention as two matrix products and a softmax; eager; gradient checkpointing; AdamW and EMA
-parameter by parameter in Python; the loss read by the host in every step; autoencoder and encoder run in the loop. In
-sampling the network is called for the drift and again for the score of every step, with and without label in two
-passes, and all states are kept. It computes what the library computes, from the same weights and the same random
-numbers: tests/benchmarks/test_plain_loop.py compares losses, weights and samples.
+parameter by parameter in Python; the host reads the loss in every step; autoencoder and encoder run in the loop. In
+sampling, every step calls the network for the drift and again for the score, each with and without label in two passes,
+and all states are kept. The results are those of the library, from the same weights and random numbers:
+tests/benchmarks/test_plain_loop.py compares losses, weights and samples.
 
-Only what the comparison needs: flow matching of a velocity, AdamW, classifier-free guidance on the image, the last step
-of Euler-Maruyama along the drift. Weights are those of a `DiffusionTransformer`, read layer by layer.
+It covers what the comparison needs: flow matching with velocity prediction, AdamW, classifier-free guidance on the
+image, Euler-Maruyama with a last step along the drift. Weights are read layer by layer from a `DiffusionTransformer`.
 """
 
 from collections.abc import Callable
@@ -77,7 +77,7 @@ class PlainLoop:
         self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in model.parameters()]
 
     def step(self, batch: dict[str, Tensor], number: int) -> float:
-        """A batch of images (or of what a cache holds) and labels, on the model's device."""
+        """Train on a batch of images (or cached values) and labels, on the model's device."""
         torch.manual_seed(mix_seeds(self.seed, number))
         with matmul_precision("tf32"):
             x = self.codec.join(batch if "image" in batch else self.codec.precompute(batch["images"]))
@@ -90,7 +90,7 @@ class PlainLoop:
         return loss.item()
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """Of one batch; the draws in the library's order."""
+        """Return the loss of one batch. Random numbers are drawn in the library's order."""
         n, groups = len(x), self.codec.channels
         t = torch.rand(n, device=x.device)
         noise = torch.randn_like(x)
@@ -155,5 +155,5 @@ def plain_sample(
 
 
 def parameters_of(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of a model's parameters, to start another loop from or to compare."""
+    """Copy a model's parameters, to start another loop from them or to compare."""
     return {name: p.detach().clone() for name, p in model.named_parameters()}

@@ -1,12 +1,12 @@
-"""Time and peak memory of precision and recall, and of the Fréchet distance with its finite-sample error.
+"""Measure time and peak memory of precision and recall, and of the Fréchet distance with its finite-sample error.
 
     python benchmarks/precision_recall.py                  # 50,000 x 50,000 at 2048 features: minutes on two cores
     python benchmarks/precision_recall.py --images 2000 10000
 
-The features are made up: 64 latent directions, noise in all of them, and no negative values, in float32. The distances
-of all pairs would take 9.3 GiB for 50,000 images; computed in blocks they take a few hundred megabytes beside the
-features, at any number of images. Every number is measured in a process of its own. Writes
-results/precision_recall.json beside this file.
+The features are synthetic: 64 latent directions, noise in all directions, no negative values, float32. The matrix of
+all pairwise distances would take 9.3 GiB for 50,000 images. Computed in blocks, it takes a few hundred megabytes
+besides the features, for any number of images. Every number is measured in a separate process. Writes
+results/precision_recall.json.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def features(role: str, num_images: int, spread: float):
     generator = torch.Generator().manual_seed(SEED + (role == "samples"))
     mixing = torch.randn(LATENT, WIDTH, generator=torch.Generator().manual_seed(SEED)) / LATENT**0.5
     made = torch.empty(num_images, WIDTH)
-    for part in made.split(1000):  # in place, so that making them sets no peak
+    for part in made.split(1000):  # in place, so that generating them does not set the peak
         noise = torch.randn(part.shape, generator=generator)
         part.copy_((spread * torch.randn(len(part), LATENT, generator=generator) @ mixing + 0.3 * noise).abs_())
     return Features(role, {"pooled": made})

@@ -1,14 +1,14 @@
-"""The guard: what every fast way changes, against the plain float32 loop.
+"""The guard: how much every fast variant changes the results of the plain float32 loop.
 
     python benchmarks/quality.py                     # 6 minutes on two cores
     python benchmarks/quality.py --device cuda
-    python benchmarks/quality.py --brief             # 100 steps, and what a GPU does by default: a minute on a GPU
+    python benchmarks/quality.py --brief             # 100 steps, only the GPU's defaults: a minute on a GPU
 
-Training: the quickstart's digits, codec and model; all ways see the same batches and random numbers and begin with the
-same weights. Compared are the loss, averaged over windows of 20 steps, and the weights at the end. Two yardsticks: the
-plain loop from weights that differ in their last bits, and the plain loop with another seed.
+Training: data, codec and model of the quickstart. All variants use the same batches and random numbers and start from
+the same weights. Compared are the loss, averaged over windows of 20 steps, and the final weights. Two references give
+the scale: the plain loop from weights that differ in their last bits, and the plain loop with another seed.
 
-Sampling: the plain loop's trained average, the same noise; compared are the decoded grey levels.
+Sampling: the EMA weights of the plain loop and the same noise. Compared are the decoded grey levels.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def training_ways(device: str, num_steps: int) -> dict[str, dict]:
                 "precision": "bfloat16", "compiled": True, "checkpointing": True
             },
         }  # fmt: skip
-    # Ten times slower than float32 on a CPU without instructions for it.
+    # Ten times slower than float32 on a CPU without bfloat16 instructions.
     return ways | {"library, bfloat16": {"precision": "bfloat16", "num_steps": num_steps // 5}}
 
 
@@ -72,7 +72,7 @@ def sampling_ways(device: str) -> dict[str, dict]:
 
 
 def prepared(folder: str, device: str, *, quick: bool):
-    """The quickstart's fitted codec and cache of the digits."""
+    """Return the quickstart's fitted codec and its cache of the digits."""
     import redi
     from redi.data.cache.prepare import prepare
 
@@ -88,7 +88,7 @@ def trained(
     perturbed: bool = False, precision: str = "float32", compiled: bool = False, checkpointing: bool = False,
     optimizer: dict | None = None,
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
-    """-> the losses (steps,), the weights and their average."""
+    """Train; return the losses (steps,), the weights and their EMA."""
     from plain_loop import PlainLoop, parameters_of
     from setups import SETUPS, make_model
 
@@ -127,7 +127,7 @@ def trained(
 
 
 def compared(losses: Tensor, weights: dict, reference: Tensor, reference_weights: dict) -> dict:
-    """Relative differences from the plain loop."""
+    """Return the relative differences from the plain loop."""
     num_steps = len(losses)
     smooth, expected = (
         curve[:num_steps].double().unfold(0, min(WINDOW, num_steps), 1).mean(dim=1) for curve in (losses, reference)
@@ -146,7 +146,7 @@ def drawn(
     codec, average: dict, device: str, labels: Tensor, evaluations: int, *, loop: str = "library",
     precision: str = "float32", compile: bool = False, attention: str = "auto",
 ) -> Tensor:  # fmt: skip
-    """-> decoded images (N, 3, 8, 8) of the same noise, as float64."""
+    """Return decoded images (N, 3, 8, 8) of the same noise, in float64."""
     import redi
     from redi.core.samplers import ImageNoise
 
@@ -172,7 +172,7 @@ def model_with(codec, parameters: dict, device: str, attention: str):
 
 
 def training_rows(given: argparse.Namespace, device: str, codec, data) -> tuple[list[dict], dict]:
-    """-> rows, and the plain loop's average."""
+    """Return the rows, and the plain loop's EMA weights."""
     batch_size, num_steps = (128, 300) if device == "cuda" else (32, 200)
     num_steps = 5 if given.quick else 100 if given.brief else num_steps
     train = partial(trained, codec, data, device, batch_size)
@@ -203,7 +203,7 @@ def sampling_rows(given: argparse.Namespace, device: str, codec, average: dict) 
             away = (draw(**options) - expected).abs()
             row |= {"grey_levels_difference": away.mean().item(), "grey_levels_max": away.max().item()}
             row["pixels_off_by_more_than_1"] = (away > 1).double().mean().item()
-        except ValueError as error:  # a backend that cannot run here says why
+        except ValueError as error:  # the reason why a backend cannot run
             if device == "cpu":
                 continue
             row["not_run"] = str(error)[:150]
@@ -213,7 +213,7 @@ def sampling_rows(given: argparse.Namespace, device: str, codec, average: dict) 
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--brief", action="store_true", help="fewer steps and ways")
+    parser.add_argument("--brief", action="store_true", help="fewer steps and variants")
     given = parser.parse_args()
     device = device_of(given)
 
@@ -221,13 +221,13 @@ def main() -> None:
         report(
             "quality", device=device, rows=rows, arguments=given,
             settings={"data": "digits", "learning_rate": LEARNING_RATE, "ema_decay": EMA_DECAY, "loss_window": WINDOW},
-            notes=["Differences of losses and weights are relative to the plain loop's; grey levels are 0 to 255."],
+            notes=["Differences of losses and weights are relative to the plain loop's; grey levels: 0 to 255."],
         )  # fmt: skip
 
     with tempfile.TemporaryDirectory() as folder:
         codec, data = prepared(folder, device, quick=given.quick)
         rows, average = training_rows(given, device, codec, data)
-        save(rows)  # what is measured stays, though a lent GPU may be taken back before the end
+        save(rows)  # finished rows survive if the machine is lost before the end
         save(rows + sampling_rows(given, device, codec, average))
 
 

@@ -1,7 +1,7 @@
-"""Writes the tables of README.md in this folder, between its markers, from results/*.json.
+"""Write the tables of README.md in this folder, between its markers, from results/*.json.
 
 python benchmarks/readme.py            # after every benchmark
-python benchmarks/readme.py --check    # fails where a table and its JSON disagree
+python benchmarks/readme.py --check    # fails if a table differs from its JSON file
 """
 
 import argparse
@@ -19,18 +19,18 @@ DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 
 
 def generated(text: str, results: Path = RESULTS) -> str:
-    """README.md with its tables as the files in `results` have them."""
+    """Return the text of README.md with the tables of the files in `results`."""
     return MARKED.sub(lambda match: f"{match[1]}\n{section(match[2], results)}\n\n{match[3]}", text)
 
 
 def section(benchmark: str, results: Path) -> str:
-    """The tables of one benchmark on every device, or the command that makes them."""
-    if (single := results / f"{benchmark}.json").exists():  # made before a benchmark had a file for each device
+    """Return the tables of one benchmark for every device, or the command that produces them."""
+    if (single := results / f"{benchmark}.json").exists():  # an older benchmark with a single file
         return of_runs(json.loads(single.read_text()))
     if benchmark == "gpu":  # the parts of gpu.sh
         paths = [path for path in sorted((results / "gpu").glob("*.json")) if not path.name.endswith(".status.json")]
         parts = [f"### {path.stem}\n\n{of_result(json.loads(path.read_text()))}" for path in paths]
-        return "\n\n".join(parts) or "Not measured yet. `bash benchmarks/gpu.sh benchmarks/results/gpu` does it."
+        return "\n\n".join(parts) or "Not measured yet. To measure: `bash benchmarks/gpu.sh benchmarks/results/gpu`."
     parts = []
     for device, name in DEVICES.items():
         path = results / f"{benchmark}.{device}.json"
@@ -38,7 +38,7 @@ def section(benchmark: str, results: Path) -> str:
             parts.append(f"### {name}\n\n{of_result(json.loads(path.read_text()))}")
         else:
             command = f"python benchmarks/{benchmark}.py --device {device}"
-            parts.append(f"### {name}\n\nNot measured yet. `{command} && python benchmarks/readme.py` does it.")
+            parts.append(f"### {name}\n\nNot measured yet. To measure: `{command} && python benchmarks/readme.py`.")
     return "\n\n".join(parts)
 
 
@@ -48,7 +48,7 @@ def of_result(result: dict) -> str:
 
 
 def described(result: dict) -> str:
-    """One paragraph: machine, versions, commit, date, command, settings."""
+    """Return one paragraph with machine, versions, commit, date, command and settings."""
     at = result["environment"]
     machine = f"{at['processor']}, {at['cores']} cores, {at['threads']} threads, {at['memory_gib']} GiB"
     if "gpu" in at:
@@ -60,7 +60,7 @@ def described(result: dict) -> str:
 
 
 def of_runs(result: dict) -> str:
-    """The older form: a list of runs with nested values, which are left to the file."""
+    """Return the table of an older file: a list of runs. Nested values are left out."""
     rows = [{k: v for k, v in run.items() if not isinstance(v, dict | list)} for run in result["runs"]]
     return f"{result['what']}; {result['machine']}.\n\n{table(rows)}"
 

@@ -1,10 +1,10 @@
-"""How many bytes of a checkpoint two processes read when they resume a run, and one that opens it for sampling.
+"""Count the bytes of a checkpoint that are read to resume a run in two processes, and to sample from it in one.
 
 python benchmarks/resume_reads.py [--device cpu] [--quick] [--before CHECKOUT] [--out FILE]
 
-The run is gin/digits.gin, resumed at step 1. Counted are the bytes that are hashed, and those of the safetensors files
-that are loaded: a file that is used is read twice, the second time from the system's memory. Every process reads the
-codec when it prepares. `--before`: another checkout of this repository, to compare with.
+The run is gin/digits.gin, resumed at step 1. Counted are all hashed bytes, and the bytes of loaded safetensors files. A
+file in use is read twice, the second time from the page cache. Every process reads the codec during preparation.
+`--before` names another checkout of this repository to compare with.
 """
 
 import functools
@@ -35,12 +35,12 @@ def main() -> None:
     options = parser.parse_args()
     checkouts = {"before": Path(options.before)} if options.before else {}
     rows = [row for name, path in (checkouts | {"now": ROOT}).items() for row in measure(name, path, options.quick)]
-    notes = ["checkpoint_mb: all groups of the checkpoint: model, EMA, optimizer, codec, colours."]
+    notes = ["checkpoint_mb: size of all groups of the checkpoint (model, EMA, optimizer, codec, colours)."]
     report("resume_reads", device="cpu", settings={"processes": 2}, rows=rows, notes=notes, arguments=options)
 
 
 def measure(name: str, checkout: Path, quick: bool = True) -> list[dict]:
-    """Rows {"code", "what", "process", "optimizer_mb", "all_groups_mb", "checkpoint_mb"} of a checkout."""
+    """Return rows {"code", "what", "process", "optimizer_mb", "all_groups_mb", "checkpoint_mb"} of a checkout."""
     with tempfile.TemporaryDirectory() as folder:
         run_dir, environment = Path(folder) / "run", os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
         environment["REDI_CACHE"] = f"{folder}/cache"
@@ -72,7 +72,7 @@ def row(what: str, rank: int, folder: Path) -> dict:
 
 
 def count(folder: str, flag: str, code: str, *arguments: str) -> None:
-    """Run a module (-m) or code (-c) -> reads_<rank>.json in `folder`: {group: bytes of checkpoints that were read}."""
+    """Run a module (-m) or code (-c); write reads_<rank>.json to `folder`: {group: bytes read from checkpoints}."""
     import safetensors.torch
 
     counts: Counter = Counter()

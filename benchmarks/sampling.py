@@ -1,12 +1,12 @@
-"""Sampling: the library against the plain loop, guidance on and off, and the share of drawing noise.
+"""Time sampling: the library against the plain loop, guidance on and off, and the share of noise generation.
 
     python benchmarks/sampling.py                    # 3 minutes on two cores
     python benchmarks/sampling.py --device cuda      # XL/2, batch 128
-    python benchmarks/sampling.py --only xl2_default # what a GPU does by default, and the plain loop; or b2_default
+    python benchmarks/sampling.py --only xl2_default # only the GPU's defaults and the plain loop; or b2_default
 
-Euler-Maruyama with classifier-free guidance on the image, as in the paper, in fewer evaluations than its 250 where
-those would take too long (the tables say how many): the cost is that of an evaluation times their number. No image is
-decoded: the latents are the result. The weights are random, and no output layer is zero.
+Euler-Maruyama with classifier-free guidance on the image, as in the paper. Where the paper's 250 evaluations would take
+too long, fewer are used, as the tables state; the cost is proportional to their number. Images are not decoded: the
+result is the latents. Weights are random, without zero-initialised output layers.
 """
 
 import argparse
@@ -32,7 +32,7 @@ SETTINGS = {
     "cpu": [("quickstart", 32, 25, 5), ("B/2", 1, 5, 2)],
     "cuda": [("B/2", 128, 50, 5), ("XL/2", 128, 25, 5), ("XL/2", 128, 250, 1)],
 }
-# For a GPU lent for minutes (gpu.sh): each variant in a process of its own, the plain loop last.
+# For gpu.sh: each variant in a separate process, the plain loop last.
 DEFAULTS = {"xl2_default": ("XL/2", 128, 10, 2), "b2_default": ("B/2", 128, 10, 4)}
 DEFAULT_VARIANTS = {
     "library, bfloat16, compiled": {"precision": "bfloat16", "compile": True},
@@ -57,7 +57,7 @@ def variants_of(device: str, setup: str, evaluations: int) -> dict[str, dict]:
 def measure(
     *, setup: str, images: int, evaluations: int, variants: Mapping[str, Mapping], rounds: int, device: str, cache: str
 ) -> dict:
-    """All variants on one model, which they share; {"rows": [...]}."""
+    """Time all variants on one shared model; return {"rows": [...]}."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
     import torch
     from setups import SETUPS, make_codec, make_model
@@ -73,7 +73,7 @@ def measure(
         start = time.perf_counter()
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        asked[name] = call()  # compilation and the choice of kernels
+        asked[name] = call()  # compilation and kernel selection
         if device == "cuda":
             torch.cuda.synchronize()
             memory[name] = torch.cuda.max_memory_allocated() / 2**30
@@ -105,7 +105,7 @@ def make_call(
     codec, model, process, images: int, evaluations: int, device: str, *,
     loop: str = "library", rules=(CFG,), precision: str = "float32", compile: bool = False,
 ) -> Callable[[], float]:  # fmt: skip
-    """A call that samples and returns the evaluations of the network per image that the samples need.
+    """Return a function that samples and returns the network evaluations per image that the samples need.
 
     Args:
         loop: 'library', 'plain' (whose calls of the network beyond the library's number are not counted), or 'noise',
@@ -167,13 +167,13 @@ def main() -> None:
 
 
 def save(rows: list[dict], device: str, given: argparse.Namespace) -> None:
-    """At once: what is measured stays, though a lent GPU may be taken back before the end."""
+    """Write immediately, so that finished rows survive if the machine is lost before the end."""
     report(
         "sampling", device=device, rows=rows, arguments=given,
         settings={"sampler": "EulerMaruyama", "guidance": "image, scale 2.4", "tokens": "merged"},
         notes=[
-            "Evaluations per image are those of the network, with and without label, that the samples need; the "
-            "utilisation counts these. The plain loop makes twice as many.",
+            "Evaluations per image: network evaluations that the samples need, with and without label. The "
+            "utilisation counts these; the plain loop makes twice as many.",
         ],
     )  # fmt: skip
 

@@ -1,9 +1,9 @@
-"""What 8, 64 and 512 GPUs should give, on paper: SiT-XL/2 with ReDi, merged tokens, 256 pixels. Writes docs/scale.md.
+"""Predict the throughput of 8, 64 and 512 GPUs by arithmetic: SiT-XL/2 with ReDi, merged tokens, 256 px.
 
-python benchmarks/scale_plan.py            # the tables between the page's markers, from ASSUMED below
-python benchmarks/scale_plan.py --check    # fails where page and script disagree
+python benchmarks/scale_plan.py            # write the tables of docs/scale.md, from ASSUMED below
+python benchmarks/scale_plan.py --check    # fails if page and script disagree
 
-Nothing is timed. Counted by the library itself: parameters, FLOPs, bytes of a checkpoint. Assumed: what machines do.
+Nothing is timed. Parameters, FLOPs and checkpoint sizes are counted by the library; the rates of machines are assumed.
 """
 
 import argparse
@@ -24,16 +24,16 @@ BLOCKS = 28  # of XL
 
 @dataclass(frozen=True)
 class Assumed:
-    """Rates in bytes or FLOP per second; `network` and `nvlink` count what one node sends while it also receives."""
+    """Rates in bytes or FLOP per second. `network` and `nvlink` are the rates of sending while receiving."""
 
     gpu: float = 790e12  # large bf16 products on an H100 or H200 within its power limit
-    utilisation: float = 0.45  # of them, at 32 images a GPU; to be replaced by what benchmarks/train_step.py measures
+    utilisation: float = 0.45  # fraction of it, at 32 images per GPU; replace by a measurement of train_step.py
     gpus_per_node: int = 8
-    nvlink: float = 360e9  # of a ring over the 8 GPUs of a node
-    network: float = 320e9  # 8 x 400 Gbit/s, of which four fifths are reached
+    nvlink: float = 360e9  # in a ring over the 8 GPUs of a node
+    network: float = 320e9  # 80 % of 8 x 400 Gbit/s
     hop: float = 10e-6  # seconds for a message to the next GPU
-    jitter: float = 0.01  # standard deviation of a step's seconds, as a part of them: all wait for the slowest GPU
-    overlap: float = 0.9  # of the backward pass, during which gradients can be sent
+    jitter: float = 0.01  # relative standard deviation of a step's time; all GPUs wait for the slowest
+    overlap: float = 0.9  # fraction of the backward pass during which gradients can be sent
     bucket: float = 25 * 2**20  # DDP.bucket_mib
     disk: float = 1.5e9  # one process writing to a shared file system
     sha256: float = 1.2e9  # one core with SHA instructions
@@ -42,12 +42,12 @@ class Assumed:
     row: int = 8 * 32 * 32 * 2 + 8 * 16 * 16 * 2 + 8  # float16 moments (8,32,32) and 8 channels (8,16,16), int64 label
 
 
-ETHERNET = 100e9 / 8 * 0.8  # one link of 100 Gbit/s a node
+ETHERNET = 100e9 / 8 * 0.8  # 80 % of one 100 Gbit/s link per node
 
 
 @cache
 def model() -> tuple[int, float]:
-    """-> parameters, and FLOPs of an image in a training step."""
+    """Return the number of parameters, and the FLOPs of an image in a training step."""
     import torch
     from memory import built
 
@@ -59,26 +59,26 @@ def model() -> tuple[int, float]:
 
 
 def ring(size: float, gpus: int, at: Assumed) -> float:
-    """Seconds to gather `size` bytes, or to sum them in parts, over a ring; an all-reduce is both."""
+    """Return the seconds of an all-gather or a reduce-scatter of `size` bytes over a ring; an all-reduce is both."""
     rate = at.nvlink if gpus <= at.gpus_per_node else min(at.nvlink, at.network)
     return (gpus - 1) / gpus * size / rate
 
 
 def step(gpus: int, batch: int, at: Assumed, parallel: str = "DDP") -> dict[str, float]:
-    """Seconds of a step and what they are made of."""
+    """Return the seconds of a step and of its parts."""
     parameters, flops = model()
-    gradients = 4 * parameters  # float32, as weights and averages are: autocast rounds for the products alone
+    gradients = 4 * parameters  # float32, like weights and EMA: autocast only rounds the inputs of products
     compute = batch / gpus * flops / (at.utilisation * at.gpu)
     latency = 2 * math.ceil(math.log2(gpus)) * at.hop
     if parallel == "DDP":
         network = 2 * ring(gradients, gpus, at) + gradients / at.bucket * latency
         hidden = at.overlap * 2 / 3 * compute  # a backward pass is two thirds of a step
-    else:  # weights are gathered for the forward and again for the backward pass, gradients summed in parts
+    else:  # weights are gathered for the forward and the backward pass, gradients are reduce-scattered
         network = 3 * ring(gradients, gpus, at) + 3 * BLOCKS * latency
         hidden = at.overlap * compute
-    # The last piece has nothing to hide behind.
+    # The last bucket cannot overlap with compute.
     exposed = max(network - hidden, ring(2 * at.bucket, gpus, at) + latency)
-    # About the largest of so many draws from a normal distribution.
+    # Approximate maximum of this many draws from a normal distribution.
     waiting = at.jitter * compute * math.sqrt(2 * math.log(gpus))
     checkpoint = checkpoint_bytes() * (1 / at.disk + 1 / at.sha256) / at.checkpoint_every
     seconds = compute + exposed + waiting + checkpoint
@@ -89,12 +89,12 @@ def step(gpus: int, batch: int, at: Assumed, parallel: str = "DDP") -> dict[str,
 
 
 def checkpoint_bytes() -> int:
-    """Model, EMA and Adam's two moments, all float32."""
+    """Return the bytes of model, EMA and Adam's two moments in float32."""
     return 4 * 4 * model()[0]
 
 
 def steps(at: Assumed) -> str:
-    """The table of steps."""
+    """Return the table of steps."""
     rows = []
     for label, network in (("8 x 400 Gbit/s", at.network), ("100 Gbit/s", ETHERNET)):
         for gpus, batch in ((8, 256), (64, 256), (64, 2048), (512, 16384)):
@@ -114,7 +114,7 @@ def steps(at: Assumed) -> str:
 
 
 def data(at: Assumed) -> str:
-    """The table of data."""
+    """Return the table of data."""
     rows = []
     for mirrored in (False, True):
         row = at.row * 2 - 8 if mirrored else at.row  # one label for both
@@ -124,7 +124,7 @@ def data(at: Assumed) -> str:
             nodes = gpus // at.gpus_per_node
             rows.append({
                 "cache": "with mirror images" if mirrored else "plain", "size GiB": whole / GIB, "GPUs": gpus,
-                # Of a mirrored cache a row's one half is read.
+                # Half of each row of a mirrored cache is read.
                 "read MB/s of a node": rate * at.row / nodes / 1e6, "epoch seconds": at.images / rate,
                 "copied to the nodes, once, TiB": nodes * whole / 2**40,
                 "streamed, every epoch, TiB": gpus * whole / 2**40,
@@ -134,7 +134,7 @@ def data(at: Assumed) -> str:
 
 
 def checkpoints(at: Assumed) -> str:
-    """The table of checkpoints."""
+    """Return the table of checkpoints."""
     parameters, _ = model()
     rows = []
     for disk in (0.5e9, at.disk, 5e9):
@@ -155,7 +155,7 @@ def share(gpus: int, batch: int, at: Assumed, disk: float) -> float:
 
 
 def generated(text: str, at: Assumed) -> str:
-    """The page with its tables made anew."""
+    """Return the page with updated tables."""
     makers = {"steps": steps, "data": data, "checkpoints": checkpoints}
     return MARKED.sub(lambda match: f"{match[1]}\n{makers[match[2]](at)}\n\n{match[3]}", text)
 
@@ -167,7 +167,7 @@ def main() -> None:
     text = PAGE.read_text()
     made = generated(text, Assumed())
     if check:
-        sys.exit("docs/scale.md is not what this script makes: run it" if made != text else 0)
+        sys.exit("docs/scale.md is out of date: run python benchmarks/scale_plan.py" if made != text else 0)
     PAGE.write_text(made)
     print("\n\n".join(make(Assumed()) for make in (steps, data, checkpoints)))
 

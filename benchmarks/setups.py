@@ -1,4 +1,4 @@
-"""The configurations that are measured, built without gin, files or downloads."""
+"""The configurations of the benchmarks, built without gin, files or downloads."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,16 +24,16 @@ FUSIONS = {"merged": Merged, "separate": Separate}
 
 @dataclass(frozen=True)
 class Setup:
-    """A model and the images it is trained on; all with representations of 8 channels unless asked otherwise."""
+    """A model and its image size. Representations have 8 channels unless stated otherwise."""
 
     size: str
     image_size: int
     num_classes: int
-    sides: dict = field(default_factory=dict)  # width, depth and heads where they are not the size's
+    sides: dict = field(default_factory=dict)  # width, depth and heads that differ from those of the size
 
     @property
     def is_small(self) -> bool:
-        """The quickstart's: pixels and an encoder of a few layers, in place of SD-VAE and DINOv2-B."""
+        """Whether this is the quickstart: pixels and a small encoder instead of SD-VAE and DINOv2-B."""
         return self.image_size < 32
 
 
@@ -45,7 +45,7 @@ SETUPS = {
 
 
 class Undecoded(StableVAE):
-    """Latents of the SD-VAE, of which no image is made: decoding is no part of what is measured."""
+    """SD-VAE latents that are not decoded, because decoding is not measured."""
 
     def decode(self, latents: Tensor) -> Tensor:
         return torch.zeros(len(latents), 3, 1, 1, dtype=torch.uint8)
@@ -54,7 +54,7 @@ class Undecoded(StableVAE):
 def make_codec(
     setup: Setup, *, ranks: Sequence[int] = (8,), weights: dict | None = None, precision: str = "float32"
 ) -> JointCodec:
-    """A codec with a representation per entry of `ranks`; its networks have random weights, its PCA is of noise.
+    """Return a codec with one representation per entry of `ranks`, random networks and a PCA of noise.
 
     Args:
         weights: {"autoencoder": path, "encoder": path} of `random_weights`, for encoding images of 256 pixels.
@@ -81,8 +81,12 @@ def make_codec(
 def make_model(
     setup: Setup, codec: JointCodec, *, fusion: str = "merged", device: str = "cpu", trained: bool = True, **options
 ) -> tuple[DiffusionTransformer, JointObjective]:
-    """A model and its objective. `trained`: no weight is zero, as it is in layers that begin so; `options` are the
-    model's further arguments, such as `attention` or `checkpointing`."""
+    """Return a model and its objective.
+
+    Args:
+        trained: replace zero-initialised weights by random ones.
+        options: further arguments of the model, such as `attention` or `checkpointing`.
+    """
     torch.manual_seed(0)
     objective = JointObjective(channels=codec.channels, num_classes=setup.num_classes)
     arguments = {"channels": codec.channels, "grid": codec.grid(setup.image_size), "num_classes": setup.num_classes}
@@ -96,7 +100,7 @@ def make_model(
 
 
 def make_batch(setup: Setup, codec: JointCodec, n: int, *, device: str = "cpu", images: bool = False) -> dict:
-    """{"images": ...} or what a cache would give for n images, and labels; made of noise."""
+    """Return {"images": ...} or cached values for n images, and labels, all noise."""
     torch.manual_seed(1)
     batch = {"labels": torch.randint(setup.num_classes, (n,))}
     pixels = torch.randint(256, (n, 3, setup.image_size, setup.image_size), dtype=torch.uint8)
@@ -113,7 +117,7 @@ def make_batch(setup: Setup, codec: JointCodec, n: int, *, device: str = "cpu", 
 
 
 def random_weights(folder: str | Path) -> dict[str, str]:
-    """Files of an SD-VAE and a DINOv2-B of real size with random weights, as they would be downloaded."""
+    """Write an SD-VAE and a DINOv2-B of real size with random weights, in the formats of the downloads."""
     import timm
     from diffusers import AutoencoderKL
     from safetensors.torch import save_file
@@ -129,7 +133,7 @@ def random_weights(folder: str | Path) -> dict[str, str]:
 
 @cache
 def _fit(width: int) -> dict[str, Tensor]:
-    """The state of a PCA of noise."""
+    """Return the state of a PCA of noise."""
     reducer = PCA(rank=1)
     reducer.fit([torch.randn(64, width, 4, 4)])
     return reducer.state_dict()

@@ -1,10 +1,10 @@
-"""How long a user waits: `import redi`, the programs' --help, the list of components, training until its first step.
+"""Time what a user waits for: `import redi`, --help, the list of components, and training until its first step.
 
 python benchmarks/startup.py [--device auto|cpu|cuda] [--quick] [--out FILE]
 
-Every run is a process of its own, in an empty folder; the first of each is not counted, so files lie in memory. Beside
-the time stands which of the heavy packages the process had imported when it ended. Training is that of gin/digits.gin
-with its cache prepared, from the start of the process until the first line of its log: on a GPU, compilation included.
+Every measurement runs in a new process in an empty folder. The first is not counted, so files are in the page cache.
+Each row also lists the heavy packages that the process had imported at its end. Training uses gin/digits.gin with a
+prepared cache, from process start to the first line of its log; on a GPU this includes compilation.
 """
 
 import json
@@ -25,7 +25,7 @@ HEAVY = (
 PROGRAMS = (
     "run", "prepare", "train", "sample", "evaluate", "query", "report", "sweep", "convert", "convergence"
 )  # fmt: skip
-# Runs a program as `python -m` does, and says at the end what was imported.
+# Runs a program as `python -m` does, and prints the imported packages at the end.
 TELLING = """
 import atexit, json, runpy, sys
 atexit.register(lambda: print(json.dumps([name for name in {heavy!r} if name in sys.modules]), file=sys.stderr))
@@ -60,7 +60,7 @@ def main() -> None:
         device=device,
         settings={"rounds": rounds, "rounds_of_training": min(rounds, 3)},
         rows=rows,
-        notes=["imports: which of " + ", ".join(HEAVY) + " the process had imported when it ended."],
+        notes=["imports: the packages among " + ", ".join(HEAVY) + " that the process had imported at its end."],
         arguments=given,
     )
 
@@ -74,13 +74,13 @@ def run(*command: str, folder: str) -> subprocess.CompletedProcess:
 
 
 def heavy(module: str, code: str, flags: list[str], folder: str) -> str:
-    """Which of HEAVY a command imports, in a process that is not timed."""
+    """Return the packages in HEAVY that a command imports, in a process that is not timed."""
     told = run("-c", TELLING.format(heavy=HEAVY, argv=[module, *flags], code=code), folder=folder)
     return ", ".join(json.loads(told.stderr.splitlines()[-1]))
 
 
 def training(folder: str, device: str, *, rounds: int, warmup: int) -> list[dict]:
-    """A row: from the start of `redi.train` to the first line of its log."""
+    """Return the row of the time from the start of `redi.train` to the first line of its log."""
     settings = [
         "--gin_file=digits.gin", f"--gin_bindings=train.device = '{device}'", "--gin_bindings=train.log_every = 1",
         "--gin_bindings=train.num_steps = 2",
@@ -107,7 +107,7 @@ def until_first_step(settings: list[str], run_dir: Path, folder: str) -> None:
             if process.poll() is not None:
                 raise RuntimeError(f"redi.train ended without a step: {errors.read_text()[-500:]}")
             time.sleep(0.01)
-        process.kill()  # what follows the step is not waited for
+        process.kill()  # the rest of the run is not needed
 
 
 if __name__ == "__main__":

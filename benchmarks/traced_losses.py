@@ -1,4 +1,4 @@
-"""The losses of a step as the graphs that torch.compile makes of them, to count their memory."""
+"""Trace the losses of a step into the graphs that torch.compile makes, to count their memory."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,9 +8,12 @@ from torch import Tensor, nn
 
 
 def traced(losses: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
-    """`JointObjective.losses` as the forward and the backward graph that torch.compile hands to its code generator, run
-    operation by operation: what is cheap is computed again in the backward pass. Traced at the first call, also on fake
-    tensors, which torch.compile itself passes by. Fused kernels store less, so this is a bound from above."""
+    """Return `JointObjective.losses` as torch.compile's forward and backward graphs, run operation by operation.
+
+    Cheap operations are recomputed in the backward pass, as in the compiled code. The graphs are traced at the first
+    call. Unlike torch.compile, this also works with fake tensors. Fused kernels store less, so the memory is an upper
+    bound.
+    """
     from torch._dynamo.backends.debugging import boxed_nop
     from torch._functorch.aot_autograd import aot_function
     from torch._functorch.partitioners import min_cut_rematerialization_partition

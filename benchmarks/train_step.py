@@ -1,15 +1,16 @@
-"""Training steps: the library against the plain loop, and how the cost grows.
+"""Time training steps: the library against the plain loop, and how the cost grows.
 
     python benchmarks/train_step.py                          # all that fits the device: 10 minutes on two cores
     python benchmarks/train_step.py --device cuda --only xl2 xl2_separate
     python benchmarks/train_step.py --quick
 
-Measurements, for --only (the others' rows are kept where machine and commit are the same): quickstart,
-quickstart_bfloat16 (a CPU only), quickstart_separate, b2, b2_separate, xl2, xl2_separate and attention (a GPU only),
-plain_model, online, batch_size, channels, optimizer; for gpu.sh xl2_default, xl2_default_64 and b2_default (what
-a GPU does by default, and the plain loop on the same cached batch). Batches are noise on the device; the plain
-loop encodes images in every step, the library begins at what a cache holds, where nothing else is said. Networks have
-their real size and random weights.
+Measurements for --only: quickstart, quickstart_bfloat16 (CPU only), quickstart_separate, b2, b2_separate, xl2,
+xl2_separate and attention (GPU only), plain_model, online, batch_size, channels, optimizer; for gpu.sh also
+xl2_default, xl2_default_64 and b2_default (the GPU's defaults, and the plain loop on the same cached batch). Rows of
+other measurements are kept if machine and commit are the same.
+
+Batches are noise on the device. Unless stated otherwise, the plain loop encodes images in every step and the library
+starts from cached values. Networks have their real size and random weights.
 """
 
 import argparse
@@ -35,8 +36,8 @@ ON_A_GPU = {
 }  # fmt: skip
 ON_A_CACHE = {**BF16_COMPILED, "plain loop, cached": {"loop": "plain"}}
 BACKENDS = ("xformers", "sdpa", "sdpa_flash", "sdpa_cudnn", "flash3")
-# Model, fusion, batch size, ways, rounds. Two cores need 15 s for an image of XL/2, and bfloat16 takes them ten times
-# as long as float32: few images and rounds there.
+# Model, fusion, batch size, variants, rounds. On two cores an image of XL/2 takes 15 s, and bfloat16 takes ten times as
+# long as float32, so there are few images and rounds.
 LOOPS = {
     "cpu": {
         "quickstart": ("quickstart", "merged", 128, PLAIN | EAGER | COMPILED | CHECKPOINTED, 9),
@@ -61,20 +62,20 @@ LOOPS = {
 
 
 class Benchmark:
-    """The measurements, which save rows: `save` takes those of one measurement, again as it grows."""
+    """The measurements. `save` is called with the rows of one measurement each time they grow."""
 
     def __init__(self, given: argparse.Namespace, device: str, folder: str, save: Callable[[list[dict]], None]):
         self.quick, self.device, self.folder, self.save = given.quick, device, folder, save
         self.gpu = device == "cuda"
-        self.fast = {"precision": "bfloat16", "compiled": True} if self.gpu else {}  # what 'auto' chooses
+        self.fast = {"precision": "bfloat16", "compiled": True} if self.gpu else {}  # the choice of 'auto'
         self.batch = given.batch
         self.random_weights: dict | None = None
 
     def loops(self, name: str) -> None:
-        """The plain loop and the library's ways; --quick runs those for a GPU on a CPU too, of the smallest model."""
+        """Time the plain loop and the library's variants. --quick includes the GPU's, at the smallest size."""
         setup, fusion, batch_size, ways, rounds = LOOPS[self.device].get(name) or LOOPS["cuda"][name]
         variants = {way: {**options, "fusion": fusion} for way, options in ways.items()}
-        # Large models do not fit beside each other: each in a process of its own.
+        # Large models do not fit in memory together, so each runs in a separate process.
         apart = setup == "XL/2" or self.gpu
         what = f"{setup}, {fusion} tokens" + (", bfloat16" if "bfloat16" in name else "")
         reference = next((way for way in ways if way.startswith("plain loop")), "")
@@ -86,7 +87,7 @@ class Benchmark:
             self.compare("XL/2, merged tokens, attention", "XL/2", variants, self.batch, 10, True)
 
     def plain_model(self) -> None:
-        """The overhead of ReDi at equal tokens; both in one process, and so in batches of which two fit."""
+        """Time the overhead of ReDi at equal tokens. Both models share a process, so the batch must fit twice."""
         variants = {"plain model, cached": {**self.fast, "ranks": []}, "ReDi, cached": self.fast}
         settings = (("B/2", 256, 20), ("XL/2", 128, 20)) if self.gpu else (("quickstart", 128, 40), ("B/2", 1, 9))
         for setup, batch_size, rounds in settings:
@@ -94,7 +95,7 @@ class Benchmark:
             self.compare(what, setup, variants, batch_size, rounds, reference="plain model, cached")
 
     def online(self) -> None:
-        """Encoding in the loop: SD-VAE alone, and DINOv2-B and PCA beside it."""
+        """Time encoding in the loop: SD-VAE alone, and with DINOv2-B and PCA."""
         variants = {
             "plain model, encoding": {**self.fast, "ranks": [], "images": True},
             "ReDi, encoding": {**self.fast, "images": True},
@@ -110,7 +111,7 @@ class Benchmark:
         self.compare(f"{setup}, merged tokens", setup, variants, 32, 5, memory=True, reference="")
 
     def channels(self) -> None:
-        """Ranks, numbers of representations and tokens."""
+        """Time different ranks, numbers of representations and tokens."""
         ranks = {"no representation": [], "rank 1": [1], "rank 8": [8], "rank 32": [32], "two of rank 8": [8, 8]}
         variants = {f"merged, {name}": {**self.fast, "ranks": own} for name, own in ranks.items()}
         for name in ("rank 8", "two of rank 8"):
@@ -120,7 +121,7 @@ class Benchmark:
         self.compare(f"{setup}, channels and tokens", setup, variants, batch_size, 7, reference=reference)
 
     def optimizer(self) -> None:
-        """The parts of a step."""
+        """Time the parts of a step."""
         for setup, batch_size in (("quickstart", 128), ("XL/2", 128)) if self.gpu else (("quickstart", 128),):
             settings = {"setup": setup, "batch_size": batch_size, "rounds": 3 if self.quick else 20}
             run = breakdown if self.quick else partial(in_process, breakdown)
@@ -129,7 +130,7 @@ class Benchmark:
     def compare(
         self, what, setup, variants, batch_size, rounds, apart=False, memory=False, reference="plain loop"
     ) -> None:
-        """All variants in one process, or each in its own (`apart`); `memory`: the peak of each, in its own."""
+        """Run all variants in one process, or each in its own (`apart`). `memory`: measure each peak, in its own."""
         if self.quick:
             setup, batch_size, rounds, apart, memory = "quickstart", min(batch_size, 8), 1, False, False
             variants = {name: {**options, "compiled": False} for name, options in variants.items()}
@@ -145,7 +146,7 @@ class Benchmark:
         for group in [{name: options} for name, options in variants.items()] if apart else [variants]:
             try:
                 measured = run(**settings, variants=group, rounds=rounds)
-            except RuntimeError as error:  # a backend that is not there, or too little memory
+            except RuntimeError as error:  # a missing backend, or too little memory
                 rows += [{"variant": name, "failed": str(error)} for name in group]
             else:
                 rows += rows_of(measured, batch_size, group, reference)
@@ -167,7 +168,7 @@ class Benchmark:
 
 
 def with_ratios(rows: list[dict], reference: str) -> list[dict]:
-    """Names the ratio after what it is of, and adds those of processes apart, from their medians."""
+    """Rename the ratio column, and add the ratios of separate processes from their medians."""
     rows = [dict(row) for row in rows]
     times = {row["variant"]: row.get("step_seconds") for row in rows}
     for row in rows:
@@ -184,18 +185,18 @@ def with_ratios(rows: list[dict], reference: str) -> list[dict]:
 
 
 NOTES = (
-    "FLOPs are the model's own, three forward passes a step: what checkpointing computes again and the frozen networks "
-    "do not count.",
-    "Memory: on a GPU what torch's allocator held at most, on a CPU the resident memory of the process.",
+    "FLOPs are the model's own, three forward passes per step, without recomputation by checkpointing and without "
+    "frozen networks.",
+    "Memory: peak of torch's allocator on a GPU, resident memory of the process on a CPU.",
 )
 OTHERS = ("attention", "plain_model", "online", "batch_size", "channels", "optimizer")
-FOR_GPU_SH = ("xl2_default", "xl2_default_64", "b2_default")  # part of what the others measure
+FOR_GPU_SH = ("xl2_default", "xl2_default_64", "b2_default")  # subsets of the other measurements
 NAMES = dict.fromkeys([*LOOPS["cpu"], *LOOPS["cuda"], *OTHERS])
 
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--batch", type=int, default=256, help="at most so many images of the large models on a GPU")
+    parser.add_argument("--batch", type=int, default=256, help="largest batch of the large models on a GPU")
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="NAME")
     given = parser.parse_args()
     device = device_of(given)
@@ -204,7 +205,7 @@ def main() -> None:
     failed, saved = [], []
 
     def save(rows: list[dict]) -> None:
-        """At once: what is measured stays, though a lent GPU may be taken back before the end."""
+        """Write immediately, so that finished rows survive if the machine is lost before the end."""
         report(
             "train_step", device=device, rows=rows, arguments=given, keep_others=bool(given.only or saved),
             settings={"image_size": 256, "latents": "4x32x32", "channels_of_a_representation": 8}, notes=NOTES,

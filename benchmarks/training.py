@@ -1,4 +1,4 @@
-"""What train_step.py measures in a process of its own: steps of the plain loop and of the library, side by side."""
+"""The measurements that train_step.py runs in separate processes: plain loop and library side by side."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +16,13 @@ def measure(
     weights: Mapping[str, str] | None = None,
     compile_cache: str | None = None,
 ) -> dict:
-    """Times of all variants; {"seconds": {name: [...]}, "first_seconds": {...}, "flops": {...}, "rate": ...}.
+    """Time all variants; return {"seconds": {name: [...]}, "first_seconds": {...}, "flops": {...}, "rate": ...}.
 
     Args:
-        variants: {name: arguments of `make_step`, and "batches", what the batch size is multiplied with}.
-        rounds: none for the memory alone. The first two steps of each variant are not counted.
-        weights: of `setups.random_weights`, where a variant encodes images.
-        compile_cache: a folder for compiled code; an empty one makes the first step's compilation honest.
+        variants: {name: arguments of `make_step`, and "batches", a factor of the batch size}.
+        rounds: number of rounds; 0 measures only the memory. The first two steps of each variant are not counted.
+        weights: of `setups.random_weights`, if a variant encodes images.
+        compile_cache: folder for compiled code. It must be empty to time the compilation of the first step.
     """
     if compile_cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = compile_cache
@@ -39,7 +39,7 @@ def measure(
             **{key: value for key, value in options.items() if key != "batches"},
         )  # fmt: skip
         start = time.perf_counter()
-        steps[name]()  # compilation and the choice of kernels
+        steps[name]()  # compilation and kernel selection
         if device == "cuda":
             torch.cuda.synchronize()
         first[name] = time.perf_counter() - start
@@ -72,7 +72,7 @@ def make_step(
     attention: str = "auto",
     images: bool = False,
 ) -> tuple[Callable[[], None], float]:
-    """A call that trains one step, and the FLOPs of the model per image of it.
+    """Return a function that trains one step, and the FLOPs of the model per image.
 
     Args:
         loop: 'library' or 'plain', to which precision, compilation, checkpointing and attention do not apply.
@@ -113,17 +113,17 @@ def make_step(
 
 
 def _encoder_precision(loop: str, device: str) -> str:
-    """bfloat16 for the library's frozen networks on a GPU."""
+    """Run the library's frozen networks in bfloat16 on a GPU."""
     return "bfloat16" if loop == "library" and device == "cuda" else "float32"
 
 
 def rows_of(measured: Mapping, batch_size: int, variants: Mapping[str, Mapping], reference: str | None) -> list[dict]:
-    """A row for each variant; ratios to `reference`, round by round."""
+    """Return a row for each variant, with per-round ratios to `reference`."""
     timings = {name: Timing(tuple(seconds)) for name, seconds in measured["seconds"].items()}
     rows = []
     for name, timing in timings.items():
         images = batch_size * variants[name].get("batches", 1) / timing.median
-        work = measured["flops"][name] * images  # FLOP/s of the model itself
+        work = measured["flops"][name] * images  # FLOPs of the model itself
         row = {"variant": name, "images_per_second": images, **timing.columns()}
         if measured["nominal_rate"]:
             row["mfu"] = work / measured["nominal_rate"]

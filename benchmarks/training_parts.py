@@ -1,4 +1,4 @@
-"""The parts of a training step by themselves, and their alternatives side by side; for train_step.py."""
+"""Time the parts of a training step, and alternatives for each, side by side; used by train_step.py."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from ledger import side_by_side
 
 
 def breakdown(*, setup: str, batch_size: int, rounds: int, device: str) -> dict:
-    """{"rows": [...]}: forward, backward, gradient clipping, optimizer and EMA; the last two in several ways."""
+    """Return {"rows": [...]}: forward, backward, gradient clipping, optimizer and EMA; the last two in variants."""
     import torch
     from setups import SETUPS, make_batch, make_codec, make_model
 
@@ -48,7 +48,7 @@ def breakdown(*, setup: str, batch_size: int, rounds: int, device: str) -> dict:
 
 
 def updates(model) -> dict[str, Callable]:
-    """Clipping, AdamW and EMA of a model's size, on copies of its parameters, for their gradients stay."""
+    """Time clipping, AdamW and EMA on copies of a model's parameters, so that the gradients stay unchanged."""
     import torch
     from torch import nn
 

@@ -1,13 +1,14 @@
 """redi: joint image-feature diffusion.
 
-The public names below are imported when they are first used: `import redi` itself loads nothing heavy.
+Public names are imported on first use, so `import redi` alone loads no heavy package.
 """
 
 import importlib
 
 __version__ = "0.1.0"
 
-# Functions that a program is named after (redi.train is `python -m redi.train`) have a second name, before the =.
+# module: its public names. A function that shares its name with a program (redi.train) is exported under another name,
+# written exported_name=function.
 NAMES = {
     "core.channels": "Channels",
     "core.ema": "EMA",
@@ -37,13 +38,13 @@ NAMES = {
     "training.trainer": "train_model=train",
     "training.warm_start": "warm_start",
 }
-# {public name: (module, name there)}
+# {public name: (module, name in the module)}
 PUBLIC = {
     name.partition("=")[0]: (f"redi.{module}", name.rpartition("=")[2])
     for module, names in NAMES.items()
     for name in names.split()
 }
-# The kinds of components, under the names that gin files use: redi.reducers.PCA is @reducers.PCA.
+# Kinds of components, under the names that gin files use: redi.reducers.PCA is @reducers.PCA.
 KINDS = {
     "autoencoders": "redi.models.autoencoders",
     "datasets": "redi.data.datasets",
@@ -62,12 +63,12 @@ __all__ = ["__version__", *sorted(PUBLIC), *KINDS]
 
 def __getattr__(name: str):
     if name in PUBLIC:
-        module, own_name = PUBLIC[name]
-        return getattr(importlib.import_module(module), own_name)
+        module, attribute = PUBLIC[name]
+        return getattr(importlib.import_module(module), attribute)
     if name in KINDS:
         return importlib.import_module(KINDS[name])
-    function = next((f", the program's function is redi.{key}" for key in PUBLIC if PUBLIC[key][1] == name), "")
-    raise AttributeError(f"module 'redi' has no attribute {name!r}{function}; it has {', '.join(__all__)}")
+    advice = next((f"; the function is redi.{key}" for key in PUBLIC if PUBLIC[key][1] == name), "")
+    raise AttributeError(f"module 'redi' has no attribute {name!r}{advice}; public names: {', '.join(__all__)}")
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,9 @@
-"""Shows what the cache holds and which of the runs in a folder use it; deletes what none of them does.
+"""List what the cache holds and which runs in a folder use it; delete unused entries.
 
 python -m redi.cache runs
-python -m redi.cache runs --delete      what is deleted is computed again when it is needed
+python -m redi.cache runs --delete      delete the entries that no run in the folder uses
+
+Deleted entries are computed again when a run needs them.
 """
 
 import shutil
@@ -12,11 +14,12 @@ from absl import flags
 from redi import command_line
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("cache_dir", None, "The cache; default: $REDI_CACHE, or ~/.cache/redi.")
-flags.DEFINE_bool("delete", False, "Delete what no run in the folder uses; other runs may.")
+flags.DEFINE_string("cache_dir", None, "Folder of the cache; default: $REDI_CACHE, or ~/.cache/redi.")
+flags.DEFINE_bool("delete", False, "Delete entries that no run in the folder uses. Runs elsewhere may use them.")
 
 
 def main(folder: Path) -> None:
+    """Print the entries of the cache; delete the unused ones if --delete is set."""
     from redi.runs.cache_content import cache_entries, unfinished_runs
     from redi.runs.listing import columns
     from redi.runtime.paths import cache_folder
@@ -27,16 +30,15 @@ def main(folder: Path) -> None:
     print(columns([(str(cache), "MiB", f"runs in {folder}"), *rows]))
     if FLAGS.delete and (unfinished := unfinished_runs(folder)):
         raise ValueError(
-            f"{', '.join(unfinished)}: what a run uses is known once it has a checkpoint; let it train, or delete its "
-            "folder, before --delete"
+            f"{', '.join(unfinished)}: a run without a checkpoint does not record yet which cache entries it uses. Let "
+            "it train, or delete its folder, before --delete"
         )
     unused = {name: size for name, size, runs in entries if not runs}
     for name in unused if FLAGS.delete else ():
         shutil.rmtree(cache / name)
-    done = "were deleted" if FLAGS.delete else "can be deleted: --delete"
-    what = f"{len(unused)} of {len(entries)} entries, {sum(unused.values()):,.1f} MiB"
-    print(f"{what}, that no run in {folder} uses, {done}")
+    action = "deleted" if FLAGS.delete else "delete them with --delete"
+    count = f"{len(unused)} of {len(entries)} entries ({sum(unused.values()):,.1f} MiB)"
+    print(f"{count} are used by no run in {folder}: {action}")
 
 
-main.default_folder = "runs"
-console = command_line.program(main)
+console = command_line.program(main, default_folder="runs")

@@ -1,4 +1,4 @@
-"""What all command-line programs share: flags, start-up, and how errors reach the user."""
+"""Flags, start-up and error reporting shared by all command-line programs."""
 
 import faulthandler
 import inspect
@@ -20,60 +20,66 @@ FLAGS = flags.FLAGS
 log = logging.getLogger("redi")
 
 flags.DEFINE_multi_string(
-    "gin_file", [], "gin file, looked up in the current folder and then among the shipped ones; may be repeated."
+    "gin_file", [], "gin file, searched in the current folder, then among the shipped ones; may be repeated."
 )
-flags.DEFINE_multi_string("gin_bindings", [], "One binding, as in 'PCA.rank = 4'; may be repeated; wins over files.")
-flags.DEFINE_string("run_dir", None, "The run's folder; default: runs/<name of the first gin file>.")
-flags.DEFINE_string("trained_dir", None, "The folder whose checkpoints are used, where it is not the run's own.")
+flags.DEFINE_multi_string("gin_bindings", [], "A binding such as 'PCA.rank = 4'; overrides gin files; may be repeated.")
+flags.DEFINE_string("run_dir", None, "Folder of the run; default: runs/<name of the first gin file>.")
+flags.DEFINE_string("trained_dir", None, "Folder to read checkpoints from; default: --run_dir.")
 flags.DEFINE_multi_string(
-    "plugin", [], "Python package, or module, that the config.gin of a run's folder may import; may be repeated."
+    "plugin", [], "Python package or module that the config.gin in a run folder may import; may be repeated."
 )
-flags.DEFINE_bool("dry_run", False, "All that comes before the first step (audit, shapes, cost), and write no results.")
-flags.DEFINE_bool("quiet", False, "Warnings, errors and results only; no progress bars.")
+flags.DEFINE_bool("dry_run", False, "Check everything (data, shapes, cost) and stop before the first step.")
+flags.DEFINE_bool("quiet", False, "Print warnings, errors and results only; no progress bars.")
 flags.DEFINE_bool("version", False, "Print the version.")
-flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
-# A file's name must not steer the terminal; tab and line feed are harmless.
+flags.DEFINE_bool("traceback", False, "Print the Python traceback of an error.")
+# Control characters, in a file name for example, must not reach the terminal. Tab and line feed are harmless.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+NO_RUN = "pass a gin file with --gin_file, or the folder of an existing run with --run_dir"
 
 
-def program(main: Callable, *, dry_run: bool = False, positional: str = "run_dir") -> Callable[[], None]:
-    """The console script of a program; where its module is the script (`python -m`), it runs at once.
+def program(
+    main: Callable, *, dry_run: bool = False, positional: str = "run_dir", default_folder: str | None = None,
+    usage: str | None = None,
+) -> Callable[[], None]:  # fmt: skip
+    """Return the console script of a program. If its module is run with `python -m`, run it immediately.
 
     Args:
-        main: takes the folder of a run, of two, or nothing.
-        dry_run: whether it heeds --dry_run; else that is refused.
-        positional: the flag that an argument without a flag's name is meant for.
+        main: takes no folder, one run folder, or two.
+        dry_run: whether the program supports --dry_run. If not, the flag raises an error.
+        positional: the flag that a positional argument sets.
+        default_folder: the folder if neither an argument nor --run_dir names one.
+        usage: advice for an unexpected positional argument; default: a general text.
     """
-    main.dry_run, main.positional = dry_run, positional
+    vars(main).update(dry_run=dry_run, positional=positional, default_folder=default_folder, usage=usage)
     if main.__module__ == "__main__":
         run(main)
     return partial(run, main)
 
 
 def run(main: Callable) -> None:
-    """Run a program's `main` under absl; end the process.
+    """Run a program's `main` under absl, then exit the process.
 
-    Exit status: 0 done, 1 an error that stderr explains, 128 + a signal (130 Ctrl-C, 143 SIGTERM; see `Stopped`).
+    Exit status: 0 success, 1 an error explained on stderr, 128 + signal number (130 Ctrl-C, 143 SIGTERM: `Stopped`).
     """
     _open_closed_streams()
-    faulthandler.enable()  # a file that is cut short under a memory map ends a process without an exception
-    if os.getcwd() not in sys.path:  # plug-ins in the current folder are found; last, so that they replace no package
+    faulthandler.enable()  # truncating a memory-mapped file kills the process without an exception
+    if os.getcwd() not in sys.path:  # to import plug-ins from the current folder; last, so that they shadow no package
         sys.path.append(os.getcwd())
-    # absl shows the text and the flags of the main module for --help, which of a console script is another one.
+    # For --help, absl reads the docstring and flags of __main__. In a console script, that is not the program's module.
     sys.modules["__main__"].__doc__ = sys.modules[main.__module__].__doc__
     for flag in [*FLAGS.get_flags_for_module(__name__), *FLAGS.get_flags_for_module(main.__module__)]:
         FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     if "--version" in sys.argv[1:]:
         sys.exit(print(f"redi {__version__}"))
     if "--help" in sys.argv[1:]:
-        app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)  # absl by itself ends with status 1
+        app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)  # absl's own --help exits with status 1
     app.run(lambda argv: sys.exit(exit_status(main, argv)))
 
 
 def parse(run_dir: Path):
-    """Parse `--gin_file` (default: the run's own) and `--gin_bindings` -> the `Experiment`; write nothing.
+    """Parse `--gin_file` (default: the run's config.gin) and `--gin_bindings`; return the `Experiment`, write nothing.
 
-    Raises ValueError: mistakes in the configuration, or neither a file nor a run.
+    Raises ValueError: the configuration is invalid, or there is neither a gin file nor a run.
     """
     from redi.core import config
     from redi.core.configurables import import_all
@@ -82,80 +88,80 @@ def parse(run_dir: Path):
 
     import_all()
     name_plugins()
-    known = [path for folder in (run_dir, trained_dir(run_dir)) if (path := folder / "config.gin").exists()]
-    if not FLAGS.gin_file and not known:
-        what = "name a gin file with --gin_file, or the folder of an earlier run with --run_dir"
-        raise ValueError(f"{run_dir} holds no run: {what}")
-    # A file that was named may import what it says; one that lies in the folder, what --plugin names.
-    config.parse(FLAGS.gin_file, FLAGS.gin_bindings, found=[] if FLAGS.gin_file else known[:1])
+    saved = [path for folder in (run_dir, trained_dir(run_dir)) if (path := folder / "config.gin").exists()]
+    if not FLAGS.gin_file and not saved:
+        raise ValueError(f"{run_dir} holds no run: {NO_RUN}")
+    # A gin file passed by the user may import any module; a saved config.gin only those in --plugin.
+    config.parse(FLAGS.gin_file, FLAGS.gin_bindings, found=[] if FLAGS.gin_file else saved[:1])
     if unused := config.without_effect(entry_points, among=config.of_user):
         log.warning("unused bindings, which no component in use refers to: %s", ", ".join(unused))
     if config.is_bound("sweep.grid") or config.is_bound("sweep.points"):
-        log.warning("this is a sweep file; only what all points share is used here. redi.sweep runs the points")
+        log.warning("this is a sweep file; sweep.grid and sweep.points are ignored here. redi.sweep runs the points")
     return Experiment(run_dir, trained_dir(run_dir), dry_run=FLAGS.dry_run)
 
 
 def configure(run_dir: Path, *, trains: bool):
-    """`parse`, then `Experiment.claim`."""
+    """Parse the configuration and claim the run folder: `parse`, then `Experiment.claim`."""
     experiment = parse(run_dir)
     experiment.claim(trains=trains)
     return experiment
 
 
 def name_plugins() -> None:
-    """Lets saved configurations import what --plugin names. Raises ValueError: no name of a module."""
+    """Let saved configurations import the modules in --plugin. Raises ValueError: not a module name."""
     from redi.runtime import trusted_imports
 
     trusted_imports.name(*FLAGS.plugin)
 
 
 def trained_dir(run_dir: Path) -> Path:
-    """The folder whose checkpoints are used: --trained_dir, or the run's own."""
+    """Return the folder to read checkpoints from: --trained_dir, or `run_dir`."""
     return Path(FLAGS.trained_dir) if FLAGS.trained_dir else run_dir
 
 
 def exit_status(main: Callable, argv: list[str]) -> int:
+    """Run `main` with the folders in `argv` or the flags, report errors on stderr; return the exit status."""
     from redi.runtime.interrupt import DryRunEnd, heard_at_once
     from redi.runtime.paths import complete_account, local_path
 
     complete_account()
     _log_to_stderr()
+    options = vars(main)  # see `program`
     try:
-        folders, others, first = len(inspect.signature(main).parameters), [], FLAGS[main.positional]
-        num_allowed = max(folders, main.positional != "run_dir")
+        num_folders, others, first = len(inspect.signature(main).parameters), [], FLAGS[options["positional"]]
+        num_allowed = max(num_folders, options["positional"] != "run_dir")
         if 1 < len(argv) <= 1 + num_allowed and not first.value and not argv[1].endswith(".gin"):
             argv, (first.value, *others) = argv[:1], argv[1:]
         if len(argv) > 1:
-            only = "the folder of a run is the only argument" if folders < 2 else f"it takes {folders} folders alone"
-            what = f"{only} without a flag (gin files: --gin_file), see --help"
-            raise ValueError(f"unexpected argument {argv[1]!r}: {getattr(main, 'usage', what)}")
-        if FLAGS.dry_run and not main.dry_run:
-            raise ValueError("--dry_run is for prepare, train, run, sample, evaluate and sweep")
+            allowed = "one run folder" if num_folders < 2 else f"{num_folders} run folders"
+            advice = f"only {allowed} may be passed without a flag; gin files need --gin_file, see --help"
+            raise ValueError(f"unexpected argument {argv[1]!r}: {options['usage'] or advice}")
+        if FLAGS.dry_run and not options["dry_run"]:
+            raise ValueError("--dry_run works with prepare, train, run, sample, evaluate and sweep only: drop it here")
         for name in ("run_dir", "trained_dir"):
             FLAGS[name].value = FLAGS[name].value and str(local_path(FLAGS[name].value))
-        with heard_at_once("this ends with the operation that runs now; what was finished is kept"):
-            default = getattr(main, "default_folder", None)
-            main(*([_run_dir(default), *map(local_path, others)] if folders else []))
+        with heard_at_once("stopping after the current operation; finished work is kept"):
+            main(*([_run_dir(options["default_folder"]), *map(local_path, others)] if num_folders else []))
         sys.stdout.flush()
         return 0
     except DryRunEnd:
         return 0
     except KeyboardInterrupt as stop:  # also trainer.Stopped
-        message = str(stop) or "interrupted; what was finished is kept"
-        print(f"{message}; the same command goes on from there", file=sys.stderr)
+        message = str(stop) or "interrupted; finished work is kept"
+        print(f"{message}; rerun the same command to continue", file=sys.stderr)
         return 128 + getattr(stop, "signal_number", 2)
     except (ValueError, OSError, ImportError) as error:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             return 128 + signal.SIGPIPE
         if FLAGS.traceback:
             raise
-        # gin adds a line for every call that the error went through; those in a scope tell which of two objects.
+        # gin adds a line for every configurable on the call stack. Only those in a scope say which object failed.
         text = re.sub(r"\n\s*In call to configurable '\S+' \(<.*?>\)(?=\n|$)", "", str(error))
         text = re.sub(r"In call to configurable '(\S+)' \(<.*?>\) in scope '(\S+)'", r"in @\2/\1", text)
         text = CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
         if re.search(r"\[Errno (1|13|30)\]|No usable temporary directory", text):
-            text += "\n  this user may not use that path: --run_dir says where results go, and variables REDI_CACHE "
-            text += "(the cache), HF_HOME and TORCH_HOME (downloaded weights) and TMPDIR where everything else does"
+            text += "\n  this user may not use that path. Set --run_dir (results) or one of the variables REDI_CACHE "
+            text += "(cache), HF_HOME, TORCH_HOME (downloaded weights) and TMPDIR (temporary files) to another folder"
         print(f"{_rank()}error: {text}\n(--traceback shows where this arose)", file=sys.stderr)
         return 1
 
@@ -165,13 +171,11 @@ def _run_dir(default: str | None = None) -> Path:
         return Path(folder)
     if FLAGS.gin_file:
         return Path("runs") / Path(FLAGS.gin_file[0]).stem
-    raise ValueError("name a gin file with --gin_file, or the folder of an earlier run with --run_dir")
+    raise ValueError(NO_RUN)
 
 
 def _open_closed_streams() -> None:
-    """Sends to /dev/null what stdin, stdout or stderr would take where they are closed (`2>&-`): else the next file
-    that is opened would get their number, and what libraries print.
-    """
+    """Connect a closed stdin, stdout or stderr (`2>&-`) to /dev/null, so that no opened file gets its number."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
@@ -179,7 +183,7 @@ def _open_closed_streams() -> None:
 
 
 def _reader_is_gone() -> bool:
-    """Whether it is stdout that broke, as in `redi.components | head`; the rest of the output is then dropped."""
+    """Return whether stdout was closed, as in `redi.components | head`. If so, drop the rest of the output."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), select.POLLOUT)
     if gone := any(event & select.POLLERR for _, event in poll.poll(0)):
@@ -187,7 +191,9 @@ def _reader_is_gone() -> bool:
     return gone
 
 
-class _AboveBars(logging.Handler):  # a progress bar is on stderr too
+class _AboveBars(logging.Handler):
+    """Print log lines above progress bars, which are on stderr too."""
+
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
@@ -195,7 +201,7 @@ class _AboveBars(logging.Handler):  # a progress bar is on stderr too
 
 
 def _rank() -> str:
-    """'rank 3: ' in front of what further processes say; '' for the first."""
+    """Return the prefix of messages: 'rank 3: ', or '' for rank 0."""
     rank = os.environ.get("RANK") or ("SLURM_STEP_NUM_TASKS" in os.environ and os.environ.get("SLURM_PROCID"))
     return f"rank {rank}: " if rank and rank != "0" else ""
 
@@ -205,8 +211,8 @@ def _log_to_stderr() -> None:
     handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname).1s {_rank()}%(message)s", "%H:%M:%S"))
     log.handlers[:] = [handler]
     log.propagate = False
-    log.setLevel(logging.WARNING if _rank() or FLAGS.quiet else logging.INFO)  # the first tells what all do
+    log.setLevel(logging.WARNING if _rank() or FLAGS.quiet else logging.INFO)  # rank 0 reports for all
     if FLAGS.quiet:
-        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported; also by processes that this one starts
+        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, here and in child processes
     for chatty in ("matplotlib", "PIL", "timm"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

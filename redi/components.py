@@ -1,8 +1,8 @@
-"""Prints what can be bound: every component with its arguments, or all about one of them.
+"""List everything that gin can configure, or explain one component and its arguments.
 
-python -m redi.components                             the components of the library
-python -m redi.components train                       a function, a component or a kind: what its arguments mean
-python -m redi.components --gin_file=my_lab.gin       also those of the modules that the file imports
+python -m redi.components                             all components of the library
+python -m redi.components train                       one function, component or kind, with all its arguments
+python -m redi.components --gin_file=my_lab.gin       also the components in modules that the file imports
 """
 
 from absl import flags
@@ -10,10 +10,11 @@ from absl import flags
 from redi import command_line
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("component", None, "What to show in full, as PCA, reducers or train; also without the flag's name.")
+flags.DEFINE_string("component", None, "What to explain, such as PCA, reducers or train; '--component=' is optional.")
 
 
 def main() -> None:
+    """Print the table of components, or the page of the one in --component."""
     from redi.core import config
     from redi.core.configurables import import_all
     from redi.core.listing import page, table

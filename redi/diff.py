@@ -1,4 +1,4 @@
-"""Shows the bindings in which two runs differ.
+"""Show the bindings in which two runs differ.
 
 python -m redi.diff runs/rank4 runs/rank8
 """
@@ -9,12 +9,13 @@ from redi import command_line
 
 
 def main(first: Path, second: Path | None = None) -> None:
+    """Print a table of the bindings that differ."""
     from redi.runs.listing import columns, differences
 
     if second is None:
-        raise ValueError("name the folders of two runs: redi.diff runs/one runs/other")
+        raise ValueError("redi.diff needs two run folders: redi.diff runs/one runs/other")
     rows = list(differences(first, second))
-    print(columns([("binding", str(first), str(second)), *rows]) if rows else "the configurations are the same")
+    print(columns([("binding", str(first), str(second)), *rows]) if rows else "the configurations are equal")
 
 
 console = command_line.program(main)

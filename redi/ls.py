@@ -1,4 +1,4 @@
-"""Lists the runs in a folder: status, steps, main metric, size, and when they last changed.
+"""List the runs in a folder: status, steps, main metric, size, time of the last change.
 
 python -m redi.ls runs
 """
@@ -9,10 +9,10 @@ from redi import command_line
 
 
 def main(folder: Path) -> None:
+    """Print one line for each run."""
     from redi.runs.listing import columns, list_runs
 
     print(columns([("run", "status", "step", "metric", "MiB", "last change"), *list_runs(folder)]))
 
 
-main.default_folder = "runs"
-console = command_line.program(main)
+console = command_line.program(main, default_folder="runs")

@@ -1,7 +1,7 @@
-"""Audits the data, fits the codec and fills the cache; training does the same where it is missing.
+"""Audit the data, fit the codec and fill the cache. redi.train does the same if it has not been done.
 
 python -m redi.prepare --gin_file=digits.gin
-torchrun --nproc_per_node=8 -m redi.prepare --gin_file=imagenet.gin      shared by eight processes; srun does as well
+torchrun --nproc_per_node=8 -m redi.prepare --gin_file=imagenet.gin      eight processes share the work; srun works too
 In Python: redi.prepare_data.
 """
 
@@ -14,10 +14,11 @@ log = logging.getLogger("redi")
 
 
 def main(run_dir: Path) -> None:
-    from redi.runs.prepare import prepared
+    """Prepare everything that training reads."""
+    from redi.runs.prepare import prepare_run
 
-    prepared(command_line.configure(command_line.trained_dir(run_dir), trains=True))
-    log.info("prepared; train with the same flags: python -m redi.train ...")
+    prepare_run(command_line.configure(command_line.trained_dir(run_dir), trains=True))
+    log.info("data and codec are ready; train with the same flags: python -m redi.train ...")
 
 
 console = command_line.program(main, dry_run=True)

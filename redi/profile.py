@@ -1,10 +1,10 @@
-"""Shows where the time of your configuration goes: a trace, the ten most expensive operations, FLOPs and utilisation.
+"""Profile a configuration: a trace, the ten most expensive operations, FLOPs and utilisation.
 
-python -m redi.profile --gin_file=digits.gin                    steps of training, with the data, as redi.train does
-python -m redi.profile --run_dir=runs/digits --stage=sampling   one batch, as redi.sample draws it
+python -m redi.profile --gin_file=digits.gin                    training steps, data loading included
+python -m redi.profile --run_dir=runs/digits --stage=sampling   one sampled batch
 
-Writes profile/ in --run_dir and nothing else there: trace.json.gz (for ui.perfetto.dev), report.md and report.json.
-The weights are new ones, which costs the same; bindings that differ from those of the run may be tried.
+Writes only profile/ in --run_dir: trace.json.gz (open it in ui.perfetto.dev), report.md and report.json.
+The model has random weights, which cost the same as trained ones. Bindings may differ from those of an existing run.
 """
 
 import os
@@ -16,14 +16,16 @@ from redi import command_line
 
 FLAGS = flags.FLAGS
 
-# Torch's profiler reports an error where there is a CUDA build and no GPU; it reads this when torch is imported.
+# A CUDA build of torch without a GPU logs an error from the profiler. The level is read when torch is imported.
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")
-os.environ.setdefault("TORCHINDUCTOR_CPP_ENABLE_KERNEL_PROFILE", "1")  # else a graph compiled for a CPU is one line
+# Without this, a graph that is compiled for the CPU appears as a single operation.
+os.environ.setdefault("TORCHINDUCTOR_CPP_ENABLE_KERNEL_PROFILE", "1")
 
-flags.DEFINE_enum("stage", "training", ["training", "sampling"], "What is profiled.")
+flags.DEFINE_enum("stage", "training", ["training", "sampling"], "What to profile.")
 
 
 def main(run_dir: Path) -> None:
+    """Profile --stage and print the report."""
     from redi.core import config
     from redi.runs.profile import format_report, profile
 

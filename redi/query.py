@@ -1,7 +1,8 @@
-"""Asks a trained joint model for features given images and for images given features; writes queries.png and .json.
+"""Sample a trained joint model conditionally: features given images, and images given features.
 
 python -m redi.query --run_dir=runs/digits
-In Python: redi.query_model.
+
+Writes queries.png and queries.json. In Python: redi.query_model.
 """
 
 from pathlib import Path
@@ -10,6 +11,7 @@ from redi import command_line
 
 
 def main(run_dir: Path) -> None:
+    """Run both conditional queries."""
     from redi.runs.stages import query_stage
 
     query_stage(command_line.configure(run_dir, trains=False))

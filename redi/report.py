@@ -1,4 +1,4 @@
-"""Writes report.html, one self-contained page about a run, or about a sweep.
+"""Write report.html, one self-contained page about a run or a sweep.
 
 python -m redi.report runs/digits
 python -m redi.report sweeps/pca_rank
@@ -14,11 +14,12 @@ log = logging.getLogger("redi")
 
 
 def main(run_dir: Path) -> None:
+    """Write the page of a run, a sweep, or a point of a sweep."""
     from redi.pages.report import is_point, is_sweep, report
     from redi.runs.stages import report_stage
 
-    if is_sweep(run_dir) or is_point(run_dir):  # a point has no checkpoints of its own, and a sweep no configuration
-        log.info("report: %s", report(run_dir))
+    if is_sweep(run_dir) or is_point(run_dir):  # a point has no checkpoints, a sweep has no run configuration
+        log.info("wrote %s", report(run_dir))
     else:
         report_stage(command_line.configure(run_dir, trains=False))
 

@@ -1,4 +1,4 @@
-"""The whole job: prepare, train, sample, evaluate, report; what is done and still holds is not done again.
+"""Run the whole job: prepare, train, sample, evaluate, report. Stages that are already done are skipped.
 
 python -m redi.run --gin_file=digits.gin
 """
@@ -9,6 +9,7 @@ from redi import command_line
 
 
 def main(run_dir: Path) -> None:
+    """Run every stage that is not already done."""
     from redi.runs.job import job
 
     job(command_line.configure(run_dir, trains=True))

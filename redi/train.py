@@ -1,7 +1,8 @@
-"""Trains a model; run again with the same flags, it resumes.
+"""Train a model, or resume training from the newest checkpoint.
 
 python -m redi.train --gin_file=digits.gin --gin_bindings='PCA.rank = 4' --run_dir=runs/rank4
-In Python: redi.train_model.
+
+Rerun the same command to resume. In Python: redi.train_model.
 """
 
 from pathlib import Path
@@ -10,6 +11,7 @@ from redi import command_line
 
 
 def main(run_dir: Path) -> None:
+    """Train or resume, then write operative.gin."""
     from redi.core import config
     from redi.runs.stages import train_stage
 

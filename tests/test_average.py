@@ -70,8 +70,8 @@ def test_an_average_of_an_earlier_step_is_written_where_run_dir_says_and_again(r
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"sigma_rel": []}, "name the lengths of the averages, as --sigma_rel=0.05,0.1"),
-        ({"sigma_rel": ["wide"]}, "--sigma_rel=wide: numbers with commas between them"),
+        ({"sigma_rel": []}, "--sigma_rel is missing: pass the lengths of the averages, for example"),
+        ({"sigma_rel": ["wide"]}, "--sigma_rel=wide: pass numbers separated by commas"),
         ({"sigma_rel": ["0.5"]}, "sigma_rel: 0.5 is no length of an average"),
         ({"sigma_rel": ["0.1"], "at_step": 5}, "nothing of step 5 is stored"),
     ],
@@ -84,7 +84,7 @@ def test_what_cannot_be_made_is_refused(run, call, capsys, flags, message):
 def test_another_run_is_not_overwritten(run, call, capsys):
     before = list_checkpoints(run)
     assert call(average, trained_dir=run / ".." / "run", run_dir=run, sigma_rel=["0.1"]) == 1
-    assert "holds a run that was trained: choose another folder" in capsys.readouterr().err
+    assert "holds a trained run: choose another folder" in capsys.readouterr().err
     assert list_checkpoints(run) == before
 
 

@@ -16,7 +16,7 @@ import redi
 from redi.core import config
 from redi.core.configurables import import_all
 from redi.runs.experiment import Experiment
-from redi.runs.prepare import prepared
+from redi.runs.prepare import prepare_run
 from redi.runtime.log import read_log
 
 import_all()
@@ -285,7 +285,7 @@ def test_an_edited_reducer_is_fitted_and_encoded_anew(tmp_path, tiny_gin, monkey
         importlib.invalidate_caches()
         caplog.clear()
         config.parse(["mine.gin"], [f"prepare.cache_dir = '{tmp_path / 'cache'}'"])
-        prepared(Experiment(tmp_path / "run"))
+        prepare_run(Experiment(tmp_path / "run"))
         return set(re.findall("fitting (\\w+)|(encoding)", caplog.text))
 
     assert fits(REDUCER) == {("DomainEncoder", ""), ("FirstChannels", ""), ("", "encoding")}

@@ -217,14 +217,14 @@ def test_what_this_user_may_not_write_to_is_explained_with_what_to_set(refused, 
         raise PermissionError(13, "Permission denied", "/elsewhere")
 
     monkeypatch.setattr(Path, "mkdir", mkdir)
-    assert "'/elsewhere'\n  this user may not use that path: --run_dir says where results go" in refused()
+    assert "'/elsewhere'\n  this user may not use that path. Set --run_dir (results) or one of" in refused()
 
 
 def test_an_unexpected_argument_is_named(refused, tmp_path):
-    assert refused(arguments=["digits.gin"]).startswith("unexpected argument 'digits.gin': the folder of a run is the")
+    assert refused(arguments=["digits.gin"]).startswith("unexpected argument 'digits.gin': only one run folder may be")
     assert not (tmp_path / "run").exists()
     text = refused(module=redi.__main__, arguments=["train"])
-    assert text == "unexpected argument 'train': a program is named with a dot, as in `python -m redi.train`"
+    assert text == "unexpected argument 'train': write a program's name with a dot, as in `python -m redi.train`"
 
 
 def test_an_error_in_a_scope_names_it_in_the_words_of_gin_files(refused):
@@ -233,12 +233,12 @@ def test_an_error_in_a_scope_names_it_in_the_words_of_gin_files(refused):
 
 
 def test_without_gin_file_and_run_folder_the_flags_are_named(refused):
-    assert refused(gin_file=(), run_dir=None).startswith("name a gin file with --gin_file, or the folder of an earlier")
+    assert refused(gin_file=(), run_dir=None).startswith("pass a gin file with --gin_file, or the folder of an")
 
 
 @pytest.mark.parametrize("module", [train, prepare, sample, evaluate, run, report])
 def test_an_empty_run_folder_needs_a_gin_file(module, refused, tmp_path):
-    assert "run holds no run: name a gin file with --gin_file" in refused(module=module, gin_file=())
+    assert "run holds no run: pass a gin file with --gin_file" in refused(module=module, gin_file=())
     assert not (tmp_path / "run").exists()
 
 
@@ -344,7 +344,7 @@ def test_a_dry_run_of_training_audits_and_foretells_and_writes_nothing(call, tin
         assert status == 0, errors
         assert "\nsteps per epoch   11.19 of batch 16\n" in text
         assert "\njoint state       channels image 1, domain 2, on 8 x 8\n" in text
-        assert "\ntraining          2 steps of batch 16, 0.179 epochs\n" in text and " FLOPs a step" in text
+        assert "\ntraining          2 steps of batch 16, 0.179 epochs\n" in text and " FLOPs per step" in text
         assert not (tmp_path / "run").exists()
 
 
@@ -356,14 +356,14 @@ def test_a_dry_run_refuses_what_training_would_refuse(refused, tmp_path):
 def test_dry_runs_of_what_comes_after_training_leave_the_folder_as_it_was(whole_job, call):
     before = files_of(whole_job)
     status, text, errors = call(sample, "sample.seeds = (0, 1)", run_dir=whole_job, dry_run=True)
-    assert status == 0 and text.startswith(f"40 images of step 2 of {whole_job}, by EulerMaruyama, "), errors
+    assert status == 0 and text.startswith(f"40 images from step 2 of {whole_job}, with EulerMaruyama, "), errors
     status, text, errors = call(evaluate, run_dir=whole_job, dry_run=True)
-    assert status == 0 and text == f"20 samples of {whole_job}/samples would be measured\n", errors
+    assert status == 0 and text == f"would measure 20 samples in {whole_job}/samples\n", errors
     assert files_of(whole_job) == before
 
 
 def test_a_program_without_a_dry_run_refuses_the_flag(refused):
-    assert refused(module=report, dry_run=True).startswith("--dry_run is for prepare, train, run, sample,")
+    assert refused(module=report, dry_run=True).startswith("--dry_run works with prepare, train, run, sample,")
 
 
 def test_the_folder_may_be_an_argument_without_a_flag(whole_job, call):
@@ -415,7 +415,7 @@ def test_samples_drawn_by_hand_are_drawn_anew_by_the_whole_job(call, tiny_gin, t
     assert call(run, gin_file=tiny_gin, run_dir=folder)[0] == 0
     before = files_of(folder)
     status, _, errors = call(run, run_dir=folder)
-    assert status == 0 and "--- samples and metrics are of this checkpoint and configuration" in errors
+    assert status == 0 and "--- samples and metrics are up to date" in errors
     assert files_of(folder)["samples/part-00000.safetensors"] == before["samples/part-00000.safetensors"]
 
     assert call(sample, "generate.sampler = @samplers.Euler()", "Euler.num_evaluations = 3", run_dir=folder)[0] == 0
@@ -446,7 +446,7 @@ def test_an_evaluation_by_hand_is_made_anew_by_the_whole_job(call, tiny_gin, tmp
 
 def test_all_programs_are_listed_with_what_they_do(tmp_path):
     lines = shell("-m", "redi", cwd=tmp_path).stdout.splitlines()
-    assert "redi.train        Trains a model; run again with the same flags, it resumes." in lines
+    assert "redi.train        Train a model, or resume training from the newest checkpoint." in lines
     programs = {line.split(".")[1].split()[0] for line in lines if line.startswith("redi.")}
     assert programs == {path.stem for path in (ROOT / "redi").glob("[!_]*.py")} - {"command_line"}
 
@@ -473,7 +473,7 @@ def test_runs_are_listed_with_what_became_of_them(whole_job, call, tmp_path):
     assert status == 0, errors
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines()}
     assert rows["runs/whole"][:5] == ["finished", "2", "of", "2", "frechet_distance_domain_network"]
-    assert rows["runs/point"][:7] == ["finished", "2", "of", "2", "of", "earlier", "samples"]
+    assert rows["runs/point"][:5] == ["finished", "2", "of", "2", "outdated"]
     assert rows["runs/started"][:6] == ["not", "trained", "0", "of", "400,000", "-"]
     assert rows["runs/longer"][:5] == ["stopped", "2", "of", "7,000", "-"]
     assert "runs/longer   running" in during and call(ls)[1] == text
@@ -484,9 +484,9 @@ def test_two_runs_are_compared_by_their_bindings(whole_job, call, tmp_path):
     (tmp_path / "config.gin").write_text(f"import redi as redi7\n{text}")
     status, text, _ = call(diff, arguments=[str(whole_job), str(tmp_path)])
     assert status == 0 and [line.split() for line in text.splitlines()[1:]] == [["PCA.rank", "2", "3"]]
-    assert call(diff, arguments=[str(whole_job), str(whole_job)])[1] == "the configurations are the same\n"
-    assert "name the folders of two runs" in call(diff, arguments=[str(whole_job)])[2]
-    assert "unexpected argument 'a': it takes 2 folders alone" in call(diff, arguments=["a", "b", "c"])[2]
+    assert call(diff, arguments=[str(whole_job), str(whole_job)])[1] == "the configurations are equal\n"
+    assert "redi.diff needs two run folders" in call(diff, arguments=[str(whole_job)])[2]
+    assert "unexpected argument 'a': only 2 run folders may be passed" in call(diff, arguments=["a", "b", "c"])[2]
 
 
 def test_what_no_run_uses_is_deleted_from_the_cache_and_only_on_demand(whole_job, call, tmp_path):
@@ -501,7 +501,7 @@ def test_what_no_run_uses_is_deleted_from_the_cache_and_only_on_demand(whole_job
     flags = {"arguments": [str(whole_job)], "cache_dir": str(here)}
     kinds = {line.split("/")[0] for line in call(cache, **flags)[1].splitlines() if line.endswith(" run")}
     assert kinds == {"encoded", "encoders", "reducers", "references"}
-    assert record.exists() and f"that no run in {whole_job} uses, can be deleted: --delete" in call(cache, **flags)[1]
+    assert record.exists() and f"are used by no run in {whole_job}: delete them with" in call(cache, **flags)[1]
     status, text, errors = call(cache, **flags, delete=True)
     assert status == 0 and "encoders/DomainEncoder-other" in text and not record.exists(), errors
     assert kinds == {line.split("/")[0] for line in call(cache, **flags)[1].splitlines() if line.endswith(" run")}

@@ -48,7 +48,7 @@ def test_every_public_name_can_be_completed():
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(AttributeError, match="has no attribute 'Chanels'.*Channels, DiffusionTransformer"):
         redi.Chanels  # noqa: B018
-    with pytest.raises(AttributeError, match="has no attribute 'query', the program's function is redi.query_model"):
+    with pytest.raises(AttributeError, match="has no attribute 'query'; the function is redi.query_model"):
         redi.__getattr__("query")
 
 

@@ -6,7 +6,7 @@ import torch
 
 from redi.core import config
 from redi.evaluation.records import read_metrics
-from redi.runs.job import is_trained, still_holds
+from redi.runs.job import is_current, is_trained
 from redi.runtime.artefact import save_artefact, write_json
 from redi.runtime.checkpoint import Retention, checkpoint_dir, save_checkpoint
 from redi.runtime.checksums import sealed, sha256, tensors_sha256
@@ -36,9 +36,9 @@ def flip(path, position=None):
 
 
 def test_whole_results_of_the_same_configuration_hold(done):
-    assert still_holds(done / "stages.json", KEY, RESULTS)
-    assert not still_holds(done / "stages.json", KEY | {"checkpoint": "step_00000003"}, RESULTS)
-    assert not still_holds(done / "no such file", KEY, RESULTS)
+    assert is_current(done / "stages.json", KEY, RESULTS)
+    assert not is_current(done / "stages.json", KEY | {"checkpoint": "step_00000003"}, RESULTS)
+    assert not is_current(done / "no such file", KEY, RESULTS)
 
 
 @pytest.mark.parametrize("name", [*RESULTS, "samples/part-00000.safetensors", "stages.json"])
@@ -52,9 +52,9 @@ def test_damaged_results_do_not_hold_and_the_file_is_named(done, caplog, name, d
         path.unlink()
     else:
         path.write_bytes(content[: {"cut": len(content) // 2, "empty": 0}[damage]])
-    assert not still_holds(done / "stages.json", KEY, RESULTS)
+    assert not is_current(done / "stages.json", KEY, RESULTS)
     if damage != "gone" and name != "stages.json":
-        assert "sampled and evaluated again" in caplog.text and path.name in caplog.text
+        assert "sampling and evaluating again" in caplog.text and path.name in caplog.text
 
 
 def test_every_bit_of_the_metrics_counts(done):

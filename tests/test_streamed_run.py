@@ -51,4 +51,4 @@ def test_a_run_on_a_stream_learns_and_resumes_as_one_that_is_not_interrupted(cal
 
 def test_the_global_order_and_what_compares_with_images_are_refused(call, stream):
     assert "set train.shuffle = 'shards'" in call(train.main, "a", "a", *stream[:2]).errors
-    assert "a cache streamed from prepare.cache_url holds none" in call(run.main, "b", "b", *stream).errors
+    assert "the cache streamed from prepare.cache_url holds none" in call(run.main, "b", "b", *stream).errors

@@ -164,12 +164,12 @@ def test_printed_commands_start_nothing(call, sweep_file, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("bindings", "point", "message"),
     [
-        (["sweep.points = []"], None, "an empty sweep"),
+        (["sweep.points = []"], None, "the sweep is empty"),
         (["sweep.points = [{'PCA.rank': 2}, {'PCA.rank': 2}]"], None, "2 points of the sweep are called 'rank=2'"),
         (["sweep.points = [{'PCA.rnak': 2}]"], None, "did you mean 'rank'"),
-        (["sweep.launcher = 'slrum'"], None, "it is one of local, torchrun, slurm, print; did you mean 'slurm'?"),
+        (["sweep.launcher = 'slrum'"], None, "must be one of local, torchrun, slurm, print; did you mean 'slurm'?"),
         (["sweep.parallel = 0"], None, "sweep.parallel = 0: a whole number of at least 1"),
-        (["sweep.processes = 2"], None, "sweep.processes = 2 without effect: bind sweep.launcher = 'torchrun'"),
+        (["sweep.processes = 2"], None, "sweep.processes = 2 needs sweep.launcher = 'torchrun'"),
         ([], "scale=2", "the sweep has no point 'scale=2'; did you mean 'scale=2.0'?"),
     ],
 )
@@ -181,7 +181,7 @@ def test_mistakes_are_explained_and_nothing_starts(call, sweep_file, tmp_path, c
 
 def test_a_folder_without_a_sweep_needs_a_file(call, tmp_path, capsys):
     assert call(tmp_path / "nothing") == 1
-    assert "holds no sweep: name a sweep file with --gin_file" in capsys.readouterr().err
+    assert "holds no sweep: pass a sweep file with --gin_file" in capsys.readouterr().err
 
 
 # ---- the model of one folder, the samples in another
@@ -228,4 +228,4 @@ def test_bindings_that_the_trained_model_does_not_have_are_refused(folder, call,
 
 def test_a_sweep_has_no_trained_model_but_its_own(folder, call, tmp_path, capsys):
     assert sampled(tmp_path / "more", folder / "models" / RANK, module=sweep) == 1
-    assert "--trained_dir is not for sweeps" in capsys.readouterr().err
+    assert "--trained_dir does not apply to sweeps" in capsys.readouterr().err

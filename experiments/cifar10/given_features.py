@@ -1,11 +1,13 @@
-"""Where a joint model loses against a plain one: in drawing the features, or in drawing the image beside them?
+"""Does a joint model lose against a plain one in sampling the features, or in sampling the image?
 
     python experiments/cifar10/given_features.py RUN_DIR [RUN_DIR ...]
 
-For every run with one representation: the Fréchet distance of images drawn jointly with their features, and of images
-drawn given the features that the encoder sees in real training images of the same labels; the share of residual noise
-in the drawn features (the part that no features resized from the encoder's grid could have, 0 for real ones). All with
-25 evaluations, 500 images and the network of the run's evaluation.
+Prints for every run with one representation:
+- the Fréchet distance of images sampled jointly with their features;
+- the Fréchet distance of images sampled given the encoder's features of real training images with the same labels;
+- the reconstruction error of the sampled features: the share of their energy that features resized from the encoder's
+  grid cannot have (0 for real features).
+All with 25 evaluations, 500 images and the network of the run's evaluation.
 """
 
 import json
@@ -42,13 +44,13 @@ def measure(folder: Path) -> dict:
     batch = dataset.batch(positions)
     z = run.codec.channels.split(run.codec.encode(batch["images"]))[name]
 
-    def drawn(**given):
+    def draw(**options):
         return generate(
             run.model, run.codec, run.process, labels=batch["labels"], weights=run.weights["ema"],
-            sampler=EulerMaruyama(num_evaluations=EVALUATIONS), **given,
+            sampler=EulerMaruyama(num_evaluations=EVALUATIONS), **options,
         )  # fmt: skip
 
-    joint, from_features = drawn(), drawn(given={name: z})
+    joint, from_features = draw(), draw(given={name: z})
     generated = run.codec.channels.split(joint.x)[name]
     grid = run.codec.representations[name].encoder(batch["images"][:1]).shape[-2:]
     rest = generated - resized(restored(generated, grid), generated.shape[-2:])

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Every result of this folder, at full size on a GPU:   experiments/cifar10/run.sh path/to/cifar10
-# or reduced to what a CPU can do:                      experiments/cifar10/run.sh path/to/cifar10 cifar10_cpu.gin
-# path/to/cifar10 holds train/<class>/*.jpg and test/<class>/*.jpg. Run again, it goes on where it was.
+# All results of this folder, at full size on a GPU:   experiments/cifar10/run.sh path/to/cifar10
+# or reduced to a size for a CPU:                      experiments/cifar10/run.sh path/to/cifar10 cifar10_cpu.gin
+# path/to/cifar10 contains train/<class>/*.jpg and test/<class>/*.jpg. Rerun the same command to finish what is missing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 data=$(realpath "$1")

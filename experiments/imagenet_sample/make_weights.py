@@ -1,4 +1,4 @@
-"""Writes random weights of the shapes of SD-VAE and DINOv2-B: to run the main configuration without the real ones.
+"""Write random weights with the shapes of SD-VAE and DINOv2-B, to run the main configuration without real weights.
 
 python experiments/imagenet_sample/make_weights.py --folder=weights
 """
@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from absl import app, flags
 
-FOLDER = flags.DEFINE_string("folder", "weights", "Where sd-vae/ and dinov2_vitb14_reg4.safetensors are written.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the weights.")
+FOLDER = flags.DEFINE_string("folder", "weights", "Folder for sd-vae/ and dinov2_vitb14_reg4.safetensors.")
+SEED = flags.DEFINE_integer("seed", 0, "Random seed of the weights.")
 
-# The architecture of stabilityai/sd-vae-ft-ema (its config.json); what is not named here is diffusers' default.
+# The architecture of stabilityai/sd-vae-ft-ema (its config.json); all other settings are diffusers' defaults.
 SD_VAE = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -24,15 +24,15 @@ SD_VAE = {
 
 
 def write_vae(folder: Path) -> None:
-    """83.7 M parameters in diffusers' format."""
-    logging.getLogger("xformers").setLevel(logging.ERROR)  # diffusers imports it where it is; it warns on a CPU
+    """Write 83.7 M parameters in diffusers' format."""
+    logging.getLogger("xformers").setLevel(logging.ERROR)  # imported by diffusers; it warns on a CPU
     from diffusers import AutoencoderKL
 
     AutoencoderKL(**SD_VAE).save_pretrained(folder)
 
 
 def write_dinov2(file: Path) -> None:
-    """86.6 M parameters under timm's names, position embedding for 518 pixels as published."""
+    """Write 86.6 M parameters with timm's names and the published position embedding for 518 pixels."""
     import timm
     from safetensors.torch import save_file
 

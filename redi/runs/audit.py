@@ -1,4 +1,4 @@
-"""The audit of a run's training data, stored beside the run."""
+"""The audit of the training data, stored in the run folder as audit.json."""
 
 import contextlib
 import inspect
@@ -19,90 +19,100 @@ from redi.runtime.spelling import few
 log = logging.getLogger("redi")
 
 
-def audited(run_dir: Path, *, keep: bool = True) -> Dataset:
-    """The training data less unreadable images; audited once per run folder and data set, or, unless it is to `keep`
-    the audit, where there is none of them.
+def audited_data(run_dir: Path, *, keep: bool = True) -> Dataset:
+    """Return the training data without unreadable images, after one audit per run folder and data set.
 
-    Raises AuditError, and ValueError where the run in `run_dir` was trained on other data.
+    Args:
+        keep: whether to write a new audit to audit.json.
+
+    Raises:
+        AuditError: the audit failed.
+        ValueError: no data set is bound, or the run in `run_dir` was trained on other data.
     """
     dataset = config.bound("train.dataset")
     if dataset is None:
-        raise ValueError("no data set: bind train.dataset, for example = @datasets.ImageFolder()")
+        raise ValueError("no data set: bind train.dataset, for example train.dataset = @datasets.ImageFolder()")
     datasets.check(dataset, "train.dataset")
     path = run_dir / "audit.json"
     settings = {name: config.bound(f"audit.{name}", False) for name in ("skip_unreadable", "allow_missing_classes")}
     batch_size = config.bound("train.batch_size", 256)
-    asked = {"fingerprint": dataset.fingerprint(), "batch_size": batch_size, **settings}
+    subject = {"fingerprint": dataset.fingerprint(), "batch_size": batch_size, **settings}
 
     at_start, earlier = stamp(path), _stored(path)
-    if known := "passed" in earlier and earlier["passed"]["fingerprint"]:
-        if known != asked["fingerprint"] and _check_same(run_dir, earlier, dataset):
-            asked["fingerprint"] = known
+    if fingerprint := "passed" in earlier and earlier["passed"]["fingerprint"]:
+        if fingerprint != subject["fingerprint"] and _check_same(run_dir, earlier, dataset):
+            subject["fingerprint"] = fingerprint
 
     def stored() -> dict | None:
-        """What the audit found; a refusal counts for those who waited for it, and a new start looks again."""
-        record = _stored(path)
-        refused = record.get("refused_for") == asked and stamp(path) != at_start
-        return record if record.get("passed") == asked or refused else None
+        """Return the stored audit if it is current.
 
-    def look() -> dict:
+        A failed audit counts for processes that waited for it; a later start audits again.
+        """
+        record = _stored(path)
+        refused = record.get("refused_for") == subject and stamp(path) != at_start
+        return record if record.get("passed") == subject or refused else None
+
+    def run_audit() -> dict:
         try:
-            record = config.call(audit, dataset=dataset, batch_size=batch_size)[1] | {"passed": asked}
+            record = config.call(audit, dataset=dataset, batch_size=batch_size)[1] | {"passed": subject}
         except AuditError as error:
-            record = error.record | {"refused_for": asked}
+            record = error.record | {"refused_for": subject}
         if keep:
             write_json(path, sealed(record))
         print(describe(record), flush=True)
         return record
 
-    if keep:
-        complete(run_dir / ".audit", finished=lambda: stored() is not None, finish=look)  # by one of all processes
-    record = stored() or look()
+    def store_audit() -> None:
+        run_audit()
+
+    if keep:  # one process audits, the others wait
+        complete(run_dir / ".audit", finished=lambda: stored() is not None, finish=store_audit)
+    record = stored() or run_audit()
     if "refused" in record:
         raise AuditError(record["refused"], record)
     return _readable(dataset, record)
 
 
 def _stored(path: Path) -> dict:
-    """The record of an audit; empty where there is none, and a damaged one is removed."""
+    """Return the stored audit, or {} if there is none. Delete a damaged one."""
     try:
         return read_sealed(path) or {}
     except BrokenArtefact as error:
-        log.warning("the images are audited again, for %s is damaged: %s", path, error)
+        log.warning("auditing the images again because %s is damaged: %s", path, error)
         path.unlink(missing_ok=True)
         return {}
 
 
 def _readable(dataset: Dataset, record: dict) -> Dataset:
-    """The data set less the images that an audit found unreadable."""
+    """Return the data set without the images that the audit could not read."""
     return dataset.without([i for i, name in enumerate(dataset.names) if name in record["unreadable"]])
 
 
 def _check_same(run_dir: Path, earlier: dict, dataset: Dataset) -> bool:
-    """Whether the images are known to be those that the run was trained on, if it was, by its newest checkpoint.
+    """Return whether the images are known to be those of the run's newest checkpoint; False without a checkpoint.
 
-    Raises ValueError where images, classes or labels are others than those of the audit before.
+    Raises ValueError: images, classes or labels differ from those of the earlier audit.
     """
     trained = None
     for folder in list_checkpoints(run_dir):
-        with contextlib.suppress(BrokenArtefact):  # which is reported where it is read
+        with contextlib.suppress(BrokenArtefact):  # reported when the checkpoint is loaded
             trained = read_record(folder)
-    if trained is None or "dataset" not in trained:  # imported
+    if trained is None or "dataset" not in trained:  # imported checkpoints record no data set
         return False
     dataset = _readable(dataset, earlier)
     same = same_images(dataset, trained["dataset"], trained.get("dataset_contents"))
     then, now = (list(record["images_per_class"].items()) for record in (earlier, label_facts(dataset, 1)))
     if same or same is None and then == now:
         return bool(same)
-    what, advice = "the same counts", "bind the images that it was trained on, or choose another --run_dir"
+    what, advice = "with equal counts", "bind the images that it was trained on, or choose another --run_dir"
     if then != now:
         what = f"{_counts(then)} then, {_counts(now)} now"
     if then != now and sorted(then) == sorted(now) and "numeric_order" in inspect.signature(type(dataset)).parameters:
-        advice = f"bind {type(dataset).__name__}.numeric_order = False, as classes were ordered then"
+        advice = f"bind {type(dataset).__name__}.numeric_order = False to order the classes as they were then"
     raise ValueError(f"{run_dir} was trained on other data than train.dataset now holds ({what}): {advice}")
 
 
 def _counts(images_per_class: list[tuple[str, int]]) -> str:
-    """'1,200 images in 3 classes (ant, bee, cow)'."""
+    """Return a text such as '1,200 images in 3 classes (ant, bee, cow)'."""
     names, counts = zip(*images_per_class, strict=True)
     return f"{sum(counts):,} images in {len(names)} classes ({few(names, 4)})"

@@ -1,4 +1,4 @@
-"""What the cache holds, and which runs use it."""
+"""The entries of the cache, and the runs that use them."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 from redi.runs.listing import run_folders
 from redi.runtime.checkpoint import list_checkpoints
 
-# Of each kind of entry, the file that says what it was made from, and where in it.
+# {kind of entry: (file that records its sources, keys of the sources in that file)}
 KINDS = {
     "encoded": ("manifest.json", ("dataset_fingerprint", "codec")),
     "encoders": ("record.json", ("provenance",)),
@@ -18,9 +18,9 @@ KINDS = {
 
 
 def cache_entries(cache: Path, folder: Path) -> Iterator[tuple[str, float, list[str]]]:
-    """(folder in the cache, MiB, runs in `folder` that use it) of every fit, encoded data set and reference.
+    """Yield (name, MiB, runs in `folder` that use it) of every fit, encoded data set and reference in the cache.
 
-    A run uses what is made of images, weights and fits whose hashes all stand in the run's records.
+    A run uses an entry if the run's records contain the hashes of all images, weights and fits the entry was made from.
     """
     hashes = {}
     for run in run_folders(folder):
@@ -31,14 +31,14 @@ def cache_entries(cache: Path, folder: Path) -> Iterator[tuple[str, float, list[
             try:
                 record = json.loads((path / file).read_text())
                 sources = _hashes(json.dumps([record.get(key) for key in keys]))
-            except (OSError, ValueError):  # damaged: it would be made again
+            except (OSError, ValueError):  # damaged, so no run can use it
                 sources = {"unknown"}
-            size = sum(one.stat().st_size for one in path.iterdir()) / 2**20
-            yield f"{kind}/{path.name}", size, [run for run, known in hashes.items() if sources <= known]
+            size = sum(file.stat().st_size for file in path.iterdir()) / 2**20
+            yield f"{kind}/{path.name}", size, [run for run, recorded in hashes.items() if sources <= recorded]
 
 
 def unfinished_runs(folder: Path) -> list[str]:
-    """Runs with neither a checkpoint nor samples: what they use cannot be known."""
+    """Return the runs with neither checkpoint nor samples, which do not record yet what they use."""
     runs = run_folders(folder)
     return [str(run) for run in runs if not list_checkpoints(run) and not (run / "samples").exists()]
 

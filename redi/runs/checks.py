@@ -1,4 +1,4 @@
-"""Refuses what could not be trained, sampled or evaluated: before hours of encoding, not after them."""
+"""Checks of the configuration for training, sampling and evaluation, made before hours of encoding."""
 
 import inspect
 import logging
@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import nn
 
 from redi.core import config
 from redi.core.channels import Channels
@@ -39,9 +40,7 @@ log = logging.getLogger("redi")
 
 
 def check_settings_of_training() -> None:
-    """Raises ValueError for what is wrong with the settings of `train` whatever the data: before any image is
-    read.
-    """
+    """Raise ValueError for settings of `train` that are invalid for any data. No image is read."""
     with config.explained(types=True):
         check_settings({name: setting(train, name) for name in (*NUMBERS, "on_log")})
         check_shuffle(setting(train, "shuffle"))
@@ -53,14 +52,16 @@ def check_settings_of_training() -> None:
 
 def check_training(
     codec: JointCodec, dataset: Dataset, *, monitor=None, resumes: bool = False, trains: bool = False
-) -> DiffusionTransformer:
-    """Build all that `train` will build, on the meta device -> the model. Raises ValueError as `train` and its
-    previews would.
+) -> nn.Module:
+    """Build on the meta device everything that `train` builds; return the model.
 
     Args:
-        monitor: what `train` will be called with.
-        resumes: from a checkpoint, so that `train.initial_weights` will not be read.
-        trains: on this machine, so that a step must fit into its memory.
+        monitor: the monitor that `train` will be called with.
+        resumes: whether training resumes from a checkpoint, so `train.initial_weights` is not read.
+        trains: whether training runs on this machine, so a step must fit into its memory.
+
+    Raises:
+        ValueError: as `train` and its previews would.
     """
     check_settings_of_training()
     with config.explained(types=True):
@@ -92,31 +93,31 @@ def check_training(
     for rule in rules:
         if advice := rule.check_training(objective.label_dropout, objective.representation_dropout):
             log.warning("%s", advice)
-    transformer = isinstance(net, DiffusionTransformer)
-    numbers = codec.channels.total * math.prod(net.grid) // net.fusion.num_tokens if transformer else 0
-    if numbers > (width := net.label_embedding.embedding_dim if transformer else 0):
-        log.warning(
-            "a token holds %d numbers (channels x patch size squared, with the features resized to the latent grid), "
-            "more than the model's width of %d: the noise in them does not fit through, and image quality drops. "
-            "Lower the reducer's rank or the patch size, or raise DiffusionTransformer.width", numbers, width,
-        )  # fmt: skip
-    of_alignment = ("JointObjective.alignment_weight", "DiffusionTransformer.alignment_layer",
-                    "DiffusionTransformer.alignment_width")  # fmt: skip
-    without_effect = [name for name in of_alignment if config.is_bound(name)]
-    if codec.alignment is None and without_effect:
-        log.warning("%s without effect: JointCodec.alignment is not bound (see repa.gin)", ", ".join(without_effect))
+    if isinstance(net, DiffusionTransformer):
+        token_dim = codec.channels.total * math.prod(net.grid) // net.fusion.num_tokens
+        if token_dim > (width := net.label_embedding.embedding_dim):
+            log.warning(
+                "each token packs %d values (channels x patch size squared, features resized to the latent grid) into "
+                "a width of %d, so noise is lost and image quality drops: lower the reducer's rank or the patch size, "
+                "or raise DiffusionTransformer.width", token_dim, width,
+            )  # fmt: skip
+    names = ("JointObjective.alignment_weight", "DiffusionTransformer.alignment_layer",
+             "DiffusionTransformer.alignment_width")  # fmt: skip
+    unused = [name for name in names if config.is_bound(name)]
+    if codec.alignment is None and unused:
+        log.warning("unused bindings: %s need JointCodec.alignment, which is not bound (repa.gin)", ", ".join(unused))
     return net
 
 
-def check_drawing(run: Run) -> None:
-    """Raise ValueError for what `sample` would refuse of a trained run, before anything is touched."""
+def check_sample_settings(run: Run) -> None:
+    """Raise ValueError for settings that `sample` would refuse for this run. No file is written."""
     with config.explained(types=True):
         _check_sample(run)
         _check_generate(run.process, run.codec.channels, run.num_classes, run.codec.device)
 
 
 def _check_sample(classes: Run | Dataset) -> dict:
-    """As `sample` would -> its settings."""
+    """Check the settings of `sample`; return them."""
     names = set(inspect.signature(check_sampling).parameters) - {"num_classes", "class_names"}
     settings = {name: setting(sample, name) for name in names}
     check_sampling(**settings, num_classes=classes.num_classes, class_names=classes.class_names)
@@ -124,7 +125,7 @@ def _check_sample(classes: Run | Dataset) -> dict:
 
 
 def _check_generate(process: Process, channels: Channels, num_classes: int, device: torch.device) -> Sequence[Guidance]:
-    """As `generate` would -> its guidance."""
+    """Check the settings of `generate`; return its guidance rules."""
     check_number("generate.batch_size", setting(generate, "batch_size"))
     check_number("generate.seed", setting(generate, "seed"), **SEED)
     choose_precision(setting(generate, "precision"), device, "generate.precision")
@@ -135,16 +136,16 @@ def _check_generate(process: Process, channels: Channels, num_classes: int, devi
 
 
 def check_label_order(class_names: Sequence[str]) -> None:
-    """Say how labels of published weights of ImageNet map to the data set; warn where their order is not known."""
+    """Log how the labels of published ImageNet weights map to the data set; warn if the class order is unknown."""
     if len(class_names) != 1000:
         return
     synsets = all(re.fullmatch(r"n\d{8}", name) for name in class_names) and list(class_names) == sorted(class_names)
     if synsets or list(class_names) == [str(label) for label in range(1000)]:
-        log.info("labels of the published weights: ImageNet's, 0 = %r ... 999 = %r", class_names[0], class_names[-1])
+        log.info("labels follow ImageNet's order: 0 = %r ... 999 = %r", class_names[0], class_names[-1])
     else:
         log.warning(
-            "published weights of ImageNet take labels in the order of its synsets (0 = n01440764); the data set "
-            "has 0 = %r ... 999 = %r, whose order is not known to be that. Name class folders by synset, or by number",
+            "published ImageNet weights expect labels in the order of the synsets (0 = n01440764), and the class names "
+            "of the data set (0 = %r ... 999 = %r) do not tell their order: name the class folders by synset or number",
             class_names[0], class_names[-1],
         )  # fmt: skip
 
@@ -153,7 +154,7 @@ def check_results(
     codec: JointCodec, dataset: Dataset, *, reference: Dataset | StoredStatistics | None,
     networks: Sequence[Encoder] | None,
 ) -> None:  # fmt: skip
-    """The same for the stages after training. Raises ValueError as `sample` and `evaluate` would."""
+    """Check the settings of the stages after training. Raises ValueError: as `sample` and `evaluate` would."""
     with config.explained(types=True):
         settings = _check_sample(dataset)
         rest = {name: setting(evaluate, name) for name in ("metrics", "max_images")}
@@ -163,38 +164,38 @@ def check_results(
             check_independent(network, representation.encoder)
     for network in (*(networks or ()), *settings["networks"]):
         if not network.learns_from_data:
-            network.load()  # weights that are nowhere, before hours of training
+            network.load()  # fails on missing weights now, not after hours of training
 
 
-def warn_of_drawing() -> None:
-    """Warn where bindings of `generate` do not reach the function that draws the samples."""
+def warn_of_unused_generate() -> None:
+    """Warn if bindings of `generate` do not reach the function that draws the samples."""
     text, drawing = config.full_text(), config.unevaluated("sample.generate")
     reached = config.relevant(text, ["sample.generate"])
-    if lost := [k for k in config.relevant(text, [generate]) if k.startswith("generate.") and k not in reached]:
+    if unused := [k for k in config.relevant(text, [generate]) if k.startswith("generate.") and k not in reached]:
         log.warning(
-            "%s: without effect on the samples, because sample.generate = %s does not refer to generate. If it is to "
-            "draw with them, give it an argument for that function and bind @generate to it (docs/add-a-component.md)",
-            ", ".join(lost), drawing,
+            "%s: no effect on the samples, because sample.generate = %s does not use generate. To apply these "
+            "bindings, give that function an argument and bind @generate to it (docs/add-a-component.md)",
+            ", ".join(unused), drawing,
         )  # fmt: skip
 
 
 def check_independent(network: Encoder, encoder: Encoder) -> None:
-    """Raise ValueError for a metric's network that is the encoder whose features are generated."""
+    """Raise ValueError if a metric network is the encoder whose features are generated."""
     if type(network) is not type(encoder):
         return
     if network.learns_from_data:
         same = network.fit_settings() == encoder.fit_settings()
-        remedy = "bind its width, depth or seed in a scope of its own, as gin/evaluator.gin does"
+        remedy = "bind another width, depth or seed in its own scope, as gin/evaluator.gin does"
     else:
         same = network.provenance() == encoder.provenance()
-        remedy = "bind another model in a scope of its own: a generator can please the network that it was trained with"
+        remedy = "bind another model in its own scope; a generator can overfit to the network that it was trained with"
     if same:
         raise ValueError(
-            f"one of evaluate.networks has the settings, and so the weights, of the {type(encoder).__name__} whose "
-            f"features are generated: {remedy}"
+            f"one of evaluate.networks has the same settings, and so the same weights, as the {type(encoder).__name__} "
+            f"whose features are generated: {remedy}"
         )
 
 
 def setting(function: Callable, name: str):
-    """What an argument of a configurable function will be: its binding, or its default."""
+    """Return the binding of an argument of a configurable function, or its default."""
     return config.bound(f"{function.__name__}.{name}", inspect.signature(function).parameters[name].default)

@@ -1,9 +1,10 @@
-"""How much faster one kind of run converges than another."""
+"""Compare how fast two groups of runs converge."""
 
 import glob
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 from redi.core import config
 from redi.evaluation.convergence import PREFIX, convergence_factor, describe, read_curve
@@ -16,12 +17,12 @@ from redi.runtime.paths import local_path
 
 log = logging.getLogger("redi")
 
-# Bindings that decide what a monitored value means.
+# Bindings that monitored values depend on.
 MEASURES = re.compile(r"Monitor\.|monitor/|evaluator/|held_out/|evaluate\.reference|Preprocessing\.")
 
 
 def compare(baseline: list[Path], method: list[Path], to: Path, *, metric: str | None = None) -> str:
-    """Write `convergence.json` and `convergence.png` to a folder -> the result as text. Folders of a side are seeds."""
+    """Write `convergence.json` and `convergence.png` to `to`; return the result as text. A side's folders are seeds."""
     folders = {"baseline": baseline, "method": method}
     metric = metric or _common_distance([*baseline, *method])
     warn_of_different_measures([*baseline, *method])
@@ -30,39 +31,38 @@ def compare(baseline: list[Path], method: list[Path], to: Path, *, metric: str |
     to.mkdir(parents=True, exist_ok=True)
     write_json(to / "convergence.json", {"metric": metric, **result})
     save(to / "convergence.png", [convergence_panel(**curves, metric=metric, result=result)])
-    log.info("picture: %s", to / "convergence.png")
+    log.info("wrote %s", to / "convergence.png")
     return f"{metric}\n{describe(result)}"
 
 
 def run_folders(side: str, patterns: list[str]) -> list[Path]:
+    """Return the run folders that match the glob patterns of the flag --`side`."""
     if not patterns:
-        raise ValueError(f"--{side} is missing: name the folders of trained runs")
-    folders = []
+        raise ValueError(f"--{side} is missing: pass the folders of trained runs")
+    folders: list[Path] = []
     for pattern in patterns:
-        found = [Path(path) for path in sorted(glob.glob(str(local_path(pattern))))]
-        found = [path for path in found if (path / "log.jsonl").exists()]
-        if not found:
-            raise ValueError(f"--{side}={pattern} names no folder that holds a log.jsonl")
-        folders += [path for path in found if path not in folders]
+        matches = [Path(path) for path in sorted(glob.glob(str(local_path(pattern))))]
+        matches = [path for path in matches if (path / "log.jsonl").exists()]
+        if not matches:
+            raise ValueError(f"--{side}={pattern} matches no folder with a log.jsonl: pass the folders of trained runs")
+        folders += [path for path in matches if path not in folders]
     return folders
 
 
 def warn_of_different_measures(folders: list[Path]) -> None:
-    """Warn where the monitors' numbers do not compare, by the runs' configurations or because they saw other images,
-    wherever these lay.
-    """
-    measured = {}
+    """Warn if monitored values are not comparable: different monitor bindings or different images."""
+    measured: dict[Path, dict[str, Any]] = {}
     for folder in folders:
         path = folder / "config.gin"
-        found = config.statements(path.read_text()) if path.exists() else {}
-        measured[folder] = {key: value for key, value in found.items() if MEASURES.match(key)}
-        measured[folder]["other images"] = newest_record(folder).get("dataset_contents")
+        statements = config.statements(path.read_text()) if path.exists() else {}
+        measured[folder] = {key: value for key, value in statements.items() if MEASURES.match(key)}
+        measured[folder]["images"] = newest_record(folder).get("dataset_contents")
     first = measured[folders[0]]
     for folder, other in measured.items():
-        if None in (first["other images"], other["other images"]):  # of an earlier version, which kept none
-            other = other | {"other images": first["other images"]}
+        if None in (first["images"], other["images"]):  # older versions did not record the images
+            other = other | {"images": first["images"]}
         if differing := sorted(key for key in first | other if first.get(key) != other.get(key)):
-            log.warning("%s was measured otherwise than %s: %s", folder, folders[0], ", ".join(differing))
+            log.warning("%s and %s were monitored differently: %s", folder, folders[0], ", ".join(differing))
 
 
 def _common_distance(folders: list[Path]) -> str:
@@ -70,5 +70,5 @@ def _common_distance(folders: list[Path]) -> str:
     common = [name for name in names[0] if name.startswith(PREFIX) and all(name in other for other in names)]
     distances = [name for name in common if "distance" in name or "fid" in name]
     if not distances:
-        raise ValueError("no monitored distance is in the logs of all these runs: see monitor.gin")
+        raise ValueError("the logs of these runs have no monitored distance in common: train them with monitor.gin")
     return distances[0]

@@ -1,4 +1,4 @@
-"""Runs of published checkpoints (DiT, SiT, REPA, ReDi), and a run's weights in the published layout."""
+"""Import published checkpoints (DiT, SiT, REPA, ReDi) as runs, and export weights in the published layout."""
 
 import logging
 from collections.abc import Sequence
@@ -29,28 +29,28 @@ def import_checkpoint(
     checkpoint: str | Path, run_dir: str | Path, *, framework: str | None = None, pca: str | Path | None = None,
     step: int | None = None, gin_files: Sequence[str] = (), gin_bindings: Sequence[str] = (),
 ) -> Path:  # fmt: skip
-    """Write a run folder that `redi.load`, redi.sample and redi.evaluate open -> the checkpoint's folder.
+    """Write a published checkpoint as a run folder, which `redi.load` and the programs open; return its checkpoint.
 
     Args:
-        checkpoint: see `read_published`. The averaged and the raw weights are taken over, where both are stored.
+        checkpoint: see `read_published`. Averaged and raw weights are imported if the file has both.
         framework: see `choose_framework`.
-        pca: the fit of the one reducer that has none; read now and copied into the run.
-        step: after how many steps it was written; default: what the file says, else 0.
-        gin_files: default: imagenet.gin (without features imagenet_plain.gin), sit.gin or dit.gin, and published.gin.
-            What the file itself says (sizes, process) wins over them.
-        gin_bindings: win over everything.
+        pca: the fit of the reducer, if exactly one reducer is not fitted; copied into the run.
+        step: training step of the checkpoint; default: the step in the file, else 0.
+        gin_files: default: imagenet.gin (imagenet_plain.gin without features), sit.gin or dit.gin, and published.gin.
+            Sizes and process in the checkpoint override them.
+        gin_bindings: override everything else.
 
     Raises:
-        ValueError: a file that is refused or not understood, a configuration that does not fit it, a run in `run_dir`.
+        ValueError: the file is not supported, the configuration does not fit it, or `run_dir` holds a run.
     """
     run_dir = local_path(run_dir)
     if list_checkpoints(run_dir) or (run_dir / "config.gin").exists():
-        raise ValueError(f"{run_dir} holds a run already: choose another --run_dir")
+        raise ValueError(f"{run_dir} already holds a run: choose another --run_dir")
     file = read_published(checkpoint)
     if (step := file.step if step is None else step) is None:
-        log.warning("%s does not say its step: 0 is taken for it; --step=... states it", file.path)
+        log.warning("%s does not contain its training step; using 0. Pass --step to set it", file.path)
     elif step < 0:
-        raise ValueError(f"--step={step}: at least 0 is needed")
+        raise ValueError(f"--step={step}: must be at least 0")
     with config.isolated():
         framework, reason, grid = _configure(file, framework, gin_files, gin_bindings)
         codec = config.bound("train.codec") or JointCodec()
@@ -74,19 +74,23 @@ def import_checkpoint(
 
 
 def export(run_dir: str | Path, path: str | Path, *, weights: str = "ema") -> None:
-    """Write the newest weights of a run in the published layout; of an imported one, bit for bit what was imported.
+    """Write the newest weights of a run in the published layout. For an imported run they are bit-equal to the import.
 
-    Raises ValueError: an unknown file type, or a model that the layout has no place for (see `to_published`).
+    Raises ValueError: an unknown file type, or a model that the layout cannot store (see `to_published`).
     """
     run_dir, path = local_path(run_dir), local_path(path)
     if path.suffix not in (".pt", ".pth", ".safetensors"):
-        raise ValueError(f"--export={path}: the name ends in .pt, .pth or .safetensors")
+        raise ValueError(f"--export={path}: the file name must end in .pt, .pth or .safetensors")
     run = load(run_dir, device="cpu")
-    _, tensors, record = newest_good(run_dir, set_aside=False)
+    newest = newest_good(run_dir, set_aside=False)
+    assert newest is not None  # `load` has opened it
+    _, tensors, record = newest
     stored, prefix = tensors.get("leftovers", {}), f"{weights}/"
     leftovers = {name.removeprefix(prefix): t for name, t in stored.items() if name.startswith(prefix)}
     dtypes = record.get("published", {}).get("dtypes", {}).get(weights)
-    state = to_published(run.model, run.weights[weights], leftovers=leftovers, dtypes=dtypes)
+    state = to_published(
+        run.model, run.weights[weights], leftovers=leftovers, dtypes=dtypes,  # type: ignore[arg-type]  # refuses others
+    )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary:
         save_file(state, temporary) if path.suffix == ".safetensors" else torch.save(state, temporary)
@@ -95,42 +99,42 @@ def export(run_dir: str | Path, path: str | Path, *, weights: str = "ema") -> No
 def _configure(
     file: PublishedFile, framework: str | None, gin_files: Sequence[str], gin_bindings: Sequence[str]
 ) -> tuple[str, str, tuple[int, int] | None]:
-    """Parse the configuration that fits a file -> its framework, the reason, and the grid unless the file has it."""
+    """Parse the configuration that fits a file; return its framework, the reason, and the grid if the file has none."""
     import_all()
     grid = None if "pos_embed" in file.state() else _grid(file, gin_files, gin_bindings)
     layout = parse_layout(file.state(), grid)
     framework, reason = choose_framework(layout, file.args, framework)
     log.info("%s: %s", framework, reason)
-    files, stated = list(gin_files), process_bindings(layout, framework, file.args)
+    files, bindings = list(gin_files), process_bindings(layout, framework, file.args)
     if not gin_files:
         network = f"{'dit' if framework == 'dit' else 'sit'}.gin"
         plain = layout.in_channels == 4
         files = ["imagenet_plain.gin", network] if plain else ["imagenet.gin", network, "published.gin"]
-        stated = [*layout_bindings(layout), *stated]
-    config.parse(files, [*stated, *gin_bindings])  # for the number of heads, which is in no file
+        bindings = [*layout_bindings(layout), *bindings]
+    config.parse(files, [*bindings, *gin_bindings])  # for the number of heads, which no checkpoint contains
     sizes = model_bindings(layout, file.args, config.bound("DiffusionTransformer.num_heads"))
-    config.parse(files, [*stated, *sizes, *gin_bindings])
+    config.parse(files, [*bindings, *sizes, *gin_bindings])
     return framework, reason, grid
 
 
 def _grid(file: PublishedFile, gin_files: Sequence[str], gin_bindings: Sequence[str]) -> tuple[int, int]:
-    """(H, W) of the latents by the image size: of the training program's settings, else of the configuration."""
+    """Return (H, W) of the latents, from the image size in the checkpoint or, if it has none, in the configuration."""
     config.parse(gin_files or ["imagenet.gin"], gin_bindings)
     codec = config.bound("train.codec") or JointCodec()
     size = file.args.get("image_size", file.args.get("resolution"))
     if type(size) is not int:
         size = config.bound("Preprocessing.image_size", 256)
-        log.warning("%s does not say its image size: Preprocessing.image_size = %d is taken for it", file.path, size)
+        log.warning("%s does not contain its image size; using Preprocessing.image_size = %d", file.path, size)
     return (size // codec.autoencoder.downsample,) * 2
 
 
 def _take_weights(file: PublishedFile, codec: JointCodec, grid: tuple[int, int] | None) -> dict[str, Imported]:
-    """{"ema", "model"} for the parsed configuration, whose model they are tried on."""
+    """Return {"ema": ..., "model": ...}, after loading the EMA weights into the configured model as a check."""
     num_classes = parse_layout(file.state(), grid).num_classes
     objective = config.bound("train.objective")(channels=codec.channels, num_classes=num_classes)
     variances = set(objective.process.variance_groups)
     if variances not in (set(), set(codec.channels)):
-        raise ValueError("DDPM.learned_variance: a published model has all variances or none")
+        raise ValueError("DDPM.learned_variance must name all groups or none: published models learn all or none")
     options = {"channels": codec.channels, "num_heads": config.bound("DiffusionTransformer.num_heads"), "grid": grid}
     options["learned_variance"] = bool(variances)
     both = {which: from_published(file.state(which), **options) for which in ("ema", "model")}
@@ -139,28 +143,28 @@ def _take_weights(file: PublishedFile, codec: JointCodec, grid: tuple[int, int] 
     try:
         model.load_state_dict(both["ema"].state, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"the configured DiffusionTransformer is not that of the checkpoint: {error}") from None
+        raise ValueError(f"the configured DiffusionTransformer does not fit the checkpoint: {error}") from None
     return both
 
 
 def _take_pca(codec: JointCodec, pca: str | Path | None) -> None:
     unfitted = [r.reducer for r in codec.representations.values() if not r.reducer.fitted]
     if not unfitted and pca:
-        raise ValueError(f"--pca={pca}: no reducer of this configuration lacks a fit")
+        raise ValueError(f"--pca={pca} is not needed: every reducer of this configuration is fitted. Drop the flag")
     if unfitted and not pca:
         raise ValueError(
-            f"the checkpoint has {sum(reducer.rank for reducer in unfitted)} channels of features, and no checkpoint "
-            "holds the statistics that made them: pass --pca=dino_pca_model.pth, the file that is published beside the "
-            "code of the paper (github.com/zelaki/ReDi), or the folder of a saved reducer"
+            f"the checkpoint models {sum(reducer.rank for reducer in unfitted)} feature channels, and checkpoints do "
+            "not contain the PCA that produced them: pass --pca=dino_pca_model.pth, the file published with the "
+            "paper's code (github.com/zelaki/ReDi), or --pca=<folder of a saved reducer>"
         )
     if len(unfitted) > 1:
-        raise ValueError(f"--pca is the fit of one reducer, and {len(unfitted)} have none: bind the path of each")
+        raise ValueError(f"--pca fits one reducer, and {len(unfitted)} are not fitted: bind the path of each instead")
     for reducer in unfitted:
         reducer.restore(pca)
 
 
 def _colours(codec: JointCodec) -> dict[str, Tensor]:
-    """A colour basis without images: the first channels, to the 1st and 99th percentile of a Gaussian (2.33 stds)."""
+    """Return a colour basis without images: the first channels, between a Gaussian's 1st and 99th percentile."""
     tensors = {}
     for name, representation in codec.representations.items():
         reducer = representation.reducer

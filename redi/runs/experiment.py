@@ -1,4 +1,4 @@
-"""What one job builds from the parsed configuration, each object at most once, for all of its stages."""
+"""The objects that one job builds from the parsed configuration, each at most once and shared by all stages."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -13,8 +13,8 @@ from redi.data.datasets import Dataset
 from redi.evaluation.stored_statistics import StoredStatistics, images_of
 from redi.models.codec import JointCodec
 from redi.models.transformer import DiffusionTransformer
-from redi.runs.audit import audited
-from redi.runs.checks import warn_of_drawing
+from redi.runs.audit import audited_data
+from redi.runs.checks import warn_of_unused_generate
 from redi.runs.load import SAMPLING, Run, open_run
 from redi.runtime import trusted_imports
 from redi.runtime.atomic import only_process
@@ -26,10 +26,12 @@ from redi.runtime.paths import local_path
 
 
 class Experiment:
-    """The parsed configuration, `run_dir` for the results and `trained_dir` (default: `run_dir`) with the checkpoints.
+    """The objects of one job. Attributes are built on first access.
 
-    Attributes are built when they are first read. A `dry_run` writes to neither folder, and ends where `checked` is
-    called.
+    Args:
+        run_dir: the folder for results.
+        trained_dir: the folder with the checkpoints; default: `run_dir`.
+        dry_run: write to neither folder, and stop at the call of `checked`.
     """
 
     def __init__(self, run_dir: str | Path, trained_dir: str | Path | None = None, *, dry_run: bool = False):
@@ -38,80 +40,85 @@ class Experiment:
         self.trained_dir = local_path(trained_dir or run_dir)
 
     def claim(self, *, trains: bool) -> None:
-        """Check the folders; a caller that `trains` may start a run, and makes them and writes `config.gin`.
+        """Check the folders. With `trains`, also create them and write `config.gin`.
 
-        Raises ValueError: the folder holds a run with another configuration, or no run where one is needed.
+        Raises ValueError: the folder holds a run with another configuration, or `trains` is False and it holds no run.
         """
         saved, checkpoints = self.trained_dir / "config.gin", list_checkpoints(self.trained_dir)
-        if saved.exists() and checkpoints:  # before the first, another configuration spoils nothing
+        if saved.exists() and checkpoints:  # without a checkpoint, the configuration may still change
             if differences := config.conflicts(saved.read_text(), training_entry_points):
                 where = "--run_dir" if self.trained_dir == self.run_dir else "--trained_dir"
                 lines = "\n  ".join(["", *differences])
                 raise ValueError(
                     f"{self.trained_dir} holds a run with another configuration:{lines}\n"
-                    f"Choose another {where}, or give the bindings that the run was started with"
+                    f"Choose another {where}, or pass the bindings that the run was started with"
                 )
         elif not trains:
-            missing = f"train one with redi.train --run_dir={self.trained_dir}"
-            raise ValueError(f"{self.trained_dir} holds no trained model: {missing}")
-        first = process_rank()[0] == 0  # writes and warns for all
+            advice = f"train one with redi.train --run_dir={self.trained_dir}"
+            raise ValueError(f"{self.trained_dir} holds no trained model: {advice}")
+        first = process_rank()[0] == 0  # writes and warns for all processes
         if first:
-            warn_of_drawing()
+            warn_of_unused_generate()
         if not trains or self.dry_run:
             return
         self.trained_dir.mkdir(parents=True, exist_ok=True)
         if first and (self.trained_dir == self.run_dir or not checkpoints):
-            with only_process(self.trained_dir):  # not while another process trains there
+            with only_process(self.trained_dir):  # not while another process trains in it
                 trusted_imports.write(saved, config.full_text())  # other ranks may be reading it
         self.keep_config()
 
     def keep_config(self) -> None:
-        """Write `config.gin` beside results that lie elsewhere than the checkpoints."""
+        """Write `config.gin` to `run_dir` if the checkpoints are in another folder."""
         if self.trained_dir != self.run_dir and process_rank()[0] == 0:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             trusted_imports.write(self.run_dir / "config.gin", config.full_text())
 
     def checked(self, forecast: Callable[[], str]) -> None:
-        """Called once all checks of a stage have passed. Raises DryRunEnd after printing the forecast, in a dry run."""
+        """In a dry run, print the forecast and raise DryRunEnd. A stage calls this after all its checks."""
         if self.dry_run:
             print(forecast(), flush=True)
             raise DryRunEnd
 
     @cached_property
     def device(self) -> torch.device:
+        """The device of this process: `train.device`."""
         return own_gpu(choose_device(config.bound("train.device", "auto")))
 
     @cached_property
     def codec(self) -> JointCodec:
-        """As bound; unfitted before `prepare` or `run` has filled it. Raises ValueError: no codec is bound."""
+        """`train.codec`; not fitted before `prepare_run` or `run` is called. Raises ValueError: no codec is bound."""
         codec = config.bound("train.codec")
         if not isinstance(codec, JointCodec):
-            raise ValueError(f"train.codec is {codec!r}: bind train.codec = @JointCodec(), as gin/base.gin does")
+            raise ValueError(f"train.codec = {codec!r}: bind train.codec = @JointCodec(), as gin/base.gin does")
         return codec
 
     @cached_property
     def train_data(self) -> Dataset:
-        """The training images without unreadable ones; audited once per folder and data set."""
-        return audited(self.trained_dir, keep=not self.dry_run)
+        """The training images without unreadable ones, audited once per folder and data set."""
+        return audited_data(self.trained_dir, keep=not self.dry_run)
 
     @cached_property
     def reference(self) -> Dataset | StoredStatistics | None:
-        """What samples are compared with: `evaluate.reference`."""
+        """`evaluate.reference`, which samples are compared with."""
         return config.bound("evaluate.reference")
 
     @property
     def held_out(self) -> Dataset | None:
+        """The images of the reference, if it has any."""
         return images_of(self.reference)
 
     @cached_property
     def metric_networks(self) -> list | None:
+        """`evaluate.networks`."""
         return config.bound("evaluate.networks")
 
     @cached_property
     def run(self) -> Run:
-        """The newest good checkpoint of `trained_dir`, with this experiment's codec."""
+        """The newest undamaged checkpoint of `trained_dir`, opened with this experiment's codec."""
+        newest = newest_good(self.trained_dir, SAMPLING, set_aside=False)
+        assert newest is not None  # `claim` has checked it
         return open_run(
-            self.trained_dir, *newest_good(self.trained_dir, SAMPLING, set_aside=False), device=self.device,
-            codec=self.codec, model=config.bound("train.model", DiffusionTransformer),
+            self.trained_dir, *newest, device=self.device, codec=self.codec,
+            model=config.bound("train.model", DiffusionTransformer),
             objective=config.bound("train.objective", JointObjective),
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a run or a set of samples will be and cost, before the first step."""
+"""Forecasts of size and cost, printed before the first step."""
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from redi.training.trainer import train
 
 
 def training_forecast(net: nn.Module, codec: JointCodec, num_images: int, device: torch.device) -> str:
-    """Shapes, length and compute of a run whose model may be on the meta device; the time is a lower bound."""
+    """Return shapes, length and compute as text. The time is a lower bound. `net` may be on the meta device."""
     steps, batch_size = setting(train, "num_steps"), setting(train, "batch_size")
     epochs = steps * batch_size / num_images
     flops = 3 * forward_flops(net, align=codec.alignment is not None) * batch_size  # forward once, backward twice
@@ -30,14 +30,14 @@ def training_forecast(net: nn.Module, codec: JointCodec, num_images: int, device
         f"model             {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters{tokens}\n"
         f"training          {steps:,} steps of batch {batch_size}, "
         f"{epochs:{',.0f' if epochs >= 1000 else '.3g'}} epochs\n"
-        f"compute           {flops:.3g} FLOPs a step, {flops * steps:.3g} in all: "
+        f"compute           {flops:.3g} FLOPs per step, {flops * steps:.3g} in total: "
         f"at least {duration(flops * steps / rate)} on this device"
     )
 
 
 def sampling_forecast(run: Run) -> str:
-    """What would be drawn, from which checkpoint."""
+    """Return the number of images, the checkpoint and the sampler as text."""
     sets, sampler = len(setting(sample, "seeds") or (None,)), setting(generate, "sampler")
     settings = sampler.provenance() if sampler else {"name": "the default sampler"}
     how = ", ".join([settings.pop("name"), *(f"{name} {value}" for name, value in settings.items())])
-    return f"{sets * setting(sample, 'num_images'):,} images of step {run.step:,} of {run.folder}, by {how}"
+    return f"{sets * setting(sample, 'num_images'):,} images from step {run.step:,} of {run.folder}, with {how}"

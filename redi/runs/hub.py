@@ -1,4 +1,4 @@
-"""Trained models as folders to share: safetensors, JSON, the configuration and a model card; and the hub of them.
+"""Save, open and publish trained models as portable folders: safetensors, JSON, configuration and model card.
 
 redi.save_pretrained("runs/mine", "shared/mine")
 run = redi.from_pretrained("someone/their-model")
@@ -26,44 +26,46 @@ log = logging.getLogger(__name__)
 
 FORMAT = "redi pretrained 1"
 CONFIG = "config.gin"
-CARD = "README.md"  # completed by hand before the model is published, and so the one file that may change
-BESIDE = ("metrics.json", "samples.png")  # copied from a run's folder
+CARD = "README.md"  # the one file that may change: its author completes it before publishing
+BESIDE = ("metrics.json", "samples.png")  # copied from the run folder
 FILES = (RECORD, CONFIG, CARD, "*.safetensors", *BESIDE)
-MAX_SIZE = 10**6  # of classes, channels, or pixels along a side
-# The start of a text with an absolute path, in a value of a gin file: /..., ~/..., C:\...
+MAX_SIZE = 10**6  # largest plausible number of classes, channels, or pixels along a side
+# The start of a string with an absolute path in a gin value: /..., ~/..., C:\...
 ABSOLUTE = re.compile(r"""['"](?:~?/|[A-Za-z]:[\\/])""")
 
 
 def save_pretrained(run: Run | str | Path, folder: str | Path) -> Path:
-    """Write what sampling needs: EMA weights, fitted reducers and encoders, colours, config.gin, a model card.
+    """Write everything that sampling needs to one folder; return the folder.
 
-    Left out are the weights of pretrained autoencoders and encoders, and the bindings that only the data set, `prepare`
-    and `evaluate` take. Absolute paths that remain in config.gin are warned of.
+    The folder holds EMA weights, fitted reducers and encoders, the colour basis, config.gin and a model card. It does
+    not hold the weights of pretrained autoencoders and encoders, nor bindings that only the data set, `prepare` and
+    `evaluate` use. Absolute paths that remain in config.gin cause a warning.
 
     Args:
         run: an opened run, or its folder.
-        folder: written as a whole or not at all; replaced if it holds nothing but what this function wrote before.
+        folder: written atomically; replaced if it only holds files that this function wrote.
 
     Raises:
-        ValueError: a run without config.gin, or a `folder` that holds something else.
-        OSError: the disk is full or not writable; `folder` is as it was.
+        ValueError: the run has no config.gin, or `folder` holds other files.
+        OSError: the disk is full or not writable. `folder` is unchanged.
     """
     run = run if isinstance(run, Run) else load(run, device="cpu")
     folder = local_path(folder)
     if run.folder is None or not (run.folder / CONFIG).is_file():
-        raise ValueError("this run has no config.gin, which is what says how to build it: train it with the programs")
+        raise ValueError("this run has no config.gin, which is needed to rebuild the model: train it with redi.train")
     if others := _not_saved_here(folder):
-        raise ValueError(f"{folder} holds other things than a saved model ({', '.join(others)}): choose another folder")
-    weights = run.model.state_dict() | run.weights["ema"]  # buffers, and the averages
+        raise ValueError(f"{folder} holds files besides a saved model ({', '.join(others)}): choose another folder")
+    weights = run.model.state_dict() | dict(run.weights["ema"])  # buffers and EMA weights
     tensors = {"model": weights, "codec": run.codec.learned_state(), "colours": run.colours.tensors}
-    kept = ("model_arguments", "image_size", "seed", "codec", "dataset", "published", "plug_ins")
-    record = {"format": FORMAT, "step": run.step} | {key: run.record[key] for key in kept if key in run.record}
+    keys = ("model_arguments", "image_size", "seed", "codec", "dataset", "published", "plug_ins")
+    assert run.record is not None  # a run with a folder has the record of its checkpoint
+    record = {"format": FORMAT, "step": run.step} | {key: run.record[key] for key in keys if key in run.record}
     record |= {"class_names": run.class_names} if run.class_names else {}
-    if published := record.get("published"):  # whose settings may name folders of whoever trained it
+    if published := record.get("published"):  # its training settings may contain private paths
         args = {name: value for name, value in published["args"].items() if not ABSOLUTE.search(repr(value))}
         record["published"] = published | {"args": args}
     metrics = _metrics(run)
-    extra = {CONFIG: _portable(run), CARD: model_card(run, metrics)}
+    extra: dict[str, str | bytes] = {CONFIG: _portable(run), CARD: model_card(run, metrics)}
     for name in BESIDE:
         if (run.folder / name).is_file() and (name != "metrics.json" or metrics):
             extra[name] = (run.folder / name).read_bytes()
@@ -75,19 +77,21 @@ def from_pretrained(
     name_or_folder: str | Path, *, revision: str | None = None, gin_bindings: Sequence[str] = (),
     plugins: Sequence[str] = (), trust_code: bool = False, device: str = "auto",
 ) -> Run:  # fmt: skip
-    """Open what `save_pretrained` wrote: a folder, or a repository of the Hugging Face hub (kept in the hub's cache).
+    """Open a model that `save_pretrained` wrote, from a folder or a Hugging Face Hub repository; return the run.
 
-    Weights are safetensors and cannot run code. The configuration could: gin imports the Python modules that it names.
-    Only those of this library, and those you name, are imported unless you trust the source.
+    Weights are safetensors files, which cannot run code. A configuration can: gin imports the Python modules that it
+    names. Only modules of this library and those in `plugins` are imported, unless `trust_code` is set.
 
     Args:
+        name_or_folder: a folder, or 'name/repository' on the hub, downloaded to the hub's cache.
         revision: branch, tag or commit of the repository.
-        gin_bindings: win over its config.gin, as "StableVAE.weights = 'where/they/are/here'".
-        plugins: packages or modules that config.gin may import, as 'my_lab': their code runs.
-        trust_code: let config.gin import whatever it says.
+        gin_bindings: override its config.gin, for example "StableVAE.weights = '/path/on/this/machine'".
+        plugins: packages or modules that config.gin may import, for example 'my_lab'. Their code runs.
+        trust_code: let config.gin import any module.
 
     Raises:
-        ValueError: no such model, an altered one (but for the model card), or a configuration that imports modules.
+        ValueError: no such model, a file other than the model card was changed, or the configuration imports a module
+            that is not allowed.
     """
     folder = local_path(name_or_folder)
     if not folder.is_dir():
@@ -97,9 +101,9 @@ def from_pretrained(
     except BrokenArtefact as error:
         raise ValueError(f"cannot open {name_or_folder}: {error}") from None
     if record.get("format") != FORMAT:
-        raise ValueError(f"{folder} was not written by save_pretrained; for the folder of a run: redi.load")
+        raise ValueError(f"{folder} was not written by save_pretrained; open a run folder with redi.load")
     if CONFIG not in record["files"]:
-        raise ValueError(f"{folder / RECORD} lists no {CONFIG}, which says how to build the model: save it again")
+        raise ValueError(f"{folder / RECORD} lists no {CONFIG}, which is needed to build the model: save it again")
     _check_claims(folder, tensors, record)
     trusted_imports.name(*plugins)
     if trust_code:
@@ -107,7 +111,7 @@ def from_pretrained(
     try:
         config.read_saved(folder / CONFIG)
     except ValueError as error:
-        advice = "" if trust_code else "; or, for whatever it imports, from_pretrained(..., trust_code=True)"
+        advice = "" if trust_code else "; to allow all of its imports: from_pretrained(..., trust_code=True)"
         raise ValueError(f"{error}{advice}") from None
     groups = {"ema": tensors["model"], "codec": tensors.get("codec", {}), "colours": tensors.get("colours", {})}
     return open_configured(folder, folder, groups, record, device=choose_device(device), gin_bindings=gin_bindings)
@@ -117,10 +121,11 @@ def push_to_hub(
     run: Run | str | Path, repo_id: str, *, private: bool = True, revision: str | None = None,
     token: str | None = None, commit_message: str = "Upload a redi model", api=None,
 ) -> str:  # fmt: skip
-    """Upload what `save_pretrained` writes to 'name/repository' on the Hugging Face hub -> the address of the commit.
+    """Save a run with `save_pretrained` and upload it to the Hugging Face Hub; return the URL of the commit.
 
     Args:
-        repo_id: created, `private` or not, if it does not exist.
+        repo_id: 'name/repository'; created if it does not exist.
+        private: whether a new repository is private.
         api: a `huggingface_hub.HfApi`, or an object with its `create_repo` and `upload_folder`; default: a new one.
     """
     if api is None:
@@ -130,29 +135,30 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as temporary:
         folder = save_pretrained(run, Path(temporary) / "model")
         api.create_repo(repo_id, private=private, exist_ok=True)
-        done = api.upload_folder(
+        commit = api.upload_folder(
             repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message,
             allow_patterns=list(FILES),
         )  # fmt: skip
-    return str(getattr(done, "commit_url", done))
+    return str(getattr(commit, "commit_url", commit))
 
 
 def model_card(run: Run, metrics: list[dict]) -> str:
-    """README.md of the model's page."""
+    """Return the text of the model card (README.md)."""
     size = sum(tensor.numel() for tensor in run.weights["ema"].values()) / 1e6
     published = (run.record or {}).get("published")
     return render_text("model_card.md", run=run, metrics=metrics, millions=size, published=published)
 
 
 def _metrics(run: Run) -> list[dict]:
-    """metrics.json, less the entries of another checkpoint's samples."""
+    """Return the entries of metrics.json that were measured on samples of this checkpoint."""
+    assert run.folder is not None  # checked by `save_pretrained`
     path = run.folder / "metrics.json"
-    found = json.loads(path.read_text()) if path.is_file() else []
-    return [metric for metric in found if metric.get("samples", {}).get("checkpoint_step", run.step) == run.step]
+    entries = json.loads(path.read_text()) if path.is_file() else []
+    return [entry for entry in entries if entry.get("samples", {}).get("checkpoint_step", run.step) == run.step]
 
 
 def _not_saved_here(folder: Path) -> list[str]:
-    """Names of the files in a folder that `save_pretrained` did not write."""
+    """Return the names of the files in a folder that `save_pretrained` did not write."""
     try:
         record = read_record(folder)
     except BrokenArtefact:
@@ -162,27 +168,29 @@ def _not_saved_here(folder: Path) -> list[str]:
 
 
 def _portable(run: Run) -> str:
-    """The configuration that builds the model and draws from it, without the paths of data sets, caches and fits (whose
-    state is in the folder); with the bindings that the run was opened with. Warns of other absolute paths.
+    """Return the configuration that builds the model and samples from it, with the bindings the run was opened with.
+
+    Paths of data sets, caches and fits are left out. Remaining absolute paths cause a warning.
     """
+    assert run.folder is not None  # checked by `save_pretrained`
     reducers = "|".join({type(r.reducer).__name__ for r in run.codec.representations.values()}) or "-"
     local = re.compile(rf"(?:\w+\.)*(?:train\.dataset|(?:{reducers})\.path)$")
-    elsewhere = ("audit", "prepare", "evaluate")
+    omitted = ("audit", "prepare", "evaluate")
     with config.isolated():
         import_all()
         config.parse([], run.gin_bindings, found=[run.folder / CONFIG])
-        text = config.text_for([root for root in entry_points if root.__name__ not in elsewhere], local.match)
+        text = config.text_for([root for root in entry_points if root.__name__ not in omitted], local.match)
     if paths := [name for name, value in config.statements(text).items() if ABSOLUTE.search(value)]:
         log.warning(
-            "the saved configuration names absolute paths: %s. To save other values, give this function "
-            "redi.load(run_dir, gin_bindings=[...]); to open it elsewhere, from_pretrained(..., gin_bindings=[...])",
+            "the saved configuration contains absolute paths: %s. To change them now, save "
+            "redi.load(run_dir, gin_bindings=[...]); to change them later, from_pretrained(..., gin_bindings=[...])",
             ", ".join(paths),
         )
     return text
 
 
 def _check_claims(folder: Path, tensors: Mapping, record: Mapping) -> None:
-    """Raise ValueError where the record lacks what a model is built of, or claims absurd sizes."""
+    """Raise ValueError if the record is incomplete or states implausible sizes."""
     try:
         arguments = record["model_arguments"]
         sizes = [*arguments["channels"].values(), *arguments["grid"], arguments["num_classes"], record["image_size"]]
@@ -192,7 +200,7 @@ def _check_claims(folder: Path, tensors: Mapping, record: Mapping) -> None:
     except (KeyError, TypeError, AttributeError):
         sound = False
     if not sound or "model" not in tensors:
-        raise ValueError(f"{folder / RECORD} does not describe a model that redi has saved: save it again")
+        raise ValueError(f"{folder / RECORD} does not describe a model saved by redi: save it again")
 
 
 def _download(repo_id: str, revision: str | None) -> Path:
@@ -200,5 +208,5 @@ def _download(repo_id: str, revision: str | None) -> Path:
 
     try:
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(FILES)))
-    except Exception as error:  # whatever the HTTP library of the installed hub client raises
-        raise ValueError(f"{repo_id}: no such folder here, and not to be had from the hub: {error}") from None
+    except Exception as error:  # the type depends on the HTTP library of the installed hub client
+        raise ValueError(f"{repo_id} is not a local folder, and downloading it failed: {error}") from None

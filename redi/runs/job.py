@@ -1,4 +1,4 @@
-"""The whole job: train, sample, evaluate, report; what is done and still holds is not done again."""
+"""The whole job: train, sample, evaluate, report. Stages that are already done are skipped."""
 
 import json
 import logging
@@ -25,17 +25,19 @@ log = logging.getLogger("redi")
 
 
 def job(experiment: Experiment, *, shared: bool = False) -> dict[str, float]:
-    """Train, sample, evaluate and report under the parsed configuration -> the seconds of each stage done here.
+    """Train, sample, evaluate and report under the parsed configuration; return the seconds of each stage that ran.
 
     Args:
-        shared: other processes may want the same model at the same time: one of them trains it, the others wait.
+        shared: whether other processes may need the same model now. One of them trains it, the others wait.
     """
-    run_dir, seconds = experiment.run_dir, {}
+    run_dir = experiment.run_dir
+    seconds: dict[str, float] = {}
     log.info("--- train")
 
     def train_here() -> None:
         if shared:
-            trusted_imports.write(experiment.trained_dir / "config.gin", config.full_text())  # others may be reading it
+            # An atomic write, because other processes may be reading the file.
+            trusted_imports.write(experiment.trained_dir / "config.gin", config.full_text())
         with _timed(seconds, "train"):
             train_stage(experiment, evaluates=True)
 
@@ -47,8 +49,8 @@ def job(experiment: Experiment, *, shared: bool = False) -> dict[str, float]:
     stages, key = run_dir / "stages.json", _key(experiment.trained_dir)
     pictures = ["samples.png"] if "images" in config.bound("sample.keep", ("images",)) else []
     results = ("samples/record.json", *pictures, "metrics.json", "operative.gin")
-    if still_holds(stages, key, results):
-        log.info("--- samples and metrics are of this checkpoint and configuration")
+    if is_current(stages, key, results):
+        log.info("--- samples and metrics are up to date")
     else:
         log.info("--- sample")
         with _timed(seconds, "sample"):
@@ -66,8 +68,8 @@ def job(experiment: Experiment, *, shared: bool = False) -> dict[str, float]:
     return seconds
 
 
-def still_holds(stages: Path, key: dict, results: Sequence[str]) -> bool:
-    """Whether `stages.json` says that the undamaged results are of this checkpoint and configuration."""
+def is_current(stages: Path, key: dict, results: Sequence[str]) -> bool:
+    """Return whether `stages.json` and undamaged result files belong to this checkpoint and configuration."""
     try:
         stored = json.loads(stages.read_text())
         hashes = stored.pop("files", {})
@@ -80,20 +82,23 @@ def still_holds(stages: Path, key: dict, results: Sequence[str]) -> bool:
     except (ValueError, AttributeError) as error:  # also BrokenArtefact
         damaged = [str(error)]
     if damaged:
-        log.warning("sampled and evaluated again, because it is not as it was written: %s", ", ".join(damaged))
+        log.warning("sampling and evaluating again, because these files were changed: %s", ", ".join(damaged))
     return not damaged
 
 
 def is_trained(trained_dir: Path) -> bool:
-    """Whether the folder holds an undamaged checkpoint of the last step, or of the one where `train.on_log` ended it.
-    Raises ValueError: it holds a later one.
+    """Return whether the folder holds an undamaged checkpoint of the last step, or of the step `train.on_log` ended at.
+
+    Raises ValueError: it holds a later checkpoint.
     """
     num_steps, checkpoints = setting(train, "num_steps"), list_checkpoints(trained_dir)
     last = checkpoint_dir(trained_dir, num_steps)
     if config.is_bound("train.on_log") and ended_early(trained_dir):
         last = checkpoints[-1]
     if checkpoints and checkpoints[-1].name > last.name:
-        raise ValueError(f"{checkpoints[-1]} is beyond train.num_steps = {num_steps}: raise it or delete the folder")
+        raise ValueError(
+            f"{checkpoints[-1]} is beyond train.num_steps = {num_steps}: raise train.num_steps or delete the folder"
+        )
     return last in checkpoints and is_good(last)
 
 
@@ -105,6 +110,6 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 def _key(trained_dir: Path) -> dict:
-    """What samples and metrics depend on: the checkpoint, and all bindings and plug-ins that are in use."""
+    """Return everything that samples and metrics depend on: the checkpoint, and all bindings and plug-ins in use."""
     checkpoint = list_checkpoints(trained_dir)[-1].name
     return {"checkpoint": checkpoint, "configuration_sha256": json_sha256(config.key(entry_points))}

@@ -1,4 +1,4 @@
-"""The runs in a folder, side by side: what became of each, and where their configurations differ."""
+"""List the runs in a folder with their status, and compare the configurations of two runs."""
 
 import contextlib
 import inspect
@@ -17,18 +17,18 @@ from redi.training.trainer import train
 
 
 def run_folders(folder: Path) -> list[Path]:
-    """The folders of runs and of points of sweeps: this one, or those below. Raises ValueError: there are none."""
+    """Return the folders of runs and sweep points, `folder` itself or below it. Raises ValueError: there are none."""
     runs = sorted(path.parent for path in folder.rglob("config.gin") if not (path.parent / "sweep.json").exists())
     if not runs:
-        raise ValueError(f"{folder} holds no runs: there is no config.gin in it or below")
+        raise ValueError(f"{folder} holds no runs (no config.gin in it or below): pass another folder")
     return runs
 
 
 def list_runs(folder: Path) -> Iterator[tuple[str, ...]]:
-    """(name, status, step of all, main metric, MiB, time of the last change) of every run in a folder."""
+    """Yield (name, status, 'step of total', main metric, MiB, time of the last change) of every run in a folder."""
     for run in run_folders(folder):
         num_steps, samples = _num_steps(run), _samples(run)
-        # A point of a sweep has no checkpoints of its own, but samples of one.
+        # A sweep point has samples of a checkpoint, but no checkpoints of its own.
         step = max([samples.get("checkpoint_step", 0), *map(step_of, list_checkpoints(run))])
         files = [*_stats(run)]
         changed = datetime.fromtimestamp(max((file.st_mtime for file in files), default=0))
@@ -39,7 +39,7 @@ def list_runs(folder: Path) -> Iterator[tuple[str, ...]]:
 
 
 def differences(first: Path, second: Path) -> Iterator[tuple[str, str, str]]:
-    """(binding, its value in the first run, in the second) where they differ; '-' where it is not bound."""
+    """Yield (binding, value in the first run, value in the second) where they differ; '-' for an unbound name."""
     one, other = (_statements(run) for run in (first, second))
     for key in sorted(one | other):
         if one.get(key) != other.get(key):
@@ -47,7 +47,7 @@ def differences(first: Path, second: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def columns(rows: Iterable[Sequence[str]]) -> str:
-    """Rows of text as a table."""
+    """Format rows of text as an aligned table."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
@@ -56,8 +56,8 @@ def columns(rows: Iterable[Sequence[str]]) -> str:
 
 def _statements(run: Path) -> dict[str, str]:
     if not (path := run / "config.gin").exists():
-        raise ValueError(f"{run} holds no run: it has no config.gin")
-    # Without imports, which gin numbers anew in every file.
+        raise ValueError(f"{run} holds no run: it has no config.gin. Pass the folder of a run")
+    # Without imports, which gin numbers differently in every file.
     return {key: value for key, value in config.statements(path.read_text()).items() if value}
 
 
@@ -71,7 +71,7 @@ def _num_steps(run: Path) -> int:
 
 def _stats(run: Path) -> Iterator[os.stat_result]:
     for path in run.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # a running process has renamed or deleted it
+        with contextlib.suppress(FileNotFoundError):  # a running process renamed or deleted it
             if path.is_file():
                 yield path.stat()
 
@@ -79,7 +79,7 @@ def _stats(run: Path) -> Iterator[os.stat_result]:
 def _status(run: Path, step: int, finished: bool) -> str:
     if is_held(run):
         return "running"
-    if (run / "error.txt").exists():  # of a point of a sweep
+    if (run / "error.txt").exists():  # written by sweep points
         return "failed"
     if finished or (run / "result.json").exists():
         return "finished"
@@ -101,5 +101,5 @@ def _metric(path: Path, samples: dict) -> str:
     except BrokenArtefact:
         return "damaged"
     if samples and first.get("samples", {}).get("samples_sha256") != samples["samples_sha256"]:
-        return "of earlier samples"
+        return "outdated"
     return f"{first['metric']} {first['value']:.4g}"

@@ -1,9 +1,10 @@
-"""Run folders: opening a trained one again."""
+"""Open a trained run folder."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,33 +30,33 @@ from redi.sampling.pictures import ColourBasis
 
 log = logging.getLogger(__name__)
 
-SAMPLING = ("model", "ema", "codec", "colours")  # the groups of a checkpoint that sampling reads
+SAMPLING = ("model", "ema", "codec", "colours")  # tensor groups of a checkpoint that sampling reads
 
 
 @dataclass(repr=False)
 class Run:
-    """A trained model with all that belongs to it."""
+    """A trained model and everything needed to sample from it."""
 
     model: nn.Module  # with the EMA weights, in eval mode
     codec: JointCodec
     process: Process
-    objective: JointObjective | None  # what it was trained with, where the run's configuration says so
-    weights: Mapping[str, Mapping[str, Tensor]]  # "ema" and "model": parameters by name
+    objective: JointObjective | None  # None if the run's configuration binds none
+    weights: Mapping[str, Mapping[str, Tensor]]  # {"ema": {parameter name: tensor}, "model": ...}
     colours: ColourBasis
     step: int
     num_classes: int
     image_size: int
-    folder: Path | None = None  # where its config.gin lies
-    record: Mapping | None = None  # of the checkpoint
-    gin_bindings: Sequence[str] = ()  # that won over its config.gin
-    class_names: Sequence[str] | None = None  # of labels 0, 1, ...; None: the run's folder does not say
+    folder: Path | None = None  # the folder of config.gin
+    record: Mapping | None = None  # record.json of the checkpoint
+    gin_bindings: Sequence[str] = ()  # bindings that override config.gin
+    class_names: Sequence[str] | None = None  # names of labels 0, 1, ...; None if unknown
 
     def __repr__(self) -> str:
         what = f"{type(self.model).__name__} of step {self.step:,}, {', '.join(self.codec.channels)}"
         return f"<Run {self.folder}: {what}, {self.image_size} x {self.image_size} pixels, {self.num_classes} classes>"
 
     def generate(self, labels: Sequence[int | str] | Tensor, **settings) -> Generated:
-        """One image per label, a number or the name of a class; `settings` as of `redi.generate`."""
+        """Generate one image per label (class number or class name); `settings` are arguments of `redi.generate`."""
         return generate(self.model, self.codec, self.process, labels=labels, **settings)
 
 
@@ -63,47 +64,50 @@ def load(
     run_dir: str | Path, *, step: int | None = None, device: str = "auto", gin_bindings: Sequence[str] = (),
     plugins: Sequence[str] = (), codec: JointCodec | None = None, model=None, process: Process | None = None,
 ) -> Run:  # fmt: skip
-    """Open a run: the model with its EMA weights, the fitted codec, the process.
+    """Open a run: the model with its EMA weights, the fitted codec and the process.
 
-    Only safetensors and JSON are read: no code in a checkpoint is ever run. The classes come from the run's
-    `config.gin`, which may import what was named (`plugins`) or imported before. gin's current configuration is kept.
+    Only safetensors and JSON files are read; code in a checkpoint is never run. Components are built from the run's
+    `config.gin`, which may only import modules in `plugins` or imported before. gin's current configuration is kept.
 
     Args:
-        step: of the checkpoint; default: the newest undamaged one, with a warning where others are damaged.
-        gin_bindings: win over the run's configuration, as "StableVAE.weights = '/where/they/are/here'".
-        plugins: packages or modules that the run's configuration may import, as 'my_lab': their code runs.
-        codec, model, process: for a run that was trained without gin: an unfitted codec, the function that builds
-            the model (as given to `train`), and the process if it is not FlowMatching.
+        step: training step of the checkpoint; default: the newest undamaged one. Damaged ones cause a warning.
+        gin_bindings: override the run's config.gin, for example "StableVAE.weights = '/path/on/this/machine'".
+        plugins: packages or modules that the run's config.gin may import, for example 'my_lab'. Their code runs.
+        codec, model, process: for a run trained without gin: an unfitted codec, the function that builds the model (as
+            passed to `train`), and the process if it is not FlowMatching.
 
     Raises:
-        ValueError: no run or no such checkpoint, or one that is damaged or foreign; bindings for a run that is built
-            without gin; a configuration that imports what was not named.
+        ValueError: no run, no such checkpoint, or a damaged or incompatible one; `gin_bindings` together with `codec`;
+            a configuration that imports a module that is not allowed.
     """
     trusted_imports.name(*plugins)
-    run_dir, device = local_path(run_dir), choose_device(device)
-    if not (found := list_checkpoints(run_dir)):
-        raise ValueError(f"{run_dir} holds no checkpoints: it is not the folder of a run, or training never saved one")
+    run_dir, target = local_path(run_dir), choose_device(device)
+    if not (checkpoints := list_checkpoints(run_dir)):
+        raise ValueError(f"{run_dir} holds no checkpoints: pass the folder of a run that has saved one")
     if step is None:
-        folder, tensors, record = newest_good(run_dir, SAMPLING, set_aside=False)
-    elif (folder := checkpoint_dir(run_dir, step)) in found:
+        newest = newest_good(run_dir, SAMPLING, set_aside=False)
+        assert newest is not None  # there are checkpoints, and an error if all are damaged
+        folder, tensors, record = newest
+    elif (folder := checkpoint_dir(run_dir, step)) in checkpoints:
         tensors, record = load_checkpoint(folder, SAMPLING)
     else:
-        raise ValueError(f"no checkpoint of step {step} in {run_dir}: there are {', '.join(p.name for p in found)}")
-    stored, options = (folder, tensors, record), {"device": device, "model": model, "process": process}
+        names = ", ".join(path.name for path in checkpoints)
+        raise ValueError(f"{run_dir} has no checkpoint of step {step}: choose one of {names}")
+    options: dict[str, Any] = {"device": target, "model": model, "process": process}
     if codec is None:
-        return open_configured(run_dir, *stored, gin_bindings=gin_bindings, **options)
+        return open_configured(run_dir, folder, tensors, record, gin_bindings=gin_bindings, **options)
     if gin_bindings:
-        raise ValueError(f"gin_bindings = {list(gin_bindings)} have no effect on the codec= that is given: drop one")
-    return open_run(run_dir, *stored, codec=codec, **options)
+        raise ValueError(f"gin_bindings = {list(gin_bindings)} have no effect on the codec= argument: drop one of them")
+    return open_run(run_dir, folder, tensors, record, codec=codec, **options)
 
 
 def open_configured(
     run_dir: Path, *stored, gin_bindings: Sequence[str] = (), model=None, process: Process | None = None, device
 ) -> Run:
-    """`open_run` with the codec, the model class and the objective of `run_dir/config.gin`."""
+    """Call `open_run` with the codec, model class and objective of `run_dir/config.gin`."""
     path = run_dir / "config.gin"
     if not path.exists():
-        raise ValueError(f"{path} is missing: for a run trained without gin, hand its codec= and model= to redi.load")
+        raise ValueError(f"{path} is missing: for a run trained without gin, pass codec= and model= to redi.load")
     with config.isolated():
         import_all()
         config.parse([], gin_bindings, found=[path])
@@ -121,25 +125,28 @@ def open_run(
     device: torch.device, codec: JointCodec, model=None, process: Process | None = None,
     objective: Callable[..., JointObjective] | None = None, gin_bindings: Sequence[str] = (),
 ) -> Run:  # fmt: skip
-    """The run whose tensors and record were read from `folder`. Without raw weights ("model"), the EMA's stand in."""
+    """Build the run whose tensors and record were read from `folder`.
+
+    If there are no raw weights ("model"), the EMA weights are used in their place.
+    """
     arguments = record["model_arguments"] | {"channels": Channels(**record["model_arguments"]["channels"])}
     channels, num_classes = arguments["channels"], arguments["num_classes"]
     codec.load_learned_state(tensors["codec"])
     build, stored = model or DiffusionTransformer, dict(tensors.get("model", {})) | dict(tensors["ema"])
     try:
-        # First without memory, of which a configuration of somebody else may ask for any amount.
+        # First on the meta device: an untrusted configuration could request any amount of memory.
         with torch.device("meta"):
             build_model(build, arguments).load_state_dict(stored, assign=True)
         net = build_model(build, arguments)
         net.load_state_dict(stored)
     except RuntimeError as error:
-        raise ValueError(f"{folder} holds another model than model= builds: {error}") from None
+        raise ValueError(f"{folder} does not fit the model that model= (train.model) builds: {error}") from None
     net.to(device).eval().requires_grad_(False)
     built = objective and objective(channels=channels, num_classes=num_classes)
     if built:
-        net.trained_with = (built.label_dropout, built.representation_dropout)
+        net.trained_with = (built.label_dropout, built.representation_dropout)  # type: ignore[assignment]  # not a module
     names = record.get("class_names") or class_names(run_dir)
-    net.joint_state = state_of(net)._replace(class_names=names)
+    net.joint_state = state_of(net)._replace(class_names=names)  # type: ignore[assignment]  # not a module
     tensors = with_one_bias(tensors, net.state_dict())
     weights = {
         name: {key: t.to(device) for key, t in tensors.get(name, tensors["ema"]).items() if key in tensors["ema"]}

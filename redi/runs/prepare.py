@@ -1,4 +1,4 @@
-"""Before training: the data audited, the configuration checked, the codec fitted, the cache filled."""
+"""Preparation: audit the data, check the configuration, fit the codec, fill the cache."""
 
 from redi.core import config
 from redi.data.cache.prepare import prepare
@@ -8,26 +8,27 @@ from redi.runs.forecast import training_forecast
 from redi.runtime.checkpoint import list_checkpoints, newest_good
 
 
-def prepared(experiment: Experiment, *, evaluates: bool = False, monitor=None, trains: bool = False):
-    """Fit the experiment's codec, or take that of a resumed run -> what `train` takes: a cache, a stream, or images.
+def prepare_run(experiment: Experiment, *, evaluates: bool = False, monitor=None, trains: bool = False):
+    """Fit the experiment's codec, or load that of a resumed run; return the data for `train`: cache, stream or images.
 
     Args:
-        evaluates: the samples will be evaluated too, so the settings for that are checked now.
-        monitor: is made ready to measure during training.
-        trains: here and now, so that a step must fit into the memory of this machine.
+        evaluates: also check the settings of sampling and evaluation.
+        monitor: the monitor to prepare for measurements during training.
+        trains: whether training runs on this machine now, so a step must fit into its memory.
 
-    Raises ValueError: what training (or evaluation) would fail of, before anything is fitted or encoded.
+    Raises:
+        ValueError: training (or evaluation) would fail. Raised before anything is fitted or encoded.
     """
     check_settings_of_training()
     codec, run_dir = experiment.codec, experiment.trained_dir
-    codec.load()  # before the audit reads every image
-    # Streamed from object storage, encoded images need no images here; they were audited where they were encoded.
+    codec.load()  # fails on missing weights before the audit reads every image
+    # A cache streamed from object storage needs no images here. They were audited when they were encoded.
     streams_alone = not config.is_bound("train.dataset") and config.is_bound("prepare.cache_url")
     if streams_alone and (evaluates or monitor is not None):
         what = "evaluating" if evaluates else "train.monitor"
         raise ValueError(
-            f"{what} compares with images, and a cache streamed from prepare.cache_url holds none: bind train.dataset "
-            "too, or call redi.train and redi.sample, without train.monitor"
+            f"{what} needs images, and the cache streamed from prepare.cache_url holds none: bind train.dataset, or "
+            "run only redi.train and redi.sample without train.monitor"
         )
     data = config.call(prepare, codec=codec, dataset=None) if streams_alone else experiment.train_data
     net = check_training(codec, data, monitor=monitor, resumes=bool(list_checkpoints(run_dir)), trains=trains)

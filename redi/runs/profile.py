@@ -1,4 +1,4 @@
-"""Where the time of a training step or of a batch of sampling goes: a trace, a report, and what the device could do."""
+"""Profile training steps or one batch of sampling: a trace, a report, and the utilisation of the device."""
 
 import logging
 import shutil
@@ -22,7 +22,7 @@ from redi.models.cost import forward_flops, matmul_rate, nominal_rate
 from redi.models.interface import build_model, choose_attention_of, state_of
 from redi.runs.checks import setting
 from redi.runs.experiment import Experiment
-from redi.runs.prepare import prepared
+from redi.runs.prepare import prepare_run
 from redi.runtime.artefact import write_json
 from redi.runtime.device import Precision, choose_compile, choose_precision, device_name, matmul_precision
 from redi.runtime.paths import local_path
@@ -33,7 +33,7 @@ from redi.training.trainer import train
 
 log = logging.getLogger("redi")
 
-# Named ranges of a step; of an eager model, modules are ranges too. The rest is "other".
+# Named ranges of a step. In eager mode, modules are ranges too (PARTS). The rest is "other".
 STAGES = {"data", "encode", "forward", "backward", "optimizer", "ema", "sampling", "decode"}
 PARTS = {
     "embeddings": ("timestep_embedding", "label_embedding", "group_embeddings"),
@@ -48,10 +48,10 @@ CPU = torch.autograd.DeviceType.CPU
 
 @dataclass
 class Subject:
-    """What is profiled."""
+    """The operation to profile."""
 
-    call: Callable[[], float]  # for `images` -> its work in forward passes per image; 3 for training
-    images: int
+    call: Callable[[], float]  # runs it once; returns its work in forward passes per image (training: 3)
+    images: int  # per call
     model: nn.Module
     precision: Precision
     compiled: bool
@@ -62,15 +62,15 @@ class Subject:
 def profile(
     run_dir: str | Path, *, stage: str, num_steps: int = 5, num_warmup_steps: int = 3, num_costs: int = 10
 ) -> dict:
-    """Time some steps, trace as many more, and write `profile/` in `run_dir`, with everything built as `train` does.
+    """Time some steps, trace the same number again, and write `profile/` in `run_dir`; return the report.
 
-    Speed and utilisation are those of the steps without a trace, shares those of the steps with one.
+    Speed and utilisation come from the steps without a trace, shares of time from the traced steps.
 
     Args:
-        stage: 'training', or 'sampling' of one batch.
-        num_steps: training steps that are timed, and again traced.
-        num_warmup_steps: training steps before them: compilation, the choice of kernels, caches.
-        num_costs: lines of the list of costs.
+        stage: 'training', or 'sampling' for one batch.
+        num_steps: training steps to time, and to trace.
+        num_warmup_steps: training steps before the timing starts, for compilation, kernel selection and caches.
+        num_costs: number of operations in the list of the most expensive ones.
     """
     for name, value in {"num_steps": num_steps, "num_warmup_steps": num_warmup_steps, "num_costs": num_costs}.items():
         check_number(f"profile.{name}", value)
@@ -78,7 +78,7 @@ def profile(
         num_steps = num_warmup_steps = 1
     folder = local_path(run_dir) / "profile"
     folder.mkdir(parents=True, exist_ok=True)
-    if (audit := folder.parent / "audit.json").exists():  # of the run itself: the data need not be audited again
+    if (audit := folder.parent / "audit.json").exists():  # reuse the run's audit
         shutil.copy(audit, folder)
     experiment = Experiment(folder)
     with _subject(experiment, stage) as subject:
@@ -86,14 +86,14 @@ def profile(
         result |= _breakdown(subject, experiment.device, num_steps, num_costs, folder / "trace.json.gz")
     write_json(folder / "report.json", result)
     (folder / "report.md").write_text(format_report(result))
-    log.info("trace, for ui.perfetto.dev: %s", folder / "trace.json.gz")
+    log.info("wrote the trace %s (open it in ui.perfetto.dev)", folder / "trace.json.gz")
     return result
 
 
 @contextmanager
 def _subject(experiment: Experiment, stage: str) -> Iterator[Subject]:
-    """What is profiled, with new weights."""
-    codec, data, device = experiment.codec, prepared(experiment, trains=stage == "training"), experiment.device
+    """Yield the operation to profile, with random weights."""
+    codec, data, device = experiment.codec, prepare_run(experiment, trains=stage == "training"), experiment.device
     torch.manual_seed(setting(train, "seed"))
     objective = setting(train, "objective")(channels=codec.channels, num_classes=data.num_classes)
     model = build_model(setting(train, "model"), objective.model_arguments(codec, data)).to(device)
@@ -137,7 +137,7 @@ def _draw_batch(codec, model: nn.Module, objective, images: int) -> Callable[[],
 
 
 def _repeat(subject: Subject, device: torch.device, times: int) -> tuple[float, float]:
-    """-> seconds of all calls, forward passes per image of one. `.cpu()` waits for the device."""
+    """Return the seconds of all calls and the forward passes per image of one. `.cpu()` synchronises the device."""
     torch.zeros(1, device=device).cpu()
     started = time.perf_counter()
     passes = [subject.call() for _ in range(times)]
@@ -146,14 +146,14 @@ def _repeat(subject: Subject, device: torch.device, times: int) -> tuple[float, 
 
 
 def _speed(subject: Subject, device: torch.device, num_steps: int, num_warmup_steps: int) -> dict:
-    """Seconds, memory, FLOPs and utilisation of the steps without a trace."""
+    """Return seconds, memory, FLOPs and utilisation of untraced steps."""
     _repeat(subject, device, num_warmup_steps)
     if cuda := device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     seconds, passes = _repeat(subject, device, num_steps)
     unit = 1 if cuda or sys.platform == "darwin" else 1024  # bytes
     memory = torch.cuda.max_memory_allocated() if cuda else getrusage(RUSAGE_SELF).ru_maxrss
-    flops = passes * forward_flops(subject.model, align=subject.align)  # of an image
+    flops = passes * forward_flops(subject.model, align=subject.align)  # per image
     speed = flops * subject.images * num_steps / seconds  # FLOP/s
     with matmul_precision(subject.precision.name):
         rate = matmul_rate(device, subject.precision.dtype)
@@ -171,7 +171,7 @@ def _speed(subject: Subject, device: torch.device, num_steps: int, num_warmup_st
 
 
 def _breakdown(subject: Subject, device: torch.device, num_steps: int, num_costs: int, path: Path) -> dict:
-    """Trace the steps: their parts and most expensive operations (on a GPU: kernels), as shares of their time."""
+    """Trace steps; return their parts and most expensive operations (GPU: kernels) as shares of the time."""
     if not subject.compiled:
         _name_parts(subject.model)
     on_gpu = device.type == "cuda"
@@ -183,7 +183,7 @@ def _breakdown(subject: Subject, device: torch.device, num_steps: int, num_costs
     rows = [row for row in averages if not row.is_user_annotation and (row.device_type != CPU) == on_gpu]
     spent = {row: (row.self_device_time_total if on_gpu else row.self_cpu_time_total) / 1e6 for row in rows}
     parts = time_by_part(trace.events(), on_gpu=on_gpu)
-    parts["CUDA graphs"] = sum(spent.values()) - parts.total()  # the kernels that no operation launched by itself
+    parts["CUDA graphs"] = sum(spent.values()) - parts.total()  # kernels that no single operation launched
     costs = [(row.key, row.count / num_steps, spent[row] / num_steps, spent[row] / seconds) for row in rows]
     costs.sort(key=lambda cost: -cost[-1])
     return {
@@ -196,24 +196,24 @@ def _breakdown(subject: Subject, device: torch.device, num_steps: int, num_costs
 
 
 def _name_parts(model: nn.Module) -> None:
-    """Put a range around the forward pass of every module of `PARTS`, and of the blocks."""
+    """Record a range around the forward pass of every module in `PARTS`, and of every block."""
     part_of = {name: part for part, names in PARTS.items() for name in names}
     for path, module in model.named_modules():
         *parents, name = path.split(".")
-        # What a block does between its modules is shift, scale, gate and add.
+        # Between its modules, a block shifts, scales, gates and adds.
         part = "modulation and norms" if hasattr(module, "attend") else part_of.get(name)
         if part and not any(parent in part_of for parent in parents):
             module.forward = record_function(part)(module.forward)
 
 
 def time_by_part(events: Sequence, *, on_gpu: bool) -> Counter:
-    """Seconds in each named range: the operations' own time, or that of the kernels which they launch.
+    """Sum the seconds in each named range: of the operations themselves, or on a GPU of the kernels they launch.
 
-    An operation belongs to the nearest range around it; in the backward pass, to that of its forward operation.
+    An operation counts for the innermost range around it; in the backward pass, for the range of its forward operation.
     """
     of_sequence: dict[int, str] = {}
     parts: dict[int, str] = {}
-    seconds = Counter()
+    seconds: Counter[str] = Counter()
     on_cpu = [event for event in events if event.device_type == CPU]
     for event in sorted(on_cpu, key=lambda event: event.time_range.start):  # parents before children
         part = parts.get(event.cpu_parent.id, "other") if event.cpu_parent else "other"
@@ -231,7 +231,7 @@ def time_by_part(events: Sequence, *, on_gpu: bool) -> Counter:
 
 
 def format_report(result: dict) -> str:
-    """The report as Markdown."""
+    """Format the report as Markdown."""
 
     def table(head: Sequence, rows: Iterable) -> str:
         return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)) + "\n"
@@ -246,6 +246,6 @@ def format_report(result: dict) -> str:
     costs = [[cell(name, value)[:70] for name, value in cost.items()] for cost in result["costs"]]
     return "\n".join([
         f"# Profile of {result['stage']}\n", table(("per step (sampling: per batch)", ""), summary),
-        "Where the time goes, as shares of the traced steps:\n", table(("part", "share"), parts),
-        "The most expensive operations, per step:\n", table(("operation", "calls", "seconds", "share"), costs),
+        "Parts, as shares of the traced time:\n", table(("part", "share"), parts),
+        "Most expensive operations, per step:\n", table(("operation", "calls", "seconds", "share"), costs),
     ])  # fmt: skip

@@ -1,4 +1,4 @@
-"""Ways to run the points of a sweep: each in a process of its own, here or by a scheduler."""
+"""Run the points of a sweep in processes of this machine, or print their commands for a scheduler."""
 
 import logging
 import os
@@ -17,59 +17,61 @@ from redi.runtime import trusted_imports
 from redi.runtime.interrupt import StopRequest
 from redi.runtime.progress import duration
 from redi.sweeps.owner import works_elsewhere
-from redi.sweeps.plan import Planned
+from redi.sweeps.plan import PlannedPoint
 
 log = logging.getLogger("redi")
 
 POLL_SECONDS = 0.2
 
 
-def command(run_dir: Path, entry: Planned, *, processes: int | None = None) -> list[str]:
-    """The command of one point; by that many `processes` under torchrun."""
+def command(run_dir: Path, entry: PlannedPoint, *, processes: int | None = None) -> list[str]:
+    """Return the command that runs one point; with `processes`, under torchrun."""
     launcher = [sys.executable]
     if processes is not None:
-        # Sweeps run several at once: each finds a free port. By itself torchrun dies of a scheduler's warning (SIGUSR1,
-        # SIGUSR2) and leaves its processes behind.
+        # --standalone picks a free port, because several points run at once. Without --signals-to-handle, a scheduler's
+        # warning (SIGUSR1, SIGUSR2) kills torchrun and orphans its processes.
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         launcher += ["--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"]
     plugins = [f"--plugin={name}" for name in sorted(trusted_imports.named)]
     return [*launcher, "-m", "redi.sweep", f"--run_dir={run_dir}", f"--point={entry.name}", *plugins]
 
 
-def printed(commands: Sequence[list[str]], threads: int | None) -> None:
-    """Print the commands, one a line, for another scheduler."""
+def print_commands(commands: Sequence[list[str]], threads: int | None) -> None:
+    """Print the commands for another scheduler, one per line."""
     for words in commands:
         print((f"OMP_NUM_THREADS={threads} " if threads else "") + shlex.join(words), flush=True)
 
 
 def local(
-    run_dir: Path, entries: Sequence[Planned], *, parallel: int, threads: int | None, processes: int | None = None
+    run_dir: Path, entries: Sequence[PlannedPoint], *, parallel: int, threads: int | None, processes: int | None = None
 ) -> None:
-    """Run the points as processes of this machine, `parallel` at once; what each prints goes to its `output.txt`.
+    """Run the points as processes on this machine, `parallel` at once. Each writes its output to `output.txt`.
 
     Raises:
-        KeyboardInterrupt: after a signal of `StopRequest`, once the processes have stopped, with their work saved.
+        KeyboardInterrupt: a signal of `StopRequest` arrived. All processes have saved their work and stopped.
     """
-    waiting, running, elsewhere = list(entries), {}, set()
+    waiting, running, elsewhere = list(entries), dict[str, tuple[PlannedPoint, subprocess.Popen]](), set[Path]()
     try:
-        with StopRequest("the points that run stop, with their work saved") as stop:
+        with StopRequest("running points save their work and stop") as stop:
             while (waiting or running) and stop.requested is None:
-                # A point is not started while another trains its model: it would only wait.
+                # Skip points whose model another point is training: they would only wait.
                 while len(running) < parallel and (entry := _next(run_dir, waiting, running, elsewhere)):
                     waiting.remove(entry)
                     if entry.folder(run_dir) in elsewhere and read_result(entry.folder(run_dir)):
-                        log.info("%s: done by another process", entry.name)
+                        log.info("%s: finished by another process", entry.name)
                         continue
                     words = command(run_dir, entry, processes=processes)
                     running[entry.name] = entry, start(run_dir, entry, words, threads)
-                    log.info("%s: started, %d to go", entry.name, len(waiting))
+                    log.info("%s: started, %d waiting", entry.name, len(waiting))
                 for entry, status in _ended(running):
                     note_end(run_dir, entry, status)
-                    left = [*waiting, *(entry for entry, _ in running.values())]
-                    if seconds := seconds_left(run_dir, left, parallel):
-                        log.info("%d of %d points are left, about %s", len(left), len(entries), duration(seconds))
+                    unfinished = [*waiting, *(entry for entry, _ in running.values())]
+                    if seconds := seconds_left(run_dir, unfinished, parallel):
+                        remaining = f"{len(unfinished)} of {len(entries)}"
+                        log.info("%s points remaining, about %s", remaining, duration(seconds))
                 time.sleep(POLL_SECONDS)
             for _, process in running.values():
+                assert stop.requested is not None  # else the loop above ends with nothing running
                 process.send_signal(stop.requested)
             while running:  # a second Ctrl-C ends this wait
                 _ended(running)
@@ -77,11 +79,11 @@ def local(
     finally:
         for _, process in running.values():
             process.kill()
-    stop.interrupt("the sweep was stopped; what was finished is kept")
+    stop.interrupt("the sweep was stopped; finished points are kept")
 
 
-def start(run_dir: Path, entry: Planned, words: Sequence[str], threads: int | None) -> subprocess.Popen:
-    """Start a point, out of reach of the terminal's Ctrl-C: `local` alone tells it to stop, once."""
+def start(run_dir: Path, entry: PlannedPoint, words: Sequence[str], threads: int | None) -> subprocess.Popen:
+    """Start the process of a point in its own session, out of reach of the terminal's Ctrl-C; `local` stops it."""
     folder = entry.folder(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     entry.forget_outcome(run_dir)
@@ -92,20 +94,23 @@ def start(run_dir: Path, entry: Planned, words: Sequence[str], threads: int | No
         )
 
 
-def note_end(run_dir: Path, entry: Planned, status: object) -> None:
-    """Log how a point's process ended; one that was killed could not say so itself."""
+def note_end(run_dir: Path, entry: PlannedPoint, status: object) -> None:
+    """Log how a point's process ended. Write `error.txt` if it was killed before it could write one."""
     folder = entry.folder(run_dir)
     if read_result(folder) is not None:
         log.info("%s: done", entry.name)
         return
     error = folder / "error.txt"
     if not error.exists():
-        error.write_text(f"the process ended with status {status} and left no result; see output.txt\n")
+        error.write_text(f"the process ended with status {status} and wrote no result; see output.txt\n")
     log.error("%s: %s", entry.name, error.read_text().partition("\n\n")[0].strip())
 
 
-def seconds_left(run_dir: Path, left: Sequence[Planned], parallel: int) -> float:
-    """By the mean times of the points that are done, with the training of each model once; 0 where none is done."""
+def seconds_left(run_dir: Path, left: Sequence[PlannedPoint], parallel: int) -> float:
+    """Estimate the remaining seconds from the mean times of finished points; 0 if none is finished.
+
+    The training of each model counts once.
+    """
     results = [result for path in (run_dir / "points").iterdir() if (result := read_result(path))]
     seconds = [{k: s for k, s in result.get("seconds", {}).items() if is_number(s)} for result in results]
     train = [stages.pop("train") for stages in seconds if "train" in stages]
@@ -114,16 +119,16 @@ def seconds_left(run_dir: Path, left: Sequence[Planned], parallel: int) -> float
     return float(total) / min(parallel, max(len(left), 1))
 
 
-def _next(run_dir: Path, waiting: Sequence[Planned], running: Mapping, known: set[Path]) -> Planned | None:
-    """The first point that would not wait for another's training, nor for another process."""
-    elsewhere = [entry for entry in waiting if works_elsewhere(entry.folder(run_dir), known)]
+def _next(run_dir: Path, waiting: Sequence[PlannedPoint], running: Mapping, logged: set[Path]) -> PlannedPoint | None:
+    """Return the first point that need not wait for another point's training or another process."""
+    elsewhere = [entry for entry in waiting if works_elsewhere(entry.folder(run_dir), logged)]
     working = [*elsewhere, *(entry for entry, _ in running.values())]
     training = {entry.model for entry in working if not entry.is_trained(run_dir)}
     return next((entry for entry in waiting if entry not in elsewhere and entry.model not in training), None)
 
 
-def _ended(running: dict) -> list[tuple[Planned, int]]:
-    """Take the points whose processes have ended out of `running` -> these, with the exit status."""
+def _ended(running: dict) -> list[tuple[PlannedPoint, int]]:
+    """Remove the points whose processes have ended from `running`; return them with their exit status."""
     ended = [(entry, process.poll()) for entry, process in running.values() if process.poll() is not None]
     for entry, _ in ended:
         del running[entry.name]

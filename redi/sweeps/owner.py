@@ -1,4 +1,4 @@
-"""Which process works on a point: another one waits for it, and says for whom and how long."""
+"""The lock of a sweep point: one process works on it, others wait and log which process they wait for."""
 
 import contextlib
 import json
@@ -19,24 +19,24 @@ log = logging.getLogger("redi")
 RECORD = ".running.json"
 
 
-def works_elsewhere(folder: Path, known: set[Path]) -> bool:
-    """Whether another process holds the point of this folder; the log says which, once for each of the `known`."""
+def works_elsewhere(folder: Path, logged: set[Path]) -> bool:
+    """Return whether another process holds the lock of a point. Log which one, unless `folder` is in `logged`."""
     if not is_held(folder):
         return False
-    if folder not in known:
-        known.add(folder)
+    if folder not in logged:
+        logged.add(folder)
         process = "another process"
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it has only just begun, or just ended
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it has only just started, or just ended
             record = json.loads((folder / RECORD).read_text())
             process = f"process {record['pid']} on {record['host']}"
-            process += f", for {duration(round(time.time() - record['began']))},"
-        log.info("%s: waiting, because %s works on it; end that one with kill if it is left over", folder.name, process)
+            process += f" (started {duration(round(time.time() - record['began']))} ago)"
+        log.info("%s: waiting for %s; if that process hangs, end it with kill", folder.name, process)
     return True
 
 
 @contextlib.contextmanager
 def working_on(folder: Path) -> Iterator[bool]:
-    """Hold a point while its work is done, once no other process does -> whether there was another one."""
+    """Wait for the lock of a point and hold it; yield whether another process held it before."""
     waits = works_elsewhere(folder, set())
     with FileLock(folder / LOCK):
         write_json(folder / RECORD, {"pid": os.getpid(), "host": socket.gethostname(), "began": time.time()})

@@ -1,4 +1,4 @@
-"""What a sweep will do: every point parsed and checked before anything starts, and who shares a trained model."""
+"""Plan a sweep: parse and check every point before anything starts, and find the points that share a trained model."""
 
 import json
 import re
@@ -27,62 +27,66 @@ STEPS = "train.num_steps"
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A point that parses."""
+class PlannedPoint:
+    """A point whose configuration has been parsed and checked."""
 
     name: str
     group: str
     bindings: dict[str, str]
-    text: str  # its whole configuration
-    model: str  # the folder in models/ that it shares with the points that are trained alike
+    text: str  # the whole configuration
+    model: str  # folder in models/, shared by all points with the same training
     num_steps: int
-    plug_ins: dict[str, str | None] = field(default_factory=dict)  # that it uses, see `redi.core.plug_ins`
+    plug_ins: dict[str, str | None] = field(default_factory=dict)  # plug-ins in use, see `redi.core.plug_ins`
 
     def folder(self, run_dir: Path) -> Path:
+        """Return the folder of the point's results."""
         return run_dir / "points" / self.name
 
     def trained_dir(self, run_dir: Path) -> Path:
+        """Return the folder of the point's model."""
         return run_dir / "models" / self.model
 
     def forget_outcome(self, run_dir: Path) -> None:
-        """Delete what an earlier try left of how the point ended, so that it cannot pass for the next one's."""
+        """Delete the result or error of an earlier attempt, so that it is not mistaken for that of the next one."""
         for name in ("error.txt", "result.json"):
             (self.folder(run_dir) / name).unlink(missing_ok=True)
 
     def is_trained(self, run_dir: Path) -> bool:
+        """Return whether the training of the point's model has finished."""
         folder = self.trained_dir(run_dir)
         return checkpoint_dir(folder, self.num_steps).exists() or ended_early(folder)
 
 
-def plan(run_dir: Path, base: str, *, grid: Any, points: Any, names: Any) -> list[Planned]:
-    """Parse every point over the configuration `base`; gin's current configuration is kept.
+def plan(run_dir: Path, base: str, *, grid: Any, points: Any, names: Any) -> list[PlannedPoint]:
+    """Parse every point on top of the configuration `base`. gin's current configuration is kept.
 
     Raises:
-        ValueError: as `expand`; a point that does not parse or has a binding without effect; a folder in `run_dir`
-            that holds results of another configuration.
+        ValueError: see `expand`; a point does not parse or has an unused binding; a folder in `run_dir` holds results
+            of another configuration.
     """
     expanded = expand(grid, points, names)
-    planned, models = [], {}
+    planned: list[PlannedPoint] = []
+    models: dict[str, str] = {}
     with config.isolated():
         for point, stored in zip(expanded, _stored_ranks(base, expanded), strict=True):
             _parse(base, point, stored)
             text = config.full_text()
-            statements = _decide_training(text)
+            statements = _training_statements(text)
             key = json.dumps(statements, sort_keys=True)
             if key not in models:
                 models[key] = _model_name(point, statements, set(models.values()))
-            steps, code = setting(train, "num_steps"), config.plug_ins_of(_roots())
-            entry = Planned(point.name, point.group, dict(point.bindings), text, models[key], steps, code)
+            steps, plug_ins = setting(train, "num_steps"), config.plug_ins_of(_roots())
+            entry = PlannedPoint(point.name, point.group, dict(point.bindings), text, models[key], steps, plug_ins)
             _refuse_mixed(run_dir, entry)
             planned.append(entry)
     return planned
 
 
-def write_plan(run_dir: Path, planned: Sequence[Planned], keys: Iterable[str] = ()) -> None:
-    """Write `run_dir/sweep.json`; `keys`: in the order of the sweep file, which stays, as gin sorts them."""
+def write_plan(run_dir: Path, planned: Sequence[PlannedPoint], keys: Iterable[str] = ()) -> None:
+    """Write `run_dir/sweep.json`, with axes ordered as in `keys` or as in an existing plan, because gin sorts keys."""
     axes = sorted(dict.fromkeys([*keys, *(key for entry in planned for key in entry.bindings)]), key=is_seed)
-    known = read_plan(Folder(run_dir))[0]
-    axes = known if set(known) == set(axes) else axes
+    stored = read_plan(Folder(run_dir))[0]
+    axes = stored if set(stored) == set(axes) else axes
     points = [{"name": p.name, "bindings": p.bindings, "model": p.model, "group": p.group} for p in planned]
     write_json(run_dir / "sweep.json", {"name": run_dir.resolve().name, "axes": axes, "points": points})
 
@@ -94,45 +98,46 @@ def _parse(base: str, point: Point, stored: dict[str, int]) -> None:
     except ValueError as error:
         raise ValueError(f"point {point.name} of the sweep: {error}") from None
     canonical = {key: config.canonical(key) for key in point.bindings}
-    if twice := [key for key, own in canonical.items() if list(canonical.values()).count(own) > 1]:
+    if repeated := [key for key, name in canonical.items() if list(canonical.values()).count(name) > 1]:
         raise ValueError(
-            f"point {point.name} of the sweep binds {' and '.join(twice)}, which are one and the same: leave it in once"
+            f"point {point.name} of the sweep binds {' and '.join(repeated)}, which are the same binding: keep one"
         )
     unused = {*config.without_effect(_roots()), *(key for key in canonical.values() if key.startswith("sweep."))}
-    if idle := [key for key, own in canonical.items() if own in unused]:
+    if keys := [key for key, name in canonical.items() if name in unused]:
         raise ValueError(
-            f"point {point.name} of the sweep binds {', '.join(idle)} without effect, for nothing in use refers to it: "
-            "drop it, or bind the component that it belongs to as well"
+            f"point {point.name} of the sweep has unused bindings: no component in use refers to {', '.join(keys)}. "
+            "Drop them, or bind the components that they belong to"
         )
 
 
 def _roots() -> list[Callable]:
-    """What a point calls."""
+    """Return the functions that a point calls."""
     return [*training_entry_points, sample, evaluate, report]
 
 
-def _decide_training(text: str) -> dict[str, str]:
-    """The statements that decide which model is trained: also its length and its weights, which a run may change."""
-    statements, idle = config.statements(text), set(config.without_effect(training_entry_points))
-    decisive = config.relevant(text, training_entry_points)
-    for key in [STEPS, *(key for key in statements if key.endswith(".weights") and key not in idle)]:
-        decisive |= _followed(statements, key)
-    return decisive
+def _training_statements(text: str) -> dict[str, str]:
+    """Return the statements that decide which model is trained, including its length and its initial weights."""
+    statements, unused = config.statements(text), set(config.without_effect(training_entry_points))
+    relevant = config.relevant(text, training_entry_points)
+    for key in [STEPS, *(key for key in statements if key.endswith(".weights") and key not in unused)]:
+        relevant |= _with_macros(statements, key)
+    return relevant
 
 
-def _followed(statements: dict[str, str], key: str) -> dict[str, str]:
-    """A statement, and those of the macros that its value is."""
+def _with_macros(statements: dict[str, str], key: str) -> dict[str, str]:
+    """Return a statement, and the statements of the macros that it refers to."""
     value = statements.get(key, "(not bound)")
-    return {key: value} | (_followed(statements, value[1:]) if value.startswith("%") else {})
+    return {key: value} | (_with_macros(statements, value[1:]) if value.startswith("%") else {})
 
 
 def _stored_ranks(base: str, points: Sequence[Point]) -> list[dict[str, int]]:
-    """For each point the largest rank of those that differ from it in rank alone, as the rank to store: they share
-    a cache then. Not where the sweep file says what is stored.
+    """Return {store_rank binding: rank} for each point, so that points that differ only in rank share one cache.
+
+    The rank is the largest one among these points. Nothing is returned where the sweep file binds store_rank itself.
     """
     config.parse([], [base])
     bound = {config.canonical(key) for key in config.statements(base) if key.endswith(".store_rank")}
-    found = []
+    store_ranks = []
     for point in points:
         stored = {}
         for key in point.bindings:
@@ -146,8 +151,8 @@ def _stored_ranks(base: str, points: Sequence[Point]) -> list[dict[str, int]]:
             ranks = [int(bindings[key]) for bindings in alike if re.fullmatch(r"\d+", bindings[key])]
             if len(ranks) > 1:
                 stored[store] = max(ranks)
-        found.append(stored)
-    return found
+        store_ranks.append(stored)
+    return store_ranks
 
 
 def _model_name(point: Point, statements: dict[str, str], taken: set[str]) -> str:
@@ -156,18 +161,18 @@ def _model_name(point: Point, statements: dict[str, str], taken: set[str]) -> st
     return next(name for name in names if name not in taken)
 
 
-def _refuse_mixed(run_dir: Path, entry: Planned) -> None:
-    """Raise ValueError where the point's folders hold work of another configuration than the one parsed."""
+def _refuse_mixed(run_dir: Path, entry: PlannedPoint) -> None:
+    """Raise ValueError if the point's folders hold results of another configuration than the parsed one."""
     folder, trained_dir = entry.folder(run_dir), entry.trained_dir(run_dir)
     if any((folder / name).exists() for name in ("result.json", "samples", "metrics.json")):
-        _refuse(folder, _roots(), f"delete {folder} to do the point anew")
+        _refuse(folder, _roots(), f"delete {folder} to run the point again")
         _refuse_other_images(folder, trained_dir)
     if list_checkpoints(trained_dir):
-        _refuse(trained_dir, training_entry_points, f"delete {trained_dir} to train anew")
+        _refuse(trained_dir, training_entry_points, f"delete {trained_dir} to train again")
 
 
 def _refuse_other_images(folder: Path, trained_dir: Path) -> None:
-    """Raise ValueError where data sets of a point with results were bound anew, and other images lie there."""
+    """Raise ValueError if a point has results and its data sets were bound to different images since."""
     saved = (folder / "config.gin").read_text()
     if config.relevant(saved, _roots()) == config.relevant(config.full_text(), _roots()):
         return
@@ -178,17 +183,17 @@ def _refuse_other_images(folder: Path, trained_dir: Path) -> None:
     if (measured := read_metrics(path) if path.exists() else []) and config.is_bound("evaluate.reference"):
         same &= config.bound("evaluate.reference").fingerprint() == measured[0]["reference"]["sha256"]
     if not same:
-        what = "holds results of other images than those that are bound now"
-        raise ValueError(f"{folder} {what}: choose another --run_dir, or delete {folder} to do the point anew")
+        advice = f"choose another --run_dir, or delete {folder} to run the point again"
+        raise ValueError(f"{folder} holds results for other images than the data sets bound now: {advice}")
 
 
 def _refuse(folder: Path, roots: Sequence, advice: str) -> None:
     path = folder / "config.gin"
     if not path.exists():
-        raise ValueError(f"{folder} holds results without the config.gin that they were made with: {advice}")
+        raise ValueError(f"{folder} holds results but no config.gin to compare with: {advice}")
     saved = path.read_text()
     differences = config.conflicts(saved, roots)
-    old, new = (_followed(config.statements(text), STEPS) for text in (saved, config.full_text()))
+    old, new = (_with_macros(config.statements(text), STEPS) for text in (saved, config.full_text()))
     changed = [key for key in old | new if old.get(key) != new.get(key)]
     differences += [f"{key}: {old.get(key, '(not bound)')} -> {new.get(key, '(not bound)')}" for key in changed]
     if differences:

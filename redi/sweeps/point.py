@@ -1,10 +1,11 @@
-"""One point of a sweep, in this process: train unless another did, sample, evaluate, report; the result last."""
+"""Run one point of a sweep in this process: train unless the model exists, sample, evaluate, report."""
 
 import logging
 import re
 import traceback
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import redi
 from redi.core import config
@@ -17,26 +18,27 @@ from redi.runtime.artefact import write_json
 from redi.runtime.checksums import sealed
 from redi.runtime.distributed import process_rank
 from redi.sweeps.owner import working_on
-from redi.sweeps.plan import Planned
+from redi.sweeps.plan import PlannedPoint
 
 log = logging.getLogger("redi")
 
-KEPT = ("metric", "value", "spread", "better", "num_samples")  # of an entry of metrics.json
+KEYS = ("metric", "value", "spread", "better", "num_samples")  # copied from each entry of metrics.json
 
 
-def is_done(run_dir: Path, entry: Planned) -> bool:
-    """Whether a point has its result, and none of the plug-ins that it was made with was edited since."""
+def is_done(run_dir: Path, entry: PlannedPoint) -> bool:
+    """Return whether a point has a result, and none of the plug-ins that it used was edited since."""
     if (result := read_result(entry.folder(run_dir))) is None:
         return False
     before = result.get("plug_ins", {})
     if edited := sorted(name for name in before.keys() & entry.plug_ins if before[name] != entry.plug_ins[name]):
-        log.warning("%s is sampled and measured again: edited since it was made: %s", entry.name, ", ".join(edited))
+        log.warning("%s: sampling and measuring again, because of edited plug-ins: %s", entry.name, ", ".join(edited))
     return not edited
 
 
-def run_point(run_dir: Path, entry: Planned) -> None:
-    """Do what is left of a point, once no other process works on it; where it fails, `error.txt` in its folder says
-    why.
+def run_point(run_dir: Path, entry: PlannedPoint) -> None:
+    """Run the stages of a point that are not done, after waiting for other processes that work on it.
+
+    If it fails, the error is written to `error.txt` in the point's folder.
     """
     folder, first = entry.folder(run_dir), process_rank()[0] == 0
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,17 +55,18 @@ def run_point(run_dir: Path, entry: Planned) -> None:
             if first:
                 write_result(folder, entry, seconds)
         except Exception as error:
-            # gin adds a line for every call that the error went through.
+            # gin adds a line for every configurable on the call stack.
             text = re.sub(r"\n\s*In call to configurable '\S+' \(<.*?>\)(?=\n|$)", "", str(error))
             (folder / "error.txt").write_text(f"{text}\n\n{traceback.format_exc()}")
             raise
 
 
-def write_result(folder: Path, entry: Planned, seconds: dict[str, float]) -> None:
-    """Write `result.json`, by which the point counts as done."""
+def write_result(folder: Path, entry: PlannedPoint, seconds: dict[str, float]) -> None:
+    """Write `result.json`, which marks the point as done."""
     metrics = read_metrics(folder / "metrics.json")
-    result = {"name": entry.name, "group": entry.group, "bindings": entry.bindings, "model": entry.model}
-    result |= {"status": "done", "metrics": [{key: m[key] for key in KEPT if key in m} for m in metrics]}
+    result: dict[str, Any] = {"name": entry.name, "group": entry.group, "bindings": entry.bindings}
+    result |= {"model": entry.model, "status": "done"}
+    result |= {"metrics": [{key: m[key] for key in KEYS if key in m} for m in metrics]}
     result |= {"seconds": {stage: seconds.get(stage) for stage in ("train", "sample", "evaluate")}}
     result |= {"plug_ins": entry.plug_ins} if entry.plug_ins else {}
     write_json(folder / "result.json", sealed(result | {"versions": {"redi": redi.__version__}}))

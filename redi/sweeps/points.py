@@ -1,4 +1,4 @@
-"""The points of a sweep: their bindings, and names that say what is particular about them."""
+"""The points of a sweep: their bindings, and names that show how they differ."""
 
 import hashlib
 import re
@@ -8,78 +8,80 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-LONGEST_NAME = 120  # of a folder; file systems allow 255 bytes
+LONGEST_NAME = 120  # characters of a folder name; file systems allow 255 bytes
 
 
 @dataclass(frozen=True)
 class Point:
     """One point, before its configuration is parsed."""
 
-    bindings: Mapping[str, str]  # key -> value as gin text; seeds come last
-    parts: Mapping[str, str]  # key -> what it adds to the name, as 'rank=8'
+    bindings: Mapping[str, str]  # {key: value as gin text}, seeds last
+    parts: Mapping[str, str]  # {key: part of the name, such as 'rank=8'}
     entry: tuple[str, ...] = ()  # the keys that come from `sweep.points`
-    by_hand: str | None = None  # the name in `sweep.names`, in place of the parts of `entry`
+    by_hand: str | None = None  # the name in `sweep.names`, which replaces the parts of `entry`
 
     @property
     def name(self) -> str:
+        """The name, which is also the point's folder."""
         return self.label(self.bindings) or "base"
 
     @property
     def group(self) -> str:
-        """The name without seeds: points of one group are repetitions of each other."""
+        """The name without seeds. Points of one group differ only in their seeds."""
         return self.label([key for key in self.bindings if not is_seed(key)]) or "all"
 
     def label(self, keys: Collection[str]) -> str:
-        """The name restricted to these keys."""
-        named = self.by_hand is not None and all(key in keys for key in self.entry)
-        parts = [part for key, part in self.parts.items() if key in keys and not (named and key in self.entry)]
-        return shortened(",".join([self.by_hand] * named + parts))
+        """Return the name restricted to these keys."""
+        parts = [part for key, part in self.parts.items() if key in keys]
+        if self.by_hand is not None and all(key in keys for key in self.entry):
+            parts = [self.by_hand, *(part for key, part in self.parts.items() if key in keys and key not in self.entry)]
+        return shortened(",".join(parts))
 
 
 def is_seed(key: str) -> bool:
-    """Whether points that differ in this binding are repetitions."""
+    """Return whether a binding is a seed, so that points that differ in it are repetitions."""
     return re.search(r"(^|[._])seeds?$", key, re.IGNORECASE) is not None
 
 
 def expand(grid: Any, points: Any, names: Any) -> list[Point]:
-    """Every entry of `points` with every element of the product of `grid`; see `sweep` for the arguments.
+    """Combine every entry of `points` with every element of the product of `grid`; see `sweep` for the arguments.
 
-    Keys are sorted, seeds last, so that a saved sweep file, in which gin sorts them, names its points as the
-    original does. Values are what gin parsed, references unevaluated.
+    Keys are sorted, seeds last. A saved sweep file, in which gin sorts the keys, then gives the same names. Values are
+    those that gin parsed; references are not evaluated.
 
-    Raises ValueError: an empty or misshapen sweep, a key in both, or two points with the same name.
+    Raises ValueError: the sweep is empty or malformed, a key is in both, or two points have the same name.
     """
     grid, points, names = _checked(grid, points, names)
     ordered = {key: grid[key] for key in _sorted(grid)}
     short = short_keys({*grid, *(key for entry in points for key in entry)})
-    found = []
+    expanded = []
     for index, entry in enumerate(points or [{}]):
         for values in product(*ordered.values()):
             together = {**entry, **dict(zip(ordered, values, strict=True))}
             bindings = {key: repr(together[key]) for key in _sorted(together)}
             parts = {key: f"{short[key]}={short_value(text)}" for key, text in bindings.items()}
-            found.append(Point(bindings, parts, tuple(entry), names[index] if names else None))
-    for name, count in Counter(point.name for point in found).items():
+            expanded.append(Point(bindings, parts, tuple(entry), names[index] if names else None))
+    for name, count in Counter(point.name for point in expanded).items():
         if count > 1:
-            same = [point for point in found if point.name == name]
-            what = "the same bindings" if same[0].bindings == same[1].bindings else "only more alike than their names"
+            same = [point for point in expanded if point.name == name]
+            what = "equal bindings" if same[0].bindings == same[1].bindings else "different bindings"
             raise ValueError(
-                f"{count} points of the sweep are called {name!r}; they have {what}: give every value once, "
-                "or names of your own to the entries of sweep.points with sweep.names = ['...', ...]"
+                f"{count} points of the sweep are called {name!r} and have {what}: list every value once, or name the "
+                "entries of sweep.points with sweep.names = ['...', ...]"
             )
-    return found
+    return expanded
 
 
 def short_value(text: str) -> str:
-    """A gin value as part of a folder's name: "[@guidance.ClassifierFree()]" -> 'ClassifierFree'."""
-    text = re.sub(r"@((?:\w+/)*)(?:\w+\.)*(\w+)(?:\(\))?", lambda found: found[1].replace("/", ".") + found[2], text)
+    """Return a gin value as part of a folder name: "[@guidance.ClassifierFree()]" -> 'ClassifierFree'."""
+    text = re.sub(r"@((?:\w+/)*)(?:\w+\.)*(\w+)(?:\(\))?", lambda match: match[1].replace("/", ".") + match[2], text)
     text = re.sub(r"['\"\[\](){}%]", "", text).strip(" ,")
     text = re.sub(r"\s*:\s*", "-", re.sub(r"\s*,\s*", "+", text))
     return re.sub(r"[^\w.+-]+", "_", text).strip("_") or "none"
 
 
 def shortened(name: str) -> str:
-    """The name, or its beginning and a hash where it is too long for a folder."""
+    """Return the name, or its beginning and a hash if it is too long for a folder."""
     if len(name) <= LONGEST_NAME:
         return name
     return f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -90,11 +92,11 @@ def _sorted(keys: Collection[str]) -> list[str]:
 
 
 def short_keys(keys: Collection[str]) -> dict[str, str]:
-    """Of 'scope/PCA.rank' the last part that tells it from the others: 'rank', 'PCA.rank' or 'scope-PCA.rank'."""
+    """Return {key: its shortest unique form}: 'scope/PCA.rank' -> 'rank', 'PCA.rank' or 'scope-PCA.rank'."""
     forms = {key: (key.rsplit(".", 1)[-1], key.rsplit("/", 1)[-1], key.replace("/", "-")) for key in keys}
     short = {}
     for key, candidates in forms.items():
-        others = [form for other, known in forms.items() if other != key for form in known]
+        others = [form for other, own_forms in forms.items() if other != key for form in own_forms]
         short[key] = next((form for form in candidates if form not in others), candidates[-1])
     return short
 
@@ -102,20 +104,20 @@ def short_keys(keys: Collection[str]) -> dict[str, str]:
 def _checked(grid: Any, points: Any, names: Any) -> tuple[dict, list[dict], list[str]]:
     grid, points = {} if grid is None else grid, [] if points is None else points
     if not isinstance(grid, Mapping):
-        raise ValueError(f"sweep.grid = {grid!r}: a dictionary is needed, as {{'PCA.rank': [4, 8], ...}}")
+        raise ValueError(f"sweep.grid = {grid!r}: bind a dictionary, such as {{'PCA.rank': [4, 8], ...}}")
     if not (isinstance(points, list | tuple) and all(isinstance(entry, Mapping) for entry in points)):
-        raise ValueError(f"sweep.points = {points!r}: a list of dictionaries is needed, as [{{'PCA.rank': 4}}, ...]")
+        raise ValueError(f"sweep.points = {points!r}: bind a list of dictionaries, such as [{{'PCA.rank': 4}}, ...]")
     if not grid and not points:
-        raise ValueError("an empty sweep: bind sweep.grid = {'PCA.rank': [4, 8], ...} or sweep.points = [{...}, ...]")
+        raise ValueError("the sweep is empty: bind sweep.grid = {'PCA.rank': [4, 8], ...} or sweep.points = [{...}]")
     for key, values in grid.items():
         if not (isinstance(values, list | tuple) and values):
-            raise ValueError(f"sweep.grid[{key!r}] = {values!r}: a list of at least one value is needed, and no macro")
-    for key in [key for known in (grid, *points) for key in known]:
+            raise ValueError(f"sweep.grid[{key!r}] = {values!r}: bind a list of at least one value, not a macro")
+    for key in [key for bindings in (grid, *points) for key in bindings]:
         if not isinstance(key, str):
-            raise ValueError(f"the sweep binds {key!r}: keys are text, as 'PCA.rank'")
+            raise ValueError(f"the sweep binds {key!r}: keys must be strings, such as 'PCA.rank'")
     for entry in points:
         if both := sorted(grid.keys() & entry.keys()):
-            raise ValueError(f"{both[0]} is bound by sweep.grid and by sweep.points: leave it in one of them")
+            raise ValueError(f"{both[0]} is bound by sweep.grid and by sweep.points: keep one of them")
     return dict(grid), list(points), _checked_names(names, points)
 
 
@@ -123,8 +125,8 @@ def _checked_names(names: Any, points: Sequence) -> list[str]:
     if names is None:
         return []
     if not (isinstance(names, list | tuple) and len(names) == len(points)):
-        raise ValueError(f"sweep.names = {names!r}: one name for each of the {len(points)} entries of sweep.points")
+        raise ValueError(f"sweep.names = {names!r}: bind one name per entry of sweep.points, {len(points)} in all")
     for name in names:
         if not (isinstance(name, str) and re.fullmatch(r"[\w+=-][\w.,+=-]*", name)):
-            raise ValueError(f"sweep.names has {name!r}: letters, digits and _ - + = . , make a name")
+            raise ValueError(f"sweep.names contains {name!r}: names consist of letters, digits and _ - + = . ,")
     return list(names)

@@ -1,4 +1,4 @@
-"""The results of a sweep as CSV, Markdown and a plot: one row for every group of points that differ in their seeds."""
+"""The results of a sweep as CSV, Markdown and a plot. Points that differ only in their seeds share one row."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ MAX_PANELS = 6
 
 
 def write_results(run_dir: Path, results: SweepResults) -> None:
-    """Write `results.csv`, `results.md` and `results.png`, without metrics that have a ceiling: a table shows them."""
+    """Write `results.csv`, `results.md` and `results.png`. The plot leaves out metrics that have a ceiling."""
     (run_dir / "results.csv").write_text(table_csv(results), encoding="utf-8")
     (run_dir / "results.md").write_text(table_markdown(results, run_dir.resolve().name), encoding="utf-8")
     plotted = [name for name, better in results.metrics.items() if better != "closer to ceiling"]
@@ -24,7 +24,7 @@ def write_results(run_dir: Path, results: SweepResults) -> None:
 
 
 def table_csv(results: SweepResults) -> str:
-    """Full precision: group, bindings, number of points, and mean and spread of every metric; '' where unknown."""
+    """Return a row per group: bindings, number of points, mean and spread of every metric in full precision, or ''."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     axes = [axis for axis in results.group_axes if not is_seed(axis)]
@@ -40,17 +40,17 @@ def table_csv(results: SweepResults) -> str:
 
 
 def table_markdown(results: SweepResults, title: str) -> str:
-    """For people: mean ± sample standard deviation; the best is bold where it is so beyond the spreads."""
+    """Return a table of mean ± sample standard deviation. The best value is bold if the spreads do not overlap."""
     heads = [f"{metric}{ARROWS.get(better, '')}" for metric, better in results.metrics.items()]
     lines = [f"# {title}", "", _line(["point", *heads, "seeds"]), _line(["---"] + ["---:"] * (len(heads) + 1))]
     best = {metric: results.best(metric) for metric in results.metrics}
     for group in results.groups:
         cells = [_cell(group, metric, group is best[metric]) for metric in results.metrics]
         lines.append(_line([group.name, *cells, str(group.num_done)]))
-    note = "Mean ± sample standard deviation over seeds; ↓ lower is better, ↑ higher is better; bold: better than every"
-    lines += ["", f"{note} other by more than both ± together."]
+    note = "Mean ± sample standard deviation over seeds. ↓ lower is better, ↑ higher is better. Bold: better than every"
+    lines += ["", f"{note} other value by more than the sum of both ±."]
     if any("†" in line for line in lines):
-        lines.append("† ± over the seeds of the sampling of one trained model.")
+        lines.append("† ± over the sampling seeds of one trained model.")
     if results.missing:
         lines += ["", "Missing:", ""] + [f"- {name}: {' '.join(why.split())}" for name, why in results.missing.items()]
     return "\n".join(lines) + "\n"

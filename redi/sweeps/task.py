@@ -1,4 +1,4 @@
-"""A point of a sweep as submitit pickles it; imports nothing heavy, for the job's own process does no work."""
+"""The task of a sweep point that submitit pickles. It imports nothing heavy, because it only starts another process."""
 
 import os
 import re
@@ -13,13 +13,13 @@ POLL_SECONDS = 0.1
 
 
 class Task:
-    """Runs a command; a job that is preempted or out of time is queued again, and the command resumes its work.
+    """Run a command in a job. If the job is pre-empted or times out, requeue it; the command then resumes.
 
     Args:
         words: the command.
-        threads: of each of its processes, or None.
-        patience_seconds: how long the command may take for its checkpoint before the job is queued again without it:
-            less than lies between the scheduler's warning and the end.
+        threads: threads of each of its processes, or None.
+        patience_seconds: seconds to wait for the command's checkpoint before requeueing. Must be less than the time
+            between the scheduler's warning and the end of the job.
     """
 
     def __init__(self, words: Sequence[str], threads: int | None, patience_seconds: float = 60.0):
@@ -32,34 +32,35 @@ class Task:
         status = self._process.wait()
         if status and (job := os.environ.get("SLURM_JOB_ID")) and _preempted(job):
             subprocess.run(["scontrol", "requeue", job], check=True)
-            sys.exit(status)  # without a result, which for submitit would be the job's end
+            sys.exit(status)  # submitit takes a returned result for the end of the job
         return status
 
     def checkpoint(self):
-        """For submitit's signal handler: stop the command -> what is to be queued again."""
+        """Stop the command and return the task to requeue. Called by submitit's signal handler."""
         from submitit.helpers import DelayedSubmission
 
         if self._process is not None:
-            # Slurm signals every process of the step, but submitit's local executor and a lone kill do not.
+            # Slurm signals every process of the step; submitit's local executor and a plain kill do not.
             self._process.send_signal(getattr(signal, "SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")))
             _await_end(self._process.pid, self.patience_seconds)
         return DelayedSubmission(Task(self.words, self.threads, self.patience_seconds))
 
 
 def _preempted(job: str) -> bool:
-    """Whether Slurm itself took the job away, by a SIGTERM. submitit does nothing about that, and Slurm does not queue
-    a job again that ends within its time of grace.
+    """Return whether Slurm pre-empted the job with a SIGTERM.
+
+    submitit ignores this signal, and Slurm does not requeue a job that ends within the grace time.
     """
-    if shutil.which("scontrol") is None:  # in a container, say
+    if shutil.which("scontrol") is None:  # for example in a container
         return False
     shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=False)
     return re.search(r"PreemptTime=\d", shown.stdout) is not None
 
 
 def _await_end(pid: int, seconds: float) -> None:
-    """Waits for a child and leaves it to `Popen.wait`, which this may have interrupted while it held Popen's lock."""
-    over = time.monotonic() + seconds
-    while time.monotonic() < over:
+    """Wait for a child process without reaping it, because an interrupted `Popen.wait` may still hold Popen's lock."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
         try:
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 return

@@ -13,7 +13,7 @@ from redi.data.datasets import Dataset
 from redi.data.datasets.digits import Digits
 from redi.data.datasets.image_folder import ImageFolder
 from redi.data.preprocessing import Preprocessing
-from redi.runs.audit import audited
+from redi.runs.audit import audited_data
 from redi.runtime import shared_work
 
 
@@ -258,7 +258,7 @@ def gated(monkeypatch):
 
 def refusal(run_dir) -> str:
     with pytest.raises(AuditError) as caught:
-        audited(run_dir)
+        audited_data(run_dir)
     return str(caught.value)
 
 

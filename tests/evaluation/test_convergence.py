@@ -112,7 +112,7 @@ def test_a_pattern_without_runs_is_refused_and_a_run_named_twice_counts_once(tmp
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "log.jsonl").write_text("")
     assert run_folders("method", [str(tmp_path / "a"), str(tmp_path / "*")]) == [tmp_path / "a"]
-    with pytest.raises(ValueError, match="--method=.*nowhere names no folder"):
+    with pytest.raises(ValueError, match="--method=.*nowhere matches no folder"):
         run_folders("method", [str(tmp_path / "a"), str(tmp_path / "nowhere")])
 
 
@@ -132,4 +132,4 @@ def test_runs_of_images_that_lay_elsewhere_compare_and_those_of_other_images_do_
         (tmp_path / name / "config.gin").write_text(f"IMAGES = '{name}'\nImageFolder.path = %IMAGES\n")
     warn_of_different_measures([tmp_path / name for name in ("first", "moved", "older", "other")])
     [message] = caplog.messages
-    assert message.endswith("other images") and f"{tmp_path / 'other'} was" in message
+    assert message.endswith(": images") and f"{tmp_path / 'other'} and" in message

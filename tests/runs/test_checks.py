@@ -12,7 +12,7 @@ from redi.core.configurables import import_all
 from redi.models.encoders import encoders
 from redi.runs.checks import check_label_order
 from redi.runs.experiment import Experiment
-from redi.runs.prepare import prepared
+from redi.runs.prepare import prepare_run
 
 import_all()
 SHIPPED = sorted(str(file.relative_to(config.config_dir())) for file in config.config_dir().rglob("*.gin"))
@@ -27,7 +27,7 @@ def refused(tiny_gin, tmp_path, monkeypatch):
         (tmp_path / "run").mkdir(exist_ok=True)
         with pytest.raises(ValueError) as error:
             config.parse([tiny_gin], ["train.device = 'cpu'", *bindings])
-            prepared(Experiment(tmp_path / "run"), evaluates=True)
+            prepare_run(Experiment(tmp_path / "run"), evaluates=True)
         assert not list((tmp_path / "cache").glob("*"))  # neither fitted nor encoded
         return str(error.value)
 
@@ -62,7 +62,7 @@ def test_labels_of_published_weights_are_explained_and_an_unknown_order_warned_o
 def test_settings_that_can_work_are_prepared(tiny_gin, tmp_path):
     config.parse([tiny_gin], ["train.device = 'cpu'"])
     experiment = Experiment(tmp_path)
-    data = prepared(experiment, evaluates=True)
+    data = prepare_run(experiment, evaluates=True)
     assert experiment.codec.fitted and len(data) == 179
 
 
@@ -70,10 +70,10 @@ def test_settings_that_can_work_are_prepared(tiny_gin, tmp_path):
 def test_tokens_of_more_numbers_than_the_model_is_wide_are_pointed_out(tiny_gin, tmp_path, caplog, rank, numbers):
     size = ["DiffusionTransformer.size = 'S/2'", "DiffusionTransformer.width = 16", f"PCA.rank = {rank}"]
     config.parse([tiny_gin], ["train.device = 'cpu'", *size])
-    prepared(Experiment(tmp_path))
-    found = [record.getMessage() for record in caplog.records if "a token holds" in record.getMessage()]
+    prepare_run(Experiment(tmp_path))
+    found = [record.getMessage() for record in caplog.records if "each token packs" in record.getMessage()]
     assert len(found) == bool(numbers)  # one image channel and the rank, by patches of 2 x 2
-    assert not numbers or f"a token holds {numbers} numbers" in found[0] and "width of 16" in found[0]
+    assert not numbers or f"each token packs {numbers} values" in found[0] and "width of 16" in found[0]
 
 
 TRAINING = {
@@ -144,7 +144,7 @@ RESULTS = {
     ),
     "the encoder alone": (
         "evaluate.networks = [@encoders.DomainEncoder()]",
-        "one of evaluate.networks has the settings, and so the weights, of the DomainEncoder whose features are",
+        "one of evaluate.networks has the same settings, and so the same weights, as the DomainEncoder whose features",
     ),
     "an unknown metric": ("evaluate.metrics = ['frechet']", "evaluate.metrics names 'frechet'; there are frechet_dist"),
     "a metric without a list": (
@@ -194,7 +194,7 @@ def test_a_reference_of_other_classes_is_refused_before_encoding(refused, tmp_pa
 def test_what_only_the_results_need_does_not_stop_training_alone(tiny_gin, tmp_path):
     config.parse([tiny_gin], ["train.device = 'cpu'", "sample.weights = 'emma'"])
     experiment = Experiment(tmp_path)
-    prepared(experiment)
+    prepare_run(experiment)
     codec = experiment.codec
     assert codec.fitted
 

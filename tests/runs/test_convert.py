@@ -139,7 +139,7 @@ def test_evaluating_an_imported_run_says_the_order_of_its_labels(redi_run, caplo
     experiment.train_data = Thousand()
     with contextlib.suppress(DryRunEnd, ValueError):  # with samples or without
         evaluate_stage(experiment)
-    assert "labels of the published weights: ImageNet's, 0 = 'n00000000' ... 999 = 'n00000999'" in caplog.text
+    assert "labels follow ImageNet's order: 0 = 'n00000000' ... 999 = 'n00000999'" in caplog.text
 
 
 def test_the_configuration_is_complete_and_made_for_the_published_weights(redi_run):
@@ -228,7 +228,7 @@ def test_the_step_is_the_file_s_or_the_one_that_is_stated(tmp_path, caplog, stor
     path = saved(tmp_path / "x.pt", {"ema": published_state(), **stored})
     folder = convert.import_checkpoint(path, tmp_path / "run", framework="sit", step=argument)
     assert folder.name == f"step_{step:08d}"
-    assert ("does not say its step: 0 is taken for it; --step=... states it" in caplog.text) == (not step)
+    assert ("does not contain its training step; using 0. Pass --step to set it" in caplog.text) == (not step)
 
 
 def test_a_folder_of_shards_is_imported_and_its_files_are_in_the_record(tmp_path):
@@ -281,7 +281,7 @@ def test_the_heads_of_an_odd_width_are_taken_from_a_binding(tmp_path):
 def test_without_statistics_the_message_says_where_they_are_published(tmp_path):
     path = saved(tmp_path / "redi.pt", published_state(12))
     with pytest.raises(
-        ValueError, match=r"8 channels of features, and no checkpoint.*--pca=dino_pca_model.pth.*zelaki/ReDi"
+        ValueError, match=r"8 feature channels, and checkpoints do.*--pca=dino_pca_model.pth.*zelaki/ReDi"
     ):
         convert.import_checkpoint(path, tmp_path / "run", framework="sit")
     assert not (tmp_path / "run").exists()
@@ -309,13 +309,13 @@ def test_the_configuration_at_hand_stays_as_it_was(tmp_path):
 
 
 def test_a_folder_with_a_run_is_left_alone(redi_run):
-    with pytest.raises(ValueError, match="holds a run already"):
+    with pytest.raises(ValueError, match="already holds a run"):
         convert.import_checkpoint(redi_run[1], redi_run[0])
 
 
 def test_a_configuration_that_does_not_fit_is_refused(tmp_path):
     path = saved(tmp_path / "plain.pt", published_state(4))
-    with pytest.raises(ValueError, match="configured DiffusionTransformer is not that of the checkpoint"):
+    with pytest.raises(ValueError, match="configured DiffusionTransformer does not fit the checkpoint"):
         convert.import_checkpoint(
             path, tmp_path / "run", framework="sit", gin_bindings=["DiffusionTransformer.depth = 2"]
         )
@@ -328,5 +328,5 @@ def test_unknown_settings_of_a_training_program_are_refused(tmp_path):
 
 
 def test_the_name_of_an_export_says_its_format(redi_run, tmp_path):
-    with pytest.raises(ValueError, match=r"x\.npz: the name ends in \.pt"):
+    with pytest.raises(ValueError, match=r"x\.npz: the file name must end in \.pt"):
         convert.export(redi_run[0], tmp_path / "x.npz")

@@ -208,7 +208,7 @@ def test_a_plug_in_that_is_written_over_while_the_process_runs_is_what_was_impor
 def test_bindings_that_the_drawing_function_does_not_see_are_warned_of(lab):
     lab.caplog.clear()
     lab.parse("draw_brighter.generate = None")
-    assert "generate.guidance, generate.sampler: without effect on the samples" in lab.caplog.text
+    assert "generate.guidance, generate.sampler: no effect on the samples" in lab.caplog.text
     lab.caplog.clear()
     lab.parse()
-    assert "without effect" not in lab.caplog.text
+    assert "no effect" not in lab.caplog.text

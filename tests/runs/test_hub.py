@@ -216,20 +216,20 @@ def test_a_record_of_absurd_claims_is_refused_before_anything_is_built(saved, cl
     del record[OWN_HASH]
     record["model_arguments"] |= claim
     (saved / "record.json").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match=r"record\.json does not describe a model that redi has saved"):
+    with pytest.raises(ValueError, match=r"record\.json does not describe a model saved by redi"):
         redi.from_pretrained(saved, device="cpu")
 
 
 def test_the_folder_of_a_run_is_told_from_a_saved_model(run_dir):
     with pytest.raises(ValueError, match=r"record\.json is missing"):
         redi.from_pretrained(run_dir)
-    with pytest.raises(ValueError, match="not written by save_pretrained; for the folder of a run: redi.load"):
+    with pytest.raises(ValueError, match="not written by save_pretrained; open a run folder with redi.load"):
         redi.from_pretrained(list_checkpoints(run_dir)[-1])
 
 
 def test_a_folder_with_other_things_is_not_overwritten(run_dir, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="holds other things"):
+    with pytest.raises(ValueError, match="holds files besides"):
         redi.save_pretrained(run_dir, tmp_path)
     assert (tmp_path / "thesis.tex").exists()
 
@@ -238,14 +238,14 @@ def test_no_model_is_written_over_a_run_or_its_checkpoint(run_dir, tmp_path):
     shutil.copytree(run_dir, tmp_path / "run")
     (newest,) = list_checkpoints(tmp_path / "run")
     for folder in (tmp_path / "run", newest):
-        with pytest.raises(ValueError, match="holds other things than a saved model"):
+        with pytest.raises(ValueError, match="holds files besides a saved model"):
             redi.save_pretrained(tmp_path / "run", folder)
     assert draw(redi.load(tmp_path / "run", device="cpu")).shape == (2, 3, 8, 8)
 
 
 def test_a_model_is_not_replaced_together_with_what_was_added_to_it(run_dir, saved):
     (saved / ".git").mkdir()
-    with pytest.raises(ValueError, match=r"other things than a saved model \(\.git\)"):
+    with pytest.raises(ValueError, match=r"files besides a saved model \(\.git\)"):
         redi.save_pretrained(run_dir, saved)
 
 
@@ -351,7 +351,7 @@ def test_a_name_that_is_nowhere_is_refused(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(ValueError, match="some/model: no such folder here, and not to be had from the hub: no network"):
+    with pytest.raises(ValueError, match="some/model is not a local folder, and downloading it failed: no network"):
         redi.from_pretrained("some/model")
 
 

@@ -42,7 +42,7 @@ def test_the_same_command_finds_nothing_left_to_do(older, caplog):
     experiment = Experiment(older / "run")
     experiment.claim(trains=True)
     assert set(job(experiment)) == {"train"}  # which sees that it holds the last step
-    assert "samples and metrics are of this checkpoint and configuration" in caplog.text
+    assert "samples and metrics are up to date" in caplog.text
     assert files(older / "cache") == cached  # nothing was fitted or encoded
 
 

@@ -92,14 +92,14 @@ def test_with_another_cache_the_contents_in_the_audit_decide(place, caplog, caps
 def test_samples_are_drawn_and_named_without_the_images(place, caplog):
     experiment = opened(place, "sample.labels = ['boot']", "sample.num_images = 3")
     sample_stage(experiment)
-    assert "the picture shows no real images: ImageFolder.path = " in caplog.text and "looked for" in caplog.text
+    assert "leaving real images out of the picture: ImageFolder.path = " in caplog.text and "looked for" in caplog.text
     assert experiment.run.class_names == redi.load(place / "run").class_names == ["bag", "boot"]
     assert (place / "run" / "samples.png").exists()
 
 
 def test_evaluation_and_queries_say_which_images_they_need_and_take_them_elsewhere(place, tmp_path):
     sample_stage(opened(place))
-    for stage, message in ((evaluate_stage, "looked for .*bind where"), (query_stage, "a query asks about images.*bi")):
+    for stage, message in ((evaluate_stage, "looked for .*bind where"), (query_stage, "redi.query needs images.*bind")):
         with pytest.raises(ValueError, match=message):
             stage(opened(place))
     moved = (place / "images").rename(tmp_path / "elsewhere")
@@ -113,7 +113,7 @@ def test_one_replaced_image_is_another_data_set_for_training_and_evaluation(plac
     file, audited = sorted((place / "images").rglob("*.bmp"))[0], (place / "run" / "audit.json").read_text()
     Image.new("RGB", (8, 8), "red").save(file)
     for stage in (train_stage, evaluate_stage):
-        with pytest.raises(ValueError, match=r"trained on other data than train.dataset now holds \(the same co"):
+        with pytest.raises(ValueError, match=r"trained on other data than train.dataset now holds \(with equal co"):
             stage(opened(place, f"IMAGES = '{place / 'images'}'", "train.num_steps = 3", trains=True))
     file.unlink()
     with pytest.raises(ValueError, match=r"\(4\d images in 2 classes \(bag, boot\) then, 4\d images"):

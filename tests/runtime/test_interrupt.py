@@ -122,7 +122,7 @@ def test_the_exit_status_is_what_a_shell_says_of_a_process_killed_by_the_signal(
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert f"stopped by {number.name} at step 7; the same command goes on from there" in stderr.decode()
+    assert f"stopped by {number.name} at step 7; rerun the same command to continue" in stderr.decode()
     shell = subprocess.run(["sh", "-c", f"sh -c 'kill -{int(number)} $$'; echo $?"], capture_output=True)
     assert int(shell.stdout) == process.returncode  # of one that has no handler for it
 

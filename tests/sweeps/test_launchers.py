@@ -14,21 +14,21 @@ import pytest
 
 from redi.runtime.checkpoint import checkpoint_dir
 from redi.sweeps import launchers, slurm
-from redi.sweeps.launchers import command, local, printed, seconds_left
+from redi.sweeps.launchers import command, local, print_commands, seconds_left
 from redi.sweeps.owner import working_on
-from redi.sweeps.plan import Planned
-from redi.sweeps.slurm import submitted
+from redi.sweeps.plan import PlannedPoint
+from redi.sweeps.slurm import submit
 from redi.sweeps.task import Task
 
 
-def point(name: str, model: str = "") -> Planned:
-    return Planned(name, name, {}, text="", model=model or name, num_steps=1)
+def point(name: str, model: str = "") -> PlannedPoint:
+    return PlannedPoint(name, name, {}, text="", model=model or name, num_steps=1)
 
 
 def script(monkeypatch, source: str) -> None:
     """Has points run this Python source in place of redi; NAME is the point's, FOLDER its folder."""
 
-    def words(run_dir: Path, entry: Planned, *, processes=None) -> list[str]:
+    def words(run_dir: Path, entry: PlannedPoint, *, processes=None) -> list[str]:
         head = f"import os, pathlib, signal, sys, time; NAME = {entry.name!r}"
         return [sys.executable, "-c", f"{head}; FOLDER = pathlib.Path({str(entry.folder(run_dir))!r})\n{source}"]
 
@@ -105,9 +105,9 @@ def test_a_point_that_another_process_works_on_is_waited_for_and_said(tmp_path, 
     assert begun.wait(30)
     local(tmp_path, entries, parallel=1, threads=None)
     lines = [record.getMessage() for record in caplog.records]
-    assert lines[0].startswith(f"a: waiting, because process {os.getpid()} on ") and "works on it; end that" in lines[0]
-    assert lines[1:3] == ["c: started, 2 to go", "c: done"]  # b would wait for the training of a
-    assert lines[3:] == ["a: done by another process", "b: started, 0 to go", "b: done"]
+    assert lines[0].startswith(f"a: waiting for process {os.getpid()} on ") and "hangs, end it with kill" in lines[0]
+    assert lines[1:3] == ["c: started, 2 waiting", "c: done"]  # b would wait for the training of a
+    assert lines[3:] == ["a: finished by another process", "b: started, 0 waiting", "b: done"]
     assert not (folder / "output.txt").exists()
 
 
@@ -155,7 +155,7 @@ def test_a_point_that_was_killed_has_an_error_and_the_others_go_on(tmp_path, mon
     (tmp_path / "points" / "a" / "error.txt").write_text("of an earlier try")
     local(tmp_path, [point("a"), point("b")], parallel=1, threads=None)
     error = (tmp_path / "points" / "a" / "error.txt").read_text()
-    assert error == "the process ended with status -9 and left no result; see output.txt\n"
+    assert error == "the process ended with status -9 and wrote no result; see output.txt\n"
     assert {path.name for path in (tmp_path / "points" / "b").iterdir()} == {"output.txt", "result.json"}
     assert "a: the process ended with status -9" in caplog.text
 
@@ -182,7 +182,7 @@ time.sleep(60)
         os.kill(os.getpid(), number)
 
     threading.Thread(target=stop, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt, match="the sweep was stopped; what was finished is kept") as stopped:
+    with pytest.raises(KeyboardInterrupt, match="the sweep was stopped; finished points are kept") as stopped:
         local(tmp_path, [point("a"), point("b"), point("c")], parallel=2, threads=None)
     assert stopped.value.signal_number == number
     assert [(path.parent / "heard").read_text() for path in ready] == [f"{int(number)} "] * 2
@@ -191,7 +191,7 @@ time.sleep(60)
 
 def test_the_command_of_a_point_can_be_pasted_into_a_shell(capsys):
     words = command(Path("runs/my sweep"), point("rank=8,seed=0"))
-    printed([words], threads=2)
+    print_commands([words], threads=2)
     line = capsys.readouterr().out.strip()
     expected = "-m redi.sweep '--run_dir=runs/my sweep' --point=rank=8,seed=0"
     assert line == f"OMP_NUM_THREADS=2 {sys.executable} {expected}"
@@ -213,16 +213,16 @@ def test_submitit_runs_every_point_and_failures_are_noted(tmp_path, monkeypatch)
     pytest.importorskip("submitit")
     script(monkeypatch, f"{RESULT}\nsys.exit(3) if NAME == 'a' else done()")
     entries = [point("a"), point("b")]
-    submitted(tmp_path, entries, threads=1, options={"timeout_min": 1}, cluster="local", poll_seconds=0.1)
+    submit(tmp_path, entries, threads=1, options={"timeout_min": 1}, cluster="local", poll_seconds=0.1)
     assert (tmp_path / "points" / "b" / "result.json").exists()
-    assert "left no result" in (tmp_path / "points" / "a" / "error.txt").read_text()
+    assert "wrote no result" in (tmp_path / "points" / "a" / "error.txt").read_text()
     assert not (tmp_path / "points" / "b" / "error.txt").exists()
 
 
 def test_options_that_submitit_does_not_know_are_refused_before_anything_is_submitted(tmp_path):
     pytest.importorskip("submitit")
-    with pytest.raises(ValueError, match="submitit refuses: (.|\n)*Unknown argument 'partitoin'(.|\n)*sweep.slurm"):
-        submitted(tmp_path, [point("a")], threads=None, options={"slurm_partitoin": "gpu"}, cluster="local")
+    with pytest.raises(ValueError, match="submitit refuses the options in sweep.slurm: (.|\n)*argument 'partitoin'"):
+        submit(tmp_path, [point("a")], threads=None, options={"slurm_partitoin": "gpu"}, cluster="local")
     assert not (tmp_path / "points").exists()
 
 
@@ -254,7 +254,7 @@ def test_a_job_that_is_warned_has_its_point_save_and_is_queued_again(tmp_path, m
         os.kill(int((folder / "job").read_text()), signal.SIGUSR2)
 
     threading.Thread(target=warn, daemon=True).start()
-    submitted(tmp_path, [point("a")], threads=None, options={"timeout_min": 2}, cluster="local", poll_seconds=0.1)
+    submit(tmp_path, [point("a")], threads=None, options={"timeout_min": 2}, cluster="local", poll_seconds=0.1)
     assert (folder / "saved").read_text() == str(int(signal.SIGUSR2))
     assert (folder / "result.json").exists() and not (folder / "error.txt").exists()
 

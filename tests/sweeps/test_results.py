@@ -13,7 +13,7 @@ from PIL import Image
 
 from redi.pages.sweep_results import SweepResults
 from redi.sweeps.launchers import note_end, start
-from redi.sweeps.plan import Planned, write_plan
+from redi.sweeps.plan import PlannedPoint, write_plan
 from redi.sweeps.point import is_done, write_result
 from redi.sweeps.results import table_csv, table_markdown, write_results
 
@@ -28,7 +28,7 @@ def sweep(tmp_path):
         setting = {"JointCodec.representations": "[]"} if group == "plain" else {"PCA.rank": group[5:]}
         for seed in range(3):
             bindings = {**setting, "train.seed": str(seed)}
-            entry = Planned(f"{group},seed={seed}", group, bindings, text="", model=group, num_steps=1)
+            entry = PlannedPoint(f"{group},seed={seed}", group, bindings, text="", model=group, num_steps=1)
             entry.folder(tmp_path).mkdir(parents=True)
             planned.append(entry)
             if seed < len(values):
@@ -38,7 +38,7 @@ def sweep(tmp_path):
     return tmp_path, planned
 
 
-def write(folder: Path, entry: Planned, value: float, **more) -> None:
+def write(folder: Path, entry: PlannedPoint, value: float, **more) -> None:
     metrics = [
         {"metric": "fid_clean", "value": value, "better": "lower", "num_samples": 10} | more,
         {"metric": "recall", "value": value / 10, "better": "higher", "num_samples": 10},
@@ -75,7 +75,7 @@ def test_the_spread_of_one_point_s_own_sampling_is_marked(sweep):
     write(folder, planned[6], 3.0, spread=0.75)
     results = SweepResults(folder)
     text = table_markdown(results, "ranks")
-    assert "| rank=8 | 3 ± 0.75 † |" in text and "† ± over the seeds of the sampling" in text
+    assert "| rank=8 | 3 ± 0.75 † |" in text and "† ± over the sampling seeds" in text
     assert list(csv.DictReader(io.StringIO(table_csv(results))))[2]["fid_clean_std"] == ""
 
 
@@ -124,4 +124,4 @@ def test_a_result_of_before_does_not_pass_for_that_of_a_process_that_dies(sweep,
     assert is_done(folder, plain)
     process = start(folder, plain, [sys.executable, "-c", "raise SystemExit(3)"], None)
     note_end(folder, plain, process.wait())
-    assert not is_done(folder, plain) and "ended with status 3 and left no result" in caplog.text
+    assert not is_done(folder, plain) and "ended with status 3 and wrote no result" in caplog.text

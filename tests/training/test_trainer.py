@@ -429,7 +429,7 @@ def test_ctrl_c_writes_a_checkpoint_and_the_same_command_ends_as_an_unbroken_run
     assert process.returncode == 130, errors
     step = json.loads((list_checkpoints(run_dir)[-1] / "record.json").read_text())["step"]
     assert 3 <= step < 150
-    assert f"stopped by SIGINT at step {step}; the same command goes on from there" in errors
+    assert f"stopped by SIGINT at step {step}; rerun the same command to continue" in errors
     command_line.FLAGS.mark_as_parsed()
     with flagsaver.flagsaver(gin_file=[str(tmp_path / "tiny.gin")]):
         train_program.main(run_dir)

@@ -179,7 +179,9 @@ def test_a_sweep_that_lies_in_a_folder_submits_nothing(tmp_path):
     text = "sweep.grid = {'PCA.rank': [1]}\nsweep.launcher = 'slurm'\nsweep.slurm = {'slurm_setup': ['touch ran']}\n"
     path = found(tmp_path, text)
     flags.FLAGS(["redi.sweep"])
-    with pytest.raises(ValueError, match="options of Slurm can be shell commands: read it.*--gin_file=.*config.gin"):
+    with pytest.raises(
+        ValueError, match="Slurm options can contain shell commands. Read the file.*--gin_file=.*config.gin"
+    ):
         sweep.main(path.parent)
 
 
