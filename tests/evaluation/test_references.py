@@ -129,7 +129,7 @@ def test_damaged_features_are_said_and_computed_again(digits, tmp_path, monkeypa
     if damage == "gone":
         path.unlink()
     assert torch.equal(reference_features(digits, Means(), cache_dir=tmp_path).tensors["pooled"], before)
-    assert "computed again, because what was stored is damaged" in caplog.text and file in caplog.text
+    assert "the reference features again, because the stored result is damaged" in caplog.text and file in caplog.text
     caplog.clear()
     assert torch.equal(reference_features(digits, network := Means(), cache_dir=tmp_path).tensors["pooled"], before)
     assert network.seen == 0 and "damaged" not in caplog.text

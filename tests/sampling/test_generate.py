@@ -105,7 +105,7 @@ def test_a_seed_decides_the_images(model, codec):
 
 @pytest.mark.parametrize("seed", [2**64, -1, "3", 1.0, None])
 def test_a_seed_that_is_none_of_its_own_is_refused(model, codec, seed):
-    with pytest.raises(ValueError, match=r"less than 2\*\*64 is needed"):
+    with pytest.raises(ValueError, match=r"must be an integer of at least 0 and less than 2\*\*64"):
         draw(model, codec, seed=seed)
 
 

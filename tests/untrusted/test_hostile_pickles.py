@@ -152,7 +152,7 @@ def test_the_hostile_pickles_do_work_on_the_real_unpickler():
 @pytest.mark.parametrize("module", ["os", "subprocess", "builtins.open", "torch", "sys", "redi.runtime.weights_files"])
 def test_a_refused_name_is_reported(module, tmp_path):
     (tmp_path / "x.pth").write_bytes(archive(f"\x80\x02c{module}\nanything\n.".encode("latin1")))
-    with pytest.raises(ValueError, match=f"was refused: beside tensors it holds {module.partition('.')[0]}"):
+    with pytest.raises(ValueError, match=f"was refused: besides tensors it contains {module.partition('.')[0]}"):
         read_weights_file(tmp_path / "x.pth")
 
 

@@ -21,7 +21,7 @@ from redi.models.reducers.moments import Moments
 from redi.runtime.artefact import load_tensors, save_artefact
 from redi.runtime.checksums import json_sha256
 from redi.runtime.progress import progress
-from redi.runtime.shared_work import SharedJob, complete, restored_or
+from redi.runtime.shared_work import SharedJob, complete, load_or_create
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def fit_encoder(folder: Path, encoder: Encoder, dataset: Dataset) -> None:
         record = {"key": key | {"code": identity(encoder)}, "provenance": encoder.provenance()}
         save_artefact(path, {"state": encoder.state_dict()}, record)
 
-    tensors, _ = restored_or(path, "fitted", lambda done: complete(_work(path), finished=done, finish=finish))
+    tensors, _ = load_or_create(path, "fitting", lambda done: complete(_work(path), finished=done, finish=finish))
     encoder.load_state_dict(tensors["state"])
 
 
@@ -101,7 +101,7 @@ def fit_reducer(
         encoder.load()
         job.run(do=add_up, finish=finish, finished=finished, rank=rank, world_size=world_size, desc=desc)
 
-    tensors, record = restored_or(path, "fitted", run)
+    tensors, record = load_or_create(path, "fitting", run)
     reducer.to(device)
     reducer.take_over(tensors["state"], record["fitted_on"], str(path))
 

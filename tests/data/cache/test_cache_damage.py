@@ -90,7 +90,7 @@ def test_a_damaged_fit_is_said_and_made_again(whole, images, caplog, place, how)
     (path,) = folder.glob(place)
     damage(path, how)
     codec, cache = prepared(folder, images)
-    assert "fitted again, because what was stored is damaged" in caplog.text and path.name in caplog.text
+    assert "fitting again, because the stored result is damaged" in caplog.text and path.name in caplog.text
     assert codec.fitted and len(cache) == COUNT
     assert contents(folder) == before
 
@@ -102,7 +102,7 @@ def test_a_fit_with_a_damaged_record_is_made_again(whole, images, caplog, place,
     (path,) = folder.glob(place)
     damage(path, how)
     prepared(folder, images)
-    assert "fitted again" in caplog.text and "record.json" in caplog.text
+    assert "fitting again" in caplog.text and "record.json" in caplog.text
     assert contents(folder) == before
 
 

@@ -266,7 +266,7 @@ def test_training_batches_with_mirrors_are_the_same_online_and_from_the_cache(tm
 
 @pytest.mark.parametrize("name", ["num_fit_images", "batch_size", "rows_per_shard"])
 def test_counts_below_one_are_refused(tmp_path, images, name):
-    with pytest.raises(ValueError, match=f"prepare.{name} = 0: a whole number of at least 1 is needed"):
+    with pytest.raises(ValueError, match=f"prepare.{name} = 0 must be an integer of at least 1"):
         prepare(codec=tiny_codec(), dataset=images, cache_dir=tmp_path, **{name: 0})
 
 

@@ -330,7 +330,7 @@ def test_labels_that_are_no_class_are_refused_before_encoding(tmp_path, codec):
 def test_a_full_disk_is_refused_after_the_first_batch(tmp_path, codec, images, monkeypatch):
     usage = type("Usage", (), {"free": 100})
     monkeypatch.setattr("redi.runtime.shared_work.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(OSError, match="no space for .*cache.work: .* GiB needed, .* prepare.cache_dir"):
+    with pytest.raises(OSError, match="not enough disk space for .*cache.work: .* GiB needed, .* prepare.cache_dir"):
         write(tmp_path / "cache", codec, images)
 
 
