@@ -196,7 +196,7 @@ def test_leaving_early_says_that_nothing_more_is_needed():
 
 @pytest.mark.parametrize("shuffle", ["local", "Shards", "", None])
 def test_an_unknown_order_is_refused_before_anything_is_read(shuffle):
-    with pytest.raises(ValueError, match=r"train.shuffle = .*: it is 'global' or 'shards'"):
+    with pytest.raises(ValueError, match=r"train.shuffle = .* must be 'global' or 'shards'"):
         batches(Numbers(4), batch_size=2, seed=0, start=0, stop=2, shuffle=shuffle)
 
 

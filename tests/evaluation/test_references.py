@@ -225,7 +225,7 @@ IMPOSSIBLE = {
     "a negative variance": ({"sigma": -np.eye(4)}, "a variance below 0"),
     "a spatial mean alone": ({"mu_s": np.zeros(2)}, "holds mu_s but no sigma_s"),
     "words": ({"mu": np.array(["a"] * 4)}, "mu holds <U1, not numbers"),
-    "objects": ({"mu": np.array([{}] * 4)}, "mu.npy holds Python objects, whose pickles could run code"),
+    "objects": ({"mu": np.array([{}] * 4)}, "mu.npy has Python objects, whose pickles could run code"),
 }
 
 

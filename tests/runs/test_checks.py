@@ -78,11 +78,11 @@ def test_tokens_of_more_numbers_than_the_model_is_wide_are_pointed_out(tiny_gin,
 
 TRAINING = {
     "an unknown precision": ("train.precision = 'bf16'", "train.precision = 'bf16' must be 'auto', 'float32', 'tf32'"),
-    "an unknown order": ("train.shuffle = 'some'", "train.shuffle = 'some': it is 'global' or 'shards'"),
+    "an unknown order": ("train.shuffle = 'some'", "train.shuffle = 'some' must be 'global' or 'shards'"),
     "compiled by half": ("train.compile = 'half'", "train.compile = 'half' must be 'auto', True or False"),
     "steps in words": ("train.num_steps = 'many'", "train.num_steps = 'many': it takes an integer"),
     "a part of a step": ("train.num_steps = 1.5", "train.num_steps = 1.5: it takes an integer"),
-    "a turned gradient": ("train.max_grad_norm = -1", "train.max_grad_norm = -1: a finite number of at least 0"),
+    "a turned gradient": ("train.max_grad_norm = -1", "train.max_grad_norm = -1 must be a finite number of at least 0"),
     "weights that are nowhere": ("train.initial_weights = 'nowhere.pt'", "nowhere.pt"),
     "a weight below zero": (
         "JointObjective.representation_weight = -1",
@@ -132,7 +132,7 @@ RESULTS = {
     "unknown weights": ("sample.weights = 'emma'", "sample.weights = 'emma': it is 'ema' or 'model'"),
     "a label beyond the classes": ("sample.labels = [99]", "sample.labels = [99]: it is 'equal', 'random'"),
     "no labels": ("sample.labels = []", "sample.labels = []"),
-    "no images": ("sample.num_images = 0", "sample.num_images = 0: a whole number"),
+    "no images": ("sample.num_images = 0", "sample.num_images = 0 must be an integer"),
     "another network": ("evaluate.networks = [@reducers.PCA()]", "evaluate.networks takes one of encoders"),
     "a network without a list": (
         "evaluate.networks = @evaluator/encoders.DomainEncoder()",

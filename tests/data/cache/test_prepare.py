@@ -451,7 +451,7 @@ class AttributeOfMoments(PCA):
     ("reducer_class", "reason"),
     [
         (RegisteredLate, r"cannot be restored from its state: ADVICE \(.*Unexpected key.*scale"),
-        (Attribute, "restored from its state gives other values than the one that was fitted: ADVICE$"),
+        (Attribute, "restored from its state computes other values than the fitted one: ADVICE$"),
         (AttributeOfMoments, r"cannot be restored from its state: ADVICE \(.*no attribute 'trace'"),
     ],
 )
@@ -476,7 +476,7 @@ class Forgetful(DomainEncoder):
 def test_an_encoder_whose_state_is_not_all_that_it_learned_is_refused_at_the_fit(tmp_path, images):
     codec = tiny_codec()
     codec.representations["domain"].encoder = Forgetful(width=8, depth=1, image_size=8, num_steps=2, batch_size=16)
-    with pytest.raises(ValueError, match="Forgetful restored from its state gives other values"):
+    with pytest.raises(ValueError, match="Forgetful restored from its state computes other values"):
         prepare(codec=codec, dataset=images, cache_dir=tmp_path)
 
 

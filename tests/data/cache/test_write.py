@@ -122,7 +122,7 @@ def test_the_unmirrored_half_is_the_unmirrored_cache(tmp_path, codec, images):
 
 def test_mirrors_of_a_cache_without_them_are_refused(tmp_path, codec, images):
     cache = write(tmp_path / "cache", codec, images)
-    with pytest.raises(ValueError, match="holds no mirrored images: set prepare.mirror = True"):
+    with pytest.raises(ValueError, match="has no mirrored images: set prepare.mirror = True"):
         cache.batch([0], mirror=np.array([True]))
 
 

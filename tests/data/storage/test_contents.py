@@ -103,4 +103,4 @@ def test_a_damaged_memory_is_written_again(root, cache, caplog):
 def test_a_cache_folder_that_cannot_be_made_is_no_hindrance(root, monkeypatch, caplog):
     first = both(root)
     monkeypatch.setenv("REDI_CACHE", str(root / "cat" / "0.bmp" / "cache"))
-    assert both(root) == first and "is not remembered" in caplog.text
+    assert both(root) == first and "hashes of the image files are not stored" in caplog.text

@@ -45,7 +45,7 @@ MISTAKES = {
     "parts": (["train/cat/1.png", "val/cat/2.png"], {}, "not classes. Bind ImageFolder.path = '{}/train'"),
     "the other part": (
         ["train/cat/1.png", "val/cat/2.png"], {},
-        "evaluate with val instead, bind also held_out/ImageFolder.path = '{}/val'",
+        "evaluate on val instead, also bind held_out/ImageFolder.path = '{}/val'",
     ),  # fmt: skip
     "parts without classes": (["Train/1.png", "test/2.png", "valid/3.png"], {}, "path = '{}/Train'"),
     "a folder around the classes": (["pets/cat/1.png", "pets/dog/2.png"], {}, "ImageFolder.path = '{}/pets'; or"),
@@ -99,7 +99,7 @@ def test_what_is_left_out_is_counted_and_what_looks_like_an_image_is_warned_of(t
 
 def test_a_folder_without_images_tells_what_it_holds(tmp_path):
     (tmp_path / "a.heic").write_text(""), (tmp_path / "b.heic").write_text("")
-    with pytest.raises(ValueError, match="holds no images; names must end .* not 2 .heic"):
+    with pytest.raises(ValueError, match="has no images; names must have .* not 2 .heic"):
         ImageFolder(path=str(tmp_path))
 
 
