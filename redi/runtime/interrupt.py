@@ -65,7 +65,7 @@ class StopRequest(contextlib.ExitStack):
         """Raise KeyboardInterrupt if a signal arrived; its `signal_number` sets the program's exit status."""
         if self.requested is not None:
             stopped = KeyboardInterrupt(message)
-            stopped.signal_number = self.requested
+            stopped.signal_number = self.requested  # type: ignore[attr-defined]  # read by redi.command_line
             raise stopped
 
     def _handle(self, number: int, _frame) -> None:

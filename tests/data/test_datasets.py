@@ -302,7 +302,7 @@ def test_paths_that_hold_no_images_are_refused(tmp_path):
     refused(r"ImageFolder.path = '.*a.tar' is neither a folder nor a complete zip file", path=tmp_path / "a.tar")
     (tmp_path / "empty").mkdir()
     refused(r"ImageFolder.path = '.*empty' has no images; names must have", path=tmp_path / "empty")
-    refused(r"ImageFolder.path = '.*empty.zip' holds no images", path=zipped(classes(tmp_path / "empty", 0)))
+    refused(r"ImageFolder.path = '.*empty.zip' has no images", path=zipped(classes(tmp_path / "empty", 0)))
 
 
 def test_images_at_the_root_beside_class_folders_are_refused(tmp_path):
@@ -466,10 +466,8 @@ def test_bad_tables_are_refused(tmp_path):
     refused(r"image_column = 'img': the data set has the columns image, label, caption", path, image_column="img")
     refused(r"image_column = 'label' must be a column of images, not ClassLabel", path, image_column="label")
     refused(r"label_column = 'y': the data set has the columns", path, label_column="y")
-    refused(
-        r"label_column = 'caption' holds Value\('string'\): .* or set it to None for", path, label_column="caption"
-    )
-    refused(r"label_column = 'label' holds Value\('float32'\)", saved(tmp_path / "b", kind=hf.Value("float32")))
+    refused(r"'caption' is a column of Value\('string'\), .* or set it to None for", path, label_column="caption")
+    refused(r"'label' is a column of Value\('float32'\)", saved(tmp_path / "b", kind=hf.Value("float32")))
     gap = saved(tmp_path / "c", labels=[0, 1, None, 0, 1, None])
     refused(r"label_column = 'label': 2 of 6 rows have no label", gap)
 

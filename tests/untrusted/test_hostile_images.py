@@ -131,7 +131,7 @@ FOLDERS = {
         zip_with(("a.png", PIXEL), method=zipfile.ZIP_LZMA),
         "encrypted or not compressed with deflate",
     ),
-    "labels too large for classes": (labelled("1000000000000000000"), "the label 1000000000000000000 would mean"),
+    "labels too large for classes": (labelled("1000000000000000000"), "the label 1000000000000000000 means"),
     "labels too large for 64 bits": (labelled("1" + "0" * 30), "has the label 10+ for a.png; labels must be integers"),
     "labels of 5,000 digits": (labelled("9" * 5_000), "must be {.*Exceeds the limit"),
     "negative labels": (labelled("-1"), "has the label -1 for a.png; labels must be integers of at least 0"),

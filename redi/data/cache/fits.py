@@ -65,8 +65,8 @@ def fit_reducer(
     key = {"encoder": encoder_provenance, "sample": sample, "dataset": fingerprint, "fit": reducer.fit_settings()}
     path = _fit_folder(folder, reducer, key)
     positions = sample_positions(len(dataset), **sample)
-    by_moments = isinstance(reducer, LinearReducer) and type(reducer).fit is LinearReducer.fit
-    blocks = [positions[i : i + BLOCK] for i in range(0, len(positions), BLOCK)] if by_moments else []
+    linear = reducer if isinstance(reducer, LinearReducer) and type(reducer).fit is LinearReducer.fit else None
+    blocks = [positions[i : i + BLOCK] for i in range(0, len(positions), BLOCK)] if linear is not None else []
     job = SharedJob(_work(path), [len(block) for block in blocks], "block")
     desc = "features for the reducer"
     test_features: list[Tensor] = []  # of one image, to compare the fitted and the restored reducer
@@ -88,13 +88,13 @@ def fit_reducer(
 
     def finish(_: list[dict]) -> None:
         unfitted = copy.deepcopy(reducer)
-        if not by_moments:
+        if linear is None:
             reducer.fit(progress(features(positions), total=-(-len(positions) // batch_size), desc=desc, unit="batch"))
         else:
             total = Moments()
             for index in range(len(blocks)):
                 total.merge(Moments.from_state(load_tensors(job.path("moments", index))))
-            reducer.solve(total)
+            linear.solve(total)
         check_restorable(reducer, unfitted, test_features[0] if test_features else next(features(positions[:1])))
         reducer.record_fit(encoder=encoder_provenance, sample=sample, dataset=fingerprint)
         reducer.save(path)
@@ -126,7 +126,7 @@ def _features(
             names.clear()
 
     for positions in batches:
-        images = dataset.batch(positions.tolist())["images"]
+        images = dataset.batch(positions)["images"]
         if device.type == "cuda":
             images = images.pin_memory()
         features = check_maps(encoder(images.to(device, non_blocking=True)), f"features of {type(encoder).__name__}")

@@ -44,6 +44,8 @@ class ImageFolder(EncodedImages):
             others = ", ".join(f"{count:,} {kind}" for kind, count in self.source.left_out.items())
             rule = "names must have the extension of an image (.jpg, .png, .webp, ...)"
             raise ValueError(f"{where} has no images; {rule}{others and f', not {others}'}")
+        labels: list[int] | np.ndarray | None
+        class_names: list[str] | None
         if "dataset.json" in self.source.files:
             labels, class_names = labels_of_index(lambda: self.source.open("dataset.json"), names, where)
         else:

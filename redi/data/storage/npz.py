@@ -70,7 +70,7 @@ class NpzArray:
     def read(self) -> np.ndarray:
         """Return the array; uncompressed arrays are memory-mapped without checking their checksum."""
         with _lock:
-            if self._values is None and self.mapped and math.prod(self.shape):
+            if self._values is None and self.mapped and 0 not in self.shape:  # an empty file cannot be mapped
                 order: Literal["F", "C"] = "F" if self.fortran else "C"
                 self._values = np.memmap(self.path, self.dtype, "r", self.offset, self.shape, order)
             elif self._values is None:

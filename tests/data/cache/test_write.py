@@ -323,7 +323,7 @@ def test_features_that_are_not_finite_are_refused_with_the_images_names(tmp_path
 def test_labels_that_are_no_class_are_refused_before_encoding(tmp_path, codec):
     dataset = Interrupted(0).without(range(COUNT, 1438))
     dataset.num_classes = 5
-    with pytest.raises(ValueError, match="labels run from 0 to 8, but a model of 5 classes"):
+    with pytest.raises(ValueError, match="labels run from 0 to 8, but Interrupted.num_classes = 5"):
         write(tmp_path / "cache", codec, dataset)
 
 

@@ -242,7 +242,7 @@ IMAGE = ("a.png", picture(0))
         ([IMAGE, ("a.cls", b"cat")], "a.cls contains b'cat'; a label must be an integer of at least 0"),
         ([IMAGE, ("a.cls", b"-1")], "a.cls holds b'-1'"),
         ([IMAGE, ("a.cls", b"")], "a.cls holds b''"),
-        ([IMAGE, ("a.cls", b"1000000")], "the label 1000000 would mean 1000001 classes"),
+        ([IMAGE, ("a.cls", b"1000000")], "the label 1000000 means 1000001 classes"),
         ([IMAGE, ("a.cls", bytes(2**20 + 1))], "a.cls has 1,048,577 bytes; a label file may have"),
         ([IMAGE, ("a.json", record(label=1.0))], "a.json: 'label' is 1.0; a label must be an integer"),
         ([IMAGE, ("a.json", record(label=True))], "a.json: 'label' is True"),
