@@ -194,7 +194,7 @@ def test_an_empty_batch_is_refused(tmp_path):
 
 
 class Blank(Dataset):
-    """The least that a component implements."""
+    """The smallest data set: only the required methods."""
 
     def __init__(self, dtype: type = np.uint8):
         super().__init__(names=["a", "b"], labels=np.array([0, 1]), class_names=["x", "y"])
@@ -232,7 +232,7 @@ def test_images_smaller_than_the_crop_are_warned_of(tmp_path):
 
 
 class Gated(Digits):
-    """Two of the ten classes; counts what is looked at, and waits at the gate before."""
+    """Two of the ten classes; counts inspected images, and waits for the gate before each."""
 
     def __init__(self, gate):
         super().__init__()
@@ -249,7 +249,7 @@ class Gated(Digits):
 
 @pytest.fixture
 def gated(monkeypatch):
-    """A data set that is refused once the gate is open, bound as that of a run."""
+    """A data set that fails the audit once the gate is open."""
     dataset = Gated(threading.Event())
     monkeypatch.setattr(config, "bound", lambda name, default=None: dataset if name == "train.dataset" else default)
     monkeypatch.setattr(config, "call", lambda function, **options: function(**options))

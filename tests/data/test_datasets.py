@@ -38,7 +38,7 @@ def classes(root: Path, count: int = 5) -> Path:
 
 
 def flat(root: Path, labels: object = "none given") -> Path:
-    """Three images below 00000/ and, if labels are given, a dataset.json."""
+    """Write three images below 00000/ and, with labels, a dataset.json."""
     for seed in range(3):
         write(root / "00000" / f"img{seed}.png", seed)
     if labels != "none given":
@@ -96,7 +96,7 @@ def refused(match: str, **settings) -> None:
 
 @pytest.fixture(params=sorted(datasets))
 def make(request, tmp_path):
-    """Constructor of each registered data set, with what it needs to exist."""
+    """A constructor of every registered data set, with the files that it needs."""
     component = datasets[request.param]
     if component is ImageFolder:
         path = classes(tmp_path / "images")

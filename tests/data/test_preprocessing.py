@@ -24,7 +24,7 @@ def noise(*shape: int) -> np.ndarray:
 
 
 def resample(x: np.ndarray, n: int, kernel) -> np.ndarray:
-    """Naive float reference: along axis 0 to length n, the kernel widened when shrinking, rounded to bytes."""
+    """Naive float reference: resize axis 0 to length n, with a wider kernel when shrinking; rounded to bytes."""
     scale = len(x) / n
     offset = (np.arange(len(x)) + 0.5 - (np.arange(n)[:, None] + 0.5) * scale) / max(scale, 1)  # (n, len(x))
     weights = kernel(offset)

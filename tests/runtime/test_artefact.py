@@ -1,4 +1,4 @@
-"""Artefacts: whole or not there, and refused with the file's name where they are not what they were."""
+"""Artefacts are written atomically; damaged ones raise an error that names the file."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Checkpoints: rotation, refusal of foreign ones, and what a full disk leaves."""
+"""Checkpoints: rotation, foreign folders, and full disks."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Which checkpoints stay, and which one a run goes on from when some are damaged."""
+"""Which checkpoints are kept, and from which one a run resumes if some are damaged."""
 
 import logging
 

@@ -96,7 +96,7 @@ def test_bfloat16_that_a_gpu_only_emulates_is_not_taken_by_itself(monkeypatch):
 
 
 def test_one_function_is_compiled_for_any_number_of_shapes(monkeypatch):
-    """torch's own limit is 8, and beyond it an error where the graph has to be whole."""
+    """By default torch raises an error beyond 8 full graphs."""
     compile, graphs = torch.compile, []
     backend = lambda graph, inputs: graphs.append(graph) or graph.forward  # noqa: E731
     monkeypatch.setattr(torch, "compile", lambda function, **settings: compile(function, backend=backend, **settings))

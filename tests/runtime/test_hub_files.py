@@ -88,7 +88,7 @@ def test_a_cached_file_is_found_offline(hub, monkeypatch):
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(hub):
-    """The hub client alone retries for about a minute."""
+    """Without this check the hub client retries for about a minute."""
     with pytest.raises(ValueError, match="http://127.0.0.1:.* does not respond"):
         find_hub_file(**ASKED | {"repo_id": "lab/down"})
     asked = [request for request in hub.asked if "lab/down" in request]  # the client has questions of its own

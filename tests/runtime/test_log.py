@@ -14,7 +14,7 @@ from redi.runtime.log import AsyncScalars, LogWindow, RunLog, read_log
 
 
 def lines(folder) -> list[dict]:
-    """The log read by nothing of redi: every line is JSON as the standard has it, and the last one ends."""
+    """Read the log without redi: every line is standard JSON and ends with a newline."""
 
     def refuse(constant):
         raise AssertionError(f"{constant} is no JSON")

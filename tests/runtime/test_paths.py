@@ -42,7 +42,7 @@ def home(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def no_account(monkeypatch) -> None:
-    """A user as in a container that runs under a bare number: no entry in the password database, no variables."""
+    """A user id without an entry in the password database and without variables, as in a container."""
 
     def getpwuid(number):
         raise KeyError(f"getpwuid(): uid not found: {number}")

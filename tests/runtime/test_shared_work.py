@@ -1,4 +1,4 @@
-"""Work divided over processes: each part once, locks that outlive nobody, and real processes with one result."""
+"""Work divided over processes: each part is done once, locks end with processes, and the result is the same."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ from redi.runtime.shared_work import SharedJob, complete
 
 
 class Letters:
-    """A job that stores a letter a part, and joins them; notes what it did."""
+    """A job that stores a letter per part and joins them; records its actions."""
 
     def __init__(self, folder, letters="abcde", **options):
         self.letters, self.did, self.result = letters, [], folder / "result"
@@ -41,7 +41,7 @@ def letters(tmp_path):
 
 
 def interrupted(letters, after):
-    """The job after Ctrl-C at the part after so many."""
+    """The job after Ctrl-C, with this number of parts done."""
 
     def do(index):
         if len(letters.did) == after:
@@ -135,7 +135,7 @@ def test_a_disk_without_space_for_all_that_is_missing_is_refused(letters, monkey
 
 @pytest.fixture
 def elsewhere(letters, tmp_path, monkeypatch):
-    """Part b is another process's. `elsewhere(then)` says what it does at the third time that this one waits."""
+    """Another process has part b; `elsewhere(then)` sets its action at the third time that this process waits."""
     (tmp_path / "work").mkdir()
     lock, sleeps = FileLock(tmp_path / "work" / "part-00001.lock"), []
     lock.acquire()
@@ -277,7 +277,7 @@ print(json.dumps(codes))
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory):
-    """The folder in which every scenario has left its files, and the exit codes of its processes."""
+    """The folder with the files of every scenario, and the exit codes of its processes."""
     folder = tmp_path_factory.mktemp("outcome")
     command = [sys.executable, "-c", SCRIPT, str(folder), json.dumps(SCENARIOS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)

@@ -1,4 +1,4 @@
-"""What the log says when training stands still. Time is passed in, but for a few tests of the thread."""
+"""Log messages when training stalls. Most tests pass the time explicitly; a few test the thread."""
 
 import json
 import logging
@@ -15,14 +15,14 @@ from redi.runtime.watchdog import COMPUTING, ENDED, WAITING, Report, Watchdog, s
 
 @pytest.fixture
 def said(caplog):
-    """The warnings, as a list that grows."""
+    """A function that returns the warnings so far."""
     caplog.set_level(logging.WARNING, logger=watchdog.__name__)
     return lambda: [record.getMessage() for record in caplog.records if record.name == watchdog.__name__]
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A function that lets seconds pass for the watchdog."""
+    """A function that advances the clock of the watchdog."""
     now = [1000.0]
     monkeypatch.setattr(watchdog.time, "monotonic", lambda: now[0])
     return lambda seconds: now.__setitem__(0, now[0] + seconds)
@@ -30,7 +30,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def thread(tmp_path, caplog):
-    """A function that runs a watchdog that looks often, until it has warned of a text."""
+    """A function that runs a fast watchdog until its warnings contain a text."""
 
     def until(text: str, start, *ranks, size: int = 1, store=None) -> str:
         warned, logger = threading.Event(), logging.getLogger(watchdog.__name__)
@@ -173,7 +173,7 @@ def test_of_many_processes_a_few_are_named():
 
 
 def windows(dog: Watchdog, clock, *windows: tuple[float, float]) -> None:
-    """Seconds of waiting and computing, one line of the log after the other."""
+    """Each window has some seconds of waiting and computing."""
     for waiting, computing in windows:
         dog.at(1, WAITING)
         clock(waiting)

@@ -1,4 +1,4 @@
-"""A config.gin that lies in a folder imports what is redi's and what was named, and nothing else."""
+"""The config.gin of a folder may import only modules of redi and trusted modules."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ import_all()
 
 @pytest.fixture
 def dangerous(tmp_path, monkeypatch) -> Path:
-    """A file that appears when the module `dangerous` (or what lies in it) is imported."""
+    """A file that is created when the module `dangerous` or a submodule is imported."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "dangerous").mkdir()
     (tmp_path / "dangerous" / "__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
@@ -94,7 +94,7 @@ def test_naming_a_file_is_naming_what_it_imports(dangerous, tmp_path):
 
 @pytest.fixture
 def own(dangerous, tmp_path, monkeypatch) -> Path:
-    """A configuration that a run of this user's wrote, as a later process sees it."""
+    """A configuration written by a run of this user, as seen by a later process."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     path = tmp_path / "run" / "config.gin"
     path.parent.mkdir()
@@ -201,7 +201,7 @@ def test_names_of_files_do_not_steer_the_terminal(capsys, monkeypatch):
 
 
 class Nothing:
-    """References and macros, as nothing."""
+    """Ignore references and macros."""
 
     def configurable_reference(self, name, evaluate):
         return None

@@ -1,4 +1,4 @@
-"""Hostile images, and folders and zip files of them: refused with a message that says why."""
+"""Hostile images, image folders and zip files raise an error that states the reason."""
 
 import os
 import zipfile
@@ -154,7 +154,7 @@ FOLDERS = {
 
 
 def bomb(folder: Path, megabytes: int, said: int) -> None:
-    """A zip member of that many compressed megabytes, of which the directory says something else."""
+    """A zip member of this number of compressed megabytes, with another size in the directory."""
     raw = zeros(megabytes)
     path = archive(folder / "x.zip", ("x.png", raw))
     data = bytearray(path.read_bytes())

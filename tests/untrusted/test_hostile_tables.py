@@ -1,4 +1,4 @@
-"""Hostile tar shards, Hugging Face folders and .npz files: refused with a message that says why."""
+"""Hostile tar shards, Hugging Face folders and .npz files raise an error that states the reason."""
 
 import json
 import tarfile
@@ -22,7 +22,7 @@ def shard_with(*members) -> Callable[[Path], None]:
 
 
 def row(path: str) -> Callable[[Path], None]:
-    """A data set of the Hugging Face library whose row names a file."""
+    """A data set of the Hugging Face library whose row refers to a file."""
 
     def read(folder: Path) -> None:
         import datasets

@@ -1,4 +1,4 @@
-"""Hostile weights, checkpoints and shards of a cache: refused with a message that says why."""
+"""Hostile weights, checkpoints and cache shards raise an error that states the reason."""
 
 import json
 import pickle
@@ -41,7 +41,7 @@ def artefact(files: Callable[[Path], dict], record: bytes | None = None) -> Call
 
 
 def listed(folder: Path, raw: bytes) -> dict:
-    """A file whose hash is right, as whoever alters both would have it."""
+    """A file with a correct hash, as if an attacker had changed both."""
     path = write(folder / "model.safetensors", raw)
     return {"model.safetensors": {"bytes": len(raw), "sha256": sha256(path)}}
 

@@ -1,4 +1,4 @@
-"""The cache of encoded images: reading it, and what is refused."""
+"""Reading a cache of encoded images, and errors for invalid ones."""
 
 import json
 import os
@@ -99,7 +99,7 @@ def test_the_mapped_pages_cannot_be_written_to(written):
 
 @pytest.fixture
 def thirty_more_files():
-    """This process may open thirty more files."""
+    """Limit this process to thirty more open files."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = {int(number) for number in os.listdir("/dev/fd")}
     limit = [number for number in range(10_000) if number not in used][30]
@@ -195,7 +195,7 @@ def test_verification_names_the_shard_in_which_a_byte_changed(written, tmp_path)
 
 
 def rewrite_header(path, change):
-    """Changes the JSON header of a safetensors file, keeping its length (the format allows trailing spaces)."""
+    """Change the JSON header of a safetensors file without its length (the format allows trailing spaces)."""
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
@@ -243,7 +243,7 @@ def test_names_that_are_not_those_of_the_rows_are_refused(written, tmp_path):
 
 
 def rewrite_manifest(folder, **entries):
-    """Changes entries of a manifest and gives it the checksum that fits."""
+    """Change entries of a manifest and update its checksum."""
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text()) | entries
     path.write_text(json.dumps(manifest | {"sha256": manifest_sha256(manifest)}))

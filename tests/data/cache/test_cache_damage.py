@@ -1,4 +1,4 @@
-"""Files of `prepare` that were damaged since: said, and made again as they were; and what goes while it is read."""
+"""Damaged files of `prepare` are reported and regenerated; so are files deleted while they are read."""
 
 import logging
 import shutil
@@ -24,7 +24,7 @@ COUNT = 40
 
 
 class Counted(Digits):
-    """Digits that count how many images are read."""
+    """Digits that count the images read."""
 
     count = 0
 
@@ -54,7 +54,7 @@ def made(tmp_path_factory, images):
 
 @pytest.fixture
 def whole(made, tmp_path):
-    """A cache directory as it was made, and its contents."""
+    """A new cache folder and its content."""
     shutil.copytree(made[0], tmp_path / "cache")
     Counted.count = 0
     return tmp_path / "cache", made[1]
@@ -129,7 +129,7 @@ def test_with_a_damaged_manifest_all_is_encoded_again(whole, images, caplog, how
 
 
 def test_every_bit_of_a_manifest_counts(whole):
-    """One flipped bit anywhere is seen, or leaves every entry as it was."""
+    """A flipped bit is detected, or leaves every entry unchanged."""
     folder, _ = whole
     (path,) = folder.glob("encoded/*/manifest.json")
     manifest, content = Cache(path.parent).manifest, path.read_bytes()

@@ -1,4 +1,4 @@
-"""Preparing a data set: the same work is done once, other settings get a place of their own."""
+"""Preparing a data set: equal work is done once, other settings are stored separately."""
 
 import os
 
@@ -22,7 +22,7 @@ from redi.models.reducers.random_projection import GaussianRandomProjection
 
 
 class Unlabelled(Digits):
-    """The same digits without their labels."""
+    """The digits without labels."""
 
     def __init__(self):
         super().__init__()
@@ -41,7 +41,7 @@ def tiny_codec(reducer=None, **encoder):
 
 
 def files(folder):
-    """Every file with its inode and time: a file that was written again has others."""
+    """Return inode and modification time of every file; rewriting a file changes them."""
     return {
         str(p.relative_to(folder)): (p.stat().st_ino, p.stat().st_mtime_ns)
         for p in folder.rglob("*")
@@ -105,7 +105,7 @@ def test_a_restored_classifier_still_tells_classes(tmp_path, images):
 
 
 def test_another_rank_gets_another_cache_from_the_same_fit(tmp_path, images):
-    """One PCA fit holds every rank, so only what is encoded differs."""
+    """A PCA fit contains every rank, so only the encoded images differ."""
     for rank in (2, 3):
         codec = tiny_codec(PCA(rank=rank))
         cache = prepare(codec=codec, dataset=images, cache_dir=tmp_path)
@@ -271,7 +271,7 @@ def test_counts_below_one_are_refused(tmp_path, images, name):
 
 
 class Watched(Digits):
-    """Notes which images are read; fails with `KeyboardInterrupt` after `left` of them."""
+    """Record which images are read; raise KeyboardInterrupt after `left` images."""
 
     def __init__(self):
         super().__init__()
@@ -359,7 +359,7 @@ def test_a_reducer_fitted_on_another_encoder_is_refused(tmp_path, encoder, image
 
 
 class Averages(Reducer):
-    """A reducer with a fit of its own: R group means, less their average over all that it was fitted to."""
+    """A reducer with its own fit: R group means minus their average over the training features."""
 
     def __init__(self, *, rank=2):
         super().__init__(rank=rank)
@@ -395,7 +395,7 @@ def test_a_reducer_with_a_fit_of_its_own_is_given_the_whole_sample_by_one_rank(t
 
 
 class Percentiles(Averages):
-    """Tensors whose number and type the fit decides, in buffers that are None until then."""
+    """A reducer whose fit sets buffers that are None before."""
 
     def __init__(self, *, rank=2):
         super().__init__(rank=rank)

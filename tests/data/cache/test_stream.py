@@ -1,4 +1,4 @@
-"""A cache in object storage gives what the same cache on disk gives, in bounded space, whatever the store does."""
+"""A streamed cache returns the same rows as a cache on disk, in bounded space, despite failures of the store."""
 
 import json
 import shutil
@@ -58,7 +58,7 @@ def shards(server):
 
 
 def open_stream(url, tmp_path, num_shards=12, **settings):
-    """With room for so many of the shards."""
+    """Open a stream with space for this number of shards."""
     settings = {"max_bytes": num_shards * BYTES, "window": WINDOW} | settings
     return CacheStream(url, folder=tmp_path / "local", **settings)
 
@@ -101,7 +101,7 @@ def url(request, folder):
 
 
 def test_batches_are_bit_equal_to_those_of_the_cache_on_disk(url, folder, tmp_path):
-    """Over two epochs, with mirrors."""
+    """Return the batches of two epochs, with mirroring."""
     assert_equal(read(open_stream(url, tmp_path)), read(local(folder)))
 
 
@@ -131,7 +131,7 @@ def test_what_fits_as_a_whole_is_fetched_once_in_all(serve, folder, tmp_path):
 
 
 def mapped(tmp_path):
-    """Shards that this process maps, by the inode of their files, as the system sees it."""
+    """Return the inodes of the shards that this process maps, from /proc."""
     lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
     return {line[4] for line in lines if len(line) > 5 and str(tmp_path / "local") in line[5]}
 
@@ -280,7 +280,7 @@ def test_leaving_early_stops_fetching(serve, folder, tmp_path):
 
 
 def test_preparing_takes_what_the_codec_had_learned_from_the_cache(folder, codec, tmp_path):
-    """So that neither images nor fits are needed where training runs."""
+    """Training then needs neither images nor fits."""
     fresh = tiny_codec()
     stream = prepare(
         codec=fresh, dataset=None, cache_dir=tmp_path, cache_url=str(folder), mirror=True, window_images=WINDOW

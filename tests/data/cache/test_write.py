@@ -1,4 +1,4 @@
-"""Filling the cache: against encoding each batch, both mirrors; interruptions, damage, values that are not finite."""
+"""Writing a cache: equal to encoding each batch, with mirroring; interruptions, damage, non-finite values."""
 
 import io
 import json
@@ -38,7 +38,7 @@ def encoder(images):
 
 @pytest.fixture(scope="module")
 def vae_folder(tmp_path_factory):
-    """A random VAE of stride 2 in diffusers' format."""
+    """A random VAE with stride 2 in the format of diffusers."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("vae")
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
@@ -147,7 +147,7 @@ def test_alignment_features_are_stored_for_both_mirrors(tmp_path, encoder, image
 
 
 class Interrupted(Digits):
-    """Twenty digits, of which `count` can be read before Ctrl-C."""
+    """Twenty digits; reading more than `count` raises KeyboardInterrupt."""
 
     def __init__(self, count):
         super().__init__()
@@ -166,7 +166,7 @@ def contents(folder):
 
 @pytest.fixture
 def interrupted(tmp_path, codec):
-    """A cache folder of which two of three shards were written; the data set that it was made of."""
+    """A cache folder with two of three shards written, and its data set."""
     dataset = Interrupted(2 * BATCH + 1).without(range(COUNT, 1438))
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "cache", codec, dataset)
@@ -247,7 +247,7 @@ def test_what_others_left_in_the_work_folder_is_no_part_of_the_cache(interrupted
 
 @pytest.fixture
 def bars(monkeypatch):
-    """The bars of `write_cache`, each with where it stood."""
+    """The progress bars of `write_cache` and their positions."""
     made = []
 
     class Noted(tqdm):
@@ -290,7 +290,7 @@ def test_a_cache_that_is_there_is_opened_without_encoding(tmp_path, codec, image
 
 
 class Failing(DomainEncoder):
-    """Gives `value` as one feature of every image whose first pixels hold much ink."""
+    """Return `value` as a feature of every image with bright first pixels."""
 
     value = float("nan")
 

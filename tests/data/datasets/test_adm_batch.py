@@ -1,4 +1,4 @@
-"""ADM batches: mapped or unpacked, labelled or not, and what is refused. The contract of data sets: test_datasets."""
+"""ADM batches: mapped or unpacked, labelled or not, and errors. The interface of data sets: test_datasets."""
 
 import io
 import pickle

@@ -1,4 +1,4 @@
-"""Tar shards give what a folder of the same images gives, from every store, and what is wrong with them is named."""
+"""Tar shards of every store return the same images as a folder; errors name the problem."""
 
 import gzip
 import io
@@ -42,7 +42,7 @@ def picture(number: int, kind: str = "png", side: int = 12) -> bytes:
 
 
 def pack(path: Path, *members: tuple[str, bytes | tarfile.TarInfo], kind: int = tarfile.PAX_FORMAT) -> Path:
-    """A tar file of (name, content) or (name, header)."""
+    """Write a tar file of (name, content) or (name, header)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", format=kind) as archive:
         for name, content in members:
@@ -309,7 +309,7 @@ def test_other_archives_and_joined_ones_are_refused(pair, tmp_path):
 @given(place=st.integers(0, 9000), value=st.integers(0, 255))
 @pytest.mark.parametrize("repair", [False, True])
 def test_a_damaged_byte_gives_a_refusal_or_images(pair, tmp_path, repair, place, value):
-    """`repair`: the checksum of the header is made to fit again, as an attacker would."""
+    """Change a header; `repair` updates its checksum, as an attacker would."""
     content = bytearray((pair[1] / "train-000.tar").read_bytes())
     place %= len(content)
     content[place] = value

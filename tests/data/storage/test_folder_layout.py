@@ -1,4 +1,4 @@
-"""Folders that mean something else than their top folders say: refused with the binding to change, or told of."""
+"""Folders whose top-level folders are not classes: an error names the binding to change, or a warning is given."""
 
 import json
 import os
