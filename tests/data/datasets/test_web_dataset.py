@@ -337,7 +337,7 @@ def test_unreadable_images_are_named_with_shard_and_key(tmp_path):
 
 
 def test_labels_beyond_the_models_classes_are_refused_by_the_audit(pair):
-    with pytest.raises(AuditError, match=r"first train-002.tar/2/0\): it needs WebDataset.num_classes = 3"):
+    with pytest.raises(AuditError, match=r"first train-002.tar/2/0\): set WebDataset.num_classes = 3"):
         audit(WebDataset(shards=f"{pair[1]}/*.tar", num_classes=2), batch_size=2)
 
 
