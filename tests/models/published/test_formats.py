@@ -136,7 +136,7 @@ def test_the_log_says_which_weights_are_read(tmp_path, caplog):
 def test_a_missing_shard_is_named(tmp_path):
     FORMATS["safetensors shards"](dit(), tmp_path)
     (tmp_path / "part-1-of-2.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"index.json lists part-1-of-2.safetensors, but 1 of 2 shards are missing from"):
+    with pytest.raises(ValueError, match=r"json lists part-1-of-2.safetensors, but 1 of 2 shards are missing from"):
         read_published(tmp_path)
 
 
