@@ -111,7 +111,7 @@ def name_plugins() -> None:
     """Let saved configurations import the modules in --plugin. Raises ValueError: not a module name."""
     from redi.runtime import trusted_imports
 
-    trusted_imports.name(*FLAGS.plugin)
+    trusted_imports.trust(*FLAGS.plugin)
 
 
 def trained_dir(run_dir: Path) -> Path:
@@ -121,7 +121,7 @@ def trained_dir(run_dir: Path) -> Path:
 
 def exit_status(main: Callable, argv: list[str]) -> int:
     """Run `main` with the folders in `argv` or the flags, report errors on stderr; return the exit status."""
-    from redi.runtime.interrupt import DryRunEnd, heard_at_once
+    from redi.runtime.interrupt import DryRunEnd, log_signal
     from redi.runtime.paths import complete_account, local_path
 
     complete_account()
@@ -140,7 +140,7 @@ def exit_status(main: Callable, argv: list[str]) -> int:
             raise ValueError("--dry_run works with prepare, train, run, sample, evaluate and sweep only: drop it here")
         for name in ("run_dir", "trained_dir"):
             FLAGS[name].value = FLAGS[name].value and str(local_path(FLAGS[name].value))
-        with heard_at_once("stopping after the current operation; finished work is kept"):
+        with log_signal("stopping after the current operation; finished work is kept"):
             main(*([_run_dir(options["default_folder"]), *map(local_path, others)] if num_folders else []))
         sys.stdout.flush()
         return 0

@@ -23,7 +23,7 @@ from redi.runtime import trusted_imports  # noqa: E402
 @pytest.fixture(autouse=True)
 def empty_gin_configuration():
     gin.clear_config()
-    trusted_imports.named.clear()
+    trusted_imports.trusted.clear()
     yield
     gin.clear_config()
     forget_plug_ins()

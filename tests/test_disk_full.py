@@ -118,7 +118,7 @@ def test_reference_features_go_on_once_there_is_space(disk, images, tmp_path):
     network.fit(images)
     expected = reference_features(images, network, cache_dir=tmp_path)
     fill(disk, but_for=4)
-    with pytest.raises(OSError, match=f"no space for {disk}/.* needed, .* free"):
+    with pytest.raises(OSError, match=f"not enough disk space for {disk}/.* needed, .* free"):
         reference_features(images, network, cache_dir=disk)
     assert half_written(disk) == []
     (disk / "filler").unlink()

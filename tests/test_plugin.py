@@ -208,7 +208,7 @@ def test_a_run_of_somebody_elses_is_refused_and_the_refusal_says_how_to_open_it(
     environment["XDG_STATE_HOME"] = str(tmp_path)  # the home of another user
     done = subprocess.run([sys.executable, *arguments], cwd=run.parent, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and not (run / "samples").exists()
-    assert "run/config.gin says 'import my_lab.fusing', " in done.stderr
+    assert "run/config.gin contains 'import my_lab.fusing', " in done.stderr
     (flag,) = set(re.findall(r"--plugin=\S+?(?=,)", done.stderr))
     python(*arguments, flag, cwd=run.parent, path=run.parent / "path", XDG_STATE_HOME=str(tmp_path))
     assert (run / "samples" / "record.json").exists()

@@ -135,7 +135,7 @@ def test_what_cannot_be_profiled_is_refused(call, tiny_gin, tmp_path):
 
     assert "holds no run: pass a gin file with --gin_file" in refused(gin_file=())
     assert not (tmp_path / "run").exists()
-    assert "profile.num_steps = 0: a whole number" in refused("profile.num_steps = 0")
+    assert "profile.num_steps = 0 must be an integer" in refused("profile.num_steps = 0")
     assert "DiffusionTransformer.patch_size = 3" in refused("DiffusionTransformer.patch_size = 3")
 
 

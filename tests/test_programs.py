@@ -229,7 +229,7 @@ def test_an_unexpected_argument_is_named(refused, tmp_path):
 
 def test_an_error_in_a_scope_names_it_in_the_words_of_gin_files(refused):
     scoped = ["evaluate.reference = @held_out/datasets.ImageFolder()", "held_out/ImageFolder.path = '/no/such/folder'"]
-    assert refused(*scoped, module=run).endswith("bind where the images are now\n  in @held_out/ImageFolder")
+    assert refused(*scoped, module=run).endswith("bind the path of the images\n  in @held_out/ImageFolder")
 
 
 def test_without_gin_file_and_run_folder_the_flags_are_named(refused):
@@ -254,7 +254,7 @@ def test_a_class_count_that_the_data_do_not_have_is_refused_and_the_audit_stored
         Image.new("RGB", (8, 8)).save(tmp_path / "data" / name / "1.png")
     folder = ["train.dataset = @ImageFolder()", f"ImageFolder.path = '{tmp_path / 'data'}'"]
     text = refused(*folder, "ImageFolder.num_classes = 5")
-    assert "only 2 of the 5 classes that the model is built for have images; 3 have none" in text
+    assert "only 2 of the model's 5 classes have images; 3 have none" in text
     assert "set ImageFolder.num_classes = 2" in text
     record = json.loads((tmp_path / "run" / "audit.json").read_text())
     assert record["num_classes"] == 5 and record["num_classes_present"] == 2 and record["refused"]
@@ -515,7 +515,7 @@ def test_an_audit_that_allowed_missing_classes_does_not_hold_without(call, tiny_
     more = "Digits.num_classes = 11"
     assert call(prepare, more, "audit.allow_missing_classes = True", **flags)[0] == 0
     status, _, errors = call(prepare, more, **flags)
-    assert status == 1 and "only 10 of the 11 classes that the model is built for have images" in errors
+    assert status == 1 and "only 10 of the model's 11 classes have images" in errors
 
 
 def test_the_same_audit_is_made_once_and_for_another_batch_size_again(call, tiny_gin, tmp_path):

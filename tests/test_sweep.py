@@ -168,7 +168,7 @@ def test_printed_commands_start_nothing(call, sweep_file, tmp_path, capsys):
         (["sweep.points = [{'PCA.rank': 2}, {'PCA.rank': 2}]"], None, "2 points of the sweep are called 'rank=2'"),
         (["sweep.points = [{'PCA.rnak': 2}]"], None, "did you mean 'rank'"),
         (["sweep.launcher = 'slrum'"], None, "must be one of local, torchrun, slurm, print; did you mean 'slurm'?"),
-        (["sweep.parallel = 0"], None, "sweep.parallel = 0: a whole number of at least 1"),
+        (["sweep.parallel = 0"], None, "sweep.parallel = 0 must be an integer of at least 1"),
         (["sweep.processes = 2"], None, "sweep.processes = 2 needs sweep.launcher = 'torchrun'"),
         ([], "scale=2", "the sweep has no point 'scale=2'; did you mean 'scale=2.0'?"),
     ],

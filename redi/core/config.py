@@ -52,7 +52,7 @@ def parse(
             source = "the bindings"
             gin.parse_config(list(gin_bindings))
         gin.finalize()
-        trusted_imports.named.update(statement.module for statement in gin.config._IMPORTS)
+        trusted_imports.trusted.update(statement.module for statement in gin.config._IMPORTS)
     except (tokenize.TokenError, StopIteration):
         raise ValueError(f"a bracket or a string in {source} is never closed") from None
     except RecursionError:

@@ -1,4 +1,4 @@
-"""Batches in a seeded order that any step can be resumed from."""
+"""Load batches in a seeded order that can resume at any step."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -11,35 +11,35 @@ from torch import Tensor
 from redi.data.order import Blocks
 from redi.runtime.randomness import Rows, mix_seeds
 
-MIRROR = 1  # keeps the coins apart from the permutations of the same seed and epoch
+MIRROR = 1  # separates the random stream of mirroring from the permutations of the same seed and epoch
 SHUFFLES = ("global", "shards")
 
 
 def batch_positions(num_images: int, batch_size: int, seed: int, step: int, blocks: Blocks | None = None) -> np.ndarray:
-    """The data-set positions of one step's batch: (batch_size,) int64.
+    """Return the positions in the data set of one step's batch: (batch_size,) int64.
 
-    The steps walk through an endless row of epochs, each a permutation of its own; a batch may span two. `blocks` are
-    shuffled, a window at a time, instead of all images at once. A resumed run needs no stored state.
+    Steps run through endless epochs, each a different permutation; a batch may span two epochs. With `blocks`, windows
+    of blocks are shuffled instead of all images. A resumed run needs no stored state.
     """
     epochs = _epochs(num_images, batch_size, step)
     return np.concatenate([_order(num_images, seed, epoch, blocks)[offsets] for epoch, offsets in epochs])
 
 
 def batch_mirror(num_images: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Which samples of one step's batch are mirrored, each with probability 1/2: (batch_size,) bool."""
+    """Return which samples of one step's batch are mirrored, each with probability 1/2: (batch_size,) bool."""
     epochs = _epochs(num_images, batch_size, step)
     return np.concatenate([_coins(num_images, seed, epoch)[offsets] for epoch, offsets in epochs])
 
 
 def _epochs(num_images: int, batch_size: int, step: int) -> Iterator[tuple[int, slice]]:
-    """The epochs that a batch reaches into, in order, and the places of its samples in them."""
+    """Yield the epochs that a batch spans, with the slice of samples in each."""
     first, end = step * batch_size, (step + 1) * batch_size
     for epoch in range(first // num_images, (end - 1) // num_images + 1):
         start = epoch * num_images
         yield epoch, slice(max(first - start, 0), min(end - start, num_images))
 
 
-@lru_cache(maxsize=2)  # a permutation of ImageNet takes 20 ms, and the next step mostly wants the same one
+@lru_cache(maxsize=2)  # a permutation of ImageNet takes 20 ms, and the next step usually needs the same one
 def _order(num_images: int, seed: int, epoch: int, blocks: Blocks | None) -> np.ndarray:
     if blocks is not None:
         return blocks.order(seed, epoch)
@@ -52,26 +52,27 @@ def _coins(num_images: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def check_shuffle(shuffle: str) -> None:
-    """Raises ValueError unless it is the name of an order."""
+    """Raise ValueError if `shuffle` is not the name of an order."""
     if shuffle not in SHUFFLES:
-        raise ValueError(f"train.shuffle = {shuffle!r}: it is 'global' or 'shards'")
+        raise ValueError(f"train.shuffle = {shuffle!r} must be 'global' or 'shards'")
 
 
 def batches(
     source, *, batch_size: int, seed: int, start: int, stop: int, prefetch: int = 4, shuffle: str = "global",
     pin: bool = False, rows: Rows | None = None,
 ) -> Iterator[dict[str, Tensor]]:  # fmt: skip
-    """The batches of steps start ... stop - 1, read ahead by one thread.
+    """Yield the batches of steps start, ..., stop - 1, which one thread reads ahead.
 
     Args:
-        source: has `__len__` and `batch(positions)`: a `Dataset`, a `Cache` or a `CacheStream`. Where its attribute
-            `mirrored` is true, `batch` gets as `mirror` which samples to mirror (see `batch_mirror`).
-        shuffle: 'global': every epoch is one permutation of all images; 'shards': some blocks of consecutive rows from
-            all over the data set at a time (see `Blocks`).
-        pin: into page-locked memory, for copies to a GPU in the background.
-        rows: read only these rows of each batch, where several processes share it.
+        source: a `Dataset`, `Cache` or `CacheStream`, or another object with `__len__` and `batch(positions)`. If its
+            attribute `mirrored` is true, `batch` also receives `mirror`, see `batch_mirror`.
+        prefetch: the number of batches read ahead.
+        shuffle: 'global': every epoch is a permutation of all images; 'shards': windows of random blocks of
+            consecutive rows are shuffled (see `Blocks`).
+        pin: copy the batches to page-locked memory, for asynchronous copies to a GPU.
+        rows: read only these rows of each batch, the part of one of several processes.
 
-    Raises ValueError: `shuffle` is not an order, or the source cannot be read in it.
+    Raises ValueError if `shuffle` is not an order, or the source cannot be read in this order.
     """
     check_shuffle(shuffle)
     if shuffle == "global" and getattr(source, "streamed", False):
@@ -94,7 +95,7 @@ def batches(
 
 
 def positions_of(source, *, batch_size: int, seed: int, step: int, shuffle: str, rows: Rows | None = None) -> list[int]:
-    """Where in `source` the rows of a step's batch lie, as `batches` reads them."""
+    """Return the positions in `source` of a step's batch, in the order of `batches`."""
     positions = batch_positions(len(source), batch_size, seed, step, _blocks(source, shuffle))
     return (rows or Rows.whole(batch_size)).of(positions).tolist()
 
@@ -115,30 +116,31 @@ def _read_ahead(read: Callable, steps: range, prefetch: int, end: Callable) -> I
             yield pending.popleft().result()
     finally:
         thread.shutdown(wait=False, cancel_futures=True)
-        end(None)  # now, so that a read under way does not wait for what nobody needs
+        end(None)  # at once, so that the current read does not wait for shards that are not needed
         thread.shutdown()
-        end(None)  # that read may have asked for more
+        end(None)  # the last read may have announced more shards
 
 
 def _announcer(source, blocks: Blocks | None, batch_size: int, seed: int, stop: int) -> Callable:
-    """-> a function that tells the source, before a step is read, the windows of this step and the next ones.
+    """Return a function that announces the windows of a step to the source before the step is read.
 
-    Whenever a window begins or ends, `source.expect` gets the blocks of each of these and of the one after, in order;
-    an empty list at the end (step None).
+    When a window begins or ends, `source.expect` receives the blocks of the windows of the step and of the one after
+    them. At the end (step None) it receives an empty list.
     """
     if blocks is None or not hasattr(source, "expect"):
         return lambda step: None
-    announced: list[int] = []  # where these windows end
+    announced: list[int] = []  # the ends of the announced windows
 
     def announce(step: int | None) -> None:
-        near: list[tuple[int, np.ndarray]] = []
-        for window in blocks.windows_from(seed, step * batch_size) if step is not None else ():
-            near.append(window)
-            if window[0] >= stop * batch_size or (len(near) > 1 and near[-2][0] >= (step + 1) * batch_size):
-                break
-        ends = [end for end, _ in near]
+        windows: list[tuple[int, np.ndarray]] = []
+        if step is not None:
+            for window in blocks.windows_from(seed, step * batch_size):
+                windows.append(window)
+                if window[0] >= stop * batch_size or (len(windows) > 1 and windows[-2][0] >= (step + 1) * batch_size):
+                    break
+        ends = [end for end, _ in windows]
         if step is None or ends != announced:
             announced[:] = ends
-            source.expect([blocks for _, blocks in near])
+            source.expect([blocks for _, blocks in windows])
 
     return announce

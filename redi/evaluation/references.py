@@ -15,7 +15,7 @@ from redi.evaluation.metrics.features import Features
 from redi.models.encoders import Encoder
 from redi.runtime.checksums import json_sha256, without_versions
 from redi.runtime.paths import cache_folder
-from redi.runtime.shared_work import SharedJob, restored_or
+from redi.runtime.shared_work import SharedJob, load_or_create
 
 BLOCK = 4096  # images in one file: the unit that is divided over processes and lost at most when one is killed
 
@@ -65,7 +65,7 @@ def reference_features(
         ranks = {"rank": rank, "world_size": world_size, "desc": "reference features"}
         job.run(do=compute, finish=finish, finished=finished, **ranks)
 
-    return _joined(restored_or(folder, "reference features computed", make)[0])
+    return _joined(load_or_create(folder, "computing the reference features", make)[0])
 
 
 def reference_positions(dataset: Dataset, max_images: int | None) -> list[int]:

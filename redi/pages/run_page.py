@@ -35,7 +35,7 @@ def run_page(run_dir: Path, trained_dir: Path, title: str) -> str:
     metrics = _metrics(run)
     pictures = {heading: run.picture(name, alt) for heading, (name, alt) in PICTURES.items()}
     training = trained.json("training.json", lambda record: history.in_brief(record) | {"record": record}) or {}
-    data = trained.json("audit.json", lambda record: {"brief": audit.in_brief(record), "all": audit.describe(record)})
+    data = trained.json("audit.json", lambda r: {"brief": audit.summary(r), "all": audit.format_audit(r)})
     sections = {
         "pictures": {heading: picture for heading, picture in pictures.items() if picture},
         "metrics": metrics,

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from redi.core import config
-from redi.data.audit import AuditError, audit, describe, label_facts
+from redi.data.audit import AuditError, audit, format_audit, label_facts
 from redi.data.datasets import Dataset, datasets
 from redi.data.storage.contents import same_images
 from redi.runtime.artefact import read_record, write_json
@@ -59,7 +59,7 @@ def audited_data(run_dir: Path, *, keep: bool = True) -> Dataset:
             record = error.record | {"refused_for": subject}
         if keep:
             write_json(path, sealed(record))
-        print(describe(record), flush=True)
+        print(format_audit(record), flush=True)
         return record
 
     def store_audit() -> None:

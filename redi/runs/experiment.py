@@ -19,7 +19,7 @@ from redi.runs.load import SAMPLING, Run, open_run
 from redi.runtime import trusted_imports
 from redi.runtime.atomic import only_process
 from redi.runtime.checkpoint import list_checkpoints, newest_good
-from redi.runtime.device import choose_device, own_gpu
+from redi.runtime.device import choose_device, local_device
 from redi.runtime.distributed import process_rank
 from redi.runtime.interrupt import DryRunEnd
 from redi.runtime.paths import local_path
@@ -82,7 +82,7 @@ class Experiment:
     @cached_property
     def device(self) -> torch.device:
         """The device of this process: `train.device`."""
-        return own_gpu(choose_device(config.bound("train.device", "auto")))
+        return local_device(choose_device(config.bound("train.device", "auto")))
 
     @cached_property
     def codec(self) -> JointCodec:

@@ -105,9 +105,9 @@ def from_pretrained(
     if CONFIG not in record["files"]:
         raise ValueError(f"{folder / RECORD} lists no {CONFIG}, which is needed to build the model: save it again")
     _check_claims(folder, tensors, record)
-    trusted_imports.name(*plugins)
+    trusted_imports.trust(*plugins)
     if trust_code:
-        trusted_imports.name(*trusted_imports.imported(folder / CONFIG))
+        trusted_imports.trust(*trusted_imports.imported_modules(folder / CONFIG))
     try:
         config.read_saved(folder / CONFIG)
     except ValueError as error:

@@ -80,7 +80,7 @@ def load(
         ValueError: no run, no such checkpoint, or a damaged or incompatible one; `gin_bindings` together with `codec`;
             a configuration that imports a module that is not allowed.
     """
-    trusted_imports.name(*plugins)
+    trusted_imports.trust(*plugins)
     run_dir, target = local_path(run_dir), choose_device(device)
     if not (checkpoints := list_checkpoints(run_dir)):
         raise ValueError(f"{run_dir} holds no checkpoints: pass the folder of a run that has saved one")

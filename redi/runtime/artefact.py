@@ -1,8 +1,9 @@
-"""Folders that are either whole or not there: tensors as safetensors, everything else as JSON, hashed."""
+"""Artefacts: folders written atomically, with tensors as safetensors files, a JSON record, and checksums of both."""
 
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,24 +26,24 @@ def save_artefact(
     ready: Mapping[str, Path] | None = None,
     shared: bool = False,
 ) -> None:
-    """Writes `<folder>/<name>.safetensors` for every group and `<folder>/record.json`, all of it or nothing.
+    """Write `<folder>/<group>.safetensors` for every group of tensors and `<folder>/record.json` atomically.
 
     Args:
-        extra: {file name: content} of further files; text is written as UTF-8.
-        ready: {group: safetensors file} of further groups on the same file system; they are moved.
-        shared: several processes may write the same one at once.
+        extra: further files, {file name: content}; text is written as UTF-8.
+        ready: groups that are already files, {group: safetensors file} on the same file system; they are moved.
+        shared: several processes may write the same artefact at once.
 
-    Raises OSError: the disk is full or not writable; nothing is left behind.
+    Raises OSError if the disk is full or not writable; nothing is left behind.
     """
     folder = Path(folder)
-    extra = {name: content.encode() if isinstance(content, str) else content for name, content in (extra or {}).items()}
-    needed = sum(t.nbytes for group in tensors.values() for t in group.values()) + sum(map(len, extra.values()))
+    contents = {name: text.encode() if isinstance(text, str) else text for name, text in (extra or {}).items()}
+    needed = sum(t.nbytes for group in tensors.values() for t in group.values()) + sum(map(len, contents.values()))
     with atomic_folder(folder, needed, shared) as temporary:
         for name, group in tensors.items():
             save_tensors(temporary / f"{name}{TENSORS}", group)
         for name, path in (ready or {}).items():
             path.replace(temporary / f"{name}{TENSORS}")
-        for name, content in extra.items():
+        for name, content in contents.items():
             (temporary / name).write_bytes(content)
         hashes = hashes_of(sorted(temporary.iterdir()))
         files = {path.name: {"bytes": path.stat().st_size, "sha256": digest} for path, digest in hashes.items()}
@@ -52,9 +53,12 @@ def save_artefact(
 def load_artefact(
     folder: Path, *, groups: Collection[str] | None = None, editable: Collection[str] = ()
 ) -> tuple[dict[str, dict[str, Tensor]], dict]:
-    """-> {group: {name: tensor}} of the .safetensors files and the record; every file that is read is verified.
+    """Load and verify an artefact; return {group: {name: tensor}} and the record.
 
-    With `groups`, only the existing ones of these are read and verified; `editable` files may be changed or removed.
+    Args:
+        groups: read and verify only these groups, where they exist; default: all files.
+        editable: names of files that may be changed or missing.
+
     Raises BrokenArtefact, naming the file and the cause.
     """
     record, files = verify_artefact(folder, groups=groups, editable=editable)
@@ -62,7 +66,7 @@ def load_artefact(
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises BrokenArtefact where it is none."""
+    """Load a safetensors file. Raises BrokenArtefact if it is malformed."""
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -72,7 +76,10 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 def verify_artefact(
     folder: Path, *, groups: Collection[str] | None = None, editable: Collection[str] = ()
 ) -> tuple[dict, list[Path]]:
-    """The record, and the files (of these `groups` alone) that were read and are as written. Raises BrokenArtefact."""
+    """Verify the size and SHA-256 of the files of an artefact; return its record and the paths. Raises BrokenArtefact.
+
+    The arguments are those of `load_artefact`.
+    """
     record = read_record(folder)
     files = {Path(folder) / name: entry for name, entry in record["files"].items() if name not in editable}
     if groups is not None:
@@ -86,42 +93,47 @@ def verify_artefact(
 
 
 def check_size(path: Path, expected: Mapping) -> None:
-    """Raises BrokenArtefact unless a file is there in the length that its record expects."""
+    """Raise BrokenArtefact if a file is missing or its size differs from the `expected` entry of its record."""
     try:
         size = path.stat().st_size
     except FileNotFoundError:
         raise BrokenArtefact(f"{path} is missing") from None
     if size != expected["bytes"]:
-        raise BrokenArtefact(f"{path} has {size} bytes instead of {expected['bytes']}: truncated?")
+        raise BrokenArtefact(f"{path} has {size} bytes instead of {expected['bytes']}; it may be truncated")
 
 
 def read_record(folder: Path) -> dict:
-    """The record of an artefact, without its tensors. Raises BrokenArtefact."""
+    """Read the record of an artefact without its tensors. Raises BrokenArtefact."""
     path = Path(folder) / RECORD
     try:
         record = json.loads(path.read_text())
     except FileNotFoundError:
-        raise BrokenArtefact(f"{path} is missing: this folder was not written by redi, or not completely") from None
+        raise BrokenArtefact(f"{path} is missing: the folder was not written by redi, or is incomplete") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BrokenArtefact(f"{path} is not JSON: {error}") from None
     files = record.get("files") if isinstance(record, dict) else None
-    entries = files.values() if isinstance(files, dict) else [None]
-    if not all(isinstance(entry, dict) and {"bytes", "sha256"} <= set(entry) for entry in entries):
-        raise BrokenArtefact(f"{path} was not written by redi: it lists no files")
+    if not isinstance(files, dict) or not all(
+        isinstance(entry, dict) and {"bytes", "sha256"} <= set(entry) for entry in files.values()
+    ):
+        raise BrokenArtefact(f"{path} was not written by redi: it has no list of files")
     if outside := [name for name in files if Path(name).name != name]:
-        raise BrokenArtefact(f"{path} was not written by redi: {outside[0][:200]!r} in it is no name of a file")
+        raise BrokenArtefact(f"{path} was not written by redi: {outside[0][:200]!r} is not a file name")
     return unsealed(record, path)
 
 
 def write_record(folder: Path, record: Mapping) -> None:
-    """Writes what `read_record` reads: the record, which lists `files`, and its own hash."""
+    """Write the record, which must list `files`, with its own hash; `read_record` reads it."""
     write_json(Path(folder) / RECORD, sealed(record))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> tuple[dict[str, Tensor], dict]:
-    """An optimizer's state as tensors named '<parameter>/<entry>' and JSON; `names` in the optimizer's order."""
+    """Split an optimizer's state into tensors named '<parameter>/<entry>' and a JSON record.
+
+    `names` lists the parameters in the optimizer's order.
+    """
     state = optimizer.state_dict()
-    tensors, others = {}, {}
+    tensors: dict[str, Tensor] = {}
+    others: dict[str, Any] = {}
     for index, entries in state["state"].items():
         for key, value in entries.items():
             (tensors if isinstance(value, Tensor) else others)[f"{names[index]}/{key}"] = value
@@ -129,13 +141,13 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> tup
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping, record: Mapping) -> None:
-    """The inverse of `optimizer_tensors`. Entries of parameters that the model no longer has are left out."""
+    """Load the output of `optimizer_tensors`; entries of parameters that the model no longer has are ignored."""
     index = {name: i for i, name in enumerate(names)}
     state: dict[int, dict] = {}
     for key, value in {**tensors, **record["others"]}.items():
         name, entry = key.rsplit("/", 1)
         if name in index:
             state.setdefault(index[name], {})[entry] = value
-    own = optimizer.state_dict()["param_groups"]
-    stored = [{**group, "params": mine["params"]} for group, mine in zip(record["param_groups"], own, strict=True)]
-    optimizer.load_state_dict({"state": state, "param_groups": stored})
+    groups = zip(record["param_groups"], optimizer.state_dict()["param_groups"], strict=True)
+    param_groups = [{**stored, "params": current["params"]} for stored, current in groups]
+    optimizer.load_state_dict({"state": state, "param_groups": param_groups})

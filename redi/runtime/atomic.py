@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and outlast a power cut."""
+"""Write files and folders atomically, synced to disk so that they survive a power failure."""
 
 import contextlib
 import errno
@@ -14,20 +14,24 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-LOCK = ".lock"  # in a folder that one process works in
+LOCK = ".lock"  # the lock file of a folder that only one process may use
 
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path, needed_bytes: int = 0, shared: bool = False) -> Iterator[Path]:
-    """A temporary folder that becomes `folder` when the block ends well, and vanishes when it does not.
+    """Yield a temporary folder that becomes `folder` if the block succeeds and is deleted if it fails.
 
-    A folder that is there already is replaced; readers may miss it for a moment. What several processes may write at
-    once, named by a hash of its contents, is `shared`: the folder of the first one stays.
+    An existing folder is replaced; readers may find it missing for a moment.
+
+    Args:
+        needed_bytes: the disk space required; OSError is raised if there is less.
+        shared: several processes may write this folder at once, with equal content; the first one is kept.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder.parent).free
     if free < needed_bytes * 1.01:
-        raise OSError(f"no space for {folder}: {needed_bytes / 2**20:.1f} MiB needed, {free / 2**20:.1f} MiB free")
+        sizes = f"{needed_bytes / 2**20:.1f} MiB needed, {free / 2**20:.1f} MiB free"
+        raise OSError(f"not enough disk space for {folder}: {sizes}")
     temporary = _beside(folder, "partial")
     temporary.mkdir()
     try:
@@ -47,29 +51,29 @@ def atomic_folder(folder: Path, needed_bytes: int = 0, shared: bool = False) -> 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _beside(path: Path, what: str) -> Path:
-    """A name in the same folder, unique over machines too: several may write to one file system."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.{what}")
+def _beside(path: Path, suffix: str) -> Path:
+    """Return a new hidden name in the same folder, unique across all machines that share the file system."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.{suffix}")
 
 
 def replace_folder(new: Path, folder: Path) -> None:
-    """Puts a folder in its place; one that is there already is deleted, once the new one stands."""
-    before = _beside(folder, "replaced")
+    """Rename `new` to `folder`; delete an existing folder afterwards, or restore it if the rename fails."""
+    old = _beside(folder, "replaced")
     with contextlib.suppress(FileNotFoundError):
-        folder.rename(before)
+        folder.rename(old)
     try:
         rename(new, folder)
     except OSError:
-        if before.exists():
-            before.rename(folder)
+        if old.exists():
+            old.rename(folder)
         raise
-    for old in folder.parent.glob(f".{folder.name}.*.replaced"):  # also of a process that was killed here
-        shutil.rmtree(old, ignore_errors=True)
+    for leftover in folder.parent.glob(f".{folder.name}.*.replaced"):  # also those of processes killed here
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside a file, which is synced and becomes the file when the block ends well."""
+    """Yield a temporary path in the same folder; it is synced and renamed to `path` if the block succeeds."""
     temporary = _beside(path, "partial")
     try:
         yield temporary
@@ -80,10 +84,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes a safetensors file; `atomic_file` and `atomic_folder` force it to the disk. Raises OSError."""
+    """Write a safetensors file; call it inside `atomic_file` or `atomic_folder`, which sync it. Raises OSError."""
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    except SafetensorError as error:  # it wraps the operating system's error
+    except SafetensorError as error:  # wraps the operating system's error
         raise OSError(f"could not write {path}: {error}") from None
 
 
@@ -93,41 +97,41 @@ def _sync_file(path: Path) -> None:
 
 
 def _sync_entries(folder: Path) -> None:
-    if os.name == "posix":  # Windows opens no folders
+    if os.name == "posix":  # Windows cannot open folders
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # network file systems that cannot
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot sync folders
                 raise
         finally:
             os.close(descriptor)
 
 
 def rename(old: Path, new: Path) -> None:
-    """Puts a file or folder in its place, replacing a file, and forces that to the disk: it outlasts a power cut."""
+    """Rename a file or folder and sync the parent folder; an existing file is replaced."""
     old.replace(new)
     _sync_entries(new.parent)
 
 
 def write_json(path: Path, value) -> None:
-    """Writes JSON atomically, readable by people; several processes may write one file at once. Raises OSError."""
+    """Write indented JSON atomically; several processes may write the same file at once. Raises OSError."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file atomically: other processes read the old or the new one. Raises OSError."""
+    """Write a UTF-8 file atomically: other processes read the old or the new content. Raises OSError."""
     try:
         with atomic_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        if error.filename is None:  # a full disk shows when a file is written, and then without its name
+        if error.filename is None:  # the error of a full disk does not name the file
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 
 def stamp(folder: Path) -> tuple[int, int] | None:
-    """What tells a folder from one that replaced it; None where there is none."""
+    """Return a value that changes when the folder is replaced; None if it does not exist."""
     with contextlib.suppress(OSError):
         status = folder.stat()
         return status.st_mtime_ns, status.st_ino
@@ -136,9 +140,9 @@ def stamp(folder: Path) -> tuple[int, int] | None:
 
 @contextlib.contextmanager
 def only_process(run_dir: Path) -> Iterator[None]:
-    """Holds the lock of a folder, which ends with the process. Raises ValueError where another process holds it."""
+    """Hold the lock of a folder, which the system releases when the process ends. Raises ValueError if it is held."""
     try:
-        lock = FileLock(run_dir / LOCK).acquire(timeout=1)  # `is_held` takes it for an instant
+        lock = FileLock(run_dir / LOCK).acquire(timeout=1)  # `is_held` may hold it for an instant
     except Timeout:
         raise ValueError(f"another process is training in {run_dir}: choose another --run_dir") from None
     with lock:
@@ -146,7 +150,7 @@ def only_process(run_dir: Path) -> Iterator[None]:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process holds the lock of a folder."""
+    """Return whether a process holds the lock of a folder."""
     if not (folder / LOCK).exists():
         return False
     try:
@@ -154,5 +158,5 @@ def is_held(folder: Path) -> bool:
             return False
     except Timeout:
         return True
-    except OSError:  # of somebody else, in a folder that this process cannot write to
+    except OSError:  # the folder belongs to another user and is not writable
         return False

@@ -1,4 +1,4 @@
-"""JSON that carries a hash of itself, so that damage is seen when it is read."""
+"""Checksums of files and tensors, and JSON that carries its own hash, so that damage is detected on reading."""
 
 import hashlib
 import json
@@ -12,28 +12,31 @@ from torch import Tensor
 
 from redi.runtime.progress import in_threads
 
-OWN_HASH = "sha256_of_the_rest"  # the entries beside it; what earlier versions wrote has none
+OWN_HASH = "sha256_of_the_rest"  # hash of the other entries; files of earlier versions have none
 
 
 class BrokenArtefact(ValueError):
-    """A folder that is not what it should be: truncated, altered, or made by something else."""
+    """A file or folder is missing, truncated, altered, or was not written by redi."""
 
 
 def sealed(value: Mapping) -> dict:
-    """The same with a hash of itself: one flipped bit of the file either hits the hash, or is seen by it."""
+    """Return the mapping with its own hash added as an entry."""
     return {**value, OWN_HASH: json_sha256(value)}
 
 
 def unsealed(value: Mapping, path: Path) -> dict:
-    """The inverse of `sealed`, as read from `path`; without a hash, as it is. Raises BrokenArtefact."""
+    """Check and remove the hash that `sealed` added; a mapping without a hash is returned as it is.
+
+    Raises BrokenArtefact, naming `path`, if the hash does not match.
+    """
     rest = {key: entry for key, entry in value.items() if key != OWN_HASH}
     if OWN_HASH in value and value[OWN_HASH] != json_sha256(rest):
-        raise BrokenArtefact(f"{path} was altered after it was written: its {OWN_HASH} is that of another content")
+        raise BrokenArtefact(f"{path} was altered after it was written: its {OWN_HASH} does not match its content")
     return rest
 
 
 def read_sealed(path: Path) -> dict | None:
-    """What a file holds of which `sealed` was written; None where there is none. Raises BrokenArtefact for damage."""
+    """Read a JSON file that holds the output of `sealed`; None if it does not exist. Raises BrokenArtefact."""
     try:
         return unsealed(json.loads(path.read_text()), path)
     except (FileNotFoundError, NotADirectoryError):
@@ -43,31 +46,31 @@ def read_sealed(path: Path) -> dict | None:
 
 
 def json_sha256(value) -> str:
-    """Hex digest of what JSON keeps of a value, however it is indented and ordered."""
+    """Return the hex SHA-256 of a value as JSON, independent of indentation and the order of keys."""
     return hashlib.sha256(json.dumps(json.loads(json.dumps(value)), sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file."""
+    """Return the hex SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hashes_of(paths: Sequence[Path]) -> dict[Path, str]:
-    """Hex digests of files, read by several threads."""
+    """Return the hex SHA-256 of each file, read by several threads."""
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         return dict(zip(paths, pool.map(sha256, paths), strict=True))
 
 
 def altered_files(records: Mapping[Path, str]) -> list[Path]:
-    """Those of the files (path -> SHA-256) that are missing or have another SHA-256; read by several threads."""
+    """Return the files that are missing or differ from their recorded SHA-256 (`records`: path -> SHA-256)."""
     paths, threads = list(records), min(4, os.cpu_count() or 1)
     hashes = in_threads(lambda path: sha256(path) if path.exists() else None, paths, threads, "verifying", "shard")
     return [path for path, digest in zip(paths, hashes, strict=True) if digest != records[path]]
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Hex digest of named tensors, in the order of their names, wherever they are."""
+    """Return the hex SHA-256 of named tensors, sorted by name; the device does not matter."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         raw = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)  # NumPy has no bfloat16
@@ -75,10 +78,10 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-LIBRARIES = {"timm", "diffusers"}  # entries of an encoder's provenance that are versions
+LIBRARIES = {"timm", "diffusers"}  # entries of an encoder's provenance that hold library versions
 
 
 def without_versions(provenance: dict) -> dict:
-    """A provenance less the versions of the libraries that ran the networks: an upgrade makes no other encoder."""
+    """Remove library versions from a provenance, because upgrading a library does not change the encoder."""
     rest = {name: value for name, value in provenance.items() if name not in LIBRARIES}
     return {name: without_versions(value) if isinstance(value, dict) else value for name, value in rest.items()}

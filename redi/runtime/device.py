@@ -1,4 +1,4 @@
-"""Where tensors live, in which precision networks run, and whether they are compiled."""
+"""Choose the device, the precision and whether to compile."""
 
 import contextlib
 import importlib.util
@@ -19,34 +19,34 @@ PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
 class Precision(NamedTuple):
-    """How a network computes: `name` as bound; `dtype` of the large products, by autocast where it is bfloat16."""
+    """The precision of a network: its `name` in PRECISIONS, and the `dtype` of matrix products under autocast."""
 
     name: str
     dtype: torch.dtype
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """Context for the forward pass on `device`."""
+        """Return the autocast context for a forward pass on `device`; it has no effect for float32 and tf32."""
         return torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
 def choose_device(device: str) -> torch.device:
-    """'auto' is the GPU where there is one, else the CPU. Raises ValueError for what torch does not have here."""
-    complete_account()  # all that loads or trains comes here, before a meta device or a compiler asks who the user is
+    """Return the device; 'auto' is the GPU if there is one, else the CPU. Raises ValueError if it is not available."""
+    complete_account()  # every program calls this function before torch looks up the user
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, TypeError) as error:
-        what = str(error).strip().splitlines()[0]
-        raise ValueError(f"train.device = {device!r} cannot be used here: {what}. 'auto' takes what there is") from None
+        cause = str(error).strip().splitlines()[0]
+        raise ValueError(f"train.device = {device!r} is not available: {cause}. Set train.device = 'auto'") from None
     return chosen
 
 
-def own_gpu(device: torch.device) -> torch.device:
-    """The GPU of this process among those of its machine, as torchrun or Slurm number them, made the current one.
+def local_device(device: torch.device) -> torch.device:
+    """Select this process's GPU by its local rank (torchrun or Slurm) and make it the current CUDA device.
 
-    Another device is returned as it is.
+    Other devices are returned unchanged.
     """
     if device.type != "cuda":
         return device
@@ -58,9 +58,9 @@ def own_gpu(device: torch.device) -> torch.device:
 
 
 def free_memory(device: torch.device) -> tuple[int, int]:
-    """Bytes that this process can still take on the device, and all that it has.
+    """Return the bytes that this process can still allocate on the device, and the total.
 
-    Of the host: what is available and swap, within the limit of its control group (a container, a batch job).
+    On the host this is available memory plus swap, within the limits of the control group (container or batch job).
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
@@ -73,22 +73,26 @@ def free_memory(device: torch.device) -> tuple[int, int]:
         return total, total
     host = {name: int(size) * 1024 for name, size in sizes}
     limits = [group_memory(Path("/sys/fs/cgroup", controller), path) for controller, path in groups]
-    free = min([host["MemAvailable"], *(limit - used for limit, used in limits)]) + host["SwapFree"]
-    return int(max(free, 0)), int(min([host["MemTotal"], *(limit for limit, _ in limits)]))
+    available = min([host["MemAvailable"], *(limit - used for limit, used in limits)]) + host["SwapFree"]
+    return int(max(available, 0)), int(min([host["MemTotal"], *(limit for limit, _ in limits)]))
 
 
 def group_memory(root: Path, path: str) -> tuple[float, float]:
-    """The tightest limit of a control group and those above it, and what is in use there; infinity for no limit."""
+    """Return limit and usage in bytes of a control group, or of the parent with the least memory left.
+
+    The limit is infinite if none is set.
+    """
     tightest = (math.inf, 0.0)
     for folder in (root / path, *(root / path).parents):
-        for limit, used, kept in (
-            ("memory.max", "memory.current", "inactive_file"),  # version 2
-            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        for limit, used, reclaimable in (
+            ("memory.max", "memory.current", "inactive_file"),  # cgroup version 2
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),  # version 1
         ):
             try:
                 text = (folder / limit).read_text().strip()
                 statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                group = float(text.replace("max", "inf")), int((folder / used).read_text()) - int(statistics[kept])
+                usage = int((folder / used).read_text()) - int(statistics[reclaimable])
+                group = float(text.replace("max", "inf")), float(usage)
             except (OSError, KeyError):
                 continue
             tightest = min(tightest, group, key=lambda group: group[0] - group[1])
@@ -96,7 +100,7 @@ def group_memory(root: Path, path: str) -> tuple[float, float]:
 
 
 def device_name(device: torch.device) -> str:
-    """'NVIDIA H200', or 'CPU, 2 threads'."""
+    """Return a name such as 'NVIDIA H200' or 'CPU, 2 threads'."""
     if device.type != "cpu":
         return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     threads = torch.get_num_threads()
@@ -104,50 +108,53 @@ def device_name(device: torch.device) -> str:
 
 
 def choose_precision(precision: str, device: torch.device, binding: str = "train.precision") -> Precision:
-    """'auto' is bfloat16 on a GPU that has it, else float32. Raises ValueError for another name."""
+    """Return the precision; 'auto' is bfloat16 on a GPU that supports it, else float32. Raises ValueError."""
     if precision not in ("auto", *PRECISIONS):
-        raise ValueError(f"{binding} = {precision!r}: it is 'auto', 'float32', 'tf32' or 'bfloat16'")
+        raise ValueError(f"{binding} = {precision!r} must be 'auto', 'float32', 'tf32' or 'bfloat16'")
     if precision == "auto":
-        # Emulated, as on GPUs before Ampere, it would be slower than float32.
-        has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bfloat16" if has_it else "float32"
+        # GPUs before Ampere emulate bfloat16, which is slower than float32.
+        supported = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bfloat16" if supported else "float32"
     return Precision(precision, torch.bfloat16 if precision == "bfloat16" else torch.float32)
 
 
 @contextlib.contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
-    """Context in which float32 products and convolutions on a GPU are exact ('float32') or may use TF32 (others)."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    """Context in which float32 operations on a GPU use full precision ('float32') or may use TF32 (other names)."""
+    matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest" if precision == "float32" else "high")
     torch.backends.cudnn.allow_tf32 = precision != "float32"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = cudnn
 
 
 def choose_compile(compile: str | bool, device: torch.device, binding: str = "train.compile") -> bool:
-    """Whether to compile; 'auto': on a GPU with a compiler. Raises ValueError: True without one, or another value."""
+    """Return whether to compile; 'auto' compiles on a GPU with a C++ compiler.
+
+    Raises ValueError for other values, and for True without a compiler.
+    """
     if compile not in ("auto", True, False):
-        raise ValueError(f"{binding} = {compile!r}: it is 'auto', True or False")
+        raise ValueError(f"{binding} = {compile!r} must be 'auto', True or False")
     if compile is False or (compile == "auto" and device.type != "cuda"):
         return False
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         missing = "the package triton"
     elif not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++", "c++")):
         missing = "a C++ compiler (Debian: the package g++)"
-    elif not (Path(sysconfig.get_path("include")) / "Python.h").exists():  # what is compiled is called from Python
+    elif not (Path(sysconfig.get_path("include")) / "Python.h").exists():  # for the generated Python bindings
         missing = "Python.h (Debian: the package python3-dev)"
     else:
         return True
     if compile == "auto":
         return False
-    raise ValueError(f"{binding} = True needs {missing}, which is not here: install it, or set {binding} = False")
+    raise ValueError(f"{binding} = True needs {missing}, which was not found: install it or set {binding} = False")
 
 
-def compiled_whole(function: Callable, mode: str | None = None) -> Callable:
-    """`function` by torch.compile, as one graph for every set of shapes, without a limit to their number."""
-    dynamo = torch._dynamo.config  # torch refuses a ninth graph of one function, over all calls in the process
+def compile_full_graph(function: Callable, mode: str | None = None) -> Callable:
+    """Compile a function with torch.compile to one graph per set of shapes, with any number of graphs."""
+    dynamo = torch._dynamo.config  # by default torch refuses a ninth graph of one function in a process
     dynamo.recompile_limit = max(dynamo.recompile_limit, dynamo.accumulated_recompile_limit)
     return torch.compile(function, fullgraph=True, dynamic=False, mode=mode)

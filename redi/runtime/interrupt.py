@@ -1,4 +1,4 @@
-"""Stopping between two steps rather than inside one."""
+"""Stop on a signal between two steps."""
 
 import contextlib
 import logging
@@ -9,59 +9,63 @@ from collections.abc import Iterator
 
 log = logging.getLogger(__name__)
 
-# Ctrl-C; what schedulers and torchrun end a job with; what Slurm and submitit warn with before they take it away.
+# SIGINT: Ctrl-C. SIGTERM: schedulers and torchrun. SIGUSR1, SIGUSR2: warnings of Slurm and submitit before the end.
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 
 
 @contextlib.contextmanager
-def heard_at_once(notice: str) -> Iterator[None]:
-    """Context in which the first signal that has a handler is logged when it comes, with `notice`.
+def log_signal(notice: str) -> Iterator[None]:
+    """Context that logs the first handled signal, with `notice`, as soon as it arrives.
 
-    Python runs a handler once the operation that runs now returns, which may take minutes; a thread is told at once.
+    Python runs a handler only after the current operation returns, which may take minutes. A thread logs at once.
     """
-    heard, sender = socket.socketpair()
-    sender.setblocking(False)  # as `set_wakeup_fd` demands
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)  # required by set_wakeup_fd
 
-    def say() -> None:
-        if number := heard.recv(1):
-            log.warning("%s was heard: %s", signal.Signals(number[0]).name, notice)
+    def report() -> None:
+        if number := receiver.recv(1):
+            log.warning("received %s: %s", signal.Signals(number[0]).name, notice)
 
-    thread = threading.Thread(target=say, daemon=True)
+    thread = threading.Thread(target=report, daemon=True)
     thread.start()
     before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
     try:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        sender.shutdown(socket.SHUT_WR)  # which ends the thread, also where a forked process holds a copy
+        sender.shutdown(socket.SHUT_WR)  # ends the thread even if a forked process holds a copy of the socket
         thread.join()
         sender.close()
-        heard.close()
+        receiver.close()
 
 
 class StopRequest(contextlib.ExitStack):
-    """Context in which the first of SIGNALS sets `requested`, its number; a Ctrl-C after it interrupts at once.
+    """Context in which the first of SIGNALS sets `requested` to its number; a second Ctrl-C interrupts at once.
 
-    Others after it are ignored: a scheduler's warning may come twice, and must not break the checkpoint.
-    `notice`: what the first does, for the log.
+    Other repeated signals are ignored: a scheduler may send its warning twice, which must not interrupt the checkpoint.
+
+    Args:
+        notice: the effect of the first signal, for the log.
     """
+
+    requested: int | None
 
     def __init__(self, notice: str):
         super().__init__()
         self.notice, self.requested = notice, None
 
     def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-            self.enter_context(heard_at_once(f"{self.notice}; Ctrl-C once more interrupts"))
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
+            self.enter_context(log_signal(f"{self.notice}; press Ctrl-C again to interrupt at once"))
             for number in SIGNALS:
                 self.callback(signal.signal, number, signal.signal(number, self._handle))
         return self
 
     def interrupt(self, message: str) -> None:
-        """Raise KeyboardInterrupt, for a program's exit status, if a signal came."""
+        """Raise KeyboardInterrupt if a signal arrived; its `signal_number` sets the program's exit status."""
         if self.requested is not None:
             stopped = KeyboardInterrupt(message)
-            stopped.signal_number = self.requested
+            stopped.signal_number = self.requested  # type: ignore[attr-defined]  # read by redi.command_line
             raise stopped
 
     def _handle(self, number: int, _frame) -> None:
@@ -72,14 +76,14 @@ class StopRequest(contextlib.ExitStack):
 
 
 class DryRunEnd(Exception):
-    """A dry run has done what it does, and the program ends well."""
+    """Raised at the end of a dry run, so that the program exits with status 0."""
 
 
 class Stopped(KeyboardInterrupt):
-    """Training was asked to stop by a signal and has written its checkpoint at `step`.
+    """Training stopped because of a signal, after writing a checkpoint at `step`.
 
-    A program exits with 128 + `signal_number`, as shells do: 130 Ctrl-C, 138 SIGUSR1, 140 SIGUSR2, 143 SIGTERM. A batch
-    script queues its job again after 138 and 140.
+    The program exits with 128 + `signal_number`, the shell convention: 130 for Ctrl-C, 138 for SIGUSR1, 140 for
+    SIGUSR2, 143 for SIGTERM. A batch script requeues its job after 138 and 140.
     """
 
     def __init__(self, signal_number: int, step: int):

@@ -1,4 +1,4 @@
-"""The run's log: one JSON line per entry, and TensorBoard beside it."""
+"""The log of a run: a JSON line per entry, and TensorBoard files."""
 
 import contextlib
 import errno
@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 
 
 class RunLog:
-    """Writes scalars and pictures to `log.jsonl` and `tensorboard/`; a line is there whole or not at all.
+    """Write scalars to `log.jsonl` and scalars and pictures to `tensorboard/`; each line is written atomically.
 
-    Entries after `step`, of an earlier attempt, are dropped. Raises OSError: `log.jsonl` cannot be written.
+    Existing entries after `step`, from an earlier attempt, are removed. Raises OSError if a file cannot be written.
     """
 
     def __init__(self, run_dir: Path, step: int):
@@ -37,10 +37,10 @@ class RunLog:
         self.file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
 
     def scalars(self, step: int, **values: float | None) -> None:
-        """One line {"step": ..., name: value, ...}, null for what is not finite. Raises OSError."""
+        """Write one line {"step": ..., name: value, ...}; non-finite values become null. Raises OSError."""
         line, before = _line({"step": step, **values}), os.fstat(self.file).st_size
         with _advising(self.path, f" at step {step}"):
-            if os.write(self.file, line) != len(line):  # a full disk took a part of it
+            if os.write(self.file, line) != len(line):  # the disk is full
                 os.ftruncate(self.file, before)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             for name, value in values.items():
@@ -48,21 +48,21 @@ class RunLog:
                     self.tensorboard.add_scalar(name, value, step)
 
     def picture(self, step: int, name: str, image) -> None:
-        """A PIL image, to TensorBoard. Raises OSError."""
+        """Write a PIL image to TensorBoard. Raises OSError."""
         with _advising(self.tensorboard.log_dir, f" at step {step}"):
             self.tensorboard.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def close(self) -> None:
-        """Closes both. An error of TensorBoard is a warning only: the lines are in log.jsonl."""
+        """Close both logs. A TensorBoard error is only a warning, because log.jsonl has every entry."""
         os.close(self.file)
         try:
             self.tensorboard.close()
         except OSError as error:
-            log.warning("TensorBoard's files in %s are not complete: %s", self.tensorboard.log_dir, error)
+            log.warning("the TensorBoard files in %s are incomplete: %s", self.tensorboard.log_dir, error)
 
 
 def read_log(run_dir: str | Path) -> list[dict]:
-    """The entries of `log.jsonl`; lines that are none, as a crash of the machine may leave them, are left out."""
+    """Read the entries of `log.jsonl`; skip malformed lines, such as those left by a machine crash."""
     path = local_path(run_dir) / "log.jsonl"
     entries = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
@@ -76,7 +76,7 @@ def read_log(run_dir: str | Path) -> list[dict]:
 
 
 def _line(entry: Mapping) -> bytes:
-    """JSON knows neither NaN nor infinity: null."""
+    """Encode an entry as a JSON line; NaN and infinity, which JSON lacks, become null."""
     finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in entry.items()}
     return json.dumps(finite, allow_nan=False).encode() + b"\n"
 
@@ -86,12 +86,12 @@ def _advising(path: Path | str, when: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = "free some space and run the same command again to go on from the last checkpoint"
+        advice = "free disk space and rerun the same command to resume from the last checkpoint"
         raise OSError(f"could not write {path}{when}: {error}; {advice}") from None
 
 
 class AsyncScalars:
-    """Numbers on their way from the device: one copy for all of them, which the host need not wait for at once."""
+    """Scalars copied from the device in one asynchronous transfer, so that training does not wait for them."""
 
     def __init__(self, values: Mapping[str, Tensor | float]):
         self.names = list(values)
@@ -101,46 +101,47 @@ class AsyncScalars:
             self.copy = torch.empty(stacked.shape, dtype=stacked.dtype, pin_memory=True)
             self.copy.copy_(stacked, non_blocking=True)
             self.arrival = torch.cuda.Event()
-            self.arrival.record(torch.cuda.current_stream(stacked.device))  # whose device need not be the current one
+            self.arrival.record(torch.cuda.current_stream(stacked.device))  # may not be the current device
 
     def get(self) -> dict[str, float]:
-        """Wait for them if they have not arrived."""
+        """Return the values on the host; wait for the transfer if necessary."""
         if self.arrival is not None:
             self.arrival.synchronize()
         return dict(zip(self.names, self.copy.tolist(), strict=True))
 
 
 class LogWindow:
-    """What happened since the last line of the log: sums over steps, on their device, and a clock. `stored` is the
-    `state` of a run that is resumed between two lines.
+    """Sums over the steps since the last log line, kept on the device, and a clock.
+
+    `stored` is the `state` saved in a checkpoint between two log lines.
     """
 
     def __init__(self, stored: Mapping | None = None):
-        self.steps: int = stored["steps"] if stored else 0  # skipped ones included
-        # Sums over the steps that were not skipped; "skipped": how many were
+        self.steps: int = stored["steps"] if stored else 0  # includes skipped steps
+        # Sums over the steps that were not skipped; "skipped" counts the others.
         self.totals: dict[str, Tensor | float] = dict(stored["totals"]) if stored else {}
         self.restart_clock()
 
     def add(self, values: Mapping[str, Tensor]) -> None:
-        """Adds the values of one step, without waiting for the device; of a step with "skipped" 1 only that."""
+        """Add the values of one step without waiting for the device; a step with "skipped" 1 is only counted."""
         skipped = values.get("skipped")
         for name, value in values.items():
-            if skipped is not None and name != "skipped":  # not by a product: a skipped step's values are not finite
+            if skipped is not None and name != "skipped":  # where(): the values of a skipped step may not be finite
                 value = torch.where(skipped > 0, 0.0, value)
             self.totals[name] = self.totals.get(name, 0.0) + value
         self.steps += 1
         self.timed += 1
 
     def restart_clock(self) -> None:
-        """Leaves out of the speed what happened since the last step: a preview, a checkpoint."""
+        """Restart the speed measurement, so that a preview or a checkpoint does not count as training time."""
         self.timed, self.started = 0, time.perf_counter()
 
     def steps_per_second(self) -> float:
-        """Since the clock was restarted."""
+        """Return the speed since the clock was restarted."""
         return self.timed / (time.perf_counter() - self.started)
 
     def means(self) -> AsyncScalars:
-        """Per step that was not skipped, and "skipped_steps"; NaN where all were."""
+        """Return means over the steps that were not skipped (NaN if all were) and the number of "skipped_steps"."""
         totals = dict(self.totals)
         if (skipped := totals.pop("skipped", None)) is None:
             return AsyncScalars({name: total / self.steps for name, total in totals.items()})
@@ -149,5 +150,5 @@ class LogWindow:
         return AsyncScalars(means | {"skipped_steps": skipped})
 
     def state(self) -> dict:
-        """As JSON, for a checkpoint."""
+        """Return the sums as JSON values, for a checkpoint."""
         return {"steps": self.steps, "totals": {name: float(total) for name, total in self.totals.items()}}

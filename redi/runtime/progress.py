@@ -1,4 +1,4 @@
-"""Progress bars that behave in a terminal and in a log file."""
+"""Progress bars for terminals and log files."""
 
 import contextlib
 import sys
@@ -8,40 +8,40 @@ from contextvars import ContextVar
 
 from tqdm import tqdm
 
-_whole: ContextVar[tqdm | None] = ContextVar("whole", default=None)
+_outer_bar: ContextVar[tqdm | None] = ContextVar("outer_bar", default=None)
 
 
 def progress(*args, **options) -> tqdm:
-    """A tqdm bar on stderr; in a log file a line every ten seconds, the first one after ten."""
-    if (whole := _whole.get()) is not None:
+    """Return a tqdm bar on stderr. If stderr is not a terminal, it prints a line every ten seconds instead."""
+    if (outer := _outer_bar.get()) is not None:
         part = tqdm(*args, **options | {"disable": True})
-        part.update = whole.update
+        part.update = outer.update
         return part
     pace = {} if sys.stderr.isatty() else {"mininterval": 10, "delay": 10}
     return tqdm(*args, **{"leave": False} | pace | options)
 
 
 @contextlib.contextmanager
-def part_of(whole: tqdm) -> Iterator[None]:
-    """Context in which further bars are not shown: what they are updated by counts for this one."""
-    token = _whole.set(whole)
+def part_of(bar: tqdm) -> Iterator[None]:
+    """Context in which bars created by `progress` are hidden and their updates advance `bar`."""
+    token = _outer_bar.set(bar)
     try:
         yield
     finally:
-        _whole.reset(token)
+        _outer_bar.reset(token)
 
 
 def in_threads(call: Callable, items: Sequence, num_threads: int, desc: str, unit: str = "img") -> Iterator:
-    """What `call` gives for each item, in order, by several threads and with a bar; the items may be millions."""
+    """Yield `call(item)` for each item in order, computed by several threads and shown in a progress bar."""
     with progress(total=len(items), desc=desc, unit=unit) as bar, ThreadPoolExecutor(num_threads) as pool:
-        for start in range(0, len(items), 1024):  # bounded: map() queues all of its input
+        for start in range(0, len(items), 1024):  # map() queues all of its input, which may be millions of items
             for result in pool.map(call, items[start : start + 1024]):
                 yield result
                 bar.update()
 
 
 def duration(seconds: float) -> str:
-    """12.5 s, 4 min 10 s, 2 h 5 min."""
+    """Format a time as '12.5 s', '4 min 10 s' or '2 h 5 min'."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -1,4 +1,4 @@
-"""Which rows of a step's batch a process has, and random numbers that do not depend on it."""
+"""Split a batch over processes, with random numbers that do not depend on the split."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows [first, first + count) of a batch of `total`, which several processes share.
+    """Rows [first, first + count) of a batch of `total` rows: the part of one process.
 
-    What is random is drawn for the whole batch by every process and then cut, so the numbers of a row do not depend on
-    the division.
+    Every process draws the random numbers of the whole batch and keeps its rows, so the numbers of a row do not depend
+    on the number of processes.
     """
 
     first: int
@@ -20,20 +20,22 @@ class Rows:
 
     @classmethod
     def whole(cls, total: int) -> "Rows":
+        """Return all rows, for a single process."""
         return cls(0, total, total)
 
     def of(self, batch):
-        """These rows of a tensor or an array (total, ...)."""
+        """Return these rows of a tensor or an array (total, ...)."""
         return batch[self.first : self.first + self.count]
 
     def randn(self, shape: tuple[int, ...], **options) -> Tensor:
-        """As torch.randn for these rows, (count, ...), from the draws of the whole batch."""
+        """Return these rows, (count, ...), of a torch.randn tensor drawn for the whole batch."""
         return self.of(torch.randn((self.total, *shape[1:]), **options))
 
 
 def mix_seeds(*seeds: int) -> int:
-    """One 63-bit seed from several integers, so that (0, 1) and (1, 0) have nothing in common. Seeds of users lie in
-    0 ... 2**64 - 1: beyond they would begin again.
+    """Hash several integers to one 63-bit seed; the order matters.
+
+    Integers are taken modulo 2**64, so user seeds must lie in [0, 2**64).
     """
     mixed = 0
     for seed in seeds:

@@ -1,18 +1,21 @@
-"""Numbers that a user sets: in which range each lies."""
+"""Range checks for numbers that a user sets."""
 
 import math
 from numbers import Integral, Real
+from typing import Any
 
-SEED = {"least": 0, "below": 2**64}  # beyond 64 bits random streams would begin again
+SEED: dict[str, Any] = {"least": 0, "below": 2**64}  # seeds are taken modulo 2**64
 
 
 def check_number(
-    binding: str, value: object, least: float = 1, *, whole: bool = True, below: float = math.inf, note: str = ""
+    binding: str, value: Any, least: float = 1, *, whole: bool = True, below: float = math.inf, note: str = ""
 ) -> None:
-    """Raise ValueError, which names the `binding`, unless `value` is a finite number (`whole`: a whole one) in
-    [least, below). `note`: what another value would mean, as '0 is never'.
+    """Check that `value` is a finite number in [least, below), and an integer if `whole`.
+
+    Raises ValueError naming the `binding`. `note` explains a special value in the message, such as '0 is never'.
     """
     if isinstance(value, bool) or not isinstance(value, Integral if whole else Real) or not least <= value < below:
-        what = f"{'a whole' if whole else 'a finite'} number of at least {least}"
-        until = f", less than {'2**64' if below == 2**64 else below}" if below < math.inf else ""
-        raise ValueError(f"{binding} = {value!r}: {what}{until} is needed" + (f"; {note}" if note else ""))
+        kind = "an integer" if whole else "a finite number"
+        limit = f" and less than {'2**64' if below == 2**64 else below}" if below < math.inf else ""
+        hint = f" ({note})" if note else ""
+        raise ValueError(f"{binding} = {value!r} must be {kind} of at least {least}{limit}{hint}")

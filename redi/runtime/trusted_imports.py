@@ -1,9 +1,9 @@
-"""Which Python modules the config.gin of a run, or of a model from the hub, may import.
+"""Restrict which Python modules a saved config.gin, of a run or of a model from the hub, may import.
 
-A module runs when it is imported. A gin file that the user names may import what it says; of these files only the
-folder was named, so they may import modules of redi and what the user has named in this process (`named`). A file that
-this user's own runs wrote may import what it says, too, as long as it lies where it was written: a hash of text and
-folder lies in the user's home, which no folder brings along.
+Importing a module runs its code. A gin file named on the command line may import any module. For a config.gin the user
+names only the folder, so the file may import only modules of redi and modules that the user trusts (`trusted`). A file
+written by this user's own runs may also import any module, as long as it stays in the folder where it was written: its
+hash is stored in the user's home, so a downloaded folder cannot claim this.
 """
 
 import hashlib
@@ -21,49 +21,49 @@ from redi.runtime.atomic import write_text
 
 log = logging.getLogger(__name__)
 
-MAX_BYTES = 2**24  # of a saved configuration; those of the largest sweeps have some 2**16
+MAX_BYTES = 2**24  # of a saved configuration; the largest sweeps write about 2**16
 
-named: set[str] = {name for name in os.environ.get("REDI_PLUGINS", "").split(",") if name}  # packages or modules
+trusted: set[str] = {name for name in os.environ.get("REDI_PLUGINS", "").split(",") if name}  # packages or modules
 
 
-def name(*modules: str) -> None:
-    """Lets configurations import these modules, and what lies in them, from now on. Raises ValueError: not a module."""
+def trust(*modules: str) -> None:
+    """Let configurations import these modules and their submodules from now on. Raises ValueError for invalid names."""
     for module in modules:
         if not all(part.isidentifier() for part in module.split(".")) or module.startswith("__gin__"):
-            raise ValueError(f"{module!r} is no name of a Python module, as 'my_lab' or 'my_lab.reducing'")
-    named.update(modules)
+            raise ValueError(f"{module!r} is not the name of a Python module, such as 'my_lab' or 'my_lab.reducing'")
+    trusted.update(modules)
 
 
 def read(path: str | os.PathLike, registered: Collection[str] = ()) -> io.StringIO:
-    """A configuration that lies in a folder, as a file for gin: exactly the text that was looked through.
+    """Read and check the configuration of a folder; return exactly the checked text as a file for gin.
 
-    Modules whose components are `registered` were imported before: importing them again runs nothing. What `write`
-    wrote for this user may import what it says.
+    Allowed are imports of redi, of trusted modules, and of modules whose components are `registered`: they are already
+    imported, so importing them again runs no code. A file that `write` wrote for this user may import any module.
 
-    Raises ValueError: it would import or include what nobody has named. Nothing has been imported.
+    Raises ValueError if the file would import or include anything else. Nothing has been imported then.
     """
     file = read_text(path)
-    refused = [statement for statement in loading(file) if not _is_allowed(statement, registered)]
+    refused = [statement for statement in load_statements(file) if not _is_allowed(statement, registered)]
     if refused and not _is_own(path, file.getvalue()):
         raise ValueError(_message(path, refused))
     return file
 
 
 def write(path: Path, text: str) -> None:
-    """Write a configuration that was parsed here, and note its hash as one of this user's own. Raises OSError."""
+    """Write a configuration that was parsed in this process, and record it as written by this user. Raises OSError."""
     write_text(path, text)
-    if all(_is_among(statement, ("redi",)) for statement in loading(io.StringIO(text))):
+    if all(_is_among(statement, ("redi",)) for statement in load_statements(io.StringIO(text))):
         return
     try:
         mark = _mark(path, text)
         mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         mark.touch()
     except (OSError, RuntimeError) as error:
-        log.warning("later programs need --plugin to open %s: it cannot be noted as yours (%s)", path.parent, error)
+        log.warning("cannot record %s as written by you (%s): later programs need --plugin to open it", path, error)
 
 
 def _is_own(path: str | os.PathLike, text: str) -> bool:
-    """Whether `write` noted this text at this place, in a folder of this user's that nobody else may write to."""
+    """Return whether `write` recorded this text in this folder, and nobody but this user can write such records."""
     try:
         mark = _mark(path, text)
         folder = mark.parent.stat()
@@ -73,35 +73,36 @@ def _is_own(path: str | os.PathLike, text: str) -> bool:
 
 
 def _mark(path: str | os.PathLike, text: str) -> Path:
-    """The file whose presence says that this text here is the user's own. Raises RuntimeError: there is no home."""
+    """Return the file that exists if this user wrote this text here. Raises RuntimeError without a home folder."""
     state = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser()
-    place = os.fsencode(Path(path).resolve().parent)
-    return state / "redi" / "configurations" / hashlib.sha256(place + b"\0" + text.encode()).hexdigest()
+    folder = os.fsencode(Path(path).resolve().parent)
+    return state / "redi" / "configurations" / hashlib.sha256(folder + b"\0" + text.encode()).hexdigest()
 
 
-def imported(path: str | os.PathLike) -> list[str]:
-    """The modules that a configuration imports, as far as `name` takes them."""
-    modules = [statement.module for statement in loading(read_text(path)) if isinstance(statement, ImportStatement)]
+def imported_modules(path: str | os.PathLike) -> list[str]:
+    """Return the Python modules that a configuration imports; gin's own `__gin__` switches are left out."""
+    statements = load_statements(read_text(path))
+    modules = [statement.module for statement in statements if isinstance(statement, ImportStatement)]
     return [module for module in modules if not module.startswith("__gin__")]
 
 
 def read_text(path: str | os.PathLike) -> io.StringIO:
-    """The text of a gin file, without a byte order mark. Raises ValueError where it is none."""
+    """Read a gin file as text, without a byte order mark. Raises ValueError if it is too large or not UTF-8."""
     with open(path, "rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise ValueError(f"{path} has more than {MAX_BYTES} bytes: that is no configuration")
+        raise ValueError(f"{path} is not a configuration: it has more than {MAX_BYTES} bytes")
     try:
-        text = io.StringIO(io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read())  # line ends as from open()
+        text = io.StringIO(io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read())  # line ends as in open()
     except UnicodeDecodeError as error:
-        what = f"byte {error.start} is not UTF-8 text ({error.reason})"
-        raise ValueError(f"{path} is not a gin file: {what}. Save it as UTF-8") from None
+        cause = f"byte {error.start} is not UTF-8 text ({error.reason})"
+        raise ValueError(f"{path} is not a gin file: {cause}. Save it as UTF-8") from None
     text.name = str(path)
     return text
 
 
-class _Inert:
-    """For gin's parser: references and macros stay names."""
+class _NamesOnly:
+    """A delegate for gin's parser that keeps references and macros as names."""
 
     def configurable_reference(self, scoped_name: str, evaluate: bool) -> str:
         return scoped_name
@@ -109,23 +110,23 @@ class _Inert:
     macro = str
 
 
-def loading(file: io.StringIO) -> list[ImportStatement | IncludeStatement]:
-    """The statements that load something, found by gin's own parser: what it would do, and no spelling escapes."""
+def load_statements(file: io.StringIO) -> list[ImportStatement | IncludeStatement]:
+    """Return the import and include statements of a file, parsed by gin itself so that no spelling is missed."""
     try:
-        statements = [*ConfigParser(file.getvalue(), _Inert())]
+        statements = [*ConfigParser(file.getvalue(), _NamesOnly())]
     except (tokenize.TokenError, SyntaxError, ValueError, TypeError, StopIteration, RecursionError) as error:
-        raise ValueError(f"{getattr(file, 'name', 'the text')} is no gin file: {str(error)[:500]}") from None
+        raise ValueError(f"{getattr(file, 'name', 'the text')} is not a gin file: {str(error)[:500]}") from None
     return [statement for statement in statements if isinstance(statement, ImportStatement | IncludeStatement)]
 
 
 def _is_among(statement: ImportStatement | IncludeStatement, modules: Collection[str]) -> bool:
-    """Whether it imports one of these modules, or what lies in them."""
+    """Return whether the statement imports one of these modules or a submodule of one."""
     module = getattr(statement, "module", "")
-    return any(f"{module}.".startswith(f"{known}.") for known in modules)
+    return any(f"{module}.".startswith(f"{name}.") for name in modules)
 
 
 def _is_allowed(statement: ImportStatement | IncludeStatement, registered: Collection[str]) -> bool:
-    if _is_among(statement, ("redi", *named)):
+    if _is_among(statement, ("redi", *trusted)):
         return True
     module = getattr(statement, "module", None)
     return module in sys.modules and any(f"{name}.".startswith(f"{module}.") for name in registered)
@@ -133,14 +134,14 @@ def _is_allowed(statement: ImportStatement | IncludeStatement, registered: Colle
 
 def _message(path: str | os.PathLike, refused: list[ImportStatement | IncludeStatement]) -> str:
     texts = [s.format() if isinstance(s, ImportStatement) else f"include {s.filename!r}" for s in refused[:5]]
-    said = ", ".join(repr(text[:100]) for text in texts) + (", ..." if len(refused) > 5 else "")
+    listing = ", ".join(repr(text[:100]) for text in texts) + (", ..." if len(refused) > 5 else "")
     packages = list(dict.fromkeys(getattr(statement, "module", "__gin__").split(".")[0] for statement in refused))
     if "__gin__" in packages:  # or an include
-        advice = f"Read it, and if you trust it, name it: --gin_file={path}"
+        advice = f"Read the file; if you trust it, pass it as --gin_file={path}"
     else:
         flags = " ".join(f"--plugin={package}" for package in packages)
         advice = (
-            f"Read it, and if you trust what it imports, say so: {flags}, or in Python plugins={packages}, or for all "
-            f"that you run, REDI_PLUGINS={','.join(packages)} in the environment"
+            f"Read the file; if you trust these modules, pass {flags}, or plugins={packages} in Python, or set "
+            f"REDI_PLUGINS={','.join(packages)} in the environment to trust them in every program"
         )
-    return f"{path} says {said}: that would run code of whoever wrote it, and you have not named it. {advice}"
+    return f"{path} contains {listing}, which would run code that you have not declared trusted. {advice}"

@@ -1,4 +1,4 @@
-"""A watchdog: when training stands still, the log says which process is behind, and in what."""
+"""A watchdog that logs which process holds up training, and in which phase."""
 
 import contextlib
 import faulthandler
@@ -19,11 +19,11 @@ if TYPE_CHECKING:  # absent from some builds of torch
 
 log = logging.getLogger(__name__)
 
-WAITING, COMPUTING, ENDED = "waiting for data", "computing", "ended"  # computing includes waiting for gradients
+WAITING, COMPUTING, ENDED = "waiting for data", "computing", "ended"  # computing includes the exchange of gradients
 
 
 class Report(NamedTuple):
-    """Where a process is: steps taken, what it does now, and for how many seconds by its own clock."""
+    """The progress of a process: completed steps, current phase, and the seconds it has spent in that phase."""
 
     host: str
     step: int
@@ -32,27 +32,32 @@ class Report(NamedTuple):
 
 
 class Watchdog:
-    """Context of a training loop, which reports with `at` what it does; a thread watches.
+    """Context of a training loop. The loop reports its progress with `at`; a thread watches for stalls.
 
-    Every process publishes its report in `store` (TCPStore), which rank 0 reads; without one, each watches itself.
-    After `stalled_seconds` (0: never) without a step rank 0 warns who is behind, in what, for how long; again after
-    pauses that double; and when training resumes. A process that stalls writes the stacks of its threads to
-    `run_dir/stacks_rank_0.txt`. A run is never ended.
+    Every process publishes a `Report` in `store` (a TCPStore), and rank 0 reads them all. Without a store, each process
+    watches itself. If no process completes a step for `stalled_seconds` (0: never warn), rank 0 logs which processes
+    are behind, in which phase and for how long. It repeats the warning after intervals that double, and logs when
+    training resumes. A stalled process writes the stacks of its threads to `run_dir/stacks_rank_<rank>.txt`. The
+    watchdog never ends a run.
     """
 
     def __init__(
         self, run_dir: Path, rank: int = 0, world_size: int = 1, store: "Store | None" = None, *,
         stalled_seconds: float = 120.0, host: str | None = None,
     ):  # fmt: skip
-        check_number("train.stalled_seconds", stalled_seconds, 0, whole=False, note="0 is never")
+        check_number("train.stalled_seconds", stalled_seconds, 0, whole=False, note="0 disables the watchdog")
         self.stacks, self.rank, self.stalled_seconds = Path(run_dir) / f"stacks_rank_{rank}.txt", rank, stalled_seconds
-        self.store = store.clone() if store is not None and world_size > 1 else None  # the thread's own connection
+        self.store: Store | None = None
+        if store is not None and world_size > 1:
+            self.store = store.clone()  # type: ignore[attr-defined]  # not in torch's stubs; a connection per thread
         self.world_size, self.host = world_size if self.store else 1, host or socket.gethostname()
-        self.place, self.stepped, self.dumped = (0, "starting", time.monotonic()), time.monotonic(), None
-        self.spent: dict[str, float] = defaultdict(float)  # {phase: seconds}
-        self.quiet = 0.0  # seconds for which slow data is not mentioned again
-        self.latest: dict[int, tuple[Report, float]] = {}  # by rank, and when it was new
-        self.moved, self.pause = 0.0, stalled_seconds
+        self.progress = (0, "starting", time.monotonic())  # step, phase, start of the phase
+        self.last_step_time = time.monotonic()
+        self.dumped_step: int | None = None
+        self.phase_seconds: dict[str, float] = defaultdict(float)
+        self.quiet_seconds = 0.0  # a shorter window does not repeat the warning about slow data
+        self.latest: dict[int, tuple[Report, float]] = {}  # by rank: the last report and its time of arrival
+        self.last_progress, self.pause = 0.0, stalled_seconds
         self.ending = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -62,79 +67,83 @@ class Watchdog:
         return self
 
     def __exit__(self, *_) -> None:
-        self.at(self.place[0], ENDED)
+        self.at(self.progress[0], ENDED)
         self.ending.set()
         if self.thread.is_alive():
-            self.thread.join(timeout=10)  # longer only if the store hangs; a daemon does not keep the process alive
+            self.thread.join(timeout=10)  # the store may hang; the daemon thread then ends with the process
 
     def at(self, step: int, phase: str) -> None:
-        """The loop has taken this many steps and is in this phase: WAITING, COMPUTING, 'drawing a preview', ..."""
+        """Report `step` completed steps and the current phase: WAITING, COMPUTING, 'drawing a preview', ..."""
         now = time.monotonic()
-        self.spent[self.place[1]] += now - self.place[2]
-        self.stepped = now if step != self.place[0] else self.stepped
-        self.place = (step, phase, now)
+        last_step, last_phase, phase_start = self.progress
+        self.phase_seconds[last_phase] += now - phase_start
+        self.last_step_time = now if step != last_step else self.last_step_time
+        self.progress = (step, phase, now)
 
     def end_window(self) -> None:
-        """Warn, ever more rarely, if this process mostly waited for data in the last 20 seconds or more."""
-        total, share = sum(self.spent.values()), self.spent[WAITING]
-        if self.stalled_seconds and total > max(20.0, self.quiet):
-            if share > 0.5 * total:
-                self.quiet = 2 * total
-                log.warning("rank %d spent %.0f %% of its time waiting for data", self.rank, 100 * share / total)
-            self.spent.clear()
+        """Warn, at growing intervals, if most of the last window (at least 20 s) was spent waiting for data."""
+        total, waiting = sum(self.phase_seconds.values()), self.phase_seconds[WAITING]
+        if self.stalled_seconds and total > max(20.0, self.quiet_seconds):
+            if waiting > 0.5 * total:
+                self.quiet_seconds = 2 * total
+                log.warning("rank %d spent %.0f %% of its time waiting for data", self.rank, 100 * waiting / total)
+            self.phase_seconds.clear()
 
     def _watch(self) -> None:
         try:
             while not self.ending.wait(min(5.0, self.stalled_seconds / 8)):
                 self._publish()
             self._publish()
-        except RuntimeError as error:  # of the store; if a process is gone, the next exchange of gradients says so
+        except RuntimeError as error:  # from the store; if a process is gone, the next exchange of gradients fails
             cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            log.warning("the watchdog of rank %d cannot reach the others any more: %s", self.rank, cause)
+            log.warning("the watchdog of rank %d lost its connection to the other processes: %s", self.rank, cause)
 
     def _publish(self) -> None:
-        now, (step, phase, began) = time.monotonic(), self.place
-        if now - self.stepped > self.stalled_seconds * 7 / 8 and self.dumped != step:  # just before rank 0 warns
-            self.dumped = step
-            with contextlib.suppress(OSError), open(self.stacks, "w") as file:  # a full disk
+        now, (step, phase, phase_start) = time.monotonic(), self.progress
+        stalled = now - self.last_step_time > self.stalled_seconds * 7 / 8  # slightly before rank 0 warns
+        if stalled and self.dumped_step != step:
+            self.dumped_step = step
+            with contextlib.suppress(OSError), open(self.stacks, "w") as file:  # the disk may be full
                 faulthandler.dump_traceback(file)
-        reports = {self.rank: Report(self.host, step, phase, now - began)}
+        reports = {self.rank: Report(self.host, step, phase, now - phase_start)}
         if self.rank and self.store:
             self.store.set(str(self.rank), json.dumps(reports[self.rank]))
         elif not self.ending.is_set():
             for rank in range(1, self.world_size):
-                if self.store.check([str(rank)]):  # to get a key that is not there would wait for it
+                assert self.store is not None  # world_size is 1 without a store
+                if self.store.check([str(rank)]):  # get() would block on a missing key
                     reports[rank] = Report(*json.loads(self.store.get(str(rank))))
             self.look(reports, now)
 
     def look(self, reports: Mapping[int, Report], now: float) -> None:
-        """Warn if it is time to; `now` is this process's clock, the only one that counts."""
-        before = {rank: report.step for rank, (report, _) in self.latest.items()}
+        """Warn about a stall or its end; `now` is the clock of this process, the only clock compared."""
+        steps_before = {rank: report.step for rank, (report, _) in self.latest.items()}
         for rank, report in reports.items():
             if rank not in self.latest or self.latest[rank][0] != report:
                 self.latest[rank] = report, now
-        if before != {rank: report.step for rank, report in reports.items()}:
+        if steps_before != {rank: report.step for rank, report in reports.items()}:
             if self.pause > self.stalled_seconds:
                 step = max(report.step for report in reports.values())
-                log.warning("training resumes at step %d after %.0f s", step, now - self.moved)
-            self.moved, self.pause = now, self.stalled_seconds
-        elif now - self.moved >= self.pause:
+                log.warning("training resumed at step %d after a stall of %.0f s", step, now - self.last_progress)
+            self.last_progress, self.pause = now, self.stalled_seconds
+        elif now - self.last_progress >= self.pause:
             self.pause *= 2
-            patience = self.stalled_seconds / 2
-            silent = {rank: now - heard for rank, (_, heard) in self.latest.items() if now - heard > patience and rank}
+            limit = self.stalled_seconds / 2
+            ages = {rank: now - arrival for rank, (_, arrival) in self.latest.items()}
+            silent = {rank: age for rank, age in ages.items() if age > limit and rank}
             text = slowest_first(reports, silent, self.world_size)
-            log.warning("no step for %.0f s: %s; stacks in %s", now - self.moved, text, self.stacks.parent)
+            log.warning("no step for %.0f s: %s; stacks in %s", now - self.last_progress, text, self.stacks.parent)
 
 
 def slowest_first(reports: Mapping[int, Report], silent: Mapping[int, float], size: int) -> str:
-    """Up to four processes that the others wait for: at the lowest step first, and of one step, those not computing.
+    """Format up to four processes that the others wait for: lowest step first, then those that are not computing.
 
-    `silent`: seconds since the last report of ranks that are gone, halted or cut off.
+    `silent` maps ranks that stopped reporting to the seconds since their last report.
     """
-    places = dict.fromkeys(range(size), Report("?", -1, "never reached the training loop", 0.0)) | dict(reports)
+    progress = dict.fromkeys(range(size), Report("?", -1, "never reached the training loop", 0.0)) | dict(reports)
     for rank, seconds in silent.items():
-        phase = f"silent for {seconds:.0f} s (gone, halted or cut off) after {places[rank].phase}"
-        places[rank] = places[rank]._replace(phase=phase)
-    order = sorted(places.items(), key=lambda place: (place[1].step, place[1].phase == COMPUTING, place[0]))
+        phase = f"no report for {seconds:.0f} s (ended, suspended or disconnected) after {progress[rank].phase}"
+        progress[rank] = progress[rank]._replace(phase=phase)
+    order = sorted(progress.items(), key=lambda item: (item[1].step, item[1].phase == COMPUTING, item[0]))
     texts = [f"rank {rank} ({r.host}): {r.phase} at step {r.step} for {r.seconds:.0f} s" for rank, r in order[:4]]
     return "; ".join(texts) + (f"; and {size - 4} more" if size > 4 else "")

@@ -1,4 +1,4 @@
-"""Files of tensors that other people made, read without running any code in them."""
+"""Read weights files from other sources without running any code they contain."""
 
 import argparse
 import contextlib
@@ -10,6 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +18,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
-INDEX = ".index.json"  # beside shards: {"weight_map": {tensor: file}}
+INDEX = ".index.json"  # lists the shards of a file: {"weight_map": {tensor: file}}
 NUMPY_NUMBER = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-MAX_ENTRIES = 10_000  # of a zip archive: its reader makes an object of each
-MAX_TUPLES = 100_000  # of a pickle; a checkpoint of XL/2 with its optimizer has 10,000
+MAX_ENTRIES = 10_000  # in a zip archive, whose reader creates an object per entry
+MAX_TUPLES = 100_000  # in a pickle; a checkpoint of XL/2 with its optimizer has 10,000
 
 
 class Inert:
-    """An object in a pickle that is not built: the arguments and the state that it would be built from."""
+    """The stand-in for a pickled object that is not constructed; holds its constructor arguments and its state."""
+
+    arguments: tuple
+    state: Any
 
     def __new__(cls, *arguments):
         inert = super().__new__(cls)
@@ -36,57 +40,61 @@ class Inert:
 
 
 def read_weights_file(path: Path, *, inert: Iterable[str] = ()) -> object:
-    """What safetensors or `torch.save` wrote; nothing in the file is executed.
+    """Load a file written by safetensors or `torch.save` without executing anything in it.
 
     Args:
-        inert: full names of classes and functions that may occur beside tensors, plain values and argparse.Namespace.
-            They are never imported or called: an `Inert` takes the place of what they would make.
+        inert: full names of classes and functions to accept besides tensors, plain values and argparse.Namespace.
+            They are never imported or called; each of their objects is loaded as an `Inert`.
 
     Raises:
-        ValueError: truncated, something else, or a class that would run code; the message follows the name of the file.
+        ValueError: the file is truncated, not a weights file, or needs a class that could run code. The message
+            continues a sentence that starts with the file name, here and in the other functions of this module.
     """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         check_unpacked_size(path)
         _check_nesting(path)
-        accepted = [argparse.Namespace, *((Inert, name) for name in inert)]
+        accepted: list = [argparse.Namespace, *((Inert, name) for name in inert)]
         with torch.serialization.safe_globals(accepted), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of unusual pickles, which are refused below
+            warnings.simplefilter("ignore")  # about unusual pickles, which are refused below
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a malformed file can raise anything
-        # Of a truncated zip file torch's reader says "invalid argument"; other errors of the system are not the file's.
+    except Exception as error:  # a malformed file can raise any exception
+        # torch raises EINVAL for a truncated zip file. Other system errors do not concern the content of the file.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise ValueError(_reason(path, str(error) or type(error).__name__, {"argparse.Namespace", *inert})) from None
 
 
 def read_weights(path: Path) -> tuple[tuple[Path, ...], object]:
-    """The files that a weights file means (itself, or shards of which it is the index), and what they hold together.
-    NumPy's numbers are left inert. Raises ValueError, which follows the path, as `read_weights_file` does.
+    """Load a weights file, or all shards if `path` is their index; return the files that were read and the content.
+
+    NumPy numbers are left inert, see `number`. Raises ValueError as `read_weights_file` does.
     """
     if not path.name.endswith(INDEX):
         return (path,), read_weights_file(path, inert=NUMPY_NUMBER)
     try:
-        places = dict(json.loads(path.read_text())["weight_map"])
-        files = {name: path.with_name(Path(name).name) for name in sorted(set(places.values()))}
+        weight_map = dict(json.loads(path.read_text())["weight_map"])
+        files = {name: path.with_name(Path(name).name) for name in sorted(set(weight_map.values()))}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"is not an index of shards, {{'weight_map': {{tensor: file}}}} ({error!r:.200})") from None
     if missing := [file.name for file in files.values() if not file.is_file()]:
-        raise ValueError(f"lists {', '.join(missing[:5])}, not in {path.parent}: {len(missing)} of {len(files)} shards")
+        count = f"{len(missing)} of {len(files)} shards are missing from {path.parent}"
+        raise ValueError(f"lists {', '.join(missing[:5])}, but {count}: download them")
     shards = {}
     for name, file in files.items():
         try:
-            shards[name] = dict(read_weights_file(file))
+            shards[name] = dict(read_weights_file(file))  # type: ignore[call-overload]  # TypeError is handled
         except (ValueError, TypeError) as error:
             raise ValueError(f"lists {name}, which {error}") from None
-    if absent := [tensor for tensor, name in places.items() if tensor not in shards[name]]:
-        raise ValueError(f"lists {absent[0]} in {places[absent[0]]}, which lacks it: shards of another save")
-    return tuple(files.values()), {tensor: shards[name][tensor] for tensor, name in places.items()}
+    if absent := [tensor for tensor, name in weight_map.items() if tensor not in shards[name]]:
+        shard = weight_map[absent[0]]
+        raise ValueError(f"lists {absent[0]} in {shard}, which lacks it: the shards and the index do not match")
+    return tuple(files.values()), {tensor: shards[name][tensor] for tensor, name in weight_map.items()}
 
 
 def find_weights_file(path: Path) -> Path:
-    """The file itself; of a folder its index of shards, or else its only weights file. Raises ValueError."""
+    """Return the file itself, or the index of shards or the only weights file of a folder. Raises ValueError."""
     if not path.is_dir():
         if not path.exists():
             raise ValueError("is not a file or folder")
@@ -95,17 +103,17 @@ def find_weights_file(path: Path) -> Path:
     indices = sorted(path.glob(f"*{INDEX}"), key=lambda index: ".safetensors" not in index.name)
     if indices or len(files) == 1:
         return [*indices, *files][0]
-    names = ", ".join(file.name for file in files[:10]) or f"no file that ends in {', '.join(SUFFIXES)}"
-    raise ValueError(f"is a folder that holds {names}: name one weights file")
+    names = ", ".join(file.name for file in files[:10]) or f"no file with the suffix {', '.join(SUFFIXES)}"
+    raise ValueError(f"is a folder with {names}: give the path of one weights file")
 
 
 def bare_name(name: str) -> str:
-    """A parameter's name without the prefixes of DistributedDataParallel and torch.compile."""
+    """Return a parameter's name without the prefixes added by DistributedDataParallel and torch.compile."""
     return re.sub(r"^(module\.)+", "", name.replace("_orig_mod.", ""))
 
 
-def number(value: object) -> int | float | None:
-    """A number of Python or NumPy (inert too), or the only one of a tensor; None for anything else."""
+def number(value: Any) -> int | float | None:
+    """Return a Python or NumPy number (also an inert one) or the element of a tensor as a Python number, else None."""
     try:
         if isinstance(value, Inert):
             dtype, data = value.arguments
@@ -117,64 +125,68 @@ def number(value: object) -> int | float | None:
 
 
 def check_unpacked_size(path: Path) -> None:
-    """Raises ValueError where a zip archive, by its directory, would unpack to more than it has: torch.save compresses
-    nothing.
+    """Refuse a zip archive that would unpack to more than its own size, as torch.save compresses nothing.
+
+    Raises ValueError if so, if it has too many entries, or if it is damaged.
     """
     try:
-        if not zipfile.is_zipfile(path):  # which on some damage raises
+        if not zipfile.is_zipfile(path):  # may raise on damage
             return
-        with open(path, "rb") as file:  # the directory is last
+        with open(path, "rb") as file:  # the directory is at the end
             file.seek(max(0, path.stat().st_size - 2**22))
             too_many = file.read().count(b"PK\x01\x02") > MAX_ENTRIES
         if not too_many:
             with zipfile.ZipFile(path) as archive:
                 unpacked = sum(entry.file_size for entry in archive.infolist())
-    except Exception as error:  # zipfile raises a dozen kinds on damaged input
+    except Exception as error:  # zipfile raises many kinds of exceptions on damaged input
         raise ValueError(f"is not an intact zip archive ({type(error).__name__}: {str(error)[:200]})") from None
     if too_many:
         raise ValueError(f"has more than {MAX_ENTRIES} entries")
     if unpacked > path.stat().st_size:
-        raise ValueError(f"holds entries larger than the archive: {unpacked:,} bytes")
+        raise ValueError(f"has entries of {unpacked:,} bytes, more than the archive itself")
 
 
 def _check_nesting(path: Path) -> None:
-    """Raises ValueError where hashing a key of nested tuples could exhaust the stack, which ends the process."""
+    """Raise ValueError if a pickle has enough nested tuples that hashing them could overflow the stack and crash."""
     most = 0
-    with contextlib.suppress(Exception), contextlib.ExitStack() as stack:  # what is damaged is refused later
+    with contextlib.suppress(Exception), contextlib.ExitStack() as stack:  # damaged files are refused later
+        files: list[Any]
         if zipfile.is_zipfile(path):
             archive = stack.enter_context(zipfile.ZipFile(path))
             files = [stack.enter_context(archive.open(name)) for name in archive.namelist() if name.endswith(".pkl")]
-        else:  # in the older format up to five pickles, one after the other
+        else:  # the older format has up to five consecutive pickles
             files = [stack.enter_context(open(path, "rb"))] * 5
         for file in files:
             most = max(most, sum(code.name.startswith("TUPLE") for code, _, _ in pickletools.genops(file)))
     if most > MAX_TUPLES:
-        raise ValueError(f"holds a pickle of {most} tuples: more than {MAX_TUPLES} are not read")
+        raise ValueError(f"has a pickle with {most} tuples; at most {MAX_TUPLES} are read")
 
 
 def check_tensors(tensors: Iterable[Tensor], num_bytes: int) -> None:
-    """Raises ValueError where a tensor is not a plain one, or is larger than the `num_bytes` of its file.
+    """Raise ValueError if a tensor is not a dense CPU tensor, or is larger than its file of `num_bytes`.
 
-    A tensor with strides of 0, or a sparse one, may have any size: copying it to plain memory could exhaust that.
+    A sparse tensor, or one with strides of 0, may claim any size; copying it could exhaust the memory.
     """
     for tensor in tensors:
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-            raise ValueError(f"holds a tensor that is {tensor.layout} on {tensor.device}, not a plain one")
+            kind = f"{tensor.layout} on {tensor.device}"
+            raise ValueError(f"has a tensor that is {kind}; only dense CPU tensors are read")
         if tensor.numel() * tensor.element_size() > num_bytes:
-            raise ValueError(f"holds a tensor of shape {tuple(tensor.shape)}, which is larger than the file")
+            raise ValueError(f"has a tensor of shape {tuple(tensor.shape)}, which is larger than the file")
 
 
 def _reason(path: Path, message: str, accepted: set[str]) -> str:
-    """What is wrong with a file, in place of PyTorch's advice to switch the check off."""
-    if named := re.search(r"GLOBAL (\S+) (was not an allowed|whose module)", message):
-        names = {named[1]}
-        with contextlib.suppress(Exception):  # of an archive of today's format, all of them
+    """Say what is wrong with a file, without PyTorch's advice to disable the check."""
+    if match := re.search(r"GLOBAL (\S+) (was not an allowed|whose module)", message):
+        names = {match[1]}
+        with contextlib.suppress(Exception):  # lists all classes, if the file is a zip archive
             names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - accepted or names
         return (
-            f"was refused: beside tensors it holds {', '.join(sorted(names))[:500]}, and reading such objects can "
-            "run code. Nothing was run. If you trust it, load it where it was made and save the state dict alone"
+            f"was refused: besides tensors it contains {', '.join(sorted(names))[:500]}, and loading such objects can "
+            "run code. No code was run. If you trust the file, load it where it was created and save only the state "
+            "dict"
         )
     reason = message.rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0].partition(" Please use")[0]
     if "weights_only" in reason:
-        reason = "a pickle of something else"
-    return f"is truncated, or holds something else than tensors ({reason[:500]}): download it again"
+        reason = "a pickle without tensors"
+    return f"is truncated or not a file of tensors ({reason[:500]}): download it again"

@@ -17,7 +17,7 @@ from redi.core.samplers.euler_maruyama import EulerMaruyama
 from redi.guidance import Guidance, guidance_rules, guided, total_weights
 from redi.models.codec import JointCodec
 from redi.models.interface import choose_attention_of, state_of
-from redi.runtime.device import Precision, choose_compile, choose_precision, compiled_whole, matmul_precision
+from redi.runtime.device import Precision, choose_compile, choose_precision, compile_full_graph, matmul_precision
 from redi.runtime.progress import progress
 from redi.runtime.ranges import SEED, check_number
 from redi.sampling.conditional import check_given, clamped, times_with_given
@@ -191,7 +191,7 @@ class _Network:
         device = next(net.parameters()).device
         choose_attention_of(net, device, how.dtype)
         self.how, self.graphs = how, compiled and device.type == "cuda"
-        self.predict = compiled_whole(net, "reduce-overhead" if self.graphs else None) if compiled else net
+        self.predict = compile_full_graph(net, "reduce-overhead" if self.graphs else None) if compiled else net
         self.calls = self.evaluations = 0  # one per function evaluation of a batch; of an image under a condition
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def command(run_dir: Path, entry: PlannedPoint, *, processes: int | None = None)
         # warning (SIGUSR1, SIGUSR2) kills torchrun and orphans its processes.
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         launcher += ["--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"]
-    plugins = [f"--plugin={name}" for name in sorted(trusted_imports.named)]
+    plugins = [f"--plugin={name}" for name in sorted(trusted_imports.trusted)]
     return [*launcher, "-m", "redi.sweep", f"--run_dir={run_dir}", f"--point={entry.name}", *plugins]
 
 

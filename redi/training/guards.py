@@ -137,7 +137,7 @@ class Guards:
     def _finish(self, _kind, error, _trace) -> None:
         if error is None:
             self.vote.result()
-        data_failed = isinstance(error, Exception) and self.watchdog.place[1] == WAITING
+        data_failed = isinstance(error, Exception) and self.watchdog.progress[1] == WAITING
         if data_failed and self.processes.size == 1 and self.saved < self.step:  # what was learned is good
             self._save()
             log.warning("the data of step %d cannot be read; all steps before it are saved", self.step + 1)

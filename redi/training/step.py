@@ -10,7 +10,7 @@ from torch.profiler import record_function
 from redi.core.ema import AveragedWeights
 from redi.core.objective import JointObjective
 from redi.models.codec import JointCodec
-from redi.runtime.device import Precision, compiled_whole, matmul_precision
+from redi.runtime.device import Precision, compile_full_graph, matmul_precision
 from redi.runtime.distributed import Processes
 from redi.runtime.randomness import mix_seeds
 from redi.training.parallel import Parallel
@@ -134,7 +134,7 @@ class _Losses(nn.Module):
     def __init__(self, model: nn.Module, objective: JointObjective, compiled: bool):
         super().__init__()
         self.model, self.objective = model, objective
-        self.compiled = compiled_whole(objective.losses) if compiled else None
+        self.compiled = compile_full_graph(objective.losses) if compiled else None
 
     def forward(self, **part: Tensor) -> dict[str, Tensor]:
         return (self.compiled or self.objective.losses)(self.model, **part)

@@ -13,7 +13,7 @@ from redi.core.registry import configurable
 from redi.models.codec import JointCodec
 from redi.models.interface import Model, build_model, choose_attention_of
 from redi.models.transformer import DiffusionTransformer
-from redi.runtime.device import choose_compile, choose_device, choose_precision, own_gpu
+from redi.runtime.device import choose_compile, choose_device, choose_precision, local_device
 from redi.runtime.distributed import process_group
 from redi.runtime.paths import local_path
 from redi.sampling.generate import generate
@@ -127,7 +127,7 @@ def train(
     run_dir.mkdir(parents=True, exist_ok=True)
     parallel = parallels["DDP"]() if parallel is None else parallel
     check_objects(codec, dataset, parallel, shuffle, keep_best, monitor)
-    device = own_gpu(choose_device(device))
+    device = local_device(choose_device(device))
     how, compiled = choose_precision(precision, device), choose_compile(compile, device)
     with process_group(device) as processes:
         processes.check(batch_size, accumulate)

@@ -1,4 +1,4 @@
-"""Real photographs, and a server of files over HTTP that counts requests, and fails or cuts them short on demand."""
+"""Real photographs, and an HTTP file server that counts requests, and fails or truncates them on demand."""
 
 import re
 import threading
@@ -13,7 +13,7 @@ from redi.data.storage import object_store
 
 
 class FolderServer:
-    """Serves a folder with byte ranges.
+    """Serve a folder with byte ranges.
 
     Attributes:
         requests: (file name, "bytes=0-99" or "all") of every GET.
@@ -75,7 +75,7 @@ class FolderServer:
 
 @pytest.fixture
 def serve():
-    """A function: folder -> a running FolderServer, which ends with the test."""
+    """Return a function that starts a FolderServer for a folder; it stops at the end of the test."""
     pytest.importorskip("aiohttp")
     servers = []
 
@@ -97,7 +97,7 @@ def no_pauses(monkeypatch):
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory) -> Path:
-    """Scikit-learn's two, as JPEG files of two classes: whole, tall and small, one grey, one held sideways."""
+    """The photographs of scikit-learn as JPEG files in two classes: full, tall, small, grey and rotated by EXIF."""
     root = tmp_path_factory.mktemp("photographs")
     for name, pixels in zip(("china", "flower"), load_sample_images().images, strict=True):
         image, exif = Image.fromarray(pixels), Image.Exif()  # 640 x 427

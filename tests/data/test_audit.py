@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from redi.core import config
-from redi.data.audit import AuditError, audit, class_names, describe
+from redi.data.audit import AuditError, audit, class_names, format_audit
 from redi.data.datasets import Dataset
 from redi.data.datasets.digits import Digits
 from redi.data.datasets.image_folder import ImageFolder
@@ -32,7 +32,7 @@ def refused(match: str, dataset: Dataset, **settings) -> AuditError:
     with pytest.raises(ValueError, match=match) as caught:
         audit(dataset, **{"batch_size": 2} | settings)
     assert isinstance(caught.value, AuditError)
-    assert json.loads(json.dumps(caught.value.record))["refused"] and describe(caught.value.record)
+    assert json.loads(json.dumps(caught.value.record))["refused"] and format_audit(caught.value.record)
     return caught.value
 
 
@@ -49,12 +49,12 @@ def test_a_sound_data_set_passes_unchanged_with_its_facts():
 
 
 def test_the_table_is_readable():
-    table = describe(audit(Digits(split="all"), batch_size=100)[1])
+    table = format_audit(audit(Digits(split="all"), batch_size=100)[1])
     assert table.splitlines() == [
         "data set          Digits, split all",
         "images            1,797",
-        "classes           10 present of 10 the model is built for",
-        "taken for         10 classes, 0 = '0', 1 = '1', 2 = '2', ..., 9 = '9'",
+        "classes           10 of the model's 10 have images",
+        "read as           10 classes, 0 = '0', 1 = '1', 2 = '2', ..., 9 = '9'",
         "missing           none",
         "images per class  174 to 183, median 180.5",
         "labels            0 to 9",
@@ -91,8 +91,8 @@ def test_real_photos_are_described_and_need_a_size(photographs):
 def test_missing_classes_are_refused_and_allowed_on_request(tmp_path):
     data = two_classes(tmp_path, num_classes=1000)
     error = refused(
-        r"only 2 of the 1000 classes that the model is built for have images; 998 have none: label 2, label 3, .*"
-        r"label 21, and more. If .*set ImageFolder.num_classes = 2 for a model of those alone, or "
+        r"only 2 of the model's 1000 classes have images; 998 have none: label 2, label 3, .*"
+        r"label 21, and more. If .*set ImageFolder.num_classes = 2 for a model of only these classes, or "
         r"set audit.allow_missing_classes = True",
         data,
     )
@@ -104,32 +104,32 @@ def test_missing_classes_are_refused_and_allowed_on_request(tmp_path):
 
 def test_an_empty_class_folder_is_a_missing_class_that_a_smaller_model_does_not_mend(tmp_path):
     (tmp_path / "bee").mkdir()
-    error = refused("1 have none: bee. If .* there, set audit.allow_missing_classes = True", two_classes(tmp_path))
+    error = refused("1 have none: bee. If no images are missing, set audit.allow_missing", two_classes(tmp_path))
     assert "num_classes =" not in str(error)
 
 
 def test_labels_beyond_the_model_are_refused_before_decoding(tmp_path):
     data = folder(tmp_path, {"a/1.png": (8, 8), "b/2.png": (8, 9), "c/3.png": (8, 8)}, num_classes=2)
     error = refused(
-        r"labels run from 0 to 2, but a model for 2 classes takes 0 to 1 \(1 images are outside, first c/3.png\): "
-        r"it needs ImageFolder.num_classes = 3",
+        r"labels run from 0 to 2, but a model with 2 classes takes 0 to 1 \(1 images are outside, first c/3.png\): "
+        r"set ImageFolder.num_classes = 3",
         data,
     )
     assert "sizes" not in error.record
     data.labels[0] = -1
-    refused("labels run from -1 to 2, .* it needs labels that count from 0", data)
+    refused("labels run from -1 to 2, .*: number the labels from 0", data)
 
 
 def test_no_images_are_refused(tmp_path):
     data = folder(tmp_path, {"a/1.png": (8, 8)}, split="held_out", held_out_fraction=0.2)
-    refused(r"split 'held_out'.*\n- no images are left: see ImageFolder.split, ImageFolder.held_out_fraction", data)
+    refused(r"split 'held_out'.*\n- it has no images: check ImageFolder.split, ImageFolder.held_out_fraction", data)
 
 
 def test_mixed_sizes_are_refused_with_the_binding(tmp_path):
     sizes = {"a.png": (8, 8), "b.png": (9, 8), "c.png": (9, 8)}
     refused(
-        r"2 different sizes after preprocessing \(the commonest, width x height: 9x8 \(2\), 8x8 \(1\)\); one is "
-        r"needed: set ImageFolder.preprocessing = Preprocessing\(\) and Preprocessing.image_size = 256, say",
+        r"2 different sizes after preprocessing \(most common, width x height: 9x8 \(2\), 8x8 \(1\)\), but all "
+        r"must be equal: set ImageFolder.preprocessing = Preprocessing\(\) and, e.g., Preprocessing.image_size = 256",
         folder(tmp_path, sizes),
     )
     _, record = audit(folder(tmp_path, sizes, preprocessing=Preprocessing(image_size=4)), batch_size=1)
@@ -145,7 +145,7 @@ def test_a_camera_turned_makes_sizes_mixed(tmp_path):
 
 def test_oblong_images_are_refused(tmp_path):
     data = folder(tmp_path, {"a.png": (8, 6), "b.png": (8, 6)})
-    refused("the images are 8 wide and 6 high after preprocessing; squares are needed: set ImageFolder.pre", data)
+    refused("the images are 8 wide and 6 high after preprocessing, but must be square: set ImageFolder.pre", data)
 
 
 def test_unreadable_images_are_listed_and_refused_or_left_out(tmp_path):
@@ -153,14 +153,14 @@ def test_unreadable_images_are_listed_and_refused_or_left_out(tmp_path):
     (tmp_path / "cat" / "1.png").write_text("no image")
     error = refused(
         r"1 images cannot be read: repair or delete them, or set audit.skip_unreadable = True\n"
-        r"    cat/1.png: no image in a format that Pillow knows",
+        r"    cat/1.png: not an image in one of the supported formats",
         data,
     )
     assert list(error.record["unreadable"]) == ["cat/1.png"]
     rest, record = audit(data, batch_size=2, skip_unreadable=True)
     assert rest.names == [name for name in data.names if name != "cat/1.png"] and len(data) == 6
     assert record["num_images"] == 5 and record["images_per_class"] == {"cat": 2, "dog": 3}
-    assert record["warnings"] == ["1 unreadable images are left out"]
+    assert record["warnings"] == ["1 unreadable images were left out"]
     assert rest.fingerprint() != data.fingerprint() and rest[1][0].shape == (3, 8, 8)
 
 
@@ -171,7 +171,7 @@ def test_a_class_lost_with_its_unreadable_images_is_missing(tmp_path):
     refused("1 have none: dog.*ImageFolder.num_classes = 1", data, skip_unreadable=True)
     for file in (tmp_path / "cat").iterdir():
         file.write_text("no image")
-    refused("no images are left.*audit.skip_unreadable", data, skip_unreadable=True)
+    refused("it has no images.*audit.skip_unreadable", data, skip_unreadable=True)
     error = refused("6 images cannot be read", data)
     assert "sizes" not in error.record
 
@@ -185,16 +185,16 @@ def test_several_problems_are_told_at_once(tmp_path):
 def test_a_batch_larger_than_the_data_set_is_a_warning(tmp_path):
     _, record = audit(two_classes(tmp_path), batch_size=64)
     assert record["warnings"] == ["the batch of 64 is larger than the data set of 6 images"]
-    assert describe(record).endswith("warning           the batch of 64 is larger than the data set of 6 images")
+    assert format_audit(record).endswith("warning           the batch of 64 is larger than the data set of 6 images")
 
 
 def test_an_empty_batch_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="audit.batch_size = 0: it is at least 1"):
+    with pytest.raises(ValueError, match="audit.batch_size = 0 must be at least 1"):
         audit(two_classes(tmp_path), batch_size=0)
 
 
 class Blank(Dataset):
-    """The least that a component implements."""
+    """The smallest data set: only the required methods."""
 
     def __init__(self, dtype: type = np.uint8):
         super().__init__(names=["a", "b"], labels=np.array([0, 1]), class_names=["x", "y"])
@@ -212,7 +212,7 @@ def test_a_data_set_that_implements_the_least_passes():
 
 
 def test_a_component_that_breaks_its_contract_is_named():
-    refused(r"Blank.load gives float32 \(4, 4, 3\) for a; inspect and output_size announce uint8", Blank(np.float32))
+    refused(r"Blank.load returns float32 \(4, 4, 3\) for a, but inspect and output_size promise", Blank(np.float32))
 
 
 def test_standard_output_stays_clean(tmp_path, capfd):
@@ -227,12 +227,12 @@ def test_images_smaller_than_the_crop_are_warned_of(tmp_path):
     folder = ImageFolder(path=tmp_path, preprocessing=Preprocessing(image_size=32))
     _, record = audit(dataset=folder, batch_size=1)
     (warning,) = record["warnings"]
-    assert warning.startswith("2 of 3 images are smaller than the size used and are enlarged (the smallest, a")
-    assert warning.endswith("has 7x10)")
+    assert warning.startswith("2 of 3 images are smaller than the training size and are enlarged (the smallest is a")
+    assert warning.endswith(": 7x10)")
 
 
 class Gated(Digits):
-    """Two of the ten classes; counts what is looked at, and waits at the gate before."""
+    """Two of the ten classes; counts inspected images, and waits for the gate before each."""
 
     def __init__(self, gate):
         super().__init__()
@@ -249,7 +249,7 @@ class Gated(Digits):
 
 @pytest.fixture
 def gated(monkeypatch):
-    """A data set that is refused once the gate is open, bound as that of a run."""
+    """A data set that fails the audit once the gate is open."""
     dataset = Gated(threading.Event())
     monkeypatch.setattr(config, "bound", lambda name, default=None: dataset if name == "train.dataset" else default)
     monkeypatch.setattr(config, "call", lambda function, **options: function(**options))

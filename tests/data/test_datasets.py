@@ -38,7 +38,7 @@ def classes(root: Path, count: int = 5) -> Path:
 
 
 def flat(root: Path, labels: object = "none given") -> Path:
-    """Three images below 00000/ and, if labels are given, a dataset.json."""
+    """Write three images below 00000/ and, with labels, a dataset.json."""
     for seed in range(3):
         write(root / "00000" / f"img{seed}.png", seed)
     if labels != "none given":
@@ -96,7 +96,7 @@ def refused(match: str, **settings) -> None:
 
 @pytest.fixture(params=sorted(datasets))
 def make(request, tmp_path):
-    """Constructor of each registered data set, with what it needs to exist."""
+    """A constructor of every registered data set, with the files that it needs."""
     component = datasets[request.param]
     if component is ImageFolder:
         path = classes(tmp_path / "images")
@@ -287,22 +287,22 @@ def test_links_out_of_the_folder_are_refused(tmp_path):
     root = classes(tmp_path / "x")
     write(tmp_path / "secret.png")
     (root / "cat" / "link.png").symlink_to(tmp_path / "secret.png")
-    refused(r"cat/link.png is a symbolic link out of the folder, to .*secret.png: put a copy", path=root)
+    refused(r"cat/link.png is a symbolic link out of the folder, to .*secret.png: replace it by a copy", path=root)
     (root / "cat" / "link.png").unlink()
     (root / "cat" / "link.png").symlink_to("nothing.png")
-    refused(r"cat/link.png is a symbolic link to .*nothing.png, which is not there", path=root)
+    refused(r"cat/link.png is a symbolic link to .*nothing.png, which does not exist", path=root)
     (root / "cat" / "link.png").unlink()
     (root / "cow").symlink_to(tmp_path)
-    refused(r"cow is a symbolic link to the folder .*; such links are not followed", path=root)
+    refused(r"cow is a symbolic link to the folder .*, which is not followed", path=root)
 
 
 def test_paths_that_hold_no_images_are_refused(tmp_path):
     refused(r"ImageFolder.path = '.*nowhere' does not exist \(looked for /", path=tmp_path / "nowhere")
     (tmp_path / "a.tar").write_text("no zip")
-    refused(r"ImageFolder.path = '.*a.tar' is neither a folder nor a whole zip file", path=tmp_path / "a.tar")
+    refused(r"ImageFolder.path = '.*a.tar' is neither a folder nor a complete zip file", path=tmp_path / "a.tar")
     (tmp_path / "empty").mkdir()
-    refused(r"ImageFolder.path = '.*empty' holds no images; names must end", path=tmp_path / "empty")
-    refused(r"ImageFolder.path = '.*empty.zip' holds no images", path=zipped(classes(tmp_path / "empty", 0)))
+    refused(r"ImageFolder.path = '.*empty' has no images; names must have", path=tmp_path / "empty")
+    refused(r"ImageFolder.path = '.*empty.zip' has no images", path=zipped(classes(tmp_path / "empty", 0)))
 
 
 def test_images_at_the_root_beside_class_folders_are_refused(tmp_path):
@@ -313,16 +313,16 @@ def test_images_at_the_root_beside_class_folders_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (listed(0, 1), r"gives no label for 1 images: 00000/img2.png"),
-        ([], r"gives no label for 3 images: 00000/img0.png, 00000/img1.png, 00000/img2.png"),
-        (listed(0, 1, 2, 3), r"lists 1 images that are not there: 00000/img3.png"),
+        (listed(0, 1), r"has no label for 1 images: 00000/img2.png"),
+        ([], r"has no label for 3 images: 00000/img0.png, 00000/img1.png, 00000/img2.png"),
+        (listed(0, 1, 2, 3), r"lists 1 images that do not exist: 00000/img3.png"),
         (listed(0, 1, 2) + listed(0), r"lists 1 files more than once"),
-        (listed(0, 1, 2.0), r"gives 00000/img2.png the label 2.0; labels are single integers from 0 on"),
-        (listed(0, 1, [1, 0]), r"the label \[1, 0\]; labels are single"),
+        (listed(0, 1, 2.0), r"has the label 2.0 for 00000/img2.png; labels must be integers of at least 0"),
+        (listed(0, 1, [1, 0]), r"the label \[1, 0\] for"),
         (listed(0, 1, None), r"the label None"),
         (listed(0, 1, True), r"the label True"),
         (listed(0, 1, -1), r"the label -1"),
-        (listed(0, 1, 10**9), r"the label 1000000000 would mean 1000000001 classes"),
+        (listed(0, 1, 10**9), r"the label 1000000000 means 1000000001 classes"),
         ("text", r'must be {"labels": \[\["file name", label\], ...\]} or {"labels": null}'),
         ([[3, 4]], r"must be"),
         ({"a.png": 1}, r"must be"),
@@ -339,7 +339,7 @@ def test_a_broken_dataset_json_is_refused(tmp_path, text):
 
 
 def test_a_class_or_number_for_preprocessing_is_refused(tmp_path):
-    message = r"ImageFolder.preprocessing = .* is not a Preprocessing: set .* = Preprocessing\(\)"
+    message = r"ImageFolder.preprocessing = .* must be a Preprocessing: set .* = Preprocessing\(\)"
     refused(message, path=classes(tmp_path), preprocessing=Preprocessing)
     refused(message, path=tmp_path, preprocessing=256)
 
@@ -356,7 +356,7 @@ def test_damaged_images_are_named_with_the_cause(tmp_path, monkeypatch):
         for name in ("cat/0.png", "dog/1.png", "dog/3.png", "cat/float.tiff"):
             for method in (data.load, data.inspect):
                 with pytest.raises(
-                    UnreadableImage, match=rf"^{name}: (OSError: \w+|no image in a|ValueError: no known range)"
+                    UnreadableImage, match=rf"^{name}: (OSError: \w+|not an image in|ValueError: the range of pixels)"
                 ):
                     method(data.names.index(name))
         data.inspect(data.names.index("cat/2.png"))
@@ -378,13 +378,13 @@ def test_a_flipped_byte_in_a_zip_is_noticed(tmp_path):
     content = bytearray(path.read_bytes())
     content[content.index(b"IDAT") + 9] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UnreadableImage, match="the zip is damaged, or was replaced"):
+    with pytest.raises(UnreadableImage, match="the zip file is damaged or was replaced"):
         [data.load(index) for index in range(len(data))]
 
 
 def test_a_zip_compressed_in_a_rare_way_says_so(tmp_path):
     data = ImageFolder(path=str(zipped(classes(tmp_path / "x"), zipfile.ZIP_LZMA)))
-    with pytest.raises(UnreadableImage, match="a method other than deflate: pack the zip anew"):
+    with pytest.raises(UnreadableImage, match="not compressed with deflate: create the zip file again"):
         data.load(0)
 
 
@@ -432,7 +432,7 @@ def test_a_member_of_a_dict_is_chosen_by_name(tmp_path):
     assert HuggingFace(path=str(tmp_path / "dict"), split_name="test").labels.tolist() == [1, 1]
     with pytest.raises(ValueError, match="HuggingFace.split_name = 'val': the data set at '.*' has test, train"):
         HuggingFace(path=str(tmp_path / "dict"), split_name="val")
-    with pytest.raises(ValueError, match="HuggingFace.split_name = 'test': .* holds one data set.*remove the binding"):
+    with pytest.raises(ValueError, match="HuggingFace.split_name = 'test': .* has a single data set.*remove the"):
         HuggingFace(path=str(tmp_path / "saved"), split_name="test")
 
 
@@ -461,15 +461,13 @@ def test_bad_tables_are_refused(tmp_path):
             HuggingFace(path=str(path), **settings)
 
     path = saved(tmp_path / "a", caption=list("abcdef"))
-    refused(r"HuggingFace.path = '.*nowhere' is no folder \(looked for /", tmp_path / "nowhere")
+    refused(r"HuggingFace.path = '.*nowhere' is not a folder \(looked for /", tmp_path / "nowhere")
     refused(r"was not written by save_to_disk of the package datasets.*set ImageFolder.path", tmp_path / "a" / "files")
     refused(r"image_column = 'img': the data set has the columns image, label, caption", path, image_column="img")
-    refused(r"image_column = 'label' is no column of images but ClassLabel", path, image_column="label")
+    refused(r"image_column = 'label' must be a column of images, not ClassLabel", path, image_column="label")
     refused(r"label_column = 'y': the data set has the columns", path, label_column="y")
-    refused(
-        r"label_column = 'caption' holds Value\('string'\): .* or set it to None for", path, label_column="caption"
-    )
-    refused(r"label_column = 'label' holds Value\('float32'\)", saved(tmp_path / "b", kind=hf.Value("float32")))
+    refused(r"'caption' is a column of Value\('string'\), .* or set it to None for", path, label_column="caption")
+    refused(r"'label' is a column of Value\('float32'\)", saved(tmp_path / "b", kind=hf.Value("float32")))
     gap = saved(tmp_path / "c", labels=[0, 1, None, 0, 1, None])
     refused(r"label_column = 'label': 2 of 6 rows have no label", gap)
 
@@ -481,7 +479,7 @@ def test_damaged_and_absent_images_are_named_by_row(tmp_path):
     features = hf.Features({"image": hf.Image(), "label": hf.Value("int64")})
     hf.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "x"))
     data = HuggingFace(path=str(tmp_path / "x"))
-    with pytest.raises(UnreadableImage, match=r"train\[0\]: no image in a format that Pillow knows"):
+    with pytest.raises(UnreadableImage, match=r"train\[0\]: not an image in one of the supported formats"):
         data.inspect(0)
     with pytest.raises(UnreadableImage, match=r"train\[1\]: ValueError: the row has no image"):
         data.load(1)

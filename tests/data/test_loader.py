@@ -1,4 +1,4 @@
-"""The order of batches, and the thread that reads them ahead."""
+"""The order of batches, and the thread that reads ahead."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from redi.data.order import Blocks
 
 
 class Numbers:
-    """A data set whose only entry is the position; `fails_at` raises as a broken file would."""
+    """A data set of positions; reading `fails_at` raises an error like a damaged file."""
 
     def __init__(self, count, fails_at=None):
         self.count, self.fails_at, self.reads = count, fails_at, 0
@@ -92,7 +92,7 @@ def test_leaving_early_reads_no_further_than_it_was_ahead():
 
 
 class Mirrored(Numbers):
-    """Also says which of its entries were asked for mirrored."""
+    """Also returns which entries are mirrored."""
 
     mirrored = True
 
@@ -136,12 +136,12 @@ def test_mirroring_leaves_the_order_as_it_is():
 
 
 def test_the_order_is_that_of_earlier_versions():
-    """So that a run begun with one goes on with this one; printed by the loader that knew no mirrors."""
+    """Runs of earlier versions resume with the same order; printed by the loader before it had mirroring."""
     assert batch_positions(10, 12, 3, 1).tolist() == [9, 6, 0, 8, 5, 1, 7, 2, 3, 2, 5, 4]
 
 
 class InBlocks(Numbers):
-    """Also keeps what it was told about the windows ahead, with how often it had been read by then."""
+    """Also records the announced windows, and the number of reads before each announcement."""
 
     blocks = Blocks.cut(np.array([0, 30, 60, 97]), rows_per_block=4, window=24)
 
@@ -196,7 +196,7 @@ def test_leaving_early_says_that_nothing_more_is_needed():
 
 @pytest.mark.parametrize("shuffle", ["local", "Shards", "", None])
 def test_an_unknown_order_is_refused_before_anything_is_read(shuffle):
-    with pytest.raises(ValueError, match=r"train.shuffle = .*: it is 'global' or 'shards'"):
+    with pytest.raises(ValueError, match=r"train.shuffle = .* must be 'global' or 'shards'"):
         batches(Numbers(4), batch_size=2, seed=0, start=0, stop=2, shuffle=shuffle)
 
 

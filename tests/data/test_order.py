@@ -1,4 +1,4 @@
-"""The order 'shards': blocks that lie together, mixed a window at a time."""
+"""The order 'shards': blocks of consecutive rows, shuffled a window at a time."""
 
 import numpy as np
 import pytest
@@ -84,7 +84,7 @@ CUT = Blocks.cut(np.array([0, 4096, 8192, 12288, 16384, 20000]), rows_per_block=
 
 
 def test_a_window_touches_few_blocks():
-    """A global order touches all 313 blocks of a window's rows; this one 4,096 / 64, and one more where it is cut."""
+    """A global order reads all 313 blocks for a window of rows; this order 4,096 / 64, plus one at its boundary."""
     order = CUT.order(0, 0)
     touched = len(set(order[:4000] // 64))
     assert touched <= 66

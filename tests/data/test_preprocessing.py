@@ -24,7 +24,7 @@ def noise(*shape: int) -> np.ndarray:
 
 
 def resample(x: np.ndarray, n: int, kernel) -> np.ndarray:
-    """Naive float reference: along axis 0 to length n, the kernel widened when shrinking, rounded to bytes."""
+    """Naive float reference: resize axis 0 to length n, with a wider kernel when shrinking; rounded to bytes."""
     scale = len(x) / n
     offset = (np.arange(len(x)) + 0.5 - (np.arange(n)[:, None] + 0.5) * scale) / max(scale, 1)  # (n, len(x))
     weights = kernel(offset)
@@ -145,7 +145,7 @@ def test_an_opaque_alpha_channel_changes_nothing():
 
 
 def test_pixels_without_a_known_range_are_refused():
-    with pytest.raises(ValueError, match="no known range for pixels of mode 'F': store it with 8 or 16 bits"):
+    with pytest.raises(ValueError, match="the range of pixels of mode 'F' is unknown: store the image with 8"):
         Preprocessing()(Image.new("F", (2, 2)))
     with pytest.raises(ValueError, match="32-bit pixels from 0 to 70000 do not fit 16 bits"):
         check_convertible(Image.fromarray(np.array([[0, 70000]], dtype=np.int32)))
@@ -153,7 +153,7 @@ def test_pixels_without_a_known_range_are_refused():
 
 @pytest.mark.parametrize("image_size", [0, -1, 25.5, True, "256"])
 def test_an_impossible_image_size_is_refused(image_size):
-    with pytest.raises(ValueError, match="Preprocessing.image_size = .*: it is a positive integer, or None"):
+    with pytest.raises(ValueError, match="Preprocessing.image_size = .* must be a positive integer or None"):
         Preprocessing(image_size=image_size)
 
 

@@ -52,7 +52,7 @@ def resize(x: np.ndarray, height: int, width: int, kernel) -> np.ndarray:
 
 
 def adm(x: np.ndarray, size: int) -> np.ndarray:
-    """(H, W, 3) uint8 -> (size, size, 3), as Dhariwal and Nichol's published preprocessing is described."""
+    """(H, W, 3) uint8 -> (size, size, 3), by the published description of Dhariwal and Nichol's preprocessing."""
     while min(x.shape[:2]) >= 2 * size:
         x = resize(x, x.shape[0] // 2, x.shape[1] // 2, box)
     scale = size / min(x.shape[:2])

@@ -117,7 +117,7 @@ def test_previews_are_those_of_one_process(folder):
 
 
 def test_a_batch_that_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match="train.batch_size = 8.* does not divide by 3 processes"):
+    with pytest.raises(ValueError, match="train.batch_size = 8.* is not divisible by 3 processes"):
         Processes(0, 3).check(8, 1)
     with pytest.raises(ValueError, match="4 processes x train.accumulate = 4"):
         Processes(0, 4).check(8, 4)

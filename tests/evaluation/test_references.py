@@ -129,7 +129,7 @@ def test_damaged_features_are_said_and_computed_again(digits, tmp_path, monkeypa
     if damage == "gone":
         path.unlink()
     assert torch.equal(reference_features(digits, Means(), cache_dir=tmp_path).tensors["pooled"], before)
-    assert "computed again, because what was stored is damaged" in caplog.text and file in caplog.text
+    assert "the reference features again, because the stored result is damaged" in caplog.text and file in caplog.text
     caplog.clear()
     assert torch.equal(reference_features(digits, network := Means(), cache_dir=tmp_path).tensors["pooled"], before)
     assert network.seen == 0 and "damaged" not in caplog.text
@@ -225,7 +225,7 @@ IMPOSSIBLE = {
     "a negative variance": ({"sigma": -np.eye(4)}, "a variance below 0"),
     "a spatial mean alone": ({"mu_s": np.zeros(2)}, "holds mu_s but no sigma_s"),
     "words": ({"mu": np.array(["a"] * 4)}, "mu holds <U1, not numbers"),
-    "objects": ({"mu": np.array([{}] * 4)}, "mu.npy holds Python objects, whose pickles could run code"),
+    "objects": ({"mu": np.array([{}] * 4)}, "mu.npy has Python objects, whose pickles could run code"),
 }
 
 

@@ -204,7 +204,7 @@ def test_the_audit_is_shown(run_dir):
     from redi.data.datasets.digits import Digits
 
     (run_dir / "audit.json").write_text(json.dumps(audit(Digits(), batch_size=16)[1]))
-    assert "10 present of 10 the model is built for" in read(run_dir).text
+    assert "10 of the model's 10 have images" in read(run_dir).text
 
 
 # ---- points of sweeps

@@ -99,7 +99,7 @@ def test_samples_are_drawn_and_named_without_the_images(place, caplog):
 
 def test_evaluation_and_queries_say_which_images_they_need_and_take_them_elsewhere(place, tmp_path):
     sample_stage(opened(place))
-    for stage, message in ((evaluate_stage, "looked for .*bind where"), (query_stage, "redi.query needs images.*bind")):
+    for stage, message in ((evaluate_stage, "looked for .*bind the"), (query_stage, "redi.query needs images.*bind")):
         with pytest.raises(ValueError, match=message):
             stage(opened(place))
     moved = (place / "images").rename(tmp_path / "elsewhere")

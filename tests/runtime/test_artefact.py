@@ -1,4 +1,4 @@
-"""Artefacts: whole or not there, and refused with the file's name where they are not what they were."""
+"""Artefacts are written atomically; damaged ones raise an error that names the file."""
 
 import hashlib
 import json
@@ -112,7 +112,7 @@ def test_writing_again_replaces_the_artefact(artefact):
 def test_a_truncated_file_is_refused(artefact):
     path = artefact / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    refused(artefact, "weights.safetensors has .* bytes instead of .*: truncated")
+    refused(artefact, "weights.safetensors has .* bytes instead of .*; it may be truncated")
 
 
 @pytest.mark.parametrize("position", [0, 10, -1])
@@ -166,7 +166,7 @@ def test_a_pickled_checkpoint_is_refused_and_not_unpickled(tmp_path):
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     torch.save({"model": Trap()}, folder / "weights.safetensors")
-    refused(folder, "record.json is missing: this folder was not written by redi")
+    refused(folder, "record.json is missing: the folder was not written by redi")
     content = (folder / "weights.safetensors").read_bytes()
     listed = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     write_json(folder / "record.json", {"files": {"weights.safetensors": listed}})
@@ -210,7 +210,7 @@ def test_the_folder_is_not_there_before_the_block_ends(tmp_path):
 
 
 def test_more_than_the_free_space_is_refused_at_once(tmp_path):
-    with pytest.raises(OSError, match="no space for .*x: .* MiB needed"), atomic_folder(tmp_path / "x", 2**60):
+    with pytest.raises(OSError, match="not enough disk space .*x: .* MiB needed"), atomic_folder(tmp_path / "x", 2**60):
         raise AssertionError("the block must not start")
     assert list(tmp_path.iterdir()) == []
 

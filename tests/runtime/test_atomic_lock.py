@@ -20,7 +20,7 @@ HOLDER = """
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process, which holds the lock of `tmp_path`."""
+    """Another process that holds the lock of `tmp_path`."""
     command = [sys.executable, "-c", textwrap.dedent(HOLDER), str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"

@@ -1,4 +1,4 @@
-"""A file that several processes read while one writes it again."""
+"""A file is read by several processes while another rewrites it."""
 
 import threading
 

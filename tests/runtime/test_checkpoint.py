@@ -1,4 +1,4 @@
-"""Checkpoints: rotation, refusal of foreign ones, and what a full disk leaves."""
+"""Checkpoints: rotation, foreign folders, and full disks."""
 
 import os
 import subprocess
@@ -89,10 +89,10 @@ WRITE_TWO = """
 
 
 def assert_only_the_first_checkpoint_is_there(run_dir, message):
-    assert "checkpoint at step 2 not written" in message
+    assert "checkpoint at step 2 was not written" in message
     assert "the last good checkpoint is" in message
     assert "step_00000001" in message
-    assert "Free some space and run the same command again" in message
+    assert "Free disk space and rerun the same command" in message
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["step_00000001"]
     tensors, _ = load_checkpoint(list_checkpoints(run_dir)[-1])
     assert torch.equal(tensors["model"]["w"], torch.zeros(10))
@@ -124,7 +124,7 @@ def test_a_disk_that_fills_up_while_writing_leaves_the_checkpoint_before_it(smal
     tensors = {f"group{i}": {"w": torch.zeros(size)} for i in range(64)}
     with pytest.raises(OSError) as caught:
         save_checkpoint(small_disk, 2, tensors, {}, keep=Retention(1))
-    assert "checkpoint at step 2 not written" in str(caught.value)
+    assert "checkpoint at step 2 was not written" in str(caught.value)
     assert "MiB needed" not in str(caught.value)
     assert steps(small_disk) == [1]
     assert [path.name for path in (small_disk / "checkpoints").iterdir()] == ["step_00000001"]

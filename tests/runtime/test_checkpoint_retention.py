@@ -1,4 +1,4 @@
-"""Which checkpoints stay, and which one a run goes on from when some are damaged."""
+"""Which checkpoints are kept, and from which one a run resumes if some are damaged."""
 
 import logging
 
@@ -61,13 +61,13 @@ def test_a_best_one_with_a_damaged_record_is_not_taken_for_the_best(tmp_path):
 
 @pytest.mark.parametrize("settings", [{"last": 0}, {"last": True}, {"every": 0}, {"every": 2.5}, {"last": None}])
 def test_counts_that_cannot_be_are_refused(settings):
-    with pytest.raises(ValueError, match=r"train.keep_\w+ = .*: a whole number of at least 1 is needed"):
+    with pytest.raises(ValueError, match=r"train.keep_\w+ = .* must be an integer of at least 1"):
         Retention(**settings)
 
 
 @pytest.mark.parametrize("best", [FRECHET, "best x", "lowest", "lowest ", "", 3])
 def test_a_best_that_says_no_direction_is_refused(best):
-    with pytest.raises(ValueError, match="train.keep_best = .*: it is 'lowest' or 'highest'"):
+    with pytest.raises(ValueError, match="train.keep_best = .* must be 'lowest' or 'highest'"):
         Retention(best=best)
 
 
@@ -79,10 +79,10 @@ def test_a_best_that_the_monitor_does_not_measure_is_refused_before_training():
     check_best(f"lowest {FRECHET}", monitor)
     check_best("highest recognised_as_label_of_500", monitor)  # if its network learns labels
     check_best("lowest anything", lambda *args, **options: {})  # which says no names
-    with pytest.raises(ValueError, match="nothing is measured: set train.monitor"):
+    with pytest.raises(ValueError, match="needs a monitor: set train.monitor"):
         check_best(f"lowest {FRECHET}", None)
     with pytest.raises(
-        ValueError, match=f"names '{FRECHET}0'; .* measures {FRECHET}, recognised_as_label_of_500; did you mean"
+        ValueError, match=f"names '{FRECHET}0', but .* measures {FRECHET}, recognised_as_label_of_500; did you mean"
     ):
         check_best(f"lowest {FRECHET}0", monitor)
 
@@ -119,7 +119,7 @@ def test_the_one_before_a_damaged_checkpoint_is_used_and_said_so(tmp_path, caplo
     assert (folder.name, record["step"], tensors["model"]["w"].tolist()) == ("step_00000002", 2, [2.0] * 3)
     said = [entry.getMessage() for entry in caplog.records if entry.levelno == logging.WARNING]
     assert len(said) == 1 and file in said[0]
-    assert "broken_step_00000003 now; the one before is good" in said[0] and "step_00000002" in said[0]
+    assert "broken_step_00000003; using the previous one" in said[0] and "step_00000002" in said[0]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
         "broken_step_00000003", "step_00000001", "step_00000002"
     ]  # fmt: skip
@@ -144,7 +144,8 @@ def test_whoever_only_reads_leaves_the_damaged_one_where_it_is(tmp_path, caplog)
 def test_where_all_are_damaged_nothing_is_renamed_and_all_are_named(tmp_path):
     for step in (1, 2):
         flip_a_bit(write(tmp_path, step) / "model.safetensors")
-    with pytest.raises(ValueError, match=r"no checkpoint .*step_00000002.*altered.*step_00000001.*altered.*delete"):
+    pattern = "all checkpoints .* are damaged: .*_00000002.*altered.*_00000001.*altered.*delete"
+    with pytest.raises(ValueError, match=pattern):
         newest_good(tmp_path)
     assert steps(tmp_path) == [1, 2]
 
@@ -156,7 +157,7 @@ def test_a_run_without_checkpoints_has_no_newest(tmp_path):
 def test_a_checkpoint_of_another_version_is_refused_and_not_passed_over(tmp_path):
     write(tmp_path, 1)
     write(tmp_path, 2, format="redi checkpoint 1")
-    with pytest.raises(ValueError, match="of another version of redi"):
+    with pytest.raises(ValueError, match="of another redi version"):
         newest_good(tmp_path)
     assert steps(tmp_path) == [1, 2]
 

@@ -8,7 +8,7 @@ from redi.runtime.device import (
     choose_compile,
     choose_device,
     choose_precision,
-    compiled_whole,
+    compile_full_graph,
     free_memory,
     group_memory,
     matmul_precision,
@@ -30,7 +30,7 @@ def test_a_device_that_is_not_here_is_refused_with_its_binding(name):
     with pytest.raises(ValueError) as error:
         choose_device(name)
     text = str(error.value)
-    assert text.startswith(f"train.device = {name!r} cannot be used here: ") and "'auto' takes what there is" in text
+    assert text.startswith(f"train.device = {name!r} is not available: ") and "Set train.device = 'auto'" in text
     assert "\n" not in text
 
 
@@ -50,7 +50,7 @@ def test_precisions_on_the_cpu(name, resolved, dtype):
 
 @pytest.mark.parametrize("name", ["float16", "bf16", "", None, torch.bfloat16])
 def test_an_unknown_precision_is_refused_with_its_binding(name):
-    with pytest.raises(ValueError, match="^train.precision = .*: it is 'auto', 'float32', 'tf32' or 'bfloat16'$"):
+    with pytest.raises(ValueError, match="^train.precision = .* must be 'auto', 'float32', 'tf32' or 'bfloat16'$"):
         choose_precision(name, CPU)
     with pytest.raises(ValueError, match="^generate.precision = "):
         choose_precision(name, CPU, "generate.precision")
@@ -78,7 +78,7 @@ def test_auto_compiles_on_a_gpu_alone():
 def test_compiling_without_a_compiler_is_refused_before_anything_runs(monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(ValueError, match="^generate.compile = True needs a C.. compiler .*: install it, or set"):
+    with pytest.raises(ValueError, match="^generate.compile = True needs a C.. compiler .*: install it or set"):
         choose_compile(True, CPU, "generate.compile")
     assert choose_compile("auto", torch.device("cuda")) is False
 
@@ -96,11 +96,11 @@ def test_bfloat16_that_a_gpu_only_emulates_is_not_taken_by_itself(monkeypatch):
 
 
 def test_one_function_is_compiled_for_any_number_of_shapes(monkeypatch):
-    """torch's own limit is 8, and beyond it an error where the graph has to be whole."""
+    """By default torch raises an error beyond 8 full graphs."""
     compile, graphs = torch.compile, []
     backend = lambda graph, inputs: graphs.append(graph) or graph.forward  # noqa: E731
     monkeypatch.setattr(torch, "compile", lambda function, **settings: compile(function, backend=backend, **settings))
-    double = compiled_whole(lambda x: 2 * x)
+    double = compile_full_graph(lambda x: 2 * x)
     for size in range(1, 13):
         assert double(torch.ones(size)).sum() == 2 * size
     assert len(graphs) > 8
@@ -108,7 +108,7 @@ def test_one_function_is_compiled_for_any_number_of_shapes(monkeypatch):
 
 @pytest.mark.parametrize("value", ["yes", None, 2])
 def test_another_value_for_compile_is_refused(value):
-    with pytest.raises(ValueError, match="^train.compile = .*: it is 'auto', True or False$"):
+    with pytest.raises(ValueError, match="^train.compile = .* must be 'auto', True or False$"):
         choose_compile(value, CPU)
 
 

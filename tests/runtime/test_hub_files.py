@@ -88,8 +88,8 @@ def test_a_cached_file_is_found_offline(hub, monkeypatch):
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(hub):
-    """The hub client alone retries for about a minute."""
-    with pytest.raises(ValueError, match="http://127.0.0.1:.* does not answer"):
+    """Without this check the hub client retries for about a minute."""
+    with pytest.raises(ValueError, match="http://127.0.0.1:.* does not respond"):
         find_hub_file(**ASKED | {"repo_id": "lab/down"})
     asked = [request for request in hub.asked if "lab/down" in request]  # the client has questions of its own
     assert asked == ["HEAD /lab/down/resolve/main/model.safetensors"]
@@ -100,13 +100,13 @@ def test_without_a_network_the_message_says_what_to_do(hub_cache):
         find_hub_file(**ASKED)
     message = str(error.value)
     assert f"model.safetensors of lab/model is not in the local hub cache ({hub_cache})" in message
-    assert "http://127.0.0.1:9 does not answer (ConnectError" in message
+    assert "http://127.0.0.1:9 does not respond (ConnectError" in message
     assert "Download model.safetensors from https://huggingface.co/lab/model" in message
-    assert "set Net.weights = 'the path of that file'" in message
+    assert "and set Net.weights to its path" in message
 
 
 def test_a_binding_that_takes_a_folder_is_told_all_files_of_it():
-    expected = "there is no folder 'lab/model' here.*Download a.json and b.bin from .* into a folder.* 'that folder'"
+    expected = "no local folder 'lab/model', and .*Download a.json and b.bin from .* into a folder and set Net.weights"
     with pytest.raises(ValueError, match=expected):
         find_hub_file(**ASKED, folder=("a.json", "b.bin"))
 
@@ -121,9 +121,9 @@ def test_offline_the_hub_is_not_asked(hub, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"filename": "other.bin"}, "Net.weights: lab/model on the hub has no other.bin"),
-        ({"repo_id": "lab/none"}, "Net.weights: there is no public model lab/none on the hub"),
-        ({"repo_id": "lab/gated"}, "its licence has to be accepted on its page first"),
+        ({"filename": "other.bin"}, "Net.weights: lab/model on the hub has no file other.bin"),
+        ({"repo_id": "lab/none"}, "Net.weights: the hub has no public model lab/none"),
+        ({"repo_id": "lab/gated"}, "its licence must be accepted first: accept it at https://huggingface.co/lab/gated"),
     ],
 )
 def test_what_the_hub_refuses_is_explained(hub, change, message):
@@ -133,5 +133,5 @@ def test_what_the_hub_refuses_is_explained(hub, change, message):
 
 @pytest.mark.parametrize("repo_id", ["/data/weights/vae", "../vae", "a/b/c"])
 def test_a_path_that_is_not_there_is_not_taken_for_a_hub_id(repo_id):
-    with pytest.raises(ValueError, match=f"Net.weights = '{repo_id}': there is no such file or folder"):
+    with pytest.raises(ValueError, match=f"Net.weights = '{repo_id}' is not an existing file or folder"):
         find_hub_file(**ASKED | {"repo_id": repo_id})

@@ -1,4 +1,4 @@
-"""Signals during training: the first asks to stop, a later Ctrl-C insists, and nothing else interrupts."""
+"""Signals during training: the first requests a stop, a second Ctrl-C interrupts, others are ignored."""
 
 import ctypes
 import logging
@@ -59,7 +59,7 @@ def test_in_another_thread_nothing_is_set():
 
 
 class Events(logging.Handler):
-    """Notes what is logged, among other things that happen."""
+    """Record log messages and other events in order."""
 
     def __init__(self):
         super().__init__()
@@ -71,7 +71,7 @@ class Events(logging.Handler):
 
 
 def test_a_signal_is_heard_while_an_operation_outside_python_runs():
-    """The main thread waits for a mutex of C, as for an operation of torch; it is released once something is logged."""
+    """The main thread waits for a C mutex, like an operation of torch; logging releases it."""
     library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)  # zeros are an unlocked mutex
     log, handler, held = logging.getLogger("redi.runtime.interrupt"), Events(), threading.Event()
 
@@ -95,7 +95,8 @@ def test_a_signal_is_heard_while_an_operation_outside_python_runs():
         thread.join()
         log.removeHandler(handler)
     assert stop.requested == signal.SIGTERM
-    assert handler.events == ["SIGTERM was heard: it stops; Ctrl-C once more interrupts", "the operation is done"]
+    expected = "received SIGTERM: it stops; press Ctrl-C again to interrupt at once"
+    assert handler.events == [expected, "the operation is done"]
 
 
 # A program that stops as `train` does, without the seconds that importing torch takes.

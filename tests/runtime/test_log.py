@@ -14,7 +14,7 @@ from redi.runtime.log import AsyncScalars, LogWindow, RunLog, read_log
 
 
 def lines(folder) -> list[dict]:
-    """The log read by nothing of redi: every line is JSON as the standard has it, and the last one ends."""
+    """Read the log without redi: every line is standard JSON and ends with a newline."""
 
     def refuse(constant):
         raise AssertionError(f"{constant} is no JSON")
@@ -85,7 +85,7 @@ def test_a_write_cut_short_is_taken_back(tmp_path):
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 5, limits[1]))  # the system takes five bytes of a line
         try:
-            with pytest.raises(OSError, match=r"could not write .*log.jsonl at step 2: .*free some space"):
+            with pytest.raises(OSError, match=r"could not write .*log.jsonl at step 2: .*free disk space"):
                 log.scalars(2, loss=2.0)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -104,7 +104,7 @@ def test_a_full_disk_leaves_whole_lines_and_the_log_goes_on_when_there_is_space(
     log, step = RunLog(small_disk, 0), 0
     filler = small_disk / "filler"
     filler.write_bytes(b"x" * 128 * 1024)
-    with pytest.raises(OSError, match="free some space and run the same command again"):
+    with pytest.raises(OSError, match="free disk space and rerun the same command"):
         for step in range(10_000):
             log.scalars(step, **{f"a_long_name_{number}": step / 7 for number in range(40)})
     log.close()  # though TensorBoard's file may not fit

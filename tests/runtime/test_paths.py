@@ -42,7 +42,7 @@ def home(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def no_account(monkeypatch) -> None:
-    """A user as in a container that runs under a bare number: no entry in the password database, no variables."""
+    """A user id without an entry in the password database and without variables, as in a container."""
 
     def getpwuid(number):
         raise KeyError(f"getpwuid(): uid not found: {number}")
@@ -79,7 +79,7 @@ def test_the_cache_of_a_user_without_an_account_names_it_too(no_account, tmp_pat
 
 
 def test_a_home_that_nobody_knows_is_named(no_account):
-    with pytest.raises(ValueError, match=r"^~/run: this user has no home folder; set HOME"):
+    with pytest.raises(ValueError, match=r"^~/run: this user has no home folder: set HOME"):
         local_path("~/run")
 
 
@@ -93,5 +93,5 @@ def test_an_account_stays_as_it_is(monkeypatch, home):
 def test_a_cache_that_cannot_be_made_is_refused_with_the_variable_to_set(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("REDI_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(ValueError, match="cannot be made .*: set REDI_CACHE to a folder that can be written"):
+    with pytest.raises(ValueError, match="cannot create the cache folder .*: set REDI_CACHE to a writable folder"):
         cache_folder(None)

@@ -1,4 +1,4 @@
-"""Work divided over processes: each part once, locks that outlive nobody, and real processes with one result."""
+"""Work divided over processes: each part is done once, locks end with processes, and the result is the same."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ from redi.runtime.shared_work import SharedJob, complete
 
 
 class Letters:
-    """A job that stores a letter a part, and joins them; notes what it did."""
+    """A job that stores a letter per part and joins them; records its actions."""
 
     def __init__(self, folder, letters="abcde", **options):
         self.letters, self.did, self.result = letters, [], folder / "result"
@@ -41,7 +41,7 @@ def letters(tmp_path):
 
 
 def interrupted(letters, after):
-    """The job after Ctrl-C at the part after so many."""
+    """The job after Ctrl-C, with this number of parts done."""
 
     def do(index):
         if len(letters.did) == after:
@@ -129,13 +129,13 @@ def test_a_group_becomes_a_folder_without_strays_and_replaces_the_one_before(let
 
 def test_a_disk_without_space_for_all_that_is_missing_is_refused(letters, monkeypatch):
     monkeypatch.setattr(shared_work.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 39}))
-    with pytest.raises(OSError, match="no space for .*work: 0.00 GiB needed, .* what was finished is kept"):
+    with pytest.raises(OSError, match="not enough disk space for .*work: 0.00 GiB needed, .* finished parts are kept"):
         letters.run()
 
 
 @pytest.fixture
 def elsewhere(letters, tmp_path, monkeypatch):
-    """Part b is another process's. `elsewhere(then)` says what it does at the third time that this one waits."""
+    """Another process has part b; `elsewhere(then)` sets its action at the third time that this process waits."""
     (tmp_path / "work").mkdir()
     lock, sleeps = FileLock(tmp_path / "work" / "part-00001.lock"), []
     lock.acquire()
@@ -159,7 +159,7 @@ def test_a_part_that_another_process_is_doing_is_waited_for(letters, elsewhere, 
     with caplog.at_level("INFO", logger="redi"):
         assert letters.run() == ["a", "c", "d", "e", "finish"]
     assert letters.result.read_text() == "aBcde"
-    assert "waiting for other processes, which are working on part-00001" in caplog.text
+    assert "waiting for other processes that are working on part-00001" in caplog.text
 
 
 def test_a_part_that_another_process_gave_up_is_taken_over(letters, elsewhere):
@@ -200,19 +200,19 @@ def test_the_rank_is_as_given_or_else_the_environments(bare_environment, environ
 
 @pytest.mark.parametrize("given", [(3, 3), (-1, 2), (0, 0)])
 def test_a_rank_outside_the_world_is_refused(given):
-    with pytest.raises(ValueError, match=r"rank, world_size = .* lies outside \[0, "):
+    with pytest.raises(ValueError, match=r"rank, world_size = .* must be in \[0, "):
         process_rank(*given)
 
 
 def test_half_a_rank_is_refused():
-    with pytest.raises(ValueError, match="give both, or neither"):
+    with pytest.raises(ValueError, match="pass both or neither"):
         process_rank(rank=1)
 
 
 def test_an_environment_that_is_no_number_is_refused(bare_environment):
     bare_environment.setenv("RANK", "first")
     bare_environment.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="RANK, WORLD_SIZE = first, 2: whole numbers"):
+    with pytest.raises(ValueError, match="RANK, WORLD_SIZE = first, 2 must be integers"):
         process_rank()
 
 
@@ -277,7 +277,7 @@ print(json.dumps(codes))
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory):
-    """The folder in which every scenario has left its files, and the exit codes of its processes."""
+    """The folder with the files of every scenario, and the exit codes of its processes."""
     folder = tmp_path_factory.mktemp("outcome")
     command = [sys.executable, "-c", SCRIPT, str(folder), json.dumps(SCENARIOS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)

@@ -1,4 +1,4 @@
-"""What the log says when training stands still. Time is passed in, but for a few tests of the thread."""
+"""Log messages when training stalls. Most tests pass the time explicitly; a few test the thread."""
 
 import json
 import logging
@@ -15,14 +15,14 @@ from redi.runtime.watchdog import COMPUTING, ENDED, WAITING, Report, Watchdog, s
 
 @pytest.fixture
 def said(caplog):
-    """The warnings, as a list that grows."""
+    """A function that returns the warnings so far."""
     caplog.set_level(logging.WARNING, logger=watchdog.__name__)
     return lambda: [record.getMessage() for record in caplog.records if record.name == watchdog.__name__]
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A function that lets seconds pass for the watchdog."""
+    """A function that advances the clock of the watchdog."""
     now = [1000.0]
     monkeypatch.setattr(watchdog.time, "monotonic", lambda: now[0])
     return lambda seconds: now.__setitem__(0, now[0] + seconds)
@@ -30,7 +30,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def thread(tmp_path, caplog):
-    """A function that runs a watchdog that looks often, until it has warned of a text."""
+    """A function that runs a fast watchdog until its warnings contain a text."""
 
     def until(text: str, start, *ranks, size: int = 1, store=None) -> str:
         warned, logger = threading.Event(), logging.getLogger(watchdog.__name__)
@@ -87,7 +87,7 @@ def test_a_store_that_is_gone_ends_the_watch_and_not_the_training(caplog, tmp_pa
         dog.thread.join(30)
         assert not dog.thread.is_alive()
         dog.at(2, COMPUTING)
-    assert "the watchdog of rank 1 cannot reach the others any more" in caplog.text
+    assert "the watchdog of rank 1 lost its connection to the other processes" in caplog.text
 
 
 def watchdogs() -> list[str]:
@@ -131,7 +131,8 @@ def test_warnings_become_rarer_and_the_end_of_a_stall_is_reported(said, tmp_path
         dog.look(places((5, WAITING)), now)
     dog.look(places((6, WAITING)), 450.0)
     assert [text.partition(":")[0] for text in said()] == [
-        "no step for 100 s", "no step for 200 s", "no step for 400 s", "training resumes at step 6 after 450 s"
+        "no step for 100 s", "no step for 200 s", "no step for 400 s",
+        "training resumed at step 6 after a stall of 450 s",
     ]  # fmt: skip
 
 
@@ -148,7 +149,8 @@ def test_a_process_that_falls_silent_is_named_first(said, tmp_path):
     for now in (0.0, 30.0, 60.0, 90.0, 120.0):
         reports = places((4, COMPUTING), (4, COMPUTING))
         dog.look(reports | {0: reports[0]._replace(seconds=next(seconds))}, now)  # rank 1 repeats itself: halted
-    assert "rank 1 (host-1): silent for 120 s (gone, halted or cut off) after computing at step 4" in said()[0]
+    silent = "no report for 120 s (ended, suspended or disconnected) after computing at step 4"
+    assert f"rank 1 (host-1): {silent}" in said()[0]
     assert said()[0].index("rank 1") < said()[0].index("rank 0")
 
 
@@ -171,7 +173,7 @@ def test_of_many_processes_a_few_are_named():
 
 
 def windows(dog: Watchdog, clock, *windows: tuple[float, float]) -> None:
-    """Seconds of waiting and computing, one line of the log after the other."""
+    """Each window has some seconds of waiting and computing."""
     for waiting, computing in windows:
         dog.at(1, WAITING)
         clock(waiting)

@@ -33,7 +33,7 @@ def test_a_pickle_with_code_in_it_is_refused_unread(tmp_path, capsys, monkeypatc
     torch.save({"a": Harmful()}, tmp_path / "new.bin")
     (tmp_path / "old.bin").write_bytes(pickle.dumps({"a": Harmful()}, protocol=2))
     for name in ("new.bin", "old.bin"):
-        with pytest.raises(ValueError, match="beside tensors it holds .*print, and reading such objects can") as error:
+        with pytest.raises(ValueError, match="besides tensors it contains .*print, and loading such") as error:
             read_weights_file(tmp_path / name)
         assert "weights_only" not in str(error.value) and "add_safe_globals" not in str(error.value)
     assert "code ran" not in capsys.readouterr().out
@@ -64,7 +64,7 @@ TENSOR = torch.arange(6.0).view(2, 3)
 
 
 def with_tensor(**changed) -> bytes:
-    """A saved tensor, some of whose description is another."""
+    """A saved tensor with a changed description."""
     spec = {"count": 6, "offset": 0, "shape": (2, 3), "strides": (3, 1), "key": "0"} | changed
 
     class Described:
@@ -86,7 +86,7 @@ def with_tensor(**changed) -> bytes:
 
 
 def lying(size: int) -> bytes:
-    """An archive whose directory says another size than its one large entry has."""
+    """An archive whose directory has a wrong size for its one large entry."""
     data = bytearray(zipped(("f/data.pkl", PICKLE), ("f/data/0", bytes(64))))
     place = data.rindex(b"PK\x01\x02")
     data[place + 20 : place + 28] = struct.pack("<II", size, size)
@@ -98,7 +98,7 @@ def many(count: int) -> bytes:
 
 
 def large(directory: bytes, count: int) -> bytes:
-    """An end record that announces so many entries."""
+    """A zip end record with this number of entries."""
     return directory * count + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 65535, 65535, len(directory) * count, 0, 0)
 
 

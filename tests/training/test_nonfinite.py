@@ -212,7 +212,7 @@ def test_no_skipped_step_is_tolerated_where_none_is_allowed():
 
 @pytest.mark.parametrize("bad", [-1, 1.5, None])
 def test_a_bound_that_is_none_is_refused(bad):
-    with pytest.raises(ValueError, match="train.max_skipped_steps = .*: a whole number of at least 0"):
+    with pytest.raises(ValueError, match="train.max_skipped_steps = .* must be an integer of at least 0"):
         SkipGuard(bad)
 
 

@@ -279,7 +279,7 @@ def test_a_cache_of_another_codec_is_refused(start, images):
     representation = other.representations["domain"]
     representation.encoder.fit(images)
     representation.reducer.fit([representation.encoder(images.batch(range(50))["images"])])
-    with pytest.raises(ValueError, match="was made with another codec .cache -> codec at hand.:"):
+    with pytest.raises(ValueError, match="was computed with another codec .cache -> this codec.:"):
         start("run", codec=other)
 
 

@@ -1,4 +1,4 @@
-"""What a reader may take: its memory is watched, and a test that hangs is ended."""
+"""Limits for readers: their memory is measured, and a hanging test is ended."""
 
 import contextlib
 import sys
@@ -17,14 +17,14 @@ def pytest_collection_modifyitems(items) -> None:
 
 
 def peak_mib() -> float:
-    """The most memory that this process has had since `reset`."""
+    """The peak memory of this process since `reset`."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 
 
 @pytest.fixture
 def bounded() -> Callable:
-    """Context that takes at most so much memory beyond what there was."""
+    """Context that fails if the block uses more than this additional memory."""
 
     @contextlib.contextmanager
     def within(mib: float) -> Iterator[None]:
@@ -40,7 +40,7 @@ def bounded() -> Callable:
 
 @pytest.fixture
 def refused(tmp_path, bounded) -> Callable:
-    """Checks that a reader refuses a file with a message that matches, and neither runs code of it nor floods."""
+    """Check that a reader refuses a file with a matching message, runs no code of it, and uses little memory."""
 
     def check(read: Callable[[Path], object], message: str) -> None:
         with bounded(mib=700), pytest.raises(ValueError, match=message) as refusal:

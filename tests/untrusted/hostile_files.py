@@ -1,4 +1,4 @@
-"""Makes hostile and broken files, small ones: nothing of them is stored in the repository."""
+"""Create small hostile and damaged files, so that the repository stores none."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from PIL import Image
 
 
 class Code:
-    """Unpickled by a careless reader, it makes the file `ran`."""
+    """An object that creates the file `ran` when it is unpickled."""
 
     def __init__(self, ran: Path):
         self.ran = ran
@@ -40,24 +40,24 @@ def picture(side: int = 8, kind: str = "PNG", **options) -> bytes:
 
 
 def png(width: int, height: int, data: bytes = b"", *extra: tuple[bytes, bytes]) -> bytes:
-    """A PNG whose header claims any size, of 1-bit greys; `data` are its compressed rows."""
+    """A 1-bit grey PNG whose header claims any size; `data` are its compressed rows."""
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)), *extra, (b"IDAT", data), (b"IEND", b"")]
     parts = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def white_png(width: int, height: int) -> bytes:
-    """A whole one, of few bytes."""
+    """A complete PNG of few bytes."""
     return png(width, height, zlib.compress((b"\0" + b"\xff" * ((width + 7) // 8)) * height))
 
 
 def postscript(ran: Path) -> bytes:
-    """What Pillow would hand to Ghostscript."""
+    """An EPS file, which Pillow would pass to Ghostscript."""
     return f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n({ran}) (w) file closefile\n".encode()
 
 
 def scans(count: int) -> bytes:
-    """A progressive JPEG whose last scan is there many times."""
+    """A progressive JPEG with many copies of its last scan."""
     whole = picture(64, "JPEG", progressive=True)
     last = whole.rindex(b"\xff\xda")
     return whole[:last] + whole[last:-2] * count + whole[-2:]
@@ -78,7 +78,7 @@ def link(name: str, target: str) -> tuple[zipfile.ZipInfo, bytes]:
 
 
 def announcing(path: Path, *, stored: int | None = None, unpacked: int | None = None) -> Path:
-    """The archive, whose directory says other sizes of its last member."""
+    """The archive with other sizes of its last member in the directory."""
     data = bytearray(path.read_bytes())
     place = data.rindex(b"PK\x01\x02")
     if stored is not None:
@@ -90,7 +90,7 @@ def announcing(path: Path, *, stored: int | None = None, unpacked: int | None = 
 
 
 def zeros(megabytes: int) -> bytes:
-    """That many megabytes, compressed as a member of a zip file is."""
+    """This number of megabytes, compressed like a zip member."""
     squeezer = zlib.compressobj(9, zlib.DEFLATED, -15)
     return b"".join(squeezer.compress(bytes(2**20)) for _ in range(megabytes)) + squeezer.flush()
 
@@ -111,7 +111,7 @@ def special(name: str, kind: bytes, target: str = "") -> tuple[tarfile.TarInfo, 
 
 
 def npy(shape: str, data: bytes = b"", descr: str = "'|u1'") -> bytes:
-    """An array whose header is this text, true or not."""
+    """An array with this text as its header."""
     header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".encode()
     header += b" " * (-(len(header) + 11) % 64) + b"\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data
@@ -128,7 +128,7 @@ def npz(path: Path, method: int = zipfile.ZIP_STORED, **arrays) -> Path:
 
 
 def safetensors(header: object, data: bytes = b"", length: int | None = None) -> bytes:
-    """A file with this header; bytes are taken as they are."""
+    """A safetensors file with this header; bytes are used unchanged."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 

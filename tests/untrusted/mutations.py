@@ -13,7 +13,7 @@ VALUES = (
 
 
 def damaged(data: bytes, others: Sequence[bytes], chance: random.Random) -> bytes:
-    """The file with one to four changes; `others` give pieces that look right."""
+    """Return the file with one to four changes; `others` provide plausible pieces."""
     found = bytearray(data)
     for _ in range(chance.choice((1, 1, 2, 4))):
         at = chance.randrange(len(found) + 1)
@@ -48,7 +48,7 @@ def damaged(data: bytes, others: Sequence[bytes], chance: random.Random) -> byte
 
 
 def altered(value: object, chance: random.Random) -> object:
-    """A JSON value, of which some part is another, is left out, or is nested deeply."""
+    """Return a JSON value with a part replaced, removed or deeply nested."""
     if isinstance(value, dict) and value and chance.random() < 0.85:
         key = chance.choice(list(value))
         if chance.random() < 0.15:

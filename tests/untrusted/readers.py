@@ -1,4 +1,4 @@
-"""Every reader of files that others made, with real files to damage."""
+"""Every reader of foreign files, with real files to damage."""
 
 import hashlib
 import io
@@ -37,7 +37,7 @@ Damage = Callable[[bytes, Sequence[bytes], random.Random], bytes]
 
 @dataclass
 class Reader:
-    """What reads a file.
+    """A reader of files.
 
     Attributes:
         make: gives real files, and may use a folder for it.
@@ -54,14 +54,14 @@ class Reader:
 
 
 def json_damaged(data: bytes, others: Sequence[bytes], chance: random.Random) -> bytes:
-    """Half of the time as a value, half of the time as bytes."""
+    """Damage the value or the bytes, each with probability 1/2."""
     if chance.random() < 0.5:
         return damaged(data, others, chance)
     return json.dumps(altered(json.loads(data), chance)).encode()
 
 
 def sealed_manifest(data: bytes, others: Sequence[bytes], chance: random.Random) -> bytes:
-    """A manifest that was altered by someone who also wrote its hash anew."""
+    """A manifest that was altered together with its hash."""
     value = altered(json.loads(data), chance)
     if isinstance(value, dict) and chance.random() < 0.9:
         value["sha256"] = manifest_sha256(value)
@@ -74,13 +74,13 @@ def tensors() -> dict[str, torch.Tensor]:
 
 
 def pca_statistics(folder: Path) -> list[bytes]:
-    """As the paper's code writes them."""
+    """Statistics in the format of the paper's code."""
     rows = np.random.default_rng(0).normal(size=(20, 3))
     return torch_files({"pca_model": PCA().fit(rows), "mean": np.zeros(3), "std": np.ones(3)}, True, False)
 
 
 def torch_files(value: object, *new: bool) -> list[bytes]:
-    """In PyTorch's format, or the one before (new = False)."""
+    """Save in PyTorch's zip format, or in the older format (new = False)."""
     found = [io.BytesIO() for _ in new]
     for buffer, zipped in zip(found, new, strict=True):
         torch.save(value, buffer, _use_new_zipfile_serialization=zipped)
@@ -137,7 +137,7 @@ def read_record_at(path: Path) -> None:
 
 
 def read_sealed_tensors(path: Path) -> None:
-    """Damage that a hash cannot tell, for it is of the damaged file."""
+    """Damage that the hash does not reveal, because it is computed from the damaged file."""
     folder = path.parent / "sealed"
     folder.mkdir(exist_ok=True)
     raw = path.read_bytes()
@@ -214,7 +214,7 @@ def lines(folder: Path) -> list[bytes]:
 
 
 def anything_of_pillow(path: Path) -> None:
-    """What `EncodedImages._decode` turns into UnreadableImage: Pillow raises a dozen kinds."""
+    """Errors that `EncodedImages._decode` turns into UnreadableImage; Pillow raises many kinds."""
     try:
         read_image(path)
     except Exception as error:

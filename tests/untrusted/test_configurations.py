@@ -1,4 +1,4 @@
-"""A config.gin that lies in a folder imports what is redi's and what was named, and nothing else."""
+"""The config.gin of a folder may import only modules of redi and trusted modules."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ import_all()
 
 @pytest.fixture
 def dangerous(tmp_path, monkeypatch) -> Path:
-    """A file that appears when the module `dangerous` (or what lies in it) is imported."""
+    """A file that is created when the module `dangerous` or a submodule is imported."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "dangerous").mkdir()
     (tmp_path / "dangerous" / "__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
@@ -58,12 +58,12 @@ STATEMENTS = {
     "include '/etc/passwd'": "include '/etc/passwd'",
     "include 'oth' 'er.gin'": "include 'other.gin'",
     "from __gin__ import dynamic_registration\nimport redi.runs.hub\nA = @redi.runs.hub.tempfile.mkdtemp()": (
-        "__gin__.*name it"
+        "__gin__.*pass it as"
     ),
     "from __gin__ import dynamic_registration": "dynamic_registration'.*--gin_file=",
-    **dict.fromkeys(("import", "A = import", "as import", "'\"", "A = (1,", "\x00"), "config.gin is no gin file: "),
-    "A = 1\nimport dangerous\nA =": "config.gin is no gin file: ",
-    "A = " + 2000 * "(": "config.gin is no gin file: ",
+    **dict.fromkeys(("import", "A = import", "as import", "'\"", "A = (1,", "\x00"), "config.gin is not a gin file: "),
+    "A = 1\nimport dangerous\nA =": "config.gin is not a gin file: ",
+    "A = " + 2000 * "(": "config.gin is not a gin file: ",
 }
 
 
@@ -76,7 +76,7 @@ def test_what_nobody_has_named_is_refused_and_does_not_run(text, dangerous, tmp_
 
 def test_the_same_file_may_import_it_once_it_is_named(dangerous, tmp_path):
     path = found(tmp_path, "import dangerous.part\n")
-    trusted_imports.name("dangerous")
+    trusted_imports.trust("dangerous")
     config.parse([], found=[path])
     assert dangerous.exists()
 
@@ -94,7 +94,7 @@ def test_naming_a_file_is_naming_what_it_imports(dangerous, tmp_path):
 
 @pytest.fixture
 def own(dangerous, tmp_path, monkeypatch) -> Path:
-    """A configuration that a run of this user's wrote, as a later process sees it."""
+    """A configuration written by a run of this user, as seen by a later process."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     path = tmp_path / "run" / "config.gin"
     path.parent.mkdir()
@@ -117,7 +117,7 @@ def test_the_same_text_elsewhere_is_not_ones_own(own, dangerous, tmp_path):
 
 def test_a_run_of_ones_own_imports_what_it_says(own, dangerous):
     config.parse([], found=[own])
-    assert dangerous.exists() and "dangerous.part" in trusted_imports.named  # also for the processes of a sweep
+    assert dangerous.exists() and "dangerous.part" in trusted_imports.trusted  # also for the processes of a sweep
 
 
 def test_an_edited_configuration_is_not_ones_own(own, dangerous):
@@ -150,7 +150,7 @@ def test_without_a_place_in_the_home_the_flag_is_asked_for_as_before(own, danger
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "a file"))
     trusted_imports.write(own, "import dangerous.part\n")
     (line,) = caplog.messages
-    assert line.startswith(f"later programs need --plugin to open {own.parent}: it cannot be noted as yours")
+    assert line.startswith(f"cannot record {own} as written by you") and "--plugin" in line
     assert refused(own, dangerous)
 
 
@@ -165,12 +165,12 @@ def test_modules_of_redi_may_be_imported(tmp_path):
 
 @pytest.mark.parametrize("name", ["", "my lab", "my_lab.", "os; import x", "__gin__", "../x"])
 def test_what_is_no_module_cannot_be_named(name):
-    with pytest.raises(ValueError, match="is no name of a Python module"):
-        trusted_imports.name(name)
+    with pytest.raises(ValueError, match="is not the name of a Python module"):
+        trusted_imports.trust(name)
 
 
 def test_the_environment_names_plugins():
-    code = "from redi.runtime import trusted_imports; print(sorted(trusted_imports.named))"
+    code = "from redi.runtime import trusted_imports; print(sorted(trusted_imports.trusted))"
     done = subprocess.run([sys.executable, "-c", code], env={"REDI_PLUGINS": "a,b.c"}, capture_output=True, text=True)
     assert done.stdout == "['a', 'b.c']\n"
 
@@ -201,7 +201,7 @@ def test_names_of_files_do_not_steer_the_terminal(capsys, monkeypatch):
 
 
 class Nothing:
-    """References and macros, as nothing."""
+    """Ignore references and macros."""
 
     def configurable_reference(self, name, evaluate):
         return None

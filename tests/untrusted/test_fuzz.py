@@ -1,4 +1,4 @@
-"""Damaged at random, every file is read or refused: no crash, no hang, no flood of memory.
+"""Randomly damaged files are read or refused: no crash, no hang, bounded memory.
 
 A few thousand inputs by default; `make chaos` reads 168,000.
 """
@@ -36,7 +36,7 @@ def stopped_after(seconds: float) -> Iterator[None]:
 
 
 def read_damaged(name: str, count: int, seed: int, folder: Path) -> dict[str, int]:
-    """-> how many inputs were read and how many refused; an input that does anything else is left in `folder`."""
+    """Return the number of inputs read and refused; other inputs are stored in `folder`."""
     reader, outcomes = READERS[name], {"read": 0, "refused": 0}
     originals, path = reader.make(folder), folder / f"input{reader.suffix}"
     for original in originals:  # undamaged, each is read

@@ -1,4 +1,4 @@
-"""Hostile pickles, alone and in archives: refused, and nothing in them is imported or called."""
+"""Hostile pickles, alone and in archives, are refused; nothing in them is imported or called."""
 
 import io
 import os
@@ -29,7 +29,7 @@ def nothing_is_executed(tmp_path, monkeypatch):
 
 
 def archive(data: bytes) -> bytes:
-    """What torch.save writes around a pickle, with one storage."""
+    """A file of torch.save with this pickle and one storage."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
         for name, content in (("data.pkl", data), ("version", b"3\n"), ("data/0", bytes(64))):
@@ -143,7 +143,7 @@ def test_a_hostile_pickle_is_refused(name, reader, tmp_path):
 
 
 def test_the_hostile_pickles_do_work_on_the_real_unpickler():
-    """Else the test above would refuse nothing that matters."""
+    """Checks that the pickles of the test above are dangerous."""
     payload = HOSTILE["os.system"].replace(TOUCH.encode(), b"true " + b" " * (len(TOUCH) - 5))
     assert pickle.loads(payload) == 0
     assert pickle.loads(HOSTILE["eval"]) == 1
@@ -152,7 +152,7 @@ def test_the_hostile_pickles_do_work_on_the_real_unpickler():
 @pytest.mark.parametrize("module", ["os", "subprocess", "builtins.open", "torch", "sys", "redi.runtime.weights_files"])
 def test_a_refused_name_is_reported(module, tmp_path):
     (tmp_path / "x.pth").write_bytes(archive(f"\x80\x02c{module}\nanything\n.".encode("latin1")))
-    with pytest.raises(ValueError, match=f"was refused: beside tensors it holds {module.partition('.')[0]}"):
+    with pytest.raises(ValueError, match=f"was refused: besides tensors it contains {module.partition('.')[0]}"):
         read_weights_file(tmp_path / "x.pth")
 
 

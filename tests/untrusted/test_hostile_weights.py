@@ -1,4 +1,4 @@
-"""Hostile weights, checkpoints and shards of a cache: refused with a message that says why."""
+"""Hostile weights, checkpoints and cache shards raise an error that states the reason."""
 
 import json
 import pickle
@@ -41,7 +41,7 @@ def artefact(files: Callable[[Path], dict], record: bytes | None = None) -> Call
 
 
 def listed(folder: Path, raw: bytes) -> dict:
-    """A file whose hash is right, as whoever alters both would have it."""
+    """A file with a correct hash, as if an attacker had changed both."""
     path = write(folder / "model.safetensors", raw)
     return {"model.safetensors": {"bytes": len(raw), "sha256": sha256(path)}}
 
@@ -58,19 +58,19 @@ STRIDED = torch.as_strided(torch.ones(1), (10**6, 10**6), (0, 0))
 HUGE = safetensors({"w": entry([2**40], 0, 2**42)}, bytes(64))
 OVERLAP = safetensors({"a": entry([4], 0, 16), "b": entry([4], 8, 24)}, bytes(24))
 WEIGHTS = {
-    "a pickle with code": (published(code("x.pt")), "x.pt was refused: beside tensors it holds"),
+    "a pickle with code": (published(code("x.pt")), "x.pt was refused: besides tensors it contains"),
     "an old pickle with code": (
         published(code("x.bin", _use_new_zipfile_serialization=False)),
-        "beside tensors it holds posix.system",
+        "besides tensors it contains posix.system",
     ),
-    "statistics with code": (lambda f: read_published_pca(code("x.pth")(f)), "x.pth was refused: beside tensors"),
+    "statistics with code": (lambda f: read_published_pca(code("x.pth")(f)), "x.pth was refused: besides tensors"),
     "a bare pickle with code": (
         published(lambda f: write(f / "x.pth", pickle.dumps(Code(f / "ran"), protocol=2))),
-        "beside tensors it holds posix.system",
+        "besides tensors it contains posix.system",
     ),
     "an archive that is a bomb": (
         published(lambda f: repacked(torch_file(f / "x.pt", torch.zeros(2**20)), zipfile.ZIP_DEFLATED)),
-        "holds entries larger than the archive",
+        "has entries of .* bytes, more than the archive",
     ),
     "a tensor of a million squared": (
         published(lambda f: torch_file(f / "x.pt", {"w": STRIDED})),
@@ -82,16 +82,16 @@ WEIGHTS = {
     ),
     "a file that ends early": (
         published(lambda f: write(f / "x.pt", torch_file(f / "y.pt", {"w": torch.ones(99)}).read_bytes()[:-99])),
-        "is truncated, or holds something else",
+        "is truncated or not a file of tensors",
     ),
     "a header longer than the file": (
         published(header(safetensors({}, length=2**62))),
-        "is truncated, or holds something",
+        "is truncated or not a file of tensors",
     ),
-    "a tensor beyond the file": (published(header(HUGE)), "is truncated, or holds something else than tensors"),
-    "tensors that overlap": (published(header(OVERLAP)), "is truncated, or holds something else than tensors"),
-    "a header that is nested deeply": (published(header(safetensors(DEEP))), "is truncated, or holds something else"),
-    "a header that is no text": (published(header(safetensors(b"\xff" * 64))), "is truncated, or holds something else"),
+    "a tensor beyond the file": (published(header(HUGE)), "is truncated or not a file of tensors"),
+    "tensors that overlap": (published(header(OVERLAP)), "is truncated or not a file of tensors"),
+    "a header that is nested deeply": (published(header(safetensors(DEEP))), "is truncated or not a file of tensors"),
+    "a header that is no text": (published(header(safetensors(b"\xff" * 64))), "is truncated or not a file of tensors"),
     "a checkpoint whose tensor lies": (artefact(lambda f: listed(f, HUGE)), "is not a safetensors file"),
     "a checkpoint that is a pickle": (
         artefact(lambda f: listed(f, pickle.dumps(Code(f / "ran")))),
@@ -106,7 +106,7 @@ WEIGHTS = {
         "'/etc/passwd'",
     ),
     "a record that is nested deeply": (artefact(lambda f: {}, DEEP), "is not JSON"),
-    "a record that lists no files": (artefact(lambda f: {}, b'{"files": []}'), "lists no files"),
+    "a record that lists no files": (artefact(lambda f: {}, b'{"files": []}'), "has no list of files"),
     "a shard beyond the file": (cached(HUGE), "is damaged: Error while deserializing header: "),
     "a shard with a header too long": (cached(safetensors({}, length=2**63)), "is damaged: .*header too large"),
     "a shard nested deeply": (cached(safetensors(DEEP)), "is damaged"),

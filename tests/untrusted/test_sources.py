@@ -1,4 +1,4 @@
-"""The library calls nothing that executes what a file holds."""
+"""The library calls no function that executes the content of a file."""
 
 import ast
 from collections.abc import Iterator

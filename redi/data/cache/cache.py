@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -19,9 +20,9 @@ from redi.runtime.checksums import BrokenArtefact, altered_files, json_sha256, w
 from redi.runtime.paths import local_path
 
 MANIFEST = "manifest.json"
-LEARNED = "learned.safetensors"  # what the codec had learned from data, where it learns anything
+LEARNED = "learned.safetensors"  # the fitted state of the codec, if it has any
 FORMAT = 2
-MIRRORED = "mirrored."  # what a tensor's name begins with that was computed from the mirrored images
+MIRRORED = "mirrored."  # prefix of the names of tensors that were computed from the mirrored images
 ENTRIES = {
     "format", "dataset", "dataset_fingerprint", "num_classes", "image_size", "codec", "cache_fingerprint", "code",
     "mirrored", "tensors", "rows", "shards", "versions", "sha256",
@@ -29,14 +30,16 @@ ENTRIES = {
 
 
 class EncodedRows(ABC):
-    """What `JointCodec.precompute` returned for every image of a data set, in its order, plus labels.
+    """The outputs of `JointCodec.precompute` for all images of a data set, in its order, and their labels.
 
-    `where` is the folder or URL, for messages; for `manifest` see docs/cache.md.
+    Args:
+        where: the folder or URL, for messages.
+        manifest: see docs/cache.md.
     """
 
-    blocks: Blocks  # what the order 'shards' shuffles
-    source: type | None = None  # the class of the data set, where that was at hand
-    class_names: Sequence[str] | None = None  # of labels 0, 1, ..., likewise
+    blocks: Blocks  # the blocks that the order 'shards' shuffles
+    source: type | None = None  # the class of the data set, if it is available
+    class_names: Sequence[str] | None = None  # the names of labels 0, 1, ..., if available
 
     def __init__(self, where: str, manifest: dict):
         self.where, self.manifest = where, manifest
@@ -46,81 +49,82 @@ class EncodedRows(ABC):
 
     @abstractmethod
     def _shard(self, number: int) -> Mapping[str, np.ndarray]:
-        """The tensors of a shard, see `map_shard`."""
+        """Return the tensors of a shard, see `map_shard`."""
 
     @abstractmethod
     def expect(self, windows: Sequence[np.ndarray]) -> None:
-        """Says which `blocks` will be read from now on, window by window; see `redi.data.loader`."""
+        """Announce which `blocks` will be read next, window by window; see `redi.data.loader`."""
 
-    def note(self, dataset) -> "EncodedRows":
-        """Keep what no manifest holds of the data set at hand."""
+    def note(self, dataset) -> Self:
+        """Store properties of the data set that are not in the manifest; return the cache itself."""
         self.source, self.class_names = type(dataset), dataset.class_names
         return self
 
     def fingerprint(self) -> str:
-        """Of the data set it was made from."""
+        """Return the fingerprint of the data set from which the cache was computed."""
         return self.manifest["dataset_fingerprint"]
 
     def content_fingerprint(self) -> str | None:
-        """See `Dataset.content_fingerprint`; None: made by a version that kept none."""
+        """Return `Dataset.content_fingerprint`; None if an earlier version wrote the cache without it."""
         return self.manifest.get("dataset_content_fingerprint")
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def batch(self, positions: Sequence[int], mirror: np.ndarray | None = None) -> dict[str, Tensor]:
-        """Rows at these positions: {"image": ..., "<representation>": ..., "labels": (N,) int64}.
+        """Return the rows at `positions`: {"image": ..., "<representation>": ..., "labels": (N,) int64}.
 
-        `mirror` (N,) bool says which of them to take from the mirrored images.
+        Rows where `mirror` (N,) bool is true come from the mirrored images.
 
         Raises IndexError for a position outside [0, len), ValueError for `mirror` without mirrored images.
         """
-        positions = np.asarray(positions, dtype=np.int64)
-        if len(positions) and not 0 <= positions.min() <= positions.max() < len(self):
-            raise IndexError(f"positions {positions.min()} to {positions.max()} of a cache of {len(self)} rows")
+        index = np.asarray(positions, dtype=np.int64)
+        if len(index) and not 0 <= index.min() <= index.max() < len(self):
+            raise IndexError(f"positions {index.min()} to {index.max()} are outside a cache of {len(self)} rows")
         if mirror is not None and not self.mirrored and np.any(mirror):
-            raise ValueError(f"{self.where} holds no mirrored images: set prepare.mirror = True and prepare again")
-        flags = np.zeros(len(positions), bool) if mirror is None else np.asarray(mirror, bool)
-        shards = np.searchsorted(self.starts, positions, side="right") - 1
-        rows = positions - self.starts[shards]
+            raise ValueError(f"{self.where} has no mirrored images: set prepare.mirror = True and rerun prepare")
+        flags = np.zeros(len(index), bool) if mirror is None else np.asarray(mirror, bool)
+        shards = np.searchsorted(self.starts, index, side="right") - 1
+        rows = index - self.starts[shards]
         stored = self.manifest["tensors"]
         names = [name for name in stored if not name.startswith(MIRRORED)]
         mirrored = [MIRRORED + name if MIRRORED + name in stored else name for name in names]
         arrays = [np.empty((len(rows), *stored[name]["shape"]), DTYPES[stored[name]["dtype"]]) for name in names]
-        # Shard by shard, since only one may be at hand; one copy per row, since gathering a shard's would copy twice.
+        # Shard by shard, because only one may be in memory. Row by row, because indexing a shard would copy twice.
         order = np.argsort(shards, kind="stable")
-        places = zip(order.tolist(), shards[order].tolist(), rows[order].tolist(), flags[order].tolist(), strict=True)
+        columns = (order.tolist(), shards[order].tolist(), rows[order].tolist(), flags[order].tolist())
         current = -1
-        for i, shard, row, flipped in places:
+        for i, shard, row, flipped in zip(*columns, strict=True):
             if shard != current:
-                found, current = self._shard(shard), shard
-                versions = [list(zip(arrays, map(found.get, of), strict=True)) for of in (names, mirrored)]
+                tensors, current = self._shard(shard), shard
+                versions = [[*zip(arrays, [tensors[key] for key in keys], strict=True)] for keys in (names, mirrored)]
             for array, source in versions[flipped]:
                 array[i] = source[row]
         return {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
 
     def check(self, codec: JointCodec) -> None:
-        """Raises ValueError, naming what differs, unless this codec would compute what is stored here, by any version
-        of the libraries.
+        """Raise ValueError, listing the differences, unless the cache was computed by an equal codec.
+
+        Library versions may differ.
         """
         stored = {"codec": without_versions(self.manifest["codec"]), "code": _unversioned(self.manifest["code"])}
-        wanted = {"codec": without_versions(codec.cache_provenance()), "code": _unversioned(code_of(codec))}
-        if differences := "\n  ".join(_differences(stored, wanted)):
+        expected = {"codec": without_versions(codec.cache_provenance()), "code": _unversioned(code_of(codec))}
+        if differences := "\n  ".join(_differences(stored, expected)):
             raise ValueError(
-                f"the cache {self.where} was made with another codec (cache -> codec at hand):\n  {differences}\n"
-                "Run prepare with this codec, or use the codec that the cache was made with"
+                f"the cache {self.where} was computed with another codec (cache -> this codec):\n  {differences}\n"
+                "Run prepare with this codec, or use the codec of the cache"
             )
 
 
 class Cache(EncodedRows):
-    """A cache on this machine, memory-mapped.
+    """A memory-mapped cache on a local or network file system.
 
     Args:
         folder: as written by `redi.data.cache.write.write_cache`.
 
-    Raises BrokenArtefact: the manifest or a shard is missing, cut short or of another format, or a label is not a
-    class. `verify` (and `prepare`) compares every byte. A shard that is cut short while it is mapped ends the process
-    with SIGBUS (docs/reliability.md).
+    Raises BrokenArtefact if the manifest or a shard is missing, truncated or of another format, or a label is outside
+    [0, num_classes). Only `verify` (and `prepare`) compares checksums. Truncating a shard while it is mapped ends the
+    process with SIGBUS (docs/reliability.md).
     """
 
     def __init__(self, folder: Path):
@@ -145,7 +149,7 @@ class Cache(EncodedRows):
 
     @cached_property
     def names(self) -> list[str]:
-        """The images' names, in the order of the rows."""
+        """The names of the images, in the order of the rows."""
         all_names = []
         for shard, record in zip(self.shards, self.manifest["shards"], strict=True):
             path = self.folder / record["file"]
@@ -154,12 +158,12 @@ class Cache(EncodedRows):
             except ValueError:
                 names = None
             if not isinstance(names, list) or len(names) != record["rows"]:
-                raise BrokenArtefact(f"{path} does not name its {record['rows']} images: {remedy(path)}")
+                raise BrokenArtefact(f"{path} does not have the names of its {record['rows']} images: {remedy(path)}")
             all_names += names
         return all_names
 
     def verify(self) -> None:
-        """Reads every shard and compares its SHA-256. Raises BrokenArtefact naming those that were altered."""
+        """Read every shard and compare its SHA-256. Raises BrokenArtefact, naming the altered shards."""
         records = {self.folder / record["file"]: record["sha256"] for record in self.manifest["shards"]}
         if altered := altered_files(records):
             names = ", ".join(path.name for path in altered)
@@ -167,26 +171,26 @@ class Cache(EncodedRows):
 
 
 def code_of(codec: JointCodec) -> dict[str, dict]:
-    """Which code the parts of a codec are, by their place in it; see `redi.core.registry.identity`."""
-    parts = {"autoencoder": codec.autoencoder}
+    """Return the `redi.core.registry.identity` of every part of a codec, by its name in the codec."""
+    parts: dict[str, Any] = {"autoencoder": codec.autoencoder}
     for name, representation in codec.representations.items():
         parts |= {f"{name}.encoder": representation.encoder, f"{name}.reducer": representation.reducer}
     if codec.alignment is not None:
         parts["alignment"] = codec.alignment
-    return {place: identity(part) for place, part in parts.items()}
+    return {name: identity(part) for name, part in parts.items()}
 
 
 def _unversioned(code: dict[str, dict]) -> dict[str, dict]:
-    return {place: {key: value for key, value in part.items() if key != "redi"} for place, part in code.items()}
+    return {name: {key: value for key, value in part.items() if key != "redi"} for name, part in code.items()}
 
 
 def manifest_sha256(manifest: dict) -> str:
-    """The hash that a manifest carries of all its other entries."""
+    """Return the hash of all other entries, which a manifest stores as "sha256"."""
     return json_sha256({key: value for key, value in manifest.items() if key != "sha256"})
 
 
 def read_manifest(path: Path) -> dict:
-    """The manifest of a cache on this machine. Raises BrokenArtefact."""
+    """Read the manifest of a cache on this machine. Raises BrokenArtefact."""
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -195,28 +199,28 @@ def read_manifest(path: Path) -> dict:
 
 
 def parse_manifest(text: bytes, where: str, remedy: str) -> dict:
-    """A manifest from its text. Raises BrokenArtefact with the place and the remedy where it is damaged."""
+    """Parse and check a manifest. Raises BrokenArtefact with `where` and `remedy` if it is damaged."""
     try:
         manifest = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BrokenArtefact(f"{where} cannot be read ({error}): {remedy}") from None
-    written = manifest.get("format", 1) if isinstance(manifest, dict) else None
-    if written != FORMAT:
-        raise BrokenArtefact(f"{where} has format {written}, this version of redi reads {FORMAT}: {remedy}")
+    version = manifest.get("format", 1) if isinstance(manifest, dict) else None
+    if version != FORMAT:
+        raise BrokenArtefact(f"{where} has format {version}, but this version of redi reads {FORMAT}: {remedy}")
     if missing := ENTRIES - set(manifest):
         raise BrokenArtefact(f"{where} lacks {', '.join(sorted(missing))}: {remedy}")
     if manifest["sha256"] != manifest_sha256(manifest):
         raise BrokenArtefact(f"{where} was altered after it was written: {remedy}")
     if not describes_shards(manifest):
-        raise BrokenArtefact(f"{where} makes no sense, as if somebody had made it up: {remedy}")
+        raise BrokenArtefact(f"{where} has invalid entries and was not written by redi: {remedy}")
     return manifest
 
 
 def _differences(old, new, where: str = "") -> Iterator[str]:
-    """'path.to.entry: old -> new' for every leaf that differs."""
+    """Yield 'path.to.entry: old -> new' for every leaf that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             yield from _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
-    elif old != (new := json.loads(json.dumps(new))):  # tuples are lists in a manifest
+    elif old != (new := json.loads(json.dumps(new))):  # a manifest stores tuples as lists
         texts = (json.dumps(value) for value in (old, new))
         yield f"{where}: {' -> '.join(text if len(text) <= 60 else text[:57] + '...' for text in texts)}"

@@ -1,4 +1,4 @@
-"""Before training: fit what learns from data, and cache what the networks compute."""
+"""Prepare a data set for training: fit encoders and reducers, and cache the encoded images."""
 
 import copy
 import logging
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 @configurable(
     runtime=("codec", "dataset", "rank", "world_size"), trains=True,
     harmless=("cache_dir", "cache_url", "local_gib", "batch_size", "rows_per_shard", "verify"),
-)
+)  # fmt: skip
 def prepare(
     *,
     codec: JointCodec,
@@ -45,42 +45,42 @@ def prepare(
     rank: int | None = None,
     world_size: int | None = None,
 ) -> Dataset | Cache | CacheStream:
-    """Make the codec ready for this data set -> what `train` takes as `dataset` (its `mirrored` is `mirror`).
+    """Fit the codec to the data set and encode every image; return the data set or cache to pass to `train`.
 
-    Encoders and reducers that learn from data are fitted in place, and every image is encoded once into a cache.
-    Nothing is done twice: all results lie in `cache_dir` under a hash of what they depend on.
+    Encoders and reducers that learn from data are fitted in place. All results are stored in `cache_dir` under a hash
+    of the settings that affect them, and reused by later runs.
 
-    Several processes, on one machine or many, share the work when they call this with the same arguments and one
-    `cache_dir` on a file system that all of them see (docs/cache.md); each returns when all is there.
+    Several processes, on one or many machines, share the work if they call this function with the same arguments and a
+    `cache_dir` on a shared file system (docs/cache.md). Each process returns when the cache is complete.
 
     Args:
-        cache_dir: default: $REDI_CACHE, or ~/.cache/redi.
-        cache: False trains from images, running the encoders in every step.
-        cache_url: take the cache from object storage, where a copy of its folder lies (docs/cache.md); nothing is
-            encoded or fitted, and `dataset` may be None.
-        local_gib: at most so much of it lies in `cache_dir` at a time.
-        window_images: so many of its images are mixed with one another at a time; another number is another order.
-        mirror: train on each image or its mirror image, by chance; the networks see the mirrored image itself.
-        num_fit_images: at most so many images, drawn from `seed`, to fit reducers on (paper, section 3.4: 76,800).
-        rows_per_shard: images in one file of the cache: what is divided over processes, and lost when one is killed.
-        verify: compare the SHA-256 of every shard of a cache that was there already, and encode damaged ones again:
-            all processes together read all of it, at 1.2 GiB a second and core at most.
-        rank, world_size: this process's place; default: torchrun's or Slurm's environment, else 0 of 1.
+        cache_dir: folder of the cache; default: $REDI_CACHE, or ~/.cache/redi.
+        cache: False trains from images and runs the encoders in every step.
+        cache_url: URL of a cache folder copied to object storage, which is streamed (docs/cache.md). Nothing is encoded
+            or fitted, and `dataset` may be None.
+        local_gib: the maximum size, in GiB, of streamed shards in `cache_dir` at a time.
+        window_images: the number of images of a streamed cache that are shuffled together. It changes the order.
+        mirror: train on every image or its mirror image at random. The mirrored images are encoded, too.
+        num_fit_images: the maximum number of images, drawn from `seed`, to fit reducers on (paper, sec. 3.4: 76,800).
+        rows_per_shard: images per file of the cache. A file is computed by one process, and lost if that is killed.
+        verify: compare the SHA-256 of every shard of an existing cache, and encode damaged shards again. All processes
+            together read the whole cache, at up to 1.2 GiB/s per core.
+        rank, world_size: of this process; default: from the environment of torchrun or Slurm, else 0 and 1.
 
     Raises:
-        ValueError: NaN or infinite values in what the networks give, a reducer of another encoder, a cache at
-            `cache_url` that is damaged, or not of this codec and data set.
+        ValueError: the networks return NaN or infinite values, a reducer was fitted to another encoder, or the cache at
+            `cache_url` is damaged or belongs to another codec or data set.
     """
     counts = {"num_fit_images": num_fit_images, "batch_size": batch_size, "rows_per_shard": rows_per_shard}
     for name, count in (counts | {"window_images": window_images}).items():
         check_number(f"prepare.{name}", count)
     check_number("prepare.seed", seed, **SEED)
     if type(local_gib) not in (int, float) or not 0 < local_gib < math.inf:
-        raise ValueError(f"prepare.local_gib = {local_gib!r}: a number greater than 0 is needed")
+        raise ValueError(f"prepare.local_gib = {local_gib!r} must be a number greater than 0")
     cache_dir = cache_folder(cache_dir)
     if cache_url is not None:
-        room = {"max_bytes": int(local_gib * 2**30), "window": window_images}
-        return _streamed(CacheStream(cache_url, folder=cache_dir / "streamed", **room), codec, dataset, mirror)
+        limits = {"max_bytes": int(local_gib * 2**30), "window": window_images}
+        return _check_stream(CacheStream(cache_url, folder=cache_dir / "streamed", **limits), codec, dataset, mirror)
     if dataset is None:
         raise ValueError("no data set: pass dataset= (train.dataset), or prepare.cache_url")
     ranks = dict(zip(("rank", "world_size"), process_rank(rank, world_size), strict=True))
@@ -104,20 +104,21 @@ def prepare(
     if verify and folder.exists() and os.access(folder.parent, os.W_OK):
         verify_cache(folder, **ranks)
     elif verify and folder.exists():
-        log.warning("%s is used without comparing checksums, because this user may not write there", folder)
-    log.info("using the cache %s" if folder.exists() else "encoding into %s", folder)
+        log.warning("checksums of the cache %s are not verified, because its folder is not writable", folder)
+    log.info("using the cache %s" if folder.exists() else "encoding images into the cache %s", folder)
     sizes = {"batch_size": batch_size, "rows_per_shard": rows_per_shard}
     return write_cache(folder, codec, dataset, mirror=mirror, **sizes, **ranks)
 
 
-def _streamed(stream: CacheStream, codec: JointCodec, dataset: Dataset | None, mirror: bool) -> CacheStream:
-    """The stream, once it is known to be of this codec, which is completed by what it had learned, and data set."""
+def _check_stream(stream: CacheStream, codec: JointCodec, dataset: Dataset | None, mirror: bool) -> CacheStream:
+    """Check that the stream fits the codec and the data set; load the codec's fitted state from it if necessary."""
     if mirror != stream.mirrored:
-        raise ValueError(f"{stream.where} was made with prepare.mirror = {stream.mirrored}: set that, not {mirror}")
+        bindings = f"prepare.mirror = {stream.mirrored}, not {mirror}"
+        raise ValueError(f"{stream.where} was computed with {bindings}: set prepare.mirror = {stream.mirrored}")
     if dataset is not None and not same_images(dataset, stream.fingerprint(), stream.content_fingerprint()):
         raise ValueError(
-            f"{stream.where} was not made from the images of train.dataset: leave train.dataset unbound to train "
-            "without images, or leave prepare.cache_url unset to encode these"
+            f"{stream.where} was not computed from the images of train.dataset: leave train.dataset unbound to train "
+            "without images, or leave prepare.cache_url unset to encode these images"
         )
     if not codec.fitted:
         codec.load_learned_state(stream.learned_state())

@@ -1,4 +1,4 @@
-"""A cache in object storage, fetched shard by shard ahead of the loader: for data sets larger than a disk."""
+"""Stream a cache from object storage, shard by shard ahead of the loader, for data sets larger than the disk."""
 
 import contextlib
 import hashlib
@@ -18,25 +18,26 @@ from redi.data.order import Blocks
 from redi.data.storage.object_store import Unreachable, open_store, remove_stale
 from redi.runtime.checksums import BrokenArtefact
 
-NUM_THREADS = 4  # shards that are fetched at a time
-WINDOW = 131_072  # rows that are mixed with one another; 3 GB of SD latents and eight reduced channels
-SAMPLE_BYTES = 2**30  # how much may be fetched for statistics before training
+NUM_THREADS = 4  # shards fetched in parallel
+WINDOW = 131_072  # rows shuffled together; 3 GB of SD latents and eight reduced channels
+SAMPLE_BYTES = 2**30  # the limit of data fetched for statistics before training
 
 
 class CacheStream(EncodedRows):
-    """A cache at a URL, of which a bounded part lies on this machine's disk.
+    """A cache at a URL; a bounded part of it is on the local disk.
 
-    It is read in the order 'shards', with whole shards as blocks: each is fetched once per epoch, or once in all where
-    the whole cache fits. A fetched file is unlinked as soon as it is mapped, so that its space is free again also when
-    the process is killed. It has no `labels`, `names` or `verify`, which need all shards.
+    It is read in the order 'shards' with whole shards as blocks. Each shard is fetched once per epoch, or only once if
+    the whole cache fits. A fetched file is unlinked as soon as it is mapped, so its space is released even if the
+    process is killed. A stream has no `labels`, `names` or `verify`, which need all shards.
 
     Args:
         url: the folder of the cache, as fsspec takes it: s3://, gs://, hf://, https://, a path, ...
-        folder, max_bytes: where fetched shards lie, and the most disk space that they may take.
-        window: rows that are mixed with one another.
+        folder: where fetched shards are stored.
+        max_bytes: the maximum disk space of fetched shards.
+        window: the number of rows shuffled together.
 
-    Raises ValueError where `max_bytes` holds fewer than two windows or the kind of URL is unknown, OSError where the
-    manifest cannot be fetched, and BrokenArtefact where it is altered or of another format.
+    Raises ValueError if `max_bytes` is too small for two windows or the protocol of the URL is unknown, OSError if the
+    manifest cannot be fetched, and BrokenArtefact if the manifest is altered or of another format.
     """
 
     streamed = True
@@ -47,7 +48,7 @@ class CacheStream(EncodedRows):
             self.store, self.path = open_store(url)
         except ValueError as error:
             raise ValueError(f"prepare.cache_url = {url!r}: {error}") from None
-        self.remedy = f"copy the cache to {url} again, whole"
+        self.remedy = f"copy the complete cache to {url} again"
         with self._with_remedy():
             manifest = self.store.read(f"{self.path}/{MANIFEST}")
         super().__init__(url, parse_manifest(manifest, f"{url}/{MANIFEST}", self.remedy))
@@ -57,15 +58,15 @@ class CacheStream(EncodedRows):
         per_window = window * sum(self.sizes) / len(self) + max(self.sizes)
         if max_bytes < (needed := min(sum(self.sizes), 2 * per_window)):
             raise ValueError(
-                f"prepare.local_gib = {max_bytes / 2**30:.2f} is too little for {self.where}: this window and the "
-                f"next take {needed / 2**30:.2f} GiB. Raise it, or lower prepare.window_images = {window}, "
-                "which mixes fewer images with one another"
+                f"prepare.local_gib = {max_bytes / 2**30:.2f} is too small for {self.where}: the current and the "
+                f"next window need {needed / 2**30:.2f} GiB. Raise it, or lower prepare.window_images = {window}, "
+                "which shuffles fewer images together"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_stale(self.folder)
         self.local: dict[int, Future] = {}  # shard -> its tensors, in the order of the requests
         self.local_bytes = 0
-        self._wanted: dict[int, None] = {}  # a set that keeps its order: soonest first
+        self._wanted: dict[int, None] = {}  # an ordered set, needed first comes first
         self._lock = threading.RLock()
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="fetch")
 
@@ -74,14 +75,15 @@ class CacheStream(EncodedRows):
         try:
             yield
         except Unreachable as error:
-            raise Unreachable(f"{error}. Is this the URL of the cache's own folder? Else {self.remedy}") from None
+            advice = f"Check that the URL is the folder of the cache, or {self.remedy}"
+            raise Unreachable(f"{error}. {advice}") from None
 
     def expect(self, windows: Sequence[np.ndarray]) -> None:
-        """Fetches these shards, soonest first, as far as there is room for them."""
+        """Start fetching these shards in order, as long as they fit."""
         with self._lock:
             self._wanted = dict.fromkeys(int(shard) for shards in windows for shard in shards)
             for number in [n for n in self.local if n not in self._wanted and not self.local[n].done()]:
-                self._let_go(number)
+                self._release(number)
             removable = iter([n for n in self.local if n not in self._wanted])
             for number in self._wanted:
                 if number not in self.local:
@@ -90,7 +92,7 @@ class CacheStream(EncodedRows):
                     self._begin(number)
 
     def learned_state(self) -> dict[str, Tensor]:
-        """What the codec had learned from data; see `JointCodec.learned_state`. Raises OSError, BrokenArtefact."""
+        """Fetch the fitted state of the codec; see `JointCodec.learned_state`. Raises OSError or BrokenArtefact."""
         where = f"{self.where}/{LEARNED}"
         with self._with_remedy():
             content = self.store.read(f"{self.path}/{LEARNED}")
@@ -103,7 +105,7 @@ class CacheStream(EncodedRows):
             raise BrokenArtefact(f"{where} is damaged ({error}): {self.remedy}") from None
 
     def sample_positions(self, num_images: int) -> np.ndarray:
-        """Positions for statistics, evenly from a few shards that are themselves evenly spread: about 1 GiB."""
+        """Return positions for statistics, evenly spaced in evenly spaced shards of about 1 GiB in total."""
         num_images = min(num_images, len(self))
         num_shards = max(1, min(SAMPLE_BYTES // max(self.sizes), len(self.sizes), num_images))
         shards = np.linspace(0, len(self.sizes) - 1, num_shards).round().astype(int)
@@ -115,7 +117,7 @@ class CacheStream(EncodedRows):
             with self._lock:
                 future = self.local.get(number)
                 if future and future.done() and future.exception():
-                    self._let_go(number)  # fetching ahead failed; by now it may be there
+                    self._release(number)  # fetching ahead failed; try again
                     future = None
                 if future is None:
                     unwanted = [n for n in self.local if n not in self._wanted]
@@ -128,15 +130,15 @@ class CacheStream(EncodedRows):
             wait(running, return_when=FIRST_COMPLETED)
 
     def _make_room(self, number: int, removable: Iterator[int]) -> bool:
-        """Lets go of what is removable, in this order, until this shard fits; False where it does not."""
+        """Release removable shards in order until this shard fits; return whether it does."""
         while self.local_bytes + self.sizes[number] > self.max_bytes:
             if (other := next(removable, None)) is None:
                 return False
-            self._let_go(other)
+            self._release(other)
         return True
 
-    def _let_go(self, number: int) -> None:
-        """Unless it is being fetched right now: then its space is taken until it is there."""
+    def _release(self, number: int) -> None:
+        """Release the space of a shard, unless it is being fetched at the moment."""
         if self.local[number].cancel() or self.local[number].done():
             del self.local[number]
             self.local_bytes -= self.sizes[number]
@@ -154,7 +156,7 @@ class CacheStream(EncodedRows):
         try:
             arrays = map_shard(path, record, self.manifest["tensors"])
         finally:
-            with contextlib.suppress(OSError):  # Windows does not unlink what is mapped
+            with contextlib.suppress(OSError):  # Windows cannot unlink a mapped file
                 path.unlink()
         check_labels(arrays["labels"], self.num_classes, f"{self.where}/{record['file']}", self.remedy)
         return arrays

@@ -1,4 +1,4 @@
-"""Whether a cache is as it was written: checked once at every start, by all processes together."""
+"""Verify the checksums of a cache at every start, shared by all processes."""
 
 import json
 import logging
@@ -15,21 +15,21 @@ from redi.runtime.shared_work import SharedJob
 
 log = logging.getLogger(__name__)
 
-FRESH_SECONDS = 1800.0  # a check counts this long: the processes of one start do not begin at one moment
+FRESH_SECONDS = 1800.0  # a check is valid for this long, because the processes of a job do not start together
 
 
 def verify_cache(folder: Path, *, rank: int = 0, world_size: int = 1) -> None:
-    """Compare the SHA-256 of every shard with the manifest's; the shards are divided over the processes.
+    """Compare the SHA-256 of every shard with the manifest; the shards are divided over the processes.
 
-    Where some are damaged or missing, the cache becomes an unfinished one, of which `write_cache` encodes these again;
-    where its manifest is, all of it, because nothing says what the shards were. A shard that was whole in the last
-    half hour, and was not written to since, is not read again.
+    If shards are damaged or missing, the cache is turned into an unfinished one, and `write_cache` encodes these shards
+    again. If the manifest is damaged, it encodes all of them. A shard that was intact in the last half hour and has not
+    been modified since is not read again.
     """
-    folder, before, over = Path(folder), stamp(folder), False
+    folder, initial_stamp, is_over = Path(folder), stamp(folder), False
     try:
         manifest = read_manifest(folder / MANIFEST)
     except BrokenArtefact as error:
-        log.warning("all is encoded again, because nothing says what it was: %s", error)
+        log.warning("encoding all images again, because the manifest of the cache is damaged: %s", error)
         manifest = {"shards": []}
     shards, verified = manifest["shards"], folder.with_name(f".{folder.name}.verified")
     states = [_state(folder / shard["file"]) for shard in shards]
@@ -40,23 +40,23 @@ def verify_cache(folder: Path, *, rank: int = 0, world_size: int = 1) -> None:
 
     def check(index: int) -> None:
         shard, path = shards[index], folder / shards[index]["file"]
-        whole = path.exists() and path.stat().st_size == shard["bytes"] and sha256(path) == shard["sha256"]
-        job.store(index, {}, {"whole": whole, "state": states[index], "time": time.time()})
+        intact = path.exists() and path.stat().st_size == shard["bytes"] and sha256(path) == shard["sha256"]
+        job.store(index, {}, {"whole": intact, "state": states[index], "time": time.time()})
 
     def finish(records: list[dict]) -> None:
-        nonlocal over
+        nonlocal is_over
         damaged = [index for index, record in enumerate(records) if not record["whole"]]
         if damaged:
             names = ", ".join(Path(shards[index]["file"]).stem for index in damaged)
-            log.warning("encoding again what was damaged or missing of %s: %s", folder, names)
+            log.warning("encoding damaged or missing shards of %s again: %s", folder, names)
         if damaged or not shards:
             _unfinish(folder, manifest, damaged)
         else:
             write_json(verified, {"verified": digest, "time": time.time()})
-        over = True
+        is_over = True
 
     def finished() -> bool:
-        if over or stamp(folder) != before:  # another process detected damage, and may have repaired it already
+        if is_over or stamp(folder) != initial_stamp:  # another process detected damage, and may have repaired it
             return True
         try:
             record = json.loads(verified.read_text())
@@ -70,7 +70,7 @@ def verify_cache(folder: Path, *, rank: int = 0, world_size: int = 1) -> None:
 
 
 def _unfinish(folder: Path, manifest: dict, damaged: Collection[int]) -> None:
-    """Turn the cache into what `write_cache` leaves when it is interrupted, without the damaged shards."""
+    """Turn the cache into the state of an interrupted `write_cache` without the damaged shards."""
     shards, end = [], 0
     for shard in manifest["shards"]:
         shards.append(range(end, end := end + shard["rows"]))
@@ -86,7 +86,7 @@ def _unfinish(folder: Path, manifest: dict, damaged: Collection[int]) -> None:
 
 
 def _state(path: Path) -> list[int]:
-    """What writing to a file changes; [] where it is missing."""
+    """Return size and modification time of a file; [] if it is missing."""
     return [path.stat().st_size, path.stat().st_mtime_ns] if path.exists() else []
 
 

@@ -1,4 +1,4 @@
-"""Filling the cache: every image is encoded once, shard by shard, by as many processes as there are."""
+"""Write a cache: encode every image once, shard by shard, with any number of processes."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -23,24 +23,26 @@ def write_cache(
     folder: Path, codec: JointCodec, dataset: Dataset, *, batch_size: int = 256, rows_per_shard: int = 4096,
     mirror: bool = False, rank: int = 0, world_size: int = 1,
 ) -> Cache:  # fmt: skip
-    """Encodes every image once; the folder appears when it is complete. An existing cache is opened.
+    """Encode every image into a cache, or open an existing one; the folder appears when the cache is complete.
 
-    What an interrupted call has finished is kept in '.<name>.work' beside the folder and resumed by the next.
+    An interrupted call leaves its finished shards in '.<name>.work' in the same parent folder, and the next call
+    resumes from them.
 
     Args:
         mirror: also encode every image mirrored left to right.
 
     Raises:
-        ValueError: labels outside [0, num_classes); NaN or infinite values in what the networks give.
-        OSError: too little space on the disk.
+        ValueError: a label is outside [0, num_classes), or the networks return NaN or infinite values.
+        OSError: there is too little disk space.
     """
     folder = local_path(folder)
     if not folder.exists():
         if not len(dataset):
-            raise ValueError("there are no images to encode")
+            raise ValueError("the data set has no images to encode")
         low, high = int(dataset.labels.min()), int(dataset.labels.max())
         if low < 0 or high >= dataset.num_classes:
-            raise ValueError(f"labels run from {low} to {high}, but a model of {dataset.num_classes} classes is built")
+            name = f"{type(dataset).__name__}.num_classes = {dataset.num_classes}"
+            raise ValueError(f"labels run from {low} to {high}, but {name}: raise num_classes or correct the labels")
         codec.load()
         starts = range(0, len(dataset), rows_per_shard)
         shards = [range(start, min(start + rows_per_shard, len(dataset))) for start in starts]
@@ -54,7 +56,7 @@ def write_cache(
 
 
 def shard_job(folder: Path, shards: Sequence[range]) -> SharedJob:
-    """The job that encodes these ranges of images into shards, for a cache at `folder`."""
+    """Return the job that encodes these ranges of images into the shards of a cache at `folder`."""
 
     def counts(index: int, record: dict) -> bool:
         return (record["first"], record["rows"]) == (shards[index].start, len(shards[index]))
@@ -93,7 +95,7 @@ def _batch(codec: JointCodec, dataset: Dataset, positions: Sequence[int], mirror
 def _finish(
     job: SharedJob, records: list[dict], folder: Path, codec: JointCodec, dataset: Dataset, mirror: bool
 ) -> None:
-    """Write the manifest and what the codec learned beside the shards, and put all in its place."""
+    """Write the manifest and the codec's fitted state to the folder of the shards, and move it into place."""
     shards = [
         {"file": job.path("shards", index).name, "rows": record["rows"], **record["files"]["shards"]}
         for index, record in enumerate(records)
@@ -115,7 +117,7 @@ def _finish(
         "versions": {"redi": redi.__version__, "torch": torch.__version__}
         | {name: version(name) for name in ("timm", "diffusers")},
     }
-    if learned := codec.learned_state():  # so that a copy of the folder is all that a stream needs
+    if learned := codec.learned_state():  # a stream needs nothing but a copy of this folder
         with atomic_file(job.path("shards") / LEARNED) as temporary:
             save_tensors(temporary, {name: tensor.clone() for name, tensor in learned.items()})
             manifest["learned"] = {"bytes": temporary.stat().st_size, "sha256": sha256(temporary)}
@@ -124,19 +126,19 @@ def _finish(
 
 
 def check_encoded(tensor: Tensor, what: str, names: Sequence[str]) -> None:
-    """Raises ValueError naming the images (one per row of the tensor) that NaN or infinite values belong to."""
+    """Raise ValueError, naming the images (one per row), if the tensor has NaN or infinite values."""
     if not tensor.is_floating_point() or bool((finite := tensor.isfinite()).all()):
         return
-    bad = [name for name, whole in zip(names, finite.flatten(1).all(dim=1).tolist(), strict=True) if not whole]
-    range_of = f"; {tensor.dtype} ends at {torch.finfo(tensor.dtype).max:,.0f}" if tensor.dtype == torch.float16 else ""
+    bad = [name for name, ok in zip(names, finite.flatten(1).all(dim=1).tolist(), strict=True) if not ok]
+    limit = f" ({tensor.dtype} ends at {torch.finfo(tensor.dtype).max:,.0f})" if tensor.dtype == torch.float16 else ""
     raise ValueError(
-        f"NaN or infinite values in {what} for {len(bad)} of the {len(names)} images of a batch: {few(bad, 5)}"
-        f"{range_of}. Look at these images and at the network's weights and precision"
+        f"NaN or infinite values in {what}{limit} for {len(bad)} of the {len(names)} images of a batch: {few(bad, 5)}. "
+        "Check these images, and the network's weights and precision"
     )
 
 
 def _source(codec: JointCodec, name: str) -> str:
-    """Which networks a tensor of `precompute` comes from, for people."""
+    """Describe which networks compute a tensor of `precompute`, for messages."""
     if name == "image":
         return f"the moments ('image') of {type(codec.autoencoder).__name__}"
     if name == "alignment":

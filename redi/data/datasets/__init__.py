@@ -1,4 +1,4 @@
-"""Data sets: labelled images in a fixed order, and the registry of them."""
+"""Data sets: labelled images in a fixed order, and their registry."""
 
 import copy
 import hashlib
@@ -26,7 +26,7 @@ Split = Literal["all", "train", "held_out"]
 
 
 class UnreadableImage(ValueError):
-    """An image that cannot be decoded; the message names the file and the cause."""
+    """An image cannot be decoded; the message names the file and the cause."""
 
 
 class MixedSizes(ValueError):
@@ -34,41 +34,43 @@ class MixedSizes(ValueError):
 
 
 class Dataset(ABC):
-    """Images of one size with integer labels, in an order that never changes.
+    """Images of one size with integer labels, in a fixed order.
 
-    A component calls `super().__init__` once its labels are known and implements `load` and `provenance`; where stored
-    images differ in size or mode also `inspect` and `output_size`. A constructor that ends in `**part` takes, and shows
-    to gin, the optional arguments of its base class as its own.
+    A component calls `super().__init__` with its names and labels, and implements `load` and `provenance`. If stored
+    images differ in size or mode, it also implements `inspect` and `output_size`. If a constructor ends in `**part`,
+    the optional arguments of its base class are added to its signature, also for gin.
 
     Args:
-        names: one name per image, unique, for messages (a path inside the folder, an index).
-        labels: (len(names),) integers in [0, num_classes); None: there are none, and all images are of one class.
-        class_names: the names of labels 0, 1, ...; default: their numbers.
-        num_classes: the classes a model is built for; default: those of `class_names`. 1 means unconditional.
-        split, held_out_fraction, split_seed: which part this object is. The split is drawn per class
-            from the seed, so that `train` and `held_out` of the same settings never share an image.
+        names: a unique name per image for messages, such as a path in the folder or an index.
+        labels: (len(names),) integers in [0, num_classes); None: unlabelled, all images are in one class.
+        class_names: the names of labels 0, 1, ...; default: the numbers.
+        num_classes: the number of classes of a model; default: the number of `class_names`. 1 means unconditional.
+        split: the part to use: 'all', 'train' or 'held_out'.
+        held_out_fraction: the fraction of the images of each class in the part 'held_out'.
+        split_seed: the seed of the random split. With equal settings, 'train' and 'held_out' share no image.
     """
 
-    mirrored = False  # whether training takes the images mirrored by chance; set by `prepare` on a copy
-    left_out: Mapping[str, int] = {}  # what lies beside the images and is not taken: how many of each kind
-    warnings: Sequence[str] = ()  # what an audit tells of how the source was understood
+    mirrored = False  # whether training mirrors images at random; set by `prepare` on a copy
+    left_out: Mapping[str, int] = {}  # the number of ignored files in the source by kind, for the audit
+    warnings: Sequence[str] = ()  # assumptions about the source, for the audit
 
     def __init__(
-        self, *, names: Sequence[str], labels: Sequence[int] | None, class_names: Sequence[str] | None = None,
-        num_classes: int | None = None, split: Split = "all", held_out_fraction: float = 0.0, split_seed: int = 0,
+        self, *, names: Sequence[str], labels: Sequence[int] | np.ndarray | None,
+        class_names: Sequence[str] | None = None, num_classes: int | None = None, split: Split = "all",
+        held_out_fraction: float = 0.0, split_seed: int = 0,
     ):  # fmt: skip
         if labels is None:
             labels, class_names = [0] * len(names), ["unlabelled"]
-        labels = np.asarray(labels, dtype=np.int64)
-        # Position in this data set -> position in the source
-        self.indices = split_indices(labels, split, held_out_fraction, split_seed)
+        all_labels = np.asarray(labels, dtype=np.int64)
+        self.indices = split_indices(all_labels, split, held_out_fraction, split_seed)  # positions in the source
         self.names = [names[i] for i in self.indices]
-        self.labels = labels[self.indices]
-        self.class_names = numbered_classes(labels, type(self).__name__) if class_names is None else list(class_names)
+        self.labels = all_labels[self.indices]
+        own_name = type(self).__name__
+        self.class_names = numbered_classes(all_labels, own_name) if class_names is None else list(class_names)
         self.num_classes = len(self.class_names) if num_classes is None else num_classes
         for name in (*names, *self.class_names):
-            if name.encode(errors="ignore").decode() != name:  # terminals, pages and records could not show it
-                raise ValueError(f"{type(self).__name__}: the name {name!r} is not UTF-8: rename it")
+            if name.encode(errors="ignore").decode() != name:  # cannot be shown on terminals and pages
+                raise ValueError(f"{own_name}: the name {name!r} is not UTF-8: rename it")
         if self.num_classes == 1:
             self.labels = np.zeros_like(self.labels)
         self.split = split
@@ -76,66 +78,71 @@ class Dataset(ABC):
     def __init_subclass__(cls, **settings):
         super().__init_subclass__(**settings)
         signature = inspect.signature(cls.__init__)
-        own = {name: p for name, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD}
-        if len(own) < len(signature.parameters):
+        parameters = {name: p for name, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD}
+        if len(parameters) < len(signature.parameters):
             base = inspect.signature(super(cls, cls).__init__).parameters.values()
-            inherited = [p for p in base if p.default is not p.empty and p.name not in own]
-            cls.__init__.__signature__ = signature.replace(parameters=[*own.values(), *inherited])
+            inherited = [p for p in base if p.default is not p.empty and p.name not in parameters]
+            signature = signature.replace(parameters=[*parameters.values(), *inherited])
+            cls.__init__.__signature__ = signature  # type: ignore[attr-defined]  # read by inspect and gin
 
     @abstractmethod
     def load(self, index: int) -> np.ndarray:
-        """Image number `index` of the source (see `indices`), preprocessed: (H, W, 3) uint8 RGB. Raises
-        UnreadableImage. Must be safe to call from several threads, as `inspect`.
+        """Return image `index` of the source (see `indices`), preprocessed: (H, W, 3) uint8 RGB.
+
+        Like `inspect`, it must be thread-safe. Raises UnreadableImage.
         """
 
     @abstractmethod
     def provenance(self) -> dict:
-        """What these images are, as JSON: everything that decides pixels, order and labels."""
+        """Return everything that determines pixels, order and labels, as JSON values."""
 
     def inspect(self, index: int) -> tuple[int, int, str]:
-        """Width, height and mode (Pillow's: RGB, L, ...) of stored image `index`, fully decoded and upright. Raises
-        UnreadableImage. Default: of what `load` returns.
+        """Decode stored image `index` and return its upright width and height and its mode (Pillow's: RGB, L, ...).
+
+        The default is based on `load`. Raises UnreadableImage.
         """
         height, width = np.shape(self.load(index))[:2]
         return width, height, "RGB"
 
     def output_size(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) of what `load` returns for an image of which `inspect` returns this width and height."""
+        """Return (width, height) of the output of `load` for an image for which `inspect` returns this size."""
         return width, height
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
-        """-> image (3, H, W) uint8, label."""
+        """Return image (3, H, W) uint8 and label."""
         image = self.load(int(self.indices[position]))
         kind, shape = getattr(image, "dtype", type(image).__name__), np.shape(image)
         if kind != np.uint8 or len(shape) != 3 or shape[2] != 3:
-            gave = f"{type(self).__name__}.load gave {kind} {shape} for {self.names[position]}"
-            raise (ValueError if kind == np.uint8 else WrongType)(f"{gave}: a uint8 array (H, W, 3) is needed")
+            result = f"{type(self).__name__}.load returned {kind} {shape} for {self.names[position]}"
+            raise (ValueError if kind == np.uint8 else WrongType)(f"{result}, but must return uint8 (H, W, 3)")
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), int(self.labels[position])
 
-    def batch(self, positions: Sequence[int], mirror: np.ndarray | None = None) -> dict[str, Tensor]:
-        """-> {"images": (N, 3, H, W) uint8, "labels": (N,) int64}, decoded by several threads; those of `mirror` (N,)
-        bool are flipped left to right.
+    def batch(self, positions: Sequence[int] | np.ndarray, mirror: np.ndarray | None = None) -> dict[str, Tensor]:
+        """Return {"images": (N, 3, H, W) uint8, "labels": (N,) int64}, decoded by several threads.
+
+        Images where `mirror` (N,) bool is true are flipped left to right.
         """
-        images, labels = zip(*_readers().map(self.__getitem__, positions), strict=True)
-        if odd := next((i for i, image in enumerate(images) if image.shape != images[0].shape), None):
-            sizes = [f"{self.names[positions[i]]} has {tuple(images[i].shape)}" for i in (0, odd)]
-            raise MixedSizes(f"images of different sizes after preprocessing: {', '.join(sizes)}; was one replaced?")
-        images = torch.stack(images)
+        samples = list(_readers().map(self.__getitem__, positions))
+        shapes = [tuple(image.shape) for image, _ in samples]
+        if odd := next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None):
+            sizes = ", ".join(f"{self.names[positions[i]]} has {shapes[i]}" for i in (0, odd))
+            raise MixedSizes(f"images differ in size after preprocessing: {sizes}; check whether a file was replaced")
+        images = torch.stack([image for image, _ in samples])
         if mirror is not None:
             flipped = torch.as_tensor(mirror, dtype=torch.bool)
             images[flipped] = images[flipped].flip(-1)
-        return {"images": images, "labels": torch.tensor(labels)}
+        return {"images": images, "labels": torch.tensor([label for _, label in samples])}
 
     @property
     def image_size(self) -> int:
-        """S, the side of the preprocessed (square) images."""
+        """Side S of the preprocessed square images, in pixels."""
         return self[0][0].shape[-1]
 
     def without(self, positions: Sequence[int]) -> "Dataset":
-        """This data set without the images at `positions`; the order stays."""
+        """Return a copy of the data set without the images at `positions`, in the same order."""
         keep = np.setdiff1d(np.arange(len(self)), np.asarray(positions, dtype=np.int64))
         smaller = copy.copy(self)
         smaller.indices, smaller.labels = self.indices[keep], self.labels[keep]
@@ -143,13 +150,14 @@ class Dataset(ABC):
         return smaller
 
     def fingerprint(self) -> str:
-        """A hash of provenance, names, classes and labels: the key of everything computed from these images."""
-        code = source_sha256(type(self))  # an edited plug-in reads other images
+        """Return a hash of provenance, names, classes and labels: the key of everything computed from the images."""
+        code = source_sha256(type(self))  # an edited plug-in may read other images
         return self._hash(self.provenance(), *([code] if code else []))
 
     def content_fingerprint(self) -> str:
-        """What a run is resumed by: the same for all copies of the images, whose files' times of change may differ. It
-        may read every file, once.
+        """Return a hash that is equal for all copies of the images, even if modification times differ.
+
+        It decides whether a run may resume. The first call may read every file.
         """
         return self._hash(self.provenance())
 
@@ -159,13 +167,13 @@ class Dataset(ABC):
 
 
 class PreprocessedImages(Dataset):
-    """Images of any size; without `preprocessing`, sizes stay as stored."""
+    """Base class for images of any size, with optional `preprocessing`; by default images keep their stored size."""
 
     def __init__(self, *, preprocessing: Preprocessing | None = None, **rest):
         super().__init__(**rest)
         if preprocessing is not None and not isinstance(preprocessing, Preprocessing):
             binding = f"{type(self).__name__}.preprocessing"
-            raise ValueError(f"{binding} = {preprocessing!r} is not a Preprocessing: set {binding} = Preprocessing()")
+            raise ValueError(f"{binding} = {preprocessing!r} must be a Preprocessing: set {binding} = Preprocessing()")
         self.preprocessing = preprocessing or Preprocessing()
 
     def output_size(self, width: int, height: int) -> tuple[int, int]:
@@ -173,7 +181,7 @@ class PreprocessedImages(Dataset):
 
 
 class EncodedImages(PreprocessedImages):
-    """Images stored as JPEG, PNG, ...: a component implements `read` in place of `load`."""
+    """Base class for images stored as JPEG, PNG, ...; a component implements `read` instead of `load`."""
 
     def __init__(self, *, names: Sequence[str], **rest):
         super().__init__(names=names, **rest)
@@ -181,7 +189,7 @@ class EncodedImages(PreprocessedImages):
 
     @abstractmethod
     def read(self, index: int) -> IO[bytes]:
-        """The encoded bytes of image `index` of the source."""
+        """Open the encoded bytes of image `index` of the source."""
 
     def load(self, index: int) -> np.ndarray:
         return self.preprocessing(self._decode(index))
@@ -196,38 +204,38 @@ class EncodedImages(PreprocessedImages):
                 data = file.read(MAX_BYTES + 1)
             with open_image(data) as image:
                 self.preprocessing.check(image)
-                image.load()  # until here only the header was read: a truncated file shows only now
+                image.load()  # decodes the pixels; a truncated file raises here
                 check_convertible(image)
                 return image
-        except Unreachable:  # not damage: the image must not be left out as unreadable
+        except Unreachable:  # the image is not damaged and must not be skipped as unreadable
             raise
-        except UnidentifiedImageError as cause:  # its own text is the address of a Python object
-            what = f"no image in a format that Pillow knows, or in none of {', '.join(FORMATS)}"
-            raise UnreadableImage(f"{self.source_names[index]}: {what}") from cause
+        except UnidentifiedImageError as cause:  # its own message is the address of a Python object
+            reason = f"not an image in one of the supported formats ({', '.join(FORMATS)})"
+            raise UnreadableImage(f"{self.source_names[index]}: {reason}") from cause
         except Exception as cause:  # decoders raise OSError, SyntaxError, struct.error, DecompressionBombError, ...
             raise UnreadableImage(f"{self.source_names[index]}: {type(cause).__name__}: {cause}") from cause
 
 
 def numbered_classes(labels: np.ndarray, where: str) -> list[str]:
-    """Class names '0', '1', ... up to the largest label, for labels that come without names."""
+    """Return class names '0', '1', ... up to the largest label, for labels without names."""
     largest = int(labels.max(initial=0))
-    if largest >= 1_000_000:  # an identifier taken for a label would otherwise fill the memory with class names
-        raise ValueError(f"{where}: the label {largest} would mean {largest + 1} classes; labels count from 0")
+    if largest >= 1_000_000:  # identifiers instead of labels would fill the memory with class names
+        raise ValueError(f"{where}: the label {largest} means {largest + 1} classes; number the labels from 0")
     return [str(label) for label in range(largest + 1)]
 
 
 @cache
 def _readers() -> ThreadPoolExecutor:
-    """Threads that decode images; PIL releases the interpreter lock while it decodes."""
+    """Return the threads that decode images; PIL releases the interpreter lock while it decodes."""
     return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
 
 
 def split_indices(labels: np.ndarray, split: Split, held_out_fraction: float, seed: int) -> np.ndarray:
-    """Sorted indices of one part of a per-class random split; both parts together are everything, once."""
+    """Return sorted indices of one part of a per-class random split; 'train' and 'held_out' partition all indices."""
     if split not in ("all", "train", "held_out"):
-        raise ValueError(f"split = {split!r}: it is 'all', 'train' or 'held_out'")
+        raise ValueError(f"split = {split!r} must be 'all', 'train' or 'held_out'")
     if not 0 <= held_out_fraction < 1:
-        raise ValueError(f"held_out_fraction = {held_out_fraction} lies outside [0, 1)")
+        raise ValueError(f"held_out_fraction = {held_out_fraction} must be in [0, 1)")
     if split == "all":
         return np.arange(len(labels))
     if held_out_fraction == 0:
@@ -240,7 +248,7 @@ def split_indices(labels: np.ndarray, split: Split, held_out_fraction: float, se
     return np.flatnonzero(held_out if split == "held_out" else ~held_out)
 
 
-# A run notices other images by their fingerprint, wherever they lie.
+# Arguments that a resumed run may change, because the fingerprint detects other images.
 BY_CONTENT = ("path", "shards", "cache_dir", "numeric_order")
 datasets = Registry("datasets", Dataset, by_content=BY_CONTENT)
 register = datasets.register

@@ -11,14 +11,15 @@ from redi.runtime.paths import local_path
 
 @register
 class AdmBatch(PreprocessedImages):
-    """A reference or sample batch of guided-diffusion (Dhariwal and Nichol 2021): a .npz with the images as
-    arr_0 (N, H, W, 3) uint8, and perhaps their labels as arr_1 (N,); without, one class, all labels 0.
+    """A reference or sample batch of guided-diffusion (Dhariwal and Nichol 2021).
 
-    Uncompressed images are mapped into memory, compressed ones are held there as a whole. No pickle is ever loaded.
+    The .npz file has the images as arr_0 (N, H, W, 3) uint8 and optionally their labels as arr_1 (N,); without labels
+    all images are in one class. Uncompressed images are memory-mapped, compressed ones are loaded into memory. No
+    pickle is ever loaded.
 
     Args:
         path: the file.
-        preprocessing: default: sizes as stored.
+        preprocessing: a Preprocessing; default: images keep their stored size.
         num_classes, split, held_out_fraction, split_seed: see Dataset.
     """
 
@@ -30,22 +31,22 @@ class AdmBatch(PreprocessedImages):
         members = npz_entries(file, where)
         if "arr_0" not in members:
             arrays = ", ".join(sorted(members)) or "nothing"
-            hint = "; stored statistics are no images" if {"mu", "sigma"} <= set(members) else ""
-            raise ValueError(f"{where} holds no images: an ADM batch has arr_0, this file {arrays}{hint}")
+            hint = "; it is a file of statistics" if {"mu", "sigma"} <= set(members) else ""
+            raise ValueError(f"{where} has no images: an ADM batch has arr_0, but this file has {arrays}{hint}")
         self.images = images = NpzArray(file, members["arr_0"], where)
         if images.dtype != np.uint8 or len(images.shape) != 4 or images.shape[3] != 3:
-            raise ValueError(f"{where}: arr_0 holds {images.dtype} {images.shape}; images are uint8 (N, H, W, 3)")
+            raise ValueError(f"{where}: arr_0 is {images.dtype} {images.shape}; images must be uint8 (N, H, W, 3)")
         check_pixels(*images.shape[1:3])
         self.sums = {name: [info.CRC, info.file_size] for name, info in members.items() if name in ("arr_0", "arr_1")}
         count, labels, class_names = images.shape[0], None, None
         if "arr_1" in members:
             stored = NpzArray(file, members["arr_1"], where)
             if stored.dtype.kind not in "iu" or stored.shape != (count,):
-                got = f"{stored.dtype} {stored.shape}"
-                raise ValueError(f"{where}: arr_1 holds {got}; the labels of these images are whole numbers ({count},)")
+                kind = f"{stored.dtype} {stored.shape}"
+                raise ValueError(f"{where}: arr_1 is {kind}; the labels of these images must be integers ({count},)")
             labels = np.array(stored.read(), dtype=np.int64)
             if labels.min(initial=0) < 0:
-                raise ValueError(f"{where}: arr_1 holds the label {labels.min()}; labels count from 0")
+                raise ValueError(f"{where}: arr_1 has the label {labels.min()}; number the labels from 0")
             class_names = numbered_classes(labels, where)
         names = [f"image {number:06d}" for number in range(count)]
         super().__init__(names=names, labels=labels, class_names=class_names, **part)
@@ -58,5 +59,5 @@ class AdmBatch(PreprocessedImages):
         return width, height, "RGB"
 
     def provenance(self) -> dict:
-        """Without the path; the checksums are those of the archive's directory."""
+        """Return a record without the path, with the checksums of the archive's directory."""
         return {"dataset": "AdmBatch", "crc32_and_bytes": self.sums, "preprocessing": self.preprocessing.provenance()}

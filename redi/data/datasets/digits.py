@@ -1,4 +1,4 @@
-"""Handwritten digits that scikit-learn ships: a real data set without a download."""
+"""Handwritten digits from scikit-learn: a real data set without a download."""
 
 import hashlib
 import importlib.util
@@ -13,10 +13,10 @@ from redi.data.preprocessing import Preprocessing
 
 @register
 class Digits(Dataset):
-    """1,797 grey images of 8x8 pixels in ten classes (Alpaydin and Kaynak 1998), as RGB.
+    """1,797 grey images of handwritten digits, 8x8 pixels, in ten classes (Alpaydin and Kaynak 1998), as RGB.
 
     Args:
-        image_size: enlarge to this side (bicubic); None: the native 8.
+        image_size: side in pixels after bicubic enlargement; None: the native 8.
         num_classes, split, held_out_fraction, split_seed: see Dataset.
     """
 
@@ -45,10 +45,11 @@ class Digits(Dataset):
 
 
 def _stored() -> tuple[np.ndarray, np.ndarray]:
-    """Images (1797, 8, 8) in 0..16 and labels (1797,), from scikit-learn's file: importing it takes three seconds."""
+    """Read images (1797, 8, 8) in 0..16 and labels (1797,) from scikit-learn's file, as its import takes seconds."""
     package = importlib.util.find_spec("sklearn")
-    path = Path(package.submodule_search_locations[0]) / "datasets/data/digits.csv.gz" if package else Path()
-    if not path.is_file():  # another layout than that of today
+    folders = package.submodule_search_locations if package else None
+    path = Path(folders[0]) / "datasets/data/digits.csv.gz" if folders else Path()
+    if not path.is_file():  # scikit-learn changed its layout
         from sklearn.datasets import load_digits
 
         digits = load_digits()

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face library, saved on disk."""
+"""Data sets of the Hugging Face library, saved to disk."""
 
 import io
 from typing import IO
@@ -11,14 +11,14 @@ from redi.runtime.paths import local_path
 
 @register
 class HuggingFace(EncodedImages):
-    """A folder written by `save_to_disk` of the package `datasets`. Nothing is downloaded.
+    """A data set saved with `save_to_disk` of the package `datasets`. Nothing is downloaded.
 
     Args:
         path: the folder.
-        split_name: which member of a DatasetDict; a folder that holds a single Dataset is taken whole.
+        split_name: the name of the split in a DatasetDict; ignored if the folder has a single Dataset.
         image_column: the column of type Image.
         label_column: the column of type ClassLabel or integer; None: unlabelled, one class.
-        preprocessing: default: sizes as stored.
+        preprocessing: a Preprocessing; default: images keep their stored size.
         num_classes, split, held_out_fraction, split_seed: see Dataset.
     """
 
@@ -35,11 +35,11 @@ class HuggingFace(EncodedImages):
         labels, class_names = _labels(table, label_column)
         self.provenance_ = {
             "dataset": "HuggingFace",
-            "fingerprint": table._fingerprint,  # the package's own hash of contents and transforms; no public name
+            "fingerprint": table._fingerprint,  # the package's hash of contents and transforms; it has no public name
             "image_column": image_column,
             "label_column": label_column,
         }
-        # decode=False: encoded bytes come out, so that damage is reported by name, as for files
+        # decode=False returns encoded bytes, so that damaged images are reported by name like files.
         self.table = table.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
         self.image_column, self.folder = image_column, local_path(path).resolve()
         names = [f"{split_name}[{row}]" for row in range(len(table))]
@@ -53,8 +53,8 @@ class HuggingFace(EncodedImages):
             return io.BytesIO(image["bytes"])
         path = (self.folder / str(image["path"])).resolve()
         if not path.is_relative_to(self.folder) or not path.is_file():
-            what = f"the row has no image, but names a file outside of the data set, {str(path)[:200]}"
-            raise ValueError(f"{what}: save the data set with its images in it, as save_to_disk does by itself")
+            problem = f"the row refers to a file outside the data set, {str(path)[:200]}"
+            raise ValueError(f"{problem}: save the data set with embedded images, the default of save_to_disk")
         return open(path, "rb")
 
     def provenance(self) -> dict:
@@ -62,29 +62,29 @@ class HuggingFace(EncodedImages):
 
 
 def _load(path: str, split_name: str):
-    """The `datasets.Dataset` at `path`. Raises ValueError."""
+    """Load the `datasets.Dataset` at `path`. Raises ValueError."""
     import datasets
 
     where = f"HuggingFace.path = {str(path)!r}"
     folder = local_path(path)
     if not folder.is_dir():
-        raise ValueError(f"{where} is no folder (looked for {folder.absolute()})")
+        raise ValueError(f"{where} is not a folder (looked for {folder.absolute()})")
     try:
         stored = datasets.load_from_disk(str(folder))
     except FileNotFoundError as cause:
         raise ValueError(
-            f"{where} was not written by save_to_disk of the package datasets. Load the data set there and save it: "
-            "datasets.load_dataset(...).save_to_disk(folder); for a folder of image files set ImageFolder.path"
+            f"{where} was not written by save_to_disk of the package datasets. Load the data set with that package and "
+            "save it: datasets.load_dataset(...).save_to_disk(folder); for a folder of image files set ImageFolder.path"
         ) from cause
-    except Exception as cause:  # on damage the package raises whatever that leads to
+    except Exception as cause:  # the package raises many kinds of exceptions on damaged files
         raise ValueError(f"{where} cannot be read ({type(cause).__name__}: {str(cause)[:300]})") from cause
     binding = f"HuggingFace.split_name = {split_name!r}"
     if isinstance(stored, datasets.DatasetDict):
         if split_name not in stored:
             raise ValueError(f"{binding}: the data set at {str(path)!r} has {', '.join(sorted(stored))}")
         return stored[split_name]
-    if split_name not in ("train", str(stored.split)):  # 'train' is the default: it says nothing about intent
-        raise ValueError(f"{binding}: {str(path)!r} holds one data set, not several by name; remove the binding")
+    if split_name not in ("train", str(stored.split)):  # 'train' may be just the default
+        raise ValueError(f"{binding}: {str(path)!r} has a single data set without named splits; remove the binding")
     return stored
 
 
@@ -94,24 +94,25 @@ def _check_column(table, argument: str, column: str, kind) -> None:
         hint = "; bind None for images without labels" if argument == "label_column" else ""
         raise ValueError(f"HuggingFace.{argument} = {column!r}: the data set has the columns {columns}{hint}")
     if kind and not isinstance(table.features[column], kind):
-        raise ValueError(f"HuggingFace.{argument} = {column!r} is no column of images but {table.features[column]}")
+        feature = table.features[column]
+        raise ValueError(f"HuggingFace.{argument} = {column!r} must be a column of images, not {feature}")
 
 
 def _labels(table, column: str | None) -> tuple[np.ndarray | None, list[str] | None]:
-    """Labels and class names of a column. Raises ValueError."""
+    """Return labels and class names of a column. Raises ValueError."""
     import datasets
 
     if column is None:
         return None, None
     _check_column(table, "label_column", column, None)
     feature, where = table.features[column], f"HuggingFace.label_column = {column!r}"
-    named = isinstance(feature, datasets.ClassLabel)
-    if not named and not (isinstance(feature, datasets.Value) and "int" in feature.dtype):
+    has_names = isinstance(feature, datasets.ClassLabel)
+    if not has_names and not (isinstance(feature, datasets.Value) and "int" in feature.dtype):
         raise ValueError(
-            f"{where} holds {feature}: labels are of type ClassLabel or integers. Convert it "
-            f"(table.class_encode_column({column!r}) makes strings into classes) or set it to None for unlabelled"
+            f"{where} is a column of {feature}, but labels must be of type ClassLabel or integer. Convert it "
+            f"(table.class_encode_column({column!r}) converts strings to classes) or set it to None for unlabelled"
         )
     values = table.with_format("arrow")[:][column]
     if values.null_count:
         raise ValueError(f"{where}: {values.null_count} of {len(table)} rows have no label")
-    return values.to_numpy().astype(np.int64), feature.names if named else None
+    return values.to_numpy().astype(np.int64), feature.names if has_names else None

@@ -18,19 +18,21 @@ from redi.runtime.spelling import few
 
 @register
 class ImageFolder(EncodedImages):
-    """Image files in a folder or a .zip, in the order of their names.
+    """Image files in a folder or a zip file, in the order of their names.
 
-    Labels come from `dataset.json` at the root, as the EDM2 and REPA tools write it:
-    `{"labels": [["00000/img00000000.png", 6], ...]}`, or `"labels": null` for unlabelled. Without that file
-    each top-level folder is a class, empty ones too (sorted names -> 0, 1, ...; names that are all numbers sort as
-    numbers; deeper files belong to their top-level folder). Images at the root alone are unlabelled: one class, all
-    labels 0. Hidden files and folders of operating systems are left out, and so is every file that is not an image by
-    its name; the audit counts them. A folder that is all but certainly not one of classes is refused.
+    Labels come from `dataset.json` at the root, in the format of the EDM2 and REPA tools:
+    `{"labels": [["00000/img00000000.png", 6], ...]}`, or `"labels": null` for unlabelled images. Without that file,
+    each top-level folder is a class, even an empty one; deeper files belong to their top-level folder. The sorted names
+    get the labels 0, 1, ...; if all names are numbers, they are sorted as numbers. If all images are at the root, they
+    are unlabelled: one class, all labels 0.
+
+    Hidden files, system folders and files without the extension of an image are ignored; the audit counts them. A
+    folder that almost certainly does not hold classes (such as train and test) raises a ValueError.
 
     Args:
-        path: the folder, the zip file, or a folder inside of a zip file (images.zip/images).
-        numeric_order: False sorts numbers as text too, 10 before 2, as earlier versions did.
-        preprocessing: default: sizes as stored.
+        path: the folder, the zip file, or a folder inside a zip file (images.zip/images).
+        numeric_order: False sorts numbers as text, 10 before 2, like earlier versions.
+        preprocessing: a Preprocessing; default: images keep their stored size.
         num_classes, split, held_out_fraction, split_seed: see Dataset.
     """
 
@@ -40,8 +42,10 @@ class ImageFolder(EncodedImages):
         names = sorted(self.source.files.keys() - {"dataset.json"})
         if not names:
             others = ", ".join(f"{count:,} {kind}" for kind, count in self.source.left_out.items())
-            what = f"names must end as image files do (.jpg, .png, .webp, ...){others and f', not {others}'}"
-            raise ValueError(f"{where} holds no images; {what}")
+            rule = "names must have the extension of an image (.jpg, .png, .webp, ...)"
+            raise ValueError(f"{where} has no images; {rule}{others and f', not {others}'}")
+        labels: list[int] | np.ndarray | None
+        class_names: list[str] | None
         if "dataset.json" in self.source.files:
             labels, class_names = labels_of_index(lambda: self.source.open("dataset.json"), names, where)
         else:
@@ -57,10 +61,11 @@ class ImageFolder(EncodedImages):
 
     @cached_property
     def contents(self) -> Contents:
+        """Identity and content hash of the files."""
         return Contents(self.source.files, self.source_names, self.source.root)
 
     def provenance(self) -> dict:
-        """Without the path: a folder moved elsewhere is the same data set, and keeps what was computed from it."""
+        """Return a record without the path: a moved folder is the same data set, and caches stay valid."""
         return {
             "dataset": "ImageFolder",
             "num_files": len(self.source_names),
@@ -73,19 +78,19 @@ class ImageFolder(EncodedImages):
 
 
 def class_order(folders: Collection[str], numeric_order: bool = True) -> list[str]:
-    """Class folders in the order of their labels: that of their numbers where all are numbers, else of their names."""
+    """Sort class folders in the order of their labels: as numbers if all names are numbers, else as text."""
     numbers = numeric_order and all(name.isascii() and name.isdigit() for name in folders)
     return sorted(folders, key=(lambda name: (int(name), name)) if numbers else None)
 
 
 def _labels_of_folders(names: list[str], class_names: list[str], where: str) -> list[int] | None:
-    """One class per top-level folder; or None, for images at the root."""
+    """Return labels with one class per top-level folder; None if all images are at the root."""
     if len(at_root := [name for name in names if "/" not in name]) == len(names):
         return None
     if at_root:
         raise ValueError(
-            f"{where} holds images both at the root ({few(at_root)}) and in class folders ({few(class_names)}): "
-            "which class are the former? Move them into a folder, or list all labels in dataset.json"
+            f"{where} has images both at the root ({few(at_root)}) and in class folders ({few(class_names)}): "
+            "move those at the root to a folder, or list all labels in dataset.json"
         )
     label_of = {name: label for label, name in enumerate(class_names)}
     return [label_of[name.partition("/")[0]] for name in names]
@@ -94,7 +99,7 @@ def _labels_of_folders(names: list[str], class_names: list[str], where: str) -> 
 def labels_of_index(
     read: Callable[[], IO[bytes]], names: list[str], where: str
 ) -> tuple[np.ndarray | None, list[str] | None]:
-    """The labels that dataset.json gives to `names`, and class names."""
+    """Read the labels of `names` from dataset.json; return labels and class names, or None for unlabelled."""
     where = f"{where}: dataset.json"
     try:
         with read() as file:
@@ -112,11 +117,12 @@ def labels_of_index(
     if len(label_of) < len(pairs):
         raise ValueError(f"{where} lists {len(pairs) - len(label_of)} files more than once")
     if absent := sorted(set(label_of) - set(names)):
-        raise ValueError(f"{where} lists {len(absent)} images that are not there: {few(absent)}")
+        raise ValueError(f"{where} lists {len(absent)} images that do not exist: {few(absent)}")
     if unlisted := sorted(set(names) - set(label_of)):
-        raise ValueError(f"{where} gives no label for {len(unlisted)} images: {few(unlisted)}")
+        raise ValueError(f"{where} has no label for {len(unlisted)} images: {few(unlisted)}")
     for name, label in label_of.items():
         if type(label) is not int or not 0 <= label < 2**63:
-            raise ValueError(f"{where} gives {name} the label {str(label)[:40]}; labels are single integers from 0 on")
+            pair = f"the label {str(label)[:40]} for {name}"
+            raise ValueError(f"{where} has {pair}; labels must be integers of at least 0")
     labels = np.array([label_of[name] for name in names], dtype=np.int64)
     return labels, numbered_classes(labels, where)

@@ -17,24 +17,23 @@ from redi.runtime.paths import cache_folder
 
 @register
 class WebDataset(EncodedImages):
-    """Images in uncompressed tar files in the layout of the library WebDataset, which is not needed: the files of a
-    sample follow one another and share a key, the name up to the first dot (key.jpg, .jpeg, .png or .webp, and
-    key.cls with the label as text, or key.json).
+    """Images in uncompressed tar files with the layout of the library WebDataset, which need not be installed.
 
-    Images are read where they lie in the shards, each batch of a remote data set with a few requests at once. The order
-    is that of the shards and of the files in them.
+    The files of a sample are consecutive and share a key, the file name up to the first dot: key.jpg, .jpeg, .png or
+    .webp, and the label as text in key.cls or in key.json. The order is that of the shards and of the files in them.
+    Images are read in place; a batch of a remote data set takes a few parallel requests.
 
-    The first start indexes the headers, 16 shards at a time; the index in `cache_dir`/tar_indices holds while path,
-    size and ETag or time of change of a shard stay. Remote shards cost one request of 4 KiB per image (below some
-    60 kB, shards are read as a whole): for ImageNet at 20 ms per request half an hour.
+    The first start indexes the headers, 16 shards at a time. The index in `cache_dir`/tar_indices is reused as long as
+    path, size, and ETag or modification time of a shard are unchanged. Indexing remote shards costs a request of 4 KiB
+    per image (shards of images below about 60 kB are read completely): half an hour for ImageNet at 20 ms per request.
 
     Args:
-        shards: paths or URLs that fsspec reads (s3://, https://, ...; `pip install 'redi[stream]'`), one or a
-            list, in one kind of store. {00000..00146} and {a,b} stand for several, * for what is there, sorted.
-        label_field: the field of key.json that holds the label; None: key.cls, or else 'label' or 'cls' of key.json.
-        preprocessing: default: sizes as stored.
+        shards: a path or URL that fsspec reads (s3://, https://, ...; `pip install 'redi[stream]'`), or a list of them,
+            all in the same kind of store. {00000..00146} and {a,b} expand to several; * matches existing files, sorted.
+        label_field: the field of key.json with the label; None: key.cls, or else the field 'label' or 'cls'.
+        preprocessing: a Preprocessing; default: images keep their stored size.
         num_classes: see Dataset. With 1, no labels are needed.
-        cache_dir: default: $REDI_CACHE, or ~/.cache/redi.
+        cache_dir: folder of the index; default: $REDI_CACHE, or ~/.cache/redi.
         split, held_out_fraction, split_seed: see Dataset.
     """
 
@@ -51,7 +50,8 @@ class WebDataset(EncodedImages):
         self.paths = [shard.path for shard in files]
         self.shard = np.repeat(np.arange(len(files)), [len(keys) for keys, _ in indices])
         self.starts, self.stops = column["offsets"], column["offsets"] + column["sizes"]
-        self.times, self.fetched = column["times"], {}
+        self.times = column["times"]
+        self.fetched: dict[int, bytes] = {}  # image -> its bytes, during `batch`
         labels = np.zeros_like(column["labels"]) if num_classes == 1 else column["labels"]
         class_names = numbered_classes(labels, "WebDataset.shards")
         super().__init__(names=names, labels=labels, class_names=class_names, num_classes=num_classes, **part)
@@ -60,21 +60,21 @@ class WebDataset(EncodedImages):
         data = self.fetched.get(index)
         return io.BytesIO(self._bytes([index])[0] if data is None else data)
 
-    def batch(self, positions: Sequence[int], mirror: np.ndarray | None = None) -> dict[str, Tensor]:
-        """As of every data set; from object storage, with all requests at once. Raises Unreachable (an OSError)."""
-        if not self.store.files.async_impl:  # a disk: each thread reads what it decodes
+    def batch(self, positions: Sequence[int] | np.ndarray, mirror: np.ndarray | None = None) -> dict[str, Tensor]:
+        """Return a batch like every data set; object storage is read with parallel requests. Raises Unreachable."""
+        if not self.store.files.async_impl:  # a disk: each decoding thread reads its own images
             return super().batch(positions, mirror)
         indices = self.indices[np.asarray(positions, dtype=np.int64)].tolist()
-        here = copy.copy(self)
-        here.fetched = dict(zip(indices, self._bytes(indices), strict=True))
-        return EncodedImages.batch(here, positions, mirror)
+        view = copy.copy(self)
+        view.fetched = dict(zip(indices, self._bytes(indices), strict=True))
+        return EncodedImages.batch(view, positions, mirror)
 
     def _bytes(self, indices: Sequence[int]) -> list[bytes]:
         ranges = [(self.paths[self.shard[i]], int(self.starts[i]), int(self.stops[i])) for i in indices]
         return self.store.read_ranges(ranges)
 
     def provenance(self) -> dict:
-        """Without the shards' place: of each image its size and the time in its header, which travel with a copy."""
+        """Return a record without the location of the shards: sizes and header times of the images, kept by a copy."""
         content = (self.stops - self.starts).tobytes() + self.times.tobytes()
         content += "\0".join(self.source_names).encode(errors="surrogatepass")
         return {

@@ -1,8 +1,8 @@
-"""Which files hold the same bytes, although their times of change differ, as after a copy or a checkout.
+"""Recognize files with the same content although their modification times differ, as after a copy or a checkout.
 
-Keys of what was computed from a folder's images hold names, sizes and times of change, so that a usual start reads no
-image. What every file held is read once, at the first audit, and remembered in the cache folder. Where the same names
-and sizes come with other times, all files are read again, and the same contents have the key that they had before.
+The keys of results computed from a folder's images depend on names, sizes and modification times, so a normal start
+reads no image. Every file is hashed once, at the first audit, and the hash is stored in the cache folder. If names and
+sizes match but modification times differ, all files are hashed again; equal contents get their previous key.
 """
 
 import hashlib
@@ -20,12 +20,16 @@ from redi.runtime.shared_work import complete
 
 log = logging.getLogger(__name__)
 
-NUM_THREADS = 16  # files that are read at a time: mostly waiting for a disk
+NUM_THREADS = 16  # for reading files, which mostly waits for the disk
 
 
 class Contents:
-    """The files `names`, of which `files` says what identifies each: size and checksum, or in a folder, `root`, size
-    and time of change.
+    """The identity and the content hash of files.
+
+    Args:
+        files: {name: numbers that identify the file}: size and modification time in a folder, size and CRC in a zip.
+        names: the files to use, in order.
+        root: the folder of the files; None for an archive.
     """
 
     def __init__(self, files: Mapping[str, tuple[int, ...]], names: Sequence[str], root: Path | None = None):
@@ -34,14 +38,14 @@ class Contents:
 
     @cached_property
     def key(self) -> str:
-        """For what is computed from the files: the identity that they had when these contents were first read."""
-        if self.root is None or (path := self._path()) is None or not (known := _read(path)):
+        """The key of results computed from the files: their identity when this content was first hashed."""
+        if self.root is None or (path := self._path()) is None or not (hashes := _read(path)):
             return self.identity
-        return next((identity for identity, contents in known.items() if contents == self.sha256), self.identity)
+        return next((identity for identity, contents in hashes.items() if contents == self.sha256), self.identity)
 
     @cached_property
     def sha256(self) -> str:
-        """The same for all files of these names and contents: remembered, or of reading all files. Raises OSError."""
+        """A hash of all names and contents, stored or computed by reading all files. Raises OSError."""
         if self.root is None:
             return self.identity
         if (path := self._path()) is None:
@@ -53,29 +57,32 @@ class Contents:
         return _read(path)[self.identity]
 
     def _path(self) -> Path | None:
-        """Where it is remembered; None where this user can write no cache."""
+        """Return the file of stored hashes; None if the cache folder is not writable."""
         sizes = _hash(f"{name}\0{self.files[name][0]}\0" for name in self.names)
         try:
             cache = cache_folder(None)
         except ValueError as error:
-            log.warning("what the images' files hold is not remembered: %s", error)
+            log.warning("hashes of the image files are not stored: %s", error)
             return None
         folder = cache / "folders"
         return folder / f"{sizes[:32]}.json" if os.access(folder if folder.exists() else cache, os.W_OK) else None
 
     def _read_all(self) -> str:
-        hashes = in_threads(lambda name: sha256(self.root / name), self.names, NUM_THREADS, "reading every file once")
+        assert self.root is not None  # the files of an archive have checksums
+        paths = [self.root / name for name in self.names]
+        hashes = in_threads(sha256, paths, NUM_THREADS, "hashing every file once")
         return _hash(f"{name}\0{digest}\0" for name, digest in zip(self.names, hashes, strict=True))
 
 
 def same_images(source, fingerprint: str, contents: str | None) -> bool | None:
-    """Whether a data set, or a cache, holds the images of which these fingerprints were kept; None: they may be, but an
-    earlier version kept no contents.
+    """Return whether a data set or cache has the images with these fingerprints.
+
+    Returns None if this is unknown, because an earlier version stored no content fingerprint.
     """
     if source.fingerprint() == fingerprint:
         return True
-    now = source.content_fingerprint()
-    return None if None in (contents, now) else contents == now
+    current = source.content_fingerprint()
+    return None if None in (contents, current) else contents == current
 
 
 def _hash(parts: Iterable[str]) -> str:
@@ -83,10 +90,10 @@ def _hash(parts: Iterable[str]) -> str:
 
 
 def _read(path: Path) -> dict[str, str]:
-    """{identity: contents}, the first read first; empty where nothing lies there; something damaged is removed."""
+    """Read {identity: content hash}, oldest first; empty if there is no file. A damaged file is deleted."""
     try:
         return read_sealed(path) or {}
     except BrokenArtefact as error:
-        log.warning("the images' files are read again, because what was remembered is damaged: %s", error)
+        log.warning("hashing the image files again, because the stored hashes are damaged: %s", error)
         path.unlink(missing_ok=True)
         return {}

@@ -1,4 +1,4 @@
-"""Where image files lie: a folder or a zip file, in which nothing leads elsewhere."""
+"""Sources of image files, a folder or a zip file; links and names that lead out of them are refused."""
 
 import io
 import os
@@ -15,54 +15,57 @@ from PIL import Image
 
 from redi.data.preprocessing import FORMATS, MAX_BYTES
 
-LISTINGS = {"dataset.json", "metadata.jsonl", "metadata.csv"}  # what lists labels; only the first, at the root, is read
-# Folders that an operating system, an archiver or a storage box makes beside the images.
+LISTINGS = {"dataset.json", "metadata.jsonl", "metadata.csv"}  # files of labels; only dataset.json at the root is read
+# Folders created by operating systems, archivers and storage devices.
 SYSTEM = {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "lost+found", "system volume information",
           "thumbs"}  # fmt: skip
 
 
 def open_source(path: Path, where: str) -> "Folder | Zip":
-    """Of a folder, a zip file, or a folder inside of a zip file. Raises ValueError: nothing of the kind is there, or
-    something in it leads out of it.
+    """Open a folder, a zip file, or a folder inside a zip file.
+
+    Raises ValueError if it does not exist, is something else, or contains a link or name that leads out of it.
     """
-    archive = next((place for place in (path, *path.parents) if place.is_file()), path)
+    archive = next((parent for parent in (path, *path.parents) if parent.is_file()), path)
     if not archive.exists():
-        what = "bind where the images are now"
-        raise ValueError(f"{where} does not exist (looked for {path.absolute()}); {what}")
+        raise ValueError(f"{where} does not exist (looked for {path.absolute()}); bind the path of the images")
     if path.is_dir():
         return Folder(path, where)
     try:
         if not archive.is_file() or not zipfile.is_zipfile(archive):
-            raise ValueError(f"{where} is neither a folder nor a whole zip file; other archives must be unpacked first")
+            raise ValueError(f"{where} is neither a folder nor a complete zip file; unpack other archives first")
         return Zip(archive, where, inside="" if path == archive else f"{path.relative_to(archive).as_posix()}/")
     except (zipfile.BadZipFile, NotImplementedError, struct.error, OverflowError, UnicodeDecodeError) as error:
-        raise ValueError(f"{where} is no intact zip file: {str(error)[:300]}") from None
+        raise ValueError(f"{where} is not an intact zip file: {str(error)[:300]}") from None
 
 
 class Source:
-    """Images by relative name.
+    """Image files by relative name.
 
     Attributes:
-        files: of each image, and of a dataset.json at the root, what identifies it.
-        folders: those at the top level, empty ones too.
-        listings: the files of the names in LISTINGS, wherever they lie.
-        root: the folder that they lie in; None: in an archive.
+        files: {name: numbers that identify the content} of each image, and of a dataset.json at the root.
+        folders: the top-level folders, including empty ones.
+        listings: all files whose names are in LISTINGS.
     """
 
-    def __init__(self, root: Path | None = None):
-        self.root = root
+    def __init__(self) -> None:
         self.files: dict[str, tuple[int, ...]] = {}
         self.folders: set[str] = set()
         self.listings: set[str] = set()
-        self._left_out: dict[str, str] = {}  # file or folder: of which kind
+        self._left_out: dict[str, str] = {}  # ignored file or folder: its kind
+
+    @property
+    def root(self) -> Path | None:
+        """The folder of the files; None for an archive."""
+        return None
 
     @property
     def left_out(self) -> dict[str, int]:
-        """How many files of each ending, system folders of each name, and hidden ones are left out."""
+        """The number of ignored files by extension, of hidden files, and of system folders by name."""
         return dict(sorted(Counter(self._left_out.values()).items()))
 
     def _takes(self, name: str) -> bool:
-        """Whether the file belongs to the data set; notes what else it is."""
+        """Return whether a file belongs to the data set; record the kind of other files."""
         parts = name.split("/")
         for depth, part in enumerate(parts, 1):
             if _is_hidden(part):
@@ -72,60 +75,66 @@ class Source:
             self.listings.add(name)
             return name == "dataset.json"
         if not is_image(name):
-            ending = PurePosixPath(name).suffix.lower().encode(errors="backslashreplace").decode()
-            self._left_out[name] = ending or "without an ending"
+            suffix = PurePosixPath(name).suffix.lower().encode(errors="backslashreplace").decode()
+            self._left_out[name] = suffix or "without an ending"
             return False
         return True
 
 
 class Folder(Source):
-    """Files of a folder, identified by size and time of change."""
+    """Files of a folder, identified by size and modification time."""
 
     def __init__(self, root: Path, where: str):
-        super().__init__(root.resolve())
-        for folder, below, files in os.walk(self.root, onerror=_raise):
-            here = Path(folder)
-            below[:] = [name for name in below if not _is_hidden(name) or self._takes(self._name(here / name))]
-            for path in map(here.joinpath, below):
-                if path.is_symlink():
-                    what = f"{self._name(path)} is a symbolic link to the folder {path.resolve()}"
-                    raise ValueError(f"{where}: {what}; such links are not followed: put the files themselves there")
-            if here == self.root:
-                self.folders.update(below)
+        super().__init__()
+        self._root = root.resolve()
+        for path, folders, files in os.walk(self._root, onerror=_raise):
+            parent = Path(path)
+            folders[:] = [name for name in folders if not _is_hidden(name) or self._takes(self._name(parent / name))]
+            for folder in map(parent.joinpath, folders):
+                if folder.is_symlink():
+                    link = f"{self._name(folder)} is a symbolic link to the folder {folder.resolve()}"
+                    raise ValueError(f"{where}: {link}, which is not followed: replace it by the files themselves")
+            if parent == self._root:
+                self.folders.update(folders)
             for name in files:
-                if self._takes(self._name(here / name)):
-                    self.files[self._name(here / name)] = self._identity(here / name, where)
+                if self._takes(self._name(parent / name)):
+                    self.files[self._name(parent / name)] = self._identity(parent / name, where)
+
+    @property
+    def root(self) -> Path:
+        return self._root
 
     def _name(self, file: Path) -> str:
-        return file.relative_to(self.root).as_posix()
+        return file.relative_to(self._root).as_posix()
 
     def _identity(self, file: Path, where: str) -> tuple[int, ...]:
         if file.is_symlink():
-            target, what = file.resolve(), f"{where}: {self._name(file)} is a symbolic link"
-            if not target.is_relative_to(self.root):
-                raise ValueError(f"{what} out of the folder, to {target}: put a copy of the file there instead")
+            target, link = file.resolve(), f"{where}: {self._name(file)} is a symbolic link"
+            if not target.is_relative_to(self._root):
+                raise ValueError(f"{link} out of the folder, to {target}: replace it by a copy of the file")
             if not target.is_file():
-                raise ValueError(f"{what} to {target}, which is not there")
+                raise ValueError(f"{link} to {target}, which does not exist")
         status = file.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise ValueError(f"{where}: {self._name(file)} is no plain file, but a pipe, a socket or a device")
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would block forever
+            raise ValueError(f"{where}: {self._name(file)} is not a regular file, but a pipe, a socket or a device")
         return status.st_size, status.st_mtime_ns
 
     def open(self, name: str) -> IO[bytes]:
-        return open(self.root / name, "rb")
+        """Open a file by its relative name."""
+        return open(self._root / name, "rb")
 
 
 class Zip(Source):
-    """Files of a zip, or of the folder `inside` of it, identified by size and CRC.
+    """Files of a zip file, or of the folder `inside` it, identified by size and CRC.
 
-    Each read opens the archive again and goes straight to its member, so threads and processes share nothing. A ZipFile
-    per thread would hold the whole directory: for ImageNet, hundreds of megabytes.
+    Each read opens the archive and seeks to the member, so threads and processes share no state. A ZipFile per thread
+    would hold the whole directory, hundreds of megabytes for ImageNet.
     """
 
     def __init__(self, path: Path, where: str, inside: str = ""):
         super().__init__()
         self.path = path.resolve()
-        self._places: dict[str, tuple[int, int, int, int]] = {}  # offset, stored size, method, flags
+        self._members: dict[str, tuple[int, int, int, int]] = {}  # offset, stored size, method, flags
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
                 _refuse_member(member, member.filename.split("/"), where)
@@ -137,45 +146,47 @@ class Zip(Source):
                     self.folders.add(top)
                 if not name.endswith("/") and self._takes(name):
                     if name in self.files:
-                        raise ValueError(f"{where} holds {member.filename!r} twice: pack the zip anew")
+                        raise ValueError(f"{where} contains {member.filename!r} twice: create the zip file again")
                     self.files[name] = member.file_size, member.CRC
-                    place = member.header_offset, member.compress_size, member.compress_type, member.flag_bits
-                    self._places[name] = place
+                    location = member.header_offset, member.compress_size, member.compress_type, member.flag_bits
+                    self._members[name] = location
 
     def open(self, name: str) -> IO[bytes]:
-        offset, stored_size, method, flags = self._places[name]
-        if self.files[name][0] > MAX_BYTES or stored_size > MAX_BYTES:  # before so much is read, or unpacked
-            raise ValueError(f"its directory announces more than {MAX_BYTES:,} bytes")
+        """Read a member by its relative name and check its size and CRC. Raises ValueError on damage."""
+        offset, stored_size, method, flags = self._members[name]
+        if self.files[name][0] > MAX_BYTES or stored_size > MAX_BYTES:  # before reading or unpacking it
+            raise ValueError(f"the zip directory gives a size of more than {MAX_BYTES:,} bytes")
         if flags & 1 or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError("encrypted, or compressed with a method other than deflate: pack the zip anew")
+            raise ValueError("it is encrypted or not compressed with deflate: create the zip file again")
         with open(self.path, "rb") as file:
             file.seek(max(offset, 0))
-            header = file.read(30)  # the local header; its last two fields are the lengths of what follows it
+            header = file.read(30)  # the local header; its last two fields are the lengths of two further fields
             if offset < 0 or len(header) < 30:
-                raise ValueError("the zip is cut short, or its directory names places outside of it")
+                raise ValueError("the zip file is truncated, or its directory is damaged")
             file.seek(sum(struct.unpack("<HH", header[26:])), os.SEEK_CUR)
             data = file.read(stored_size)
-        if method == zipfile.ZIP_DEFLATED:  # no further than the size announced: a zip bomb stops there
+        if method == zipfile.ZIP_DEFLATED:  # unpack at most the recorded size, which stops a zip bomb
             try:
                 data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, self.files[name][0] + 1)
             except zlib.error as error:
-                raise ValueError(f"the zip is damaged here: {error}") from None
+                raise ValueError(f"the zip file is damaged here: {error}") from None
         if (len(data), zlib.crc32(data)) != self.files[name]:
-            raise ValueError("the zip is damaged, or was replaced, here: size or CRC differ from its directory")
+            raise ValueError("the zip file is damaged or was replaced: size or CRC differ from its directory")
         return io.BytesIO(data)
 
 
 def _refuse_member(member: zipfile.ZipInfo, parts: list[str], where: str) -> None:
-    """Nothing is ever unpacked; but such names say that the archive is hostile, or broken."""
+    """Refuse names and links that lead out of the archive, a sign of a hostile file, although nothing is unpacked."""
     if ".." in parts or not parts[0] or re.match(r"[A-Za-z]:", parts[0]) or "\\" in member.filename:
-        raise ValueError(f"{where} holds the name {member.filename[:200]!r}, which leads out of the archive: refused")
+        problem = f"the name {member.filename[:200]!r}, which leads out of the archive"
+        raise ValueError(f"{where} contains {problem}: refused")
     if stat.S_ISLNK(member.external_attr >> 16):
-        what = "such links are not followed: put the file itself there"
-        raise ValueError(f"{where}: {member.filename[:200]!r} is a symbolic link; {what}")
+        remedy = "which is not followed: replace it by the file itself"
+        raise ValueError(f"{where}: {member.filename[:200]!r} is a symbolic link, {remedy}")
 
 
 def is_image(name: str) -> bool:
-    """By extension; what is in the file is looked at when it is read."""
+    """Return whether the extension is that of an image; the content is checked when the file is read."""
     kind = Image.registered_extensions().get(PurePosixPath(name).suffix.lower())
     return kind in FORMATS and not _is_hidden(PurePosixPath(name).name)
 

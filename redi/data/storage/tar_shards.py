@@ -1,4 +1,4 @@
-"""Which tar files a pattern stands for, and the index of each: made once, and kept."""
+"""Expand patterns to tar files, and index each file once; the indices are stored."""
 
 import contextlib
 import json
@@ -22,9 +22,9 @@ from redi.runtime.checksums import BrokenArtefact, json_sha256
 from redi.runtime.progress import progress
 
 INDEX_VERSION = 1
-NUM_THREADS = 16  # shards that are indexed at a time: waiting for a store, not computing
+NUM_THREADS = 16  # for indexing shards, which mostly waits for the store
 MAX_SHARDS = 1_000_000
-# Under which names file systems tell what changes with a file's content, the best first.
+# Entries of file systems that change with the content of a file, best first.
 MARKS = ("ETag", "etag", "blob_id", "md5Hash", "mtime", "Last-Modified", "LastModified", "created")
 
 Index = tuple[list[str], dict[str, Tensor]]  # keys; offsets, sizes, times and labels (N,)
@@ -32,7 +32,7 @@ Index = tuple[list[str], dict[str, Tensor]]  # keys; offsets, sizes, times and l
 
 @dataclass(frozen=True)
 class Shard:
-    """A tar file in a store; `mark` changes with its content, and is None where the store tells nothing of the kind."""
+    """A tar file in a store; `mark` changes with its content (None: the store has no such entry)."""
 
     path: str
     size: int
@@ -40,14 +40,15 @@ class Shard:
 
     @property
     def name(self) -> str:
+        """The file name, without folder and query string."""
         return self.path.split("?")[0].rpartition("/")[2]
 
 
 def find_shards(shards: str | Sequence[str]) -> tuple[ObjectStore, list[Shard]]:
-    """The shards that `WebDataset.shards` names, in order. Raises ValueError and Unreachable."""
+    """Return the store and the shards, in order, that match `WebDataset.shards`. Raises ValueError and Unreachable."""
     patterns, where = [shards] if isinstance(shards, str) else shards, f"WebDataset.shards = {shards!r}"
     if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(p, str) and p for p in patterns):
-        raise ValueError(f"{where}: it is a path, a URL, or a list of them")
+        raise ValueError(f"{where} must be a path, a URL, or a list of them")
     urls = [url for pattern in patterns for url in expand_braces(os.path.expanduser(pattern), where)]
     try:
         opened = [open_store(url) for url in urls]
@@ -55,18 +56,18 @@ def find_shards(shards: str | Sequence[str]) -> tuple[ObjectStore, list[Shard]]:
         raise ValueError(f"{where}: {error}") from None
     store = opened[0][0]
     if any(other.files != store.files for other, _ in opened):
-        raise ValueError(f"{where}: all shards must lie in one kind of store")
+        raise ValueError(f"{where}: all shards must be in the same kind of store")
 
-    def look(path: str) -> list[tuple[str, dict]]:
+    def list_files(path: str) -> list[tuple[str, dict]]:
         if "*" not in path:
-            return [(path, store.retried(f"{where}: {path}", lambda: store.files.info(path)))]
-        matches = sorted(store.retried(path, lambda: store.files.glob(path, detail=True)).items())
+            return [(path, store.retry(f"{where}: {path}", lambda: store.files.info(path)))]
+        matches = sorted(store.retry(path, lambda: store.files.glob(path, detail=True)).items())
         if not matches:
-            raise ValueError(f"{where}: no shard is there that fits {path}")
+            raise ValueError(f"{where}: no shard matches {path}")
         return matches
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        infos = [info for group in pool.map(look, [path for _, path in opened]) for info in group]
+        infos = [info for group in pool.map(list_files, [path for _, path in opened]) for info in group]
     path, count = Counter(path for path, _ in infos).most_common(1)[0]
     if count > 1:
         raise ValueError(f"{where} names {path} more than once")
@@ -75,56 +76,57 @@ def find_shards(shards: str | Sequence[str]) -> tuple[ObjectStore, list[Shard]]:
 
 def _shard(path: str, info: dict, where: str) -> Shard:
     if info.get("type") == "directory":
-        raise ValueError(f"{where}: {path} is a folder; for the shards in it, write {path}/*.tar")
+        raise ValueError(f"{where}: {path} is a folder; to use the shards in it, write {path}/*.tar")
     if info.get("partial") is False or info.get("size") is None:
-        raise ValueError(f"{where}: the server of {path} tells no size, or gives no parts of a file (range requests)")
+        raise ValueError(f"{where}: the server of {path} does not report file sizes or does not support range requests")
     marks = [f"{name} {info[name]}" for name in MARKS if info.get(name)]
     return Shard(path, info["size"], marks[0] if marks else None)
 
 
 def expand_braces(pattern: str, where: str) -> Iterator[str]:
-    """The patterns that braces stand for: {000..146} and {a,b}, each with all of the others."""
+    """Expand {000..146} and {a,b} in a pattern to all combinations."""
     match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
     if not match:
         yield pattern
         return
     first, last, choices = match.groups()
     if choices is None and not 0 <= int(last) - int(first) < MAX_SHARDS:
-        raise ValueError(f"{where}: {match[0]} must run upwards, and stand for at most {MAX_SHARDS:,} shards")
+        raise ValueError(f"{where}: {match[0]} must count upwards, to at most {MAX_SHARDS:,} shards")
     for text in choices.split(",") if choices else (f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)):
         yield from expand_braces(pattern[: match.start()] + text + pattern[match.end() :], where)
 
 
 def index_shards(store: ObjectStore, shards: list[Shard], folder: Path, settings: dict) -> list[Index]:
-    """What lies where in each shard: kept, or found and kept. Raises ValueError and Unreachable."""
-    indices: list[Index | None] = [None] * len(shards)
+    """Load the index of each shard from `folder`, or read it from the headers. Raises ValueError and Unreachable."""
+    by_number: dict[int, Index] = {}
     numbers = list(range(len(shards)))
     random.Random(os.getpid()).shuffle(numbers)  # so that several processes share the scan
     pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="index")
     try:
         results = pool.map(lambda number: _index(store, shards[number], folder, settings), numbers)
         for number, index in zip(numbers, progress(results, total=len(shards), desc="indexing shards"), strict=True):
-            indices[number] = index
+            by_number[number] = index
     finally:
         pool.shutdown(cancel_futures=True)
-    home: dict[str, Shard] = {}
+    indices = [by_number[number] for number in range(len(shards))]
+    shard_of: dict[str, Shard] = {}
     for shard, (keys, _) in zip(shards, indices, strict=True):
         for key in keys:
-            if (other := home.setdefault(key, shard)) is not shard:
-                what = "keys must differ: are the same images given twice?"
-                raise ValueError(f"the key {key!r} is in {other.path} and in {shard.path}; {what}")
+            if (other := shard_of.setdefault(key, shard)) is not shard:
+                advice = "keys must differ: check whether a shard is listed twice"
+                raise ValueError(f"the key {key!r} is in {other.path} and in {shard.path}; {advice}")
     return indices
 
 
 def _index(store: ObjectStore, shard: Shard, folder: Path, settings: dict) -> Index:
-    """Of one shard: as stored, or else from its headers."""
-    place = folder / json_sha256([INDEX_VERSION, shard.path, shard.size, shard.mark, settings])[:24]
-    if shard.mark is not None and place.exists():
+    """Load the stored index of a shard, or read it from the headers and store it."""
+    path = folder / json_sha256([INDEX_VERSION, shard.path, shard.size, shard.mark, settings])[:24]
+    if shard.mark is not None and path.exists():
         try:
-            tensors, _ = load_artefact(place)
-            return json.loads((place / "keys.json").read_text()), tensors["index"]
+            groups, _ = load_artefact(path)
+            return json.loads((path / "keys.json").read_text()), groups["index"]
         except (BrokenArtefact, OSError, ValueError, KeyError):
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True)
     with contextlib.closing(RangedFile(store, shard.path, shard.size)) as tar:
         keys, offsets, sizes, times, labels = zip(*scan(tar, shard.path, **settings), strict=True)
     numbers = {"offsets": offsets, "sizes": sizes, "labels": labels}
@@ -132,5 +134,5 @@ def _index(store: ObjectStore, shard: Shard, folder: Path, settings: dict) -> In
     tensors["times"] = torch.tensor(times, dtype=torch.float64)
     if shard.mark is not None:
         record = {"shard": shard.path, "bytes": shard.size, "mark": shard.mark, **settings}
-        save_artefact(place, {"index": tensors}, record, extra={"keys.json": json.dumps(keys)}, shared=True)
+        save_artefact(path, {"index": tensors}, record, extra={"keys.json": json.dumps(keys)}, shared=True)
     return list(keys), tensors

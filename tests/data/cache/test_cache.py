@@ -1,4 +1,4 @@
-"""The cache of encoded images: reading it, and what is refused."""
+"""Reading a cache of encoded images, and errors for invalid ones."""
 
 import json
 import os
@@ -99,7 +99,7 @@ def test_the_mapped_pages_cannot_be_written_to(written):
 
 @pytest.fixture
 def thirty_more_files():
-    """This process may open thirty more files."""
+    """Limit this process to thirty more open files."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = {int(number) for number in os.listdir("/dev/fd")}
     limit = [number for number in range(10_000) if number not in used][30]
@@ -138,7 +138,7 @@ def test_the_manifest_says_what_was_encoded_with_what(written, codec, images):
 def test_a_truncated_shard_is_refused(written, tmp_path):
     path = tmp_path / "cache" / "shard-00002.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    what = r"shard-00002.safetensors has \d+ bytes instead of \d+: cut short\? delete .*cache and run prepare"
+    what = r"shard-00002.safetensors has \d+ bytes instead of \d+: delete .*cache and rerun prepare"
     with pytest.raises(BrokenArtefact, match=what):
         Cache(tmp_path / "cache")
 
@@ -153,7 +153,7 @@ def test_a_missing_shard_is_refused(written, tmp_path):
 def test_a_manifest_that_cannot_be_read_is_refused(written, tmp_path, content):
     path = tmp_path / "cache" / "manifest.json"
     path.unlink() if content is None else path.write_text(content)
-    with pytest.raises(BrokenArtefact, match="manifest.json cannot be read .* delete .*cache and run prepare again"):
+    with pytest.raises(BrokenArtefact, match="manifest.json cannot be read .* delete .*cache and rerun prepare"):
         Cache(tmp_path / "cache")
 
 
@@ -163,7 +163,7 @@ def test_the_manifest_is_json(written, tmp_path):
 
 @pytest.mark.parametrize("positions", [[-1], [0, COUNT]])
 def test_positions_outside_are_refused(written, positions):
-    with pytest.raises(IndexError, match="of a cache of 23 rows"):
+    with pytest.raises(IndexError, match="outside a cache of 23 rows"):
         written.batch(positions)
 
 
@@ -190,12 +190,12 @@ def test_verification_names_the_shard_in_which_a_byte_changed(written, tmp_path)
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(BrokenArtefact, match="shard-00001.safetensors were altered .* run prepare again"):
+    with pytest.raises(BrokenArtefact, match="shard-00001.safetensors were altered .* rerun prepare"):
         Cache(tmp_path / "cache").verify()
 
 
 def rewrite_header(path, change):
-    """Changes the JSON header of a safetensors file, keeping its length (the format allows trailing spaces)."""
+    """Change the JSON header of a safetensors file without its length (the format allows trailing spaces)."""
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
@@ -221,7 +221,7 @@ def rewrite_header(path, change):
 def test_a_shard_with_an_altered_header_is_refused(written, tmp_path, change, message):
     path = tmp_path / "cache" / "shard-00001.safetensors"
     rewrite_header(path, change)
-    with pytest.raises(BrokenArtefact, match=f"shard-00001.safetensors is damaged: {message}.*run prepare again"):
+    with pytest.raises(BrokenArtefact, match=f"shard-00001.safetensors is damaged: {message}.*rerun prepare"):
         Cache(tmp_path / "cache")
 
 
@@ -238,12 +238,12 @@ def test_a_shard_whose_header_has_an_absurd_length_is_refused(written, tmp_path,
 def test_names_that_are_not_those_of_the_rows_are_refused(written, tmp_path):
     path = tmp_path / "cache" / "shard-00001.safetensors"
     path.write_bytes(path.read_bytes().replace(b"digit", b'"it",', 1))
-    with pytest.raises(BrokenArtefact, match="shard-00001.safetensors does not name its 10 images"):
+    with pytest.raises(BrokenArtefact, match="shard-00001.safetensors does not have the names of its 10 images"):
         _ = Cache(tmp_path / "cache").names
 
 
 def rewrite_manifest(folder, **entries):
-    """Changes entries of a manifest and gives it the checksum that fits."""
+    """Change entries of a manifest and update its checksum."""
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text()) | entries
     path.write_text(json.dumps(manifest | {"sha256": manifest_sha256(manifest)}))
@@ -251,7 +251,7 @@ def rewrite_manifest(folder, **entries):
 
 def test_a_label_that_is_no_class_is_refused(written, tmp_path):
     rewrite_manifest(tmp_path / "cache", num_classes=5)
-    with pytest.raises(BrokenArtefact, match=r"holds labels outside \[0, 5\), first \d at row \d+"):
+    with pytest.raises(BrokenArtefact, match=r"has labels outside \[0, 5\), first \d at row \d+"):
         Cache(tmp_path / "cache")
 
 
@@ -299,7 +299,7 @@ def test_a_codec_of_another_rank_within_the_stored_one_passes_the_check(tmp_path
 )
 def test_another_codec_is_refused_and_what_differs_is_named(written, codec, images, change, message):
     autoencoder, encoder, reducer = change(codec.representations["domain"].encoder)
-    with pytest.raises(ValueError, match=r"was made with another codec \(cache -> codec at hand\)") as refused:
+    with pytest.raises(ValueError, match=r"was computed with another codec \(cache -> this codec\)") as refused:
         written.check(fitted_codec(encoder, images, reducer, autoencoder))
     assert re.search(message, str(refused.value))
 

@@ -1,4 +1,4 @@
-"""Files of `prepare` that were damaged since: said, and made again as they were; and what goes while it is read."""
+"""Damaged files of `prepare` are reported and regenerated; so are files deleted while they are read."""
 
 import logging
 import shutil
@@ -24,7 +24,7 @@ COUNT = 40
 
 
 class Counted(Digits):
-    """Digits that count how many images are read."""
+    """Digits that count the images read."""
 
     count = 0
 
@@ -54,7 +54,7 @@ def made(tmp_path_factory, images):
 
 @pytest.fixture
 def whole(made, tmp_path):
-    """A cache directory as it was made, and its contents."""
+    """A new cache folder and its content."""
     shutil.copytree(made[0], tmp_path / "cache")
     Counted.count = 0
     return tmp_path / "cache", made[1]
@@ -90,7 +90,7 @@ def test_a_damaged_fit_is_said_and_made_again(whole, images, caplog, place, how)
     (path,) = folder.glob(place)
     damage(path, how)
     codec, cache = prepared(folder, images)
-    assert "fitted again, because what was stored is damaged" in caplog.text and path.name in caplog.text
+    assert "fitting again, because the stored result is damaged" in caplog.text and path.name in caplog.text
     assert codec.fitted and len(cache) == COUNT
     assert contents(folder) == before
 
@@ -102,7 +102,7 @@ def test_a_fit_with_a_damaged_record_is_made_again(whole, images, caplog, place,
     (path,) = folder.glob(place)
     damage(path, how)
     prepared(folder, images)
-    assert "fitted again" in caplog.text and "record.json" in caplog.text
+    assert "fitting again" in caplog.text and "record.json" in caplog.text
     assert contents(folder) == before
 
 
@@ -112,7 +112,7 @@ def test_a_damaged_shard_is_encoded_again_and_no_other(whole, images, caplog, ho
     (path,) = folder.glob("encoded/*/shard-00002.safetensors")
     damage(path, how)
     prepared(folder, images)
-    assert "encoding again what was damaged or missing" in caplog.text and "shard-00002" in caplog.text
+    assert "encoding damaged or missing shards of" in caplog.text and "shard-00002" in caplog.text
     assert "shard-00001" not in caplog.text
     assert Counted.count <= 8 + 1  # one more is read to know the size
     assert contents(folder) == before
@@ -124,12 +124,12 @@ def test_with_a_damaged_manifest_all_is_encoded_again(whole, images, caplog, how
     (path,) = folder.glob("encoded/*/manifest.json")
     damage(path, how)
     prepared(folder, images)
-    assert "all is encoded again, because nothing says what it was" in caplog.text and "manifest.json" in caplog.text
+    assert "encoding all images again, because the manifest" in caplog.text and "manifest.json" in caplog.text
     assert contents(folder) == before
 
 
 def test_every_bit_of_a_manifest_counts(whole):
-    """One flipped bit anywhere is seen, or leaves every entry as it was."""
+    """A flipped bit is detected, or leaves every entry unchanged."""
     folder, _ = whole
     (path,) = folder.glob("encoded/*/manifest.json")
     manifest, content = Cache(path.parent).manifest, path.read_bytes()

@@ -1,4 +1,4 @@
-"""Preparing a data set: the same work is done once, other settings get a place of their own."""
+"""Preparing a data set: equal work is done once, other settings are stored separately."""
 
 import os
 
@@ -22,7 +22,7 @@ from redi.models.reducers.random_projection import GaussianRandomProjection
 
 
 class Unlabelled(Digits):
-    """The same digits without their labels."""
+    """The digits without labels."""
 
     def __init__(self):
         super().__init__()
@@ -41,7 +41,7 @@ def tiny_codec(reducer=None, **encoder):
 
 
 def files(folder):
-    """Every file with its inode and time: a file that was written again has others."""
+    """Return inode and modification time of every file; rewriting a file changes them."""
     return {
         str(p.relative_to(folder)): (p.stat().st_ino, p.stat().st_mtime_ns)
         for p in folder.rglob("*")
@@ -105,7 +105,7 @@ def test_a_restored_classifier_still_tells_classes(tmp_path, images):
 
 
 def test_another_rank_gets_another_cache_from_the_same_fit(tmp_path, images):
-    """One PCA fit holds every rank, so only what is encoded differs."""
+    """A PCA fit contains every rank, so only the encoded images differ."""
     for rank in (2, 3):
         codec = tiny_codec(PCA(rank=rank))
         cache = prepare(codec=codec, dataset=images, cache_dir=tmp_path)
@@ -266,12 +266,12 @@ def test_training_batches_with_mirrors_are_the_same_online_and_from_the_cache(tm
 
 @pytest.mark.parametrize("name", ["num_fit_images", "batch_size", "rows_per_shard"])
 def test_counts_below_one_are_refused(tmp_path, images, name):
-    with pytest.raises(ValueError, match=f"prepare.{name} = 0: a whole number of at least 1 is needed"):
+    with pytest.raises(ValueError, match=f"prepare.{name} = 0 must be an integer of at least 1"):
         prepare(codec=tiny_codec(), dataset=images, cache_dir=tmp_path, **{name: 0})
 
 
 class Watched(Digits):
-    """Notes which images are read; fails with `KeyboardInterrupt` after `left` of them."""
+    """Record which images are read; raise KeyboardInterrupt after `left` images."""
 
     def __init__(self):
         super().__init__()
@@ -359,7 +359,7 @@ def test_a_reducer_fitted_on_another_encoder_is_refused(tmp_path, encoder, image
 
 
 class Averages(Reducer):
-    """A reducer with a fit of its own: R group means, less their average over all that it was fitted to."""
+    """A reducer with its own fit: R group means minus their average over the training features."""
 
     def __init__(self, *, rank=2):
         super().__init__(rank=rank)
@@ -395,7 +395,7 @@ def test_a_reducer_with_a_fit_of_its_own_is_given_the_whole_sample_by_one_rank(t
 
 
 class Percentiles(Averages):
-    """Tensors whose number and type the fit decides, in buffers that are None until then."""
+    """A reducer whose fit sets buffers that are None before."""
 
     def __init__(self, *, rank=2):
         super().__init__(rank=rank)
@@ -451,7 +451,7 @@ class AttributeOfMoments(PCA):
     ("reducer_class", "reason"),
     [
         (RegisteredLate, r"cannot be restored from its state: ADVICE \(.*Unexpected key.*scale"),
-        (Attribute, "restored from its state gives other values than the one that was fitted: ADVICE$"),
+        (Attribute, "restored from its state computes other values than the fitted one: ADVICE$"),
         (AttributeOfMoments, r"cannot be restored from its state: ADVICE \(.*no attribute 'trace'"),
     ],
 )
@@ -476,7 +476,7 @@ class Forgetful(DomainEncoder):
 def test_an_encoder_whose_state_is_not_all_that_it_learned_is_refused_at_the_fit(tmp_path, images):
     codec = tiny_codec()
     codec.representations["domain"].encoder = Forgetful(width=8, depth=1, image_size=8, num_steps=2, batch_size=16)
-    with pytest.raises(ValueError, match="Forgetful restored from its state gives other values"):
+    with pytest.raises(ValueError, match="Forgetful restored from its state computes other values"):
         prepare(codec=codec, dataset=images, cache_dir=tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""A cache in object storage gives what the same cache on disk gives, in bounded space, whatever the store does."""
+"""A streamed cache returns the same rows as a cache on disk, in bounded space, despite failures of the store."""
 
 import json
 import shutil
@@ -58,7 +58,7 @@ def shards(server):
 
 
 def open_stream(url, tmp_path, num_shards=12, **settings):
-    """With room for so many of the shards."""
+    """Open a stream with space for this number of shards."""
     settings = {"max_bytes": num_shards * BYTES, "window": WINDOW} | settings
     return CacheStream(url, folder=tmp_path / "local", **settings)
 
@@ -101,7 +101,7 @@ def url(request, folder):
 
 
 def test_batches_are_bit_equal_to_those_of_the_cache_on_disk(url, folder, tmp_path):
-    """Over two epochs, with mirrors."""
+    """Return the batches of two epochs, with mirroring."""
     assert_equal(read(open_stream(url, tmp_path)), read(local(folder)))
 
 
@@ -131,7 +131,7 @@ def test_what_fits_as_a_whole_is_fetched_once_in_all(serve, folder, tmp_path):
 
 
 def mapped(tmp_path):
-    """Shards that this process maps, by the inode of their files, as the system sees it."""
+    """Return the inodes of the shards that this process maps, from /proc."""
     lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
     return {line[4] for line in lines if len(line) > 5 and str(tmp_path / "local") in line[5]}
 
@@ -193,15 +193,15 @@ def damage(path):
 @pytest.mark.parametrize(
     ("harm", "what"),
     [
-        (Path.unlink, r"is not there \(FileNotFoundError"),
-        (damage, "unreachable in 4 attempts.*its SHA-256 is not the manifest's: damaged, or of another cache"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-5]), r"unreachable in 4 .*\d+ bytes came instead of \d+"),
+        (Path.unlink, r"does not exist \(FileNotFoundError"),
+        (damage, "unreachable in 4 attempts.*its SHA-256 differs from the manifest: it is damaged"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-5]), r"unreachable in 4 .*received \d+ bytes instead of"),
     ],
     ids=["missing", "damaged", "truncated"],
 )
 def test_a_shard_that_stays_bad_is_named_with_url_cause_and_remedy(copied, tmp_path, harm, what):
     harm(copied / "shard-00012.safetensors")
-    message = rf"published/shard-00012.safetensors.*{what}.*copy the cache to .*published"
+    message = rf"published/shard-00012.safetensors.*{what}.*copy the complete cache to .*published"
     with pytest.raises(Unreachable, match=message):
         read(open_stream(str(copied), tmp_path))
 
@@ -209,14 +209,14 @@ def test_a_shard_that_stays_bad_is_named_with_url_cause_and_remedy(copied, tmp_p
 def test_a_server_without_the_right_to_read_is_not_asked_again(serve, folder, tmp_path):
     server = serve(folder)
     server.failures, server.status = 99, 403
-    with pytest.raises(Unreachable, match="manifest.json: access is denied .*403.*credentials are those of"):
+    with pytest.raises(Unreachable, match="manifest.json: access denied .*403.*set the credentials"):
         open_stream(server.url, tmp_path)
     assert server.names() == ["manifest.json"]
 
 
 def test_a_url_without_a_cache_is_refused_at_once(serve, folder, tmp_path):
     server = serve(folder)
-    with pytest.raises(Unreachable, match=r"elsewhere/manifest.json is not there .*Is this the URL of the cache's own"):
+    with pytest.raises(Unreachable, match=r"elsewhere/manifest.json does not exist .*Check that the URL is the"):
         open_stream(f"{server.url}/elsewhere", tmp_path)
     assert len(server.requests) == 1
 
@@ -224,7 +224,7 @@ def test_a_url_without_a_cache_is_refused_at_once(serve, folder, tmp_path):
 @pytest.mark.parametrize("content", ["{", '{"format": 1}'])
 def test_a_manifest_that_is_none_is_refused(copied, tmp_path, content):
     (copied / "manifest.json").write_text(content)
-    with pytest.raises(BrokenArtefact, match=r"published/manifest.json .*copy the cache to .*published again, whole"):
+    with pytest.raises(BrokenArtefact, match=r"published/manifest.json .*copy the complete cache to .*published again"):
         open_stream(str(copied), tmp_path)
 
 
@@ -241,12 +241,12 @@ def test_a_learned_state_that_was_altered_is_refused(copied, tmp_path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(BrokenArtefact, match="learned.safetensors was altered after it was written: copy the cache"):
+    with pytest.raises(BrokenArtefact, match="learned.safetensors was altered after it was written: copy the"):
         open_stream(str(copied), tmp_path).learned_state()
 
 
 def test_too_little_room_is_refused_before_anything_is_fetched(folder, tmp_path):
-    what = r"prepare.local_gib = 0.00 is too little .* Raise it, or lower prepare.window_images = 40"
+    what = r"prepare.local_gib = 0.00 is too small .* Raise it, or lower prepare.window_images = 40"
     with pytest.raises(ValueError, match=what):
         open_stream(str(folder), tmp_path, num_shards=7)
 
@@ -280,7 +280,7 @@ def test_leaving_early_stops_fetching(serve, folder, tmp_path):
 
 
 def test_preparing_takes_what_the_codec_had_learned_from_the_cache(folder, codec, tmp_path):
-    """So that neither images nor fits are needed where training runs."""
+    """Training then needs neither images nor fits."""
     fresh = tiny_codec()
     stream = prepare(
         codec=fresh, dataset=None, cache_dir=tmp_path, cache_url=str(folder), mirror=True, window_images=WINDOW
@@ -292,15 +292,15 @@ def test_preparing_takes_what_the_codec_had_learned_from_the_cache(folder, codec
 
 def test_a_stream_of_another_codec_is_refused(folder, images, tmp_path):
     other = JointCodec(autoencoder=Pixels(channels=3))
-    with pytest.raises(ValueError, match="was made with another codec"):
+    with pytest.raises(ValueError, match="was computed with another codec"):
         prepare(codec=other, dataset=images, cache_dir=tmp_path, cache_url=str(folder), mirror=True)
 
 
 def test_a_stream_of_other_images_or_without_the_mirrored_ones_is_refused(folder, images, codec, tmp_path):
     settings = {"codec": codec, "cache_dir": tmp_path, "cache_url": str(folder)}
-    with pytest.raises(ValueError, match="was not made from the images of train.dataset"):
+    with pytest.raises(ValueError, match="was not computed from the images of train.dataset"):
         prepare(dataset=images.without([0]), mirror=True, **settings)
-    with pytest.raises(ValueError, match="was made with prepare.mirror = True: set that, not False"):
+    with pytest.raises(ValueError, match="was computed with prepare.mirror = True, not False: set"):
         prepare(dataset=images, **settings)
 
 
@@ -311,5 +311,5 @@ def test_without_images_and_without_a_stream_there_is_nothing_to_prepare(codec, 
 
 @pytest.mark.parametrize("value", [0, -1.0, "64"])
 def test_room_that_is_no_positive_number_is_refused(folder, codec, tmp_path, value):
-    with pytest.raises(ValueError, match="^prepare.local_gib = .*: a number greater than 0 is needed$"):
+    with pytest.raises(ValueError, match="^prepare.local_gib = .* must be a number greater than 0$"):
         prepare(codec=codec, dataset=None, cache_dir=tmp_path, cache_url=str(folder), local_gib=value)

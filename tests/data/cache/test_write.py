@@ -1,4 +1,4 @@
-"""Filling the cache: against encoding each batch, both mirrors; interruptions, damage, values that are not finite."""
+"""Writing a cache: equal to encoding each batch, with mirroring; interruptions, damage, non-finite values."""
 
 import io
 import json
@@ -38,7 +38,7 @@ def encoder(images):
 
 @pytest.fixture(scope="module")
 def vae_folder(tmp_path_factory):
-    """A random VAE of stride 2 in diffusers' format."""
+    """A random VAE with stride 2 in the format of diffusers."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("vae")
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
@@ -122,7 +122,7 @@ def test_the_unmirrored_half_is_the_unmirrored_cache(tmp_path, codec, images):
 
 def test_mirrors_of_a_cache_without_them_are_refused(tmp_path, codec, images):
     cache = write(tmp_path / "cache", codec, images)
-    with pytest.raises(ValueError, match="holds no mirrored images: set prepare.mirror = True"):
+    with pytest.raises(ValueError, match="has no mirrored images: set prepare.mirror = True"):
         cache.batch([0], mirror=np.array([True]))
 
 
@@ -147,7 +147,7 @@ def test_alignment_features_are_stored_for_both_mirrors(tmp_path, encoder, image
 
 
 class Interrupted(Digits):
-    """Twenty digits, of which `count` can be read before Ctrl-C."""
+    """Twenty digits; reading more than `count` raises KeyboardInterrupt."""
 
     def __init__(self, count):
         super().__init__()
@@ -166,7 +166,7 @@ def contents(folder):
 
 @pytest.fixture
 def interrupted(tmp_path, codec):
-    """A cache folder of which two of three shards were written; the data set that it was made of."""
+    """A cache folder with two of three shards written, and its data set."""
     dataset = Interrupted(2 * BATCH + 1).without(range(COUNT, 1438))
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "cache", codec, dataset)
@@ -247,7 +247,7 @@ def test_what_others_left_in_the_work_folder_is_no_part_of_the_cache(interrupted
 
 @pytest.fixture
 def bars(monkeypatch):
-    """The bars of `write_cache`, each with where it stood."""
+    """The progress bars of `write_cache` and their positions."""
     made = []
 
     class Noted(tqdm):
@@ -290,7 +290,7 @@ def test_a_cache_that_is_there_is_opened_without_encoding(tmp_path, codec, image
 
 
 class Failing(DomainEncoder):
-    """Gives `value` as one feature of every image whose first pixels hold much ink."""
+    """Return `value` as a feature of every image with bright first pixels."""
 
     value = float("nan")
 
@@ -323,14 +323,14 @@ def test_features_that_are_not_finite_are_refused_with_the_images_names(tmp_path
 def test_labels_that_are_no_class_are_refused_before_encoding(tmp_path, codec):
     dataset = Interrupted(0).without(range(COUNT, 1438))
     dataset.num_classes = 5
-    with pytest.raises(ValueError, match="labels run from 0 to 8, but a model of 5 classes"):
+    with pytest.raises(ValueError, match="labels run from 0 to 8, but Interrupted.num_classes = 5"):
         write(tmp_path / "cache", codec, dataset)
 
 
 def test_a_full_disk_is_refused_after_the_first_batch(tmp_path, codec, images, monkeypatch):
     usage = type("Usage", (), {"free": 100})
     monkeypatch.setattr("redi.runtime.shared_work.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(OSError, match="no space for .*cache.work: .* GiB needed, .* prepare.cache_dir"):
+    with pytest.raises(OSError, match="not enough disk space for .*cache.work: .* GiB needed, .* prepare.cache_dir"):
         write(tmp_path / "cache", codec, images)
 
 

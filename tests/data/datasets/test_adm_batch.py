@@ -1,4 +1,4 @@
-"""ADM batches: mapped or unpacked, labelled or not, and what is refused. The contract of data sets: test_datasets."""
+"""ADM batches: mapped or unpacked, labelled or not, and errors. The interface of data sets: test_datasets."""
 
 import io
 import pickle
@@ -58,15 +58,15 @@ def test_a_moved_batch_keeps_its_fingerprint_and_other_pixels_end_it(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"arr_0": IMAGES.astype(np.float32)}, r"arr_0 holds float32 \(6, 4, 4, 3\); images are uint8 \(N, H, W, 3\)"),
-        ({"arr_0": IMAGES[..., :1]}, r"arr_0 holds uint8 \(6, 4, 4, 1\)"),
-        ({"arr_0": IMAGES[0]}, r"arr_0 holds uint8 \(4, 4, 3\)"),
-        ({"arr_0": np.array([{}, {}], dtype=object)}, "arr_0.npy holds Python objects, whose pickles could run code"),
-        ({"arr_1": np.array([{}] * 6, dtype=object)}, "arr_1.npy holds Python objects"),
-        ({"arr_1": np.zeros(5, int)}, r"arr_1 holds int64 \(5,\); the labels of these images are whole numbers \(6,\)"),
-        ({"arr_1": np.zeros(6)}, r"arr_1 holds float64 \(6,\)"),
-        ({"arr_1": np.array([0, 0, -1, 0, 0, 0])}, "arr_1 holds the label -1; labels count from 0"),
-        ({"arr_1": np.array([0, 0, 10**9, 0, 0, 0])}, "the label 1000000000 would mean"),
+        ({"arr_0": IMAGES.astype(np.float32)}, r"arr_0 is float32 \(6, 4, 4, 3\); images must be uint8 \(N, H, W, 3\)"),
+        ({"arr_0": IMAGES[..., :1]}, r"arr_0 is uint8 \(6, 4, 4, 1\)"),
+        ({"arr_0": IMAGES[0]}, r"arr_0 is uint8 \(4, 4, 3\)"),
+        ({"arr_0": np.array([{}, {}], dtype=object)}, "arr_0.npy has Python objects, whose pickles could run code"),
+        ({"arr_1": np.array([{}] * 6, dtype=object)}, "arr_1.npy has Python objects"),
+        ({"arr_1": np.zeros(5, int)}, r"arr_1 is int64 \(5,\); the labels of these images must be integers \(6,\)"),
+        ({"arr_1": np.zeros(6)}, r"arr_1 is float64 \(6,\)"),
+        ({"arr_1": np.array([0, 0, -1, 0, 0, 0])}, "arr_1 has the label -1; number the labels from 0"),
+        ({"arr_1": np.array([0, 0, 10**9, 0, 0, 0])}, "the label 1000000000 means"),
     ],
 )
 def test_arrays_that_are_no_batch_are_refused(tmp_path, arrays, message):
@@ -79,7 +79,7 @@ def test_files_that_are_no_batch_are_refused(tmp_path):
         AdmBatch(path=str(tmp_path / "nowhere.npz"))
     np.savez(tmp_path / "stats.npz", mu=np.zeros(3), sigma=np.eye(3))
     with pytest.raises(
-        ValueError, match="an ADM batch has arr_0, this file mu, sigma; stored statistics are no images"
+        ValueError, match="an ADM batch has arr_0, but this file has mu, sigma; it is a file of statistics"
     ):
         AdmBatch(path=str(tmp_path / "stats.npz"))
     content = saved(tmp_path / "x.npz").read_bytes()
@@ -93,7 +93,7 @@ def test_an_array_that_is_shorter_than_it_says_is_refused(tmp_path):
     np.save(buffer, IMAGES)
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("arr_0.npy", buffer.getvalue()[:-7])
-    with pytest.raises(ValueError, match=r"arr_0.npy is cut short or damaged: 281 bytes instead of the 288"):
+    with pytest.raises(ValueError, match=r"arr_0.npy is truncated or damaged: 281 bytes instead of 288"):
         AdmBatch(path=str(tmp_path / "x.npz"))
 
 

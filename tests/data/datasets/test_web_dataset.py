@@ -1,4 +1,4 @@
-"""Tar shards give what a folder of the same images gives, from every store, and what is wrong with them is named."""
+"""Tar shards of every store return the same images as a folder; errors name the problem."""
 
 import gzip
 import io
@@ -42,7 +42,7 @@ def picture(number: int, kind: str = "png", side: int = 12) -> bytes:
 
 
 def pack(path: Path, *members: tuple[str, bytes | tarfile.TarInfo], kind: int = tarfile.PAX_FORMAT) -> Path:
-    """A tar file of (name, content) or (name, header)."""
+    """Write a tar file of (name, content) or (name, header)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", format=kind) as archive:
         for name, content in members:
@@ -236,25 +236,25 @@ IMAGE = ("a.png", picture(0))
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([IMAGE], "the sample 'a' has no label: neither a.cls nor a a.json with a field.*num_classes = 1"),
+        ([IMAGE], "the sample 'a' has no label: neither a.cls nor a.json with the field.*num_classes = 1"),
         ([IMAGE, ("a.json", record(text="cat"))], "the sample 'a' has no label"),
         ([IMAGE, ("a.jpg", picture(0)), ("a.cls", b"0")], "the sample 'a' has two images, a.png and a.jpg"),
-        ([IMAGE, ("a.cls", b"cat")], "a.cls holds b'cat'; a label is a whole number from 0 on"),
+        ([IMAGE, ("a.cls", b"cat")], "a.cls contains b'cat'; a label must be an integer of at least 0"),
         ([IMAGE, ("a.cls", b"-1")], "a.cls holds b'-1'"),
         ([IMAGE, ("a.cls", b"")], "a.cls holds b''"),
-        ([IMAGE, ("a.cls", b"1000000")], "the label 1000000 would mean 1000001 classes"),
-        ([IMAGE, ("a.cls", bytes(2**20 + 1))], "a.cls has 1,048,577 bytes; a label has at most"),
-        ([IMAGE, ("a.json", record(label=1.0))], "a.json: 'label' is 1.0; a label is a whole"),
+        ([IMAGE, ("a.cls", b"1000000")], "the label 1000000 means 1000001 classes"),
+        ([IMAGE, ("a.cls", bytes(2**20 + 1))], "a.cls has 1,048,577 bytes; a label file may have"),
+        ([IMAGE, ("a.json", record(label=1.0))], "a.json: 'label' is 1.0; a label must be an integer"),
         ([IMAGE, ("a.json", record(label=True))], "a.json: 'label' is True"),
         ([IMAGE, ("a.json", b"[" * 100_000)], "a.json is not JSON"),
-        ([*sample("a", 0), *sample("b", 0), *sample("a", 1)], "the key 'a' comes more than once"),
-        ([("a.cls", b"0")], "the sample 'a' has no image, but a.cls"),
-        ([("a.0001.png", picture(0)), ("a.cls", b"0")], "has no image, but a.0001.png; its key ends at the first dot"),
-        ([("a.png", b""), ("a.cls", b"0")], "a.png has 0 bytes; an image has 1 to 268,435,456"),
-        ([("a.png", device(tarfile.SYMTYPE))], "a.png is no plain file; links, devices and sparse files are not"),
-        ([("a.png", device(tarfile.LNKTYPE))], "a.png is no plain file"),
-        ([("a.png", device(tarfile.CHRTYPE))], "a.png is no plain file"),
-        ([("a.txt", b"x")], "holds no images: members must be called key.jpg, .jpeg, .png or .webp"),
+        ([*sample("a", 0), *sample("b", 0), *sample("a", 1)], "the key 'a' occurs more than once"),
+        ([("a.cls", b"0")], "the sample 'a' has a.cls, but no image"),
+        ([("a.0001.png", picture(0)), ("a.cls", b"0")], "has a.0001.png, but no image; a key ends at the first dot"),
+        ([("a.png", b""), ("a.cls", b"0")], "a.png has 0 bytes; an image must have 1 to 268,435,456"),
+        ([("a.png", device(tarfile.SYMTYPE))], "a.png is not a regular file; links, devices and sparse files are not"),
+        ([("a.png", device(tarfile.LNKTYPE))], "a.png is not a regular file"),
+        ([("a.png", device(tarfile.CHRTYPE))], "a.png is not a regular file"),
+        ([("a.txt", b"x")], "has no images: members must be named key.jpg, .jpeg, .png or .webp"),
         ([], "holds no images"),
     ],
 )
@@ -285,7 +285,7 @@ def test_archives_cut_short_anywhere_are_refused(pair, tmp_path):
     whole = (pair[1] / "train-000.tar").read_bytes()
     for length in [0, 100, 512, 700, 1024, 1500, 2048, 4000, 6144, len(whole.rstrip(b"\0"))]:
         (tmp_path / "a.tar").write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"a\.tar (is cut short|is no intact tar|is damaged or cut short)"):
+        with pytest.raises(ValueError, match=r"a\.tar (is truncated|is not an intact tar|is damaged or truncated)"):
             WebDataset(shards=str(tmp_path / "a.tar"))
 
 
@@ -295,9 +295,9 @@ def test_other_archives_and_joined_ones_are_refused(pair, tmp_path):
     (tmp_path / "b.tar").write_bytes(whole + whole)
     (tmp_path / "c.tar").write_bytes(b"PK\3\4" + bytes(range(256)) * 8)
     for name, message in {
-        "a.tar.gz": r"is compressed \(gzip\); its images cannot be read at random places: unpack it",
-        "b.tar": "goes on after its end mark, as tar files that were joined do",
-        "c.tar": "is no intact tar file",
+        "a.tar.gz": r"is compressed \(gzip\); images cannot be read at random positions: decompress it",
+        "b.tar": "has data after its end mark, like concatenated tar files",
+        "c.tar": "is not an intact tar file",
     }.items():
         with pytest.raises(ValueError, match=f"{name} {message}"):
             WebDataset(shards=str(tmp_path / name))
@@ -309,7 +309,7 @@ def test_other_archives_and_joined_ones_are_refused(pair, tmp_path):
 @given(place=st.integers(0, 9000), value=st.integers(0, 255))
 @pytest.mark.parametrize("repair", [False, True])
 def test_a_damaged_byte_gives_a_refusal_or_images(pair, tmp_path, repair, place, value):
-    """`repair`: the checksum of the header is made to fit again, as an attacker would."""
+    """Change a header; `repair` updates its checksum, as an attacker would."""
     content = bytearray((pair[1] / "train-000.tar").read_bytes())
     place %= len(content)
     content[place] = value
@@ -337,7 +337,7 @@ def test_unreadable_images_are_named_with_shard_and_key(tmp_path):
 
 
 def test_labels_beyond_the_models_classes_are_refused_by_the_audit(pair):
-    with pytest.raises(AuditError, match=r"first train-002.tar/2/0\): it needs WebDataset.num_classes = 3"):
+    with pytest.raises(AuditError, match=r"first train-002.tar/2/0\): set WebDataset.num_classes = 3"):
         audit(WebDataset(shards=f"{pair[1]}/*.tar", num_classes=2), batch_size=2)
 
 
@@ -361,7 +361,7 @@ def test_a_store_that_fails_for_good_is_no_unreadable_image(serve, pair):
         with pytest.raises(Unreachable, match=r"train-000.tar: unreachable in 4 attempts, the last: .*503"):
             read()
     server.status = 403
-    with pytest.raises(Unreachable, match=r"train-000.tar: access is denied .*403.*credentials are those of"):
+    with pytest.raises(Unreachable, match=r"train-000.tar: access denied .*403.*set the credentials"):
         data.batch([0])
 
 
@@ -369,7 +369,7 @@ def test_a_store_that_fails_for_good_is_no_unreadable_image(serve, pair):
 def test_a_server_without_ranges_is_refused(serve, pair, indexed):
     server = serve(pair[1])
     server.ranges = indexed
-    with pytest.raises(Unreachable, match="train-000.tar: the server does not give parts of a file.*copy the"):
+    with pytest.raises(Unreachable, match="train-000.tar: the server does not support range requests.*copy the"):
         data = WebDataset(shards=f"{server.url}/train-000.tar")
         server.ranges = False
         data.batch([1])
@@ -382,21 +382,21 @@ def test_a_shard_that_vanished_or_shrank_is_named(pair, tmp_path):
     with pytest.raises(Unreachable, match="train-000.tar.* the file has become shorter"):
         data.batch([3])
     path.unlink()
-    with pytest.raises(Unreachable, match="train-000.tar is not there"):
+    with pytest.raises(Unreachable, match="train-000.tar does not exist"):
         data.batch([3])
 
 
 @pytest.mark.parametrize(
     ("shards", "error", "message"),
     [
-        ("{tmp}/*.tar", ValueError, r"WebDataset.shards = '.*': no shard is there that fits /.*\*.tar"),
-        ("{tmp}/a.tar", Unreachable, r"WebDataset.shards = '.*a.tar': .*a.tar is not there"),
-        ("{tmp}", ValueError, r"is a folder; for the shards in it, write .*/\*.tar"),
-        ([], ValueError, "it is a path, a URL, or a list of them"),
-        (7, ValueError, "it is a path, a URL, or a list of them"),
+        ("{tmp}/*.tar", ValueError, r"WebDataset.shards = '.*': no shard matches /.*\*.tar"),
+        ("{tmp}/a.tar", Unreachable, r"WebDataset.shards = '.*a.tar': .*a.tar does not exist"),
+        ("{tmp}", ValueError, r"is a folder; to use the shards in it, write .*/\*.tar"),
+        ([], ValueError, "must be a path, a URL, or a list of them"),
+        (7, ValueError, "must be a path, a URL, or a list of them"),
         ("nowhere://x.tar", ValueError, "WebDataset.shards = 'nowhere://x.tar': Protocol not known: nowhere"),
-        (["memory://a.tar", "/b.tar"], ValueError, "all shards must lie in one kind of store"),
-        ("a-{9..1}.tar", ValueError, r"\{9..1\} must run upwards"),
+        (["memory://a.tar", "/b.tar"], ValueError, "all shards must be in the same kind of store"),
+        ("a-{9..1}.tar", ValueError, r"\{9..1\} must count upwards"),
         ("a-{0..99999999}.tar", ValueError, "at most 1,000,000 shards"),
     ],
 )

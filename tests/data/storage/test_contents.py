@@ -1,4 +1,4 @@
-"""Folders that were copied, touched or edited: the same bytes are the same data set, and other bytes are another."""
+"""Copied, touched and edited folders: equal content is the same data set, other content is another."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    """Six bitmaps, whose sizes are equal whatever they show."""
+    """Six bitmaps of equal size and different content."""
     for seed in range(6):
         file = tmp_path / "images" / ("cat", "dog")[seed % 2] / f"{seed}.bmp"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def touch(root: Path, seconds: int = 5) -> None:
 
 @pytest.fixture
 def reads(monkeypatch) -> list[Path]:
-    """Every file that is read to be hashed."""
+    """The list of files that are read for hashing."""
     from redi.data.storage import contents
 
     files = []
@@ -47,7 +47,7 @@ def reads(monkeypatch) -> list[Path]:
 
 
 def both(root: Path) -> tuple[str, str]:
-    """Once it was looked at as an audit does."""
+    """Return the data set after an audit has read it."""
     data = ImageFolder(path=str(root))
     return data.fingerprint(), data.content_fingerprint()
 
@@ -103,4 +103,4 @@ def test_a_damaged_memory_is_written_again(root, cache, caplog):
 def test_a_cache_folder_that_cannot_be_made_is_no_hindrance(root, monkeypatch, caplog):
     first = both(root)
     monkeypatch.setenv("REDI_CACHE", str(root / "cat" / "0.bmp" / "cache"))
-    assert both(root) == first and "is not remembered" in caplog.text
+    assert both(root) == first and "hashes of the image files are not stored" in caplog.text

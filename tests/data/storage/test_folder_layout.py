@@ -1,4 +1,4 @@
-"""Folders that mean something else than their top folders say: refused with the binding to change, or told of."""
+"""Folders whose top-level folders are not classes: an error names the binding to change, or a warning is given."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from redi.data.audit import audit, describe
+from redi.data.audit import audit, format_audit
 from redi.data.datasets.image_folder import ImageFolder
 
 
@@ -45,7 +45,7 @@ MISTAKES = {
     "parts": (["train/cat/1.png", "val/cat/2.png"], {}, "not classes. Bind ImageFolder.path = '{}/train'"),
     "the other part": (
         ["train/cat/1.png", "val/cat/2.png"], {},
-        "evaluate with val instead, bind also held_out/ImageFolder.path = '{}/val'",
+        "evaluate on val instead, also bind held_out/ImageFolder.path = '{}/val'",
     ),  # fmt: skip
     "parts without classes": (["Train/1.png", "test/2.png", "valid/3.png"], {}, "path = '{}/Train'"),
     "a folder around the classes": (["pets/cat/1.png", "pets/dog/2.png"], {}, "ImageFolder.path = '{}/pets'; or"),
@@ -74,7 +74,7 @@ def test_a_folder_inside_of_a_zip_is_the_folder_that_it_was_packed_from(tmp_path
     inside, folder = ImageFolder(path=f"{zipped(root)}/pets"), ImageFolder(path=str(root / "pets"))
     assert inside.names == folder.names and inside.labels.tolist() == folder.labels.tolist() == [1, 0, 0]
     assert all(np.array_equal(inside.load(i), folder.load(i)) for i in range(3))
-    with pytest.raises(ValueError, match="holds no images"):
+    with pytest.raises(ValueError, match="has no images"):
         ImageFolder(path=f"{root}.zip/pet")
 
 
@@ -93,24 +93,24 @@ def test_what_is_left_out_is_counted_and_what_looks_like_an_image_is_warned_of(t
     record = audit(data, batch_size=2)[1]
     heic, metadata = record["warnings"]
     assert "2 .heic; convert" in heic and "cat/metadata.jsonl is not read" in metadata
-    table = describe(json.loads(json.dumps(record)))
-    assert "taken for         2 classes, 0 = 'cat', 1 = 'dog'\n" in table and ".heic: 2, .txt: 1" in table
+    table = format_audit(json.loads(json.dumps(record)))
+    assert "read as           2 classes, 0 = 'cat', 1 = 'dog'\n" in table and ".heic: 2, .txt: 1" in table
 
 
 def test_a_folder_without_images_tells_what_it_holds(tmp_path):
     (tmp_path / "a.heic").write_text(""), (tmp_path / "b.heic").write_text("")
-    with pytest.raises(ValueError, match="holds no images; names must end .* not 2 .heic"):
+    with pytest.raises(ValueError, match="has no images; names must have .* not 2 .heic"):
         ImageFolder(path=str(tmp_path))
 
 
 def test_many_classes_are_told_by_the_first_and_the_last(tmp_path):
-    assert "11 classes, 0 = '0', 1 = '1', 2 = '2', ..., 10 = '10'" in describe(
+    assert "11 classes, 0 = '0', 1 = '1', 2 = '2', ..., 10 = '10'" in format_audit(
         audit(ImageFolder(path=str(images(tmp_path, *NUMBERS))), batch_size=2)[1]
     )
     record = audit(ImageFolder(path=str(tmp_path), num_classes=1), batch_size=2)[1]
-    assert "taken for         images without labels\n" in describe(record)
+    assert "read as           images without labels\n" in format_audit(record)
     del record["class_names"]  # of an earlier version
-    assert describe(record | {"num_classes": 2})
+    assert format_audit(record | {"num_classes": 2})
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9/1.png", b"cat/caf\xe9.png"], ids=["class", "file"])

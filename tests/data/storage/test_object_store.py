@@ -1,4 +1,4 @@
-"""Ranges of bytes come back whole, with few requests."""
+"""Byte ranges are read completely, with few requests."""
 
 import fsspec
 import numpy as np
@@ -11,7 +11,7 @@ from redi.data.storage.object_store import PIECE_BYTES, ObjectStore
 
 
 class CountingStore:
-    """A file system without content that records which ranges it is asked for."""
+    """A file system without content that records the requested ranges."""
 
     def __init__(self):
         self.ranges = []

@@ -259,7 +259,7 @@ def test_executable_files_of_other_names_are_not_run(script, tmp_path):
     for name in ("weights.pt", "weights.pth"):
         path = tmp_path / name
         path.write_bytes(script.read_bytes())
-        with pytest.raises(ValueError, match=f"Inception.weights: {path} is truncated, or holds something else"):
+        with pytest.raises(ValueError, match=f"Inception.weights: {path} is truncated or not a file of tensors"):
             Inception(weights=str(path)).load()
 
 

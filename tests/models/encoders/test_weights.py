@@ -124,7 +124,7 @@ def test_code_in_a_file_does_not_run_where_the_readers_of_timm_and_torch_would_r
     timm.models.load_state_dict(str(path))
     assert "code ran" in capsys.readouterr().out
     for use in (DINOv2.load, DINOv2.provenance):
-        with pytest.raises(ValueError, match="beside tensors it holds builtins.print"):
+        with pytest.raises(ValueError, match="besides tensors it contains builtins.print"):
             use(tiny_encoder("DINOv2", weights=str(path)))
     assert "code ran" not in capsys.readouterr().out
 
@@ -145,11 +145,11 @@ def test_a_path_to_nothing_is_refused(tmp_path, tiny_encoder):
 
 
 def test_a_folder_with_no_or_several_weights_files_is_refused(tmp_path, tiny_encoder):
-    with pytest.raises(ValueError, match="a folder that holds no file that ends in .safetensors"):
+    with pytest.raises(ValueError, match="a folder with no file with the suffix .safetensors"):
         tiny_encoder("DINOv2", weights=str(tmp_path)).load()
     for name in ("a.pth", "b.bin", "readme.md"):
         (tmp_path / name).write_text("")
-    with pytest.raises(ValueError, match="a folder that holds a.pth, b.bin: name one weights file"):
+    with pytest.raises(ValueError, match="a folder with a.pth, b.bin: give the path of one weights file"):
         tiny_encoder("DINOv2", weights=str(tmp_path)).load()
 
 

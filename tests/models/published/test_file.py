@@ -103,7 +103,7 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path, where):
     else:
         torch.save(code, path, _use_new_zipfile_serialization=where == "alone")
     with pytest.raises(
-        ValueError, match="posix.system, and reading such objects can run code"
+        ValueError, match="posix.system, and loading such objects can run code"
     ):
         read_published(path)
     assert not ran.exists()
@@ -115,7 +115,7 @@ def test_every_class_that_is_not_let_in_is_named(tmp_path):
         tmp_path / "x.pt",
     )
     with pytest.raises(
-        ValueError, match=r"pathlib.PosixPath, torch.nn.modules.linear.Linear.*save the state dict alone"
+        ValueError, match=r"pathlib.PosixPath, torch.nn.modules.linear.Linear.*save only the state dict"
     ):
         read_published(tmp_path / "x.pt")
 
@@ -183,5 +183,5 @@ def test_something_else_than_named_tensors_is_refused(tmp_path, content, message
 def test_a_missing_file_and_a_folder_are_told_apart(tmp_path):
     with pytest.raises(ValueError, match="absent.pt is not a file or folder"):
         read_published(tmp_path / "absent.pt")
-    with pytest.raises(ValueError, match="is a folder that holds no file that ends in"):
+    with pytest.raises(ValueError, match="is a folder with no file with the suffix"):
         read_published(tmp_path)

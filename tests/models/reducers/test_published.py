@@ -207,7 +207,7 @@ def test_a_hostile_file_is_refused_and_not_executed(tmp_path):
             return os.system, (f"touch {tmp_path / 'executed'}",)
 
     path = written(tmp_path / "f.pth", fitted(mean=Hostile()))
-    with pytest.raises(ValueError, match=r"f\.pth was refused: beside tensors it holds posix\.system"):
+    with pytest.raises(ValueError, match=r"f\.pth was refused: besides tensors it contains posix\.system"):
         imported(path)
     assert not (tmp_path / "executed").exists()
     pickle.loads(pickle.dumps(Hostile()))  # that it would have worked
