@@ -129,24 +129,27 @@ def test_a_gpu_that_is_not_there_is_refused_before_encoding(refused):
 
 
 RESULTS = {
-    "unknown weights": ("sample.weights = 'emma'", "sample.weights = 'emma': it is 'ema' or 'model'"),
-    "a label beyond the classes": ("sample.labels = [99]", "sample.labels = [99]: it is 'equal', 'random'"),
+    "unknown weights": ("sample.weights = 'emma'", "sample.weights = 'emma': it must be 'ema' or 'model'"),
+    "a label beyond the classes": ("sample.labels = [99]", "sample.labels = [99]: it must be 'equal', 'random'"),
     "no labels": ("sample.labels = []", "sample.labels = []"),
     "no images": ("sample.num_images = 0", "sample.num_images = 0: a whole number"),
     "another network": ("evaluate.networks = [@reducers.PCA()]", "evaluate.networks takes one of encoders"),
     "a network without a list": (
         "evaluate.networks = @evaluator/encoders.DomainEncoder()",
-        "evaluate.networks takes a list: set, for example, [encoders.DomainEncoder()]",
+        "evaluate.networks is not a list: set, for example, [encoders.DomainEncoder()]",
     ),
     "two networks alike": (
         "evaluate.networks = [@evaluator/encoders.DomainEncoder(), @encoders.DomainEncoder()]",
-        "evaluate.networks names two networks alike, and so their metrics: domain_network",
+        "evaluate.networks has two networks whose metrics have the same names: domain_network",
     ),
     "the encoder alone": (
         "evaluate.networks = [@encoders.DomainEncoder()]",
         "one of evaluate.networks has the same settings, and so the same weights, as the DomainEncoder whose features",
     ),
-    "an unknown metric": ("evaluate.metrics = ['frechet']", "evaluate.metrics names 'frechet'; there are frechet_dist"),
+    "an unknown metric": (
+        "evaluate.metrics = ['frechet']",
+        "evaluate.metrics: unknown metric 'frechet'; choose from frechet_dist",
+    ),
     "a metric without a list": (
         "evaluate.metrics = 'recall'",
         "; write ['recall']",
@@ -155,19 +158,19 @@ RESULTS = {
     "a batch of none": ("generate.batch_size = 0", "generate.batch_size = 0: a whole number of at least 1 is needed"),
     "a rate below zero": ("AdamW.lr = -1e-3", "train.optimizer: AdamW refuses its settings: Invalid learning"),
     "a seed below zero": ("sample.seeds = (0, -1)", "sample.seeds = (0, -1): a seed is an integer in 0"),
-    "a seed twice": ("sample.seeds = (1, 1)", "sample.seeds = (1, 1): a list of different whole numbers"),
+    "a seed twice": ("sample.seeds = (1, 1)", "sample.seeds = (1, 1): it must be a list of distinct integers"),
     "weights of a metric that are nowhere": (
         "evaluate.networks = [@encoders.Inception()]\nInception.weights = 'nowhere.pth'",
         "Inception.weights = 'nowhere.pth'",
     ),
     "a reference of another resolution": (
         "held_out/Digits.image_size = 16",
-        "evaluate.reference holds images of 16 pixels, the samples have 8",
+        "evaluate.reference has images of 16 pixels, but the samples have 8",
     ),
     "no statistics": (
         "evaluate.reference = @StoredStatistics()\nStoredStatistics.path = 'nowhere.npz'\n"
         "StoredStatistics.network = 'clean'",
-        "StoredStatistics.path = 'nowhere.npz' is no file",
+        "StoredStatistics.path = 'nowhere.npz' is not a file",
     ),
     "an empty reference": ("held_out/Digits.held_out_fraction = 0.001", "evaluate.reference holds 0 images"),
     "all digits": ("held_out/Digits.split = 'all'", "evaluate.reference shares 179 images with the training data"),
