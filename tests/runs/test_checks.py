@@ -172,7 +172,7 @@ RESULTS = {
         "StoredStatistics.network = 'clean'",
         "StoredStatistics.path = 'nowhere.npz' is not a file",
     ),
-    "an empty reference": ("held_out/Digits.held_out_fraction = 0.001", "evaluate.reference holds 0 images"),
+    "an empty reference": ("held_out/Digits.held_out_fraction = 0.001", "evaluate.reference has 0 images"),
     "all digits": ("held_out/Digits.split = 'all'", "evaluate.reference shares 179 images with the training data"),
     "another split": ("held_out/Digits.split_seed = 5", "images with the training data (digit "),
 }
@@ -185,7 +185,7 @@ def test_what_sampling_and_evaluating_would_refuse_is_refused_before_encoding(re
 
 def test_a_reference_of_one_image_is_refused_before_encoding(refused, tmp_path):
     text = refused(*images(tmp_path / "images", "0/only.png"))
-    assert text.startswith("evaluate.reference holds 1 images, and a distance needs two")
+    assert text.startswith("evaluate.reference has 1 images, but a distance needs two")
     assert "ImageFolder.held_out_fraction" in text
 
 
