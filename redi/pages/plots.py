@@ -14,7 +14,7 @@ COLOURS = ("#0072b2", "#c44e00", "#00805c", "#a8437f", "#6b4fa0", "#806000", "#4
 TEXT, GRID = "#57606a", "#d0d7de"
 VARIABLES = {colour: f"var(--s{i})" for i, colour in enumerate(COLOURS)} | {TEXT: "var(--soft)", GRID: "var(--line)"}
 DASHES = (None, (6, 3), (2, 3), (8, 3, 2, 3))
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # so that `$` in a name is a dollar sign
     "lines.scale_dashes": False,
     "path.simplify_threshold": 0.5,  # pixels; long logs have more points than the picture has pixels

@@ -30,10 +30,11 @@ def sweep_panels(results: SweepResults, metrics: Iterable[str]) -> list[Panel]:
         levels = []
         for group in results.groups:
             x, label = places[group.name]
-            mean = group.mean(metric)
-            if mean is not None and x is None:
+            if (mean := group.mean(metric)) is None:
+                continue
+            if x is None:
                 levels.append(Series(label, [], [mean], level=True))
-            elif mean is not None:
+            else:
                 line = lines.setdefault(label or axis.rpartition(".")[2], [])
                 line.append((x, mean, group.spread(metric) or 0.0))
         curves = []

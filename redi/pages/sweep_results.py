@@ -5,6 +5,7 @@ import statistics
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TypeGuard
 
 from redi.pages.files import Folder
 from redi.pages.wording import is_number
@@ -125,7 +126,7 @@ class SweepResults:
         """{name of a point that is not done: the reason in one line}."""
         return {p.name: p.error.partition("\n\n")[0] or "not done" for p in self.points if p.status != "done"}
 
-    def num_samples(self, metric: str) -> list[int]:
+    def num_samples(self, metric: str) -> list[float]:
         """Return the distinct numbers of samples of this metric, ascending."""
         counts = {point.metrics[metric].get("num_samples") for point in self.points if metric in point.metrics}
         return sorted(count for count in counts if is_number(count))
@@ -162,6 +163,6 @@ def read_result(folder: Path) -> dict | None:
     return None
 
 
-def _is_folder_name(name: object) -> bool:
+def _is_folder_name(name: object) -> TypeGuard[str]:
     """Return whether a name is that of a folder in the sweep, and not a path that leads out of it."""
     return isinstance(name, str) and name not in ("", ".", "..") and "/" not in name and "\0" not in name

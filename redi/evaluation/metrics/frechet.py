@@ -33,6 +33,7 @@ class Gaussian:
         total = Moments()
         for part in parts:
             total.merge(part)
+        assert isinstance(total.mean, Tensor)  # there is at least one part
         return cls(total.mean, total.covariance, total.count)
 
 

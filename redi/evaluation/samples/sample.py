@@ -119,12 +119,11 @@ def check_sampling(
     check_networks(networks)
     if isinstance(labels, str) and labels in SCHEMES:
         return labels
-    if _is_list(labels, int | str):
-        labels = label_numbers(labels, class_names, "sample.labels")
-    if not _is_list(labels, int) or not labels or not all(0 <= label < num_classes for label in labels):
+    numbers = label_numbers(labels, class_names, "sample.labels") if _is_list(labels, int | str) else ()
+    if not _is_list(numbers, int) or not numbers or not all(0 <= label < num_classes for label in numbers):
         what = f"'equal', 'random', 'dataset', 'null', or a list of labels in 0 ... {num_classes - 1} or of class names"
         raise ValueError(f"sample.labels = {labels!r}: it must be {what}")
-    return labels
+    return numbers
 
 
 def check_networks(networks: Sequence[Encoder]) -> None:
