@@ -60,7 +60,8 @@ def query(
     if isinstance(labels, str) and labels not in ("null", "own") or not len(labels):
         raise ValueError(f"query.labels = {labels!r}: it must be 'null', 'own', or a list of labels or class names")
     if num_images < 2 or num_images > len(dataset):
-        raise ValueError(f"query.num_images = {num_images}: it must lie between 2 and the {len(dataset)} images")
+        count = f"the number of images, {len(dataset)}"
+        raise ValueError(f"query.num_images = {num_images}: it must lie between 2 and {count}")
     if sampler is None:
         sampler = Ancestral() if trained.process.num_timesteps else EulerMaruyama(diffusion_norm=10.0)
     if labels == "null" and trained.objective is not None and not trained.objective.label_dropout:

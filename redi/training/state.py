@@ -115,7 +115,7 @@ class TrainingState:
         folder, record, layout = checkpoint
         self._restore(folder, groups or layout, record)
         if record["seed"] != seed:
-            raise ValueError(f"{folder} was trained with train.seed = {record['seed']}, not {seed}")
+            raise ValueError(f"{folder} was trained with train.seed = {record['seed']}, not {seed}: set the same seed")
         if not (same := same_images(dataset, record["dataset"], record.get("dataset_contents"))):
             if same is not None:
                 raise ValueError(

@@ -92,10 +92,10 @@ def _of_file(path: Path, model: DiffusionTransformer) -> tuple[Mapping[str, Tens
         if sum(groups.values()) >= layout.in_channels:
             break
     if sum(groups.values()) != layout.in_channels:
-        count = f"{layout.in_channels} input channels"
-        raise _refusal(path, f"its {count} match no first groups of the model's channels {dict(model.channels)}")
+        what = f"it has {layout.in_channels} input channels, which no first groups of the model's channels"
+        raise _refusal(path, f"{what} {dict(model.channels)} add up to")
     if any(prefix.startswith("projectors.") for prefix in layout.projectors):
-        log.warning("in %s (REPA) time runs from data to noise: set FlowMatching.reversed = True", path)
+        log.warning("in the checkpoint %s (REPA), time runs from data to noise: set FlowMatching.reversed = True", path)
     learned, block = layout.learn_sigma and len(model.fusion.variance_heads) > 0, model.blocks[0]
     assert isinstance(block, Block)
     imported = from_published(

@@ -34,7 +34,8 @@ def inception_score(logits: Features | Tensor, num_splits: int = 10, seed: int |
         logits = Features("samples", {"logits": logits})
     logits = rows(logits, "samples", "logits", least=1)
     if not 1 <= num_splits <= len(logits):
-        raise ValueError(f"inception_score: num_splits = {num_splits}: it must lie between 1 and {len(logits)} samples")
+        count = f"the number of samples, {len(logits)}"
+        raise ValueError(f"inception_score: num_splits = {num_splits}: it must lie between 1 and {count}")
     if seed is not None:
         logits = logits[torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed))]
     bounds = [i * len(logits) // num_splits for i in range(num_splits + 1)]
