@@ -72,9 +72,8 @@ def representation_metrics(
             return []
         if not generated.x.isfinite().all():
             raise ValueError("x of the samples holds NaN or infinite values: sample again before the evaluation")
-        labels = torch.where(
-            generated.labels < dataset.num_classes, generated.labels, -1
-        )  # the null label is not a class
+        # The null label is not a class.
+        labels = torch.where(generated.labels < dataset.num_classes, generated.labels, -1)
         labels = labels if dataset.num_classes > 1 else torch.full_like(labels, -1)
         for name in names:
             space = spaces[name] = EncoderSpace(trained.codec, name, generated.images[:1])
