@@ -131,8 +131,8 @@ def test_a_gradient_reaches_what_began_as_zero(tmp_path):
         ({"width": 64}, r"fusion.embeddings.image.weight is \(64, 4, 2, 2\) there and \(32, 4, 2, 2\) in the model"),
         ({"size": "B/4"}, r"\(32, 4, 4, 4\) there and \(32, 4, 2, 2\) in the model.*DiffusionTransformer.size"),
         ({"mlp_ratio": 2.0}, r"blocks.0.mlp.0.\w+ is \(64"),
-        ({"channels": Channels(image=3)}, "3 (input )?channels|channels {'image': 3}"),
-        ({"channels": Channels(image=6)}, "6 (input )?channels|channels {'image': 6}"),
+        ({"channels": Channels(image=3)}, "3 (input )?channels|channels are {'image': 3}"),
+        ({"channels": Channels(image=6)}, "6 (input )?channels|channels are {'image': 6}"),
     ],
 )
 @pytest.mark.parametrize("kind", ["published", "run"])
