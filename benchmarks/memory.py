@@ -149,7 +149,7 @@ def measure(
 
     from redi.core.ema import EMA
     from redi.runtime.device import Precision
-    from redi.training.memory import Joined
+    from redi.training.memory import JoinedCodec
     from redi.training.step import TrainingStep
 
     before = resident_gib() if device == "cpu" else 0.0
@@ -158,8 +158,9 @@ def measure(
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     model.choose_attention(torch.device(device), dtype)
     step = TrainingStep(
-        codec=Joined(), model=model, objective=objective, optimizer=torch.optim.AdamW(model.parameters(), fused=True),
-        ema=EMA(model=model), precision=Precision(precision, dtype), compiled=way == "compiled",
+        codec=JoinedCodec(), model=model, objective=objective,
+        optimizer=torch.optim.AdamW(model.parameters(), fused=True), ema=EMA(model=model),
+        precision=Precision(precision, dtype), compiled=way == "compiled",
     )  # fmt: skip
     x = torch.randn(batch_size, model.channels.total, *model.grid, device=device)
     for number in range(2):

@@ -73,7 +73,7 @@ def test_an_average_of_an_earlier_step_is_written_where_run_dir_says_and_again(r
         ({"sigma_rel": []}, "--sigma_rel is missing: pass the lengths of the averages, for example"),
         ({"sigma_rel": ["wide"]}, "--sigma_rel=wide: pass numbers separated by commas"),
         ({"sigma_rel": ["0.5"]}, "sigma_rel: 0.5 is no length of an average"),
-        ({"sigma_rel": ["0.1"], "at_step": 5}, "nothing of step 5 is stored"),
+        ({"sigma_rel": ["0.1"], "at_step": 5}, "no snapshot of step 5; the nearest are"),
     ],
 )
 def test_what_cannot_be_made_is_refused(run, call, capsys, flags, message):
@@ -92,7 +92,10 @@ def test_an_average_is_not_trained_on_but_a_training_can_begin_with_it(run, call
     assert call(average, trained_dir=run, run_dir=tmp_path / "average", sigma_rel=["0.1"]) == 0
     longer = (*BINDINGS[:2], "train.num_steps = 8")
     assert call(train, *longer, gin_file=[tiny_gin], run_dir=tmp_path / "average") == 1
-    assert "holds no optimizer: to train on, begin another run" in capsys.readouterr().err
+    assert (
+        "holds no optimizer state, because it was imported or averaged: to continue training, start a new run"
+        in capsys.readouterr().err
+    )
     begun = f"train.initial_weights = '{tmp_path / 'average'}'"
     assert call(train, *longer, begun, gin_file=[tiny_gin], run_dir=tmp_path / "begun") == 0
 

@@ -117,4 +117,4 @@ def test_the_wheel_runs_from_a_foreign_folder(installed, tmp_path):
 
 def test_the_wheel_brings_the_templates_of_pages(installed, tmp_path):
     run(installed, "-c", "from redi.pages.report import report; report('.')", cwd=tmp_path)
-    assert "holds nothing to show yet" in (tmp_path / "report.html").read_text()
+    assert "holds no results yet" in (tmp_path / "report.html").read_text()

@@ -421,11 +421,11 @@ def test_samples_drawn_by_hand_are_drawn_anew_by_the_whole_job(call, tiny_gin, t
     assert call(sample, "generate.sampler = @samplers.Euler()", "Euler.num_evaluations = 3", run_dir=folder)[0] == 0
     assert sampler() == "Euler"
     status, _, errors = call(report, run_dir=folder)
-    assert status == 0 and "metrics.json is of earlier samples and left out" in errors
+    assert status == 0 and "metrics.json is of earlier samples" in errors
     assert '<section id="metrics">' not in (folder / "report.html").read_text()
 
     status, _, errors = call(run, run_dir=folder)
-    assert status == 0 and "--- sample\n" in errors and "left out" not in errors
+    assert status == 0 and "--- sample\n" in errors and "earlier samples" not in errors
     assert sampler() == "EulerMaruyama"
     assert files_of(folder)["samples/part-00000.safetensors"][1] == before["samples/part-00000.safetensors"][1]
     assert '<section id="metrics">' in (folder / "report.html").read_text()

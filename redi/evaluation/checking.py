@@ -1,4 +1,4 @@
-"""What an evaluation refuses: objects of the wrong kind, and a reference that does not go with the data."""
+"""Checks before an evaluation: the kinds of the objects, and whether the reference matches the data."""
 
 from collections.abc import Sequence
 
@@ -17,27 +17,27 @@ def check_evaluation(
     metrics: Sequence[str] = tuple(METRICS),
     max_images: int | None = None,
 ) -> None:
-    """Raises ValueError for objects of the wrong kind, and for a reference that does not go with the data."""
+    """Raise ValueError for objects of the wrong kind, and for a reference that does not match the data."""
     if networks is not None and not isinstance(networks, (list, tuple)):
-        raise ValueError("evaluate.networks takes a list: set, for example, [encoders.DomainEncoder()]")
+        raise ValueError("evaluate.networks is not a list: set, for example, [encoders.DomainEncoder()]")
     for network in networks or ():
         encoders.check(network, "evaluate.networks")
     endings = [ending(network) for network in networks or ()]
     if twice := ", ".join(sorted({name for name in endings if endings.count(name) > 1})):
-        raise ValueError(f"evaluate.networks names two networks alike, and so their metrics: {twice}")
+        raise ValueError(f"evaluate.networks has two networks whose metrics have the same names: {twice}")
     if isinstance(metrics, str):
-        raise ValueError(f"evaluate.metrics = {metrics!r}: it is a list, as {[metrics]!r}")
+        raise ValueError(f"evaluate.metrics = {metrics!r} is not a list: set {[metrics]!r}")
     for name in metrics:
         if name not in METRICS:
-            known = ", ".join(METRICS)
-            raise ValueError(f"evaluate.metrics names {name!r}; there are {known}{did_you_mean(str(name), METRICS)}")
+            hint = did_you_mean(str(name), METRICS)
+            raise ValueError(f"evaluate.metrics: unknown metric {name!r}; choose from {', '.join(METRICS)}{hint}")
     if max_images is not None:
-        check_number("evaluate.max_images", max_images, 2, note="None takes all")
+        check_number("evaluate.max_images", max_images, 2, note="None uses all")
     if isinstance(reference, StoredStatistics):
         if endings and reference.network not in endings and reference.images is None:
             raise ValueError(
-                f"StoredStatistics.network = {reference.network!r}, but evaluate.networks are {', '.join(endings)}"
-                f"{did_you_mean(reference.network, endings)}; or set StoredStatistics.images for the others"
+                f"StoredStatistics.network = {reference.network!r} is not in evaluate.networks: {', '.join(endings)}"
+                f"{did_you_mean(reference.network, endings)}; or set StoredStatistics.images for these networks"
             )
     elif reference is not None:
         datasets.check(reference, "evaluate.reference")
@@ -45,7 +45,7 @@ def check_evaluation(
         learning = [type(network).__name__ for network in networks or () if network.learns_from_data]
         if reference is None or learning:
             what = f"{learning[0]} learns from them" if learning else "evaluate.reference is not bound"
-            raise ValueError(f"evaluation needs the training images, because {what}: bind train.dataset")
+            raise ValueError(f"evaluation needs training images, because {what}: bind train.dataset")
         return
     if (images := images_of(reference)) is not None:
         _check_images(dataset, images)
@@ -55,28 +55,28 @@ def check_evaluation(
 def _check_images(dataset: Dataset, reference: Dataset) -> None:
     if len(reference) < 2:
         raise ValueError(
-            f"evaluate.reference holds {len(reference)} images, and a distance needs two: raise "
+            f"evaluate.reference has {len(reference)} images, but a distance needs two: raise "
             f"{type(reference).__name__}.held_out_fraction in both scopes, or set other images"
         )
     if reference.provenance() == dataset.provenance() and (both := set(reference.names) & set(dataset.names)):
         raise ValueError(
-            f"evaluate.reference shares {len(both)} images with the training data ({sorted(both)[0]}, ...): give "
-            "both the same held_out_fraction and split_seed, and the splits 'train' and 'held_out'"
+            f"evaluate.reference shares {len(both)} images with the training data ({sorted(both)[0]}, ...): set the "
+            "same held_out_fraction and split_seed for both, and the splits 'train' and 'held_out'"
         )
     numbered = reference.class_names == [str(label) for label in range(len(reference.class_names))]
-    unlabelled = len(reference.class_names) < 2 or numbered  # an ADM batch knows no names: its labels are not used
+    unlabelled = len(reference.class_names) < 2 or numbered  # an ADM batch has no class names; its labels are not used
     if not unlabelled and reference.class_names != dataset.class_names:
         raise ValueError(
-            f"evaluate.reference has the classes {', '.join(reference.class_names[:10])}; "
-            f"the training data have {', '.join(dataset.class_names[:10])}: the labels would not mean the same"
+            f"evaluate.reference has the classes {', '.join(reference.class_names[:10])}, but "
+            f"the training data have {', '.join(dataset.class_names[:10])}: use a reference with the same classes"
         )
 
 
 def check_size(size: int, reference: Dataset | StoredStatistics | None, binding: str = "evaluate.reference") -> None:
-    """Raises ValueError for a reference of another resolution than the samples'."""
+    """Raise ValueError if the reference has another resolution than the samples."""
     for one in (reference, images_of(reference)):
         if one is not None and one.image_size not in (None, size):
             raise ValueError(
-                f"{binding} holds images of {one.image_size} pixels, the samples have {size}: a distance "
-                "would measure the resolution. Give both the same Preprocessing.image_size (or the data set's own)"
+                f"{binding} has images of {one.image_size} pixels, but the samples have {size}, so a distance would "
+                "measure the resolution: set the same Preprocessing.image_size (or the data set's own) for both"
             )

@@ -1,8 +1,8 @@
-"""The convergence factor: how many times fewer steps a method needs to reach what a baseline ends with."""
+"""The convergence factor: baseline steps / method steps to reach the baseline's final distance."""
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ PREFIX = "monitor/"
 
 @dataclass
 class Curve:
-    """A distance during one training run: lower is better, and all values are positive."""
+    """A distance during one training run. Lower is better; all values are positive."""
 
     name: str
     steps: np.ndarray  # (M,) ascending
@@ -23,11 +23,14 @@ class Curve:
 
     @property
     def last(self) -> tuple[int, float]:
-        """Its final step and value."""
+        """The final step and value."""
         return int(self.steps[-1]), float(self.values[-1])
 
     def first_step_at(self, target: float) -> float | None:
-        """Where it first comes down to `target`, between two points linear in the logarithm; None: never."""
+        """Return the first step at which the value is at most `target`, or None if it never is.
+
+        Between two points, the logarithm of the value is interpolated linearly.
+        """
         below = np.flatnonzero(self.values <= target)
         if not len(below):
             return None
@@ -40,36 +43,40 @@ class Curve:
 
 
 def read_curve(run_dir: str | Path, metric: str) -> Curve:
-    """What `train.monitor` logged in a run. Raises ValueError where that has no such metric, or it is no distance."""
+    """Read a metric that `train.monitor` logged. Raises ValueError if it is missing or not positive and finite."""
     name = metric if metric.startswith(PREFIX) else PREFIX + metric
     entries = read_log(Path(run_dir))
     points = [(entry["step"], entry[name]) for entry in entries if name in entry]
     if len(points) < 2:
-        known = sorted({key.removeprefix(PREFIX) for entry in entries for key in entry if key.startswith(PREFIX)})
-        has = f"it has {', '.join(known)}" if known else "it was trained without train.monitor (see monitor.gin)"
+        names = sorted({key.removeprefix(PREFIX) for entry in entries for key in entry if key.startswith(PREFIX)})
+        has = f"choose from {', '.join(names)}" if names else "it was trained without train.monitor (see monitor.gin)"
         raise ValueError(f"{run_dir} has no curve of {metric!r}: {has}")
     steps, values = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
     if not (np.isfinite(values).all() and (values > 0).all()):
-        raise ValueError(f"{run_dir}: {metric} is not positive and finite at every step, and so no distance to compare")
+        raise ValueError(f"{run_dir}: {metric} is not positive and finite at every step: choose a distance")
     return Curve(Path(run_dir).name, steps, values)
 
 
 def convergence_factor(*, baseline: Sequence[Curve], method: Sequence[Curve]) -> dict:
-    """Baseline steps / method steps to the baseline's final distance (the counterpart of the paper's Figure 2).
+    """Compute baseline steps / method steps to the baseline's final distance (the counterpart of the paper's Figure 2).
 
-    Every baseline run (seed) sets a target, its own final value, and every method run is asked when it first gets
-    there. The factor is the geometric mean over all pairs; "low" and "high" are its 2.5th and 97.5th percentile when
-    the seeds of both sides are drawn again with replacement: the spread over seeds, not the error that all share.
+    The final value of every baseline run (seed) is a target. For every method run, the step is determined at which it
+    first reaches the target. The factor is the geometric mean over all pairs. "low" and "high" are its 2.5th and 97.5th
+    percentiles under bootstrap resampling of the seeds of both sides. They measure the spread over seeds, not errors
+    that all runs share.
 
-    A first crossing of a noisy curve is compared with a last value, which favours whoever is asked for the crossing; so
-    "null" holds the factors of every baseline run against the targets of the others; a factor among these says nothing.
+    Comparing a first crossing of a noisy curve with a final value favours the method. "null" therefore holds the
+    factors of every baseline run with the targets of the other baselines. A factor within their range is not evidence
+    of an improvement.
 
-    -> "factor", "low", "high", "pairs" (one per baseline and method run), "null"; "not_reached": the number of pairs
-    in which the method never got there: its last step counts, and the factor is an upper bound; "at_once": of those
-    in which its first point was there already, a lower bound.
+    Returns:
+        "factor", "low", "high", "null", and "pairs" (one per baseline and method run). "not_reached" is the number of
+        pairs in which the method never reaches the target. Its last step is used, and the factor is an upper bound.
+        "at_once" is the number of pairs in which its first point has already reached it: the factor is a lower bound.
     """
     if not baseline or not method:
-        raise ValueError(f"a factor needs runs on both sides, got {len(baseline)} baselines and {len(method)} others")
+        count = f"got {len(baseline)} baseline and {len(method)} method runs"
+        raise ValueError(f"the convergence factor needs at least one run on each side, {count}")
     sides = list(itertools.product(baseline, method))
     pairs = [_pair(*side) for side in sides]
     logs = np.log([pair["factor"] for pair in pairs]).reshape(len(baseline), len(method))
@@ -94,8 +101,9 @@ def _pair(baseline: Curve, method: Curve) -> dict:
 
 
 def _resampled(logs: np.ndarray, most: int = 10_000) -> np.ndarray:
-    """Means of logs (B, M) over rows and columns drawn with replacement: all draws, or `most` of them at random."""
+    """Return means of logs (B, M) over rows and columns drawn with replacement: all draws, or `most` random ones."""
     rows, columns = logs.shape
+    draws: Iterable[tuple]
     if rows**rows * columns**columns <= most:
         draws = itertools.product(*(itertools.product(range(n), repeat=n) for n in (rows, columns)))
     else:
@@ -104,17 +112,17 @@ def _resampled(logs: np.ndarray, most: int = 10_000) -> np.ndarray:
     return np.array([logs[np.ix_(r, c)].mean() for r, c in draws])
 
 
-def describe(result: dict) -> str:
-    """The lines that the program prints."""
+def format_convergence(result: dict) -> str:
+    """Format the result of `convergence_factor` for the terminal."""
     factor = f"{'at most ' if result['not_reached'] else ''}{result['factor']:.2f}"
     interval, count = f"{result['low']:.2f} to {result['high']:.2f}", f"{len(result['pairs'])} pairs"
     lines = [f"convergence factor: {factor}  (95 % over seeds: {interval}; {count})"]
     if null := result["null"]:
         within = f"{min(null):.2f} to {max(null):.2f}"
-        lines.append(f"  baselines against each other: {within}; a factor within that says nothing")
+        lines.append(f"  baselines compared with each other: {within}; a factor in this range is not significant")
     for name, what in {
-        "at_once": "the method's first point was below the target already: its factor there is at least what is said",
-        "not_reached": "the method did not reach the baseline's final distance; its last step counts there",
+        "at_once": "the method's first point is already below the target, so the factor is a lower bound",
+        "not_reached": "the method does not reach the baseline's final distance; its last step is used",
     }.items():
         if result[name]:
             lines.append(f"  in {result[name]} of {count} {what}")

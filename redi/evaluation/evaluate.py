@@ -1,4 +1,4 @@
-"""The evaluate stage: samples against reference images, in the features of one network or several."""
+"""The evaluate stage: compare samples with reference images in the features of one or more networks."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from redi.core.registry import configurable
 from redi.data.cache.fits import fit_encoder
 from redi.data.datasets import Dataset
 from redi.evaluation.checking import check_evaluation, check_size
-from redi.evaluation.measures import FLOORED, METRICS, Comparison, first, measure
+from redi.evaluation.measures import FLOORED, METRICS, Comparison, first_rows, measure
 from redi.evaluation.metrics.self_test import check_direction
 from redi.evaluation.records import conditions, network_record, reference_record
 from redi.evaluation.references import reference_features, reference_positions
@@ -49,26 +49,26 @@ def evaluate(
     rank: int | None = None,
     world_size: int | None = None,
 ) -> list[dict]:
-    """Write `run_dir/metrics.json` -> its entries, each with every setting that affects it (see `records`).
+    """Write `run_dir/metrics.json` and return its entries, each with every setting that affects it (see `records`).
 
-    In each network every metric is computed that it has the features for. Where samples were drawn from several seeds,
-    a value is the mean over them. Ranks above 0 only help, and return no entries.
+    In each network, every metric is computed for which the network has features. If samples were drawn from several
+    seeds, a value is the mean over seeds. Ranks above 0 share the work and return no entries.
 
     Args:
-        dataset: the training images; networks that learn from data are trained on them, and the floor of a distance is
-            measured with as many of them as there are samples. None: measured without, where the reference is bound.
+        dataset: the training images. Networks that learn from data are trained on them. The floor of a distance is
+            measured with N of them, where N is the number of samples. None: no floor; needs a bound reference.
         trained: an opened run (`redi.load`), for the metrics of the generated representation.
-        reference: held-out images of the same classes, or stored statistics; default: the training images, and then
-            there is no floor.
-        networks: encoders to measure in, never seen by the generator. Default: a DomainEncoder, trained on the training
-            images: its distance compares with distances in the same network alone, and is no FID.
-        max_images: at most so many images of each seed, and of the reference; default: all.
-        device: default: the GPU, where there is one.
-        rank, world_size: of several processes that share the features' work; default: the environment's, or 0 of 1.
+        reference: held-out images of the same classes, or stored statistics. Default: the training images, without a
+            floor.
+        networks: encoders to measure in, which must not be used by the generator. Default: a DomainEncoder, trained on
+            the training images. Its distance is not FID; compare it only with distances in the same network.
+        max_images: maximum number of images of each seed, and of the reference; default: all.
+        device: default: the GPU if there is one.
+        rank, world_size: of several processes that share the work; default: those of the environment, or 0 of 1.
 
     Raises:
-        ValueError: nothing was sampled; what does not fit together (sizes, classes, a network and stored statistics);
-            weights that are nowhere; features that are not finite.
+        ValueError: there are no samples; sizes, classes, networks or stored statistics do not match; weights cannot be
+            found; or features are not finite.
     """
     networks = [DomainEncoder(width=48, depth=3, seed=1)] if networks is None else list(networks)
     check_evaluation(dataset, reference, networks, metrics, max_images)
@@ -81,7 +81,8 @@ def evaluate(
     warnings = _outdated(run_dir, samples, trained)
     prepare_networks(networks, dataset, cache_dir, device)
     settings = {"cache_dir": cache_dir, "rank": rank, "world_size": world_size}
-    entries, floors = [], bool({*FLOORED} & {*metrics})
+    entries: list[dict] = []
+    floors = bool({*FLOORED} & {*metrics})
     for network in networks:
         comparison = _compare(network, samples, dataset, reference, max_images, settings, floors)
         comparison.warnings, comparison.device = warnings, device
@@ -100,21 +101,23 @@ def prepare_networks(
     networks: Sequence[Encoder], dataset: Dataset | None, cache_dir: str | Path | None = None,
     device: torch.device | None = None,
 ) -> None:  # fmt: skip
-    """Makes networks ready: on the device, those that learn from data fitted or restored, the others' weights read.
-    Raises ValueError for weights that are nowhere; the message says where to get them.
+    """Move networks to the device; fit or restore those that learn from data, and load the weights of the others.
+
+    Raises ValueError if weights cannot be found; the message says where to get them.
     """
     for network in networks:
         network.to(choose_device("auto") if device is None else device)
         if network.learns_from_data:
+            assert dataset is not None  # see check_evaluation
             fit_encoder(cache_folder(cache_dir) / "encoders", network, dataset)
         else:
             network.load()
 
 
 def _compare(network, samples: Samples, dataset, reference, max_images, settings: dict, floors: bool) -> Comparison:
-    """Features of all sides in one network; every process helps. `settings`: cache_dir, rank and world_size."""
+    """Compute the features of samples and reference in one network. `settings`: cache_dir, rank and world_size."""
     ranks = settings["rank"], settings["world_size"]
-    sets = [first(one, max_images) for one in sample_features(samples.folder.parent, samples, network, *ranks)]
+    sets = [first_rows(one, max_images) for one in sample_features(samples.folder.parent, samples, network, *ranks)]
     labels = [samples.labels[part["start"] : part["stop"]][: len(sets[0])] for part in samples.sets]
     images = dataset if reference is None else images_of(reference)
     fits = isinstance(reference, StoredStatistics) and reference.fits(network)
@@ -125,10 +128,10 @@ def _compare(network, samples: Samples, dataset, reference, max_images, settings
         conditions=conditions(samples.record, network_record(network, dataset), source),
         images_record=reference_record(images) if fits and images is not None else None,
     )  # fmt: skip
-    if None not in (reference, images, dataset):
+    if reference is not None and images is not None and dataset is not None:
         if floors and not fits:
-            # As many training images as samples: the distance of finite sets depends on their size. None for stored
-            # statistics, which are mostly of the training images themselves: no floor of held-out images.
+            # The distance of finite sets depends on their size, so use N training images for N samples. No floor for
+            # stored statistics, because most are of the training images themselves.
             comparison.training = reference_features(dataset, network, max_images=len(sets[0]), **settings)
         if images.class_names == dataset.class_names:
             comparison.reference_labels = torch.from_numpy(images.labels)[reference_positions(images, max_images)]
@@ -136,10 +139,10 @@ def _compare(network, samples: Samples, dataset, reference, max_images, settings
 
 
 def _of_representation(representation, trained, samples: Samples, dataset, reference, warnings) -> list[dict]:
-    """The entries about what was generated beside the image, completed like the others."""
+    """Return the entries about the generated representation, with the same fields as the others."""
     images, codec = images_of(reference), trained.codec
     if dataset is None:
-        log.warning("the generated representation is not measured: that takes the training images")
+        log.warning("the generated representation is not measured, because this needs the training images")
         return []
     if not (entries := representation(trained, samples, dataset, images)):
         return []
@@ -154,9 +157,9 @@ def _outdated(run_dir, samples: Samples, trained) -> list[str]:
     newest = trained.step if trained is not None else None
     if newest is None and (checkpoints := list_checkpoints(run_dir)):
         newest = step_of(checkpoints[-1])
-    drawn_at = samples.record.get("checkpoint_step")
-    if None in (newest, drawn_at) or drawn_at >= newest:
+    sampled = samples.record.get("checkpoint_step")
+    if newest is None or sampled is None or sampled >= newest:
         return []
-    warning = f"the samples are of step {drawn_at}, the newest checkpoint of step {newest}: sample again to measure it"
+    warning = f"the samples are of step {sampled}, but the newest checkpoint is of step {newest}: sample again"
     log.warning("%s", warning)
     return [warning]

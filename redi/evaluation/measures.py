@@ -1,12 +1,13 @@
-"""All metrics of some samples in the features of one network."""
+"""Compute all metrics of a set of samples in the features of one network."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from typing import TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from redi.evaluation.metrics.features import Features, rows
 from redi.evaluation.metrics.frechet import Gaussian, finite_sample_error, frechet_distance
@@ -19,28 +20,29 @@ from redi.models.encoders.domain import DomainEncoder
 
 log = logging.getLogger(__name__)
 
-K, MOST = 3, 50_000  # of precision and recall: the neighbour, and images on each side at most (arXiv 1904.06991)
-SPLITS = 10  # of the Inception Score (ADM)
-SUBSETS, SUBSET_SIZE = 100, 1000  # of KID, at most (clean-fid)
-NO_IMAGES = "it needs the reference's images"
+K, MOST = 3, 50_000  # precision and recall: number of the neighbour, maximum images per side (arXiv 1904.06991)
+SPLITS = 10  # Inception Score (ADM)
+SUBSETS, SUBSET_SIZE = 100, 1000  # KID: number of subsets, maximum size (clean-fid)
+NO_IMAGES = "it needs reference images"
 EQUAL_LABELS = (
-    "every class has the same number of samples: on ImageNet this lowers FID by about 0.1 against labels drawn "
+    "every class has the same number of samples: on ImageNet this lowers FID by about 0.1 compared with labels drawn "
     "with the data set's frequencies (sample.labels = 'dataset')"
 )
 
 
 @dataclass
 class Comparison:
-    """What is measured in one network.
+    """The features that are compared in one network.
 
     Attributes:
-        samples, labels: of every set of samples (one per seed) the features, and (N,) what each is of.
-        reference: of the reference's images, where there are images.
-        reference_labels: where they mean what the samples' labels mean.
-        statistics: {"pooled": ..., "spatial": ...} that were stored; they go before the reference's features.
-        training: of as many training images as there are samples in a set, for the floor.
-        images_record: of the reference's images, where the reference in `conditions` is the statistics.
-        device: where distances between images are computed.
+        samples: features of every set of samples, one per seed.
+        labels: (N,) of every set.
+        reference: features of the reference images, if the reference has images.
+        reference_labels: labels of the reference images, if its classes are those of the samples.
+        statistics: stored {"pooled": ..., "spatial": ...}; they take precedence over the reference's features.
+        training: features of N training images, for the floor; N is the number of samples in a set.
+        images_record: record of the reference images, if the reference in `conditions` is stored statistics.
+        device: device on which distances between images are computed.
     """
 
     network: Encoder
@@ -56,7 +58,7 @@ class Comparison:
     device: torch.device | str = "cpu"
 
     def gaussian(self, kind: str) -> Gaussian | None:
-        """Of the reference: stored, or of its features."""
+        """Return the reference's Gaussian: the stored one, or that of its features; None without either."""
         if kind in self.statistics or self.reference is None:
             return self.statistics.get(kind)
         return Gaussian.of(rows(self.reference, "reference", kind))
@@ -64,23 +66,25 @@ class Comparison:
     @cached_property
     def neighbours(self) -> list[dict]:
         """Precision and recall of every set."""
-        reference, device = some(self.reference, MOST), self.device
-        sets = [some(samples, MOST) for samples in self.samples]
+        assert self.reference is not None
+        reference, device = random_rows(self.reference, MOST), self.device
+        sets = [random_rows(samples, MOST) for samples in self.samples]
         return [precision_recall(samples=samples, reference=reference, k=K, device=device) for samples in sets]
 
 
 def measure(comparison: Comparison, metrics: Sequence[str]) -> list[dict]:
-    """The entries of metrics.json for all of `metrics` that this network and reference allow; warns of the rest."""
-    entries, left_out = [], []
+    """Return the entries of metrics.json for those of `metrics` that network and reference allow; warn of the rest."""
+    entries: list[dict] = []
+    skipped = []
     for metric in metrics:
         better, function = METRICS[metric]
         result = function(comparison)
         if isinstance(result, str):
-            left_out.append(f"{metric} ({result})")
+            skipped.append(f"{metric} ({result})")
         elif result is not None:
             entries.append(_entry(metric, better, comparison, *result))
-    if left_out:
-        note = f"left out in these features: {', '.join(left_out)}"
+    if skipped:
+        note = f"not measured in these features: {', '.join(skipped)}"
         log.warning("%s: %s", type(comparison.network).__name__, note)
         if entries:
             entries[0]["note"] = "; ".join(filter(None, (entries[0].get("note"), note)))
@@ -93,7 +97,7 @@ def _entry(metric: str, better: str, comparison: Comparison, sets: list[dict], n
         log.warning("%s: %s", name, warning)
     conditions, num_samples = dict(comparison.conditions), sets[0].get("num_samples", len(comparison.samples[0]))
     if num_reference is not None and comparison.images_record is not None:
-        conditions["reference"] = comparison.images_record  # images were looked at, not the statistics beside them
+        conditions["reference"] = comparison.images_record  # the metric compared images, not the stored statistics
     record = entry(
         name, sets, better=better, num_samples=num_samples, num_reference=num_reference, conditions=conditions,
         warnings=[*comparison.warnings, *warnings],
@@ -104,12 +108,13 @@ def _entry(metric: str, better: str, comparison: Comparison, sets: list[dict], n
 
 
 def _frechet(comparison: Comparison, kind: str):
-    """-> per set: value, finite-sample error, floor; the reference's size; warnings."""
+    """Return (value, finite-sample error and floor of every set, number of reference images, warnings)."""
     if kind not in comparison.samples[0].tensors:
         return None
     if (reference := comparison.gaussian(kind)) is None:
         return "the stored statistics are of another network" if kind == "pooled" else "no stored spatial statistics"
-    sets, warnings, floor = [], [], {}
+    sets, warnings = [], []
+    floor: dict[str, float] = {}
     if (training := comparison.training) is not None:
         distance = frechet_distance(Gaussian.of(training.tensors[kind]), reference)
         floor = {"floor": distance, "num_floor": len(training)}
@@ -117,15 +122,16 @@ def _frechet(comparison: Comparison, kind: str):
         error = finite_sample_error(samples, reference, name=kind)
         warnings += [warning for warning in error.pop("warnings", ()) if warning not in warnings]
         sets.append({"value": frechet_distance(samples, reference, name=kind)} | error | floor)
-    return sets, None if kind in comparison.statistics else len(comparison.reference), warnings
+    images = None if kind in comparison.statistics else comparison.reference
+    return sets, None if images is None else len(images), warnings
 
 
 def _kernel(comparison: Comparison):
     if comparison.reference is None:
         return NO_IMAGES
     reference, size = comparison.reference, min(len(comparison.samples[0]), len(comparison.reference), SUBSET_SIZE)
-    settings = {"reference": reference, "num_subsets": SUBSETS, "max_subset_size": size}
-    values = [kernel_distance(samples=one, **settings)["kernel_distance"] for one in comparison.samples]
+    distance = partial(kernel_distance, reference=reference, num_subsets=SUBSETS, max_subset_size=size)
+    values = [distance(samples=one)["kernel_distance"] for one in comparison.samples]
     return [{"value": one, "num_subsets": SUBSETS, "subset_size": size} for one in values], len(reference)
 
 
@@ -133,7 +139,7 @@ def _inception_score(comparison: Comparison):
     if "logits" not in comparison.samples[0].tensors:
         return None
     if len(comparison.samples[0]) < SPLITS:
-        return f"it takes {SPLITS} samples"
+        return f"it needs at least {SPLITS} samples"
     sets = [inception_score(samples, SPLITS) for samples in comparison.samples]
     return [{"value": one.mean, "std_over_splits": one.std, "num_splits": SPLITS} for one in sets], None
 
@@ -142,55 +148,60 @@ def _neighbours(comparison: Comparison, which: str):
     if comparison.reference is None:
         return NO_IMAGES
     if min(len(comparison.samples[0]), len(comparison.reference)) <= K:
-        return f"it takes more than {K} images on each side"
+        return f"it needs more than {K} images on each side"
     settings = {"k": K, "num_samples": min(len(comparison.samples[0]), MOST)}
     return [{"value": one[which]} | settings for one in comparison.neighbours], min(len(comparison.reference), MOST)
 
 
 def _recognised(comparison: Comparison):
-    """How many samples a classifier takes for what they were drawn as."""
+    """Measure the share of samples that a classifier assigns to the label they were drawn with."""
     network = comparison.network
     if not recognises(network):
         return None
+    assert isinstance(network.head, nn.Linear)
     if all(bool((labels >= network.head.out_features).all()) for labels in comparison.labels):
-        return "samples of the null label have none"
-    sets, accuracy, num_reference = [], {}, None
+        return "the samples have the null label"
+    sets: list[dict] = []
+    accuracy: dict[str, float] = {}
+    num_reference = None
     for samples, labels in zip(comparison.samples, comparison.labels, strict=True):
-        right = answers(network, samples.tensors["pooled"]) == labels
+        right = predicted_classes(network, samples.tensors["pooled"]) == labels
         per_class = {int(label): float(right[labels == label].float().mean()) for label in labels.unique()}
         sets.append({"value": float(right.float().mean()), "per_class": per_class})
     if comparison.reference_labels is not None:
-        right = answers(network, comparison.reference.tensors["pooled"]) == comparison.reference_labels
+        assert comparison.reference is not None
+        right = predicted_classes(network, comparison.reference.tensors["pooled"]) == comparison.reference_labels
         accuracy, num_reference = {"held_out_accuracy": float(right.float().mean())}, len(right)
     return [one | accuracy for one in sets], num_reference
 
 
-def recognises(network: Encoder) -> bool:
-    """Whether it can tell the class of an image."""
+def recognises(network: Encoder) -> TypeGuard[DomainEncoder]:
+    """Return whether the network is a classifier."""
     return isinstance(network, DomainEncoder) and network.is_classifier
 
 
 @torch.no_grad()
-def answers(network: DomainEncoder, pooled: Tensor) -> Tensor:
-    """Which class a classifier takes each image for, by its features: (N, P) -> (N,)."""
+def predicted_classes(network: DomainEncoder, pooled: Tensor) -> Tensor:
+    """Return the class that the classifier predicts from each image's features: (N, P) -> (N,)."""
     return network.head(pooled.to(network.trained.device)).argmax(dim=1).cpu()
 
 
-def first(features: Features, count: int | None) -> Features:
-    """The first so many rows, or all."""
+def first_rows(features: Features, count: int | None) -> Features:
+    """Return the first `count` rows, or all if it is None."""
     return Features(features.role, {name: tensor[:count] for name, tensor in features.tensors.items()})
 
 
-def some(features: Features, count: int) -> Features:
-    """So many rows, drawn from a fixed seed, in their order: the first of a folder's images are of few classes."""
+def random_rows(features: Features, count: int) -> Features:
+    """Return `count` random rows in their order, from a fixed seed; the first images of a folder cover few classes."""
     if count >= len(features):
         return features
-    chosen = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:count].sort().values
-    return Features(features.role, {"pooled": features.tensors["pooled"][chosen]})
+    positions = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:count].sort().values
+    return Features(features.role, {"pooled": features.tensors["pooled"][positions]})
 
 
-# What can be asked for, which way is better, and what computes it: -> None where the network lacks what it needs, the
-# reason where the reference does, else what every set gave, the number of reference images, and warnings.
+# The metrics: which direction is better, and the function. It returns None if the network lacks what the metric needs,
+# the reason if the samples or the reference do, and else a record of every set, the number of reference images, and
+# warnings.
 METRICS: dict[str, tuple[str, Callable]] = {
     "frechet_distance": ("lower", partial(_frechet, kind="pooled")),
     "spatial_frechet_distance": ("lower", partial(_frechet, kind="spatial")),
@@ -200,4 +211,4 @@ METRICS: dict[str, tuple[str, Callable]] = {
     "recall": ("higher", partial(_neighbours, which="recall")),
     "recognised_as_label": ("higher", _recognised),
 }
-FLOORED = ("frechet_distance", "spatial_frechet_distance")  # which look at training images too
+FLOORED = ("frechet_distance", "spatial_frechet_distance")  # their floor is measured with training images

@@ -1,4 +1,4 @@
-"""Evaluation during training: the EMA weights, from the same noise every time, by few samples."""
+"""Evaluation during training: few samples of the EMA weights, drawn from the same noise every time."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from redi.core.registry import configurable
 from redi.data.datasets import Dataset, datasets
 from redi.evaluation.checking import check_size
 from redi.evaluation.evaluate import prepare_networks
-from redi.evaluation.measures import answers, recognises
+from redi.evaluation.measures import predicted_classes, recognises
 from redi.evaluation.metrics.frechet import Gaussian, frechet_distance
 from redi.evaluation.references import reference_features
 from redi.evaluation.samples.label_schemes import choose_labels
@@ -30,18 +30,20 @@ log = logging.getLogger(__name__)
 
 @configurable
 class Monitor:
-    """Measures a model while it is trained: `train.monitor = @Monitor()`, every `train.monitor_every` steps.
+    """Measures a model during training, every `train.monitor_every` steps: `train.monitor = @Monitor()`.
 
-    Every time the same labels and the same noise are drawn, so that the curve shows the model's changes and little
-    else. The samples are few: every name ends in their number ('frechet_distance_domain_network_of_500'), because the
-    distance of a finite set depends on its size and these numbers compare with each other alone.
+    Labels and noise are the same every time, so the curve shows the changes of the model and little else. The samples
+    are few, and the distance of a finite set depends on its size. Every name therefore ends in the number of samples
+    ('frechet_distance_domain_network_of_500'). Compare these values only with each other.
 
     Args:
-        networks: encoders to measure in, as in `evaluate`; those that learn from data learn from the training images.
-        reference: images or stored statistics; default: what `prepare` is given (programs: evaluate.reference).
-        labels: 'equal': as many of each class as of any other; 'random'; 'null': without a label.
-        max_reference: at most so many reference images.
-        generate: draws them; a short sampler serves.
+        networks: encoders to measure in, as in `evaluate`. Those that learn from data learn from the training images.
+        reference: images or stored statistics; default: the reference passed to `prepare` (in the programs,
+            evaluate.reference).
+        num_images: number of samples per measurement.
+        labels: 'equal' (the same number of samples for every class), 'random' or 'null' (without a label).
+        max_reference: maximum number of reference images.
+        generate: draws the samples; a sampler with few steps is sufficient.
     """
 
     def __init__(
@@ -60,54 +62,59 @@ class Monitor:
         check_number("Monitor.num_images", num_images, 2)
         check_number("Monitor.max_reference", max_reference, 2)
         if labels not in ("equal", "random", "null"):
-            raise ValueError(f"Monitor.labels = {labels!r}: it is 'equal', 'random' or 'null'")
+            raise ValueError(f"Monitor.labels = {labels!r}: it must be 'equal', 'random' or 'null'")
         if reference is not None and not isinstance(reference, StoredStatistics):
             datasets.check(reference, "Monitor.reference")
         self.networks, self.reference, self.num_images, self.labels = list(networks), reference, num_images, labels
         self.max_reference, self.cache_dir, self.generate = max_reference, cache_dir, generate
-        self.against: list[Gaussian] = []  # the reference's, in every network
+        self.reference_gaussians: list[Gaussian] = []  # one per network
 
     @property
     def names(self) -> list[str]:
-        """What it measures: the keys of what it gives, for `train.keep_best`."""
+        """The names of its results, for `train.keep_best`."""
         names = []
         for network in self.networks:
             names.append(network.metric_name("frechet_distance"))
-            may_be = isinstance(network, DomainEncoder) and not network.fitted  # before `prepare`: what it may measure
-            if self.labels != "null" and (may_be or recognises(network)):
+            unknown = isinstance(network, DomainEncoder) and not network.fitted  # may become a classifier in `prepare`
+            if self.labels != "null" and (unknown or recognises(network)):
                 names.append("recognised_as_label")
         return [f"{name}_of_{self.num_images}" for name in names]
 
     def prepare(self, dataset: Dataset, reference: Dataset | StoredStatistics | None = None) -> None:
-        """Before training: fits and loads the networks, looks at the reference; `dataset` holds the training images.
-        Raises ValueError for a reference of another resolution, and for weights that are nowhere.
+        """Fit or load the networks and compute the reference's statistics; called before training.
+
+        Args:
+            dataset: the training images.
+
+        Raises:
+            ValueError: the reference has another resolution, or weights cannot be found.
         """
         binding = "evaluate.reference" if self.reference is None else "Monitor.reference"
         reference = self.reference or reference
         check_size(dataset.image_size, reference, binding)
         prepare_networks(self.networks, dataset, self.cache_dir)
-        self.against = []
+        self.reference_gaussians = []
         for network in self.networks:
             if isinstance(reference, StoredStatistics) and reference.fits(network):
-                self.against.append(reference.gaussians["pooled"])
+                self.reference_gaussians.append(reference.gaussians["pooled"])
                 continue
-            settings = {"max_images": self.max_reference, "cache_dir": self.cache_dir}
-            features = reference_features(images_of(reference) or dataset, network, **settings)
-            self.against.append(Gaussian.of(features.tensors["pooled"]))
+            images = images_of(reference) or dataset
+            features = reference_features(images, network, max_images=self.max_reference, cache_dir=self.cache_dir)
+            self.reference_gaussians.append(Gaussian.of(features.tensors["pooled"]))
 
     def __call__(
         self, model: nn.Module, codec: JointCodec, process: Process,
         *, weights: Mapping[str, Tensor] | None = None,
     ) -> dict[str, float]:  # fmt: skip
-        """-> {"<metric>_of_<num_images>": value} of the model with these weights."""
-        if not self.against:
-            raise ValueError("Monitor.prepare(dataset) has not been called: it looks at the reference images")
+        """Measure the model with these weights; return {"<metric>_of_<num_images>": value}."""
+        if not self.reference_gaussians:
+            raise ValueError("the Monitor has no reference yet: call Monitor.prepare(dataset) before training")
         labels = choose_labels(self.labels, self.num_images, state_of(model).num_classes)
-        drawn = self.generate(model, codec, process, labels=labels, weights=weights)
+        generated = self.generate(model, codec, process, labels=labels, weights=weights)
         values = {}
-        for network, against in zip(self.networks, self.against, strict=True):
-            pooled = torch.cat([network.metric_features(part)["pooled"].cpu() for part in drawn.images.split(256)])
-            values[network.metric_name("frechet_distance")] = frechet_distance(Gaussian.of(pooled), against)
+        for network, reference in zip(self.networks, self.reference_gaussians, strict=True):
+            pooled = torch.cat([network.metric_features(part)["pooled"].cpu() for part in generated.images.split(256)])
+            values[network.metric_name("frechet_distance")] = frechet_distance(Gaussian.of(pooled), reference)
             if self.labels != "null" and recognises(network):
-                values["recognised_as_label"] = float((answers(network, pooled) == labels).float().mean())
+                values["recognised_as_label"] = float((predicted_classes(network, pooled) == labels).float().mean())
         return {f"{name}_of_{self.num_images}": value for name, value in values.items()}

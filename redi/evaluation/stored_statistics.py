@@ -1,4 +1,4 @@
-"""Means and covariances that others computed: a reference for distances without its images."""
+"""Stored means and covariances of features: a reference for distances without its images."""
 
 from functools import cached_property
 from pathlib import Path
@@ -15,27 +15,27 @@ from redi.runtime.checksums import sha256
 from redi.runtime.paths import local_path
 
 KEYS = {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
-MAX_WIDTH = 2**14  # a header that claims more is not believed: the array would take 2 GiB
+MAX_WIDTH = 2**14  # a covariance of this width takes 2 GiB; a larger one in a header is rejected
 
 
 @configurable
 class StoredStatistics:
     """The mean `mu` (P,) and covariance `sigma` (P, P) of a reference's features, from an `.npz` file.
 
-    ADM's reference batches hold them (with `mu_s` and `sigma_s` of the spatial features) beside images; the statistics
-    of clean-fid, EDM and pytorch-fid are such files too. Nothing in the file says which network made them.
+    The reference batches of ADM hold images and their statistics, with `mu_s` and `sigma_s` of the spatial features.
+    The statistics of clean-fid, EDM and pytorch-fid have the same form. The file does not name its network.
 
     Args:
-        path: the file. No pickle is ever read from it.
-        network: the ending of the metrics it serves: 'clean', 'legacy_tensorflow' (ADM's and EDM's), 'legacy_pytorch',
-            'dinov2', ... It is used for distances in that network alone.
-        images: a data set, for the metrics that need images, and for other networks; with ADM's batch:
-            `@datasets.AdmBatch()` of the same file. Default: those metrics are left out.
-        image_size: the side of the images that they were made of, so that samples of another size are refused; default:
-            that of `arr_0`, where the file holds it.
+        path: the file. Pickled data are never read.
+        network: the suffix of the metrics in the network of the statistics: 'clean', 'legacy_tensorflow' (ADM and EDM),
+            'legacy_pytorch', 'dinov2', ... They are used only for distances in this network.
+        images: a data set for other networks and for metrics that need images; for ADM's batches,
+            `@datasets.AdmBatch()` of the same file. Default: these metrics are not measured.
+        image_size: side of the images of the statistics; samples of another size raise an error. Default: that of
+            `arr_0`, if the file has it.
 
     Raises:
-        ValueError: no such file, damaged, another kind of file, missing or impossible arrays.
+        ValueError: the file does not exist, is damaged or of another kind, or its arrays are missing or invalid.
     """
 
     def __init__(self, *, path: str | Path, network: str, images: Dataset | None = None, image_size: int | None = None):
@@ -43,12 +43,12 @@ class StoredStatistics:
         if images is not None:
             datasets.check(images, "StoredStatistics.images")
         if not self.path.is_file():
-            raise ValueError(f"StoredStatistics.path = {str(path)!r} is no file")
+            raise ValueError(f"StoredStatistics.path = {str(path)!r} is not a file")
         entries = npz_entries(self.path, str(self.path))
         arrays = {name: NpzArray(self.path, entry, str(self.path)) for name, entry in entries.items()}
         if missing := {"mu", "sigma"} - set(arrays):
-            held = ", ".join(arrays) or "nothing"
-            raise ValueError(f"{self.path} holds no {' and no '.join(sorted(missing))}, but {held}: no statistics")
+            names = ", ".join(arrays) or "no arrays"
+            raise ValueError(f"{self.path} has {names}, but statistics need {' and '.join(sorted(missing))}")
         self.gaussians = {kind: self._read(arrays, *keys) for kind, keys in KEYS.items() if keys[0] in arrays}
         batch = arrays["arr_0"].shape if "arr_0" in arrays else ()
         side = batch[1] if len(batch) == 4 else None
@@ -57,7 +57,7 @@ class StoredStatistics:
         self.image_size = side or image_size
 
     def fits(self, network: Encoder) -> bool:
-        """Whether they are of this network."""
+        """Return whether the statistics are those of this network."""
         return ending(network) == self.network
 
     @cached_property
@@ -65,38 +65,38 @@ class StoredStatistics:
         return sha256(self.path)
 
     def fingerprint(self) -> str:
-        """The SHA-256 of the file."""
+        """Return the SHA-256 of the file."""
         return self._sha256
 
     def provenance(self) -> dict:
-        """What they are, as JSON."""
-        known = {"statistics": self.path.name, "network": self.network, "image_size": self.image_size}
-        return known | {"width": {kind: len(gaussian.mean) for kind, gaussian in self.gaussians.items()}}
+        """Return the file name, network, image size and widths as a JSON record."""
+        record = {"statistics": self.path.name, "network": self.network, "image_size": self.image_size}
+        return record | {"width": {kind: len(gaussian.mean) for kind, gaussian in self.gaussians.items()}}
 
     def _read(self, arrays: dict[str, NpzArray], mean_key: str, covariance_key: str) -> Gaussian:
         if covariance_key not in arrays:
-            raise ValueError(f"{self.path} holds {mean_key} but no {covariance_key}")
+            raise ValueError(f"{self.path} has {mean_key} but not {covariance_key}")
         for key in (mean_key, covariance_key):
             if arrays[key].dtype.kind not in "fiub":
                 raise ValueError(f"{self.path}: {key} holds {arrays[key].dtype}, not numbers")
         shape, square = arrays[mean_key].shape, arrays[covariance_key].shape
         if len(shape) != 1 or not 1 <= shape[0] <= MAX_WIDTH or square != shape * 2:
             what = f"{mean_key} {shape} and {covariance_key} {square}"
-            raise ValueError(f"{self.path} holds {what}: they are (P,) and (P, P), with P <= {MAX_WIDTH}")
+            raise ValueError(f"{self.path} has {what}: they must be (P,) and (P, P) with P <= {MAX_WIDTH}")
         mean, covariance = (arrays[key].unpack().astype(np.float64) for key in (mean_key, covariance_key))
         if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
             raise ValueError(f"{self.path}: {mean_key} or {covariance_key} holds NaN or infinite values")
         largest = np.abs(covariance).max()
         if np.abs(covariance - covariance.T).max() > 1e-5 * largest or covariance.diagonal().min() < -1e-5 * largest:
-            raise ValueError(f"{self.path}: {covariance_key} is no covariance: not symmetric, or a variance below 0")
+            raise ValueError(f"{self.path}: {covariance_key} is not symmetric or has a negative variance")
         return Gaussian(torch.from_numpy(mean), torch.from_numpy((covariance + covariance.T) / 2))
 
 
 def images_of(reference: Dataset | StoredStatistics | None) -> Dataset | None:
-    """The images that a reference holds, if any."""
+    """Return the images of a reference, or None if it has none."""
     return reference.images if isinstance(reference, StoredStatistics) else reference
 
 
 def ending(network: Encoder) -> str:
-    """How the names of a network's metrics end: 'clean', 'dinov2', 'domain_network'."""
+    """Return the suffix of a network's metrics: 'clean', 'dinov2', 'domain_network', ..."""
     return network.metric_name("precision").removeprefix("precision_")

@@ -1,1 +1,1 @@
-"""The parts of the HTML pages that `redi.pages.report` writes."""
+"""HTML pages about runs and sweeps, written by `redi.pages.report`."""

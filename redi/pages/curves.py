@@ -1,4 +1,4 @@
-"""Panels of what was logged during training: of one run, of several side by side, and how fast two kinds converge."""
+"""Panels of training logs: of one run, of several models, and of the convergence of a method and a baseline."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,12 +8,13 @@ from redi.evaluation.convergence import PREFIX, Curve
 from redi.pages.plots import Panel, Series
 
 RATES = {"images_per_second": "training speed, images per second", "gradient_norm": "gradient norm",
-         "learning_rate": "learning rate", "skipped_steps": "skipped steps, whose gradient was not finite"}  # fmt: skip
+         "learning_rate": "learning rate", "skipped_steps": "skipped steps (non-finite gradient)"}  # fmt: skip
 
 
 def run_panels(entries: list[dict]) -> list[Panel]:
-    """Losses together, then monitored metrics, speed and rates each by itself, unless all are 0; nothing for a log
-    without a curve.
+    """Return a panel of all losses, and one for each monitored metric and each rate that is not 0 throughout.
+
+    A log with fewer than two points gives no panels.
     """
     series = {name: _series(entries, name) for name in _names(entries)}
     if not any(len(curve.x) > 1 for curve in series.values()):
@@ -29,7 +30,7 @@ def run_panels(entries: list[dict]) -> list[Panel]:
 
 
 def model_panels(logs: Mapping[str, list[dict]]) -> list[Panel]:
-    """The loss and every monitored metric, each with all models in one panel."""
+    """Return a panel of the loss and of every monitored metric, with a curve for each model."""
     names = dict.fromkeys(name for entries in logs.values() for name in _names(entries))
     return [
         Panel(_title(name), "step", [_series(entries, name, model) for model, entries in logs.items()])
@@ -38,13 +39,13 @@ def model_panels(logs: Mapping[str, list[dict]]) -> list[Panel]:
 
 
 def convergence_panel(*, baseline: Sequence[Curve], method: Sequence[Curve], metric: str, result: dict) -> Panel:
-    """Every run, the baseline's mean final distance, and the factor (see `convergence_factor`)."""
+    """Return a panel with every run, the baseline's mean final distance, and the factor of `convergence_factor`."""
     curves = []
     for side, runs in (("baseline", baseline), ("method", method)):
         label = f"{side} ({len(runs)} seeds)" if len(runs) > 1 else side
         curves += [Series(label, run.steps.tolist(), run.values.tolist()) for run in runs]
     target = float(np.exp(np.mean([np.log(run.last[1]) for run in baseline])))
-    curves.append(Series("the baseline's final distance", [], [target], level=True))
+    curves.append(Series("final distance of the baseline", [], [target], level=True))
     factor = f"{result['factor']:.2f} ({result['low']:.2f} to {result['high']:.2f})"
     factor = f"at most {result['factor']:.2f}" if result["not_reached"] else factor
     title = f"{metric.removeprefix(PREFIX)}: convergence factor {factor}"
@@ -53,7 +54,7 @@ def convergence_panel(*, baseline: Sequence[Curve], method: Sequence[Curve], met
 
 def _title(name: str) -> str:
     if name.startswith(PREFIX):
-        return f"{name.removeprefix(PREFIX)}, of few samples during training"
+        return f"{name.removeprefix(PREFIX)}, on few samples during training"
     return "training loss" if name == "loss" else name
 
 

@@ -1,4 +1,4 @@
-"""Reading what a run left, whatever state it is in: what cannot be read becomes a note on the page."""
+"""Read the files of a run or sweep. A file that cannot be read becomes a note on the page."""
 
 import base64
 import io
@@ -13,7 +13,7 @@ from redi.runtime.checksums import unsealed
 
 
 class Picture(NamedTuple):
-    """A PNG inside the page, at its own size in pixels."""
+    """A PNG embedded in the page; width and height in pixels."""
 
     alt: str
     width: int
@@ -22,39 +22,38 @@ class Picture(NamedTuple):
 
     @classmethod
     def of(cls, png: bytes, alt: str) -> "Picture":
-        """Raises what PIL raises for bytes that are damaged or not a PNG."""
+        """Decode a PNG file. Raises the errors of PIL if it is damaged or not a PNG."""
         with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
             picture.load()
         return cls(alt, *picture.size, base64.b64encode(png).decode())
 
 
 class Folder:
-    """A run's (or a sweep's) folder. `notes` collects what could not be read, and why."""
+    """The folder of a run or sweep. `notes` collects the files that cannot be read, and why."""
 
     def __init__(self, path: Path, notes: list[str] | None = None):
         self.path, self.notes = path, [] if notes is None else notes
 
     def read(self, name: str, show: Callable[[Path], Any]) -> Any:
-        """What `show` makes of a file; None where there is none, or with a note where it is damaged or of another
-        version.
-        """
+        """Return `show(path)`, or None if the file is missing. A damaged file or one of another version adds a note."""
         try:
             return show(self.path / name)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError, SyntaxError) as error:
-            what = "it was cut short or altered, or is not what this version of redi writes"
+            what = "it is truncated, altered or of another version of redi"
             self.notes.append(f"{name} cannot be shown: {what} ({error}).")
             return None
 
     def json(self, name: str, show: Callable[[dict], Any] = dict) -> Any:
-        """What `show` makes of a record, see `read`."""
-        return self.read(name, lambda path: show(unsealed(json.loads(path.read_text(encoding="utf-8")), name)))
+        """Return `show(record)` of a JSON record, or None; see `read`."""
+        return self.read(name, lambda path: show(unsealed(json.loads(path.read_text(encoding="utf-8")), Path(name))))
 
     def text(self, name: str) -> str | None:
+        """Return the content of a text file, or None if it is missing."""
         path = self.path / name
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
     def picture(self, name: str, alt: str) -> Picture | None:
-        """A PNG file, see `read`."""
+        """Return a PNG file as a picture, or None; see `read`."""
         return self.read(name, lambda path: Picture.of(path.read_bytes(), alt))

@@ -1,10 +1,11 @@
-"""Line plots by matplotlib: as SVG that takes the page's colours, light and dark, or as a PNG file."""
+"""Line plots by matplotlib, as SVG in the colours of the page (light and dark), or as a PNG file."""
 
 import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from redi.pages.wording import is_number
@@ -13,10 +14,10 @@ COLOURS = ("#0072b2", "#c44e00", "#00805c", "#a8437f", "#6b4fa0", "#806000", "#4
 TEXT, GRID = "#57606a", "#d0d7de"
 VARIABLES = {colour: f"var(--s{i})" for i, colour in enumerate(COLOURS)} | {TEXT: "var(--soft)", GRID: "var(--line)"}
 DASHES = (None, (6, 3), (2, 3), (8, 3, 2, 3))
-STYLE = {
-    "text.parse_math": False,  # a `$` in a name is a dollar
+STYLE: dict[Any, Any] = {
+    "text.parse_math": False,  # so that `$` in a name is a dollar sign
     "lines.scale_dashes": False,
-    "path.simplify_threshold": 0.5,  # pixels; long logs have more points than the picture
+    "path.simplify_threshold": 0.5,  # pixels; long logs have more points than the picture has pixels
     "figure.constrained_layout.h_pad": 0.1,  # inches
     "svg.fonttype": "none",
     "svg.hashsalt": "redi",
@@ -27,10 +28,10 @@ STYLE = {
 
 @dataclass
 class Series:
-    """A curve: points in the order in which they are joined, and half the length of each one's error bar.
+    """A curve: points in the order in which they are connected, and half the length of each error bar.
 
-    What is not a finite number leaves a gap, and so does 1e100 or more, where matplotlib's arithmetic overflows.
-    A level is a dashed line at its one y. Curves of one label share its colour.
+    Values that are not finite leave a gap, and so do those of 1e100 or more, which overflow in matplotlib. A level is a
+    dashed horizontal line at its single y. Curves with the same label have the same colour.
     """
 
     label: str
@@ -47,13 +48,13 @@ class Series:
 
 @dataclass
 class Panel:
-    """A plot of the curves that have a finite value.
+    """A plot of the curves with at least one finite value.
 
     Attributes:
-        names: of x = 0, 1, 2, ..., where they are places and not numbers.
-        swept: x are a few numbers, each with a tick; logarithmic where they span more than a factor of six.
-        y_scale: "auto" is logarithmic where values are positive and span more than a factor of thirty, "zero" linear
-            from zero, "log" logarithmic.
+        names: names of x = 0, 1, 2, ..., if x are categories.
+        swept: x are a few numbers with a tick each; logarithmic if they span more than a factor of six.
+        y_scale: "auto" (logarithmic if values are positive and span more than a factor of thirty), "zero" (linear from
+            zero) or "log".
     """
 
     title: str
@@ -76,14 +77,14 @@ class Panel:
 
 
 def svg(panel: Panel) -> str:
-    """The plot as a part of the page: markup whose texts are escaped."""
+    """Return the plot as SVG markup with escaped text, for inclusion in the page."""
     picture = io.BytesIO()
     _write(picture, [panel], (440 / 72, 260 / 72), font=12, format="svg", transparent=True)
     return _inline(picture.getvalue(), _printable(f"{panel.title}: line plot"))
 
 
 def save(path: Path, panels: Sequence[Panel]) -> None:
-    """Write the panels that have a curve to one PNG file, with titles and the first one's legend."""
+    """Write the panels with curves to one PNG file, with titles and the legend of the first panel."""
     if panels := [panel for panel in panels if panel.curves]:
         _write(path, panels, (5.0, 3.9), font=10, captions=True, dpi=150)
 
@@ -100,7 +101,7 @@ def _write(target, panels: Sequence[Panel], size: tuple[float, float], font: int
             axes = figure.add_subplot(rows, columns, index + 1)
             _draw(axes, panel)
             axes.set_title(_printable(panel.title) if captions else "", fontsize=font)
-        if captions and len(panels[0].legend) > 1:  # clear of the curves
+        if captions and len(panels[0].legend) > 1:  # outside the axes
             handles, labels = figure.axes[0].get_legend_handles_labels()
             legend = dict(zip(labels, handles, strict=True))
             figure.legend(legend.values(), legend, loc="outside lower center", ncols=columns, frameon=False)
@@ -150,14 +151,15 @@ def _span(ascending: Sequence[float]) -> float:
 
 
 def _printable(text: str) -> str:
-    """Fonts and XML have no control characters, nor halves of surrogate pairs."""
+    """Replace control characters and lone surrogates, which fonts and XML cannot represent, by spaces."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _inline(picture: bytes, label: str) -> str:
-    """matplotlib's SVG as a part of the page: without style attributes, which the page's policy refuses.
+    """Convert an SVG file of matplotlib to markup for the page.
 
-    They become attributes of their own, colours the page's variables, and the page sets the font.
+    The page's policy forbids style attributes. They are replaced by presentation attributes, and colours by variables
+    of the page. The page sets the font.
     """
     root = ElementTree.fromstring(picture)
     for part in root.iter():
@@ -173,6 +175,6 @@ def _inline(picture: bytes, label: str) -> str:
             attributes = {"viewBox": attributes["viewBox"], "role": "img", "aria-label": label}
         part.attrib.clear()
         part.attrib.update(attributes)
-    for part in [part for part in root if part.tag in ("metadata", "defs")]:  # each shape has `defs` of its own
+    for part in [part for part in root if part.tag in ("metadata", "defs")]:  # each shape has its own `defs`
         root.remove(part)
     return ElementTree.tostring(root, encoding="unicode")

@@ -1,4 +1,4 @@
-"""From templates to documents: HTML pages that request nothing, with every value escaped by Jinja2, and Markdown."""
+"""Render templates: HTML pages that make no requests, with every value escaped by Jinja2, and Markdown."""
 
 import base64
 import hashlib
@@ -8,9 +8,12 @@ from redi.pages.plots import svg
 
 
 def render(template: str, **content: object) -> str:
-    """A whole document. Its policy allows its own style and script and pictures in the page itself, and no request."""
+    """Render a whole HTML document.
+
+    Its content security policy allows its own style and script and embedded pictures, but no requests.
+    """
     pages = _templates(escape=True)
-    functions = (svg, wording.measured, wording.number, wording.phrase, wording.listed)
+    functions = (svg, wording.with_spread, wording.number, wording.phrase, wording.as_list)
     pages.filters |= {function.__name__: function for function in (*functions, wording.gin_number, wording.gin_words)}
     style, script = (pages.loader.get_source(pages, name)[0] for name in ("page.css", "sorting.js"))
     hashes = [base64.b64encode(hashlib.sha256(source.encode()).digest()).decode() for source in (style, script)]
@@ -20,7 +23,7 @@ def render(template: str, **content: object) -> str:
 
 
 def render_text(template: str, **content: object) -> str:
-    """A document that is not HTML, such as Markdown."""
+    """Render a document that is not HTML, such as Markdown."""
     return _templates(escape=False).get_template(template).render(content)
 
 
@@ -28,5 +31,6 @@ def _templates(*, escape: bool):
     from jinja2 import Environment, PackageLoader
 
     loader = PackageLoader("redi.pages")
-    options = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
-    return Environment(loader=loader, autoescape=escape, **options)
+    return Environment(
+        loader=loader, autoescape=escape, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )

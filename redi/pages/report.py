@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page about a run, or about a sweep."""
+"""The report: one self-contained HTML page about a run or a sweep."""
 
 from pathlib import Path
 
@@ -13,12 +13,12 @@ from redi.runtime.paths import local_path
 
 @configurable(runtime=("run_dir", "trained_dir"), entry=True)
 def report(run_dir: str | Path, *, trained_dir: str | Path | None = None, title: str | None = None) -> Path:
-    """Write `run_dir/report.html` from whatever the folder holds; needs no network to be read.
+    """Write `run_dir/report.html` from the files in the folder and return its path. The page loads nothing else.
 
     Args:
         run_dir: the folder of a run, of a sweep, or of a point of a sweep.
-        trained_dir: where the run was trained; default: `run_dir`, or for a point of a sweep the model that it used.
-        title: default: the folder's name.
+        trained_dir: the folder of the training; default: `run_dir`, or the model of a point of a sweep.
+        title: default: the name of the folder.
     """
     run_dir = local_path(run_dir)
     title = title or run_dir.resolve().name
@@ -32,10 +32,12 @@ def report(run_dir: str | Path, *, trained_dir: str | Path | None = None, title:
 
 
 def is_sweep(folder: str | Path) -> bool:
+    """Return whether the folder is that of a sweep."""
     return (Path(folder) / "sweep.json").is_file()
 
 
 def is_point(folder: str | Path) -> bool:
+    """Return whether the folder is that of a point of a sweep."""
     points = Path(folder).resolve().parent
     return points.name == "points" and is_sweep(points.parent)
 

@@ -1,4 +1,4 @@
-"""The page of a run: what it is, what it draws, how good that is, how it was trained, and the rest folded."""
+"""The page of a run: pictures, metrics, training curves, and details in folded sections."""
 
 import json
 import logging
@@ -10,7 +10,7 @@ from redi.evaluation.samples.stored import load_samples
 from redi.pages.curves import run_panels
 from redi.pages.files import Folder, Picture
 from redi.pages.render import render
-from redi.pages.wording import measured
+from redi.pages.wording import with_spread
 from redi.runtime.log import read_log
 from redi.training import history
 
@@ -18,15 +18,15 @@ log = logging.getLogger(__name__)
 
 PICTURES = {
     "Samples": ("samples.png", "generated images above their features, and real held-out images"),
-    "Generated representation": ("representation.png", "the generated representation beside the encoder's features of "
-                                 "the generated image"),
+    "Generated representation": ("representation.png", "generated features and the encoder's features of the generated "
+                                 "images"),
     "Queries": ("queries.png", "features given images, and images given features"),
 }  # fmt: skip
-LISTINGS = {"config.gin": "all that was bound", "operative.gin": "all that took effect, defaults included"}
+LISTINGS = {"config.gin": "all bindings", "operative.gin": "all parameters in effect, including defaults"}
 
 
 def run_page(run_dir: Path, trained_dir: Path, title: str) -> str:
-    """The document; `trained_dir` has the log, previews and audit of the training."""
+    """Return the HTML document; `trained_dir` holds the log, previews and audit of the training."""
     run = Folder(run_dir)
     trained = Folder(trained_dir, run.notes)
     listings = {f"{name}: {what}": run.text(name) for name, what in LISTINGS.items()}
@@ -46,9 +46,9 @@ def run_page(run_dir: Path, trained_dir: Path, title: str) -> str:
         "listings": {summary: text for summary, text in listings.items() if text is not None},
     }
     if not any(sections.values()):
-        run.notes.append("This folder holds nothing to show yet.")
+        run.notes.append("This folder holds no results yet.")
     lead = [training.get("model"), data and data["brief"]]
-    lead += [f"{metric['metric']} {measured(metric.get('value'), metric.get('spread'))}" for metric in metrics[:1]]
+    lead += [f"{metric['metric']} {with_spread(metric.get('value'), metric.get('spread'))}" for metric in metrics[:1]]
     lead += [f"trained in {trained_dir.name}"] * (trained_dir != run_dir)
     return render(
         "run.html", title=title, lead=" · ".join(filter(None, lead)) or "A run of redi.", notes=run.notes,
@@ -58,18 +58,18 @@ def run_page(run_dir: Path, trained_dir: Path, title: str) -> str:
 
 
 def _metrics(folder: Folder) -> list[dict]:
-    """metrics.json, unless it cannot be read, is of an older version, or the samples were drawn again since."""
+    """Read metrics.json; return [] with a note if it is damaged, of an older version, or not of the current samples."""
     path = folder.path / "metrics.json"
     try:
         metrics = read_metrics(path) if path.exists() else []
         if not all(isinstance(metric.get("samples"), dict) for metric in metrics):
-            older = f"{path.name} was written by an older version of redi, whose records say less"
-            raise ValueError(f"{older}: draw the samples again and measure")
+            older = f"{path.name} was written by an older version of redi, with less complete records"
+            raise ValueError(f"{older}: sample and evaluate again")
         if metrics and (folder.path / "samples").exists():
             digest = load_samples(folder.path).sha256
             if any(metric["samples"].get("samples_sha256") != digest for metric in metrics):
                 remedy = f"run redi.evaluate --run_dir={folder.path}"
-                raise ValueError(f"{path.name} is of earlier samples and left out: {remedy}")
+                raise ValueError(f"{path.name} is of earlier samples: {remedy}")
         return metrics
     except (ValueError, OSError, RecursionError) as error:
         folder.notes.append(f"The metrics are not shown: {error}")
@@ -78,10 +78,9 @@ def _metrics(folder: Folder) -> list[dict]:
 
 
 def _previews(folder: Folder) -> list[Picture]:
-    """The first, the last and two between."""
+    """Return the first preview, the last one, and two in between."""
     paths = sorted((folder.path / "previews").glob("*.png"))
-    shown = paths if len(paths) <= 4 else [paths[round(i * (len(paths) - 1) / 3)] for i in range(4)]
-    steps = [path.stem.removeprefix("step_").lstrip("0") or path.stem for path in shown]
-    named = zip(shown, steps, strict=True)
-    pictures = (folder.picture(f"previews/{path.name}", f"step {step}") for path, step in named)
+    paths = paths if len(paths) <= 4 else [paths[round(i * (len(paths) - 1) / 3)] for i in range(4)]
+    steps = [path.stem.removeprefix("step_").lstrip("0") or path.stem for path in paths]
+    pictures = (folder.picture(f"previews/{p.name}", f"step {step}") for p, step in zip(paths, steps, strict=True))
     return [picture for picture in pictures if picture]

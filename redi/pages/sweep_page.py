@@ -1,4 +1,4 @@
-"""The page of a sweep: plots, a table that sorts, the same samples side by side, training curves, failures."""
+"""The page of a sweep: plots, a sortable table, samples of all points side by side, training curves, failures."""
 
 from pathlib import Path
 
@@ -12,17 +12,17 @@ from redi.runtime.log import read_log
 
 
 def sweep_page(sweep_dir: Path, title: str) -> str:
-    """The document."""
+    """Return the HTML document."""
     results = SweepResults(sweep_dir)
     folder, count = results.folder, len(results.points)
     failures = [(point.name, *point.error.partition("\n\n")[::2]) for point in results.points if point.error]
     if failures:
-        folder.notes.append(f"{len(failures)} of {count} points failed; their errors are below.")
+        folder.notes.append(f"{len(failures)} of {count} points failed; see the errors below.")
     num_samples = {metric: list(map(number, results.num_samples(metric))) for metric in results.metrics}
     for metric, counts in num_samples.items():
-        if len(counts) > 1:  # it changes distances
+        if len(counts) > 1:  # distances depend on the number of samples
             message = f"was measured on different numbers of samples ({', '.join(counts)})"
-            folder.notes.append(f"{metric} {message}: the values of these points do not compare.")
+            folder.notes.append(f"{metric} {message}: the values of these points are not comparable.")
     models = dict.fromkeys(point.model for point in results.points if point.model)
     logs = {model: entries for model in models if (entries := read_log(sweep_dir / "models" / model))}
     done = sum(point.status == "done" for point in results.points)
@@ -40,7 +40,7 @@ def sweep_page(sweep_dir: Path, title: str) -> str:
         num_samples={metric: " or ".join(counts) for metric, counts in num_samples.items() if counts},
         strip=sample_strip(results),
         curves=model_panels(logs),
-        convergence=folder.picture("convergence.png", "steps until a baseline's final distance"),
+        convergence=folder.picture("convergence.png", "steps to reach the final distance of a baseline"),
         failures=failures,
         configuration=folder.text("config.gin"),
         notes=folder.notes,

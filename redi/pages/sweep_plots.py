@@ -1,4 +1,4 @@
-"""The plots of a sweep: a panel for each metric, over the swept number or over settings in words."""
+"""The plots of a sweep: a panel for each metric, over the swept number or over named settings."""
 
 import math
 from collections import Counter
@@ -11,42 +11,50 @@ from redi.pages.wording import gin_number, gin_words
 
 
 class Place(NamedTuple):
-    """Of a group: at x on the curve of its label, or without x as a level across the panel."""
+    """The place of a group: at x on the curve with its label, or, without x, a level across the panel."""
 
     x: float | None
     label: str
 
 
 def sweep_panels(results: SweepResults, metrics: Iterable[str]) -> list[Panel]:
-    """A panel for each metric, with error bars over seeds."""
+    """Return a panel for each metric, with error bars over seeds."""
     axes = results.group_axes
     groups = {g.name: {axis: g.bindings[axis] for axis in axes if axis in g.bindings} for g in results.groups}
-    axis, places, names = placed(groups)
+    axis, places, names = place_groups(groups)
     panels = []
     for metric in metrics:
         better = results.metrics[metric]
         title = metric + (f" ({better} is better)" if better in ("lower", "higher") else "")
-        lines, levels = {}, []
+        lines: dict[str, list[tuple[float, float, float]]] = {}
+        levels = []
         for group in results.groups:
             x, label = places[group.name]
-            mean = group.mean(metric)
-            if mean is not None and x is None:
+            if (mean := group.mean(metric)) is None:
+                continue
+            if x is None:
                 levels.append(Series(label, [], [mean], level=True))
-            elif mean is not None:
+            else:
                 line = lines.setdefault(label or axis.rpartition(".")[2], [])
                 line.append((x, mean, group.spread(metric) or 0.0))
-        curves = [Series(label, *zip(*sorted(line), strict=True)) for label, line in lines.items()]
+        curves = []
+        for label, line in lines.items():
+            xs, means, spreads = zip(*sorted(line), strict=True)
+            curves.append(Series(label, xs, means, spreads))
         panels.append(Panel(title, axis, curves + levels, names=names, swept=not names, marks=True))
     return panels
 
 
-def placed(groups: Mapping[str, Mapping[str, str]]) -> tuple[str, dict[str, Place], list[str]]:
-    """The bindings of each group, without seeds -> the x axis, a place for each, the names of x = 0, 1, ... if any.
+def place_groups(groups: Mapping[str, Mapping[str, str]]) -> tuple[str, dict[str, Place], list[str]]:
+    """Return the x axis, the place of each group, and the names of x = 0, 1, ... if x are categories.
 
-    The axis is the binding with the most different numbers, if every group with a swept number has that one. Else
-    bindings of one name, as the scales of several rules, share the axis, with a curve each. Without swept numbers the
-    settings of the first binding are the places, in the order of the sweep file, and where the sweep is not a grid the
-    groups themselves are. The label of a curve says what else is particular about it, or ''.
+    The axis is the binding with the most distinct numbers, if every group with a swept number has it. Otherwise
+    bindings with the same name, such as the scales of several rules, share the axis, with a curve each. Without swept
+    numbers, the settings of the first binding are the categories, in the order of the sweep file. If the sweep is not a
+    grid, the groups themselves are the categories. The label of a curve names its other bindings, or is ''.
+
+    Args:
+        groups: the bindings of each group, without seeds.
     """
     keys = dict.fromkeys(key for bindings in groups.values() for key in bindings)
     axes = [key for key in keys if len({bindings.get(key) for bindings in groups.values()}) > 1]

@@ -1,10 +1,11 @@
-"""What a sweep has so far, read point by point: for its tables, its plots and its page."""
+"""Read the results of a sweep point by point, for its tables, plots and page."""
 
 import logging
 import statistics
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TypeGuard
 
 from redi.pages.files import Folder
 from redi.pages.wording import is_number
@@ -25,45 +26,48 @@ class Point:
     status: str = "not run yet"
     error: str = ""
     metrics: dict[str, dict] = field(default_factory=dict)
-    seconds: dict[str, float | None] = field(default_factory=dict)  # stage -> how long it took
+    seconds: dict[str, float | None] = field(default_factory=dict)  # stage -> duration
 
     def value(self, metric: str, what: str = "value") -> float | None:
-        """None where it was not measured or is not a finite number."""
+        """Return a value of a metric, or None if it was not measured or is not finite."""
         value = self.metrics.get(metric, {}).get(what)
         return value if is_number(value) else None
 
 
 @dataclass
 class Group:
-    """Points that differ in their seeds alone."""
+    """Points that differ only in their seeds."""
 
     name: str
     points: list[Point]
 
     @property
     def bindings(self) -> dict[str, str]:
+        """The bindings of the first point."""
         return self.points[0].bindings
 
     @property
     def num_done(self) -> int:
+        """The number of points that are done."""
         return sum(point.status == "done" for point in self.points)
 
     def values(self, metric: str) -> list[float]:
+        """Return the values of all points in which the metric was measured."""
         return [value for point in self.points if (value := point.value(metric)) is not None]
 
     def mean(self, metric: str) -> float | None:
-        """Over the seeds."""
+        """Return the mean over seeds, or None if it was not measured."""
         return statistics.fmean(values) if (values := self.values(metric)) else None
 
     def spread(self, metric: str) -> float | None:
-        """The sample standard deviation over trained seeds; with one of them that over its sampling seeds, if known."""
+        """Return the sample standard deviation over training seeds; with one of them, over its sampling seeds."""
         if len(values := self.values(metric)) > 1:
             return statistics.stdev(values)
         return next((point.value(metric, "spread") for point in self.points if point.value(metric) is not None), None)
 
 
 class SweepResults:
-    """A sweep's folder (with the notes of what could not be read), its swept keys `axes` and its points."""
+    """The folder of a sweep (with notes on files that cannot be read), its swept keys `axes` and its points."""
 
     def __init__(self, path: str | Path):
         self.folder = Folder(local_path(path))
@@ -77,56 +81,59 @@ class SweepResults:
             point.status, point.seconds = "done", result.get("seconds", {})
             point.metrics = {str(entry["metric"]): entry for entry in result["metrics"]}
         elif (folder / "result.json").exists():
-            note = f"points/{point.name}/result.json cannot be read; it was cut short or altered."
+            note = f"points/{point.name}/result.json cannot be read, because it is truncated or altered."
             self.folder.notes.append(note)
-            point.status, point.error = "damaged", f"{note} Run the sweep again to repeat the point."
+            point.status, point.error = "damaged", f"{note} Rerun the sweep to repeat the point."
         elif (error := self.folder.text(f"points/{point.name}/error.txt")) is not None:
-            point.status, point.error = "failed", error.strip() or "no explanation"
+            point.status, point.error = "failed", error.strip() or "no error message"
 
     @cached_property
     def groups(self) -> list[Group]:
-        """In the order of their first points."""
+        """The groups, in the order of their first points."""
         names = dict.fromkeys(point.group for point in self.points)
         return [Group(name, [point for point in self.points if point.group == name]) for name in names]
 
     @cached_property
     def group_axes(self) -> list[str]:
-        """The keys in which the points of every group agree: those of seeds are left out."""
+        """The swept keys that are equal for all points of a group, so not those of seeds."""
         settings = {axis: [{p.bindings.get(axis) for p in group.points} for group in self.groups] for axis in self.axes}
         return [axis for axis in self.axes if all(len(values) == 1 for values in settings[axis])]
 
     @cached_property
     def metrics(self) -> dict[str, str]:
-        """Every metric -> 'lower', 'higher' or what else the points call better, '' where unknown."""
+        """{metric: the better direction, 'lower' or 'higher'; '' if unknown}."""
         metrics: dict[str, str] = {}
         for name, entry in (item for point in self.points for item in point.metrics.items()):
             metrics.setdefault(name, str(entry.get("better") or ""))
         return metrics
 
     def best(self, metric: str) -> Group | None:
-        """The group that is better than every other by more than both spreads together; None where one is unknown."""
+        """Return the group that beats every other by more than the sum of both spreads; None if there is none.
+
+        A spread that is unknown gives None.
+        """
         sign = {"lower": 1, "higher": -1}.get(self.metrics[metric], 0)
-        measured = [(sign * group.mean(metric), group) for group in self.groups if group.mean(metric) is not None]
-        spreads = {group.name: group.spread(metric) for _, group in measured}
-        if not sign or len(measured) < 2 or None in spreads.values():
+        means = [(sign * mean, group) for group in self.groups if (mean := group.mean(metric)) is not None]
+        spreads = {group.name: spread for _, group in means if (spread := group.spread(metric)) is not None}
+        if not sign or len(means) < 2 or len(spreads) < len(means):
             return None
-        value, best = min(measured, key=lambda pair: pair[0])
-        others = [(other - value, spreads[group.name]) for other, group in measured if group is not best]
+        value, best = min(means, key=lambda pair: pair[0])
+        others = [(other - value, spreads[group.name]) for other, group in means if group is not best]
         return best if all(gap > spreads[best.name] + spread for gap, spread in others) else None
 
     @property
     def missing(self) -> dict[str, str]:
-        """Names of the points that are not done -> why, in short."""
+        """{name of a point that is not done: the reason in one line}."""
         return {p.name: p.error.partition("\n\n")[0] or "not done" for p in self.points if p.status != "done"}
 
-    def num_samples(self, metric: str) -> list[int]:
-        """The numbers of samples that it was measured on, ascending."""
+    def num_samples(self, metric: str) -> list[float]:
+        """Return the distinct numbers of samples of this metric, ascending."""
         counts = {point.metrics[metric].get("num_samples") for point in self.points if metric in point.metrics}
-        return sorted(filter(is_number, counts))
+        return sorted(count for count in counts if is_number(count))
 
 
 def read_plan(folder: Folder) -> tuple[list[str], list[Point]]:
-    """The swept keys and the points of sweep.json; a note where it names none."""
+    """Read the swept keys and the points of sweep.json. If it has no points, add a note."""
     plan = folder.json("sweep.json") or {}
     entries, axes = (part if isinstance(part, list) else [] for part in (plan.get("points"), plan.get("axes")))
     points = []
@@ -136,12 +143,12 @@ def read_plan(folder: Folder) -> tuple[list[str], list[Point]]:
             bindings = {key: str(value) for key, value in bindings.items()} if isinstance(bindings, dict) else {}
             points.append(Point(name, str(entry.get("group", name)), model if _is_folder_name(model) else "", bindings))
     if not points:
-        folder.notes.append("sweep.json names no points.")
+        folder.notes.append("sweep.json has no points.")
     return list(map(str, axes)) or list(dict.fromkeys(key for point in points for key in point.bindings)), points
 
 
 def read_result(folder: Path) -> dict | None:
-    """The result of a point; None where it is not done, or the file is damaged or another point's."""
+    """Read the result of a point; None if it is not done, or the file is damaged or of another point."""
     path = folder / "result.json"
     try:
         if (result := read_sealed(path)) is None:
@@ -152,10 +159,10 @@ def read_result(folder: Path) -> dict | None:
             return result
     except (BrokenArtefact, KeyError, TypeError, AttributeError):
         pass
-    log.warning("%s is cut short or was edited: the point is not done", path)
+    log.warning("%s is truncated or altered: the point counts as not done", path)
     return None
 
 
-def _is_folder_name(name: object) -> bool:
-    """Names of points and models are those of folders in the sweep: one that leads elsewhere is not followed."""
+def _is_folder_name(name: object) -> TypeGuard[str]:
+    """Return whether a name is that of a folder in the sweep, and not a path that leads out of it."""
     return isinstance(name, str) and name not in ("", ".", "..") and "/" not in name and "\0" not in name

@@ -1,4 +1,4 @@
-"""The same samples of every point of a sweep side by side: equal seeds begin with equal noise."""
+"""The first samples of every point of a sweep side by side. Equal seeds start from equal noise."""
 
 import io
 from pathlib import Path
@@ -16,54 +16,62 @@ from redi.sampling.labels import captions
 from redi.sampling.pictures import ColourBasis, stack, thumbnails
 
 NUM_SAMPLES = 10
-MAX_POINTS = 40  # shown; every picture is part of the page
+MAX_POINTS = 40  # every picture is embedded in the page
 
 
 def sample_strip(results: SweepResults) -> dict | None:
-    """A row for every point, a column for every sample; below each image its features, where the colours are known."""
-    rows = []
-    shown = [point for point in results.points if (results.folder.path / "points" / point.name / "samples").is_dir()]
-    for point in shown[:MAX_POINTS]:
+    """Return a row for every point and a column for every sample, each an image above its features, or None.
+
+    Features are shown if their colours are stored with the model.
+    """
+    rows: list[dict] = []
+    points = [point for point in results.points if (results.folder.path / "points" / point.name / "samples").is_dir()]
+    for point in points[:MAX_POINTS]:
         try:
-            rows.append(_row(results.folder.path, point))
+            if (row := _row(results.folder.path, point)) is not None:
+                rows.append(row)
         except (ValueError, OSError) as error:
             results.folder.notes.append(f"The samples of {point.name} cannot be shown: {error}")
-    rows = sorted((row for row in rows if row), key=lambda row: row["seed"])  # those of equal noise together
-    longest = max((row["labels"] for row in rows), key=len, default=[])
-    return rows and {
+    if not rows:
+        return None
+    rows.sort(key=lambda row: row["seed"])  # groups rows with equal noise
+    longest: list = max((row["labels"] for row in rows), key=len)
+    return {
         "rows": rows,
         "labels": longest,
         "same_labels": all(row["labels"] == longest[: len(row["labels"])] for row in rows),
         "same_noise": len({row["seed"] for row in rows}) == 1,
         "has_features": any(row["has_features"] for row in rows),
-        "limit": f"The first {MAX_POINTS} of {len(shown)} points." if len(shown) > MAX_POINTS else "",
+        "limit": f"The first {MAX_POINTS} of {len(points)} points." if len(points) > MAX_POINTS else "",
     }
 
 
 def _row(sweep_dir: Path, point: Point) -> dict | None:
-    """Per sample a picture of the image above its features; None where images were not kept."""
+    """Return a picture of each sample, its image above its features; None if images were not kept."""
     samples = load_samples(sweep_dir / "points" / point.name)
     if not samples.has_images:
         return None
     first = samples.sets[0]
-    drawn = samples.take(range(min(NUM_SAMPLES, first["stop"] - first["start"])))
+    generated = samples.take(range(min(NUM_SAMPLES, first["stop"] - first["start"])))
     model = sweep_dir / "models" / point.model if point.model else None
-    layers = [drawn.images, *(_features(model, drawn.x) if model else [])]
-    stacks = zip(*[thumbnails(layer, like=drawn.images) for layer in layers], strict=True)
+    layers = [generated.images, *(_features(model, generated.x) if model else [])]
+    stacks = zip(*[thumbnails(layer, like=generated.images) for layer in layers], strict=True)
     pictures = [_stacked(stack, f"sample {i} of {point.name}") for i, stack in enumerate(stacks)]
-    labels = captions(drawn.labels, class_names(model) if model else None)
+    labels = captions(generated.labels, class_names(model) if model else None)
     row = {"name": point.name, "seed": phrase(first["seed"]), "labels": labels, "pictures": pictures}
     return row | {"has_features": len(layers) > 1}
 
 
 def _features(model_dir: Path, x) -> list:
-    """Each representation as colours (N, 3, H, W) uint8, by the last checkpoint's colour basis, if it has one."""
+    """Return each representation as colours (N, 3, H, W) uint8, if the newest checkpoint has a colour basis."""
     try:
-        _, tensors, record = newest_good(model_dir, ("colours",), set_aside=False)
+        if (good := newest_good(model_dir, ("colours",), set_aside=False)) is None:
+            return []
+        _, tensors, record = good
         channels, colours = Channels(**record["model_arguments"]["channels"]), ColourBasis(tensors["colours"])
         return [colours(name, channels.split(x)[name]) for name in channels.representations]
     except (KeyError, TypeError, AttributeError, ValueError, OSError):
-        return []  # images are shown without them
+        return []  # the images are shown without features
 
 
 def _stacked(layers: tuple[Image.Image, ...], alt: str) -> Picture:

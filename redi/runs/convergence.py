@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from redi.core import config
-from redi.evaluation.convergence import PREFIX, convergence_factor, describe, read_curve
+from redi.evaluation.convergence import PREFIX, convergence_factor, format_convergence, read_curve
 from redi.pages.curves import convergence_panel
 from redi.pages.plots import save
 from redi.runtime.artefact import write_json
@@ -32,7 +32,7 @@ def compare(baseline: list[Path], method: list[Path], to: Path, *, metric: str |
     write_json(to / "convergence.json", {"metric": metric, **result})
     save(to / "convergence.png", [convergence_panel(**curves, metric=metric, result=result)])
     log.info("wrote %s", to / "convergence.png")
-    return f"{metric}\n{describe(result)}"
+    return f"{metric}\n{format_convergence(result)}"
 
 
 def run_folders(side: str, patterns: list[str]) -> list[Path]:

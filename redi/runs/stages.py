@@ -8,7 +8,7 @@ import torch
 from redi.core import config
 from redi.evaluation.evaluate import evaluate, prepare_networks
 from redi.evaluation.queries import query
-from redi.evaluation.records import describe
+from redi.evaluation.records import format_metrics
 from redi.evaluation.samples.sample import sample
 from redi.evaluation.samples.stored import load_samples
 from redi.evaluation.stored_statistics import StoredStatistics
@@ -144,7 +144,7 @@ def evaluate_stage(experiment: Experiment) -> None:
     )  # fmt: skip
     _replace_results(experiment)
     if rank == 0:
-        print(describe(metrics), flush=True)
+        print(format_metrics(metrics), flush=True)
 
 
 def query_stage(experiment: Experiment) -> None:

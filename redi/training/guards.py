@@ -1,10 +1,11 @@
-"""What watches over a run while its loop trains, and the settings that are refused before."""
+"""Checks of the settings before training, and guards around the training loop."""
 
 import inspect
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from redi.runtime.atomic import only_process
 from redi.runtime.checkpoint import check_best
 from redi.runtime.distributed import Vote, as_lost_process
 from redi.runtime.interrupt import Stopped, StopRequest
-from redi.runtime.log import LogWindow, RunLog
+from redi.runtime.log import AsyncScalars, LogWindow, RunLog
 from redi.runtime.progress import progress
 from redi.runtime.ranges import SEED, check_number
 from redi.runtime.watchdog import COMPUTING, WAITING, Watchdog
@@ -33,21 +34,18 @@ COUNTS = (
 )  # fmt: skip
 NUMBERS: dict[str, dict] = {  # of `train`: the arguments of `check_number`
     **{name: {"least": 1} for name in COUNTS},
-    "warmup_steps": {"least": 0, "note": "0 is no warm-up"},
+    "warmup_steps": {"least": 0, "note": "0 disables warm-up"},
     "max_skipped_steps": {"least": 0, "note": "0 tolerates none"},
     "seed": SEED,
-    "max_grad_norm": {"least": 0, "whole": False, "note": "0 leaves the gradients as they are"},
-    "stalled_seconds": {"least": 0, "whole": False, "below": 1e9, "note": "0 is never"},
+    "max_grad_norm": {"least": 0, "whole": False, "note": "0 disables clipping"},
+    "stalled_seconds": {"least": 0, "whole": False, "below": 1e9, "note": "0 disables the report"},
 }
 
-
-END = 1  # the vote for an end by `train.on_log`; a signal, which has a larger number, comes before it
+END = 1  # the vote to end training by `train.on_log`; the numbers of signals are larger and take precedence
 
 
 def check_settings(settings: Mapping) -> None:
-    """Raises ValueError unless all numbers of `train` lie in their ranges, `accumulate` divides `batch_size`, and
-    `on_log` can be called.
-    """
+    """Raise ValueError if a number is out of range, `accumulate` does not divide `batch_size`, or `on_log` is wrong."""
     for name, rule in NUMBERS.items():
         if name != "keep_every" or settings[name] is not None:
             check_number(f"train.{name}", settings[name], **rule)
@@ -55,12 +53,12 @@ def check_settings(settings: Mapping) -> None:
         batch_size = f"train.batch_size = {settings['batch_size']}"
         raise ValueError(f"train.accumulate = {settings['accumulate']} does not divide {batch_size}")
     if (on_log := settings["on_log"]) is not None and (inspect.isclass(on_log) or not callable(on_log)):
-        how = "as @my_function without parentheses, or an object, as @MyClass() with them"
-        raise ValueError(f"train.on_log = {on_log!r}: a function is needed, {how}")
+        how = "bind a function without parentheses, @my_function, or an object with them, @MyClass()"
+        raise ValueError(f"train.on_log = {on_log!r} is not a function: {how}")
 
 
 def make_optimizer(optimizer: Callable[..., torch.optim.Optimizer], parameters) -> torch.optim.Optimizer:
-    """Raises ValueError, with the optimizer's name, for numbers that it refuses or that are not finite."""
+    """Call `optimizer`. Raise ValueError, naming it, for settings that it refuses or that are not finite."""
     name = getattr(getattr(optimizer, "func", optimizer), "__name__", "train.optimizer")
     try:
         optim = optimizer(parameters)
@@ -68,16 +66,16 @@ def make_optimizer(optimizer: Callable[..., torch.optim.Optimizer], parameters) 
         raise ValueError(f"train.optimizer: {name} refuses its settings: {error}") from error
     for setting, value in optim.defaults.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name}.{setting} = {value}: a finite number is needed")
+            raise ValueError(f"{name}.{setting} = {value}: it must be a finite number")
     return optim
 
 
 def check_objects(codec, dataset, parallel, shuffle: str, keep_best: str | None, monitor) -> None:
-    """Raises ValueError for a codec that is not fitted, a cache of another one, or objects of the wrong kind."""
+    """Raise ValueError for a codec that is not fitted, a cache of another codec, or objects of the wrong kind."""
     check_shuffle(shuffle)
     if not codec.fitted:
-        raise ValueError("the codec is not fitted: call prepare(codec=..., dataset=...) and train on what it returns")
-    if hasattr(dataset, "check"):  # encoded rows, which belong to one codec
+        raise ValueError("the codec is not fitted: call prepare(codec=..., dataset=...) and train on its result")
+    if hasattr(dataset, "check"):  # encoded rows belong to one codec
         dataset.check(codec)
     check_best(keep_best, monitor)
     parallels.check(parallel, "train.parallel")
@@ -86,8 +84,11 @@ def check_objects(codec, dataset, parallel, shuffle: str, keep_best: str | None,
 class Guards:
     """Context of the training loop: the run's lock, signals, the watchdog, skipped steps, and the log.
 
-    The loop takes its batches from `batches`, and after each step calls `after` and `checkpoint`. Data that cannot be
-    read end a run with a checkpoint of the steps before. `record`: what `TrainingState.begin` returned.
+    The loop takes its batches from `batches`, and calls `after` and `checkpoint` after each step. If the data cannot be
+    read, a checkpoint of the steps so far is written and the error ends the run.
+
+    Args:
+        record: the result of `TrainingState.begin`.
     """
 
     def __init__(
@@ -98,21 +99,24 @@ class Guards:
         self.state, self.take_step, self.processes, self.dataset = state, take_step, state.processes, dataset
         self.step = self.saved = self.began = record["step"]
         self.num_steps, self.batch_size, self.log_every = num_steps, batch_size, log_every
-        self.window, self.pending = LogWindow(record["window"]), []  # lines whose numbers are on their way
+        self.window = LogWindow(record["window"])
+        self.pending: list[tuple[int, AsyncScalars, dict[str, float]]] = []  # log entries still on the device
         self.skipped = SkipGuard(max_skipped_steps, warns=self.processes.is_first)
-        self.reading = {"batch_size": batch_size, "seed": take_step.seed, "shuffle": shuffle}
-        self.reading["rows"] = self.processes.rows(batch_size)
+        rows = self.processes.rows(batch_size)
+        self.reading: dict[str, Any] = {
+            "batch_size": batch_size, "seed": take_step.seed, "shuffle": shuffle, "rows": rows
+        }  # fmt: skip
         rank, size, store = self.processes.rank, self.processes.size, self.processes.store
         self.watchdog = Watchdog(state.run_dir, rank, size, store, stalled_seconds=stalled_seconds)
         self.vote, self.stop = Vote(self.processes), StopRequest("training stops after this step, with a checkpoint")
         self.on_log, self.wants_end = on_log, False
         if on_log is not None and record.get("ended_early"):
-            log.info("train.on_log ended the training at step %d; without it, training goes on", self.step)
+            log.info("train.on_log ended training at step %d: remove it to continue training", self.step)
             self.num_steps = self.step
 
     def __enter__(self) -> "Guards":
         if self.step >= self.num_steps:
-            log.info("nothing to train: it holds step %d of %d", self.step, self.num_steps)
+            log.info("nothing to train: the checkpoint is at step %d of %d", self.step, self.num_steps)
         first, run_dir = self.processes.is_first, self.state.run_dir
         with ExitStack() as exits:
             self.processes.on_first(lambda: exits.enter_context(only_process(run_dir)))
@@ -122,7 +126,7 @@ class Guards:
             exits.enter_context(self.stop)
             pin = self.state.device.type == "cuda"
             reader = batches(self.dataset, start=self.step, stop=self.num_steps, pin=pin, **self.reading)
-            self.data = exits.enter_context(closing(reader))
+            self.data = exits.enter_context(closing(reader))  # type: ignore[type-var]  # it is a generator
             options = {"desc": "training", "unit": "step", "smoothing": 0.1, "leave": True, "disable": not first}
             self.bar = exits.enter_context(progress(total=self.num_steps, initial=self.step, **options))
             if self.processes.size > 1:
@@ -138,19 +142,19 @@ class Guards:
         if error is None:
             self.vote.result()
         data_failed = isinstance(error, Exception) and self.watchdog.progress[1] == WAITING
-        if data_failed and self.processes.size == 1 and self.saved < self.step:  # what was learned is good
+        if data_failed and self.processes.size == 1 and self.saved < self.step:  # the weights are good
             self._save()
             log.warning("the data of step %d cannot be read; all steps before it are saved", self.step + 1)
 
     def at(self, phase: str) -> None:
-        """Tell the watchdog what the loop does now."""
+        """Tell the watchdog the phase of the loop."""
         self.watchdog.at(self.step, phase)
 
     def batches(self) -> Iterator[dict[str, Tensor]]:
-        """This process's rows of the steps that are left, on the model's device."""
+        """Yield this process's rows of each remaining step, on the model's device."""
         compiles = self.take_step.compiled
         if compiles and self.step < self.num_steps:
-            log.info("compiling at the first step: a minute or two")
+            log.info("the first step compiles the model, which takes a minute or two")
         while self.step < self.num_steps:
             self.at(WAITING)
             batch = next(self.data)
@@ -158,17 +162,17 @@ class Guards:
             yield {name: tensor.to(self.state.device, non_blocking=True) for name, tensor in batch.items()}
 
     def after(self, losses: Mapping[str, Tensor]) -> None:
-        """Count a step and log it, without waiting for the device; `losses` is what `TrainingStep` returned.
+        """Count and log a step without waiting for the device; `losses` is the result of `TrainingStep`.
 
-        Raises ValueError after too many skipped steps, with the module where the first bad number arose.
+        Raises ValueError after too many skipped steps, naming the module where the first non-finite value arose.
         """
         if self.take_step.compiled and self.step == self.began:
             self.window.restart_clock()
         self.window.add(losses)
         self.step += 1
         self.bar.update()
-        self.write_lines()  # of the step before, now that the device has this one to do
-        too_many = self.skipped.exceeded()  # up to the step before too, and so alike on all processes
+        self.write_lines()  # of the previous step, while the device computes this one
+        too_many = self.skipped.exceeded()  # also up to the previous step, and so equal on all processes
         self.skipped.add(self.step - 1, losses["skipped"])
         if too_many:
             raise ValueError(diagnosis(self.state.run_dir, self.skipped, self.take_step, self.dataset, self.reading))
@@ -182,7 +186,7 @@ class Guards:
                 self.window = LogWindow()
 
     def write_lines(self) -> None:
-        """Write the lines of the log whose numbers were still on their way from the device."""
+        """Write the pending log entries, waiting for their values from the device."""
         for step, means, values in self.pending:
             scalars = means.get()
             if self.log is not None:
@@ -192,28 +196,29 @@ class Guards:
         self.pending.clear()
 
     def write_line(self, step: int, **values: float) -> None:
-        """A line of the log, on rank 0, also for `train.on_log`."""
+        """Write a log entry and pass it to `train.on_log`; called on rank 0."""
+        assert self.log is not None
         self.log.scalars(step, **values)
         self._report({"step": step, **values})
 
     def _report(self, record: dict) -> None:
         answer = self.on_log(record) if self.on_log is not None and self.processes.is_first else None
         if answer not in (None, False, True):
-            raise ValueError(f"train.on_log returned {answer!r}: True ends the training, False or None does not")
+            raise ValueError(f"train.on_log returned {answer!r}: return True to end training, False or None otherwise")
         self.wants_end |= bool(answer)
 
     def checkpoint(self, due: bool, monitor: Mapping[str, float] | None = None) -> None:
-        """Write a checkpoint if one is due, if `train.on_log` ended the training: then this step is the last; or if a
-        signal asked any process to stop: then raise Stopped.
+        """Write a checkpoint if one is due, if `train.on_log` ended training, or if a signal arrived.
 
-        All processes call it after every step. `monitor`: what was measured, for `train.keep_best`.
+        All processes call it after every step. After `train.on_log` returned True, this step is the last. After a
+        signal to any process, raise Stopped. `monitor`: the measurements, for `train.keep_best`.
         """
         request = self.vote.cast(self.stop.requested or (END if self.wants_end else 0))
         ends = request == END and self.step < self.num_steps
         if due or request:
             self._save(monitor, **({"ended_early": True} if ends else {}))
         if ends:
-            log.info("train.on_log ended the training at step %d of %d", self.step, self.num_steps)
+            log.info("train.on_log ended training at step %d of %d", self.step, self.num_steps)
             self.num_steps = self.step
         elif request > END:
             raise Stopped(request, self.step)

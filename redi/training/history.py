@@ -1,6 +1,6 @@
-"""What was trained, by which command, when, on what and for how long: `training.json`, beside the checkpoints.
+"""The history of a run, `training.json`: the model, and the command, date, device and duration of every session.
 
-Checkpoints hold none of it: a run that was stopped and resumed writes the same ones as a run that was not.
+Checkpoints hold none of this, so a resumed run writes the same checkpoints as an uninterrupted one.
 """
 
 import json
@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -26,24 +27,24 @@ FILE = "training.json"
 
 
 class History:
-    """Begins a session of training at `step`; each `write` updates the file."""
+    """Records a training session that begins at `step`. Each `write` updates the file."""
 
     def __init__(
         self, run_dir: Path, step: int, model: nn.Module, processes: Processes, codec: JointCodec, image_size: int
     ):
         parameters = list(model.parameters())
         self.path, self.started = run_dir / FILE, time.monotonic()
-        self.session = {
+        self.session: dict[str, Any] = {
             "command": command(), "began": datetime.now(UTC).isoformat(timespec="seconds"),
             "device": device_name(parameters[0].device), "processes": processes.size, "first_step": step,
         }  # fmt: skip
-        self.record = {
+        self.record: dict[str, Any] = {
             "model": type(model).__name__,
             "num_parameters": sum(p.numel() for p in parameters),
             "num_trainable": sum(p.numel() for p in parameters if p.requires_grad),
             "image_size": image_size,
             "channels": dict(codec.channels),
-            "reducers": {name: type(made.reducer).__name__ for name, made in codec.representations.items()},
+            "reducers": {name: type(r.reducer).__name__ for name, r in codec.representations.items()},
             "sessions": [],
         }
         try:
@@ -51,35 +52,36 @@ class History:
         except FileNotFoundError:
             pass
         except (ValueError, KeyError, TypeError) as error:
-            log.warning("%s is damaged (%s), and begins anew", self.path, error)
+            log.warning("%s is damaged (%s): starting a new one, without the earlier sessions", self.path, error)
         self.record["sessions"].append(self.session)
 
     def write(self, step: int) -> None:
-        """After a checkpoint of this step. Raises OSError."""
+        """Update the file after the checkpoint of this step. Raises OSError."""
         self.session["num_steps"] = step - self.session["first_step"]
         self.session["seconds"] = round(time.monotonic() - self.started, 1)
         write_json(self.path, self.record)
 
 
 def in_brief(record: Mapping) -> dict[str, str]:
-    """`training.json` in two lines, "model" and "training", and the last "command". Raises what a record of another
-    version leads to.
+    """Summarize `training.json` as three lines, "model", "training" and the last "command".
+
+    A record of another version may raise KeyError or TypeError.
     """
     sessions, size, channels = record["sessions"], record["image_size"], record["channels"]
     seconds, steps = (sum(session[key] for session in sessions) for key in ("seconds", "num_steps"))
-    spent = f"{duration(seconds)} of training" + (f", {seconds / steps:.3g} s a step" if steps else "")
-    reduced = [f"{name} by {reducer} in {channels[name]} channels" for name, reducer in record["reducers"].items()]
+    spent = f"{duration(seconds)} of training" + (f", {seconds / steps:.3g} s per step" if steps else "")
+    reduced = [f"{name}: {reducer}, {channels[name]} channels" for name, reducer in record["reducers"].items()]
     model = [f"{record['model']}, {record['num_parameters'] / 1e6:.3g} M parameters", f"{size} x {size} pixels"]
     last = sessions[-1]
     return {
         "model": " · ".join([*model, *reduced, f"{last['first_step'] + last['num_steps']:,} steps"]),
-        "training": f"Began {sessions[0]['began'][:10]} · {last['device']} · {spent}",
+        "training": f"Started {sessions[0]['began'][:10]} · {last['device']} · {spent}",
         "command": last["command"],
     }
 
 
 def command() -> str:
-    """This process's command line as people type it, without the folders of the interpreter and the script."""
+    """Return the command line of this process as a user types it, without the folders of interpreter and script."""
     if "ipykernel" in sys.modules:
         return "a notebook"
     program, *arguments = sys.argv
@@ -89,5 +91,5 @@ def command() -> str:
 
 
 def _quoted(word: str) -> str:
-    """As README writes it: "IMAGES = 'a/folder'", where the shell changes nothing between double quotes."""
+    """Quote as in the README, "IMAGES = 'a/folder'", unless the shell would change the text in double quotes."""
     return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)

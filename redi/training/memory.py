@@ -1,4 +1,4 @@
-"""How much memory a training step takes: known before the first one, without the device and without the memory."""
+"""Predict the memory of a training step before the first step, without a GPU and without allocating the memory."""
 
 import copy
 import logging
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from redi.core.ema import EMA, AveragedWeights
+from redi.core.ema import AveragedWeights
+from redi.core.ema.exponential import EMA
 from redi.core.objective import JointObjective
 from redi.models.cost import without_memory
 from redi.models.interface import build_model
@@ -24,30 +25,30 @@ log = logging.getLogger(__name__)
 
 GIB = 2**30
 REMEDIES = (
-    "Raise train.accumulate{parts}, which computes the batch in parts, with the same result; bind "
-    "DiffusionTransformer.checkpointing = True, which takes a third more time; lower train.batch_size; or take a "
+    "Raise train.accumulate{parts}, which computes the batch in parts with the same result; set "
+    "DiffusionTransformer.checkpointing = True, which takes a third more time; lower train.batch_size; or choose a "
     "smaller model or smaller images (DiffusionTransformer.size, Preprocessing.image_size). "
-    "train.check_memory = False tries it all the same"
+    "train.check_memory = False skips this check"
 )
 
 
 class MemoryCount(TorchDispatchMode):
-    """Context that counts the bytes of all tensors made in it: alive `now`, and at most so far (`peak`).
+    """Context that counts the bytes of the tensors allocated in it: those alive `now`, and the `peak` so far.
 
-    Storages, not tensors: views are free. What a kernel allocates for itself is not seen, nor what an allocator rounds.
+    Storages are counted, so views are free. Workspaces of kernels and rounding by the allocator are not included.
     """
 
     def __init__(self):
         super().__init__()
         self.now = self.peak = 0
-        self.known: weakref.WeakSet = weakref.WeakSet()
+        self.storages: weakref.WeakSet = weakref.WeakSet()
 
     def add(self, *tensors: Tensor) -> None:
-        """Counts tensors that were there before."""
+        """Count tensors that were allocated before the context."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
-            if storage not in self.known:
-                self.known.add(storage)
+            if storage not in self.storages:
+                self.storages.add(storage)
                 weakref.finalize(storage, self._freed, storage.nbytes())
                 self.now += storage.nbytes()
         self.peak = max(self.peak, self.now)
@@ -66,24 +67,25 @@ def predicted_memory(
     precision: Precision = FLOAT32, optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
     ema: Callable[..., AveragedWeights] = EMA, alignment_dim: int | None = None, num_first_steps: int = 0,
 ) -> int:  # fmt: skip
-    """Peak bytes of a training step on encoded data, which runs on tensors that have a shape and no memory, in seconds.
+    """Predict the peak bytes of a training step on encoded data, in seconds, with tensors that have no memory.
 
-    Attention is assumed to keep no scores, as all backends but 'math' do. A GPU's workspaces and what its allocator
-    cannot fill come on top: leave a tenth.
+    Attention is assumed not to store its scores, which holds for all backends except 'math'. Workspaces and
+    fragmentation on a GPU are not included: leave a tenth of the memory free.
 
     Args:
         model: may be on the meta device.
         grid: (H, W) of the joint state.
-        alignment_dim: E of REPA's features, where the model has a projector.
-        num_first_steps: steps before the one that is counted, for losses that are traced at their first call.
+        alignment_dim: E of REPA's features, if the model has a projector.
+        num_first_steps: number of steps before the counted one, needed if losses are traced at their first call.
     """
     from torch._subclasses import FakeTensorMode
 
     with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True):
-        # On the CPU, since there is no backward pass on a GPU that is absent; the same tensors are kept on both.
+        # On the CPU, because a backward pass needs its device. The same tensors are stored on both.
         fake = without_memory(model, "cpu").train()
         take_step = TrainingStep(
-            codec=Joined(), model=fake, objective=copy.copy(objective), ema=ema(model=fake), precision=precision,
+            codec=JoinedCodec(),  # type: ignore[arg-type]  # a step on encoded data calls only its `join`
+            model=fake, objective=copy.copy(objective), ema=ema(model=fake), precision=precision,
             optimizer=torch.optim.SGD(fake.parameters(), lr=0.0, fused=True), accumulate=accumulate,
         )  # fmt: skip
         x = torch.empty(batch_size, objective.channels.total, *grid)
@@ -101,7 +103,7 @@ def predicted_memory(
 
 
 def optimizer_share(optimizer: Callable[..., torch.optim.Optimizer]) -> float:
-    """Bytes of an optimizer's state for each byte of the weights; of Adam 2. It is asked about one small matrix."""
+    """Return the bytes of optimizer state per byte of weights (2 for Adam), measured with one small matrix."""
     weight = nn.Parameter(torch.zeros(64, 64))
     weight.grad = torch.zeros_like(weight)
     optim = optimizer([weight])
@@ -110,10 +112,11 @@ def optimizer_share(optimizer: Callable[..., torch.optim.Optimizer]) -> float:
     return sum(value.nbytes for value in state if value.ndim) / weight.nbytes
 
 
-class Joined:
-    """In place of a codec: what is stored is the joint state."""
+class JoinedCodec:
+    """Stands in for a codec if the stored "image" is already the joint state."""
 
     def join(self, stored: Mapping[str, Tensor], randn: Callable[..., Tensor] = torch.randn) -> Tensor:
+        """Return the joint state (N, C, H, W)."""
         return stored["image"]
 
 
@@ -121,15 +124,15 @@ def check_memory(
     model: Callable[..., nn.Module], model_arguments: Mapping, objective: JointObjective, *, device: torch.device,
     compiled: bool, processes: Processes, parallel: Parallel, batch_size: int, accumulate: int, **settings,
 ) -> None:  # fmt: skip
-    """Log what a step needs beside what the device has free. Raises ValueError where it cannot fit.
+    """Log the predicted memory of a step and the free memory. Raises ValueError if the step cannot fit.
 
     Args:
-        model, model_arguments: as `train` builds it; here without memory.
-        batch_size: of all processes together.
+        model, model_arguments: build the model as in `train`, here without memory.
+        batch_size: images per step over all processes.
         settings: further arguments of `predicted_memory`.
     """
     if processes.size > 1 and not parallel.keeps_whole:
-        log.info("memory: a step is not predicted where each process holds a part of the model")
+        log.info("memory: no prediction, because each process holds only a part of the model")
         return
     rows = batch_size // processes.size
     settings |= {"grid": model_arguments["grid"], "alignment_dim": model_arguments.get("alignment_dim")}
@@ -137,19 +140,19 @@ def check_memory(
         with torch.device("meta"):
             predict = partial(predicted_memory, build_model(model, model_arguments), objective, rows, **settings)
         needed = predict(accumulate=accumulate)
-    except Exception as error:  # of a plug-in that reads values, say; if it cannot train, the first step says so
-        log.info("memory: a step could not be predicted: %s: %s", type(error).__name__, error)
+    except Exception as error:  # for example a plug-in that reads values; real errors recur in the first step
+        log.info("memory: no prediction, because the dry run failed: %s: %s", type(error).__name__, error)
         return
     free, total = free_memory(device)
     size = f"{needed / GIB:.1f} GiB" if needed > GIB / 10 else f"{needed / 2**20:.0f} MiB"
     text = f"a training step needs {'at most ' * compiled}about {size}, and {free / GIB:.1f} of {total / GIB:.1f} GiB"
     text += f" are free ({device.type})"
-    # Never refuse what fits: compiled steps keep less, by an unknown part; the kernels of a GPU may keep a little less.
+    # Accept every step that fits: compiled steps store less, by an unknown amount, and GPU kernels a little less.
     share = 0.5 if compiled else 1.0 if device.type == "cpu" else 0.9
     if share * needed <= free:
         log.info("memory: %s", text)
         return
     divisors = (parts for parts in range(accumulate + 1, rows + 1) if rows % parts == 0)
     enough = next((parts for parts in divisors if predict(accumulate=parts) <= 0.9 * free), None)
-    parts = f" ({enough}: {predict(accumulate=enough) / GIB:.1f} GiB)" if enough else " (not enough by itself)"
+    parts = f" ({enough}: {predict(accumulate=enough) / GIB:.1f} GiB)" if enough else " (not sufficient by itself)"
     raise ValueError(f"{text}. {REMEDIES.format(parts=parts)}")

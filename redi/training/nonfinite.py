@@ -1,4 +1,4 @@
-"""Gradients that are not finite: skipped steps are counted, and explained when there are too many."""
+"""Non-finite gradients: count the skipped steps, and find the cause if there are too many."""
 
 import logging
 import sys
@@ -23,73 +23,76 @@ log = logging.getLogger(__name__)
 
 PHASES = ("input", "weights", "forward", "loss", "backward", "gradient", "norm", "none")  # in the order of a step
 ADVICE = {
-    "input": "Look at these images and at what was cached of them: run redi.prepare with prepare.verify = True",
-    "weights": "Run the same command again to resume from the checkpoint",
-    "none": "Run the same command again; if it comes back, suspect this machine's memory or GPU",
+    "input": "Inspect these images, and check the cache by running redi.prepare with prepare.verify = True",
+    "weights": "Rerun the same command to resume from the checkpoint",
+    "none": "Rerun the same command; if the error recurs, suspect this machine's memory or GPU",
 }
-LOWER = "Lower the learning rate, set train.precision = 'float32', or train.max_grad_norm = 1.0 where it is 0"
+LOWER = "Lower the learning rate, set train.precision = 'float32', or set train.max_grad_norm = 1.0 if it is 0"
 
 
 class SkipGuard:
-    """Counts the steps that changed nothing because their gradient was not finite.
+    """Counts the steps that were skipped because their gradient was not finite.
 
-    Steps count from 0 here, from 1 in messages. Those in a row count on over a checkpoint: a run of nothing else ends.
+    A checkpoint resets the count, except for the skipped steps in a row right before it, so that a run that skips every
+    step ends. Steps count from 0 here and from 1 in messages.
     """
 
     def __init__(self, max_skipped: int, *, warns: bool = True):
         check_number("train.max_skipped_steps", max_skipped, 0)
         self.max_skipped, self.warns = max_skipped, warns
-        self.count, self.streak, self.last = 0, 0, None  # since the last checkpoint; in a row; the last skipped step
+        self.count, self.streak = 0, 0  # since the last checkpoint; in a row
+        self.last: int | None = None  # the last skipped step
         self.pending: list[tuple[int, AsyncScalars]] = []
 
     def add(self, step: int, skipped: Tensor) -> None:
-        """Queue what a step returned: () 1 if it was skipped. Nothing waits for the device."""
+        """Queue the result of a step, () 1 if it was skipped, without waiting for the device."""
         self.pending.append((step, AsyncScalars({"skipped": skipped})))
 
     def exceeded(self) -> bool:
-        """Count the queued steps, waiting for the device -> whether there were too many."""
+        """Count the queued steps, waiting for the device; return whether too many were skipped."""
         for step, scalars in self.pending:
             skipped = bool(scalars.get()["skipped"])
             self.count, self.streak = self.count + skipped, self.streak + 1 if skipped else 0
             self.last = step if skipped else self.last
             if skipped and self.warns and (self.count <= 3 or self.count & (self.count - 1) == 0):  # 4, 8, 16, ...
                 log.warning(
-                    "step %d is skipped: its gradient is not finite; the weights stay as they are "
+                    "step %d is skipped because its gradient is not finite; the weights are unchanged "
                     "(%d of at most %d since the last checkpoint)", step + 1, self.count, self.max_skipped,
                 )  # fmt: skip
         self.pending.clear()
         return self.count > self.max_skipped
 
     def reset(self) -> None:
-        """A checkpoint was written."""
+        """Reset the count after a checkpoint."""
         self.count = self.streak
 
 
 class Finding(NamedTuple):
-    """Where the first number arose that is not finite."""
+    """Where the first non-finite value arose."""
 
     phase: str  # one of PHASES
-    module: str = ""  # its name; "" is the model itself, or none of its modules
+    module: str = ""  # name of the module; "" for the model itself, or if no module is the cause
     text: str = ""
-    rows: list[int] = []  # of the batch, which hold such numbers
+    rows: list[int] = []  # rows of the batch with non-finite values
 
 
-NONE = Finding("none", "", "computed again, everything is finite: a fault of memory or of the network would pass so")
+NONE = Finding("none", "", "when the step is computed again, all values are finite, so a hardware fault is likely")
 
 
 def explain(model: nn.Module, losses: Callable[[], dict[str, Tensor]], x: Tensor) -> Finding:
-    """Compute a step's losses again, eagerly, and name the first module whose numbers are not finite.
+    """Compute a step's losses again, uncompiled, and name the first module with non-finite values.
 
-    Under FSDP all processes call it: the passes communicate. The model's gradients are dropped.
+    Under FSDP all processes call it, because the passes communicate. The model's gradients are dropped.
 
     Args:
-        model: not wrapped in DistributedDataParallel; `fully_shard`ed is fine.
-        x: clean states (n, C, H, W) that the pass is given.
+        model: not wrapped in DistributedDataParallel; may be sharded by `fully_shard`.
+        losses: computes the losses; they include "loss".
+        x: the clean states (n, C, H, W) of the pass.
     """
     model.zero_grad(set_to_none=True)
     first: dict[str, Finding] = {}  # by phase
     if bad := [name for name, value in model.named_parameters() if not is_finite(value)]:
-        first["weights"] = Finding("weights", bad[0].rpartition(".")[0], f"the weights {bad[0]} are not finite")
+        first["weights"] = Finding("weights", bad[0].rpartition(".")[0], f"the weight {bad[0]} is not finite")
 
     def check(value: Tensor, phase: str, module: str, text: str) -> None:
         if phase not in first and not is_finite(value):
@@ -105,9 +108,9 @@ def explain(model: nn.Module, losses: Callable[[], dict[str, Tensor]], x: Tensor
             if value.requires_grad:
                 value.register_hook(lambda gradient: check(gradient, "backward", name, f"the gradient of {what}"))
 
-    check(x, "input", "", "the clean state that the model is given")
+    check(x, "input", "", "the model's input")
     with ExitStack() as hooks:
-        if "torch._dynamo" in sys.modules:  # otherwise nothing is compiled, and importing it takes seconds
+        if "torch._dynamo" in sys.modules:  # importing it takes seconds; if it is not loaded, nothing is compiled
             hooks.enter_context(torch.compiler.set_stance("force_eager"))
         for name, module in model.named_modules():
             hooks.callback(module.register_forward_hook(partial(watch, name)).remove)
@@ -115,26 +118,28 @@ def explain(model: nn.Module, losses: Callable[[], dict[str, Tensor]], x: Tensor
             values = losses()
             values["loss"].backward()
         except torch.OutOfMemoryError:
-            values, first["none"] = {}, Finding("none", "", "there is not enough memory to compute it again")
+            values, first["none"] = {}, Finding("none", "", "not enough memory to compute the step again")
     gradients = {name: local(p.grad) for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
     for name, value in values.items():
-        check(value, "loss", "", f"the model's output is finite, but the term {name!r} of the loss")
+        check(value, "loss", "", f"the model's output is finite, but its loss {name!r}")
     for name, gradient in gradients.items():
         check(gradient, "gradient", name.rpartition(".")[0], f"the gradient of {name}")
     norm = torch.stack([g.float().square().sum() for g in gradients.values()] or [torch.zeros(())]).sum()
-    check(norm, "norm", "", "every gradient is finite, but their norm")
+    check(norm, "norm", "", "every gradient is finite, but the gradient norm")
     return next((first[phase] for phase in PHASES if phase in first), NONE)
 
 
 def diagnosis(run_dir: Path, skipped: SkipGuard, take_step: TrainingStep, dataset, reading: dict) -> str:
-    """Take the last skipped step again with the weights of now -> what training ends with. All processes call it.
+    """Repeat the last skipped step with the current weights; return the error message that ends training.
 
-    Details go to `nonfinite_step_<step>.json`, for each rank. `reading`: the arguments of `batches`.
+    All processes call it. Each rank writes details to `nonfinite_step_<step>.json`. `reading`: arguments of `batches`.
     """
     step, processes = skipped.last, take_step.processes
+    assert step is not None
     device = next(take_step.model.parameters()).device
-    with closing(batches(dataset, start=step, stop=step + 1, **reading)) as data:
+    data = batches(dataset, start=step, stop=step + 1, **reading)
+    with closing(data):  # type: ignore[type-var]  # it is a generator
         batch = {name: tensor.to(device) for name, tensor in next(data).items()}
     findings = []
     for first_row, x, losses in take_step.repeated(batch, step):
@@ -147,26 +152,26 @@ def diagnosis(run_dir: Path, skipped: SkipGuard, take_step: TrainingStep, datase
     images = [names[row] for row in finding.rows]
     path = run_dir / f"nonfinite_step_{step + 1:08d}{f'_rank_{processes.rank}' if processes.rank else ''}.json"
     write_json(path, {"step": step + 1, "rank": processes.rank, **finding._asdict(), "images": images, "batch": names})
-    shown = ", ".join(map(str, images[:5])) + (f" and {len(images) - 5} more" if len(images) > 5 else "")
+    examples = ", ".join(map(str, images[:5])) + (f" and {len(images) - 5} more" if len(images) > 5 else "")
     newest = list_checkpoints(run_dir)[-1:]
     message = (
-        f"{skipped.count} steps had a gradient that is not finite since the last checkpoint, more than "
+        f"{skipped.count} steps had a non-finite gradient since the last checkpoint, more than "
         f"train.max_skipped_steps = {skipped.max_skipped}. Step {step + 1}: {finding.text}"
-        f"{f' (images {shown} of the data set)' if images else ''}; details in {path}. No such step changed the "
-        f"weights, and {f'{newest[0]} is good' if newest else 'there is no checkpoint yet'}. "
+        f"{f' (images {examples} of the data set)' if images else ''}; details in {path}. Skipped steps did not change "
+        f"the weights, and {f'{newest[0]} is good' if newest else 'there is no checkpoint yet'}. "
         f"{ADVICE.get(finding.phase, LOWER)}"
     )
-    # By FSDP's exchange, the gradients of all ranks are not finite: the rank with the earliest phase is to blame.
+    # FSDP exchanges gradients, so those of all ranks are non-finite. The rank with the earliest phase is the cause.
     _, rank, message = min(processes.gathered((PHASES.index(finding.phase), processes.rank, message)))
     return f"rank {rank}: {message}" if processes.size > 1 else message
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a sharded tensor."""
-    return tensor.detach().to_local() if hasattr(tensor, "to_local") else tensor.detach()
+    """Return this process's part of a sharded tensor."""
+    tensor = tensor.detach()
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def is_finite(tensor: Tensor) -> bool:
+    """Return whether all values of this process's part are finite."""
     return bool(local(tensor).isfinite().all())
-
-

@@ -1,4 +1,4 @@
-"""What is drawn and measured during training, of the averaged weights."""
+"""Sample grids and measurements during training, with the averaged weights."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -14,12 +14,13 @@ log = logging.getLogger(__name__)
 
 
 class Observer:
-    """Draws sample grids, of the same labels and noise every time, and calls the monitor, on rank 0.
+    """Draws sample grids and calls the monitor, on rank 0. Every grid has the same labels and noise.
 
     Args:
-        build: the whole model on this process, where `Parallel` keeps only a part of it.
-        preview: `generate`, with settings of its own; `preview_images` in at most ten columns of one class each.
-        monitor: measures; None for nothing.
+        build: builds the whole model on this process; needed if `Parallel` keeps only a part of it.
+        preview: `generate`, with its own settings.
+        preview_images: number of images of a grid, in at most ten columns of one class each.
+        monitor: None disables it.
     """
 
     def __init__(
@@ -34,10 +35,13 @@ class Observer:
         self.labels = torch.arange(preview_images) % columns * num_classes // columns
 
     def __call__(self, step: int) -> dict[str, float] | None:
-        """After a step, on all processes -> what rank 0 measured ({} on the others); None where nothing was due."""
+        """Draw and measure what is due; return the measurements, or None if no measurement was due.
+
+        All processes call it after every step; ranks other than 0 return {}.
+        """
         draws = step % self.preview_every == 0
-        measures = self.monitor is not None and (step % self.monitor_every == 0 or step == self.guards.num_steps)
-        if not draws and not measures:
+        monitor = self.monitor if step % self.monitor_every == 0 or step == self.guards.num_steps else None
+        if not draws and monitor is None:
             return None
         state, measurements = self.state, {}
         self.guards.write_lines()
@@ -49,18 +53,19 @@ class Observer:
             if draws:
                 self.guards.at("drawing a preview")
                 self._draw(model, weights, step)
-            if measures:
+            if monitor is not None:
                 self.guards.at("measuring")
-                measurements = self.monitor(model, state.codec, self.process, weights=weights)
+                measurements = monitor(model, state.codec, self.process, weights=weights)
                 self.guards.write_line(step, **{f"monitor/{name}": value for name, value in measurements.items()})
                 text = ", ".join(f"{name} {value:.4g}" for name, value in measurements.items())
                 log.info("step %d: %s", step, text)
         self.guards.window.restart_clock()
-        return measurements if measures else None
+        return None if monitor is None else measurements
 
     def _draw(self, model: nn.Module, weights: Mapping[str, Tensor], step: int) -> None:
-        """Writes a grid to the log and to previews/step_<step>.png."""
+        """Write a grid to the log and to previews/step_<step>.png."""
         codec, folder = self.state.codec, self.state.run_dir / "previews"
+        assert self.state.colours is not None and self.guards.log is not None
         samples = self.preview(model, codec, self.process, labels=self.labels, weights=weights)
         columns, names = num_columns(self.labels), self.state.description.get("class_names")
         picture = sample_grid(samples, codec, self.state.colours, columns=columns, class_names=names)

@@ -1,4 +1,4 @@
-"""What a run is resumed from: out of a checkpoint, and into one."""
+"""The state of a run: how it is saved to a checkpoint and restored from one."""
 
 import logging
 import shutil
@@ -27,20 +27,22 @@ from redi.training.snapshots import save_snapshot
 
 log = logging.getLogger(__name__)
 
-RESUMED = ("model", "ema", "averages", "optimizer", "colours")  # the codec was restored before: see runs.prepare
+RESUMED = ("model", "ema", "averages", "optimizer", "colours")  # runs.prepare has already restored the codec
 
 
 @dataclass
 class TrainingState:
-    """The objects of a run whose tensors a checkpoint holds, whole for any number of processes, and its record.
+    """The objects whose tensors a checkpoint holds, and the record beside them.
+
+    A checkpoint holds whole tensors, so any number of processes can resume from it.
 
     Args:
         keep: `train.keep_checkpoints`, `keep_every` and `keep_best`.
 
     Attributes:
-        colours: of the features in previews, for the whole run.
-        description: what every checkpoint's record says of this run.
-        history: what `training.json` says of it.
+        colours: colours of the features in previews, constant over the run.
+        description: the part of a checkpoint's record that is constant over the run.
+        history: the content of `training.json`.
     """
 
     run_dir: Path
@@ -61,30 +63,28 @@ class TrainingState:
         self.retention = Retention(*self.keep)
 
     def folder(self, step: int) -> Path:
-        """Where the checkpoint of a step lies."""
+        """Return the folder of the checkpoint of this step."""
         return checkpoint_dir(self.run_dir, step)
 
     def begin(self, model_arguments: Mapping, loss_of: JointObjective, dataset, *, seed: int, monitor=None) -> dict:
-        """Resume from the newest good checkpoint, or begin at step 0 -> {"step", "window", "spread", ...}.
+        """Resume from the newest intact checkpoint, or begin at step 0; return {"step", "window", "spread", ...}.
 
         Raises:
-            ValueError: no checkpoint is good, or it does not fit these objects.
+            ValueError: all checkpoints are damaged, or the newest one does not match these objects.
         """
         channels = self.codec.channels
         if (record := self.resume(seed=seed, dataset=dataset)) is None:
             sample = self.codec.encode_sample(dataset)  # (n, C, H, W)
             self.colours, spread = ColourBasis.fit(channels, sample), spreads(channels, sample)
             record = {"step": 0, "window": None, "spread": spread}
-        components = self.model, self.codec, self.optimizer, self.ema, loss_of, loss_of.process
+        components: tuple[object, ...] = (self.model, self.codec, self.optimizer, self.ema, loss_of, loss_of.process)
         components += *vars(loss_of.process).values(), monitor, *getattr(monitor, "networks", ())
         components += (dataset.source if isinstance(dataset, EncodedRows) else dataset,)
         names = dataset.num_classes > 1 and dataset.class_names and list(dataset.class_names[: dataset.num_classes])
         if self.processes.is_first:
             warn_of_edits(record, self.folder(record["step"]), *components)
             log.info("%s", noise_table(channels, loss_of.process, loss_of.weights, record["spread"]))
-        self.history = History(
-            self.run_dir, record["step"], self.model, self.processes, self.codec, dataset.image_size
-        )
+        self.history = History(self.run_dir, record["step"], self.model, self.processes, self.codec, dataset.image_size)
         self.description = {
             "model_arguments": {**model_arguments, "channels": dict(channels)},
             "image_size": dataset.image_size, "seed": seed, "dataset": dataset.fingerprint(),
@@ -95,9 +95,9 @@ class TrainingState:
         return record
 
     def resume(self, *, seed: int, dataset) -> dict | None:
-        """Put the newest good checkpoint into the objects -> its record; None without any.
+        """Load the newest intact checkpoint into the objects; return its record, or None without a checkpoint.
 
-        Rank 0 alone reads, and sets broken ones aside; the others receive one tensor at a time.
+        Only rank 0 reads, and sets damaged checkpoints aside. The other processes receive one tensor at a time.
         """
         groups: dict[str, dict[str, Tensor]] = {}
 
@@ -115,31 +115,31 @@ class TrainingState:
         folder, record, layout = checkpoint
         self._restore(folder, groups or layout, record)
         if record["seed"] != seed:
-            raise ValueError(f"{folder} was trained with train.seed = {record['seed']}, not {seed}")
+            raise ValueError(f"{folder} was trained with train.seed = {record['seed']}, not {seed}: set the same seed")
         if not (same := same_images(dataset, record["dataset"], record.get("dataset_contents"))):
             if same is not None:
                 raise ValueError(
-                    f"{folder} was trained on other data. Train on those, or begin another run, with "
+                    f"{folder} was trained on other data. Train on the same data, or start a new run with "
                     f"train.initial_weights = {str(self.run_dir)!r}"
                 )
-            log.warning("the data are not those that %s was trained on", folder)  # or have other times of change
+            log.warning("the data, or the modification times of their files, differ from those of %s", folder)
         log.info("resuming from %s", folder)
         if (before := record.get("processes", 1)) != self.processes.size:
-            log.info("it was written by %d processes, and resumes with %d", before, self.processes.size)
+            log.info("the checkpoint was written by %d processes; resuming with %d", before, self.processes.size)
         return record
 
     def _restore(self, folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], record: Mapping) -> None:
         if "optimizer" not in tensors:
-            what = f"{folder} was imported, not trained here, or averaged, and holds no optimizer"
-            advice = f"begin another run with train.initial_weights = {str(folder.parent.parent)!r}"
-            raise ValueError(f"{what}: to train on, {advice}")
+            what = f"{folder} holds no optimizer state, because it was imported or averaged"
+            advice = f"start a new run with train.initial_weights = {str(folder.parent.parent)!r}"
+            raise ValueError(f"{what}: to continue training, {advice}")
         channels = dict(self.codec.channels)
         if (stored := record["model_arguments"]["channels"]) != channels:
-            raise ValueError(f"{folder} was trained with channels {stored}, this run has {channels}")
+            raise ValueError(f"{folder} was trained with channels {stored}, but this run has {channels}")
         if self.codec.fingerprint() != record["codec_fingerprint"]:
             raise ValueError(
-                f"{folder} was trained with other encoders or reducers than the ones at hand: before prepare, call "
-                "codec.load_learned_state(load_checkpoint(folder)[0]['codec']), as the programs do, or begin a new run"
+                f"{folder} was trained with other encoders or reducers than this codec's: before prepare, call "
+                "codec.load_learned_state(load_checkpoint(folder)[0]['codec']), as the programs do, or start a new run"
             )
         parts = {name: self._received(group) for name, group in tensors.items()}
         try:
@@ -151,38 +151,45 @@ class TrainingState:
         self.colours = ColourBasis(parts["colours"])
 
     def _received(self, group: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors that rank 0 read, laid out as the parameters that they belong to: by name, or by a part of it."""
-        parameters, parts = dict(self.model.named_parameters()), {}
+        """Receive the tensors that rank 0 read, each sharded like the parameter that its name contains."""
+        parameters = dict(self.model.named_parameters())
+        parts: dict[str, Tensor] = {}
         for name, tensor in self.processes.from_first(group):
             owner = next((parameters[part] for part in (name, *name.split("/")) if part in parameters), None)
             parts |= self.parallel.scattered({name: tensor}, {} if owner is None else {name: owner})
         return parts
 
     def save(self, step: int, **record) -> None:
-        """Writes a checkpoint; all processes call it. Raises OSError everywhere where it could not be written."""
+        """Write a checkpoint. All processes call it, and all raise OSError if it cannot be written."""
         optimizer_state, optimizer_record = optimizer_tensors(self.optimizer, self.names)
         groups = {"model": self.model.state_dict(), "ema": self.ema.parameters, "optimizer": optimizer_state}
+        assert self.colours is not None and self.history is not None  # `begin` was called
         groups |= {"codec": self.codec.learned_state(), "colours": self.colours.tensors}
         if further := self.ema.extra_state():
             groups["averages"] = further
         record = self.description | {"optimizer": optimizer_record, "processes": self.processes.size} | record
         scratch = checkpoint_dir(self.run_dir, step).with_name(f".step_{step:08d}.sharded")
-        leftovers = scratch.parent.glob(".step_*.sharded")  # of a process that was killed
-        self.processes.on_first(lambda: [shutil.rmtree(leftover) for leftover in leftovers] and None)
+        history = self.history
+
+        def clear() -> None:
+            for leftover in scratch.parent.glob(".step_*.sharded"):  # from a process that was killed
+                shutil.rmtree(leftover)
+
+        self.processes.on_first(clear)
         ready = self.parallel.write(groups, scratch, self.processes) if self.processes.size > 1 else {}
 
         def write() -> None:
             try:
                 whole = {name: group for name, group in groups.items() if name not in ready}
                 save_checkpoint(self.run_dir, step, whole, record, self.retention, ready=ready)
-                self.history.write(step)
+                history.write(step)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
 
         self.processes.on_first(write)
 
     def save_snapshot(self, step: int) -> None:
-        """Writes what the averages want to be kept for good after this step, if anything; all processes call it."""
+        """Write a snapshot of the weight averages if one is due after this step. All processes call it."""
         if (groups := self.ema.snapshot(step)) is not None:
             whole = {name: self.parallel.gathered(tensors) for name, tensors in groups.items()}
             self.processes.on_first(lambda: save_snapshot(self.run_dir, step, whole, self.description) and None)

@@ -1,7 +1,8 @@
-"""One training step, which the training loop, the profile and the benchmarks share."""
+"""One training step, shared by the training loop, the profiler and the benchmarks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +21,18 @@ FLOAT32 = Precision("float32", torch.float32)
 
 
 class TrainingStep:
-    """Encode or join, corrupt, predict, losses, backward, clip, optimizer, EMA.
+    """One training step: encode or join, corrupt, predict, losses, backward, clip, optimizer, EMA.
 
-    Nothing in it waits for the device: what it returns lies there, and the next step can be queued at once. (Only an
-    optimizer that cannot skip a step by itself, as torch's fused ones can, makes it wait for the gradient's norm.)
-    Every random number is a function of (seed, step) and of the sample's row in the batch: neither the number of
-    processes nor that of parts changes it. The parts have names in a profile.
+    A step never waits for the device. Its results stay on the device, and the next step can be queued at once. The
+    exception is an optimizer that cannot skip a step by itself, as torch's fused optimizers can: it waits for the
+    gradient norm. Every random number is a function of (seed, step) and of the sample's row in the batch, for any
+    number of processes and parts.
 
-    Args (the others as of `train`; built for each other, on one device):
-        compiled: the losses as one graph (torch.compile), at the first call.
-        processes: which rows of a step's batch are given here.
-        parallel: how several processes share the gradients; `parallel.distribute(model)` was called.
+    Args:
+        codec, model, objective, optimizer, ema: built for each other, on one device. Other arguments: see `train`.
+        compiled: compile the losses into one graph (torch.compile) at the first call.
+        processes: determines which rows of the batch this process computes.
+        parallel: how processes share gradients. Call `parallel.distribute(model)` first.
     """
 
     def __init__(
@@ -45,19 +47,22 @@ class TrainingStep:
         self.processes, self.parallel = processes or Processes(), parallel or DDP()
         self.objective = objective.to(next(model.parameters()).device)
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
-        self.compiled = compiled  # as a whole, or block by block where the parallel needs that
+        self.compiled = compiled  # as a whole, or block by block if `parallel` requires that
         whole = compiled and (self.processes.size == 1 or self.parallel.whole_graph)
         self.forward: nn.Module = _Losses(model, objective, whole)
         if self.processes.size > 1:
             self.forward = self.parallel.wrap(self.forward, model)
 
     def __call__(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        """This process's rows, on the model's device: images or what `JointCodec.precompute` gives, and labels (N,).
+        """Update the weights and their averages, unless the gradient is not finite.
 
-        Where the gradient is not finite the weights stay as they are.
+        Args:
+            batch: the rows of this process, on the model's device: "labels" (N,), and "images" or the output of
+                `JointCodec.precompute`.
+            step: counts from 0.
 
-        -> {"loss": (), <group>: (), ..., "gradient_norm": (), "skipped": ()}, means over these rows before the update;
-        the norm is that of the whole batch's gradient, and "skipped" 1 where it is not finite.
+        Returns {"loss": (), <group>: (), ..., "gradient_norm": (), "skipped": ()}. The losses are means over these rows
+        before the update; the norm is that of the whole batch's gradient; "skipped" is 1 if it is not finite.
         """
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * min(1.0, (step + 1) / max(self.warmup_steps, 1))
@@ -76,8 +81,9 @@ class TrainingStep:
         return means
 
     def repeated(self, batch: dict[str, Tensor], step: int) -> Iterator[tuple[int, Tensor, Callable[[], dict]]]:
-        """The forward passes of a step once more, without compilation: for each part its first row, the clean states
-        x (n, C, H, W), and a function that gives the losses.
+        """Yield the forward passes of a step again, uncompiled, to find out where a value became non-finite.
+
+        For each part: the index of its first row, the clean states x (n, C, H, W), a function that returns the losses.
         """
         first = 0
         for part in self._parts(batch, step):
@@ -89,26 +95,26 @@ class TrainingStep:
             yield first, part["x"], losses
             first += len(part["x"])
 
-    def _parts(self, batch: dict[str, Tensor], step: int) -> list[dict[str, Tensor]]:
-        """The arguments of `JointObjective.losses` for each part: all that is random is drawn here, at once."""
+    def _parts(self, batch: dict[str, Tensor], step: int) -> list[dict[str, Any]]:
+        """Return the arguments of `JointObjective.losses` for each part. All random numbers are drawn here, at once."""
         torch.manual_seed(mix_seeds(self.seed, step))
         rows = self.processes.rows(len(batch["labels"]) * self.processes.size)
         with record_function("encode"):
             stored = batch if "image" in batch else self._encoded(batch["images"])
             x = self.codec.join(stored, rows.randn)  # (n, C, H, W)
         y, times, noise, dropped, num_kept = self.objective.draw(x, batch["labels"], rows)
-        given = {"x": x, "y": y, "times": times, "noise": noise, "dropped": dropped}
+        arguments = {"x": x, "y": y, "times": times, "noise": noise, "dropped": dropped}
         if "alignment" in stored:
-            given["alignment"] = stored["alignment"]
-        cut = zip(*(tensor.chunk(self.accumulate) for tensor in given.values()), strict=True)
-        return [dict(zip(given, part, strict=True), num_kept=num_kept / self.accumulate) for part in cut]
+            arguments["alignment"] = stored["alignment"]
+        parts = zip(*(tensor.chunk(self.accumulate) for tensor in arguments.values()), strict=True)
+        return [dict(zip(arguments, part, strict=True), num_kept=num_kept / self.accumulate) for part in parts]
 
     def _encoded(self, images: Tensor) -> dict[str, Tensor]:
-        """Part by part, because the encoders need memory too."""
+        """Encode images part by part, because the encoders need memory too."""
         parts = [self.codec.precompute(part) for part in images.chunk(self.accumulate)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _accumulate_gradients(self, part: dict[str, Tensor], last: bool) -> dict[str, Tensor]:
+    def _accumulate_gradients(self, part: dict[str, Any], last: bool) -> dict[str, Tensor]:
         shared = self.parallel.sharing(self.forward, self.model, last) if self.processes.size > 1 else nullcontext()
         with matmul_precision(self.precision.name), shared:
             with record_function("forward"), self.precision.autocast(part["x"].device):
@@ -118,17 +124,18 @@ class TrainingStep:
         return losses
 
     def _update(self, skipped: Tensor) -> None:
-        """The optimizer's step, unless `skipped` () is 1."""
-        if waits_for_nothing := getattr(self.optimizer, "_step_supports_amp_scaling", False):
-            self.optimizer.found_inf = skipped  # as torch.amp.GradScaler does it
-        if waits_for_nothing or not skipped:
+        """Update the weights, unless `skipped` () is 1."""
+        if skips_by_itself := getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            self.optimizer.found_inf = skipped  # type: ignore[attr-defined]  # as torch.amp.GradScaler does it
+        if skips_by_itself or not skipped:
             self.optimizer.step()
 
 
 class _Losses(nn.Module):
-    """The forward pass of a step, as a module: what DistributedDataParallel can be put around.
+    """The forward pass of a step as a module, so that DistributedDataParallel can wrap it.
 
-    Compiled, it is one graph for one batch size. Random numbers are drawn outside of it, so they are the same without.
+    If compiled, it is one graph for one batch size. Random numbers are drawn outside, so compilation does not change
+    them.
     """
 
     def __init__(self, model: nn.Module, objective: JointObjective, compiled: bool):
@@ -136,5 +143,5 @@ class _Losses(nn.Module):
         self.model, self.objective = model, objective
         self.compiled = compile_full_graph(objective.losses) if compiled else None
 
-    def forward(self, **part: Tensor) -> dict[str, Tensor]:
+    def forward(self, **part: Any) -> dict[str, Tensor]:
         return (self.compiled or self.objective.losses)(self.model, **part)

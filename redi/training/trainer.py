@@ -1,4 +1,4 @@
-"""The one training loop."""
+"""The training loop."""
 
 import logging
 from collections.abc import Callable
@@ -6,12 +6,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from redi.core.ema import EMA, AveragedWeights
+from redi.core.ema import AveragedWeights
+from redi.core.ema.exponential import EMA
 from redi.core.objective import JointObjective
 from redi.core.registry import configurable
 from redi.models.codec import JointCodec
-from redi.models.interface import Model, build_model, choose_attention_of
+from redi.models.interface import build_model, choose_attention_of
 from redi.models.transformer import DiffusionTransformer
 from redi.runtime.device import choose_compile, choose_device, choose_precision, local_device
 from redi.runtime.distributed import process_group
@@ -27,7 +29,7 @@ from redi.training.warm_start import begin_with
 
 log = logging.getLogger(__name__)
 
-# Paper, section 4.1: constant rate, no weight decay.
+# Paper, section 4.1: constant learning rate, no weight decay.
 ADAMW = partial(torch.optim.AdamW, lr=1e-4, weight_decay=0.0, fused=True)
 
 configurable(torch.optim.AdamW, module="torch.optim", harmless=("fused",))
@@ -50,7 +52,7 @@ def train(
     *,
     codec: JointCodec,
     dataset,
-    model: Callable[..., Model] = DiffusionTransformer,
+    model: Callable[..., nn.Module] = DiffusionTransformer,
     objective: Callable[..., JointObjective] = JointObjective,
     optimizer: Callable[..., torch.optim.Optimizer] = ADAMW,
     ema: Callable[..., AveragedWeights] = EMA,
@@ -81,55 +83,56 @@ def train(
     on_log: Callable[[dict], bool | None] | None = None,
     stalled_seconds: float = 120.0,
 ) -> Path:
-    """Train a joint model and write checkpoints, log and previews to `run_dir` -> the last checkpoint; it resumes.
+    """Train a joint model in `run_dir`, or resume its training, and return the folder of the last checkpoint.
 
-    On the CPU, a run that was stopped and resumed is bit-equal to one that was not: every random number is a function
-    of (seed, step) and of the sample's row in the batch. Started by torchrun or srun, all processes train one model
-    (docs/launch.md); their number changes no sample and no noise, and the loss by rounding alone.
+    `run_dir` receives checkpoints, the log and previews. Every random number is a function of (seed, step) and of the
+    sample's row in the batch, so on the CPU a resumed run is bit-equal to an uninterrupted one. Under torchrun or srun
+    all processes train one model (docs/launch.md). Their number changes no sample and no noise, and changes the loss
+    by rounding alone.
 
     Args:
-        codec: fitted, see `prepare`.
-        dataset: what `prepare` returned: a `Cache`, or a `Dataset` to encode in every step.
-        model, objective, optimizer, ema: classes (or functions), called here with what only the loop knows: channels,
-            grid and number of classes; the model's parameters. The model is any `redi.models.interface.Model`.
+        codec: the fitted codec, see `prepare`.
+        dataset: the result of `prepare`: a `Cache`, or a `Dataset` that is encoded in every step.
+        model, objective, optimizer, ema: classes or functions. The loop calls them with arguments that it alone knows:
+            channels, grid and number of classes; the model's parameters. For models see `redi.models.interface.Model`.
         parallel: how several processes share the work; default: `DDP`.
-        batch_size: images per step, of all processes together; each computes its share in `accumulate` equal parts.
-        initial_weights: a published checkpoint or a run's folder, of a plain or smaller model; see `warm_start`.
-        max_grad_norm: gradients are scaled down to this norm; 0 leaves them.
-        max_skipped_steps: a step whose gradient is not finite changes nothing; after more of them since the last
-            checkpoint, training stops and reports where the first such number arose.
-        warmup_steps: the learning rate rises linearly over these steps, then stays.
-        precision: 'float32', 'tf32' (float32 whose products a GPU may round), 'bfloat16' (autocast), or 'auto':
-            bfloat16 on a GPU that has it.
-        compile: corruption, network and losses as one graph (torch.compile): a minute at the start, then faster steps;
-            'auto': on a GPU.
-        check_memory: log the predicted memory of a step, and refuse one that cannot fit, before the first.
-        shuffle: 'global', or 'shards' for a cache larger than memory, or streamed (see `redi.data.loader.batches`).
-        keep_checkpoints, keep_every, keep_best: which checkpoints stay: this many of the newest, those at multiples of
-            a step, and the best by what the monitor measures, as 'lowest frechet_distance_..._of_500' (with it, a
-            checkpoint is written whenever the monitor has measured).
-        preview: draws the periodic sample grids: `generate`, possibly with other settings than the final sampling.
-        monitor: measures the EMA weights during training (`redi.evaluation.monitor.Monitor`, prepared); its results are
-            logged as monitor/<name>.
-        on_log: called on rank 0 with every line of the log, {"step": ..., "loss": ..., ...}, and with every checkpoint,
-            {"step": ..., "checkpoint": path}. Where it returns True, the training ends with a checkpoint, as if
-            `num_steps` were reached; run again, it goes on only without `on_log`. What it raises ends the run.
-        stalled_seconds: after this time without a step the log says which process is behind, and in what.
+        batch_size: images per step over all processes. Each process computes its share in `accumulate` equal parts.
+        initial_weights: a published checkpoint or the folder of a run, of a plain or smaller model; see `warm_start`.
+        max_grad_norm: clip the gradient to this norm; 0 disables clipping.
+        max_skipped_steps: a step with a non-finite gradient is skipped. If more steps than this are skipped between
+            two checkpoints, training stops and reports where the first non-finite value arose.
+        warmup_steps: number of steps over which the learning rate rises linearly; afterwards it is constant.
+        precision: 'float32', 'tf32' (float32 with products rounded by the GPU), 'bfloat16' (autocast), or 'auto':
+            bfloat16 on a GPU that supports it, float32 elsewhere.
+        compile: compile corruption, network and losses into one graph (torch.compile). The first step then takes a
+            minute or two, and later steps are faster. 'auto' compiles on a GPU.
+        check_memory: log the predicted memory of a step, and raise an error before the first step if it cannot fit.
+        shuffle: 'global', or 'shards' for a streamed cache or one larger than memory (see `redi.data.loader.batches`).
+        keep_checkpoints, keep_every, keep_best: which checkpoints to keep: the newest N, those at multiples of a step,
+            and the best one by a metric of the monitor, as in 'lowest frechet_distance_..._of_500'. With `keep_best`,
+            a checkpoint is written after every measurement.
+        preview: draws the sample grids during training: `generate`, whose settings may differ from the final sampling.
+        monitor: measures the EMA weights during training (a prepared `redi.evaluation.monitor.Monitor`). The results
+            are logged as monitor/<name>.
+        on_log: called on rank 0 with every log entry, {"step": ..., "loss": ..., ...}, and after every checkpoint with
+            {"step": ..., "checkpoint": path}. If it returns True, training ends with a checkpoint, as if `num_steps`
+            were reached. A rerun continues only if `on_log` is removed. Its exceptions end the run.
+        stalled_seconds: if no step finishes within this time, log which process is behind and its current phase.
 
     Raises:
-        ValueError: settings that cannot work, a checkpoint in `run_dir` that does not fit, another process that is
-            training there, or too many gradients that are not finite.
-        Stopped: after Ctrl-C or a signal of a scheduler, once a checkpoint is written.
-        OSError: a checkpoint could not be written, or the data not read; LostProcess: another process is gone.
+        ValueError: a setting is invalid, the checkpoint in `run_dir` does not match, another process is training
+            there, or too many steps were skipped.
+        Stopped: after Ctrl-C or a signal of the scheduler, once a checkpoint is written.
+        OSError: a checkpoint cannot be written or the data cannot be read. LostProcess: another process has ended.
     """
     check_settings(locals())
     run_dir = local_path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     parallel = parallels["DDP"]() if parallel is None else parallel
     check_objects(codec, dataset, parallel, shuffle, keep_best, monitor)
-    device = local_device(choose_device(device))
-    how, compiled = choose_precision(precision, device), choose_compile(compile, device)
-    with process_group(device) as processes:
+    place = local_device(choose_device(device))
+    numerics, compiled = choose_precision(precision, place), choose_compile(compile, place)
+    with process_group(place) as processes:
         processes.check(batch_size, accumulate)
         torch.manual_seed(seed)
         loss_of = objective(channels=codec.channels, num_classes=dataset.num_classes)
@@ -137,15 +140,15 @@ def train(
         if check_memory:
             with torch.random.fork_rng(devices=[]):
                 check_step_memory(
-                    model, model_arguments, loss_of, device=device, compiled=compiled, processes=processes,
-                    parallel=parallel, batch_size=batch_size, accumulate=accumulate, precision=how,
+                    model, model_arguments, loss_of, device=place, compiled=compiled, processes=processes,
+                    parallel=parallel, batch_size=batch_size, accumulate=accumulate, precision=numerics,
                     optimizer=optimizer, ema=ema,
                 )  # fmt: skip
-        net = build_model(model, model_arguments).to(device)
+        net = build_model(model, model_arguments).to(place)
         loss_of.check_model(net)
         begin_with(net, initial_weights, run_dir)
-        codec.to(device)
-        log.info("attention: %s", choose_attention_of(net, device, how.dtype))
+        codec.to(place)
+        log.info("attention: %s", choose_attention_of(net, place, numerics.dtype))
         num_parameters = sum(p.numel() for p in net.parameters())
         tokens = f", {net.fusion.num_tokens} tokens" if isinstance(net, DiffusionTransformer) else ""
         log.info("model: %.2f M parameters%s", num_parameters / 1e6, tokens)
@@ -154,7 +157,7 @@ def train(
             log.info("%d processes, %s", processes.size, type(parallel).__name__)
         optim, average = make_optimizer(optimizer, net.parameters()), ema(model=net)
         take_step = TrainingStep(
-            codec=codec, model=net, objective=loss_of, optimizer=optim, ema=average, precision=how,
+            codec=codec, model=net, objective=loss_of, optimizer=optim, ema=average, precision=numerics,
             accumulate=accumulate, max_grad_norm=max_grad_norm, warmup_steps=warmup_steps, seed=seed,
             compiled=compiled, processes=processes, parallel=parallel,
         )  # fmt: skip
@@ -174,13 +177,13 @@ def train(
                 monitor_every=monitor_every,
             )  # fmt: skip
             net.train()
-            for batch in guards.batches():  # this process's rows of a step, on its device
+            for batch in guards.batches():  # the rows of this process, on its device
                 losses = take_step(batch, step)  # encode, corrupt, predict, backward, optimizer, EMA
                 step += 1
-                guards.after(losses)  # counts and logs; raises after too many gradients that are not finite
-                measurements = observe(step)  # previews and the monitor, when they are due
-                state.save_snapshot(step)  # of the averages, for lengths that are chosen after training
+                guards.after(losses)  # counts and logs; raises after too many skipped steps
+                measurements = observe(step)  # draws previews and runs the monitor when they are due
+                state.save_snapshot(step)  # of the weight averages, to choose their length after training
                 due = step % checkpoint_every == 0 or step == num_steps
                 due |= keep_best is not None and measurements is not None
-                guards.checkpoint(due, measurements)  # raises Stopped once a signal asked for it
+                guards.checkpoint(due, measurements)  # raises Stopped after a signal
     return state.folder(step)

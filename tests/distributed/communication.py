@@ -1,4 +1,4 @@
-"""What two processes tell each other; the second one ends early. communication.py FOLDER"""
+"""Communication of two processes, the second of which ends early. communication.py FOLDER"""
 
 import os
 import sys

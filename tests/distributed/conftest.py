@@ -1,4 +1,4 @@
-"""Real processes, 2 or 4 of them, which meet over gloo; tests/chaos/test_ranks.py has torchrun start them."""
+"""Two or four real processes that communicate over gloo; tests/chaos/test_ranks.py starts them with torchrun."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="session")
 def started():
-    """Runs a script of this folder in so many processes -> what they printed; they must succeed."""
+    """Run a script of this folder in several processes, which must succeed; return their output."""
 
     def started(processes: int, script: str, *arguments: str) -> str:
         words = [sys.executable, str(HERE / "launch.py"), str(processes), str(HERE / script), *arguments]

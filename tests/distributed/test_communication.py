@@ -1,4 +1,4 @@
-"""What processes tell each other, between two real ones and alone."""
+"""Communication between two real processes, and of one process alone."""
 
 from contextlib import nullcontext
 

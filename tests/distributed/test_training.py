@@ -1,4 +1,4 @@
-"""One, two and four processes train the same model: real ones, over gloo."""
+"""One, two and four processes train the same model, in real processes over gloo."""
 
 import json
 from itertools import pairwise
@@ -89,7 +89,7 @@ def test_weights_averages_and_optimizer_end_alike(folder, one, other):
 
 
 def test_other_batches_would_be_noticed(folder):
-    """Within the tolerance above there is no room for another order or other noise: steps differ by far more."""
+    """The tolerance above detects another order or other noise, because steps differ by far more."""
     values = [line["loss"] for line in read_log(folder / "1")]
     assert min(abs(a - b) for a, b in pairwise(values)) > 100 * LOSS["rtol"] * max(values)
 
@@ -127,10 +127,10 @@ def test_a_batch_that_does_not_divide_is_refused():
 def test_the_number_of_processes_is_recorded_and_its_change_logged(runs):
     folder, _, by_four = runs
     assert load_checkpoint(list_checkpoints(folder / "4")[-1])[1]["processes"] == 4
-    assert "it was written by 2 processes, and resumes with 4" in by_four
+    assert "the checkpoint was written by 2 processes; resuming with 4" in by_four
 
 
 def test_the_process_whose_numbers_are_not_finite_is_named_though_fsdp_spreads_them(runs):
     _, by_two, _ = runs
-    assert by_two.count("told: rank 1: 1 steps had a gradient that is not finite") == 2
-    assert "the clean state that the model is given is not finite (images " in by_two
+    assert by_two.count("told: rank 1: 1 steps had a non-finite gradient") == 2
+    assert "the model's input is not finite (images " in by_two

@@ -1,4 +1,4 @@
-"""Trains several times, as one of torchrun's processes: trainings.py FOLDER '{"name": {settings}, ...}'."""
+"""Run several trainings as a process of torchrun: trainings.py FOLDER '{"name": {settings}, ...}'."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ NAMED = {
 
 
 class Noisy(Pixels):
-    """Latents that are drawn, as those of a VAE are."""
+    """Random latents, like those of a VAE."""
 
     def latents(self, moments, randn):
         latents = super().latents(moments)
@@ -38,7 +38,7 @@ class Noisy(Pixels):
 
 
 class Broken(Noisy):
-    """In training one row of process 1 is NaN."""
+    """One training row of process 1 is NaN."""
 
     def latents(self, moments, randn):
         latents = super().latents(moments, randn)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from redi.evaluation.convergence import Curve, convergence_factor, describe, read_curve
+from redi.evaluation.convergence import Curve, convergence_factor, format_convergence, read_curve
 from redi.runs.convergence import run_folders, warn_of_different_measures
 from redi.runtime.checkpoint import Retention, save_checkpoint
 
@@ -42,7 +42,7 @@ def test_baselines_against_each_other_show_what_noise_alone_gives():
     result = convergence_factor(baseline=[low, high], method=[decay(2e-3)])
     # low comes down to where high ends a little before its end; high never gets to where low ends.
     assert result["null"] == pytest.approx([1.0, 1000 / (1000 - math.log(1.1) / 1e-3)])
-    assert "baselines against each other: 1.00 to 1.11" in describe(result)
+    assert "baselines compared with each other: 1.00 to 1.11" in format_convergence(result)
     assert convergence_factor(baseline=[low], method=[high])["null"] == []
 
 
@@ -50,7 +50,7 @@ def test_a_target_that_is_met_at_once_gives_a_lower_bound():
     result = convergence_factor(baseline=[decay(1e-3)], method=[decay(0.1)])
     assert result["at_once"] == 1 and result["factor"] == pytest.approx(10)
     assert json.loads(json.dumps(result)) == result
-    assert "at least what is said" in describe(result)
+    assert "the factor is a lower bound" in format_convergence(result)
 
 
 def test_equal_seeds_leave_no_interval():
@@ -70,7 +70,7 @@ def test_many_seeds_are_resampled_at_random_and_repeatably():
 def test_a_target_that_is_never_reached_gives_an_upper_bound():
     result = convergence_factor(baseline=[decay(2e-3)], method=[decay(1e-3, "slow")])
     assert result["not_reached"] == 1 and result["factor"] == pytest.approx(1)
-    text = describe(result)
+    text = format_convergence(result)
     assert "at most 1.00" in text and "slow: never" in text
 
 
@@ -85,7 +85,7 @@ def test_a_curve_is_read_from_the_log_of_a_run(tmp_path):
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     curve = read_curve(tmp_path, "fd_of_5")
     assert curve.steps.tolist() == [10, 20] and curve.last == (20, 1.0)
-    with pytest.raises(ValueError, match=r"no curve of 'fid': it has fd_of_5"):
+    with pytest.raises(ValueError, match=r"no curve of 'fid': choose from fd_of_5"):
         read_curve(tmp_path, "fid")
 
 
@@ -104,7 +104,7 @@ def test_values_that_are_no_distances_are_refused(tmp_path, value):
 
 
 def test_a_side_without_runs_is_refused():
-    with pytest.raises(ValueError, match="0 baselines and 1 others"):
+    with pytest.raises(ValueError, match="0 baseline and 1 method runs"):
         convergence_factor(baseline=[], method=[decay(1e-3)])
 
 

@@ -1,4 +1,4 @@
-"""The evaluate stage: every metric in every network, with all that decided it, against references of every kind."""
+"""The evaluate stage: every metric in every network, with its settings, for references of every kind."""
 
 import json
 import logging
@@ -35,7 +35,7 @@ DIGITS = {"held_out_fraction": 0.05, "split_seed": 1}
 
 
 class Patches(Encoder):
-    """Means of 2x2 patches, with spatial features and logits as an Inception has."""
+    """Means of 2x2 patches, with spatial features and logits like those of an Inception network."""
 
     dim = 3
 
@@ -59,7 +59,7 @@ class Patches(Encoder):
 
 
 def random_inception(path: Path) -> Path:
-    """A file like that of FID's Inception, with weights at random."""
+    """A file like that of FID's Inception network, with random weights."""
     from cleanfid import inception_pytorch
 
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), torch.device("meta"):
@@ -88,7 +88,7 @@ def held_out() -> Digits:
 
 
 def draw(folder: Path, dataset: Digits, *, seeds=(0,), count=60, noise=40, keep=("images",), **changes) -> Path:
-    """Samples as `redi.sample` would leave them: images of a data set with noise."""
+    """Samples as written by `redi.sample`: images of a data set with noise."""
     parts, groups, size = [], {}, changes.get("image_size", 8)
     for number, seed in enumerate(seeds):
         batch = dataset.batch(range(count))
@@ -117,7 +117,7 @@ def run(tmp_path, training):
 
 @pytest.fixture
 def measured(run, training, held_out, tmp_path):
-    """metrics.json by metric."""
+    """The entries of metrics.json by metric."""
 
     def measured(**arguments) -> dict[str, dict]:
         settings = {
@@ -259,7 +259,7 @@ def test_samples_of_an_earlier_checkpoint_are_warned_of_in_every_entry(measured,
     for step in (7, 9):
         (run / "checkpoints" / f"step_{step:08d}").mkdir(parents=True)
     for entry in measured().values():
-        assert any("of step 7, the newest checkpoint of step 9" in warning for warning in entry["warnings"])
+        assert any("of step 7, but the newest checkpoint is of step 9" in warning for warning in entry["warnings"])
 
 
 def test_equal_labels_are_noted_beside_fid_alone(measured, run, training):
@@ -274,22 +274,22 @@ def test_equal_labels_are_noted_beside_fid_alone(measured, run, training):
 
 def test_samples_of_another_resolution_are_refused_with_both_sizes(measured, run, training):
     draw(run, training, image_size=16)
-    with pytest.raises(ValueError, match=r"reference holds images of 8 pixels, the samples have 16.*image_size"):
+    with pytest.raises(ValueError, match=r"reference has images of 8 pixels, but the samples have 16.*image_size"):
         measured()
 
 
 def test_statistics_of_another_resolution_are_refused(measured, statistics):
-    with pytest.raises(ValueError, match="reference holds images of 32 pixels, the samples have 8"):
+    with pytest.raises(ValueError, match="reference has images of 32 pixels, but the samples have 8"):
         measured(reference=StoredStatistics(path=statistics, network="patches", image_size=32))
 
 
 def test_two_networks_of_one_name_are_refused(measured):
-    with pytest.raises(ValueError, match="two networks alike, and so their metrics: patches"):
+    with pytest.raises(ValueError, match="two networks whose metrics have the same names: patches"):
         measured(networks=[Patches(), Patches()])
 
 
 def test_an_unknown_metric_is_refused_with_the_nearest(measured):
-    with pytest.raises(ValueError, match="names 'precison'; there are .*did you mean 'precision'"):
+    with pytest.raises(ValueError, match="unknown metric 'precison'; choose from .*did you mean 'precision'"):
         measured(metrics=["precison"])
 
 
@@ -332,15 +332,15 @@ def test_stored_statistics_give_the_distances_of_the_images_they_were_made_of(me
     assert "floor" in images["fid_patches"] and "floor" not in found["fid_patches"]  # of the training images, maybe
     assert found["fid_patches"]["num_reference"] is None
     assert found["fid_patches"]["reference"]["statistics"] == "statistics.npz"
-    assert "left out in these features: kernel_distance (it needs the reference's images)" in caplog.text
-    assert "left out in these features: kernel_distance" in found["fid_patches"]["note"]
+    assert "not measured in these features: kernel_distance (it needs reference images)" in caplog.text
+    assert "not measured in these features: kernel_distance" in found["fid_patches"]["note"]
 
 
 def test_stored_statistics_need_no_training_images_and_say_what_does(measured, statistics, held_out):
     stored = StoredStatistics(path=statistics, network="patches")
     assert measured(dataset=None, reference=stored) == measured(reference=stored)
     assert "floor" not in measured(dataset=None, reference=held_out)["fid_patches"]
-    with pytest.raises(ValueError, match="needs the training images, because DomainEncoder learns from them"):
+    with pytest.raises(ValueError, match="needs training images, because DomainEncoder learns from them"):
         measured(dataset=None, reference=stored, networks=[Patches(), DomainEncoder()])
     with pytest.raises(ValueError, match="because evaluate.reference is not bound: bind train.dataset"):
         measured(dataset=None, reference=None)
@@ -351,7 +351,7 @@ def test_stored_statistics_are_for_their_own_network_alone(measured, statistics)
         networks=[Patches(), Patches(ending="other")], reference=StoredStatistics(path=statistics, network="patches")
     )
     assert "fid_patches" in found and "fid_other" not in found and "inception_score_other" in found
-    with pytest.raises(ValueError, match="'patch', but evaluate.networks are patches; did you mean 'patches'"):
+    with pytest.raises(ValueError, match="'patch' is not in evaluate.networks: patches; did you mean 'patches'"):
         measured(reference=StoredStatistics(path=statistics, network="patch"))
 
 

@@ -1,4 +1,4 @@
-"""Evaluation during training: fixed noise, the weights that are given, names that say how few the samples are."""
+"""Evaluation during training: fixed noise, the given weights, and names that state the number of samples."""
 
 from functools import partial
 
@@ -98,8 +98,8 @@ def test_a_reference_of_its_own_wins(images, monitor):
     own.prepare(images, reference=images)
     half = images.without(range(30))
     expected = Gaussian.of(monitor.networks[0].pooled(half.batch(range(30))["images"]))
-    assert torch.allclose(own.against[0].mean, expected.mean, atol=1e-5)
-    assert not torch.allclose(own.against[0].mean, monitor.against[0].mean, atol=1e-3)
+    assert torch.allclose(own.reference_gaussians[0].mean, expected.mean, atol=1e-5)
+    assert not torch.allclose(own.reference_gaussians[0].mean, monitor.reference_gaussians[0].mean, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -125,5 +125,5 @@ def test_it_must_be_prepared(model, codec):
 def test_a_reference_of_another_resolution_is_refused(images, monitor, tmp_path):
     np.savez(tmp_path / "batch.npz", arr_0=np.zeros((3, 16, 16, 3), dtype=np.uint8))
     enlarged = AdmBatch(path=str(tmp_path / "batch.npz"))
-    with pytest.raises(ValueError, match="Monitor.reference holds images of 16 pixels, the samples have 8"):
+    with pytest.raises(ValueError, match="Monitor.reference has images of 16 pixels, but the samples have 8"):
         Monitor(networks=monitor.networks, reference=enlarged).prepare(images)

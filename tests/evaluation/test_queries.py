@@ -1,4 +1,4 @@
-"""Conditional queries of a tiny joint model with random weights: what is asked, measured and drawn."""
+"""Conditional queries of a tiny joint model with random weights: conditions, metrics and pictures."""
 
 import json
 
@@ -95,7 +95,7 @@ def test_the_image_s_own_features_agree_with_themselves_alone(trained, digits, t
 
 def test_a_model_of_images_alone_cannot_be_asked(trained, digits, tmp_path):
     plain = run_of(JointCodec(autoencoder=Pixels(channels=1)), digits)
-    with pytest.raises(ValueError, match="images alone"):
+    with pytest.raises(ValueError, match="no representation to query"):
         query(tmp_path, trained=plain, dataset=digits)
 
 

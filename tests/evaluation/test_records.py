@@ -1,4 +1,4 @@
-"""The metrics record: nothing that decides a number is missing, and several seeds give mean and spread."""
+"""Records of metrics: every setting that affects a value is stored, and several seeds give mean and spread."""
 
 import re
 
@@ -7,7 +7,15 @@ import pytest
 
 import redi
 from redi.data.datasets.digits import Digits
-from redi.evaluation.records import REQUIRED, conditions, describe, entry, network_record, reference_record, software
+from redi.evaluation.records import (
+    REQUIRED,
+    conditions,
+    entry,
+    format_metrics,
+    network_record,
+    reference_record,
+    software,
+)
 from redi.models.encoders.domain import DomainEncoder
 
 CONDITIONS = conditions(
@@ -81,7 +89,9 @@ def test_the_software_is_named():
 def test_the_printed_lines_are_aligned_and_say_what_to_read_a_value_by():
     seeds = made(3.0, 4.0, floor=2.0, times_floor=1.75, standard_error=0.25)
     single = made(0.5) | {"metric": "recognised_as_label", "held_out_accuracy": 0.99, "warnings": ["few"]}
-    first, second = describe([seeds, single]).splitlines()
-    assert first.startswith("fid_clean            3.5 ± 0.71  2 seeds of 50, floor 2 (1.75 times), standard error 0.25")
+    first, second = format_metrics([seeds, single]).splitlines()
+    assert first.startswith(
+        "fid_clean            3.5 ± 0.71  2 seeds of 50, floor 2 (1.75 times the floor), standard error 0.25"
+    )
     assert second == "recognised_as_label  0.5         held out accuracy 0.99  [1 warning]"
-    assert describe([]) == ""
+    assert format_metrics([]) == ""

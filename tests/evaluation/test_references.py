@@ -1,4 +1,4 @@
-"""References: features of images are computed once and kept; stored statistics are read as what they are."""
+"""References: features of images are computed once and cached; stored statistics are read and validated."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from redi.models.encoders import Encoder
 
 
 class Means(Encoder):
-    """Four numbers an image, and a count of the images seen."""
+    """Four features per image, and a count of the images processed."""
 
     dim = 4
 
@@ -142,7 +142,7 @@ def test_mixed_sizes_are_refused_naming_two_images(same_batch, tmp_path):
         Image.new("RGB", (size, 8)).save(tmp_path / "images" / "a" / f"{number}.png")
     mixed = ImageFolder(path=str(tmp_path / "images"))
     with pytest.raises(
-        ValueError, match=r"mixes sizes: a/0.png has 8x8 pixels, a/3.png 12x8.*Preprocessing.image_size"
+        ValueError, match=r"differ in size: a/0.png has 8x8 pixels, a/3.png 12x8.*Preprocessing.image_size"
     ):
         reference_features(mixed, Means(), cache_dir=tmp_path, batch_size=4 if same_batch else 1)
     one = ImageFolder(path=str(tmp_path / "images"), preprocessing=Preprocessing(image_size=8))
@@ -215,15 +215,15 @@ def test_another_file_has_another_fingerprint(stored, arrays):
 
 UNSYMMETRIC = np.eye(4) + np.eye(4, k=1)
 IMPOSSIBLE = {
-    "no sigma": ({"sigma": None}, "holds no sigma, but mu"),
-    "neither": ({"mu": None, "sigma": None, "arr_0": np.zeros(3)}, "holds no mu and no sigma, but arr_0"),
-    "another width": ({"mu": np.zeros(3)}, r"mu \(3,\) and sigma \(4, 4\): they are \(P,\) and \(P, P\)"),
+    "no sigma": ({"sigma": None}, "has mu, but statistics need sigma"),
+    "neither": ({"mu": None, "sigma": None, "arr_0": np.zeros(3)}, "has arr_0, but statistics need mu and sigma"),
+    "another width": ({"mu": np.zeros(3)}, r"mu \(3,\) and sigma \(4, 4\): they must be \(P,\) and \(P, P\)"),
     "a mean in two dimensions": ({"mu": np.zeros((1, 4))}, r"mu \(1, 4\)"),
     "a NaN": ({"mu": np.array([0, 0, 0, np.nan])}, "mu or sigma holds NaN or infinite values"),
     "an infinite variance": ({"sigma": np.diag([1, 1, 1, np.inf])}, "mu or sigma holds NaN or infinite values"),
-    "no symmetry": ({"sigma": UNSYMMETRIC}, "sigma is no covariance: not symmetric"),
-    "a negative variance": ({"sigma": -np.eye(4)}, "a variance below 0"),
-    "a spatial mean alone": ({"mu_s": np.zeros(2)}, "holds mu_s but no sigma_s"),
+    "no symmetry": ({"sigma": UNSYMMETRIC}, "sigma is not symmetric"),
+    "a negative variance": ({"sigma": -np.eye(4)}, "has a negative variance"),
+    "a spatial mean alone": ({"mu_s": np.zeros(2)}, "has mu_s but not sigma_s"),
     "words": ({"mu": np.array(["a"] * 4)}, "mu holds <U1, not numbers"),
     "objects": ({"mu": np.array([{}] * 4)}, "mu.npy has Python objects, whose pickles could run code"),
 }
@@ -259,11 +259,11 @@ def test_a_pickle_is_refused_unread(tmp_path):
     (tmp_path / "fid.pkl").write_bytes(pickle.dumps({"mu": 0}))
     with pytest.raises(ValueError, match="fid.pkl is not an intact .npz file"):
         StoredStatistics(path=tmp_path / "fid.pkl", network="clean")
-    with pytest.raises(ValueError, match="StoredStatistics.path = 'nowhere.npz' is no file"):
+    with pytest.raises(ValueError, match="StoredStatistics.path = 'nowhere.npz' is not a file"):
         StoredStatistics(path="nowhere.npz", network="clean")
 
 
 def test_images_that_are_not_square_are_refused(tmp_path):
     np.savez(tmp_path / "batch.npz", arr_0=np.zeros((3, 16, 8, 3), dtype=np.uint8))
-    with pytest.raises(ValueError, match="are square, image 000000 has 8x16 pixels"):
+    with pytest.raises(ValueError, match="must be square, but image 000000 has 8x16 pixels"):
         reference_features(AdmBatch(path=str(tmp_path / "batch.npz")), Means(), cache_dir=tmp_path)

@@ -89,7 +89,7 @@ def test_a_model_that_cannot_learn_variances_is_refused_where_they_are_asked_for
 
 
 def test_only_the_transformer_begins_with_other_weights(tmp_path, images):
-    with pytest.raises(ValueError, match="initial_weights.*only a DiffusionTransformer begins with other weights"):
+    with pytest.raises(ValueError, match="initial_weights.*initial weights need a DiffusionTransformer, but the model"):
         train(tmp_path, images, initial_weights="x.pt")
 
 

@@ -1,4 +1,4 @@
-"""Small folders of runs and sweeps for the pages: real files, written by hand."""
+"""Small folders of runs and sweeps for the pages, with hand-written files."""
 
 import json
 from types import SimpleNamespace
@@ -80,7 +80,7 @@ def write_metrics(folder, *changes, digest="0123", **samples) -> None:
 
 
 def write_log(folder, slope=2.0) -> None:
-    """Five entries, and a monitor's own three."""
+    """Five entries, and three of a monitor."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for step in range(1, 6):
@@ -93,7 +93,7 @@ def write_log(folder, slope=2.0) -> None:
 
 @pytest.fixture(scope="session")
 def make():
-    """The functions of this file."""
+    """The helper functions of this file."""
     return SimpleNamespace(
         run=write_run, sweep=write_sweep, samples=write_samples, metrics=write_metrics, metric=METRIC, drawn=SAMPLES
     )
@@ -101,7 +101,7 @@ def make():
 
 @pytest.fixture
 def run_dir(tmp_path):
-    """A run, without samples, so that its metrics are not compared with them."""
+    """A run without samples, so that its metrics are not compared with samples."""
     folder = tmp_path / "my <run> & more"
     write_run(folder)
     return folder

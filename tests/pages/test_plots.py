@@ -1,4 +1,4 @@
-"""Plots as a part of the page and as pictures."""
+"""Plots as SVG markup and as PNG files."""
 
 from xml.etree import ElementTree
 
@@ -10,7 +10,7 @@ from redi.evaluation.convergence import Curve
 from redi.pages.curves import convergence_panel, model_panels, run_panels
 from redi.pages.plots import Panel, Series, save, svg
 
-EVIL = "$\\frac{x$ </text><script>alert(1)</script> style=\"fill: red\" \x01\ud800 _"
+EVIL = '$\\frac{x$ </text><script>alert(1)</script> style="fill: red" \x01\ud800 _'
 
 
 def drawn(panel: Panel) -> ElementTree.Element:
@@ -114,7 +114,7 @@ def test_losses_share_a_panel_and_what_else_was_logged_has_panels_of_its_own():
     entries = [{"step": step} | entry for step in (1, 2)]
     panels = run_panels(entries)
     assert [panel.title for panel in panels] == [
-        "losses, mean squared error", "fd_of_5, of few samples during training",
+        "losses, mean squared error", "fd_of_5, on few samples during training",
         "training speed, images per second", "gradient norm"]  # fmt: skip
     assert [curve.label for curve in panels[0].curves] == ["loss", "image"]
 
@@ -133,7 +133,7 @@ def test_a_log_without_a_curve_has_no_panel():
 def test_models_share_a_panel_of_the_loss_and_of_each_monitored_metric():
     logs = {name: [{"step": 1, "loss": 1.0, "monitor/fd": 2.0, "gradient_norm": 1.0}] for name in ("a", "b")}
     panels = model_panels(logs)
-    assert [panel.title for panel in panels] == ["training loss", "fd, of few samples during training"]
+    assert [panel.title for panel in panels] == ["training loss", "fd, on few samples during training"]
     assert all([curve.label for curve in panel.curves] == ["a", "b"] for panel in panels)
 
 
@@ -142,7 +142,7 @@ def test_the_plot_of_convergence_shows_every_run_and_the_target():
     result = {"factor": 2.0, "low": 1.5, "high": 2.5, "not_reached": 0}
     panel = convergence_panel(baseline=runs[:1], method=runs[1:], metric="monitor/fd_of_5", result=result)
     assert [curve.label for curve in panel.curves] == ["baseline", "method (2 seeds)", "method (2 seeds)",
-                                                       "the baseline's final distance"]  # fmt: skip
+                                                       "final distance of the baseline"]  # fmt: skip
     assert panel.curves[-1].y == [pytest.approx(4.0)] and panel.log_y
     assert panel.title == "fd_of_5: convergence factor 2.00 (1.50 to 2.50)"
     never = convergence_panel(baseline=runs[:1], method=runs[1:], metric="fd", result=result | {"not_reached": 1})

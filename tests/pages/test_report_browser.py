@@ -1,4 +1,4 @@
-"""The pages in a real browser: no errors, no requests, tables that sort, legible in light, in dark and on a phone."""
+"""The pages in a real browser: no errors, no requests, sortable tables, legible in light, dark and on a phone."""
 
 import json
 import re
@@ -87,7 +87,7 @@ def visit(browser, pages, show):
 
 
 def messages(browser, method: str) -> list[dict]:
-    """What the browser's network reported, of one kind."""
+    """The network messages of the browser of one kind."""
     found = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     return [message["params"] for message in found if message["method"] == method]
 
@@ -99,7 +99,7 @@ def column(browser, index: int, table: int = 0) -> list[str]:
 
 
 def click(browser, index: int, table: int = 0) -> str:
-    """Clicks on a header -> how the column is sorted now."""
+    """Click a header; return the sort direction of its column."""
     header = browser.find_elements("css selector", "table.sortable")[table].find_elements(
         "css selector", "th[scope=col]"
     )

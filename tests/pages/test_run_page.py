@@ -1,4 +1,4 @@
-"""The page of a run: one file that says everything and asks for nothing."""
+"""The page of a run: one complete file that makes no requests."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>"
 
 
 class Page(HTMLParser):
-    """Collects tags, sources and text; every tag that needs an end must have one."""
+    """Collects tags, sources and text; every tag that needs a closing tag must have one."""
 
     def __init__(self, source):
         super().__init__()
@@ -65,7 +65,12 @@ def test_the_report_is_one_file_in_the_run_folder_that_loads_nothing(run_dir):
 def test_metrics_are_shown_with_what_they_are_read_by(run_dir):
     text = read(run_dir).text
     shown = ("frechet_distance_domain_network", "12.35 ± 0.49", "lower", "standard error 0.3111", "floor 1.5")
-    shown += ("extrapolated to infinitely many samples 11.75", "times the floor 8.23", "6 × 2 seeds", "359 of Digits")
+    shown += (
+        "extrapolated to infinitely many samples 11.75",
+        "ratio to the floor 8.23",
+        "6 × 2 seeds",
+        "359 of Digits",
+    )
     shown += ("Digits, split held_out", "only 6 samples for 48 features", "are not FIDs")
     assert [part for part in shown if part not in text] == []
 
@@ -78,7 +83,7 @@ def test_how_a_metric_was_measured_is_told_in_full(run_dir, make):
     shown += ("labels equal", "uint8_rule round half to even", "decoder autoencoder Pixels, channels 1")
     shown += ("weights_sha256 " + make.drawn["weights_sha256"], "sha256 " + make.metric["network"]["sha256"])
     shown += ("sha256 " + make.metric["reference"]["sha256"], "torch 2.11.0", "per_seed 12, 12.6912")
-    shown += ("the sample standard deviation over seeds", "network_evaluations_per_image 100")
+    shown += ("sample standard deviation over seeds", "network_evaluations_per_image 100")
     assert [part for part in shown if part not in text] == []
 
 
@@ -86,11 +91,16 @@ def test_what_metrics_have_in_common_is_shown_once(run_dir, make):
     others = [{"metric": "recall", "network": {"encoder": "Other"}}, {"metric": "precision"}]
     make.metrics(run_dir, {}, *others)
     text = read(run_dir).text
-    for once in ("How it was measured", "Samples: EulerMaruyama, 50", "decoder autoencoder Pixels", "torch 2.11.0"):
+    for once in (
+        "Settings of the evaluation",
+        "Samples: EulerMaruyama, 50",
+        "decoder autoencoder Pixels",
+        "torch 2.11.0",
+    ):
         assert text.count(once) == 1
     assert "Feature network of frechet_distance_domain_network, precision encoder DomainEncoder" in text
     assert "Feature network of recall encoder Other" in text
-    assert text.count("only 6 samples for 48 features") == 1 + 3 + 3  # the warning; per metric; metrics.json in full
+    assert text.count("only 6 samples for 48 features") == 1 + 3 + 3  # the warning; per metric; the full metrics.json
 
 
 def test_classes_are_named_as_the_audit_names_them(run_dir, make):
@@ -107,11 +117,11 @@ def test_a_run_is_said_in_a_line_and_its_samples_come_first(run_dir, make):
     record |= {"channels": {"image": 4, "dinov2": 8}, "reducers": {"dinov2": "PCA"}, "sessions": sessions}
     (run_dir / "training.json").write_text(json.dumps(record))
     page = read(run_dir)
-    line = "DiT, 1.58 M parameters · 64 x 64 pixels · dinov2 by PCA in 8 channels · 1,200 steps · "
+    line = "DiT, 1.58 M parameters · 64 x 64 pixels · dinov2: PCA, 8 channels · 1,200 steps · "
     assert line + "frechet_distance_domain_network 12.35 ± 0.49" in page.text
-    assert "Began 2026-11-30 · CPU, 2 threads · 5 min 0 s of training, 0.25 s a step" in page.text
+    assert "Started 2026-11-30 · CPU, 2 threads · 5 min 0 s of training, 0.25 s per step" in page.text
     assert "python -m redi.run --gin_file=a.gin" in page.text and "num_trainable 1500000" in page.text
-    order = [page.source.index(f"<h2>{heading}</h2>") for heading in ("Samples", "Metrics", "Training", "Further")]
+    order = [page.source.index(f"<h2>{heading}</h2>") for heading in ("Samples", "Metrics", "Training", "Details")]
     assert order == sorted(order)
     (run_dir / "training.json").write_text('{"sessions": [{}]}')
     assert "training.json cannot be shown" in read(run_dir).text
@@ -120,7 +130,7 @@ def test_a_run_is_said_in_a_line_and_its_samples_come_first(run_dir, make):
 def test_a_single_seed_is_said_to_tell_no_spread(run_dir, make):
     make.metrics(run_dir, {"per_seed": [12.3], "spread": None})
     text = read(run_dir).text
-    assert "not known: one seed" in text and "12.35 ±" not in text
+    assert "unknown, because there is one seed" in text and "12.35 ±" not in text
 
 
 def test_what_an_entry_has_beyond_the_known_fields_is_shown_too(run_dir, make):
@@ -128,12 +138,12 @@ def test_what_an_entry_has_beyond_the_known_fields_is_shown_too(run_dir, make):
         run_dir, {"space": "encoder", "per_token": [[1, 2], [3, 4]], "network": None, "per_class": {"3": 0.25}}
     )
     text = read(run_dir).text
-    assert "space encoder" in text and "per_token 2 rows, see the record in full" in text and "per_class 3 0.25" in text
+    assert "space encoder" in text and "per_token 2 rows, see the full record" in text and "per_class 3 0.25" in text
 
 
 def test_the_full_record_of_the_metrics_is_there(run_dir):
     text = read(run_dir).text
-    start = text.index("metrics.json in full") + len("metrics.json in full")
+    start = text.index("Full metrics.json") + len("Full metrics.json")
     assert json.JSONDecoder().raw_decode(text[start:].lstrip())[0] == json.loads((run_dir / "metrics.json").read_text())
 
 
@@ -145,7 +155,7 @@ def test_a_published_metric_without_guidance_is_called_so(run_dir, make):
 
 def test_losses_monitor_and_speed_have_panels_of_their_own(run_dir):
     source = read(run_dir).source
-    for title in ("losses, mean squared error", "frechet_distance_domain_network_of_50, of few samples during training",
+    for title in ("losses, mean squared error", "frechet_distance_domain_network_of_50, on few samples during training",
                   "training speed, images per second", "gradient norm"):  # fmt: skip
         assert f"<figcaption>{title}</figcaption>" in source
     assert source.count('role="img"') == 4
@@ -172,7 +182,7 @@ def test_the_title_is_the_folder_s_name_or_the_one_that_is_passed(run_dir):
 def test_an_empty_folder_says_so(tmp_path):
     page = read(tmp_path)
     assert page.sources == []
-    assert "holds nothing to show yet" in page.text and "Metrics" not in page.text
+    assert "holds no results yet" in page.text and "Metrics" not in page.text
 
 
 def test_hostile_names_and_values_stay_text(tmp_path, make):
@@ -229,13 +239,13 @@ def test_a_point_whose_sweep_does_not_tell_its_model_has_no_curves(sweep_dir, sw
 
 def test_metrics_of_earlier_samples_are_left_out_with_a_warning(run_dir, caplog, make):
     digest = make.samples(run_dir)
-    message = "metrics.json is of earlier samples and left out: run redi.evaluate --run_dir="
+    message = "metrics.json is of earlier samples: run redi.evaluate --run_dir="
     text = read(run_dir).text
     assert "12.35" not in text and message in text and message in caplog.text
     caplog.clear()
     make.metrics(run_dir, digest=digest)
     text = read(run_dir).text
-    assert "12.35" in text and "left out" not in text and caplog.text == ""
+    assert "12.35" in text and "earlier samples" not in text and caplog.text == ""
 
 
 def test_metrics_of_samples_that_cannot_be_read_are_left_out(run_dir, make):

@@ -1,4 +1,4 @@
-"""The page of a sweep: every point's numbers, samples, curves or error."""
+"""The page of a sweep: the metrics, samples, curves or error of every point."""
 
 import json
 import re
@@ -17,7 +17,7 @@ def read(folder) -> str:
 
 
 def tables(text: str) -> list[list[list[str]]]:
-    """The cells' text of the tables that sort: tables, rows, cells."""
+    """The text of the sortable tables: tables, rows, cells."""
     found = []
     for table in re.findall(r'<table class="sortable"[^>]*>.*?</table>', text, re.DOTALL):
         rows = re.findall(r"<tr>.*?</tr>", table, re.DOTALL)
@@ -57,7 +57,7 @@ def test_a_sweep_without_seeds_has_one_table(sweep_dir):
 
 def test_of_how_many_samples_a_metric_is_stands_there(sweep_dir):
     text = read(sweep_dir)
-    assert "fid_clean: of 6 samples; recall: of 6 samples." in text and "do not compare" not in text
+    assert "fid_clean: 6 samples; recall: 6 samples." in text and "are not comparable" not in text
 
 
 def test_points_with_other_numbers_of_samples_are_said_not_to_compare(sweep_dir):
@@ -71,7 +71,7 @@ def test_samples_of_all_points_that_kept_them_stand_side_by_side(sweep_dir):
     strip = re.search(r'<table class="strip">.*?</table>', text, re.DOTALL)[0]
     assert strip.count("<img ") == 4 * 6 and strip.count("<tr>") == 1 + 4
     assert "3, label 1</th>" in strip and "seed 42" in strip
-    assert "The images of a column began with the same noise and have the same label." in text
+    assert "The images of a column start from the same noise and have the same label." in text
     sources = re.findall(r'alt="sample (\d) of ([^"]*)"[^>]*height="(\d+)"[^>]*src="([^"]*)"', strip)
     pictures = {(name, number): (int(height), source) for number, name, height, source in sources}
     assert pictures["rank=10,seed=0", "2"] == pictures["rank=10,seed=1", "2"]  # this fixture's are equal
@@ -83,7 +83,7 @@ def test_samples_of_all_points_that_kept_them_stand_side_by_side(sweep_dir):
 def test_other_seeds_and_labels_are_said_to_be_others(sweep_dir, make):
     make.samples(sweep_dir / "points" / "rank=2,seed=0", seed=43)
     text = read(sweep_dir)
-    assert "began with the same noise where the seeds are equal." in text
+    assert "with equal seeds start from the same noise." in text
     heads = re.findall(r"<br>seed (\d+)</th>", text)
     assert heads == ["42", "42", "42", "43"]  # equal seeds stand together
 
@@ -96,7 +96,7 @@ def test_samples_that_are_damaged_are_said_and_the_others_shown(sweep_dir):
 
 def test_curves_of_all_models_share_a_panel(sweep_dir):
     text = read(sweep_dir)
-    for title in ("training loss", "frechet_distance_domain_network_of_50, of few samples during training"):
+    for title in ("training loss", "frechet_distance_domain_network_of_50, on few samples during training"):
         figure = re.search(f"<figcaption>{title}.*?</figure>", text, re.DOTALL)[0]
         assert figure.count('class="series"') == figure.count("<li>") == 6
 
@@ -118,14 +118,14 @@ def test_a_result_cut_short_is_said_and_the_others_shown(sweep_dir):
     path = sweep_dir / "points" / "rank=2,seed=0" / "result.json"
     path.write_text(path.read_text()[:50])
     text = read(sweep_dir)
-    assert "points/rank=2,seed=0/result.json cannot be read; it was cut short or altered" in text
+    assert "points/rank=2,seed=0/result.json cannot be read, because it is truncated or altered" in text
     assert tables(text)[1][1][-3] == "damaged" and "2 of 6 points failed" in text and "10.05" in text
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"points": 3}', '{"points": [3, {"name": "../x"}, {"name": null}]}'])
 def test_a_sweep_file_that_cannot_be_used_is_said(sweep_dir, content):
     (sweep_dir / "sweep.json").write_text(content)
-    assert "sweep.json names no points." in read(sweep_dir)
+    assert "sweep.json has no points." in read(sweep_dir)
 
 
 def test_hostile_names_and_values_stay_text(sweep_dir):

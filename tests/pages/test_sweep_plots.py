@@ -1,15 +1,15 @@
-"""Where the groups of a sweep are drawn, in its picture and on its page."""
+"""The places of a sweep's groups in its plots."""
 
 import json
 
 import pytest
 
-from redi.pages.sweep_plots import placed, sweep_panels
+from redi.pages.sweep_plots import place_groups, sweep_panels
 from redi.pages.sweep_results import SweepResults
 
 
 def places(*bindings: dict[str, str]):
-    what, places, names = placed({str(index): row for index, row in enumerate(bindings)})
+    what, places, names = place_groups({str(index): row for index, row in enumerate(bindings)})
     return what, list(places.values()), names
 
 
@@ -52,7 +52,7 @@ def test_without_numbers_and_without_a_grid_the_groups_are_the_places_in_their_o
 
 @pytest.fixture
 def panels(sweep_dir):
-    """Changes the points of the sweep -> title and curves {label: [(x, y, error)]} of each panel."""
+    """Change the points of the sweep; return title and curves {label: [(x, y, error)]} of each panel."""
 
     def panels(change=lambda point: None, **plan):
         description = json.loads((sweep_dir / "sweep.json").read_text())

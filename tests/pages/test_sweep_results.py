@@ -1,4 +1,4 @@
-"""What is read of a sweep: every bit of a result counts, and what is damaged or elsewhere is not taken for done."""
+"""Reading a sweep: damaged results and results of other points do not count as done."""
 
 import json
 
@@ -35,7 +35,7 @@ def test_a_damaged_result_counts_as_not_done_and_is_named(sweep_dir, damage, cap
     path.write_text(damage)
     results = SweepResults(sweep_dir)
     assert "result.json cannot be read" in results.missing["rank=2,seed=0"] and results.groups[0].num_done == 1
-    assert f"{path} is cut short or was edited" in caplog.text
+    assert f"{path} is truncated or altered" in caplog.text
 
 
 def test_every_bit_of_a_result_counts(tmp_path):

@@ -1,4 +1,4 @@
-"""Values of records and of gin files, in words."""
+"""Formatting of records and gin values."""
 
 import math
 
@@ -46,7 +46,7 @@ def test_a_number_is_finite_and_not_a_truth_value():
         ({"name": "Euler"}, "Euler"),
         ({"a_b": 1.23456789, "c": []}, "a_b 1.23457, c none"),
         ({}, "none"),
-        ([[1], [2]], "2 rows, see the record in full"),
+        ([[1], [2]], "2 rows, see the full record"),
         ([{"name": "A"}, 2], "A, 2"),
     ],
 )

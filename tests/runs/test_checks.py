@@ -129,24 +129,27 @@ def test_a_gpu_that_is_not_there_is_refused_before_encoding(refused):
 
 
 RESULTS = {
-    "unknown weights": ("sample.weights = 'emma'", "sample.weights = 'emma': it is 'ema' or 'model'"),
-    "a label beyond the classes": ("sample.labels = [99]", "sample.labels = [99]: it is 'equal', 'random'"),
+    "unknown weights": ("sample.weights = 'emma'", "sample.weights = 'emma': it must be 'ema' or 'model'"),
+    "a label beyond the classes": ("sample.labels = [99]", "sample.labels = [99]: it must be 'equal', 'random'"),
     "no labels": ("sample.labels = []", "sample.labels = []"),
     "no images": ("sample.num_images = 0", "sample.num_images = 0 must be an integer"),
     "another network": ("evaluate.networks = [@reducers.PCA()]", "evaluate.networks takes one of encoders"),
     "a network without a list": (
         "evaluate.networks = @evaluator/encoders.DomainEncoder()",
-        "evaluate.networks takes a list: set, for example, [encoders.DomainEncoder()]",
+        "evaluate.networks is not a list: set, for example, [encoders.DomainEncoder()]",
     ),
     "two networks alike": (
         "evaluate.networks = [@evaluator/encoders.DomainEncoder(), @encoders.DomainEncoder()]",
-        "evaluate.networks names two networks alike, and so their metrics: domain_network",
+        "evaluate.networks has two networks whose metrics have the same names: domain_network",
     ),
     "the encoder alone": (
         "evaluate.networks = [@encoders.DomainEncoder()]",
         "one of evaluate.networks has the same settings, and so the same weights, as the DomainEncoder whose features",
     ),
-    "an unknown metric": ("evaluate.metrics = ['frechet']", "evaluate.metrics names 'frechet'; there are frechet_dist"),
+    "an unknown metric": (
+        "evaluate.metrics = ['frechet']",
+        "evaluate.metrics: unknown metric 'frechet'; choose from frechet_dist",
+    ),
     "a metric without a list": (
         "evaluate.metrics = 'recall'",
         "; write ['recall']",
@@ -155,21 +158,21 @@ RESULTS = {
     "a batch of none": ("generate.batch_size = 0", "generate.batch_size = 0 must be an integer of at least 1"),
     "a rate below zero": ("AdamW.lr = -1e-3", "train.optimizer: AdamW refuses its settings: Invalid learning"),
     "a seed below zero": ("sample.seeds = (0, -1)", "sample.seeds = (0, -1): a seed is an integer in 0"),
-    "a seed twice": ("sample.seeds = (1, 1)", "sample.seeds = (1, 1): a list of different whole numbers"),
+    "a seed twice": ("sample.seeds = (1, 1)", "sample.seeds = (1, 1): it must be a list of distinct integers"),
     "weights of a metric that are nowhere": (
         "evaluate.networks = [@encoders.Inception()]\nInception.weights = 'nowhere.pth'",
         "Inception.weights = 'nowhere.pth'",
     ),
     "a reference of another resolution": (
         "held_out/Digits.image_size = 16",
-        "evaluate.reference holds images of 16 pixels, the samples have 8",
+        "evaluate.reference has images of 16 pixels, but the samples have 8",
     ),
     "no statistics": (
         "evaluate.reference = @StoredStatistics()\nStoredStatistics.path = 'nowhere.npz'\n"
         "StoredStatistics.network = 'clean'",
-        "StoredStatistics.path = 'nowhere.npz' is no file",
+        "StoredStatistics.path = 'nowhere.npz' is not a file",
     ),
-    "an empty reference": ("held_out/Digits.held_out_fraction = 0.001", "evaluate.reference holds 0 images"),
+    "an empty reference": ("held_out/Digits.held_out_fraction = 0.001", "evaluate.reference has 0 images"),
     "all digits": ("held_out/Digits.split = 'all'", "evaluate.reference shares 179 images with the training data"),
     "another split": ("held_out/Digits.split_seed = 5", "images with the training data (digit "),
 }
@@ -182,7 +185,7 @@ def test_what_sampling_and_evaluating_would_refuse_is_refused_before_encoding(re
 
 def test_a_reference_of_one_image_is_refused_before_encoding(refused, tmp_path):
     text = refused(*images(tmp_path / "images", "0/only.png"))
-    assert text.startswith("evaluate.reference holds 1 images, and a distance needs two")
+    assert text.startswith("evaluate.reference has 1 images, but a distance needs two")
     assert "ImageFolder.held_out_fraction" in text
 
 

@@ -79,13 +79,13 @@ def test_copied_images_resume_the_run_without_encoding_anything_again(place, cap
     before = encoded(place)
     train_stage(opened(place, f"IMAGES = '{place / 'images'}'", "train.num_steps = 3", trains=True))
     assert [folder.name for folder in list_checkpoints(place / "run")][-1] == "step_00000003"
-    assert encoded(place) == before and "the data are not those" not in caplog.text
+    assert encoded(place) == before and "differ from those of" not in caplog.text
 
 
 def test_with_another_cache_the_contents_in_the_audit_decide(place, caplog, capsys):
     shutil.rmtree(place / "cache")
     train_stage(opened(place, f"IMAGES = '{place / 'images'}'", "train.num_steps = 3", trains=True))
-    assert "resuming from" in caplog.text and "the data are not those" not in caplog.text
+    assert "resuming from" in caplog.text and "differ from those of" not in caplog.text
     assert "images per class" not in capsys.readouterr().out  # not audited again
 
 

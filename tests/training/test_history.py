@@ -1,4 +1,4 @@
-"""What a run keeps of the sessions in which it was trained."""
+"""The record of a run's training sessions."""
 
 import json
 import sys
@@ -32,7 +32,7 @@ def test_sessions_follow_one_another_with_their_steps(tmp_path):
     record = json.loads((tmp_path / "training.json").read_text())
     assert (record["num_parameters"], record["num_trainable"]) == (16 + 5, 5)
     assert [(s["first_step"], s["num_steps"]) for s in record["sessions"]] == [(0, 10), (10, 2)]
-    line = "Sequential, 2.1e-05 M parameters · 8 x 8 pixels · domain by PCA in 2 channels · 12 steps"
+    line = "Sequential, 2.1e-05 M parameters · 8 x 8 pixels · domain: PCA, 2 channels · 12 steps"
     assert in_brief(record)["model"] == line and in_brief(record)["command"] == command()
     assert all(s["device"].startswith("CPU, ") and s["seconds"] >= 0 for s in record["sessions"])
 

@@ -1,4 +1,4 @@
-"""The first module whose numbers are not finite, and the count of steps skipped for it."""
+"""The first module with non-finite values, and the count of skipped steps."""
 
 import logging
 
@@ -12,7 +12,7 @@ ROWS, WIDTH = 6, 8
 
 
 class Fault(nn.Module):
-    """Passes on what it is given, but for one row."""
+    """The identity, except for one row."""
 
     def __init__(self, forward: float = 1.0, backward: float = 1.0, row: int = 3):
         super().__init__()
@@ -37,7 +37,7 @@ class Factors(torch.autograd.Function):
 
 
 class Passing(nn.Module):
-    """Gives infinity once, as a bit that flipped."""
+    """Returns infinity once, like a flipped bit."""
 
     def __init__(self):
         super().__init__()
@@ -75,7 +75,7 @@ def test_rows_of_the_input_are_named():
     x[2, 5], x[4, 0] = float("nan"), float("inf")
     finding = found(model(), x)
     assert (finding.phase, finding.rows) == ("input", [2, 4])
-    assert finding.text == "the clean state that the model is given is not finite"
+    assert finding.text == "the model's input is not finite"
 
 
 def test_the_first_module_whose_output_is_not_finite_is_named():
@@ -112,7 +112,7 @@ def test_weights_that_are_not_finite_are_named():
 
 def test_an_error_that_overflows_is_told_from_an_output_that_does():
     finding = found(model(Fault(forward=1e30)))
-    assert finding.phase == "loss" and "the term 'loss' of the loss is not finite" in finding.text
+    assert finding.phase == "loss" and "the model's output is finite, but its loss 'loss' is not finite" in finding.text
 
 
 def test_a_norm_that_overflows_is_told_from_a_gradient_that_does():

@@ -1,4 +1,4 @@
-"""Averages made after a training, against the same ones tracked in it."""
+"""Averages computed after training, compared with averages tracked during training."""
 
 import shutil
 from functools import partial
@@ -45,7 +45,7 @@ def start(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(start):
-    """With the two averages of the paper and 24 snapshots in full precision; stopped half-way and resumed."""
+    """A run with the two averages of the paper and 24 snapshots in full precision, stopped half-way and resumed."""
     ema = partial(PowerFunctionEMA, snapshot_every=5, snapshot_dtype="float32")
     start("run", ema, num_steps=HALF)
     return start("run", ema)
@@ -63,7 +63,7 @@ def halves(run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tracked(start):
-    """The same training in one go, with what is to be made afterwards: {step: {sigma_rel: average}}."""
+    """The same run without interruption, with the target averages: {step: {sigma_rel: average}}."""
     folder = start("tracked", partial(PowerFunctionEMA, sigma_rels=(0.05, 0.1, *OTHERS), snapshot_every=0))
     assert not list_snapshots(folder)
     return {int(path.name[-8:]): averages_in(path) for path in list_checkpoints(folder)}
@@ -117,14 +117,14 @@ def test_it_says_what_an_average_was_made_of(run):
 def test_a_length_that_the_snapshots_cannot_give_is_warned_of(run, caplog):
     found = reconstruct_average(run, 0.01)
     assert found.combination.error > 0.05
-    assert "sigma_rel = 0.01 at step 120: the closest sum of 48 averages is off by" in caplog.text
+    assert "sigma_rel = 0.01 at step 120: the best combination of 48 averages has an error of" in caplog.text
     caplog.clear()
     reconstruct_average(run, 0.07)
     assert not caplog.text
 
 
 def test_a_step_of_which_nothing_is_stored_is_refused(run):
-    with pytest.raises(ValueError, match="nothing of step 58 is stored .* near it are 50, 55, 60, 65"):
+    with pytest.raises(ValueError, match="no snapshot of step 58 .* the nearest are 50, 55, 60, 65"):
         reconstruct_average(run, 0.07, at_step=58)
 
 
@@ -160,10 +160,10 @@ def test_a_snapshot_of_another_model_is_refused(run, tmp_path):
     folder = shutil.copytree(run, tmp_path / "copy")
     groups = {key: {"other": torch.zeros(3)} for key in ("sigma_rel_0.05", "sigma_rel_0.1")}
     save_snapshot(folder, 20, groups, {})
-    with pytest.raises(ValueError, match="step_00000020 is of another model than the snapshots before"):
+    with pytest.raises(ValueError, match="step_00000020 is of another model than the earlier snapshots"):
         reconstruct_average(folder, 0.07)
     save_snapshot(folder, 20, {"sigma_rel_0.2": {"other": torch.zeros(3)}}, {})
-    with pytest.raises(ValueError, match=r"step_00000020 holds averages of sigma_rels = \(0.2,\), the run has"):
+    with pytest.raises(ValueError, match=r"step_00000020 holds averages of sigma_rels = \(0.2,\), but the run has"):
         reconstruct_average(folder, 0.07)
 
 

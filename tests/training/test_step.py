@@ -1,4 +1,4 @@
-"""One training step: the fast ways to compute it against the plain one, and against the equations written out."""
+"""One training step: fast implementations compared with the plain one, and with the explicit equations."""
 
 import copy
 from functools import partial
@@ -147,7 +147,7 @@ def test_islands_of_float32_stay_under_autocast():
 
 
 def test_bfloat16_follows_float32():
-    """Losses are means over 1,152 values of relative rounding 2^-9."""
+    """Losses are means over 1,152 values with a relative rounding error of 2^-9."""
     full, half = run(step_of()), run(step_of(precision=BFLOAT16))
     assert_same(half, full, rtol=0.02)
     step = step_of(precision=BFLOAT16)

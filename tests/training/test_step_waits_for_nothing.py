@@ -39,7 +39,7 @@ READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal
 
 
 class NoCopies(TorchDispatchMode):
-    """Refuses what waits for the device: values read by the host, and tensors that go from one to the other."""
+    """Rejects operations that wait for the device: values read by the host, and copies between devices."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = str(function).split(".")[1]
@@ -72,7 +72,7 @@ def built(process=None, device="cuda", *, independent=False, **model):
 
 
 def leave_gradients(model, loss):
-    """In place of the backward pass, whose engine asks for a real GPU."""
+    """Replaces the backward pass, whose engine needs a real GPU."""
     assert loss.requires_grad
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter)

@@ -1,4 +1,4 @@
-"""The training loop on a tiny model: what it learns, and that stopping and resuming changes nothing."""
+"""The training loop on a tiny model: it learns, and stopping and resuming changes nothing."""
 
 import itertools
 import json
@@ -135,7 +135,7 @@ def test_the_memory_of_a_step_is_checked_before_it_and_changes_nothing(start, mo
     assert "a training step needs about" in caplog.text
     assert_same_training(checked, start("unchecked"))
     monkeypatch.setattr("redi.training.memory.free_memory", lambda device: (1000, 2000))
-    with pytest.raises(ValueError, match="train.check_memory = False tries it all the same"):
+    with pytest.raises(ValueError, match="train.check_memory = False skips this check"):
         start("refused", check_memory=True)
 
 
@@ -349,7 +349,7 @@ def test_training_that_diverges_stops_and_its_checkpoints_are_good(start, tmp_pa
 
 
 def test_an_image_that_vanishes_costs_no_step(start, tmp_path, caplog):
-    """The steps before it are saved; once it is back, the training ends as if nothing had happened."""
+    """Earlier steps are saved; when the data are back, training ends as without the failure."""
     for number in range(40):
         folder = tmp_path / "images" / f"class {number % 2}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -375,7 +375,7 @@ def test_an_image_that_vanishes_costs_no_step(start, tmp_path, caplog):
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_step_without_a_finite_gradient_changes_nothing_and_is_counted(start, fused, monkeypatch):
-    """Weights, averages' source and the optimizer's moments stay; the others' mean is what the log has."""
+    """Weights, averages and optimizer moments are unchanged; the log holds the mean of the other steps."""
     plain = start("plain", num_steps=2, optimizer=partial(torch.optim.AdamW, lr=1e-3, fused=fused))
     clip = torch.nn.utils.clip_grad_norm_
 
@@ -456,7 +456,7 @@ def test_the_folder_is_free_again_after_training_failed(start, tmp_path):
 
 
 class WithTuple(DomainEncoder):
-    """An encoder whose provenance holds a tuple, which JSON gives back as a list."""
+    """An encoder whose provenance holds a tuple, which JSON returns as a list."""
 
     def provenance(self):
         return super().provenance() | {"mean": (0.5, 0.5, 0.5), "crop": {"size": (8, 8)}}
@@ -476,7 +476,7 @@ def test_a_codec_whose_provenance_holds_tuples_resumes(start, images):
 
 
 def test_a_checkpoint_with_an_embedding_bias_for_every_group_resumes_as_one_with_their_sum(start):
-    """As merged tokens had them: equal biases with equal moments, because their gradients are equal."""
+    """The older form of merged tokens: equal biases with equal moments, because their gradients are equal."""
     folder = list_checkpoints(start("stopped", num_steps=4))[-1]
     tensors, record = load_checkpoint(folder)
     one, another = "fusion.embeddings.image.bias", "fusion.embeddings.domain.bias"
@@ -509,7 +509,7 @@ def test_a_training_that_on_log_ends_is_done_and_goes_on_without_it(start, caplo
     assert 4 <= step_of(ended) < 8 and ended_early(run_dir)
     with caplog.at_level("INFO", logger="redi"):
         start("run", on_log=lambda record: pytest.fail("nothing is trained"))
-    assert "train.on_log ended the training at step" in caplog.text
+    assert "train.on_log ended training at step" in caplog.text
     assert list_checkpoints(run_dir) == [ended]
     start("run")
     assert not ended_early(run_dir)
@@ -521,9 +521,11 @@ def test_on_log_that_asks_at_the_last_step_changes_nothing(start):
 
 
 def test_another_answer_of_on_log_than_true_or_false_is_refused(start):
-    with pytest.raises(ValueError, match="train.on_log returned 'stop': True ends the training"):
+    with pytest.raises(ValueError, match="train.on_log returned 'stop': return True to end training"):
         start("run", on_log=lambda record: "stop")
-    with pytest.raises(ValueError, match=r"train.on_log = <class 'dict'>: a function .* or an object, as @MyClass\(\)"):
+    with pytest.raises(
+        ValueError, match=r"train.on_log = <class 'dict'> is not a function: .* or an object with them, @MyClass\(\)"
+    ):
         start("run", on_log=dict)
-    with pytest.raises(ValueError, match="train.on_log = 'wandb': a function is needed"):
+    with pytest.raises(ValueError, match="train.on_log = 'wandb' is not a function"):
         start("run", on_log="wandb")

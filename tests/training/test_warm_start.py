@@ -1,4 +1,4 @@
-"""Warm start: at step 0 the joint model predicts the plain model's image, whatever the features are."""
+"""Warm start: at step 0 the joint model predicts the plain model's image for any features."""
 
 import pytest
 import torch
@@ -126,13 +126,13 @@ def test_a_gradient_reaches_what_began_as_zero(tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({"num_classes": 7}, "it knows 7 classes, the data have 5"),
+        ({"num_classes": 7}, "it has 7 classes, but the data have 5"),
         ({"depth": 3}, "it has 3 blocks, the model 2"),
         ({"width": 64}, r"fusion.embeddings.image.weight is \(64, 4, 2, 2\) there and \(32, 4, 2, 2\) in the model"),
         ({"size": "B/4"}, r"\(32, 4, 4, 4\) there and \(32, 4, 2, 2\) in the model.*DiffusionTransformer.size"),
         ({"mlp_ratio": 2.0}, r"blocks.0.mlp.0.\w+ is \(64"),
-        ({"channels": Channels(image=3)}, "3 (input )?channels|channels {'image': 3}"),
-        ({"channels": Channels(image=6)}, "6 (input )?channels|channels {'image': 6}"),
+        ({"channels": Channels(image=3)}, "3 (input )?channels|channels are {'image': 3}"),
+        ({"channels": Channels(image=6)}, "6 (input )?channels|channels are {'image': 6}"),
     ],
 )
 @pytest.mark.parametrize("kind", ["published", "run"])
@@ -147,12 +147,14 @@ def test_a_model_of_other_shapes_is_refused(tmp_path, kind, source, message):
 
 def test_separate_tokens_cannot_keep_the_prediction_and_are_refused(tmp_path):
     joint = random_model(JOINT, fusion=Separate)
-    with pytest.raises(ValueError, match="fusion = Separate gives every group tokens of its own.*set fusion.Merged"):
+    with pytest.raises(ValueError, match="fusion = Separate gives each group separate tokens.*set fusion.Merged"):
         warm_start(joint, publish(random_model(), tmp_path / "sit.pt"))
 
 
 def test_a_folder_without_checkpoints_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no checkpoints of a run there; .*is a folder with no file with the suffix"):
+    with pytest.raises(
+        ValueError, match="the folder has no checkpoints of a run; .*holds no file that ends in .safetensors"
+    ):
         warm_start(random_model(JOINT), tmp_path)
 
 

@@ -1,7 +1,8 @@
-"""The Fréchet distance between two sets of features, and how far a finite number of samples puts it off."""
+"""The Fréchet distance between two sets of features, and its error and bias for a finite number of samples."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from redi.models.reducers.moments import Moments
 
 @dataclass
 class Gaussian:
-    """Mean (P,) and covariance (P, P) in float64; `count` is of the features they were taken of, where known."""
+    """Mean (P,) and covariance (P, P) in float64; `count` is the number of images, None if unknown."""
 
     mean: Tensor
     covariance: Tensor
@@ -21,27 +22,32 @@ class Gaussian:
 
     @classmethod
     def of(cls, features: Tensor) -> "Gaussian":
-        """Of features (N, P); at least two of them. Raises ValueError for fewer, and for NaN or infinite ones."""
+        """Fit features (N, P). Raises ValueError for fewer than two rows, and for NaN or infinite values."""
         if features.ndim != 2 or len(features) < 2:
-            raise ValueError(f"a Gaussian needs features (N >= 2, E), got {tuple(features.shape)}")
+            raise ValueError(f"a Gaussian needs features (N, P) with N >= 2, got {tuple(features.shape)}")
         return cls.merged([_moments(features)])
 
     @classmethod
     def merged(cls, parts: Iterable[Moments]) -> "Gaussian":
+        """Return the Gaussian of the union of several parts."""
         total = Moments()
         for part in parts:
             total.merge(part)
+        assert isinstance(total.mean, Tensor)  # there is at least one part
         return cls(total.mean, total.covariance, total.count)
 
 
 def frechet_distance(samples: Features | Gaussian, reference: Features | Gaussian, *, name: str = "pooled") -> float:
-    """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^1/2) (Dowson & Landau 1982; Heusel et al., arXiv 1706.08500).
+    """Return |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^1/2) (Dowson & Landau 1982; Heusel et al., arXiv 1706.08500).
 
-    tr (A B)^1/2 is the nuclear norm of A^1/2 B^1/2, which is exact for singular covariances too, those of fewer images
-    than features among them.
+    tr (A B)^1/2 is computed as the nuclear norm of A^1/2 B^1/2. This is exact for singular covariances too, for example
+    if there are fewer images than features.
 
-    `name` tells which features of the sets: "pooled", or "spatial" for sFID. Raises ValueError for swapped roles,
-    different widths, fewer than two images, and values that are not finite.
+    Args:
+        name: the features to compare: "pooled", or "spatial" for sFID.
+
+    Raises:
+        ValueError: swapped roles, different widths, fewer than two images, or values that are not finite.
     """
     a, b = _gaussian(samples, "samples", name), _gaussian(reference, "reference", name)
     check_widths(len(a.mean), len(b.mean))
@@ -53,49 +59,50 @@ def finite_sample_error(
     samples: Features | Tensor, reference: Features | Gaussian, *, name: str = "pooled", num_groups: int = 10,
     seed: int = 0,
 ) -> dict:  # fmt: skip
-    """How much the distance of these samples owes to their number, the reference being what it is.
+    """Estimate the error and bias of the distance that are due to the finite number of samples, for a fixed reference.
 
-    -> {"standard_error": of the distance, over other draws of as many samples: delete-a-group jackknife,
-    "value_at_infinity": what the distance would be with ever more samples (Chong & Forsyth, arXiv 1911.07023),
-    "bias": the distance less that, "warnings": [texts], where there is something to say}. Fewer than 2 * num_groups
-    samples give warnings alone.
+    The value at infinity is the intercept of a line in 1/N, fitted to the mean distances of all samples, of nine tenths
+    of them, and of halves. (The smaller parts used by Chong & Forsyth bend the line if N < 10 P.) It may be slightly
+    below 0.
 
-    The value at infinity is the intercept of a line in 1/N through the mean distances of all samples, of nine tenths of
-    them and of halves (the paper's smaller parts bend the line where N < 10 P). It may be a little below 0.
+    Distances are computed from the eigenvalues of B^1/2 A B^1/2, in a fraction of the time of `frechet_distance`. Their
+    error is about 1e-7 of the traces if A is singular.
 
-    Distances are by the eigenvalues of B^1/2 A B^1/2, which take a fraction of the time of `frechet_distance`; their
-    error is about 1e-7 of the traces, where A is singular.
+    Returns:
+        {"standard_error": of the distance over draws of this many samples (delete-a-group jackknife),
+        "value_at_infinity": the distance for infinitely many samples (Chong & Forsyth, arXiv 1911.07023), "bias": the
+        distance minus that value, "warnings": [texts], if any}. For fewer than 2 * num_groups samples, only warnings.
 
     Raises:
         ValueError: as `frechet_distance`; fewer than two groups, or an odd number.
     """
     if num_groups < 2 or num_groups % 2:
-        raise ValueError(f"finite_sample_error: num_groups = {num_groups}: halves are made of it, so it is even")
+        raise ValueError(f"finite_sample_error: num_groups = {num_groups}: it must be even and at least 2")
     if isinstance(samples, Tensor):
         samples = Features("samples", {name: samples})
-    features, against = rows(samples, "samples", name), _gaussian(reference, "reference", name)
-    check_widths(features.shape[1], len(against.mean))
-    warnings = _warnings(features, against)
+    features, fixed = rows(samples, "samples", name), _gaussian(reference, "reference", name)
+    check_widths(features.shape[1], len(fixed.mean))
+    warnings = _warnings(features, fixed)
     record = {"warnings": warnings} if warnings else {}
     if len(features) < 2 * num_groups:
         return record
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
     groups = [_moments(features[part]) for part in order.tensor_split(num_groups)]
-    root = _root(against.covariance)
+    root = _root(fixed.covariance)
 
     def measure(parts: Sequence[Moments]) -> float:
         gaussian = Gaussian.merged(parts)
         product = root @ gaussian.covariance @ root
         cross = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
-        return float(_distance(gaussian, against, cross))
+        return float(_distance(gaussian, fixed, cross))
 
     half, count = num_groups // 2, len(features)
     whole = measure(groups)
     deleted = [measure(groups[:i] + groups[i + 1 :]) for i in range(num_groups)]
     variance = (num_groups - 1) / num_groups * np.square(np.subtract(deleted, np.mean(deleted))).sum()
-    # The groups differ by a sample at most, and the halves by a few.
-    sizes = 1 / count, 1 / (count * (1 - 1 / num_groups)), 2 / count
-    means = whole, np.mean(deleted), np.mean([measure(groups[:half]), measure(groups[half:])])
+    # The sizes of the groups differ by at most one sample, those of the halves by a few.
+    sizes = np.array([1 / count, 1 / (count * (1 - 1 / num_groups)), 2 / count])
+    means = np.array([whole, np.mean(deleted), np.mean([measure(groups[:half]), measure(groups[half:])])])
     intercept = np.polyfit(sizes, means, 1)[1]
     return {
         "standard_error": float(np.sqrt(variance)),
@@ -114,7 +121,7 @@ def _distance(a: Gaussian, b: Gaussian, cross: Tensor) -> Tensor:
     return (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
 
 
-def _gaussian(features: Features | Gaussian, role: str, name: str) -> Gaussian:
+def _gaussian(features: Features | Gaussian, role: Literal["samples", "reference"], name: str) -> Gaussian:
     return features if isinstance(features, Gaussian) else Gaussian.of(rows(features, role, name))
 
 
@@ -122,7 +129,7 @@ def _warnings(features: Tensor, reference: Gaussian) -> list[str]:
     counts, width = {"samples": len(features), "reference images": reference.count}, features.shape[1]
     return [
         f"{count} {what} are fewer than the {width} features, so their covariance has at most rank {count - 1}: the "
-        "distance is biased upward, the extrapolation is rough, and neither compares with those of more"
+        "distance is biased upward, the extrapolation is rough, and neither is comparable with those of more images"
         for what, count in counts.items()
         if count is not None and count <= width
     ]

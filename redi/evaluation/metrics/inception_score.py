@@ -18,23 +18,24 @@ class InceptionScore(NamedTuple):
 
 
 def inception_score(logits: Features | Tensor, num_splits: int = 10, seed: int | None = 0) -> InceptionScore:
-    """exp(E KL(p(y|x) || p(y))) (Salimans et al., arXiv 1606.03498), the mean over equal parts of the samples.
+    """Return exp(E KL(p(y|x) || p(y))) (Salimans et al., arXiv 1606.03498), averaged over equal parts of the samples.
 
-    ADM's evaluation takes logits without their bias ("logits" of `encoders.Inception`) and 10 splits of 50,000 samples.
-    They are shuffled first, since samples stored class by class would make every part look less diverse than all.
+    ADM's evaluation uses logits without bias ("logits" of `encoders.Inception`) and 10 splits of 50,000 samples.
+    Samples are shuffled first, because each part would lack diversity if they were sorted by class.
 
     Args:
-        logits: (N, K), or the features of samples with "logits" among them; those of a reference are refused.
-        seed: of the shuffle; None: as they come.
+        logits: (N, K), or features of samples that include "logits".
+        seed: seed of the shuffle; None keeps the order.
 
     Raises:
-        ValueError: a reference's features, no logits, values that are not finite, fewer samples than splits.
+        ValueError: features of a reference, no logits, values that are not finite, or fewer samples than splits.
     """
     if isinstance(logits, Tensor):
         logits = Features("samples", {"logits": logits})
     logits = rows(logits, "samples", "logits", least=1)
     if not 1 <= num_splits <= len(logits):
-        raise ValueError(f"inception_score: {len(logits)} samples do not divide into num_splits = {num_splits}")
+        count = f"the number of samples, {len(logits)}"
+        raise ValueError(f"inception_score: num_splits = {num_splits}: it must lie between 1 and {count}")
     if seed is not None:
         logits = logits[torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed))]
     bounds = [i * len(logits) // num_splits for i in range(num_splits + 1)]

@@ -9,10 +9,11 @@ from redi.evaluation.metrics.features import Features, both
 def kernel_distance(
     *, samples: Features, reference: Features, num_subsets: int = 100, max_subset_size: int = 1000, seed: int = 0
 ) -> dict[str, float]:
-    """The unbiased squared MMD with the kernel (x.y / P + 1)^3 (Bińkowski et al., arXiv 1801.01401), by clean-fid.
+    """Return the unbiased squared MMD with the kernel (x.y / P + 1)^3 (Bińkowski et al., arXiv 1801.01401).
 
-    The mean over random subsets of at most `max_subset_size` of each set, computed in float64. Being unbiased it is
-    negative about half the time where the distributions are equal. Raises ValueError as `features.both`.
+    It is computed by clean-fid in float64, as the mean over random subsets of at most `max_subset_size` images of each
+    set. For equal distributions the unbiased estimate is negative about half of the time. Raises ValueError like
+    `features.both`.
     """
     from cleanfid.fid import kernel_distance as by_clean_fid
 
@@ -27,7 +28,7 @@ def kernel_distance(
 
 
 class _Rows:
-    """Features of which clean-fid sees shape and rows: the rows alone become float64, not all of them at once."""
+    """Wraps features for clean-fid, converting only the requested rows to float64."""
 
     def __init__(self, features: Tensor):
         self.features, self.shape = features, features.shape

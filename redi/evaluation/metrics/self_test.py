@@ -1,4 +1,4 @@
-"""A check, before every evaluation, that metrics with a direction answer in the right one."""
+"""A self-test before every evaluation: metrics must not confuse samples and reference."""
 
 import torch
 
@@ -8,22 +8,20 @@ from redi.evaluation.metrics.precision_recall import precision_recall
 
 
 def check_direction() -> None:
-    """Evaluates samples that cover one of the reference's two modes: precision is 1, recall 1/2.
+    """Evaluate samples that cover one of two modes of the reference, so that precision is 1 and recall 1/2.
 
-    With the sets exchanged it would be the other way round, and the numbers would look as plausible. Raises
-    RuntimeError for a metric that answers the other way, or takes sets of the wrong role.
+    With swapped sets, precision would be 1/2 and recall 1, which looks just as plausible. Raises RuntimeError if a
+    metric returns swapped values or accepts swapped sets.
     """
     mode = torch.arange(8.0)[:, None] * torch.tensor([1.0, 0.0])  # (8, 2), a line
     sets = mode, torch.cat([mode, mode + torch.tensor([0.0, 1000.0])])
-    samples, reference = (
-        Features(role, {"pooled": rows, "logits": rows})
-        for role, rows in zip(("samples", "reference"), sets, strict=True)
-    )
-    answer = precision_recall(samples=samples, reference=reference)
-    if answer != {"precision": 1.0, "recall": 0.5}:
+    samples = Features("samples", {"pooled": sets[0], "logits": sets[0]})
+    reference = Features("reference", {"pooled": sets[1], "logits": sets[1]})
+    result = precision_recall(samples=samples, reference=reference)
+    if result != {"precision": 1.0, "recall": 0.5}:
         raise RuntimeError(
-            f"precision_recall gives {answer} for samples that cover half of the reference, instead of precision 1 and "
-            "recall 0.5: its two sets have changed places, or it is broken; nothing was evaluated"
+            f"precision_recall returns {result} for samples that cover half of the reference, instead of precision 1 "
+            "and recall 0.5: it swaps its two sets or is broken, so nothing was evaluated"
         )
     for name, swapped in {
         "precision_recall": lambda: precision_recall(samples=reference, reference=samples),
@@ -33,4 +31,4 @@ def check_direction() -> None:
             swapped()
         except ValueError:
             continue
-        raise RuntimeError(f"{name} takes the reference for samples without a word: nothing was evaluated")
+        raise RuntimeError(f"{name} accepts the reference as samples without an error, so nothing was evaluated")

@@ -1,12 +1,13 @@
-"""Metrics of the generated representation: is it that of the generated image, and what can be told from it?
+"""Metrics of the generated representation: does it match the generated image, and how well can it be classified?
 
-The question that the paper leaves open; docs/representations.md has the definitions.
+The paper leaves this question open. The definitions are in docs/representations.md.
 """
 
 import itertools
 import logging
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,58 +34,61 @@ def representation_metrics(
     batch_size: int = 64,
     seed: int = 0,
 ) -> list[dict]:
-    """Entries of `metrics.json` about the generated representations; none for a model of images alone, or where
-    images or x were not kept.
+    """Return the entries of `metrics.json` about the generated representations.
 
-    For each representation: `representation_agreement`, and where there are two classes or more, for a linear probe
-    and nearest neighbours `<probe>_generated`, `<probe>_generated_images` and `<probe>_from_generated` (see NOTES).
+    For each representation: `representation_agreement`, and with two or more classes also `<probe>_generated`,
+    `<probe>_generated_images` and `<probe>_from_generated` of a linear probe and of nearest neighbours (see NOTES).
+    There are no entries for a model without representations, or if images or x were not kept.
 
     Args:
         trained: an opened run (`redi.load`).
         samples: `redi.evaluation.samples.stored.Samples`.
         dataset: the training images.
-        reference: held-out images of the same classes. Where it is no such data set, training images that the probes
-            have not seen stand in for it.
-        max_images: of each seed's samples, and at most as many real ones to learn from and to be asked about.
-        seed: of which images these are, and of the shuffles.
+        reference: held-out images of the same classes. If it is not such a data set, training images that the probes
+            have not seen replace it.
+        max_images: maximum number of samples per seed, and of real images to train and to test the probes.
+        seed: seed of the choice of images and of the shuffles.
 
-    Raises ValueError for fewer than two samples of a seed, and for NaN or infinite values.
+    Raises:
+        ValueError: a seed has fewer than two samples, or values are NaN or infinite.
     """
     if not (names := trained.codec.channels.representations):
         return []
     real = RealFeatures(dataset, reference, seed=seed, batch_size=batch_size)
     spaces: dict[str, EncoderSpace] = {}
-    measured = {name: [] for name in names}  # of each seed: Agreement, the share off the grid, accuracies
+    # For each seed: Agreement, the share off the grid, accuracies of the probes.
+    results: dict[str, list[tuple[Agreement, float, dict | None]]] = {name: [] for name in names}
     for group in samples.sets:
         count = group["stop"] - group["start"]
         if count < 2 or max_images < 2:
             raise ValueError(
-                f"the generated representation is compared with that of another image, and seed {group['seed']} has "
-                f"{count} samples, of which at most {max_images} are looked at: raise sample.num_images or "
-                "representation_metrics.max_images"
+                f"seed {group['seed']} has {count} samples, of which at most {max_images} are used, but the generated "
+                "representation is compared with that of another image: raise sample.num_images or "
+                "representation_metrics.max_images to at least 2"
             )
-        drawn = samples.take(group["start"] + sample_positions(count, max_images, seed))
-        if drawn.images is None or drawn.x is None:
-            log.warning("the generated representation is not measured: sample.keep left out images or x")
+        generated = samples.take(group["start"] + sample_positions(count, max_images, seed))
+        if generated.images is None or generated.x is None:
+            log.warning("the generated representation is not measured, because sample.keep lacks 'images' or 'x'")
             return []
-        if not drawn.x.isfinite().all():
-            raise ValueError("the samples' x holds NaN or infinite values: the representation cannot be measured")
-        labels = torch.where(drawn.labels < dataset.num_classes, drawn.labels, -1)  # the null label is no class
+        if not generated.x.isfinite().all():
+            raise ValueError("x of the samples holds NaN or infinite values: sample again before the evaluation")
+        # The null label is not a class.
+        labels = torch.where(generated.labels < dataset.num_classes, generated.labels, -1)
         labels = labels if dataset.num_classes > 1 else torch.full_like(labels, -1)
         for name in names:
-            space = spaces[name] = EncoderSpace(trained.codec, name, drawn.images[:1])
-            z = trained.codec.channels.split(drawn.x)[name]
-            agreed = agreement(space, drawn.images, z, labels, seed=seed, batch_size=batch_size)
-            measured[name].append((agreed, float(space.off_grid(z).mean()), _probed(agreed, labels, real, space)))
+            space = spaces[name] = EncoderSpace(trained.codec, name, generated.images[:1])
+            z = trained.codec.channels.split(generated.x)[name]
+            match = agreement(space, generated.images, z, labels, seed=seed, batch_size=batch_size)
+            results[name].append((match, float(space.off_grid(z).mean()), _accuracies(match, labels, real, space)))
     entries = []
-    for name, sets in measured.items():
-        agreements, off_grid, probed = zip(*sets, strict=True)
-        entries += [_agreement_entry(spaces[name], agreements, off_grid), *_probe_entries(name, probed)]
+    for name, sets in results.items():
+        agreements, off_grid, accuracies = zip(*sets, strict=True)
+        entries += [_agreement_entry(spaces[name], agreements, off_grid), *_probe_entries(name, accuracies)]
     return entries
 
 
 class RealFeatures:
-    """Features of real images, through the reducer and back, averaged over tokens: for each question encoded once."""
+    """Features of real images, projected by the reducer and back and averaged over tokens. Each set is encoded once."""
 
     def __init__(self, dataset: Dataset, reference, *, seed: int, batch_size: int):
         self.dataset, self.seed, self.batch_size = dataset, seed, batch_size
@@ -93,7 +97,7 @@ class RealFeatures:
         self.encoded: dict[tuple, tuple[Labelled, Labelled, str]] = {}
 
     def of(self, space: EncoderSpace, classes: Tensor, count: int) -> tuple[Labelled, Labelled, str]:
-        """-> at most so many images of these classes to learn from, others to be asked about, what the others are."""
+        """Return a training and a test set of at most `count` images of these classes, and the name of the test set."""
         key = space.name, tuple(classes.tolist()), count
         if key not in self.encoded:
             source, what = self.reference, "held-out images"
@@ -123,7 +127,7 @@ def _agreement_entry(space: EncoderSpace, sets: Sequence[Agreement], off_grid: S
     means, raw = _averaged(centred), _averaged([_means(one.raw) for one in sets])
     per_token = torch.stack([one.centred["generated"] for one in sets])  # (seeds, N, h, w)
     per_image = per_token.mean(dim=(2, 3))
-    where = "encoder space" if space.inverts else "the reduced space, because this reducer has no inverse"
+    where = "encoder space" if space.inverts else "reduced space, because this reducer has no inverse"
     return {
         "metric": f"representation_agreement_{space.name}",
         **over_seeds([m["generated"] for m in centred], "higher"),
@@ -138,51 +142,51 @@ def _agreement_entry(space: EncoderSpace, sets: Sequence[Agreement], off_grid: S
         "off_grid": statistics.fmean(off_grid),
         "space": "encoder" if space.inverts else "reduced",
         "num_samples": per_image.shape[1],
-        "note": f"cosine of centred features per token in {where}, between what was drawn and the encoder's features "
-        "of the generated image; floor: what was drawn with another image; same_class: with another of its class; "
-        "ceiling: the encoder's features through the joint state and back; raw: not centred; "
-        "off_grid: the share of what was drawn that no resized map holds, and that is left out",
+        "note": f"cosine of centred features per token in {where}, between generated features and the encoder's "
+        "features of the generated image; floor: generated features of another image; same_class: those of another "
+        "image of the class; ceiling: the encoder's features after a round trip through the joint state; "
+        "raw: not centred; off_grid: the share of the generated features outside the range of resizing, not compared",
     }  # fmt: skip
 
 
 NOTES = {
-    "generated": "trained on real images' features, asked for the label that generated features were drawn with",
-    "generated_images": "trained on real images' features, asked for the label by the encoder's features of the "
-    "generated images",
-    "from_generated": "trained on generated features, asked about held-out real images",
+    "generated": "trained on features of real images, tested on generated features and their labels",
+    "generated_images": "trained on features of real images, tested on the encoder's features of generated images",
+    "from_generated": "trained on generated features, tested on held-out real images",
 }
 
 
 def _probe_entries(name: str, sets: Sequence[dict | None]) -> list[dict]:
-    if None in sets:
+    seeds = [accuracies for accuracies in sets if accuracies is not None]
+    if len(seeds) < len(sets):
         return []
-    conditions, entries = sets[0], []
+    conditions, entries = seeds[0], []
     for probe, (question, note) in itertools.product(PROBES, NOTES.items()):
-        means, floor = _averaged([accuracies[probe] for accuracies in sets]), conditions["floors"][question]
+        means, floor = _averaged([accuracies[probe] for accuracies in seeds]), conditions["floors"][question]
         entries.append({
             "metric": f"{probe}_{question}_{name}",
-            **over_seeds([accuracies[probe][question] for accuracies in sets], "higher"),
+            **over_seeds([accuracies[probe][question] for accuracies in seeds], "higher"),
             "floor": floor,
             "ceiling": means["held_out"],
             "fraction": _fraction(means[question], floor, means["held_out"]),
             **conditions["counts"],
             **({"k": conditions["k"]} if probe == "knn" else {}),
-            "note": f"{note}; features averaged over tokens, all through the reducer and back; ceiling: "
-            f"trained on real images, asked about {conditions['held_out']}; floor: the most frequent label",
+            "note": f"{note}; features averaged over tokens, all projected by the reducer and back; ceiling: "
+            f"trained on real images, tested on {conditions['held_out']}; floor: the most frequent label",
         })  # fmt: skip
     return entries
 
 
-def _probed(agreed: Agreement, labels: Tensor, real: RealFeatures, space: EncoderSpace) -> dict | None:
-    """Accuracies of both probes, and what they were trained on; None where there are no two classes."""
-    known = labels >= 0
-    if len(classes := labels[known].unique()) < 2:
+def _accuracies(match: Agreement, labels: Tensor, real: RealFeatures, space: EncoderSpace) -> dict | None:
+    """Return the accuracies of both probes and their training sets; None if there are fewer than two classes."""
+    labelled = labels >= 0
+    if len(classes := labels[labelled].unique()) < 2:
         return None
-    train, held_out, which = real.of(space, classes, int(known.sum()))
+    train, held_out, which = real.of(space, classes, int(labelled.sum()))
     if not len(held_out) or len(train.labels.unique()) < 2:
-        log.warning("%s: too few real images of the samples' classes for probes", space.name)
+        log.warning("%s: no probes, because there are too few real images of the samples' classes", space.name)
         return None
-    generated, images = (Labelled(agreed.pooled[kind][known], labels[known]) for kind in ("generated", "ceiling"))
+    generated, images = (Labelled(match.pooled[kind][labelled], labels[labelled]) for kind in ("generated", "ceiling"))
     tests = {"held_out": held_out, "generated": generated, "generated_images": images}
     counts = {
         "num_train": len(train), "num_held_out": len(held_out), "num_classes": len(classes),
@@ -193,16 +197,16 @@ def _probed(agreed: Agreement, labels: Tensor, real: RealFeatures, space: Encode
     return probe_both_ways(train, generated, tests) | conditions
 
 
-def _means(maps: dict[str, Tensor]) -> dict[str, float | None]:
+def _means(maps: dict[str, Tensor]) -> dict[str, Any]:
     return {kind: None if tensor.isnan().all() else float(tensor.nanmean()) for kind, tensor in maps.items()}
 
 
 def _averaged(sets: list[dict]) -> dict:
-    """The mean of each entry over seeds; None where some seed has none."""
+    """Return the mean of each entry over seeds, None if a seed lacks it."""
     columns = {key: [one[key] for one in sets] for key in sets[0]}
     return {key: None if None in values else statistics.fmean(values) for key, values in columns.items()}
 
 
 def _fraction(value: float, floor: float | None, ceiling: float) -> float | None:
-    """Where between floor and ceiling; None where these are the same, or there is no floor."""
+    """Return (value - floor) / (ceiling - floor); None without a floor, or if floor and ceiling are equal."""
     return None if floor is None or ceiling - floor <= 1e-6 else (value - floor) / (ceiling - floor)

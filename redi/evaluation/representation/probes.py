@@ -1,9 +1,10 @@
-"""Probes: what a simple classifier can tell from features. Both are scikit-learn's."""
+"""Probes: the accuracy of simple classifiers on features. Both classifiers are scikit-learn's."""
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ PROBES = ("linear_probe", "knn")
 
 @dataclass
 class Labelled:
-    """One vector an image, and what it shows."""
+    """One feature vector and one label per image."""
 
     features: Tensor  # (N, E) float32, on the CPU
     labels: Tensor  # (N,) int64
@@ -24,17 +25,17 @@ class Labelled:
     def __post_init__(self):
         if self.features.ndim != 2 or len(self.features) != len(self.labels):
             shapes = tuple(self.features.shape), tuple(self.labels.shape)
-            raise ValueError(f"a probe takes features (N, E) with labels (N,), got {shapes[0]} with {shapes[1]}")
+            raise ValueError(f"a probe needs features (N, E) and labels (N,), got {shapes[0]} and {shapes[1]}")
         if not self.features.isfinite().all():
-            raise ValueError("a probe cannot be given NaN or infinite features")
+            raise ValueError("a probe needs finite features, but some are NaN or infinite")
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
 def linear_probe(train: Labelled, *, max_iterations: int = 500):
-    """-> scikit-learn's LogisticRegression (C = 1) on standardised features. Raises ValueError for a single class."""
-    # Here, because it takes a second, which every start of a training run would pay.
+    """Fit scikit-learn's LogisticRegression (C = 1) on standardised features. Raises ValueError for a single class."""
+    # Imported here because it takes a second, which would delay every training run.
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -45,12 +46,12 @@ def linear_probe(train: Labelled, *, max_iterations: int = 500):
         warnings.simplefilter("ignore", ConvergenceWarning)  # reported below, once
         probe.fit(*_arrays(train, least_classes=2))
     if probe[-1].n_iter_.max() >= max_iterations:
-        log.warning("a linear probe had not converged after %d iterations", max_iterations)
+        log.warning("a linear probe has not converged after %d iterations", max_iterations)
     return probe
 
 
 def knn(train: Labelled, *, k: int | None = None):
-    """-> scikit-learn's KNeighborsClassifier by the cosine of centred features; k: see `num_neighbours`."""
+    """Fit scikit-learn's KNeighborsClassifier with cosine distances of centred features; k: see `num_neighbours`."""
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -61,26 +62,29 @@ def knn(train: Labelled, *, k: int | None = None):
 
 
 def num_neighbours(labels: Tensor) -> int:
-    """20, as is usual for frozen features, but no more than a class has images on average."""
+    """Return 20, the usual k for frozen features, but at most the average number of images per class."""
     return max(1, min(20, len(labels) // len(labels.unique())))
 
 
 def accuracy(probe, test: Labelled) -> float:
-    """The share of `test` that a fitted probe names right."""
+    """Return the accuracy of a fitted probe on `test`."""
     return float(probe.score(*_arrays(test)))
 
 
 def chance(labels: Tensor) -> float:
-    """The accuracy of always naming the most frequent label."""
+    """Return the accuracy of always predicting the most frequent label."""
     return int(labels.unique(return_counts=True)[1].max()) / len(labels)
 
 
 def probe_both_ways(train: Labelled, generated: Labelled, tests: Mapping[str, Labelled]) -> dict[str, dict]:
-    """{probe: {test: accuracy after training on `train`, ..., "from_generated": accuracy on tests["held_out"] after
-    training on `generated`}}.
+    """Train both probes on real and on generated features; return {probe: {test: accuracy, ...}}.
+
+    The accuracies are those after training on `train`. "from_generated" is the accuracy on tests["held_out"] after
+    training on `generated`.
     """
     accuracies = {}
-    for name, fit in zip(PROBES, (linear_probe, knn), strict=True):
+    fits: tuple[Callable[[Labelled], Any], ...] = (linear_probe, knn)
+    for name, fit in zip(PROBES, fits, strict=True):
         probe = fit(train)
         accuracies[name] = {test: accuracy(probe, labelled) for test, labelled in tests.items()}
         accuracies[name]["from_generated"] = accuracy(fit(generated), tests["held_out"])
@@ -89,5 +93,5 @@ def probe_both_ways(train: Labelled, generated: Labelled, tests: Mapping[str, La
 
 def _arrays(labelled: Labelled, least_classes: int = 1) -> tuple[np.ndarray, np.ndarray]:
     if len(labelled.labels.unique()) < least_classes:
-        raise ValueError("a probe needs images of at least two classes to learn from")
+        raise ValueError("a probe needs training images of at least two classes")
     return labelled.features.double().numpy(), labelled.labels.to(torch.int64).numpy()

@@ -1,10 +1,11 @@
-"""The samples of a run as a job: drawn part by part, by as many processes as there are, and resumed."""
+"""The sampling job of a run: it is divided into parts, shared by any number of processes, and resumable."""
 
 import logging
 import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,15 +26,16 @@ from redi.sampling.generate import Generated
 
 log = logging.getLogger(__name__)
 
-COUNTED = ("function_evaluations", "network_evaluations_per_image")  # an adaptive solver's differ between parts
+COUNTED = ("function_evaluations", "network_evaluations_per_image")  # they vary over parts with adaptive solvers
 
 
 class SamplingJob:
-    """Draws samples into `folder`; see `redi.evaluation.samples.sample.sample`.
+    """Draws samples and writes them to `folder`; see `redi.evaluation.samples.sample.sample`.
 
     Args:
-        labels: (N,) int64, of every set; `scheme` is the setting that chose them.
-        networks: whose features are computed while drawing, because the images are not kept.
+        labels: (N,) int64, the labels of every set.
+        scheme: the setting from which the labels were computed.
+        networks: networks whose features are computed during sampling, because the images are not kept.
     """
 
     def __init__(
@@ -44,8 +46,8 @@ class SamplingJob:
         self.folder, self.trained, self.generate = folder, trained, generate
         self.labels, self.seeds, self.keep, self.weights = labels, seeds, keep, trained.weights[weights]
         self.networks = {feature_folder(folder.parent, network): network for network in networks}
-        # All that is known to decide the result before it is drawn.
-        self.settings = {
+        # Every setting that affects the result.
+        self.settings: dict[str, Any] = {
             "labels": tensors_sha256({"labels": labels}),
             "scheme": scheme,
             "weights": weights,
@@ -63,21 +65,23 @@ class SamplingJob:
         if code := plug_ins(trained.model, trained.codec.autoencoder, trained.process, *draws):
             self.settings["plug_ins"] = code
         self.settings_sha256 = json_sha256(self.settings)
-        # Of each part: the seed, the first image and the one after the last in the seed's set.
+        # For each part: the seed, and the range of images in the set of this seed.
         size, total = images_per_part, len(labels)
         self.parts = [(s, i, min(i + size, total)) for s in seeds or (None,) for i in range(0, total, size)]
         work = folder.with_name(f".{folder.name}.{self.settings_sha256[:16]}.work")
         self.job = SharedJob(work, [stop - start for _, start, stop in self.parts])
-        self.refused: tuple | None = None  # the stamp of finished samples that do not count
+        self.refused: tuple | None = None  # the stamp of existing samples that must be drawn again
 
     def run(self, rank: int, world_size: int) -> None:
-        """Draw what is missing, together with all processes that call this."""
-        self._look(alone=world_size == 1)
-        ranks = {"rank": rank, "world_size": world_size}
-        self.job.run(do=self._draw, finish=self._finish, finished=self._finished, desc="sampling", **ranks)
+        """Draw the missing parts, together with all processes that call this."""
+        self._check_existing(alone=world_size == 1)
+        self.job.run(
+            do=self._draw, finish=self._finish, finished=self._finished, desc="sampling",
+            rank=rank, world_size=world_size,
+        )  # fmt: skip
 
-    def _look(self, alone: bool) -> None:
-        """Check which samples exist already and count. `alone`: no other process is at work."""
+    def _check_existing(self, alone: bool) -> None:
+        """Check whether existing samples can be used. `alone`: no other process shares the work."""
         if not self.settings["key"] and alone:
             self.refused = stamp(self.folder)
             shutil.rmtree(self.job.work, ignore_errors=True)
@@ -88,11 +92,11 @@ class SamplingJob:
                     Samples(self.folder).verify()
                     log.info("samples of these settings exist already: %s", self.folder)
             except BrokenArtefact as error:
-                log.warning("drawn again, because it was damaged: %s", error)
+                log.warning("drawing samples again, because they are damaged: %s", error)
                 self.refused = stamp(self.folder)
         for other in self.folder.parent.glob(f".{self.folder.name}.*.work"):
             if other != self.job.work:
-                log.info("%s holds unfinished samples of other settings; delete it if nobody draws them", other)
+                log.info("%s holds unfinished samples of other settings: delete it if no process draws them", other)
 
     def _finished(self) -> bool:
         try:
@@ -105,20 +109,25 @@ class SamplingJob:
 
     def _draw(self, index: int) -> None:
         seed, start, stop = self.parts[index]
-        what = {"labels": self.labels[start:stop], "first_index": start} | ({} if seed is None else {"seed": seed})
+        options = {"labels": self.labels[start:stop], "first_index": start} | ({} if seed is None else {"seed": seed})
         model, codec, process = self.trained.model, self.trained.codec, self.trained.process
         with part_of(self.job.bar):
-            drawn = self.generate(model, codec, process, weights=self.weights, **what)
-        check_states(drawn, start)
-        tensors = {"images": drawn.images, "x": drawn.x, "labels": drawn.labels}
-        groups = {path.name: features_of(network, drawn.images, start) for path, network in self.networks.items()}
+            generated = self.generate(model, codec, process, weights=self.weights, **options)
+        check_states(generated, start)
+        tensors = {"images": generated.images, "x": generated.x, "labels": generated.labels}
+        groups = {path.name: features_of(network, generated.images, start) for path, network in self.networks.items()}
         groups[self.folder.name] = {name: tensors[name] for name in ("labels", *self.keep)}
-        hashes = {"drawn_sha256": tensors_sha256(tensors), "labels_sha256": tensors_sha256({"labels": drawn.labels})}
-        self.job.store(index, groups, hashes | {"image_size": drawn.images.shape[-1], "generated": drawn.record})
+        hashes = {
+            "drawn_sha256": tensors_sha256(tensors),
+            "labels_sha256": tensors_sha256({"labels": generated.labels}),
+        }
+        self.job.store(
+            index, groups, hashes | {"image_size": generated.images.shape[-1], "generated": generated.record}
+        )
 
     def _finish(self, records: list[dict]) -> None:
         record = self._record(records)
-        # The features first: samples without images are finished only with them.
+        # Features first, because samples without images are complete only with them.
         for path, network in self.networks.items():
             facts = feature_record(network, record["samples_sha256"], record["parts"])
             self.job.assemble_artefact(path.name, path, facts, records)
@@ -126,12 +135,12 @@ class SamplingJob:
 
     def _record(self, records: list[dict]) -> dict:
         generated = [record["generated"] for record in records]
-        common = self._agreed(generated)
+        common = self._common(generated)
         seeds, parts = self.seeds or (common["seed"],), []
         for index, ((seed, start, stop), record) in enumerate(zip(self.parts, records, strict=True)):
             part = {"file": f"{self.job.name(index)}.safetensors", "seed": seeds[0] if seed is None else seed}
             parts.append(part | {"start": start, "stop": stop, "labels_sha256": record["labels_sha256"]})
-        for name in COUNTED:  # the mean over images, but an integer where all parts have the same
+        for name in COUNTED:  # the mean over images; an integer if all parts have the same value
             values = [one[name] for one in generated]
             common[name] = values[0] if len(set(values)) == 1 else float(np.average(values, weights=self.job.sizes))
         common.pop("seed")
@@ -154,8 +163,8 @@ class SamplingJob:
             "parts": parts,
         }
 
-    def _agreed(self, generated: list[dict]) -> dict:
-        """What the records of all parts have in common. Raises ValueError naming what differs."""
+    def _common(self, generated: list[dict]) -> dict:
+        """Return the fields that are equal in the records of all parts. Raises ValueError if another field differs."""
         common = {name: value for name, value in generated[0].items() if name not in COUNTED}
         for index, record in enumerate(generated):
             seed = self.parts[index][0]
@@ -163,18 +172,19 @@ class SamplingJob:
             for name in sorted((expected.keys() | record.keys()) - set(COUNTED)):
                 if expected.get(name) != record.get(name):
                     raise ValueError(
-                        f"{self.job.name(index)} was drawn with {name} = {record.get(name)!r}, and {self.job.name(0)} "
-                        f"with {expected.get(name)!r}: delete {self.job.work} to draw all again, in one way"
+                        f"{self.job.name(index)} was drawn with {name} = {record.get(name)!r}, but {self.job.name(0)} "
+                        f"with {expected.get(name)!r}: delete {self.job.work} to draw all parts again"
                     )
         return common
 
 
-def check_states(drawn: Generated, first: int) -> None:
-    """Raises ValueError for NaN or infinite values in x, naming the image: as uint8 they could not be told."""
-    if len(bad := (~drawn.x.flatten(1).isfinite().all(dim=1)).nonzero().flatten()):
-        index, record = int(bad[0]), drawn.record
+def check_states(generated: Generated, first: int) -> None:
+    """Raise ValueError for NaN or infinite values in x, naming the image; uint8 images would not show them."""
+    if len(bad := (~generated.x.flatten(1).isfinite().all(dim=1)).nonzero().flatten()):
+        index, record = int(bad[0]), generated.record
+        name = f"image {first + index} (label {int(generated.labels[index])}, seed {record.get('seed')})"
         raise ValueError(
-            f"image {first + index} (label {int(drawn.labels[index])}, seed {record.get('seed')}) came out with NaN or "
-            f"infinite values, and {len(bad)} of the {len(drawn.x)} images of its part: try generate.precision = "
-            f"'float32' (now {record.get('precision')}) or smaller guidance scales, and look at the training's losses"
+            f"{name} has NaN or infinite values, as have {len(bad)} of the {len(generated.x)} images of its part: set "
+            f"generate.precision = 'float32' (now {record.get('precision')}), lower the guidance scales, or check the "
+            "losses of the training"
         )

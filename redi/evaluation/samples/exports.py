@@ -1,4 +1,4 @@
-"""Samples in forms that other programs read: PNG files, and the batches of ADM's evaluation."""
+"""Export samples for other programs: as PNG files, and as batches of ADM's evaluation."""
 
 import itertools
 import json
@@ -26,38 +26,38 @@ FORMATS = ("png", "adm")
 
 
 def write_exports(run_dir: Path, samples: Samples, formats: Collection[str]) -> None:
-    """Writes every set of samples in these forms, where that is not done yet; of several processes, one does it.
+    """Export every set of samples in these formats, unless it is done already. One of several processes does it.
 
-    'png': a folder `samples_png` of 000000.png, ... and a record.json with the labels. 'adm': a file
-    `samples_adm.npz`, see `write_adm`. Where there are several sets, their names go on with `_seed<seed>`.
+    'png': a folder `samples_png` with 000000.png, ... and a record.json with the labels. 'adm': a file
+    `samples_adm.npz`, see `write_adm`. With several sets, the names end in `_seed<seed>`.
 
-    Raises BrokenArtefact for damaged samples, and OSError for a full disk; what is half-written is removed.
+    Raises BrokenArtefact for damaged samples, and OSError for a full disk. Partial files are removed.
     """
-    forms = {"png": ("samples_png{}", write_png), "adm": ("samples_adm{}.npz", write_adm)}
-    for (form, (name, write)), one in itertools.product(forms.items(), samples.sets):
+    writers = {"png": ("samples_png{}", write_png), "adm": ("samples_adm{}.npz", write_adm)}
+    for (form, (name, write)), one in itertools.product(writers.items(), samples.sets):
         path = run_dir / name.format(f"_seed{one['seed']}" if len(samples.sets) > 1 else "")
         if form in formats:
-            complete(
-                path.with_name(f".{path.name}.work"),
-                finished=lambda path=path: _source(path) == samples.sha256,
-                finish=partial(write, path, samples, one),
-            )
+
+            def finished(path: Path = path) -> bool:
+                return _source(path) == samples.sha256
+
+            complete(path.with_name(f".{path.name}.work"), finished=finished, finish=partial(write, path, samples, one))
             log.info("exported: %s", path)
         elif path.exists() and _source(path) != samples.sha256:
             log.warning("%s is of earlier samples: delete it, or add %r to sample.export", path, form)
 
 
 def write_adm(path: Path, samples: Samples, one: dict) -> None:
-    """Writes the set `one` of `samples.sets` as ADM's sampling scripts do, part by part.
+    """Write the set `one` of `samples.sets` in the format of ADM's sampling scripts, part by part.
 
-    An uncompressed .npz with arr_0 (N, H, W, 3) uint8 and arr_1 (N,) int64, the labels. The archive's comment names
-    the samples that it was made of.
+    The file is an uncompressed .npz with the images arr_0 (N, H, W, 3) uint8 and the labels arr_1 (N,) int64. The
+    comment of the archive is the hash of the samples.
     """
     labels, size = samples.labels[one["start"] : one["stop"]].numpy(), samples.record["image_size"]
     shape = (len(labels), size, size, 3)
     needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
     if free < needed:
-        raise OSError(f"no space for {path}: {needed / 2**30:.2f} GiB needed, {free / 2**30:.2f} GiB free")
+        raise OSError(f"no space for {path}: it needs {needed / 2**30:.2f} GiB, but {free / 2**30:.2f} GiB are free")
     with atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         archive.comment = samples.sha256.encode()
         with archive.open("arr_0.npy", "w", force_zip64=True) as member:
@@ -70,13 +70,13 @@ def write_adm(path: Path, samples: Samples, one: dict) -> None:
 
 
 def _write_header(member, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    """Version 1.0 of the format, which ADM's reader takes."""
+    """Write a header of version 1.0 of the format, which ADM's reader expects."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(member, header)
 
 
 def write_png(path: Path, samples: Samples, one: dict) -> None:
-    """Writes the set `one` of `samples.sets` as a folder of PNG files, named by their number."""
+    """Write the set `one` of `samples.sets` as a folder of numbered PNG files."""
     labels = samples.labels[one["start"] : one["stop"]].tolist()
     with atomic_folder(path) as folder, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         number = 0
@@ -95,7 +95,7 @@ def _images(samples: Samples, one: dict) -> Iterator[Tensor]:
 
 
 def _source(path: Path) -> str | None:
-    """The hash of the samples that an export was made of."""
+    """Return the hash of the exported samples; None if there is no intact export."""
     try:
         if path.suffix != ".npz":
             return json.loads((path / "record.json").read_text())["samples_sha256"]

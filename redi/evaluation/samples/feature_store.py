@@ -1,4 +1,4 @@
-"""Features of samples, computed once: <run_dir>/features/<network>-<hash of its provenance>."""
+"""Features of samples, computed once and stored in <run_dir>/features/<network>-<hash of its provenance>."""
 
 import logging
 from collections.abc import Sequence
@@ -21,18 +21,18 @@ from redi.runtime.shared_work import SharedJob
 log = logging.getLogger(__name__)
 
 FOLDER = "features"
-BATCH = 64  # images in one pass: Inception at 299 pixels holds about 10 MB for each
+BATCH = 64  # images per forward pass: Inception at 299 pixels needs about 10 MB per image
 
 
 def sample_features(
     run_dir: str | Path, samples: Samples, network: Encoder, rank: int = 0, world_size: int = 1
 ) -> list[Features]:
-    """Features of every set of samples, in order; computed from the images where they are not stored yet.
+    """Return the features of every set of samples, in order. Those that are not stored are computed from the images.
 
-    The network is ready for use, on the device that it is to run on.
+    The network must be fitted and loaded, on the device on which it runs.
 
     Raises:
-        ValueError: neither features nor images are there; features that are not finite, naming the sample.
+        ValueError: neither features nor images are stored, or features are not finite. The message names the sample.
     """
     folder, before = feature_folder(run_dir, network), None
     try:
@@ -42,11 +42,11 @@ def sample_features(
         if not samples.has_images and is_stored(folder, samples.sha256):
             what = f"{error}; the images were not kept: delete {folder} and run redi.sample again"
             raise BrokenArtefact(what) from None
-        log.warning("computed again, because they were damaged: %s", error)
+        log.warning("computing features again, because they are damaged: %s", error)
         before = stamp(folder)
     if not samples.has_images:
         raise ValueError(
-            f"{samples.folder} holds no images (sample.keep = {tuple(samples.record['kept'])}), and {folder} no "
+            f"{samples.folder} holds no images (sample.keep = {tuple(samples.record['kept'])}), and {folder} holds no "
             f"features of these samples: set sample.networks to this network, or keep 'images', and sample again"
         )
     parts = samples.record["parts"]
@@ -68,8 +68,9 @@ def sample_features(
 
 
 def features_of(network: Encoder, images: Tensor, first: int) -> dict[str, Tensor]:
-    """`Encoder.metric_features` of uint8 images (N, 3, S, S), on the CPU. Raises ValueError for NaN or infinite values,
-    naming the image; `first` is the number of the first one here.
+    """Compute `Encoder.metric_features` of uint8 images (N, 3, S, S) and return them on the CPU.
+
+    Raises ValueError for NaN or infinite values, naming the image. `first` is the number of the first image.
     """
     with torch.no_grad():
         parts = [network.metric_features(batch) for batch in images.split(BATCH)]
@@ -81,22 +82,22 @@ def features_of(network: Encoder, images: Tensor, first: int) -> dict[str, Tenso
 
 
 def feature_folder(run_dir: str | Path, network: Encoder) -> Path:
-    """Where the features in a network lie."""
-    known = without_versions(network.provenance())
-    if source := identity(network).get("source_sha256"):  # an edited plug-in makes other features
-        known |= {"source_sha256": source}
-    return Path(run_dir) / FOLDER / f"{network.name}-{json_sha256(known)[:12]}"
+    """Return the folder of the features of a network."""
+    provenance = without_versions(network.provenance())
+    if source := identity(network).get("source_sha256"):  # an edited plug-in computes other features
+        provenance |= {"source_sha256": source}
+    return Path(run_dir) / FOLDER / f"{network.name}-{json_sha256(provenance)[:12]}"
 
 
 def feature_record(network: Encoder, samples_sha256: str, parts: Sequence[dict]) -> dict:
-    """The record of stored features; `parts` as in the record of the samples."""
+    """Return the record of stored features; `parts` as in the record of the samples."""
     versions = {"redi": redi.__version__, "torch": str(torch.__version__)}
-    made_by = {"network": network.provenance(), "samples_sha256": samples_sha256}
-    return made_by | {"parts": list(parts), "versions": versions}
+    source = {"network": network.provenance(), "samples_sha256": samples_sha256}
+    return source | {"parts": list(parts), "versions": versions}
 
 
 def is_stored(folder: Path, samples_sha256: str) -> bool:
-    """Whether features of these samples are in a folder."""
+    """Return whether the folder holds features of these samples."""
     try:
         return read_record(folder).get("samples_sha256") == samples_sha256
     except BrokenArtefact:

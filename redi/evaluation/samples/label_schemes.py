@@ -1,4 +1,4 @@
-"""Which labels samples are drawn with."""
+"""The labels of samples."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +11,14 @@ from redi.runtime.checksums import BrokenArtefact, read_sealed
 from redi.runtime.randomness import mix_seeds
 
 SCHEMES = ("equal", "random", "dataset", "null")
-LABEL_SEED = 0x1ABE1  # any number that no sampling seed will be
+LABEL_SEED = 0x1ABE1  # an arbitrary number that is unlikely to be a sampling seed
 
 
 def choose_labels(scheme: str | Sequence[int], num_images: int, num_classes: int, folder: Path | None = None) -> Tensor:
-    """(num_images,) int64; see `redi.evaluation.samples.sample.sample`. 'dataset' needs the trained run's folder."""
+    """Return labels (num_images,) int64; for `scheme` see `redi.evaluation.samples.sample.sample`.
+
+    'dataset' reads the audit in the run's `folder`.
+    """
     if scheme == "equal":
         return torch.arange(num_images) % num_classes
     if scheme == "random":
@@ -28,29 +31,31 @@ def choose_labels(scheme: str | Sequence[int], num_images: int, num_classes: int
 
 
 def in_proportion(counts: Sequence[int], num_images: int) -> Tensor:
-    """(num_images,) labels whose numbers stand to each other as `counts`, by largest remainders; spread evenly, so
-    that any first ones of them are nearly in proportion too.
+    """Return (num_images,) labels in proportion to `counts`, rounded by largest remainders.
+
+    Labels are spread evenly, so the first N of them are nearly in proportion for every N.
     """
-    counts = np.asarray(counts, dtype=np.int64)
-    whole, rest = np.divmod(counts * num_images, counts.sum())
+    weights = np.asarray(counts, dtype=np.int64)
+    whole, rest = np.divmod(weights * num_images, weights.sum())
     whole[np.argsort(-rest, kind="stable")[: num_images - whole.sum()]] += 1
-    labels = np.repeat(np.arange(len(counts)), whole)
+    labels = np.repeat(np.arange(len(weights)), whole)
     places = np.concatenate([(np.arange(count) + 0.5) / count for count in whole if count])
     return torch.from_numpy(labels[np.argsort(places, kind="stable")])
 
 
-def class_counts(folder: Path, num_classes: int) -> list[int]:
-    """Training images of every class, from the audit of a run. Raises ValueError where it does not tell them."""
+def class_counts(folder: Path | None, num_classes: int) -> list[int]:
+    """Read the number of training images of every class from a run's audit. Raises ValueError if it is missing."""
     if num_classes == 1:
         return [1]
-    path, otherwise = Path(folder) / "audit.json", "set sample.labels = 'equal', or a list of labels"
-    what = f" needs {path}, which redi.train writes for runs that have a configuration"
+    assert folder is not None
+    path, advice = Path(folder) / "audit.json", "set sample.labels = 'equal', or a list of labels"
+    what = f" needs {path}, which redi.train writes for runs with a configuration"
     try:
         if (record := read_sealed(path)) is not None:
             classes, counts = record["num_classes"], list(record["images_per_class"].values())  # in the labels' order
             if classes == num_classes == len(counts):
                 return counts
-            what = f": {path} has images of {len(counts)} among {classes} classes, and the model has {num_classes}"
+            what = f": {path} has images of {len(counts)} of {classes} classes, but the model has {num_classes} classes"
     except (BrokenArtefact, KeyError, AttributeError):
-        what = f": {path} holds no audit"
-    raise ValueError(f"sample.labels = 'dataset'{what}: {otherwise}")
+        what = f": {path} is not an audit"
+    raise ValueError(f"sample.labels = 'dataset'{what}: {advice}")

@@ -1,5 +1,5 @@
-// A click on a header sorts by its column: ascending, then descending. Numbers as numbers (data-value), texts as a
-// reader expects (a2 before a10); empty cells last either way. Equal rows keep their order.
+// Clicking a header sorts by its column, first ascending, then descending. Numbers (data-value) sort numerically, texts
+// in natural order (a2 before a10), empty cells always last. Equal rows keep their order.
 for (const table of document.querySelectorAll('table.sortable')) {
   const headers = [...table.tHead.rows[0].cells];
   headers.forEach((header, column) => header.querySelector('button').addEventListener('click', () => {

@@ -1,4 +1,4 @@
-"""How several processes share the training of one model, and the registry of the ways."""
+"""Strategies for training one model on several processes, and their registry."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -12,15 +12,15 @@ from redi.runtime.distributed import Processes
 
 
 class Parallel(ABC):
-    """A way to train on several processes: `train.parallel = @parallel.DDP()`. One process alone needs none.
+    """A strategy for training on several processes: `train.parallel = @parallel.DDP()`. A single process needs none.
 
-    Gradients of a step are means over processes, so that the update is that of the whole batch. A component implements
-    `distribute` and `sharing`, and may override `wrap`. Where a process holds a part of the model, it also overrides
-    `gathered`, `scattered` and `write`.
+    Gradients are averaged over processes, so that the update is that of the whole batch. A component implements
+    `distribute` and `sharing`, and may override `wrap`. If each process holds only a part of the model, override
+    `gathered`, `scattered` and `write` as well.
 
     Attributes:
-        whole_graph: whether corruption, network and losses compile as one graph; else blocks do, one by one.
-        keeps_whole: whether every process has the whole model, and can sample from it.
+        whole_graph: True if corruption, network and losses compile as one graph, False if each block compiles alone.
+        keeps_whole: True if every process has the whole model, and can sample from it.
     """
 
     whole_graph = True
@@ -28,26 +28,26 @@ class Parallel(ABC):
 
     @abstractmethod
     def distribute(self, model: nn.Module, processes: Processes, *, compiled: bool) -> None:
-        """Lays the model's parameters out over the processes, in place, before there is an optimizer."""
+        """Distribute the model's parameters over the processes, in place, before the optimizer is constructed."""
 
     def wrap(self, forward: nn.Module, model: nn.Module) -> nn.Module:
-        """-> what is called in place of `forward`, a module around `model`, so that gradients are shared."""
+        """Return a module that replaces `forward`, which calls `model`, and shares its gradients."""
         return forward
 
     @abstractmethod
     def sharing(self, wrapped: nn.Module, model: nn.Module, last: bool) -> AbstractContextManager:
-        """Context for one part of a batch; gradients are shared with the `last` one."""
+        """Return a context for one part of a batch. Gradients are shared in the context of the `last` part."""
 
     def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors of parameters or averages; all processes call it."""
+        """Return parameters or averages as whole tensors. All processes call it."""
         return dict(tensors)
 
     def scattered(self, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The inverse: whole tensors, which every process has, laid out as those of these names in `like` are."""
+        """Shard whole tensors like the tensors of the same names in `like`; the inverse of `gathered`."""
         return dict(tensors)
 
     def write(self, groups: Mapping[str, Mapping[str, Tensor]], folder: Path, processes: Processes) -> dict[str, Path]:
-        """Write the groups that no process has whole into `folder` -> {group: file}; all call it. Raises OSError."""
+        """Write the sharded groups into `folder`; return {group: file}. All processes call it. Raises OSError."""
         return {}
 
 

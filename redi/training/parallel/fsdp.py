@@ -1,4 +1,4 @@
-"""Every process holds a part of each parameter."""
+"""Sharded training: every process holds a part of each parameter."""
 
 import json
 import shutil
@@ -15,18 +15,19 @@ from redi.training.parallel import Parallel, register
 
 @register
 class FSDP(Parallel):
-    """Weights, averages, gradients and the optimizer's state lie in equal parts on the processes, and each block's
-    weights are collected when it is their turn: FSDP2, torch's `fully_shard` (Zhao et al., arXiv 2304.11277).
+    """Fully sharded data parallel (FSDP2, torch's `fully_shard`; Zhao et al., arXiv 2304.11277).
 
-    For models that do not fit on one device; those of the paper do (docs/scale.md). Checkpoints are written by
-    torch.distributed.checkpoint, as whole tensors in safetensors, so that any number of processes can go on from them.
+    Weights, averages, gradients and the optimizer state are split equally over the processes. The weights of a block
+    are gathered when it runs. Use it for models that do not fit on one device; the paper's models do (docs/scale.md).
+    Checkpoints are written by torch.distributed.checkpoint, as whole tensors in safetensors, so any number of processes
+    can resume from them.
 
     Args:
-        reshard: let go of a block's weights after the forward pass and collect them again for the backward pass: less
-            memory, half as much communication again.
+        reshard: free a block's weights after the forward pass and gather them again for the backward pass. This saves
+            memory and adds half of the communication.
     """
 
-    whole_graph = False  # the collecting lies between the blocks
+    whole_graph = False  # weights are gathered between the blocks
     keeps_whole = False
 
     def __init__(self, *, reshard: bool = True):
@@ -44,6 +45,9 @@ class FSDP(Parallel):
         fully_shard(model, mesh=mesh, reshard_after_forward=self.reshard)
 
     def sharing(self, wrapped: nn.Module, model: nn.Module, last: bool) -> AbstractContextManager:
+        from torch.distributed.fsdp import FSDPModule
+
+        assert isinstance(model, FSDPModule)
         model.set_requires_gradient_sync(last)
         return nullcontext()
 
@@ -52,13 +56,13 @@ class FSDP(Parallel):
             return {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in tensors.items()}
 
     def scattered(self, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        from torch.distributed.tensor import distribute_tensor
+        from torch.distributed.tensor import DTensor, distribute_tensor
 
         parts = dict(tensors)
         for name, tensor in tensors.items():
             to = like.get(name)
-            if hasattr(to, "device_mesh") and tensor.shape == to.shape:
-                # Without communication: every process has the whole, and keeps its part.
+            if isinstance(to, DTensor) and tensor.shape == to.shape:
+                # No communication: every process has the whole tensor and keeps its part.
                 parts[name] = distribute_tensor(tensor.to(to.device), to.device_mesh, to.placements, src_data_rank=None)
         return parts
 
@@ -72,18 +76,18 @@ class FSDP(Parallel):
             if not any(hasattr(tensor, "device_mesh") for tensor in tensors.values()):
                 continue
             place = folder / name
-            # Every process writes its parts, and rank 0 puts them together; safetensors throughout, no pickle.
+            # Every process writes its parts and rank 0 joins them, all in safetensors, without pickle.
             writer = HuggingFaceStorageWriter(path=str(place), save_distributed=True, enable_consolidation=True)
             try:
                 with as_lost_process():
                     checkpoint.save({key: tensor.detach() for key, tensor in tensors.items()}, storage_writer=writer)
-            except CheckpointException as error:  # no Exception; all processes get it, whichever could not write
+            except CheckpointException as error:  # a BaseException; all processes raise it if any cannot write
                 if processes.is_first:
                     shutil.rmtree(folder, ignore_errors=True)
                 rank, (cause, _) = min(error.failures.items())
                 raise OSError(
-                    f"{place} not written: on rank {rank}, {type(cause).__name__}: {cause}; the checkpoints before it "
-                    "are untouched. Free some space and run the same command again to resume from the last"
+                    f"{place} not written: on rank {rank}, {type(cause).__name__}: {cause}; earlier checkpoints are "
+                    "untouched. Free some space and rerun the same command to resume from the last one"
                 ) from error
 
             def finish(place=place, tensors=tensors) -> str:
@@ -97,7 +101,7 @@ class FSDP(Parallel):
 
 
 def _write_scalars(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes an optimizer's tensors of shape () into a file, where torch 2.11 leaves zeros."""
+    """Write an optimizer's tensors of shape () into a file, because torch 2.11 leaves zeros in their place."""
     with open(path, "r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))

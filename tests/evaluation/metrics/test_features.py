@@ -1,4 +1,4 @@
-"""Features know what they are of, and the self-test notices sets that have changed places."""
+"""Features have a role, and the self-test detects metrics that swap their two sets."""
 
 import pytest
 import torch
@@ -17,30 +17,30 @@ def test_the_length_is_the_number_of_images():
 
 
 def test_features_of_no_role_or_shape_are_refused():
-    with pytest.raises(ValueError, match="role = 'real': it is 'samples' or 'reference'"):
+    with pytest.raises(ValueError, match="role = 'real': it must be 'samples' or 'reference'"):
         features("real")
-    with pytest.raises(ValueError, match="got none"):
+    with pytest.raises(ValueError, match="Features.tensors = none"):
         Features("samples", {})
-    with pytest.raises(ValueError, match=r"features are \(N, P\)"):
+    with pytest.raises(ValueError, match=r"must have the shape \(N, P\)"):
         Features("samples", {"pooled": torch.zeros(2, 3, 4)})
-    with pytest.raises(ValueError, match="of different numbers of images"):
+    with pytest.raises(ValueError, match="have different numbers of images"):
         Features("samples", {"pooled": torch.zeros(2, 3), "logits": torch.zeros(3, 3)})
 
 
 @pytest.mark.parametrize(("asked", "given"), [("samples", "reference"), ("reference", "samples")])
 def test_features_of_the_other_role_are_refused(asked, given):
-    with pytest.raises(ValueError, match=f"{asked}= was given features of the {given}: .*swapped"):
+    with pytest.raises(ValueError, match=f"the argument {asked} got features of the {given}: .*swapped"):
         rows(features(given), asked)
 
 
 def test_what_no_metric_can_use_is_refused():
-    with pytest.raises(ValueError, match="samples= takes Features, got Tensor"):
+    with pytest.raises(ValueError, match="the argument samples takes Features, got Tensor"):
         rows(torch.zeros(3, 3), "samples")
     with pytest.raises(ValueError, match="the samples have no 'logits' features, only pooled"):
         rows(features(), "samples", "logits")
-    with pytest.raises(ValueError, match="the reference hold 5 images; this metric needs at least 6"):
+    with pytest.raises(ValueError, match="the reference hold 5 images, but this metric needs at least 6"):
         rows(features("reference"), "reference", least=6)
-    with pytest.raises(ValueError, match="samples of 3 features against a reference of 4"):
+    with pytest.raises(ValueError, match="samples have 3 features, but the reference has 4"):
         both(features(), features("reference", width=4))
 
 
@@ -71,11 +71,11 @@ def test_the_self_test_notices_exchanged_sets(monkeypatch):
 
     self_test_precision_recall = self_test.precision_recall
     monkeypatch.setattr(self_test, "precision_recall", exchanged)
-    with pytest.raises(RuntimeError, match="'precision': 0.5, 'recall': 1.0.* have changed places"):
+    with pytest.raises(RuntimeError, match="'precision': 0.5, 'recall': 1.0.* swaps its two sets"):
         check_direction()
 
 
 def test_the_self_test_notices_metrics_that_take_any_role(monkeypatch):
     monkeypatch.setattr(self_test, "inception_score", lambda *_, **__: (1.0, 0.0))
-    with pytest.raises(RuntimeError, match="inception_score takes the reference for samples"):
+    with pytest.raises(RuntimeError, match="inception_score accepts the reference as samples"):
         check_direction()

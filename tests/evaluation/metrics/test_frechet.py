@@ -1,4 +1,4 @@
-"""The Fréchet distance against closed forms and SciPy's matrix square root."""
+"""The Fréchet distance compared with closed forms and SciPy's matrix square root."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def features(seed, count=200, width=6):
 
 
 def by_scipy(a, b):
-    """As in the published FID code: the square root of the unsymmetric product."""
+    """The formula of the published FID code: the square root of the asymmetric product."""
     root = scipy.linalg.sqrtm(a.covariance.numpy() @ b.covariance.numpy()).real
     difference = (a.mean - b.mean).numpy()
     return difference @ difference + np.trace(a.covariance.numpy() + b.covariance.numpy() - 2 * root)
@@ -149,7 +149,7 @@ def test_swapped_sets_and_other_widths_are_refused():
         finite_sample_error(samples=reference, reference=samples)
     wider = of_role("reference", features(1, width=7))
     for function in (frechet_distance, finite_sample_error):
-        with pytest.raises(ValueError, match="samples of 6 features against a reference of 7"):
+        with pytest.raises(ValueError, match="samples have 6 features, but the reference has 7"):
             function(samples, wider)
 
 
@@ -190,7 +190,7 @@ def test_a_feature_that_never_varies_changes_nothing():
 
 
 def error_by_definition(a, b, num_groups=10, seed=0):
-    """Every subset's Gaussian afresh."""
+    """Compute the Gaussian of every subset from its features."""
     against = Gaussian.of(b)
     order = torch.randperm(len(a), generator=torch.Generator().manual_seed(seed))
     parts = list(order.tensor_split(num_groups))
@@ -257,5 +257,5 @@ def test_too_few_samples_for_groups_give_no_error_at_all():
 
 @pytest.mark.parametrize("num_groups", [0, 1, 5])
 def test_groups_that_make_no_halves_are_refused(num_groups):
-    with pytest.raises(ValueError, match=f"num_groups = {num_groups}: halves are made of it"):
+    with pytest.raises(ValueError, match=f"num_groups = {num_groups}: it must be even"):
         finite_sample_error(features(0), Gaussian.of(features(1)), num_groups=num_groups)

@@ -1,4 +1,4 @@
-"""The Inception Score against loops in float64, torch-fidelity, and logits with a known answer."""
+"""The Inception Score compared with loops in float64, torch-fidelity, and logits with a known score."""
 
 import math
 
@@ -60,7 +60,7 @@ def test_a_common_offset_of_the_logits_changes_nothing():
 def test_of_features_the_samples_logits_are_taken_and_the_references_refused():
     tensors = {"pooled": torch.zeros(40, 3), "logits": logits()}
     assert inception_score(Features("samples", tensors), 2) == inception_score(logits(), 2)
-    with pytest.raises(ValueError, match="samples= was given features of the reference"):
+    with pytest.raises(ValueError, match="the argument samples got features of the reference"):
         inception_score(Features("reference", tensors))
     with pytest.raises(ValueError, match="the samples have no 'logits'"):
         inception_score(Features("samples", {"pooled": torch.zeros(40, 3)}))
@@ -68,5 +68,5 @@ def test_of_features_the_samples_logits_are_taken_and_the_references_refused():
 
 @pytest.mark.parametrize("num_splits", [0, 5])
 def test_more_splits_than_samples_are_refused(num_splits):
-    with pytest.raises(ValueError, match=f"4 samples do not divide into num_splits = {num_splits}"):
+    with pytest.raises(ValueError, match=f"num_splits = {num_splits}: it must lie between 1 and the number of samples"):
         inception_score(logits(4), num_splits=num_splits)

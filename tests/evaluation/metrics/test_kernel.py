@@ -1,4 +1,4 @@
-"""The kernel distance against loops in float64, clean-fid called by hand, torch-fidelity, and expected values."""
+"""The kernel distance compared with loops in float64, clean-fid, torch-fidelity, and expected values."""
 
 import cleanfid.fid
 import numpy as np
@@ -24,7 +24,7 @@ def measure(samples: Tensor, reference: Tensor, **options) -> float:
 
 
 def by_loops(a: np.ndarray, b: np.ndarray) -> float:
-    """The unbiased estimate of the squared MMD of two sets of one size, term by term."""
+    """The unbiased estimate of the squared MMD of two sets of equal size, term by term."""
 
     def mean(x, y, same):
         pairs = [(i, j) for i in range(len(x)) for j in range(len(y)) if not (same and i == j)]
@@ -105,5 +105,5 @@ def test_swapped_and_single_images_are_refused():
     )
     with pytest.raises(ValueError, match="swapped"):
         kernel_distance(samples=reference, reference=samples)
-    with pytest.raises(ValueError, match="the samples hold 1 images; this metric needs at least 2"):
+    with pytest.raises(ValueError, match="the samples hold 1 images, but this metric needs at least 2"):
         measure(normal(1, 4, 0), normal(5, 4, 1))

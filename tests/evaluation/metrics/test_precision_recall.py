@@ -1,4 +1,4 @@
-"""Precision and recall against loops over all pairs, scikit-learn, torch-fidelity and sets with a known answer."""
+"""Precision and recall compared with loops over all pairs, scikit-learn, torch-fidelity and sets with known values."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def measure(samples: Tensor, reference: Tensor, **options) -> dict[str, float]:
 
 
 def by_loops(samples: Tensor, reference: Tensor, k: int = 3) -> dict[str, float]:
-    """In float64, with every pair's difference written out."""
+    """Reference in float64, with the explicit difference of every pair."""
     a, b = samples.double().numpy(), reference.double().numpy()
 
     def radii(x):
@@ -109,9 +109,9 @@ def test_swapped_sets_are_refused():
 
 def test_too_few_images_for_the_neighbour_are_refused():
     assert measure(POINTS[:4], POINTS[:4]) == {"precision": 1.0, "recall": 1.0}
-    with pytest.raises(ValueError, match="the samples hold 3 images; this metric needs at least 4"):
+    with pytest.raises(ValueError, match="the samples hold 3 images, but this metric needs at least 4"):
         measure(POINTS[:3], POINTS)
-    with pytest.raises(ValueError, match="the reference hold 3 images; this metric needs at least 4"):
+    with pytest.raises(ValueError, match="the reference hold 3 images, but this metric needs at least 4"):
         measure(POINTS, POINTS[:3])
-    with pytest.raises(ValueError, match="k = 0, but the nearest neighbour is number 1"):
+    with pytest.raises(ValueError, match="k = 0: it must be at least 1"):
         measure(POINTS, POINTS, k=0)

@@ -1,4 +1,4 @@
-"""The generated representation: closed forms for its agreement, and entries that say what they are."""
+"""The generated representation: closed forms for its agreement, and complete entries."""
 
 import json
 import math
@@ -28,7 +28,7 @@ from redi.sampling.pictures import ColourBasis
 
 
 class Sides(Encoder):
-    """Two features for every 2x2 patch: the contrast of its columns and that of its rows, far from zero."""
+    """Two features per 2x2 patch: the contrast of its columns and that of its rows, far from zero."""
 
     dim = 2
 
@@ -44,7 +44,7 @@ class Sides(Encoder):
 
 
 class OneWay(Reducer):
-    """The first R features, and no way back."""
+    """The first R features, without an inverse."""
 
     fitted = True
 
@@ -62,7 +62,7 @@ class OneWay(Reducer):
 
 
 class Halved(OneWay):
-    """Halves the features less 3; says nothing of its mean."""
+    """Maps features f to (f - 3) / 2, without a `mean` attribute."""
 
     def project(self, features):
         return (features - 3) / 2
@@ -72,7 +72,7 @@ class Halved(OneWay):
 
 
 class InMemory:
-    """Samples that were never on a disk, with the interface of `redi.evaluation.samples.stored.Samples`."""
+    """Samples in memory, with the interface of `redi.evaluation.samples.stored.Samples`."""
 
     def __init__(self, images, x, labels, num_sets=1):
         self.drawn, self.labels = Generated(images, x, labels, {}), labels
@@ -101,7 +101,7 @@ def run_of(codec, dataset) -> Run:
 
 @pytest.fixture(scope="module")
 def trained(digits):
-    """An encoder on a 4x4 grid, all of whose 8 features are kept, beside pixels on an 8x8 grid."""
+    """An encoder on a 4x4 grid with all of its 8 features, and pixels on an 8x8 grid."""
     encoder = DomainEncoder(width=8, depth=1, image_size=16, num_steps=30, batch_size=32)
     encoder.fit(digits.without(range(400, len(digits))))
     return run_of(codec_of(PCA(rank=8), digits, encoder), digits)
@@ -116,7 +116,7 @@ def codec_of(reducer, digits, encoder=None) -> JointCodec:
 
 
 def own(codec, digits, count):
-    """Images with the joint state that a perfect generator would have drawn with them."""
+    """Images with the joint state of a perfect generator."""
     batch = digits.batch(range(count))
     return batch["images"], codec.encode(batch["images"]), batch["labels"]
 
@@ -386,7 +386,7 @@ def test_the_picture_shows_images_features_and_where_they_agree(trained, digits)
 
 def test_there_is_no_picture_of_what_is_not_there(trained, digits):
     images, x, labels = own(trained.codec, digits, 4)
-    with pytest.raises(ValueError, match="images alone"):
+    with pytest.raises(ValueError, match="no representation to draw"):
         representation_picture(run_of(JointCodec(), digits), InMemory(images, x, labels))
     with pytest.raises(ValueError, match="sample.keep"):
         representation_picture(trained, InMemory(images, None, labels))

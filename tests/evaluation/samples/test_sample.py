@@ -1,4 +1,4 @@
-"""Samples on disk: the same for any number of processes, resumed, checked, labelled, exported, streamed."""
+"""Samples on disk: equal for any number of processes, resumed, verified, labelled, exported, streamed."""
 
 import copy
 import io
@@ -41,7 +41,7 @@ COUNT, PART = 11, 4
 
 
 def opened(seed=0, folder=None):
-    """What `redi.load` gives, of a model with random weights."""
+    """The result of `redi.load` for a model with random weights."""
     representation = Representation(encoder=DomainEncoder(width=8, image_size=8), reducer=PCA(rank=2), name="z")
     codec = JointCodec(autoencoder=Pixels(channels=1), representations=[representation])
     torch.manual_seed(seed)
@@ -76,7 +76,7 @@ def contents(folder):
 
 
 def interrupted_after(count, function=draw_tiny):
-    """`function`, and Ctrl-C at the call after so many."""
+    """Wrap `function` to raise Ctrl-C after a number of calls."""
     calls = []
 
     def stops(*args, **settings):
@@ -262,7 +262,7 @@ def test_parts_of_other_settings_are_not_taken_up(interrupted, trained, other):
 def test_parts_drawn_in_two_ways_are_refused_with_what_differs(interrupted, trained):
     other = partial(generate, sampler=Heun(num_evaluations=4), guidance=[ClassifierFree(scale=1.5)])
     with pytest.raises(
-        ValueError, match=r"part-00002 was drawn with sampler = .*Heun.* part-00000 with .*Euler.*delete"
+        ValueError, match=r"part-00002 was drawn with sampler = .*Heun.* but part-00000 with .*Euler.*delete"
     ):
         draw(interrupted, trained, generate=other)
 
@@ -338,7 +338,7 @@ def test_samples_with_a_damaged_record_are_said_and_drawn_anew(tmp_path, trained
     with pytest.raises(BrokenArtefact, match="record.json (was altered after|is not JSON)"):
         load_samples(tmp_path)
     assert draw(tmp_path, trained).sha256 == sha256
-    assert "drawn again, because it was damaged" in caplog.text
+    assert "drawing samples again, because they are damaged" in caplog.text
     assert path.read_text() == content
 
 
@@ -353,7 +353,7 @@ def test_states_that_are_not_finite_are_refused_with_image_and_label(tmp_path, t
         drawn.x[1:] *= float("inf") if first_index == 4 else 1
         return drawn
 
-    message = r"image 5 \(label 2, seed 0\) came out with NaN .*and 3 of the 4 .*generate.precision = 'float32'"
+    message = r"image 5 \(label 2, seed 0\) has NaN .*as have 3 of the 4 .*generate.precision = 'float32'"
     with pytest.raises(ValueError, match=message):
         draw(tmp_path, trained, generate=broken)
     assert not (tmp_path / "samples").exists()
@@ -368,7 +368,7 @@ def test_some_samples_are_taken_in_the_order_asked_for(tmp_path, trained):
     for name in ("images", "x", "labels"):
         assert torch.equal(getattr(some, name), getattr(whole, name)[order])
     assert len(samples.take([]).labels) == 0
-    with pytest.raises(IndexError, match="positions 0 to 22 of 22 samples"):
+    with pytest.raises(IndexError, match="positions 0 to 22 are not in"):
         samples.take([0, 22])
 
 
@@ -427,10 +427,12 @@ def test_labels_of_a_data_set_that_is_not_known_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"sample.labels = 'dataset' needs .*audit.json, which redi.train writes"):
         draw(tmp_path, trained, labels="dataset")
     audit(tmp_path, ant=10, bee=60)  # which of the three has none is not said
-    with pytest.raises(ValueError, match=r"has images of 2 among 3 classes, and the model has 3: set sample.labels"):
+    with pytest.raises(
+        ValueError, match=r"has images of 2 of 3 classes, but the model has 3 classes: set sample.labels"
+    ):
         draw(tmp_path, trained, labels="dataset")
     (tmp_path / "audit.json").write_text("{}")
-    with pytest.raises(ValueError, match="audit.json holds no audit"):
+    with pytest.raises(ValueError, match="audit.json is not an audit"):
         draw(tmp_path, trained, labels="dataset")
 
 
@@ -439,20 +441,20 @@ def test_labels_of_a_data_set_that_is_not_known_are_refused(tmp_path):
     [
         (
             {"labels": "equl"},
-            r"sample.labels = 'equl': it is 'equal', 'random', 'dataset', 'null' or a list of labels in 0 ... 2",
+            r"sample.labels = 'equl': it must be 'equal', 'random', 'dataset', 'null', or a list of labels in 0 ... 2",
         ),
         ({"labels": [3]}, r"sample.labels = \[3\]"),
         ({"labels": ["bees"]}, r"sample.labels: no class is named 'bees'; did you mean 'bee'\? .*ant, bee, cow"),
-        ({"labels": "bee"}, r"sample.labels = 'bee': .*or of names"),
-        ({"seeds": 5}, r"sample.seeds = 5: a list of different whole numbers"),
+        ({"labels": "bee"}, r"sample.labels = 'bee': .*or of class names"),
+        ({"seeds": 5}, r"sample.seeds = 5: it must be a list of distinct integers"),
         ({"seeds": (1, 1)}, r"sample.seeds = \(1, 1\)"),
         ({"seeds": ()}, r"sample.seeds = \(\)"),
-        ({"keep": "images"}, r"sample.keep = 'images': a list of some of images, x"),
+        ({"keep": "images"}, r"sample.keep = 'images': it must be a list with some or none of images, x"),
         ({"keep": ("latents",)}, r"sample.keep = \('latents',\)"),
-        ({"export": ("jpg",)}, r"sample.export = \('jpg',\): a list of some of png, adm"),
-        ({"export": ("png",), "keep": ()}, r"takes the stored images: add 'images' to sample.keep"),
+        ({"export": ("jpg",)}, r"sample.export = \('jpg',\): it must be a list with some or none of png, adm"),
+        ({"export": ("png",), "keep": ()}, r"needs the stored images: add 'images' to sample.keep"),
         ({"images_per_part": 0}, r"sample.images_per_part = 0 must be an integer of at least 1"),
-        ({"networks": DomainEncoder()}, r"sample.networks takes a list"),
+        ({"networks": DomainEncoder()}, r"sample.networks is not a list"),
         ({"networks": [PCA()]}, r"sample.networks takes one of encoders"),
         ({"networks": [DomainEncoder()]}, r"sample.networks: DomainEncoder is not fitted"),
     ],
@@ -551,7 +553,7 @@ def test_an_interrupted_stream_is_taken_up_and_its_damaged_parts_are_made_again(
 
 
 def counted(network):
-    """A copy of a network, and the images that it is asked about."""
+    """A copy of a network, and the images that it encodes."""
     copied, asked = copy.deepcopy(network), []
     original = copied.metric_features
     copied.metric_features = lambda images: asked.append(len(images)) or original(images)
