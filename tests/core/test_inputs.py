@@ -180,7 +180,7 @@ def test_the_library_refuses_other_images_wherever_they_go_in():
 
 def test_images_are_no_joint_state():
     codec, channels = JointCodec(), Channels(image=3, z=1)
-    with pytest.raises(TypeError, match="expected a joint state, got torch.uint8 .*: JointCodec.encode makes it"):
+    with pytest.raises(TypeError, match="expected a floating-point joint state, got torch.uint8 .*: encode images with JointCodec.encode"):
         codec.decode(IMAGES)
     with pytest.raises(TypeError, match=r"given\['image'\] are floating-point .* got torch.uint8: images must be enco"):
         check_given({"image": IMAGES}, channels, (2, 8, 8))
