@@ -185,7 +185,7 @@ def test_a_rank_above_the_encoder_width_is_refused_with_both(refused):
 
 def test_a_patch_size_that_does_not_divide_the_grid_is_refused_with_both(refused):
     text = refused("DiffusionTransformer.patch_size = 3")
-    assert text == "DiffusionTransformer.patch_size = 3 does not divide the latent grid 8x8"
+    assert text == "DiffusionTransformer.patch_size = 3: must divide both sides of the latent grid 8x8"
 
 
 def test_an_argument_that_needs_a_binding_is_named(refused):

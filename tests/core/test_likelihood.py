@@ -135,7 +135,7 @@ def test_given_probes_take_the_place_of_the_seed_s():
 @pytest.mark.parametrize("settings", [{"probes": []}, {"probes": [torch.ones(6, 2, 1)]}, {"exact": True}])
 def test_probes_that_do_not_fit_are_refused(settings):
     x = samples()
-    with pytest.raises(ValueError, match=r"probes takes tensors of shape \(6, 2, 1, 2\)"):
+    with pytest.raises(ValueError, match=r"probes must be tensors of shape \(6, 2, 1, 2\)"):
         log_likelihood(exact_field(GVP()), GVP(), x, **({"probes": [torch.ones_like(x)]} | settings))
 
 

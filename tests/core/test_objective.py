@@ -243,9 +243,9 @@ def test_the_same_seed_gives_the_same_loss():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"label_dropout": 1.0}, r"JointObjective.label_dropout = 1.0 lies outside \[0, 1\)"),
-        ({"representation_dropout": -0.1}, r"JointObjective.representation_dropout = -0.1 lies outside"),
-        ({"representation_weight": {"a": 1.0}}, r"representation_weight names \['a'\], the codec has \['a', 'b'\]"),
+        ({"label_dropout": 1.0}, r"JointObjective.label_dropout = 1.0: must be in \[0, 1\)"),
+        ({"representation_dropout": -0.1}, r"JointObjective.representation_dropout = -0.1: must be in"),
+        ({"representation_weight": {"a": 1.0}}, r"representation_weight names \['a'\]: must name \['a', 'b'\]"),
         ({"process": torch.nn.Identity()}, "JointObjective.process takes one of processes"),
     ],
 )

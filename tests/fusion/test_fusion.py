@@ -80,7 +80,7 @@ def test_a_new_strategy_predicts_zero(strategy):
 
 @every_strategy
 def test_a_patch_size_that_does_not_divide_the_grid_is_refused(strategy):
-    with pytest.raises(ValueError, match="patch_size = 4 does not divide the latent grid 4x6"):
+    with pytest.raises(ValueError, match="patch_size = 4: must divide both sides of the latent grid 4x6"):
         build(strategy, {}, patch_size=4)
 
 

@@ -218,7 +218,7 @@ def test_representation_guidance_without_representations_is_refused():
 
 @pytest.mark.parametrize("names", [("image",), ("siglip",)])
 def test_only_representations_can_be_left_out(names):
-    with pytest.raises(ValueError, match="without names .* it can name dino, clip"):
+    with pytest.raises(ValueError, match="without names .* must be among dino, clip"):
         RepresentationGuidance(without=names).check(CHANNELS, NUM_CLASSES)
 
 
@@ -271,7 +271,7 @@ def test_outside_its_interval_a_rule_is_the_model_and_costs_one_evaluation(rule,
 
 @pytest.mark.parametrize("interval", [(0.5, 0.2), (-0.1, 1.0), (0.0, 1.5), 0.5, (0.1,), "ab", None])
 def test_an_interval_that_is_none_is_refused(interval):
-    with pytest.raises(ValueError, match="^RepresentationGuidance.interval = .*: two times are needed"):
+    with pytest.raises(ValueError, match="^RepresentationGuidance.interval = .*: must be two times"):
         RepresentationGuidance(interval=interval)
 
 

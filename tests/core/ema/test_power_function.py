@@ -110,7 +110,7 @@ def test_what_other_settings_stored_is_refused(others):
 
 def test_an_exponential_average_refuses_what_a_power_function_stored():
     stored = PowerFunctionEMA(model=Walk())
-    with pytest.raises(ValueError, match="the checkpoint holds several averages, and train.ema = EMA has one"):
+    with pytest.raises(ValueError, match="the checkpoint holds several averages, but train.ema = EMA has one"):
         EMA(model=Walk()).load(stored.parameters, stored.extra_state())
 
 
@@ -134,16 +134,16 @@ def test_without_snapshots_none_is_due():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sigma_rels": [0.3]}, "PowerFunctionEMA.sigma_rels: 0.3 is no length of an average"),
+        ({"sigma_rels": [0.3]}, "PowerFunctionEMA.sigma_rels: the length 0.3 of an average must be"),
         ({"sigma_rels": [0.0]}, "greater than 0 and at most 0.2887"),
-        ({"sigma_rels": [float("nan")]}, "sigma_rels: nan is no length"),
-        ({"sigma_rels": ["0.1"]}, "sigma_rels: '0.1' is no length"),
-        ({"sigma_rels": []}, "a list of lengths is needed"),
-        ({"sigma_rels": 0.1}, "sigma_rels = 0.1: a list of lengths is needed"),
-        ({"sigma_rels": (0.1, 0.1)}, "names a length twice"),
-        ({"snapshot_every": -1}, "snapshot_every = -1: a number of steps, or 0"),
+        ({"sigma_rels": [float("nan")]}, "sigma_rels: the length nan"),
+        ({"sigma_rels": ["0.1"]}, "sigma_rels: the length '0.1'"),
+        ({"sigma_rels": []}, "must be a list of lengths"),
+        ({"sigma_rels": 0.1}, "sigma_rels = 0.1: must be a list of lengths"),
+        ({"sigma_rels": (0.1, 0.1)}, "repeats a length"),
+        ({"snapshot_every": -1}, "snapshot_every = -1: must be a number of steps, or 0"),
         ({"snapshot_every": 2.5}, "snapshot_every = 2.5"),
-        ({"snapshot_dtype": "int8"}, "snapshot_dtype = 'int8': it is one of float32, float16, bfloat16"),
+        ({"snapshot_dtype": "int8"}, "snapshot_dtype = 'int8': must be one of float32, float16, bfloat16"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings, message):

@@ -164,7 +164,7 @@ def test_advice_is_given_once_and_not_for_every_part(tmp_path, caplog):
     trained = opened()
     trained.model.trained_with = (0.1, 0.0)
     draw(tmp_path, trained, generate=partial(draw_tiny, guidance=[RepresentationGuidance()]))
-    assert caplog.text.count("RepresentationGuidance asks for predictions without") == 1
+    assert caplog.text.count("RepresentationGuidance uses predictions without") == 1
 
 
 def test_one_bar_counts_the_images_of_all_calls(interrupted, trained, monkeypatch, capfd):
