@@ -93,11 +93,10 @@ def generate(
     Examples:
         >>> from redi.core.processes import FlowMatching
         >>> from redi.core.samplers import Euler
-        >>> from redi.models.autoencoders import Identity
         >>> from redi.models.transformer import DiffusionTransformer
-        >>> codec = JointCodec(autoencoder=Identity())
-        >>> model = DiffusionTransformer(
-        ...     channels=codec.channels, grid=codec.grid(8), num_classes=10, patch_size=2, width=16, depth=1, num_heads=2)
+        >>> codec = JointCodec()  # pixels, without a representation
+        >>> shape = {"channels": codec.channels, "grid": codec.grid(8), "num_classes": 10}
+        >>> model = DiffusionTransformer(**shape, patch_size=2, width=16, depth=1, num_heads=2)
         >>> drawn = generate(model, codec, FlowMatching(), labels=[0, 3, 7], sampler=Euler(num_evaluations=4))
         >>> drawn.images.shape, drawn.record["network_evaluations_per_image"]
         (torch.Size([3, 3, 8, 8]), 4.0)
@@ -195,8 +194,7 @@ def check_generation(
         samplers.check(sampler, "generate.sampler")
         sampler.check(process)
     if not isinstance(guidance, Sequence):
-        what = f"generate.guidance = {guidance!r}: must be a list of rules"
-        raise ValueError(f"{what}, for example [guidance.ClassifierFree()]")
+        raise ValueError("generate.guidance must be a list of rules, for example [guidance.ClassifierFree()]")
     for rule in guidance:
         guidance_rules.check(rule, "generate.guidance")
         rule.check(channels, num_classes)

@@ -59,12 +59,12 @@ def test_a_mistake_in_a_file_is_shown_with_file_and_line(tmp_path):
 
 def test_a_macro_that_is_never_set_is_refused_with_its_use_and_the_nearest_name():
     text = refusal("PCA.rank = %rnak", "rank = 3")
-    assert text == "the macro %rnak is used but never set; did you mean 'rank'?\n    PCA.rank = %rnak"
+    assert text == "the macro %rnak is used but not set; did you mean 'rank'?\n    PCA.rank = %rnak"
 
 
 def test_an_unknown_file_is_refused_with_the_shipped_ones():
     text = refusal(files=["digit.gin"])
-    assert text.startswith("no gin file digit.gin, neither here nor among the shipped ones (base.gin, ")
+    assert text.startswith("no gin file digit.gin, neither in the current folder nor among the shipped files (base.gin, ")
     assert text.endswith("; did you mean 'digits.gin'?")
 
 
@@ -93,7 +93,7 @@ def test_a_line_that_is_no_binding_is_refused_with_its_place(tmp_path):
 
 def test_an_unclosed_bracket_is_refused_with_the_file(tmp_path):
     (tmp_path / "mine.gin").write_text("generate.guidance = [\n")
-    assert refusal(files=[tmp_path / "mine.gin"]) == f"a bracket or a string in {tmp_path / 'mine.gin'} is never closed"
+    assert refusal(files=[tmp_path / "mine.gin"]) == f"a bracket or string in {tmp_path / 'mine.gin'} is not closed: close it"
 
 
 @pytest.mark.parametrize("name", ["train.run_dir", "Merged.width", "DiffusionTransformer.grid", "evaluate.dataset"])
@@ -219,10 +219,10 @@ def test_an_error_in_what_is_bound_is_not_taken_for_nothing_bound():
 
 def test_an_argument_without_default_is_named_where_nothing_is_bound():
     config.parse([], ["train.dataset = @datasets.ImageFolder()"])
-    with pytest.raises(ValueError, match="^nothing is bound to ImageFolder.path, which has no default$"):
+    with pytest.raises(ValueError, match="^ImageFolder.path must be bound: there is no default$"):
         config.bound("train.dataset")
     config.parse([], ["Representation.encoder = @encoders.DomainEncoder()"])
-    with pytest.raises(ValueError, match="^nothing is bound to Representation.reducer, which has no default$"):
+    with pytest.raises(ValueError, match="^Representation.reducer must be bound: there is no default$"):
         config.call(Representation)
 
 

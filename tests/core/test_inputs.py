@@ -43,7 +43,7 @@ def refuses(take) -> None:
     for cases, error in ((WRONG_DTYPES, WrongType), (WRONG_SHAPES, ValueError)):
         for images in cases.values():
             got = re.escape(str(tuple(images.shape))) if isinstance(images, Tensor) else type(images).__name__
-            with pytest.raises(error, match=rf"images are uint8 \(N, 3, [HS], [WS]\), but got .*{got}"):
+            with pytest.raises(error, match=rf"images (are|must be) uint8 \(N, 3, [HS], [WS]\), (but )?got .*{got}"):
                 take(images)
 
 
@@ -140,9 +140,9 @@ def test_every_autoencoder_refuses_other_images_and_bytes_for_latents(autoencode
     refuses(autoencoder.moments)
     refuses(JointCodec(autoencoder=autoencoder).precompute)
     refuses(JointCodec(autoencoder=autoencoder).encode)
-    with pytest.raises(TypeError, match=r"latents are floating-point \(N, C, H, W\), but got torch.uint8"):
+    with pytest.raises(TypeError, match=r"latents must be floating-point \(N, C, H, W\), got torch.uint8"):
         autoencoder.decode(IMAGES)
-    with pytest.raises(ValueError, match=r"latents are floating-point \(N, C, H, W\), but got \(3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"latents must be floating-point \(N, C, H, W\), got \(3, 8, 8\)"):
         autoencoder.decode(UNIT[0])
 
 
@@ -156,7 +156,7 @@ def test_what_is_not_refused_is_what_a_plug_in_makes_of_it():
 @pytest.mark.parametrize("reducer_class", [PCA, Shifted])
 def test_reducers_take_features_and_no_images(reducer_class):
     reducer, features = reducer_class(rank=2), Patches()(IMAGES)
-    with pytest.raises(TypeError, match="features and latents are floating-point .* got torch.uint8: images must be"):
+    with pytest.raises(TypeError, match="features and latents must be floating-point .* got torch.uint8: encode images first"):
         reducer.fit([features, IMAGES])
     reducer.fit([features])
     for take in (reducer, reducer.project):
@@ -174,7 +174,7 @@ def test_the_library_refuses_other_images_wherever_they_go_in():
     refuses(JointCodec(representations=[representation]).encode)
     refuses(lambda images: thumbnails(images, like=IMAGES))
     for images in (UNIT, IMAGES.movedim(1, 3)):
-        with pytest.raises((TypeError, ValueError), match="images are uint8"):
+        with pytest.raises((TypeError, ValueError), match="images (are|must be) uint8"):
             features_of(Own(), images, 0)
 
 
@@ -182,7 +182,7 @@ def test_images_are_no_joint_state():
     codec, channels = JointCodec(), Channels(image=3, z=1)
     with pytest.raises(TypeError, match="expected a floating-point joint state, got torch.uint8 .*: encode images with JointCodec.encode"):
         codec.decode(IMAGES)
-    with pytest.raises(TypeError, match=r"given\['image'\] are floating-point .* got torch.uint8: images must be enco"):
+    with pytest.raises(TypeError, match=r"given\['image'\] must be floating-point .* got torch.uint8: encode images"):
         check_given({"image": IMAGES}, channels, (2, 8, 8))
     check_given({"image": codec.encode(IMAGES)}, channels, (2, 8, 8))
 
@@ -228,9 +228,9 @@ class Tokens(Patches):
 
 def test_an_encoder_without_a_grid_is_refused_by_name(tmp_path):
     codec = JointCodec(alignment=Tokens())
-    with pytest.raises(ValueError, match=r"features of Tokens are floating-point \(N, C, H, W\), but got \(2, 16"):
+    with pytest.raises(ValueError, match=r"features of Tokens must be floating-point \(N, C, H, W\), got \(2, 16"):
         codec.precompute(IMAGES)
-    with pytest.raises(ValueError, match="features of Tokens are floating-point"):
+    with pytest.raises(ValueError, match="features of Tokens must be floating-point"):
         sample = {"num_images": 4, "seed": 0, "batch_size": 2, "device": torch.device("cpu")}
         fit_reducer(tmp_path, PCA(rank=2), Tokens(), Digits(split="held_out"), **sample)
 

@@ -246,7 +246,7 @@ def test_the_same_seed_gives_the_same_loss():
         ({"label_dropout": 1.0}, r"JointObjective.label_dropout = 1.0: must be in \[0, 1\)"),
         ({"representation_dropout": -0.1}, r"JointObjective.representation_dropout = -0.1: must be in"),
         ({"representation_weight": {"a": 1.0}}, r"representation_weight names \['a'\]: must name \['a', 'b'\]"),
-        ({"process": torch.nn.Identity()}, "JointObjective.process takes one of processes"),
+        ({"process": torch.nn.Identity()}, "JointObjective.process must be one of processes"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, message):

@@ -67,13 +67,13 @@ def test_components_are_bound_under_their_kind_and_class_name(shapes):
 
 
 def test_another_interface_is_refused(shapes):
-    with pytest.raises(TypeError, match="cannot join shapes: it does not derive from Shape"):
+    with pytest.raises(TypeError, match="cannot be registered in shapes: it must derive from Shape"):
         shapes.register(Colour)
     assert not shapes
 
 
 def test_an_object_is_refused_where_a_class_belongs(shapes):
-    with pytest.raises(TypeError, match="cannot join shapes"):
+    with pytest.raises(TypeError, match="cannot be registered in shapes"):
         shapes.register(Shape())
 
 
@@ -120,7 +120,7 @@ def test_an_unknown_name_lists_the_known_ones_and_the_nearest(shapes):
     circle(shapes, name="Square")
     with pytest.raises(KeyError) as caught:
         shapes["circel"]
-    assert caught.value.args[0] == "no 'circel' among shapes: Circle, Square; did you mean 'Circle'?"
+    assert caught.value.args[0] == "no 'circel' in shapes: Circle, Square; did you mean 'Circle'?"
 
 
 def test_check_accepts_objects_and_check_class_accepts_classes(shapes):
@@ -146,7 +146,7 @@ def test_a_component_of_another_kind_is_named_with_its_kind(shapes):
     circle(shapes)
     Registry("colours", Colour)
     assert message(shapes.check, Colour(), "Page.shape") == (
-        "Page.shape takes one of shapes (Circle) but got Colour, which is of kind colours. "
+        "Page.shape must be one of shapes (Circle), got Colour, which is of kind colours. "
         "For example: Page.shape = shapes.Circle(), in a gin file @shapes.Circle()"
     )
 

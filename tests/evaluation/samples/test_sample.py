@@ -453,7 +453,7 @@ def test_labels_of_a_data_set_that_is_not_known_are_refused(tmp_path):
         ({"export": ("png",), "keep": ()}, r"takes the stored images: add 'images' to sample.keep"),
         ({"images_per_part": 0}, r"sample.images_per_part = 0: a whole number of at least 1"),
         ({"networks": DomainEncoder()}, r"sample.networks takes a list"),
-        ({"networks": [PCA()]}, r"sample.networks takes one of encoders"),
+        ({"networks": [PCA()]}, r"sample.networks must be one of encoders"),
         ({"networks": [DomainEncoder()]}, r"sample.networks: DomainEncoder is not fitted"),
     ],
 )
