@@ -68,7 +68,7 @@ def _checked(method: Callable, check: Callable) -> Callable:
         named |= {first: check(named[first])} if first in named else {}
         return method(self, *map(check, values[:1]), *values[1:], **named)
 
-    vars(call)["checked"] = True
+    call.checked = True  # type: ignore[attr-defined]  # marks the method as checked
     return call
 
 

@@ -164,25 +164,25 @@ class JointObjective:
         errors = {name: part.mean(dim=(1, 2, 3)) for name, part in self.channels.split(squared).items()}  # each (N,)
         bounds = self.process.variational_bound(prediction, x, x_t, t)
 
-        kept = (~dropped).float()
-        num_kept = (kept.sum() if num_kept is None else num_kept).clamp(min=1e-6)  # an error of 0 if all are dropped
+        keep = (~dropped).float()
+        num_kept = (keep.sum() if num_kept is None else num_kept).clamp(min=1e-6)  # an error of 0 if all are dropped
 
         def mean(values: Tensor) -> Tensor:  # (N,)
             return values if per_sample else values.mean()
 
         def mean_kept(values: Tensor) -> Tensor:  # (N,)
-            return values * kept if per_sample else (values * kept).sum() / num_kept
+            return values * keep if per_sample else (values * keep).sum() / num_kept
 
         losses = {"image": mean(errors["image"])}
         loss = losses["image"]
         for name, weight in self.weights.items():
-            loss = loss + weight * mean(errors[name] * kept)
+            loss = loss + weight * mean(errors[name] * keep)
             losses[name] = mean_kept(errors[name])
         if bounds:
             shown, terms = [], []
             for name, bound in bounds.items():
                 shown.append(mean(bound) if name == "image" else mean_kept(bound))
-                terms.append(mean(bound) if name == "image" else self.weights[name] * mean(bound * kept))
+                terms.append(mean(bound) if name == "image" else self.weights[name] * mean(bound * keep))
             losses["vlb"] = torch.stack(shown).mean(dim=0)
             loss = loss + self.variance_weight * sum(terms)
         if aligned is not None and alignment is not None:

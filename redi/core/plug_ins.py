@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import logging
 import sys
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ LIBRARIES = {"redi", "gin", "numpy", "torch", "torchvision", "timm", "diffusers"
 
 
 @cache  # the source at the first call, which is the code that runs, even if the file is edited later
-def source_sha256(code: Hashable) -> str | None:
+def source_sha256(code: type | Callable) -> str | None:
     """Return the SHA-256 of the modules that define a plug-in class (with its bases) or function.
 
     None: the code is not a plug-in, or its source is not available. In a script or notebook only the source of the
@@ -39,7 +39,7 @@ def plug_ins(*components: object) -> dict[str, str | None]:
     return {f"{c.__module__}.{c.__qualname__}": source_sha256(c) for owner in owners for c in _plug_in_code(owner)}
 
 
-def _plug_in_code(code: object) -> list[Any]:
+def _plug_in_code(code: type | Callable) -> list[Any]:
     """Return a class with its bases, or a function, without those of `LIBRARIES`."""
     parts = getattr(code, "__mro__", (code,))
     # Functions in C may have no module.

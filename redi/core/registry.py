@@ -151,7 +151,7 @@ def identity(component: object) -> dict[str, str]:
         >>> identity(VP())["class"]
         'redi.core.processes.vp.VP'
     """
-    cls = type(component)
+    cls: type = type(component)
     record = {"class": f"{cls.__module__}.{cls.__qualname__}", "redi": redi.__version__}
     return record | ({"source_sha256": source} if (source := source_sha256(cls)) else {})
 

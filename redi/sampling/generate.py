@@ -109,7 +109,7 @@ def generate(
     check_generation(sampler, process, guidance, channels, state.num_classes)
     labels = torch.as_tensor(label_numbers(labels, state.class_names, "generate: labels"))
     check_number("generate.batch_size", batch_size)
-    check_number("generate.seed", seed, **SEED)
+    check_number("generate.seed", seed, SEED["least"], below=SEED["below"])
     if not labels.numel():
         raise ValueError("generate: labels is empty: at least one label is needed")
     if labels.ndim != 1 or labels.is_floating_point():

@@ -132,8 +132,8 @@ def thumbnails(images: Tensor, like: Tensor) -> list[Image.Image]:
 def num_columns(labels: Tensor, most: int = 10) -> int:
     """Return the number of columns of a sheet in which every column shows one class.
 
-    Every class of `labels` gets the same number of columns, as many as `most` allows and its images fill. With a single
-    class there are `most` columns.
+    All classes in `labels` get the same number of columns, limited by `most` and by the number of images of the
+    smallest class. With a single class there are `most` columns.
     """
     counts = labels.unique(return_counts=True)[1].tolist()
     return min(most, len(counts) * max(1, min(most // len(counts), *counts))) if len(counts) > 1 else most

@@ -13,7 +13,7 @@ import_all()
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """Writes gin files below a folder, in whose sub-folder `here` the test runs."""
+    """Write gin files in a folder and run the test in its subfolder `here`."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 

@@ -1,4 +1,4 @@
-"""Images that are not uint8 (N, 3, H, W) are refused wherever images are taken, and what the message says helps."""
+"""Images that are not uint8 (N, 3, H, W) are refused by every component, and the advice in the message works."""
 
 import re
 
@@ -38,8 +38,8 @@ WRONG_SHAPES = {
 
 
 def refuses(take) -> None:
-    """Asserts that `take`, a function of images, refuses all that they must not be."""
-    assert issubclass(WrongType, TypeError) and issubclass(WrongType, ValueError)  # which programs explain
+    """Assert that `take`, a function of images, refuses wrong images."""
+    assert issubclass(WrongType, TypeError) and issubclass(WrongType, ValueError)  # see its docstring
     for cases, error in ((WRONG_DTYPES, WrongType), (WRONG_SHAPES, ValueError)):
         for images in cases.values():
             got = re.escape(str(tuple(images.shape))) if isinstance(images, Tensor) else type(images).__name__
@@ -48,7 +48,7 @@ def refuses(take) -> None:
 
 
 class Patches(Encoder):
-    """The least that a plug-in implements."""
+    """A minimal plug-in."""
 
     dim = 12
 
@@ -60,7 +60,7 @@ class Patches(Encoder):
 
 
 class Own(Patches):
-    """A plug-in that reads the images by itself in each of its methods."""
+    """A plug-in whose methods read the images themselves."""
 
     def pooled(self, images: Tensor) -> Tensor:
         return images.float().mean(dim=(2, 3))
@@ -75,7 +75,7 @@ class Backbone(nn.Module):
 
 
 class Mixed(Backbone, Encoder):
-    """A plug-in whose features come from a class that knows nothing of this library."""
+    """A plug-in that gets its features from a class outside the library."""
 
     dim = 3
 
@@ -100,7 +100,7 @@ class Halves(Autoencoder):
 
 
 class Shifted(Reducer):
-    """A plug-in with a fit of its own."""
+    """A plug-in with its own fit."""
 
     def __init__(self, *, rank: int = 2):
         super().__init__(rank=rank)
@@ -125,7 +125,7 @@ class Shifted(Reducer):
 
 @pytest.mark.parametrize("encoder_class", [*encoders.values(), Patches, Own, Mixed])
 def test_every_method_of_every_encoder_that_takes_images_refuses_others(encoder_class):
-    encoder = encoder_class()  # without weights: what is refused needs none
+    encoder = encoder_class()  # without weights, which are not needed
     inputs = [encoder.inputs] if hasattr(encoder, "inputs") else []
     for take in (encoder, encoder.forward, encoder.pooled, encoder.metric_features, *inputs):
         refuses(take)
@@ -156,7 +156,7 @@ def test_what_is_not_refused_is_what_a_plug_in_makes_of_it():
 @pytest.mark.parametrize("reducer_class", [PCA, Shifted])
 def test_reducers_take_features_and_no_images(reducer_class):
     reducer, features = reducer_class(rank=2), Patches()(IMAGES)
-    with pytest.raises(TypeError, match="features and latents must be floating-point .* got torch.uint8: encode images first"):
+    with pytest.raises(TypeError, match="features and latents must be floating-point .* got torch.uint8: encode images"):
         reducer.fit([features, IMAGES])
     reducer.fit([features])
     for take in (reducer, reducer.project):
@@ -180,7 +180,7 @@ def test_the_library_refuses_other_images_wherever_they_go_in():
 
 def test_images_are_no_joint_state():
     codec, channels = JointCodec(), Channels(image=3, z=1)
-    with pytest.raises(TypeError, match="expected a floating-point joint state, got torch.uint8 .*: encode images with JointCodec.encode"):
+    with pytest.raises(TypeError, match="a floating-point joint state, got torch.uint8 .*: encode images with JointCodec"):
         codec.decode(IMAGES)
     with pytest.raises(TypeError, match=r"given\['image'\] must be floating-point .* got torch.uint8: encode images"):
         check_given({"image": IMAGES}, channels, (2, 8, 8))
@@ -220,7 +220,7 @@ def test_a_data_set_of_other_images_is_refused_with_its_name_and_the_images(imag
 
 
 class Tokens(Patches):
-    """A plug-in that forgot to bring its tokens back to the grid."""
+    """A plug-in that does not reshape its tokens to the grid."""
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images).flatten(2).mT  # (N, P, E)

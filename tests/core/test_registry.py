@@ -12,7 +12,7 @@ from redi.runtime.spelling import did_you_mean
 
 
 class Shape:
-    """An interface of its own, so that nothing is added to the library's registries."""
+    """An interface for these tests, so that nothing is added to the registries of the library."""
 
 
 class Colour:
@@ -34,7 +34,7 @@ def circle(shapes, name: str = "Circle", where: str = __name__):
 
     Circle.__name__ = Circle.__qualname__ = name
     Circle.__module__ = where
-    with gin.config.interactive_mode():  # gin's own registry outlives a test; ours does not
+    with gin.config.interactive_mode():  # the registry of gin outlives a test
         return Circle, shapes.register(Circle)
 
 
@@ -187,7 +187,7 @@ class Plugin:
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
-    """An object of the class `Plugin` of a module in a file of this text."""
+    """An instance of the class `Plugin` of a module with this text."""
 
     def plugin(text: str, name: str = "a_plugin", folder: str = "plugin"):
         path = tmp_path / folder / f"{name}.py"

@@ -37,7 +37,7 @@ def gaussian_velocity(x, t, mean=MEAN, std=STD):
 
 
 class Recorder:
-    """Draws normal numbers in float64 and keeps them."""
+    """Draws normal numbers in float64 and records them."""
 
     def __init__(self, shape, seed=0):
         self.generator, self.shape, self.drawn = torch.Generator().manual_seed(seed), shape, []
@@ -52,7 +52,7 @@ def made(name, num_evaluations=6) -> Sampler:
 
 
 def suitable(sampler: Sampler):
-    """A process that the sampler can follow."""
+    """A process that the sampler supports."""
     try:
         sampler.check(FlowMatching())
         return FlowMatching()
@@ -206,7 +206,7 @@ def test_all_times_lie_between_noise_and_data(name):
     times = times_of(made(name, 10))
     assert 0 <= times[0] <= 1e-3
     assert max(times) <= 1
-    assert times == sorted(times) or name in ADAPTIVE  # which may try a step and go back
+    assert times == sorted(times) or name in ADAPTIVE  # which may reject a step
 
 
 @every_sampler

@@ -25,7 +25,7 @@ def table(process=None, spread=None, weights=None):
 
 def test_a_spread_is_the_root_mean_square_of_the_channels_deviations():
     x = torch.randn(500, 12, 8, 8, generator=torch.Generator().manual_seed(0))
-    x[:, :4] = 0.9 * x[:, :4] + 7  # a mean is no spread
+    x[:, :4] = 0.9 * x[:, :4] + 7  # the mean does not matter
     x[:, 4:8] *= 3
     found = spreads(CHANNELS, x)
     assert found["image"] == pytest.approx(0.9, rel=0.02)

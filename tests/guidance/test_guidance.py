@@ -31,7 +31,7 @@ def model():
     network = DiffusionTransformer(
         channels=CHANNELS, grid=(4, 4), num_classes=NUM_CLASSES, width=16, depth=1, num_heads=2, patch_size=2
     )
-    for parameter in network.parameters():  # the initial weights predict 0 whatever the input
+    for parameter in network.parameters():  # the initial weights predict 0 for every input
         nn.init.normal_(parameter, std=0.3)
     return network.double().requires_grad_(False)
 
@@ -67,7 +67,7 @@ class Counted:
 
 
 def assert_same(prediction, expected):
-    """Equal but for the rounding of float64, in another order of summation and another batch size."""
+    """Equal up to float64 rounding, which depends on the order of summation and the batch size."""
     torch.testing.assert_close(prediction, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -228,7 +228,7 @@ def test_leaving_out_nothing_is_refused():
 
 
 def with_variance(model):
-    """The model, with a second value for the image's channels behind the C of its prediction."""
+    """The model with a second output for the channels of the image, after the first C channels."""
     return lambda x, t, y: torch.cat([model(x, t, y), 3 * model(x, t, y)[:, :2]], dim=1)
 
 

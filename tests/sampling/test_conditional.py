@@ -1,4 +1,4 @@
-"""Conditional queries: on a Gaussian joint distribution the conditional is known."""
+"""Conditional sampling from a Gaussian joint distribution, whose conditional is known."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def test_the_given_group_comes_back_exactly():
 
 
 def test_a_sampler_that_mixes_at_every_t_draws_from_the_conditional():
-    # N(0.8 z, 0.36); the standard error of the mean is 0.01, what remains is the finite rate of mixing.
+    # N(0.8 z, 0.36); the standard error of the mean is 0.01, the rest is due to finite mixing.
     z = torch.full((4000, 1, 1, 1), 1.5, dtype=torch.float64)
     drawn = query(EulerMaruyama(diffusion_norm=30.0, last_step_size=0.01), {"z": z}, n=4000)[:, 0]
     assert drawn.mean() == pytest.approx(CORRELATION * 1.5, abs=0.08)

@@ -95,9 +95,11 @@ class Shifted(Process):
         return self.process.sigma(self.group_time(t))
 
     def d_alpha(self, t):
+        """Return d alpha / dt = s'(t) alpha'(s)."""
         return self._slope(t) * self.process.d_alpha(self.group_time(t))
 
     def d_sigma(self, t):
+        """Return d sigma / dt = s'(t) sigma'(s)."""
         return self._slope(t) * self.process.d_sigma(self.group_time(t))
 
     def target(self, x: Tensor, noise: Tensor, t) -> Tensor:

@@ -1,4 +1,4 @@
-"""Power-function averages, against sums over all weights that were seen, in float64."""
+"""Power-function averages, against weighted sums over all steps in float64."""
 
 import numpy as np
 import pytest
@@ -12,13 +12,13 @@ SIGMAS = (0.05, 0.1, 0.25, 12**-0.5)
 
 
 class Walk(nn.Module):
-    """Weights that go their way without a training; also where they have been."""
+    """A model whose weights follow a random walk, and the history of the walk."""
 
     def __init__(self, seed: int = 0, dtype: torch.dtype = torch.float64):
         super().__init__()
         self.generator = torch.Generator().manual_seed(seed)
         self.a, self.b = nn.Parameter(torch.zeros(3, 2, dtype=dtype)), nn.Parameter(torch.ones((), dtype=dtype))
-        self.seen: list[torch.Tensor] = []  # of a
+        self.seen: list[torch.Tensor] = []  # the history of a
 
     @torch.no_grad()
     def go(self, ema, steps: range) -> None:
@@ -30,7 +30,7 @@ class Walk(nn.Module):
 
 
 def integral(sigma_rel: float, power: int) -> float:
-    """Of the density of the average over a training of length 1, times a power of time; by the midpoint rule."""
+    """The integral of the density of the average over a run of length 1, times a power of time (midpoint rule)."""
     time = (np.arange(1_000_000) + 0.5) / 1_000_000
     gamma = exponent(sigma_rel)
     return float(np.mean((gamma + 1) * time**gamma * time**power))

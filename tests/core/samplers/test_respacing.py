@@ -1,4 +1,4 @@
-"""Which timesteps the samplers of discrete processes visit."""
+"""The timesteps that samplers of discrete processes visit."""
 
 import numpy as np
 import pytest
