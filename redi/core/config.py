@@ -26,7 +26,7 @@ of_user: set[tuple[str, str, str]] = set()
 
 
 def parse(
-    gin_files: Sequence[str | Path] = (), gin_bindings: Sequence[str] = (), *, found: Sequence[Path] = ()
+    gin_files: Sequence[str | Path] = (), gin_bindings: Sequence[str] = (), *, saved: Sequence[Path] = ()
 ) -> None:
     """Replace the configuration of gin by gin files (in the current folder, or shipped), then by bindings.
 
@@ -35,14 +35,14 @@ def parse(
     Args:
         gin_files: paths or names of gin files.
         gin_bindings: bindings, such as "PCA.rank = 8". They take precedence over files.
-        found: saved configurations in a folder that the user named, read first. They may import only modules that
+        saved: saved configurations in a folder that the user named, read first. They may import only modules that
             `redi.runtime.trusted_imports` allows, and must not include other files.
 
     Raises:
         ValueError: an unknown file, configurable, parameter or macro (with the nearest valid name), a value that its
             argument does not accept or that gin cannot write, or an import that is not allowed.
     """
-    texts = [read_saved(path) for path in found]
+    texts = [read_saved(path) for path in saved]
     gin.clear_config()
     of_user.clear()
     try:
@@ -62,7 +62,7 @@ def parse(
         raise ValueError(f"{source} is not a gin file: its brackets are nested too deeply") from None
     except (ValueError, OSError, SyntaxError, ImportError) as error:
         raise ValueError(explanation(error)) from None
-    check_values(of_user if found else None)  # saved bindings may be of an older version, so they are not checked
+    check_values(of_user if saved else None)  # saved bindings may be of an older version, so they are not checked
 
 
 def read_saved(path: str | Path):

@@ -89,7 +89,7 @@ def test_two_includes_of_one_file_are_no_circle(files):
 def test_a_byte_order_mark_is_skipped_in_named_included_and_saved_files(files):
     folder = files(here__one=b"\xef\xbb\xbfinclude 'two.gin'\n", here__two=b"\xef\xbb\xbfPCA.rank = 7\n")
     assert rank("one.gin") == 7
-    config.parse([], [], found=[folder / "here" / "two.gin"])
+    config.parse([], [], saved=[folder / "here" / "two.gin"])
     assert config.bound("PCA.rank") == 7
 
 

@@ -142,7 +142,7 @@ def test_a_reference_is_not_taken_for_a_literal():
 
 def test_a_configuration_saved_by_an_earlier_version_opens_as_it_was(tmp_path):
     (tmp_path / "config.gin").write_text("PCA.rank = 2.0\n")
-    config.parse([], ["PCA.scale = 'raw'"], found=[tmp_path / "config.gin"])
+    config.parse([], ["PCA.scale = 'raw'"], saved=[tmp_path / "config.gin"])
     assert config.bound("PCA.rank") == 2.0
     with pytest.raises(ValueError, match="PCA.scale = 3"):
-        config.parse([], ["PCA.scale = 3"], found=[tmp_path / "config.gin"])
+        config.parse([], ["PCA.scale = 3"], saved=[tmp_path / "config.gin"])
