@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 @register
 class Merged(Fusion):
-    """Merged tokens h = x_t W^x_emb + z_t W^z_emb + ...; all heads read the same tokens (paper, Eq. 7-8).
+    """Summed embeddings h = x_t W^x_emb + z_t W^z_emb + ...; all heads read the same tokens (paper, Eq. 7-8).
 
     The default. T = P, so a representation adds almost no compute. As in the published models only the embedding of
     the image has a bias. A bias per group would multiply the step that Adam takes on their sum.

@@ -162,7 +162,7 @@ def test_reducers_take_features_and_no_images(reducer_class):
     for take in (reducer, reducer.project):
         with pytest.raises(TypeError, match="got torch.uint8"):
             take(IMAGES)
-        with pytest.raises(ValueError, match=r"floating-point \(N, C, H, W\), but got \(12, 4, 4\)"):
+        with pytest.raises(ValueError, match=r"floating-point \(N, C, H, W\), got \(12, 4, 4\)"):
             take(features[0])
 
 

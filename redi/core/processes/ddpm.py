@@ -24,7 +24,7 @@ class DDPM(Process):
     between two timesteps is rounded to the nearest one.
 
     Args:
-        num_timesteps: T.
+        num_timesteps: T, the number of timesteps.
         beta_min, beta_max: variances of the first and the last step.
         learned_variance: the channel groups for which the network learns the variance of the reverse step. A second
             output per channel interpolates between the smallest and the largest sensible log-variance (Nichol &

@@ -11,7 +11,7 @@ from redi.core.samplers.respacing import Respaced
 
 @register
 class Ancestral(Respaced):
-    """Ancestral sampling of DDPM: x_s ~ p(x_s | x_t), step by step (Ho et al., arXiv 2006.11239, Algorithm 2).
+    """The ancestral sampler of DDPM: x_s ~ p(x_s | x_t), step by step (Ho et al., arXiv 2006.11239, Algorithm 2).
 
     Variances are the learned or fixed ones of the process. If timesteps are skipped, they are those of the shortened
     process. The last step, onto the data, takes the mean. For arguments see `Respaced`.

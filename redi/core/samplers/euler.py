@@ -10,7 +10,7 @@ from redi.core.samplers import ContinuousSampler, Denoise, Draw, Keep, clipped, 
 
 @register
 class Euler(ContinuousSampler):
-    """Euler's method x <- x + dt v(x, t), with equal steps in t and one evaluation per step.
+    """The Euler method x <- x + dt v(x, t), with equal steps in t and one evaluation per step.
 
     Examples:
         A model with a constant velocity is integrated exactly, whatever the number of steps.

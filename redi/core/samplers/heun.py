@@ -10,7 +10,7 @@ from redi.core.samplers import ContinuousSampler, Denoise, Draw, Keep, clipped, 
 
 @register
 class Heun(ContinuousSampler):
-    """Heun's method, second order, with equal steps in t (Karras et al., arXiv 2206.00364, Algorithm 1).
+    """The second-order method of Heun, with equal steps in t (Karras et al., arXiv 2206.00364, Algorithm 1).
 
         d = v(x, t),   x' = x + dt d,   x <- x + dt (d + v(x', t + dt)) / 2
 

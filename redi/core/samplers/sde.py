@@ -29,7 +29,7 @@ class SDE(ContinuousSampler):
             'linear': n (1 - t); 'decreasing': (n cos(pi t) + 1)^2 / 4; 'increasing-decreasing': n sin(pi t)^2; 'sbdm':
             n (alpha'/alpha sigma^2 - sigma sigma'), the coefficient of score-based diffusion, which needs hundreds of
             steps.
-        diffusion_norm: n. 0 gives the ODE, except for 'decreasing'.
+        diffusion_norm: n, the scale of D. 0 gives the ODE, except for 'decreasing'.
         last_step: the step onto the data, without noise. 'mean' follows the drift of the SDE, 'euler' the velocity of
             the ODE, and 'tweedie' returns E[x | x_t]. None: the last step adds noise like the others.
         last_step_size: length of the last step in units of t; 0.04 as published. None: 0.04, or the length of the other
