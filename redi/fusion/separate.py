@@ -8,7 +8,7 @@ from redi.fusion import Fusion, register
 
 @register
 class Separate(Fusion):
-    """Concatenated embeddings h = [x_t W^x_emb, z_t W^z_emb, ...]; each head reads the tokens of its group (paper, Eq. 9-10).
+    """Concatenated embeddings h = [x_t W^x_emb, z_t W^z_emb, ...]; each head reads its own tokens (paper, Eq. 9-10).
 
     T is P times the number of groups. With one representation this is about twice the compute of `Merged`; the paper
     reports a slightly better FID (Table 5).

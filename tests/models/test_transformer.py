@@ -238,7 +238,7 @@ def test_an_unknown_size_is_refused_with_the_known_ones(size):
         ({"depth": 0}, "depth = 0 must be at least 1"),
         ({"num_heads": -4}, "num_heads = -4 must be at least 1"),
         ({"patch_size": 0}, "patch_size = 0 must be at least 1"),
-        ({"fusion": DiffusionTransformer}, "DiffusionTransformer.fusion takes one of fusion"),
+        ({"fusion": DiffusionTransformer}, "DiffusionTransformer.fusion must be one of fusion"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, message):
