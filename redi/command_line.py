@@ -92,7 +92,7 @@ def parse(run_dir: Path):
     if not FLAGS.gin_file and not saved:
         raise ValueError(f"{run_dir} holds no run: {NO_RUN}")
     # A gin file passed by the user may import any module; a saved config.gin only those in --plugin.
-    config.parse(FLAGS.gin_file, FLAGS.gin_bindings, found=[] if FLAGS.gin_file else saved[:1])
+    config.parse(FLAGS.gin_file, FLAGS.gin_bindings, saved=[] if FLAGS.gin_file else saved[:1])
     if unused := config.without_effect(entry_points, among=config.of_user):
         log.warning("unused bindings, which no component in use refers to: %s", ", ".join(unused))
     if config.is_bound("sweep.grid") or config.is_bound("sweep.points"):

@@ -42,7 +42,7 @@ def main(run_dir: Path) -> None:
     if not FLAGS.gin_file and not saved.exists():
         raise ValueError(f"{run_dir} holds no sweep: pass a sweep file with --gin_file")
     command_line.name_plugins()
-    config.parse(FLAGS.gin_file, FLAGS.gin_bindings, found=[] if FLAGS.gin_file else [saved])
+    config.parse(FLAGS.gin_file, FLAGS.gin_bindings, saved=[] if FLAGS.gin_file else [saved])
     if not FLAGS.gin_file and FLAGS.point is None and config.unevaluated("sweep.slurm"):
         raise ValueError(
             f"{saved} binds sweep.slurm, and Slurm options can contain shell commands. Read the file; if you trust it, "

@@ -72,7 +72,7 @@ def test_an_average_of_an_earlier_step_is_written_where_run_dir_says_and_again(r
     [
         ({"sigma_rel": []}, "--sigma_rel is missing: pass the lengths of the averages, for example"),
         ({"sigma_rel": ["wide"]}, "--sigma_rel=wide: pass numbers separated by commas"),
-        ({"sigma_rel": ["0.5"]}, "sigma_rel: 0.5 is no length of an average"),
+        ({"sigma_rel": ["0.5"]}, "sigma_rel: the length 0.5 of an average must be"),
         ({"sigma_rel": ["0.1"], "at_step": 5}, "no snapshot of step 5; the nearest are"),
     ],
 )

@@ -123,7 +123,7 @@ def test_the_page_of_an_optimizer_has_no_formulas_and_no_component_where_a_numbe
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_one():
-    with pytest.raises(ValueError, match="is called 'reducer'; did you mean 'reducers'?"):
+    with pytest.raises(ValueError, match="is named 'reducer'; did you mean 'reducers'?"):
         page("reducer")
     with pytest.raises(ValueError, match="did you mean 'PCA'?"):
         page("PAC")

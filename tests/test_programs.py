@@ -147,15 +147,15 @@ def test_an_unknown_binding_leaves_no_folder(module, refused, tmp_path):
 
 def test_a_fusion_where_a_reducer_belongs_is_named(refused):
     assert refused("Representation.reducer = @Merged").startswith(
-        "Representation.reducer takes one of reducers (ConvBottleneck, GaussianRandomProjection, Identity, PCA, "
-        "SparseRandomProjection) but got Merged, which is of kind fusion. For example: "
+        "Representation.reducer must be one of reducers (ConvBottleneck, GaussianRandomProjection, Identity, PCA, "
+        "SparseRandomProjection), got Merged, which is of kind fusion. For example: "
         "Representation.reducer = reducers."
     )
 
 
 def test_a_reducer_where_a_fusion_belongs_is_named(refused):
     assert refused("DiffusionTransformer.fusion = @PCA").startswith(
-        "DiffusionTransformer.fusion takes one of fusion (Merged, Separate) but got PCA, which is of kind reducers. "
+        "DiffusionTransformer.fusion must be one of fusion (Merged, Separate), got PCA, which is of kind reducers. "
         "For example: DiffusionTransformer.fusion = fusion."
     )
 
@@ -166,11 +166,11 @@ def test_missing_parentheses_are_shown(refused):
 
 
 def test_extra_parentheses_are_shown(refused):
-    assert "refer to it without parentheses, as @Merged" in refused("DiffusionTransformer.fusion = @Merged()")
+    assert "bind it without parentheses, as @Merged" in refused("DiffusionTransformer.fusion = @Merged()")
 
 
 def test_something_else_than_a_data_set_is_refused(refused):
-    assert "train.dataset takes one of datasets (" in refused("train.dataset = @PCA()")
+    assert "train.dataset must be one of datasets (" in refused("train.dataset = @PCA()")
 
 
 def test_no_codec_and_no_data_set_are_named(refused, tmp_path):
@@ -185,11 +185,11 @@ def test_a_rank_above_the_encoder_width_is_refused_with_both(refused):
 
 def test_a_patch_size_that_does_not_divide_the_grid_is_refused_with_both(refused):
     text = refused("DiffusionTransformer.patch_size = 3")
-    assert text == "DiffusionTransformer.patch_size = 3 does not divide the latent grid 8x8"
+    assert text == "DiffusionTransformer.patch_size = 3: must divide both sides of the latent grid 8x8"
 
 
 def test_an_argument_that_needs_a_binding_is_named(refused):
-    assert refused("train.dataset = @ImageFolder()") == "nothing is bound to ImageFolder.path, which has no default"
+    assert refused("train.dataset = @ImageFolder()") == "ImageFolder.path must be bound: there is no default"
 
 
 def test_a_data_folder_that_is_not_there_is_named(refused):
@@ -301,13 +301,13 @@ def test_sampling_with_other_settings_leaves_the_configuration_of_the_run(traine
 
 REFUSALS = {
     "a label out of range": (sample, ["sample.labels = [3, 10]"], "list of labels in 0 ... 9"),
-    "a network that is none": (sample, ["sample.networks = [@PCA()]"], "sample.networks takes one of encoders"),
+    "a network that is none": (sample, ["sample.networks = [@PCA()]"], "sample.networks must be one of encoders"),
     "a rule that is none": (sample, ["generate.guidance = @ClassifierFree"], "generate.guidance"),
     "guidance of a group that is not modelled": (
         sample, ["generate.guidance = [@RepresentationGuidance()]", "RepresentationGuidance.without = 'clip'"], "clip"
     ),
     "a scale in letters": (sample, ["ClassifierFree.scale = 'x'"], "ClassifierFree.scale = 'x'"),
-    "a sampler that is none": (sample, ["generate.sampler = @PCA()"], "generate.sampler takes one of samplers"),
+    "a sampler that is none": (sample, ["generate.sampler = @PCA()"], "generate.sampler must be one of samplers"),
     "a GPU's precision": (sample, ["generate.precision = 'half'"], "generate.precision = 'half'"),
     "an unknown metric": (evaluate, ["evaluate.metrics = ['fid']"], "evaluate.metrics"),
     "an unknown network": (evaluate, ["evaluate.networks = [@PCA()]"], "evaluate.networks"),

@@ -102,7 +102,7 @@ def test_a_rule_that_the_model_was_not_trained_for_is_named_when_it_samples(job,
     run_dir = job("separate tokens", "run", 2)
     config.parse([run_dir / "config.gin"], ["generate.guidance = [@guidance.RepresentationGuidance()]"])
     sample_stage(Experiment(run_dir))
-    assert "RepresentationGuidance asks for predictions without the representation" in caplog.text
+    assert "RepresentationGuidance uses predictions without the representation" in caplog.text
 
 
 def test_the_spread_of_every_group_is_in_the_log_and_in_the_checkpoint(job, caplog):

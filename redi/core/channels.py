@@ -1,6 +1,6 @@
-"""Which channels of the joint state belong to which stream.
+"""The channel groups of the joint state.
 
-Letters used in every shape comment of the library:
+Letters in the shape comments of the library:
     N batch          C channels of the joint state    H W latent grid
     E encoder width  R reduced channels               h w encoder grid
     P patches        T tokens                         D model width
@@ -17,9 +17,17 @@ from redi.core.inputs import WrongType
 class Channels(Mapping[str, int]):
     """Ordered, named channel groups of the joint state x (N, C, H, W); the image comes first.
 
-    >>> channels = Channels(image=4, dinov2=8)
-    >>> channels.total, channels.representations, channels.slice("dinov2")
-    (12, ('dinov2',), slice(4, 12, None))
+    A mapping {group: number of channels}.
+
+    Examples:
+        >>> channels = Channels(image=4, dinov2=8)
+        >>> channels.total, channels.representations, channels.slice("dinov2")
+        (12, ('dinov2',), slice(4, 12, None))
+        >>> x = torch.randn(2, 12, 32, 32)
+        >>> torch.equal(channels.join(channels.split(x)), x)
+        True
+        >>> channels.mask(x, torch.tensor([True, False]))[:, 4:].abs().amax(dim=(1, 2, 3)) > 0
+        tensor([False,  True])
     """
 
     def __init__(self, /, **sizes: int):
@@ -36,10 +44,11 @@ class Channels(Mapping[str, int]):
 
     @property
     def representations(self) -> tuple[str, ...]:
+        """The groups after the image."""
         return tuple(self._sizes)[1:]
 
     def slice(self, name: str) -> slice:
-        """Where a group lies along the channel dimension."""
+        """Return the slice of a group along the channel dimension."""
         if name not in self._sizes:
             raise ValueError(f"no channel group {name!r}: the joint state has {', '.join(self._sizes)}")
         names = list(self._sizes)
@@ -47,20 +56,20 @@ class Channels(Mapping[str, int]):
         return slice(start, start + self._sizes[name])
 
     def split(self, x: Tensor) -> dict[str, Tensor]:
-        """(N, C, H, W) -> {"image": (N, C_image, H, W), "<representation>": (N, R, H, W), ...}, as views."""
+        """Split (N, C, H, W) into views {"image": (N, C_image, H, W), "<representation>": (N, R, H, W), ...}."""
         self._check(x)
         return dict(zip(self._sizes, x.split(list(self._sizes.values()), dim=1), strict=True))
 
     def join(self, groups: Mapping[str, Tensor]) -> Tensor:
-        """The inverse of `split`."""
+        """Concatenate the groups, the inverse of `split`."""
         x = torch.cat([groups[name] for name in self._sizes], dim=1)
         self._check(x)
         return x
 
     def mask(self, x: Tensor, drop: Tensor, groups: Iterable[str] | None = None) -> Tensor:
-        """Zero the named groups (default: every representation) of the samples in drop (N,), a bool tensor.
+        """Zero the named groups (default: all representations) of the samples where drop, (N,) bool, is True.
 
-        Training (representation dropout) and sampling (Representation Guidance, paper section 3.5: z_t := 0) use it.
+        This is z_t := 0 (paper, section 3.5), for representation dropout and for Representation Guidance.
         """
         self._check(x)
         gate = x.new_ones(len(x), self.total, 1, 1)
@@ -69,13 +78,14 @@ class Channels(Mapping[str, int]):
         return x * gate
 
     def per_channel(self, values: Mapping[str, float], like: Tensor) -> Tensor:
-        """{group: value} -> (1, C, 1, 1), each group's value repeated over its channels."""
-        # Filled on the device: a list would have to be copied there, for which the host waits.
+        """Repeat the value of each group over its channels: {group: value} -> (1, C, 1, 1)."""
+        # Filled on the device: copying a list to the device would make the host wait.
         return torch.cat([like.new_full((1, size, 1, 1), values[name]) for name, size in self._sizes.items()], dim=1)
 
     def _check(self, x: Tensor) -> None:
         if not x.is_floating_point():
-            raise WrongType(f"expected a joint state, got {x.dtype} {tuple(x.shape)}: JointCodec.encode makes it")
+            advice = "encode images with JointCodec.encode"
+            raise WrongType(f"expected a floating-point joint state, got {x.dtype} {tuple(x.shape)}: {advice}")
         if x.ndim != 4 or x.shape[1] != self.total:
             raise ValueError(f"expected a joint state (N, {self.total}, H, W) of {self}, got {tuple(x.shape)}")
 

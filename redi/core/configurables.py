@@ -1,7 +1,7 @@
-"""Where the components and the functions are that gin can configure.
+"""The modules that define configurable components and functions.
 
-gin knows a name once its module was imported, so all of them are imported before a file is parsed. This is the one
-place that names modules of higher floors, as text: nothing here needs them.
+gin knows a name only after its module was imported, so all of them are imported before a file is parsed. Only this file
+names modules of higher floors, as strings.
 """
 
 import importlib
@@ -15,6 +15,6 @@ FUNCTIONS = (
 
 
 def import_all() -> None:
-    """Imports every kind of component and every function that gin can configure."""
+    """Import the modules of all configurable components and functions."""
     for module in (*redi.KINDS.values(), *(f"redi.{name}" for name in FUNCTIONS)):
         importlib.import_module(module)

@@ -1,4 +1,4 @@
-"""Names in gin files, of what gin can configure and of bindings, and gin's errors in the words of users."""
+"""Names of bindings and configurables, and readable messages for the errors of gin."""
 
 import inspect
 import re
@@ -15,19 +15,19 @@ MARKS = "text needs quotes ('a/folder'), a component @, a macro %"
 
 
 def binding_name(scope: str, selector: str, argument: str) -> str:
-    """A binding as saved configurations have it: 'scope/PCA.rank', or the name of a macro."""
+    """Return the name of a binding as in saved configurations: 'scope/PCA.rank', or the name of a macro."""
     return scope if selector == "gin.macro" else f"{scope}/{short(selector)}.{argument}".lstrip("/")
 
 
 def short(selector: str) -> str:
-    """The shortest name of something that gin can configure."""
+    """Return the shortest unambiguous name of a configurable."""
     return gin.config._REGISTRY.minimal_selector(selector)
 
 
 def canonical(key: str) -> str:
-    """A binding's key as saved configurations have it: 'reducers.PCA.rank' -> 'PCA.rank'.
+    """Return the name of a binding as in saved configurations: 'reducers.PCA.rank' -> 'PCA.rank'.
 
-    Raises ValueError where nothing can be bound to it.
+    Raises ValueError if there is no such argument.
     """
     if "." not in key:  # a macro
         return key
@@ -35,18 +35,18 @@ def canonical(key: str) -> str:
 
 
 def find(name: str):
-    """gin's record of what is called `name` in gin files. Raises ValueError: nothing is, or several things."""
+    """Return the registry entry of gin for a name. Raises ValueError if the name is unknown or ambiguous."""
     registry = gin.config._REGISTRY
     if not (selectors := registry.matching_selectors(name)):
-        known = [*bindable_names(), *registries]
-        raise ValueError(f"nothing that gin can configure is called {name!r}{did_you_mean(name, known)}")
+        names = [*bindable_names(), *registries]
+        raise ValueError(f"no component or configurable function is named {name!r}{did_you_mean(name, names)}")
     if len(selectors) > 1:
-        raise ValueError(f"{name!r} is the name of several: {', '.join(sorted(selectors))}")
+        raise ValueError(f"{name!r} is ambiguous: write one of {', '.join(sorted(selectors))}")
     return registry[selectors[0]]
 
 
 def bindable(key: str) -> bool:
-    """Whether something can be bound to 'function.argument'."""
+    """Return whether a value can be bound to 'function.argument'."""
     try:
         return bool(canonical(key))
     except ValueError:
@@ -54,17 +54,17 @@ def bindable(key: str) -> bool:
 
 
 def bindable_names() -> list[str]:
-    """What gin can configure, under all the names that gin files may use."""
+    """Return all names of configurables that gin files may use."""
     selectors = [info.selector for _, info in gin.config._REGISTRY.items() if not info.selector.startswith("gin.")]
     return sorted({name for s in selectors for name in (s, s.split(".", 1)[-1], s.rsplit(".", 1)[-1])})
 
 
 @contextmanager
 def explained(types: bool = False) -> Iterator[None]:
-    """Context for building bound classes: a missing argument raises a ValueError that names the binding.
+    """Turn the TypeError of a missing argument, in this context, into a ValueError that names the binding.
 
     Args:
-        types: explain every other TypeError too, as a value of the wrong type.
+        types: turn every other TypeError into a ValueError too.
     """
     try:
         yield
@@ -72,38 +72,38 @@ def explained(types: bool = False) -> Iterator[None]:
         missing = r"missing \d+ required .*arguments?: (.+)(?:\n.*)*?\n  In call to configurable '(\S+)'"
         match = re.search(missing, str(error))
         if not match and types:
-            raise ValueError(f"a bound value is of the wrong type, or a list is missing around it: {error}") from error
+            raise ValueError(f"a bound value has the wrong type, or must be inside a list: {error}") from error
         if not match:
             raise
         names = re.findall(r"'(\w+)'", match[1])
         if set(names) <= set(gin.config._REGISTRY.get_match(match[2]).denylist or ()):
             what = f"{match[2]} is built by the library, which supplies {', '.join(names)}"
-            raise ValueError(f"{what}: refer to it without parentheses, as @{match[2]}") from error
+            raise ValueError(f"{what}: bind it without parentheses, as @{match[2]}") from error
         needed = " and ".join(f"{match[2]}.{name}" for name in names)
-        raise ValueError(f"nothing is bound to {needed}, which has no default") from error
+        raise ValueError(f"{needed} must be bound: there is no default") from error
 
 
 def explanation(error: Exception) -> str:
-    """gin's message, shortened to what concerns the user, with the nearest valid name."""
+    """Return the message of an error of gin, shortened, with the nearest valid name."""
     text = str(error).strip()
     what, _, where = text.partition("\n")
     if isinstance(error, SyntaxError):
         token = re.search(r"Failed to parse token '(.+)'", error.msg)
         what = f"{token[1]} is not a value: {MARKS}" if token else error.msg
         if what.startswith("Unable to parse value"):
-            what = f"this value cannot be read: {MARKS}"
+            what = f"this value cannot be parsed: {MARKS}"
         return f"{what}\n  In {error.filename or 'the bindings'}, line {error.lineno}\n    {error.text or ''}".rstrip()
     if match := re.search(r"No bindings specified for '(\S+)/(?:gin\.)?macro'", text):
         macros = [scope for scope, selector in gin.config._CONFIG if selector == "gin.macro"]
         lines = statements(gin.config_str()).items()
         used = [f"\n    {key} = {value}" for key, value in lines if re.search(rf"%{match[1]}\b", value)]
-        return f"the macro %{match[1]} is used but never set{did_you_mean(match[1], macros)}{''.join(used)}"
+        return f"the macro %{match[1]} is used but not set{did_you_mean(match[1], macros)}{''.join(used)}"
     if match := re.search(r"No configurable matching (?:reference )?'@?([\w./]+)", text):
         return f"{what.rstrip('.')}{did_you_mean(match[1].split('/')[-1], bindable_names())}\n{where}"
     if match := re.search(r"'([\w./]+)' doesn't have a parameter named '(\w+)'", text):
         info = gin.config._REGISTRY.get_match(match[1].split("/")[-1])
-        known = [name for name in inspect.signature(info.wrapped).parameters if name not in (info.denylist or ())]
-        takes = f"{match[1]} takes {', '.join(known) or 'no parameters'}{did_you_mean(match[2], known)}"
+        names = [name for name in inspect.signature(info.wrapped).parameters if name not in (info.denylist or ())]
+        takes = f"{match[1]} takes {', '.join(names) or 'no parameters'}{did_you_mean(match[2], names)}"
         return f"{what}\n{where}\n  {takes}"
     if match := re.search(r"'([\w./]+)' has denylisted kwarg '(\w+)'", text):
         return f"{match[1]}.{match[2]} is supplied by the library and cannot be bound\n{where}".rstrip()

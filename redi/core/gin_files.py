@@ -1,4 +1,4 @@
-"""gin files: where they are found, what they include, and saved ones as text."""
+"""gin files: where they are searched, what they include, and their statements."""
 
 import io
 from collections.abc import Iterator
@@ -13,26 +13,32 @@ from redi.runtime.trusted_imports import read_text
 
 
 def config_dir() -> Path:
-    """The folder of the shipped gin files: inside the installed package, or beside it in a checkout."""
+    """Return the folder of the shipped gin files: inside the installed package, or next to it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "configs"
     return installed if (installed / "base.gin").exists() else package.parent / "gin"
 
 
 class GinFiles:
-    """Context in which gin opens files as here; gin by itself looks for included ones in the current folder first.
+    """A context that changes where gin searches for files.
 
-    A named file is looked for in the current folder and among the shipped ones; an included one beside the file that
-    includes it before that. Shipped files include shipped files only.
+    A named file is searched in the current folder, then among the shipped files. An included file is first searched
+    in the folder of the file that includes it. Shipped files include only shipped files. Without this context gin
+    would search the current folder first.
 
     Args:
-        of_user: gets (scope, selector, argument) of the bindings in files that the user named, not shipped and not
-            included, and of those in no file.
+        of_user: a set that receives (scope, selector, argument) of the bindings of the user: those in no file, and
+            those in files that are neither shipped nor included.
+
+    Examples:
+        >>> with GinFiles(set()) as files:
+        ...     files.find("base.gin").parent == config_dir()
+        True
     """
 
     def __init__(self, of_user: set[tuple[str, str, str]]):
         self.of_user = of_user
-        self.chain: list[Path] = []  # the file that is being read, after those that include it
+        self.chain: list[Path] = []  # the file being read, preceded by the files that include it
 
     def __enter__(self) -> "GinFiles":
         replaced = {"_FILE_READERS": [(self.open, self.find)], "_LOCATION_PREFIXES": [""], "bind_parameter": self.bind}
@@ -44,36 +50,37 @@ class GinFiles:
         vars(gin.config).update(self.before)
 
     def bind(self, key, value) -> None:
+        """Bind a value as gin does, and note it in `of_user`."""
         self.before["bind_parameter"](key, value)
         if not self.chain or (len(self.chain) == 1 and not _is_shipped(self.chain[0])):
             self.of_user.add(gin.config.ParsedBindingKey.parse(key).scope_selector_arg)
 
     def find(self, name: str) -> Path:
-        """The file that `name` stands for in the file that is being read: another one, where there is one.
+        """Return the path of the file `name`. The file being read is returned only if there is no other of that name.
 
-        Raises ValueError, with the nearest name of a shipped one: there is none.
+        Raises ValueError with the nearest name of a shipped file if there is no such file.
         """
         including = self.chain[-1:]
         here = [] if any(map(_is_shipped, including)) else [Path()]
         folders = [*(path.parent for path in including), *here, config_dir()]
-        found = [path for folder in folders if (path := folder / local_path(name)).exists() and not path.is_dir()]
-        if not found:
+        paths = [path for folder in folders if (path := folder / local_path(name)).exists() and not path.is_dir()]
+        if not paths:
             shipped = sorted(str(path.relative_to(config_dir())) for path in config_dir().rglob("*.gin"))
-            where = f"neither here nor among the shipped ones ({', '.join(shipped)})"
+            where = f"neither in the current folder nor among the shipped files ({', '.join(shipped)})"
             raise ValueError(f"no gin file {name}, {where}{did_you_mean(name, shipped)}")
-        return next((path for path in found if not any(map(path.samefile, including))), found[0])
+        return next((path for path in paths if not any(map(path.samefile, including))), paths[0])
 
     @contextmanager
     def open(self, name: str) -> Iterator[io.StringIO]:
-        """The file as text; while it is read, included files are looked for beside it.
+        """Open the file as text. While it is open, included files are searched in its folder first.
 
-        Raises ValueError: it is not UTF-8, or it includes itself, also by way of others.
+        Raises ValueError if it is not UTF-8, or includes itself directly or through other files.
         """
         path = self.find(name)
-        resolved = [known.resolve() for known in self.chain]
+        resolved = [including.resolve() for including in self.chain]
         if path.resolve() in resolved:
-            circle = " -> ".join(map(str, [*self.chain[resolved.index(path.resolve()) :], path]))
-            raise ValueError(f"a gin file that includes itself: {circle}. Drop one of these includes")
+            cycle = " -> ".join(map(str, [*self.chain[resolved.index(path.resolve()) :], path]))
+            raise ValueError(f"a gin file includes itself: {cycle}. Remove one of these includes")
         file = read_text(path)
         self.chain.append(path)
         try:
@@ -83,20 +90,25 @@ class GinFiles:
 
 
 def statements(text: str) -> dict[str, str]:
-    """A saved configuration as {binding: value}, macros included; layout and comments do not matter."""
-    found: dict[str, str] = {}
+    r"""Parse a saved configuration into {binding: value}, with macros and without layout and comments.
+
+    Examples:
+        >>> statements("# a comment\nPCA.rank = 8\nrank = 16\n")
+        {'PCA.rank': '8', 'rank': '16'}
+    """
+    values: dict[str, str] = {}
     key = None
     for line in text.splitlines():
         if not line.strip() or line.startswith("#"):
             continue
         if line[0].isspace() and key:
-            found[key] += " " + line.strip()
+            values[key] += " " + line.strip()
         elif " = " in line:
             key, value = line.split(" = ", 1)
-            found[key] = value.removesuffix("\\").strip()
+            values[key] = value.removesuffix("\\").strip()
         else:
-            found[line] = ""  # an import
-    return {key: " ".join(value.split()) for key, value in found.items()}
+            values[line] = ""  # an import
+    return {key: " ".join(value.split()) for key, value in values.items()}
 
 
 def _is_shipped(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What arguments take, by annotation and docstring, and whether the values that a configuration binds are of that."""
+"""Check bound values against the annotations of arguments, and read descriptions of arguments from docstrings."""
 
 import ast
 import collections.abc
@@ -20,38 +20,38 @@ from redi.core.gin_errors import binding_name
 from redi.runtime.ranges import SEED
 from redi.runtime.spelling import did_you_mean
 
-OPAQUE = object()  # stands for what a reference gives: it may be anything
+OPAQUE = object()  # stands for the result of a reference, which may have any type
 ABSTRACT = collections.abc
 LISTS = (tuple, list, set, frozenset, ABSTRACT.Sequence, ABSTRACT.Collection, ABSTRACT.Iterable)
 DICTIONARIES = (dict, ABSTRACT.Mapping)
 UNIONS = (Union, types.UnionType)
-# {annotation: (Python types of the literals that it takes, in words)}
-SIMPLE = {
+# {annotation: (Python types of the literals that it accepts, their name in messages)}
+SIMPLE: dict[Any, tuple[Any, str]] = {
     bool: (bool, "True or False"), int: (int, "an integer"), float: (int | float, "a number"),
     type(None): (type(None), "None"), **dict.fromkeys((str, Path, os.PathLike), (str, "text in quotes")),
 }  # fmt: skip
 
 
 def check_values(among: Collection[tuple[str, str, str]] | None = None) -> None:
-    """Raise ValueError for bound values that saved configurations would lose, or that their arguments do not take.
+    """Raise ValueError for bound values that gin cannot save, or that their arguments do not accept.
 
     Args:
-        among: (scope, selector, argument) of those to check; default: all.
+        among: (scope, selector, argument) of the bindings to check. Default: all.
     """
     faults = []
-    with gin.config._parse_scope(gin.config.ImportManager(gin.config._IMPORTS)):  # as where gin writes
+    with gin.config._parse_scope(gin.config.ImportManager(gin.config._IMPORTS)):  # the scope in which gin writes
         for (scope, selector), parameters in gin.config._CONFIG.items():
             component = gin.config._REGISTRY[selector].wrapped
             for argument, value in parameters.items():
                 if among is not None and (scope, selector, argument) not in among:
                     continue
-                name, taken = binding_name(scope, selector, argument), arguments(component).get(argument)
+                name, parameter = binding_name(scope, selector, argument), arguments(component).get(argument)
                 if not _can_be_written(value):
-                    meaning = texts(component).get(argument)
-                    lost = f"{name} = {value!r}: gin cannot write such a value, so config.gin would lose it"
-                    faults.append(f"{lost}. {argument}: {meaning}" if meaning else lost)
-                elif taken and (fault := mismatch(name, _literal(value), taken)):
-                    faults.append(fault)
+                    description = texts(component).get(argument)
+                    fault = f"{name} = {value!r}: gin cannot write such a value, so config.gin would lose it"
+                    faults.append(f"{fault}. {argument}: {description}" if description else fault)
+                elif parameter and (message := mismatch(name, _literal(value), parameter)):
+                    faults.append(message)
     if faults:
         raise ValueError("\n".join(faults))
 
@@ -65,7 +65,7 @@ def _can_be_written(value: Any) -> bool:
 
 
 def _literal(value: Any) -> Any:
-    """A bound value with macros replaced by what they stand for, and other references by OPAQUE."""
+    """Return a bound value with macros replaced by their values, and other references by OPAQUE."""
     if isinstance(value, gin.config.ConfigurableReference):
         is_macro = value.configurable.selector == "gin.macro"
         return _literal(gin.config._CONFIG[value.config_key]["value"]) if is_macro else OPAQUE
@@ -76,12 +76,14 @@ def _literal(value: Any) -> Any:
 
 @cache
 def arguments(component: Callable) -> dict[str, inspect.Parameter]:
-    """{name: parameter with its resolved annotation}. What a class hands to its bases, as **settings, is annotated
-    there; what is not annotated, or not resolved, has Any.
+    """Return {name: parameter} with resolved annotations.
+
+    Arguments that a class passes to its bases as **settings have the annotation of the base class. Without an
+    annotation that can be resolved, it is Any.
     """
-    annotations = {}
+    annotations: dict[str, Any] = {}
     for source in reversed(getattr(component, "__mro__", [component])):
-        with suppress(KeyError, NameError, AttributeError, TypeError, SyntaxError):  # of a plug-in: what is nowhere
+        with suppress(KeyError, NameError, AttributeError, TypeError, SyntaxError):  # annotations of plug-ins may fail
             annotations |= typing.get_type_hints(vars(source)["__init__"] if inspect.isclass(source) else source)
     return {
         name: parameter.replace(annotation=annotations.get(name, Any))
@@ -91,42 +93,47 @@ def arguments(component: Callable) -> dict[str, inspect.Parameter]:
 
 
 def texts(component: Callable) -> dict[str, str]:
-    """{argument: its text} of the sections `Args:` in the docstrings of a function, or of a class and its bases."""
-    found = {}
+    """Return {argument: description} from the `Args:` sections of a function, or of a class and its bases."""
+    descriptions = {}
     for source in reversed(getattr(component, "__mro__", [component])):
         doc = inspect.cleandoc(source.__doc__ or "") + "\n"
         section = re.search(r"^Args:\n((?:    .*\n|\n)+)", doc, re.MULTILINE)
         for entry in re.split(r"\n(?=\S)", inspect.cleandoc(section[1])) if section else ():
-            names, _, text = entry.partition(":")  # several may share one text, as `width, depth: ...`
+            names, _, text = entry.partition(":")  # `width, depth: ...` describes both
             for name in re.sub(r"\(.*?\)", "", names).split(","):
-                found[name.strip(" *`")] = " ".join(text.split())
-    return found
+                descriptions[name.strip(" *`")] = " ".join(text.split())
+    return descriptions
 
 
 def mismatch(name: str, value: Any, argument: inspect.Parameter) -> str | None:
-    """What is wrong with binding `value` to 'Component.argument', with what to write instead; None: nothing."""
+    """Return why `value` cannot be bound to 'Component.argument', with a suggestion; None if it can."""
     annotation, default = argument.annotation, argument.default
     if type(value) is type(default) and value == default:
         return None
     if not accepts(annotation, value):
-        return f"{name} = {value!r}: it takes {words(annotation)}{_instead(annotation, value, default)}"
+        return f"{name} = {value!r}: must be {words(annotation)}{_instead(annotation, value, default)}"
     numbers = [each for each in (value if isinstance(value, list | tuple) else [value]) if isinstance(each, int)]
     if name.endswith(("seed", "seeds")) and not all(SEED["least"] <= number < SEED["below"] for number in numbers):
-        return f"{name} = {value!r}: a seed is an integer in 0 ... 2**64 - 1"
+        return f"{name} = {value!r}: must be an integer in 0 ... 2**64 - 1"
     return None
 
 
 def accepts(annotation: Any, value: Any) -> bool:
-    """Whether a literal may stand where an annotation asks for something. What is not known here takes anything."""
+    """Return whether an annotation accepts a literal. Unknown annotations accept everything.
+
+    Examples:
+        >>> accepts(int, 3), accepts(int, 3.0), accepts(tuple[float, float], [0, 1]), accepts(bool, 1)
+        (True, False, True, False)
+    """
     base, inner = get_origin(annotation) or annotation, get_args(annotation)
     if value is OPAQUE:
         return True
     if base is Literal:
         return any(type(value) is type(choice) and value == choice for choice in inner)
     if base in UNIONS:
-        # What a component class among the alternatives would take is never a literal.
-        known = [each for each in inner if (get_origin(each) or each) in (Literal, *SIMPLE, *LISTS, *DICTIONARIES)]
-        return any(accepts(each, value) for each in (known if set(known) - {type(None)} else inner))
+        # Component classes among the alternatives are skipped, because they never accept a literal.
+        literals = [each for each in inner if (get_origin(each) or each) in (Literal, *SIMPLE, *LISTS, *DICTIONARIES)]
+        return any(accepts(each, value) for each in (literals if set(literals) - {type(None)} else inner))
     if base is Annotated:
         return accepts(inner[0], value)
     if base in SIMPLE:
@@ -144,12 +151,17 @@ def accepts(annotation: Any, value: Any) -> bool:
 
 
 def words(annotation: Any) -> str:
-    """What an annotation takes, for people."""
+    """Describe the values that an annotation accepts, for messages.
+
+    Examples:
+        >>> words(int | None), words(Literal["paper", "released"])
+        ('an integer or None', "'paper' or 'released'")
+    """
     base, inner = get_origin(annotation) or annotation, get_args(annotation)
     if base is Literal:
         return " or ".join(map(repr, inner))
     if base in UNIONS:
-        shown = [each for each in inner if getattr(each, "__module__", None) != "torch"]  # gin holds no tensors
+        shown = [each for each in inner if getattr(each, "__module__", None) != "torch"]  # gin cannot bind tensors
         return " or ".join(dict.fromkeys(map(words, shown)))
     if base is Annotated:
         return words(inner[0])
@@ -163,16 +175,18 @@ def words(annotation: Any) -> str:
 
 
 def _instead(annotation: Any, value: Any, default: Any) -> str:
-    """'; write X', where it is clear what was meant."""
+    """Return '; write X' if the intended value X is clear, else ''."""
     if value is None:
-        return f"; leave it out for {default!r}" if isinstance(default, int | float | str) else ""
+        return f"; omit it for the default {default!r}" if isinstance(default, int | float | str) else ""
     if get_origin(annotation) is Literal and isinstance(value, str):
         return did_you_mean(value, map(str, get_args(annotation)))
-    candidates = [kind(value) for kind in (bool, int) if isinstance(value, int | float) and kind(value) == value]
-    for text in (value, value.strip().capitalize()) if isinstance(value, str) else ():  # also 'true'
+    candidates: list[Any] = [
+        kind(value) for kind in (bool, int) if isinstance(value, int | float) and kind(value) == value
+    ]
+    for text in (value, value.strip().capitalize()) if isinstance(value, str) else ():  # 'true' becomes True
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             candidates.append(ast.literal_eval(text))
     if not isinstance(value, list | tuple | dict):
         candidates += [value], str(value)
-    meant = [each for each in candidates if accepts(annotation, each)]
-    return f"; write {meant[0]!r}" if meant else ""
+    suggestions = [each for each in candidates if accepts(annotation, each)]
+    return f"; write {suggestions[0]!r}" if suggestions else ""

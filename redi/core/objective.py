@@ -1,4 +1,4 @@
-"""The joint objective: one corrupted state, one prediction, one error per channel group."""
+"""The training objective of the joint state: one prediction, and a loss per channel group."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -19,27 +19,40 @@ from redi.runtime.randomness import Rows
 
 @configurable(runtime=("channels", "num_classes"))
 class JointObjective:
-    """L = mean |error_image|^2 + sum over representations of lambda_m mean |error_m|^2 (paper, Eq. 6).
+    """The joint objective (paper, Eq. 6) with noise or velocity errors, depending on the process.
 
-    The mean is taken within each group, so lambda does not depend on the number of channels. All groups share t.
+        L = mean |error_image|^2 + sum_m lambda_m mean |error_m|^2,   over the representations m
+
+    Means are taken within each group, so lambda does not depend on the number of channels. All groups share t.
 
     Args:
-        process: how x is corrupted and what is predicted.
+        process: the path from noise to data and the target of the prediction. Default: FlowMatching.
         representation_weight: lambda, one number for all representations or {name: lambda}.
         label_dropout: probability of the null label, for classifier-free guidance.
-        representation_dropout: probability, per sample, that all *noised* representations are zeroed and their
-            loss with them (paper, section 3.5: p_drop = 0.2); needed for Representation Guidance.
-        dropout_rule: 'paper', as just said; or 'released', what the published code does with its velocity predictions:
-            one coin for the whole batch, and the *clean* representations are zeroed, so that the network sees noise.
-        independent_timesteps: every group draws a t of its own (beyond the paper), of which the network must be told:
+        representation_dropout: probability per sample that its noised representations and their loss are set to zero
+            (paper, section 3.5: p_drop = 0.2). Representation Guidance needs it.
+        dropout_rule: 'paper': as above. 'released': as in the published code, for velocity predictions only. One draw
+            decides for the whole batch, and the clean representations are set to zero, so the network sees noise.
+        independent_timesteps: draw a separate t for every group (an extension of the paper). The network needs
             DiffusionTransformer.group_timesteps = True.
-        variance_weight: of the variational bound that trains a learned variance. Nichol & Dhariwal's 0.001, which
-            multiplies a sum over 1,000 steps, is 1 for the mean over steps that is taken here.
-        alignment_weight: of the REPA term, where the codec has an alignment encoder (Yu et al., arXiv 2410.06940: 0.5).
+        variance_weight: weight of the variational bound that trains a learned variance. The 0.001 of Nichol & Dhariwal
+            multiplies a sum over 1,000 steps; it equals 1 here, because the bound is a mean over steps.
+        alignment_weight: weight of the REPA term if the codec has an alignment encoder. Yu et al., arXiv 2410.06940,
+            use 0.5.
 
     Raises:
-        ValueError: probabilities outside [0, 1), weights for groups that do not exist, 'released' dropout with another
-            prediction than the velocity.
+        ValueError: a probability outside [0, 1), a weight for an unknown group, or 'released' dropout without velocity
+            prediction.
+
+    Examples:
+        A model that predicts 0 has the mean squared velocity |x - noise|^2 as its loss: 1 + 1 for normal data.
+
+        >>> objective = JointObjective(channels=Channels(image=4, dinov2=8), num_classes=10, representation_weight=0.5)
+        >>> generator = torch.manual_seed(0)
+        >>> x, y = torch.randn(64, 12, 16, 16), torch.zeros(64, dtype=torch.long)
+        >>> losses = objective(lambda x_t, t, y: torch.zeros_like(x_t), x, y)
+        >>> {name: round(float(value), 1) for name, value in losses.items()}
+        {'loss': 3.0, 'image': 2.0, 'dinov2': 2.0}
     """
 
     def __init__(
@@ -60,25 +73,25 @@ class JointObjective:
         processes.check(process, "JointObjective.process")
         for name, value in {"label_dropout": label_dropout, "representation_dropout": representation_dropout}.items():
             if not 0 <= value < 1:
-                raise ValueError(f"JointObjective.{name} = {value} lies outside [0, 1)")
+                raise ValueError(f"JointObjective.{name} = {value}: must be in [0, 1)")
         if dropout_rule not in ("paper", "released"):
-            raise ValueError(f"JointObjective.dropout_rule = {dropout_rule!r}: it is 'paper' or 'released'")
-        path = getattr(process, "process", process)  # of Shifted
+            raise ValueError(f"JointObjective.dropout_rule = {dropout_rule!r}: must be 'paper' or 'released'")
+        path = getattr(process, "process", process)  # the path inside Shifted
         if dropout_rule == "released" and representation_dropout and getattr(path, "prediction", None) != "velocity":
             raise ValueError(
                 "JointObjective.dropout_rule = 'released' reproduces the published loss for velocity predictions only: "
-                "set it to 'paper', or JointObjective.process to one with prediction = 'velocity'"
+                "set it to 'paper', or set JointObjective.process to one with prediction = 'velocity'"
             )
         if not isinstance(representation_weight, Mapping):
             representation_weight = dict.fromkeys(channels.representations, representation_weight)
         if set(representation_weight) != set(channels.representations):
-            names = f"names {sorted(representation_weight)}, the codec has {sorted(channels.representations)}"
-            raise ValueError(f"JointObjective.representation_weight {names}")
+            names = f"names {sorted(representation_weight)}: must name {sorted(channels.representations)}"
+            raise ValueError(f"JointObjective.representation_weight {names}, the representations of the codec")
         if bad := {name: value for name, value in representation_weight.items() if not 0 <= value < math.inf}:
-            raise ValueError(f"JointObjective.representation_weight = {bad}: finite numbers of at least 0 are needed")
+            raise ValueError(f"JointObjective.representation_weight = {bad}: must be finite and at least 0")
         for name, value in {"variance_weight": variance_weight, "alignment_weight": alignment_weight}.items():
             if not 0 <= value < math.inf:
-                raise ValueError(f"JointObjective.{name} = {value}: a finite number of at least 0 is needed")
+                raise ValueError(f"JointObjective.{name} = {value}: must be finite and at least 0")
         self.process, self.channels, self.null_label = process.for_channels(channels), channels, num_classes
         self.weights, self.independent_timesteps = dict(representation_weight), independent_timesteps
         self.label_dropout, self.representation_dropout = label_dropout, representation_dropout
@@ -87,19 +100,19 @@ class JointObjective:
     def __call__(
         self, model: Callable[..., Tensor], x: Tensor, y: Tensor, alignment: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Clean states (N, C, H, W) and labels (N,) -> {"loss": (), "image": (), "<representation>": ()}.
+        """Return {"loss": (), "image": (), "<representation>": ()} for clean states (N, C, H, W) and labels (N,).
 
-        Also "vlb" (bits per dimension, of groups with a learned variance) and "alignment" (REPA's negative cosine with
-        the features `alignment` (N, E, h, w)), where there are such terms. Train on "loss" alone; errors of
-        representations are over the samples that kept theirs. Draws from torch's default generator.
+        Train on "loss"; the other entries are for logging. Errors of representations are means over the samples that
+        were not dropped. With a learned variance there is "vlb" (bits per dimension); with the features `alignment`
+        (N, E, h, w) there is "alignment", REPA's negative cosine. Draws from torch's default generator.
         """
         return self.losses(model, x, *self.draw(x, y), alignment=alignment)
 
     def draw(self, x: Tensor, y: Tensor, rows: Rows | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """All that is random in a step, from torch's default generator: y, times, noise, dropped, num_kept of `losses`.
+        """Draw the random arguments of `losses` from torch's default generator: y, times, noise, dropped, num_kept.
 
         Args:
-            rows: which rows of a larger batch x and y are; everything is drawn for all of it, and cut.
+            rows: the position of x and y in a larger batch. Numbers are drawn for the whole batch and then sliced.
         """
         rows = rows or Rows.whole(len(x))
         shape = (rows.total, len(self.channels)) if self.independent_timesteps else (rows.total,)
@@ -117,17 +130,20 @@ class JointObjective:
         self, model: Callable[..., Tensor], x: Tensor, y: Tensor, times: Tensor, noise: Tensor, dropped: Tensor,
         num_kept: Tensor | None = None, alignment: Tensor | None = None, per_sample: bool = False,
     ) -> dict[str, Tensor]:  # fmt: skip
-        """The same for given draws, without randomness or branches on values, so that it compiles as one graph.
+        """Return the losses of `__call__` for fixed draws. Compiles as one graph: no randomness, no branches on values.
 
         Args:
-            y: labels, some of them the null label.
-            times: t, (N,), or (N, groups).
+            model: (x_t, model time, y) -> prediction; with align=True also the tokens projected for REPA.
+            x: clean states (N, C, H, W).
+            y: labels (N,), already with null labels.
+            times: t, (N,) or (N, groups).
             noise: (N, C, H, W).
-            dropped: (N,) bool, the samples without their representations.
-            num_kept: (), by how many the errors of representations are divided; default: the samples that keep theirs.
-                For a part of a batch, its share of the batch's number.
-            per_sample: return (N,) for every entry. The mean of "loss" is then the batch's loss; a representation's
-                error is 0 where it was dropped.
+            dropped: (N,) bool, True for samples whose representations are dropped.
+            num_kept: (), the divisor of the errors of representations. Default: the number of samples that are not
+                dropped. For part of a batch, pass its share of the number in the whole batch.
+            alignment: target features (N, E, h, w) of REPA.
+            per_sample: return (N,) for every entry. The mean of "loss" is then the loss of the batch, and the errors of
+                dropped representations are 0.
         """
         if self.dropout_rule == "released":
             x = self.channels.mask(x, dropped)
@@ -141,53 +157,53 @@ class JointObjective:
         num_variances = sum(self.channels[name] for name in self.process.variance_groups)
         expected = (len(x), x.shape[1] + num_variances, *x.shape[2:])
         if prediction.shape != expected:
-            what = f"the model gives {tuple(prediction.shape)} for x of {tuple(x.shape)}"
-            raise ValueError(f"train.model: {what}, but its prediction has the shape {expected}")
+            what = f"the model returns {tuple(prediction.shape)} for x of shape {tuple(x.shape)}"
+            raise ValueError(f"train.model: {what}: the prediction must have shape {expected}")
         prediction = prediction.float()
         squared = self.process.error(prediction, x, noise, t).square()
         errors = {name: part.mean(dim=(1, 2, 3)) for name, part in self.channels.split(squared).items()}  # each (N,)
         bounds = self.process.variational_bound(prediction, x, x_t, t)
 
-        kept = (~dropped).float()
-        num_kept = (kept.sum() if num_kept is None else num_kept).clamp(min=1e-6)  # where none is kept, the error is 0
+        keep = (~dropped).float()
+        num_kept = (keep.sum() if num_kept is None else num_kept).clamp(min=1e-6)  # an error of 0 if all are dropped
 
         def mean(values: Tensor) -> Tensor:  # (N,)
             return values if per_sample else values.mean()
 
         def mean_kept(values: Tensor) -> Tensor:  # (N,)
-            return values * kept if per_sample else (values * kept).sum() / num_kept
+            return values * keep if per_sample else (values * keep).sum() / num_kept
 
         losses = {"image": mean(errors["image"])}
         loss = losses["image"]
         for name, weight in self.weights.items():
-            loss = loss + weight * mean(errors[name] * kept)
+            loss = loss + weight * mean(errors[name] * keep)
             losses[name] = mean_kept(errors[name])
         if bounds:
             shown, terms = [], []
             for name, bound in bounds.items():
                 shown.append(mean(bound) if name == "image" else mean_kept(bound))
-                terms.append(mean(bound) if name == "image" else self.weights[name] * mean(bound * kept))
+                terms.append(mean(bound) if name == "image" else self.weights[name] * mean(bound * keep))
             losses["vlb"] = torch.stack(shown).mean(dim=0)
             loss = loss + self.variance_weight * sum(terms)
-        if aligned is not None:
+        if aligned is not None and alignment is not None:
             losses["alignment"] = alignment_loss(aligned.float(), alignment.float(), per_sample)
             loss = loss + self.alignment_weight * losses["alignment"]
         return {"loss": loss, **losses}
 
     def to(self, device: torch.device) -> "JointObjective":
-        """Puts the process's tables where the data are, so that no step has to copy them."""
+        """Move the tables of the process to the device, so that training steps do not copy them."""
         self.process = self.process.for_channels(self.channels, device)
         return self
 
     def _expand(self, times: Tensor) -> Tensor:
-        """(N,) -> (N, 1, 1, 1); (N, groups) -> (N, C, 1, 1)."""
+        """Reshape times for broadcasting: (N,) -> (N, 1, 1, 1); (N, groups) -> (N, C, 1, 1)."""
         if times.ndim == 1:
             return per_sample(times)
         columns = zip(times.split(1, dim=1), self.channels.values(), strict=True)
         return torch.cat([t.expand(-1, size) for t, size in columns], dim=1)[:, :, None, None]
 
     def model_arguments(self, codec, dataset) -> dict:
-        """The arguments of the model's constructor for such a codec and data set, as few as it needs."""
+        """Return the constructor arguments that a model needs for a codec and data set."""
         arguments = {"channels": codec.channels, "grid": codec.grid(dataset.image_size)}
         arguments["num_classes"] = dataset.num_classes
         if self.process.variance_groups:
@@ -197,20 +213,27 @@ class JointObjective:
         return arguments
 
     def check_model(self, model: object) -> None:
-        """Raises ValueError where the model does not take the times that this objective draws."""
+        """Raise ValueError if the model does not accept the times that this objective draws."""
         if self.independent_timesteps and not getattr(model, "has_group_times", False):
-            advice = "set DiffusionTransformer.group_timesteps = True (and have at least one representation)"
-            what = "JointObjective.independent_timesteps = True needs a model that takes each group's t"
+            advice = "set DiffusionTransformer.group_timesteps = True and use at least one representation"
+            what = "JointObjective.independent_timesteps = True needs a model with a t per channel group"
             raise ValueError(f"{what}: {advice}")
 
 
 def alignment_loss(projected: Tensor, features: Tensor, per_sample: bool = False) -> Tensor:
-    """The negative mean cosine between projected tokens (N, P, E) and features (N, E, h, w), () or per sample (N,)
-    (Yu et al., arXiv 2410.06940, Eq. 6). Features are resized to the tokens' square grid.
+    """Return the negative mean cosine between projected tokens (N, P, E) and features (N, E, h, w): () or (N,).
+
+    REPA: Yu et al., arXiv 2410.06940, Eq. 6. Features are resized to the square grid of the tokens.
+
+    Examples:
+        >>> features = torch.randn(2, 16, 4, 4)
+        >>> tokens = rearrange(features, "n e h w -> n (h w) e")
+        >>> round(float(alignment_loss(2 * tokens, features)), 4)  # the scale does not matter
+        -1.0
     """
     side = math.isqrt(projected.shape[1])
     if side * side != projected.shape[1]:
-        raise ValueError(f"alignment needs a square grid of tokens, got {projected.shape[1]}")
+        raise ValueError(f"REPA alignment needs a square grid of tokens, got {projected.shape[1]} tokens")
     if features.shape[-2:] != (side, side):
         features = resized(features, (side, side))
     cosine = functional.cosine_similarity(projected, rearrange(features, "n e h w -> n (h w) e"), dim=-1)  # (N, P)

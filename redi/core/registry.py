@@ -1,7 +1,8 @@
-"""Registries: what can be swapped, under which names, behind which interface.
+"""Registries of components, and configurable functions.
 
-A kind of component (encoders, reducers, ...) is a package with an interface class and one `Registry`. A decorator
-lists a component and makes it known to gin as `<kind>.<ClassName>`; the class stays untouched, and works without gin.
+Each kind of component (encoders, reducers, ...) is a package with an interface class and a `Registry`. A decorator adds
+a component to the registry and to gin, as `<kind>.<ClassName>`. It returns the class unchanged, which also works
+without gin.
 """
 
 import importlib
@@ -19,21 +20,26 @@ from redi.core.plug_ins import source_sha256
 from redi.runtime.spelling import did_you_mean
 
 if not hasattr(gin, "register"):
-    # A folder called gin/ on sys.path imports as an empty namespace package where gin-config is missing.
-    raise ImportError("`import gin` found a folder instead of the package gin-config: pip install gin-config")
+    # Without gin-config, a folder gin/ on sys.path is imported as an empty namespace package.
+    raise ImportError("`import gin` imports a folder because gin-config is not installed: pip install gin-config")
 
 registries: dict[str, "Registry"] = {}
 
 
 class Registry(Mapping[str, type]):
-    """The components of one kind, by class name.
+    """The components of one kind, a mapping {class name: class}.
 
     Args:
-        kind: plural name; also the module under which gin knows the components (`reducers.PCA`).
+        kind: plural name, and the module of the components in gin (`reducers.PCA`).
         interface: the class that every component must derive from.
-        runtime: constructor arguments that the library supplies; gin refuses bindings to them.
-        may_change: constructor arguments that a resumed run may change, as `harmless` or `by_content` (see
-            `configurable`).
+        runtime: constructor arguments that the library supplies. gin refuses to bind them.
+        may_change: constructor arguments that a resumed run may change: `harmless` and `by_content` of
+            `configurable`.
+
+    Examples:
+        >>> from redi.core.processes import processes
+        >>> list(processes), processes["VP"].__name__
+        (['DDPM', 'FlowMatching', 'GVP', 'Shifted', 'VP'], 'VP')
     """
 
     def __init__(self, kind: str, interface: type, runtime: tuple[str, ...] = (), **may_change: tuple[str, ...]):
@@ -42,24 +48,25 @@ class Registry(Mapping[str, type]):
         registries[kind] = self
 
     def register(self, component: type) -> type:
-        """Class decorator: lists the component, makes it bindable in gin, returns it unchanged."""
+        """Add a component to the registry and to gin, and return it unchanged. Used as a class decorator."""
         if not (inspect.isclass(component) and issubclass(component, self.interface)):
-            raise TypeError(f"{component!r} cannot join {self.kind}: it does not derive from {self.interface.__name__}")
+            needed = f"it must derive from {self.interface.__name__}"
+            raise TypeError(f"{component!r} cannot be registered in {self.kind}: {needed}")
         name = component.__name__
-        known = self.components.get(name)
-        if known and (known.__module__, known.__qualname__) != (component.__module__, component.__qualname__):
-            raise ValueError(f"{self.kind} already has a {name}, from {known.__module__}: choose another class name")
+        other = self.components.get(name)
+        if other and (other.__module__, other.__qualname__) != (component.__module__, component.__qualname__):
+            raise ValueError(f"{self.kind} already has a {name}, from {other.__module__}: choose another class name")
         configurable(component, module=self.kind, runtime=self.runtime, **self.may_change)
         self.components[name] = component
         return component
 
     def check(self, value: object, binding: str) -> None:
-        """Raises ValueError, which names the `binding`, unless `value` is an instance of this kind's interface."""
+        """Raise ValueError, naming the `binding`, unless `value` is an instance of the interface of this kind."""
         if not isinstance(value, self.interface):
             self._refuse(value, binding, parentheses="()")
 
     def check_class(self, value: object, binding: str) -> None:
-        """Raises ValueError unless `value` is a class (or gin reference without parentheses) of this kind."""
+        """Raise ValueError unless `value` is a class of this kind, or a gin reference to one without parentheses."""
         if not (inspect.isclass(value) and issubclass(value, self.interface)):
             self._refuse(value, binding, parentheses="")
 
@@ -68,11 +75,11 @@ class Registry(Mapping[str, type]):
         kinds = [r.kind for r in registries.values() if issubclass(cls, r.interface)]
         what = f"{cls.__name__}, which is of kind {kinds[0]}" if kinds else repr(value)
         example = next(iter(self), "Name")
-        if issubclass(cls, self.interface):  # the right kind, but a class for an object or the reverse
+        if issubclass(cls, self.interface):  # the right kind, but a class instead of an object or the reverse
             what, example = f"{'the class' if cls is value else 'an object of'} {cls.__name__}", cls.__name__
         example = f"{self.kind}.{example}{parentheses}"
         raise ValueError(
-            f"{binding} takes one of {self.kind} ({', '.join(self)}) but got {what}. "
+            f"{binding} must be one of {self.kind} ({', '.join(self)}), got {what}. "
             f"For example: {binding} = {example}, in a gin file @{example}"
         )
 
@@ -80,7 +87,7 @@ class Registry(Mapping[str, type]):
         try:
             return self.components[name]
         except KeyError:
-            raise KeyError(f"no {name!r} among {self.kind}: {', '.join(self)}{did_you_mean(name, self)}") from None
+            raise KeyError(f"no {name!r} in {self.kind}: {', '.join(self)}{did_you_mean(name, self)}") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self.components))
@@ -92,22 +99,26 @@ class Registry(Mapping[str, type]):
 harmless_arguments: dict[str, tuple[str, ...]] = {}  # {gin selector: arguments that a resumed run may change}
 arguments_by_content: dict[str, tuple[str, ...]] = {}  # {gin selector: arguments whose content is compared instead}
 entry_points: list[Callable] = []  # the configurable functions that programs call
-training_entry_points: list[Callable] = []  # those whose bindings decide what is learned
+training_entry_points: list[Callable] = []  # the entry points whose bindings affect the trained model
 
 
 def configurable(
     target=None, *, module: str = "redi", runtime: tuple[str, ...] = (), harmless: tuple[str, ...] = (),
     by_content: tuple[str, ...] = (), entry=False, trains=False,
 ):  # fmt: skip
-    """Decorator: makes a function or class known to gin as `<module>.<name>` and returns it unchanged; once more too,
-    where a notebook cell is run again.
+    """Register a function or class with gin as `<module>.<name>` and return it unchanged. Used as a decorator.
+
+    It may be applied again to the same name, as when a notebook cell is rerun.
 
     Args:
-        runtime: arguments that the library supplies; gin refuses bindings to them.
-        harmless: arguments that a resumed run may change: they do not decide what is learned.
-        by_content: those that it may change because what they lead to is compared, as the images of a folder.
-        entry: programs call this function; what it refers to is in use (see `entry_points`).
-        trains: its bindings decide what is learned (see `training_entry_points`); implies `entry`.
+        target: the function or class. Omit it to use the decorator with arguments.
+        module: the module of the name in gin.
+        runtime: arguments that the library supplies. gin refuses to bind them.
+        harmless: arguments that a resumed run may change, because they do not affect the trained model.
+        by_content: arguments that a resumed run may change, because their content is compared instead of their value,
+            such as the images of a folder.
+        entry: whether programs call this function. Components that it refers to count as used (see `entry_points`).
+        trains: whether its bindings affect the trained model (see `training_entry_points`). Implies `entry`.
     """
     if target is None:
         return partial(
@@ -115,14 +126,14 @@ def configurable(
             trains=trains,
         )  # fmt: skip
     selector, parameters = f"{module}.{target.__name__}", inspect.signature(target).parameters
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    denylist = [argument for argument in runtime if takes_any or argument in parameters]
-    known = gin.config._REGISTRY[selector].wrapped if selector in gin.config._REGISTRY else None
-    again = known and (known.__module__, known.__qualname__) == (target.__module__, target.__qualname__)
+    has_settings = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    denylist = [argument for argument in runtime if has_settings or argument in parameters]
+    other = gin.config._REGISTRY[selector].wrapped if selector in gin.config._REGISTRY else None
+    again = other and (other.__module__, other.__qualname__) == (target.__module__, target.__qualname__)
     with gin.unlock_config(), gin.config.interactive_mode() if again else nullcontext():
         gin.register(module=module, denylist=denylist or None)(target)
     harmless_arguments[selector], arguments_by_content[selector] = harmless, by_content
-    source_sha256(target)  # before its file can be edited
+    source_sha256(target)  # cached now, before the file can be edited
     if entry or trains:
         entry_points.append(target)
     if trains:
@@ -131,17 +142,24 @@ def configurable(
 
 
 def identity(component: object) -> dict[str, str]:
-    """Which code a component is, as JSON, for the keys of caches: class, library version, and of a plug-in the hash of
-    its module's source (see `source_sha256`).
+    """Return the code identity of a component for cache keys, as JSON values.
+
+    It consists of the class, the library version, and for a plug-in its `source_sha256`.
+
+    Examples:
+        >>> from redi.core.processes import VP
+        >>> identity(VP())["class"]
+        'redi.core.processes.vp.VP'
     """
-    cls = type(component)
-    known = {"class": f"{cls.__module__}.{cls.__qualname__}", "redi": redi.__version__}
-    return known | ({"source_sha256": source} if (source := source_sha256(cls)) else {})
+    cls: type = type(component)
+    record = {"class": f"{cls.__module__}.{cls.__qualname__}", "redi": redi.__version__}
+    return record | ({"source_sha256": source} if (source := source_sha256(cls)) else {})
 
 
 def discover(package: str, registry: Registry) -> None:
-    """Imports every module of a package, so that a component file is found by being there, and offers the
-    components as attributes of the package (`from redi.fusion import Merged`).
+    """Import every module of a package, so that all component files are registered without a list of them.
+
+    The components become attributes of the package: `from redi.fusion import Merged`.
     """
     namespace = sys.modules[package]
     for module in pkgutil.iter_modules(namespace.__path__):

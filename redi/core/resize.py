@@ -1,4 +1,4 @@
-"""Feature maps on another grid, and back."""
+"""Resize feature maps to another grid, and invert the resize."""
 
 import torch
 from torch import Tensor
@@ -6,16 +6,22 @@ from torch.nn import functional
 
 
 def resized(features: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(N, R, h, w) -> (N, R, H, W), bilinearly (paper, section 3.1), antialiased where it shrinks."""
+    """Resize (N, R, h, w) to (N, R, H, W) bilinearly (paper, section 3.1), with antialiasing when shrinking."""
     shrinks = features.shape[-1] > grid[-1]
     return functional.interpolate(features, grid, mode="bilinear", align_corners=False, antialias=shrinks)
 
 
 def restored(features: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The inverse of `resized`: (N, R, H, W) -> (N, R, h, w), the map on `grid` that was resized to `features`.
+    """Invert `resized`: (N, R, H, W) -> (N, R, h, w), with `grid` = (h, w).
 
-    Uses the pseudoinverse of the resize, which is linear and separable. Where h, w are at most H, W, it is exact for
-    what `resized` returns and least squares for other maps; where they are larger, the map of least norm.
+    Applies the pseudoinverse of the resize, which is linear and separable. If (h, w) is not larger than (H, W), it is
+    exact for the results of `resized` and a least-squares fit for other maps. If it is larger, it returns the map of
+    smallest norm.
+
+    Examples:
+        >>> features = torch.randn(1, 8, 16, 16)
+        >>> torch.allclose(restored(resized(features, (32, 32)), (16, 16)), features, atol=1e-4)
+        True
     """
     if tuple(features.shape[-2:]) == tuple(grid):
         return features
@@ -27,5 +33,5 @@ def restored(features: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def _matrix(small: int, large: int) -> Tensor:
-    """(large, small) float64: what `resized` does to every axis, from unit vectors."""
+    """Return the matrix (large, small), float64, that `resized` applies to each axis."""
     return resized(torch.eye(small, dtype=torch.float64)[None, :, None], (1, large))[0, :, 0].T

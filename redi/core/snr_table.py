@@ -1,4 +1,4 @@
-"""How much of each channel group is signal at each t: what training on groups of different spread means."""
+"""The signal-to-noise ratio of each channel group along the process."""
 
 import math
 from collections.abc import Mapping
@@ -9,18 +9,29 @@ from torch import Tensor
 from redi.core.channels import Channels
 from redi.core.processes import Process
 
-TIMES = (0.1, 0.25, 0.5, 0.75, 0.9)
+TIMES = (0.1, 0.25, 0.5, 0.75, 0.9)  # the columns of the table
 
 
 def spreads(channels: Channels, x: Tensor) -> dict[str, float]:
-    """{group: the root mean square of its channels' standard deviations} of joint states (N, C, H, W)."""
+    """Return {group: root mean square of the standard deviations of its channels} for joint states (N, C, H, W)."""
     variances = x.double().var(dim=(0, 2, 3))  # (C,)
     return {name: float(variances[channels.slice(name)].mean().sqrt()) for name in channels}
 
 
-def noise_table(channels: Channels, process: Process, weights: Mapping[str, float], spread: Mapping[str, float]) -> str:
-    """A line per group: spread, lambda (`weights`), signal-to-noise ratio alpha^2 spread^2 / sigma^2 in dB at some t;
-    and one for each group that is denoised earlier or later than the image, because its spread is another.
+def snr_table(channels: Channels, process: Process, weights: Mapping[str, float], spread: Mapping[str, float]) -> str:
+    """Return a table of standard deviation (`spread`), lambda (`weights`) and signal-to-noise ratio per group.
+
+    The ratio alpha^2 spread^2 / sigma^2 is in dB, at the times `TIMES`. A warning line follows for each group whose
+    spread differs so much from the image's that it is denoised earlier or later.
+
+    Examples:
+        >>> from redi.core.processes import FlowMatching
+        >>> channels, spread = Channels(image=4, dinov2=8), {"image": 1.0, "dinov2": 1.0}
+        >>> print(snr_table(channels, FlowMatching(), {"dinov2": 0.5}, spread))
+        group      std  lambda  signal-to-noise ratio in dB
+                                 t=0.1  t=0.25   t=0.5  t=0.75   t=0.9
+        image        1       1   -19.1    -9.5     0.0     9.5    19.1
+        dinov2       1     0.5   -19.1    -9.5     0.0     9.5    19.1
     """
     process = process.for_channels(channels)
     width = max(len(name) for name in channels)
@@ -34,15 +45,18 @@ def noise_table(channels: Channels, process: Process, weights: Mapping[str, floa
         times = spread[name] / spread["image"]
         if not 0.4 < times < 2.5:
             when = "earlier" if times > 1 else "later"
-            farther = abs(math.log(spread[name])) > abs(math.log(spread["image"]))  # from 1
-            scale = "its reducer's scale ('unit_rms' gives about 1)" if farther else "the autoencoder's scale"
-            what = f"{name} has {times:.2g} times the image's spread, so it is denoised {when} than the image"
-            lines.append(f"{what}: if that is not wanted, change {scale}")
+            farther = abs(math.log(spread[name])) > abs(math.log(spread["image"]))  # farther from 1 than the image
+            scale = "the scale of its reducer ('unit_rms' gives about 1)" if farther else "the scale of the autoencoder"
+            what = f"{name} has {times:.2g} times the standard deviation of the image and is denoised {when}"
+            lines.append(f"{what}: to avoid this, change {scale}")
     return "\n".join(lines)
 
 
 def _decibels(process: Process, channels: Channels, name: str, spread: float, t: float) -> float:
     ratio = torch.as_tensor((process.alpha(t) * spread / process.sigma(t)) ** 2)
-    if ratio.ndim:  # a process that gives every channel a time of its own
+    if ratio.ndim:  # the process has a time per channel
         ratio = ratio.flatten()[channels.slice(name)][0]
     return float(10 * ratio.log10())
+
+
+noise_table = snr_table  # name in version 0.1

@@ -1,4 +1,4 @@
-"""Fusion strategies: how the channel groups become one token sequence and come back; the registry of them."""
+"""Fusion: how the channel groups are embedded into one token sequence and predicted from it."""
 
 import math
 from abc import ABC, abstractmethod
@@ -13,17 +13,31 @@ from redi.core.registry import Registry, discover
 
 
 class Fusion(nn.Module, ABC):
-    """Patch embeddings and output heads of every channel group (paper, section 3.3: W_emb and W_dec per stream).
+    """Patch embeddings W_emb and output heads W_dec, one pair per channel group (paper, section 3.3).
 
-    All groups lie on the same latent grid (H, W), so one table of 2-D sin-cos positions serves them all. A component
-    implements `embed`, `tokens_of` and `num_tokens`, and hands the arguments below on to `super().__init__`. It may
-    override `unembed` and `embed_group`.
+    All groups share the latent grid (H, W) and one table of 2-D sin-cos positions. A component implements `embed`,
+    `tokens_of` and `num_tokens`, and passes the arguments below to `super().__init__`. It may override `unembed` and
+    `embed_group`.
 
     Args:
-        patch_size: p; P = HW / p^2 patches. Raises ValueError where it does not divide the grid.
+        channels: the channel groups of the joint state.
+        grid: the latent grid (H, W).
+        patch_size: p, which must divide the grid. There are P = H W / p^2 patches.
         width: D, the model width.
         variance_groups: groups with a second output per channel (see `Process.variance_groups`).
+
+    Examples:
+        >>> from redi.fusion import Merged, Separate
+        >>> settings = {"channels": Channels(image=4, dinov2=8), "grid": (32, 32), "patch_size": 2, "width": 64}
+        >>> x = torch.randn(1, 12, 32, 32)
+        >>> for fusion in Merged(**settings), Separate(**settings):
+        ...     tokens = fusion.embed(x)
+        ...     print(tuple(tokens.shape), tuple(fusion.unembed(tokens).shape))
+        (1, 256, 64) (1, 12, 32, 32)
+        (1, 512, 64) (1, 12, 32, 32)
     """
+
+    positions: Tensor  # (P, D)
 
     def __init__(
         self,
@@ -37,40 +51,43 @@ class Fusion(nn.Module, ABC):
         super().__init__()
         if grid[0] % patch_size or grid[1] % patch_size:
             setting = f"DiffusionTransformer.patch_size = {patch_size}"
-            raise ValueError(f"{setting} does not divide the latent grid {grid[0]}x{grid[1]}")
+            raise ValueError(f"{setting}: must divide both sides of the latent grid {grid[0]}x{grid[1]}")
         self.channels = channels
         self.patch_size = patch_size
         self.patch_grid = (grid[0] // patch_size, grid[1] // patch_size)
         p = patch_size
-        self.embeddings = nn.ModuleDict({name: nn.Conv2d(c, width, p, stride=p) for name, c in channels.items()})
-        self.heads = nn.ModuleDict({name: nn.Linear(width, p * p * c) for name, c in channels.items()})
-        self.variance_heads = nn.ModuleDict({n: nn.Linear(width, p * p * channels[n]) for n in variance_groups})
-        self.register_buffer("positions", sincos_positions(self.patch_grid, width), persistent=False)  # (P, D)
-        for embedding in self.embeddings.values():
-            nn.init.xavier_uniform_(embedding.weight.flatten(1))  # as the linear layer on patches that it is
+        embeddings = {name: nn.Conv2d(c, width, p, stride=p) for name, c in channels.items()}
+        heads = {name: nn.Linear(width, p * p * c) for name, c in channels.items()}
+        variance_heads = {name: nn.Linear(width, p * p * channels[name]) for name in variance_groups}
+        self.embeddings, self.heads = nn.ModuleDict(embeddings), nn.ModuleDict(heads)
+        self.variance_heads = nn.ModuleDict(variance_heads)
+        self.register_buffer("positions", sincos_positions(self.patch_grid, width), persistent=False)
+        for embedding in embeddings.values():
+            nn.init.xavier_uniform_(embedding.weight.flatten(1))  # initialized as a linear layer on patches
+            assert embedding.bias is not None
             nn.init.zeros_(embedding.bias)
-        for head in (*self.heads.values(), *self.variance_heads.values()):  # adaLN-zero: the untrained model gives 0
+        for head in (*heads.values(), *variance_heads.values()):  # adaLN-zero: the untrained model predicts 0
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
 
     @abstractmethod
     def embed(self, x: Tensor) -> Tensor:
-        """Joint state (N, C, H, W) -> tokens (N, T, D), positions included."""
+        """Embed a joint state (N, C, H, W) as tokens (N, T, D), with positions added."""
 
     @abstractmethod
     def tokens_of(self, tokens: Tensor) -> Mapping[str, Tensor]:
-        """Tokens (N, T, D) -> {group: (N, P, D)}, what each group's head reads."""
+        """Return the tokens that each head reads: (N, T, D) -> {group: (N, P, D)}."""
 
     def unembed(self, tokens: Tensor) -> Tensor:
-        """Tokens (N, T, D) -> joint prediction (N, C, H, W), then the second outputs of `variance_groups`."""
+        """Predict from tokens (N, T, D): the joint prediction (N, C, H, W), then channels for `variance_groups`."""
         groups, (h, w), p = self.tokens_of(tokens), self.patch_grid, self.patch_size
         patches = [head(groups[name]) for name, head in (*self.heads.items(), *self.variance_heads.items())]
-        # The rows of the heads are ordered (row, column, channel), as published.
+        # The outputs of a head are ordered (row, column, channel), as in the published checkpoints.
         maps = [rearrange(part, "n (h w) (p q c) -> n c (h p) (w q)", h=h, w=w, p=p, q=p) for part in patches]
         return torch.cat(maps, dim=1)
 
     def embed_group(self, name: str, group: Tensor) -> Tensor:
-        """One group (N, C_m, H, W) -> (N, P, D), with its bias where it has one, without positions."""
+        """Embed one group without positions: (N, C_m, H, W) -> (N, P, D)."""
         return rearrange(self.embeddings[name](group), "n d h w -> n (h w) d")
 
     @property
@@ -80,12 +97,13 @@ class Fusion(nn.Module, ABC):
 
 
 def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
-    """Fixed 2-D sin-cos position table (P, D): the first half of D encodes the column, the second the row.
+    """Return the fixed 2-D sin-cos position table (P, D) of MAE and DiT.
 
-    Each half holds sines, then cosines, of frequencies 10000^(-2k/(D/2)) (as in MAE and DiT).
+    The first half of D encodes the column, the second half the row. Each half holds the sines, then the cosines, of
+    frequencies 10000^(-2k/(D/2)).
     """
     if width % 4:
-        raise ValueError(f"DiffusionTransformer.width = {width} must be a multiple of 4 for 2-D sin-cos positions")
+        raise ValueError(f"DiffusionTransformer.width = {width}: must be a multiple of 4 for 2-D sin-cos positions")
     rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
     frequencies = torch.exp(-math.log(10000) * torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     halves = []

@@ -1,4 +1,4 @@
-"""Merged tokens: the embeddings of all groups are summed patch by patch."""
+"""Merged tokens: the embeddings of the channel groups are summed patch by patch."""
 
 import logging
 import re
@@ -14,16 +14,25 @@ log = logging.getLogger(__name__)
 
 @register
 class Merged(Fusion):
-    """h = sum over groups of group_t W_emb; all heads read the same tokens (paper, Eq. 7-8). T = P. The default.
+    """Summed embeddings h = x_t W^x_emb + z_t W^z_emb + ...; all heads read the same tokens (paper, Eq. 7-8).
 
-    As in the published models the sum has one bias, that of the image's embedding: with one for every group it would
-    move under Adam by as many times the published step.
+    The default. T = P, so a representation adds almost no compute. As in the published models only the embedding of
+    the image has a bias. A bias per group would multiply the step that Adam takes on their sum.
+
+    Examples:
+        >>> import torch
+        >>> from redi.core.channels import Channels
+        >>> fusion = Merged(channels=Channels(image=4, dinov2=8), grid=(8, 8), patch_size=2, width=32)
+        >>> x = torch.randn(1, 12, 8, 8)
+        >>> embedded = fusion.embed_group("image", x[:, :4]) + fusion.embed_group("dinov2", x[:, 4:])
+        >>> torch.allclose(fusion.embed(x), embedded + fusion.positions, atol=1e-6), fusion.num_tokens
+        (True, 16)
     """
 
-    @wraps(Fusion.__init__)
+    @wraps(Fusion.__init__)  # type: ignore[misc]  # the same arguments, which gin reads from the signature
     def __init__(self, **arguments):
         super().__init__(**arguments)
-        for name in self.channels.representations:  # after they were made, so that the same random numbers are drawn
+        for name in self.channels.representations:  # removed afterwards: initialization draws the same numbers
             self.embeddings[name].register_parameter("bias", None)
         self.register_load_state_dict_pre_hook(_take_one_bias)
 
@@ -45,16 +54,18 @@ EMBEDDING_BIAS = re.compile(r"\bembeddings\.[^./]+\.bias$")
 def with_one_bias(
     groups: Mapping[str, Mapping[str, Tensor]], parameters: Collection[str]
 ) -> dict[str, dict[str, Tensor]]:
-    """Sum the embedding biases of a checkpoint that has one for every group, where the model has one alone.
+    """Convert a checkpoint with one embedding bias per group to a model with a single bias, by summing the biases.
 
-    Exact for weights and averages. Of the optimizer's moments, which are equal, the image's are kept.
+    The conversion is exact for weights and their averages. The optimizer's moments of all biases are equal, so those
+    of the image are kept.
 
     Args:
-        groups: {"model", "ema", "averages", "optimizer", ...}, or some of them; a parameter's name stands in a tensor's
-            name between slashes.
-        parameters: names of the model's parameters.
+        groups: tensors by checkpoint group, such as {"model": ..., "ema": ..., "optimizer": ...}. The name of the
+            parameter is one of the parts of a tensor's name between slashes.
+        parameters: names of the parameters of the model.
     """
-    result, surplus = {group: dict(tensors) for group, tensors in groups.items()}, set()
+    result = {group: dict(tensors) for group, tensors in groups.items()}
+    surplus: set[str] = set()
     for group, tensors in groups.items():
         for key, tensor in tensors.items():
             name = next((part for part in key.split("/") if EMBEDDING_BIAS.search(part)), None)
@@ -66,12 +77,12 @@ def with_one_bias(
             if group != "optimizer":
                 result[group][key.replace(name, one)] = result[group][key.replace(name, one)] + tensor
     if surplus and "optimizer" in groups:
-        log.info("an older checkpoint: %s are summed into the image's embedding bias", ", ".join(sorted(surplus)))
+        log.info("older checkpoint: %s are summed into the embedding bias of the image", ", ".join(sorted(surplus)))
     return result
 
 
 def _take_one_bias(fusion: Merged, state: dict, prefix: str, *_) -> None:
-    """Before loading, for state dicts from before the groups shared one bias."""
+    """Convert the state dict of an older version, with one bias per group, before it is loaded."""
     tensors = with_one_bias({"model": state}, [prefix + name for name, _ in fusion.named_parameters()])["model"]
     state.clear()
     state.update(tensors)

@@ -1,4 +1,4 @@
-"""Separate tokens: the token sequences of all groups are concatenated."""
+"""Separate tokens: the token sequences of the channel groups are concatenated."""
 
 import torch
 from torch import Tensor
@@ -8,9 +8,20 @@ from redi.fusion import Fusion, register
 
 @register
 class Separate(Fusion):
-    """h = [x_t W^x_emb, z_t W^z_emb, ...]; each head reads its own tokens (paper, Eq. 9-10).
+    """Concatenated embeddings h = [x_t W^x_emb, z_t W^z_emb, ...]; each head reads its own tokens (paper, Eq. 9-10).
 
-    T = P times the number of groups: about twice the compute with one representation, slightly better.
+    T is P times the number of groups. With one representation this is about twice the compute of `Merged`; the paper
+    reports a slightly better FID (Table 5).
+
+    Examples:
+        The second half of the sequence is the embedding of the representation.
+
+        >>> from redi.core.channels import Channels
+        >>> fusion = Separate(channels=Channels(image=4, dinov2=8), grid=(8, 8), patch_size=2, width=32)
+        >>> x = torch.randn(1, 12, 8, 8)
+        >>> expected = fusion.embed_group("dinov2", x[:, 4:]) + fusion.positions
+        >>> torch.equal(fusion.embed(x)[:, 16:], expected)
+        True
     """
 
     def embed(self, x: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
-"""Guidance: sampling steered by weighing conditions, and the registry of rules.
+"""Guidance: the prediction is a weighted sum of predictions under several conditions.
 
-A *condition* is what one evaluation of the network sees: the label or the null label, all representations or some
-zeroed. A rule gives the weight of each condition per channel group. The guided prediction of group g is
+A *condition* is the input of one evaluation: the label or the null label, with all representations or with some set to
+zero. The guided prediction of channel group g is
 
     prediction_g = sum_k w_gk(t) model(condition k)_g,     sum_k w_gk(t) = 1.
 
-Rules add offsets to the weights of the unguided prediction. Equal conditions are evaluated once, all in one batch; one
-with weight 0 is not evaluated.
+The unguided model has weight 1 on the full condition. Every rule adds offsets to these weights. All conditions are
+evaluated in one batch, equal conditions once, and conditions with weight 0 not at all.
 """
 
 from abc import ABC, abstractmethod
@@ -23,10 +23,15 @@ from redi.core.renamed import keep_old_names
 
 @dataclass(frozen=True)
 class Condition:
-    """What one evaluation sees. The default sees everything."""
+    """The input of one evaluation. By default the network receives the label and all representations.
+
+    Examples:
+        >>> Condition() == EVERYTHING, Condition(label=False).without
+        (True, frozenset())
+    """
 
     label: bool = True  # False: the null label
-    without: frozenset[str] = frozenset()  # representations zeroed
+    without: frozenset[str] = frozenset()  # representations set to zero
 
 
 EVERYTHING = Condition()
@@ -34,51 +39,62 @@ Weights = dict[Condition, dict[str, float]]  # {condition: {channel group: weigh
 
 
 class Guidance(ABC):
-    """A rule: how far the guided prediction departs from the plain one, group by group.
+    """A guidance rule: offsets to the weights of the conditions, per channel group.
 
-    A component implements `weight_offsets` and `check`, and may override `check_training`. Its attributes are settings,
-    as JSON (see `provenance`).
+    A component implements `weight_offsets` and `check`, and may override `check_training`. Attributes are settings and
+    must be JSON values.
+
+    Examples:
+        A rule that interpolates halfway to the unconditional prediction of the image.
+
+        >>> class Halfway(Guidance):
+        ...     def weight_offsets(self, channels, t):
+        ...         return {EVERYTHING: {"image": -0.5}, Condition(label=False): {"image": 0.5}}
+        ...     def check(self, channels, num_classes):
+        ...         pass
+        >>> total_weights([Halfway()], Channels(image=4), t=0.5)[Condition(label=False)]
+        {'image': 0.5}
     """
 
     def __init_subclass__(cls, **settings):
         super().__init_subclass__(**settings)
-        keep_old_names(cls, deviations="weight_offsets")  # its name in version 0.1
+        keep_old_names(cls, deviations="weight_offsets")  # name in version 0.1
 
     @abstractmethod
     def weight_offsets(self, channels: Channels, t: float) -> Weights:
-        """Weights that are added to the plain prediction (weight 1 on everything); they sum to 0 in each group."""
+        """Return the offsets to the weights of the unguided model. They sum to 0 over conditions in each group."""
 
     @abstractmethod
     def check(self, channels: Channels, num_classes: int) -> None:
-        """Raises ValueError where this rule cannot work with such a model."""
+        """Raise ValueError if this rule cannot guide a model with these channel groups and classes."""
 
     def check_names(self, argument: str, names: Sequence[str], known: Sequence[str]) -> None:
-        """Raises ValueError where an argument names what the model does not have."""
+        """Raise ValueError if an argument names a channel group that the model does not have."""
         if unknown := [name for name in names if name not in known]:
-            raise ValueError(f"{type(self).__name__}.{argument} names {unknown}: it can name {', '.join(known)}")
+            raise ValueError(f"{type(self).__name__}.{argument} names {unknown}: must be among {', '.join(known)}")
 
     def check_training(self, label_dropout: float, representation_dropout: float) -> str:
-        """What to warn of where a model trained with these dropouts has not learned what this rule asks, or ''."""
+        """Return a warning if training with these dropouts did not cover the conditions of this rule, or ''."""
         return ""
 
     def provenance(self) -> dict:
-        """Name and settings, for the record of what was sampled."""
+        """Return name and settings, for the record of the samples."""
         return {"name": type(self).__name__, **vars(self)}
 
 
 def checked_interval(rule: str, interval: Sequence[float]) -> tuple[float, float]:
-    """The argument `interval` of a rule. Raises ValueError unless it is two times, 0 <= first <= last <= 1."""
+    """Return the argument `interval` of a rule. Raises ValueError unless 0 <= first <= last <= 1."""
     try:
         first, last = map(float, interval)
     except (TypeError, ValueError):
         first, last = 1.0, 0.0
     if not 0 <= first <= last <= 1:
-        raise ValueError(f"{rule}.interval = {interval!r}: two times are needed, 0 (noise) <= first <= last <= 1")
+        raise ValueError(f"{rule}.interval = {interval!r}: must be two times, 0 (noise) <= first <= last <= 1 (data)")
     return first, last
 
 
 def contrast(rule, condition: Condition, t: float) -> Weights:
-    """The offsets of prediction = condition + scale (everything - condition) on the rule's groups, in its interval."""
+    """Return the offsets of p = p_condition + scale (p_everything - p_condition) for a rule's groups and interval."""
     if not rule.interval[0] <= t <= rule.interval[1]:
         return {}
     up, down = (dict.fromkeys(rule.groups, value) for value in (rule.scale - 1, 1 - rule.scale))
@@ -86,7 +102,16 @@ def contrast(rule, condition: Condition, t: float) -> Weights:
 
 
 def total_weights(rules: Sequence[Guidance], channels: Channels, t: float) -> Weights:
-    """The weights of all rules together; conditions without any weight are left out."""
+    """Return the weights of all rules together, without conditions whose weights are all 0.
+
+    Examples:
+        Classifier-free guidance of the image at scale 2.4 leaves the other groups unguided.
+
+        >>> from redi.guidance import ClassifierFree
+        >>> weights = total_weights([ClassifierFree(scale=2.4)], Channels(image=4, dinov2=8), t=0.5)
+        >>> weights[EVERYTHING], weights[Condition(label=False)]
+        ({'image': 2.4, 'dinov2': 1.0}, {'image': -1.4, 'dinov2': 0.0})
+    """
     total: Weights = {EVERYTHING: dict.fromkeys(channels, 1.0)}
     for rule in rules:
         for condition, offsets in rule.weight_offsets(channels, t).items():
@@ -100,32 +125,48 @@ def guided(
     model: Callable[[Tensor, Tensor, Tensor], Tensor], rules: Sequence[Guidance], channels: Channels, y: Tensor,
     null_label: int, model_time: Callable[[Tensor], Tensor],
 ) -> Callable[[Tensor, float], Tensor]:  # fmt: skip
-    """The model under guidance, as a function of x_t (N, C, H, W) and t alone.
+    """Return the guided model as a function (x_t (N, C, H, W), t) -> prediction, to call a sampler with.
 
-    A learned variance (further channels of the prediction) is not guided: it is that of the first condition, which
-    sees everything unless its weight is 0, as in DiT.
+    A learned variance, in channels after the first C, is not guided, as in DiT. It comes from the first condition,
+    which is the full one unless its weight is 0.
 
     Args:
-        model: (x_t (K N, C, H, W), time (K N,), y (K N,)) -> prediction (K N, C, H, W), one call for K conditions.
-        y: (N,) labels.
-        model_time: the model's time input at t: `process.model_time` (DiT: 0 ... 999; REPA: 1 - t).
+        model: (x_t (K N, C, H, W), time (K N,), y (K N,)) -> prediction (K N, C, H, W), called once for K conditions.
+        rules: guidance rules, whose offsets are added. Without rules the model is not guided.
+        channels: the channel groups of the joint state.
+        y: labels (N,).
+        null_label: the label of the unconditional prediction.
+        model_time: the time input of the model at t, `process.model_time` (DiT: 0 ... 999; REPA: 1 - t).
+
+    Examples:
+        At scale 1, guidance returns the prediction of the model.
+
+        >>> from redi.guidance import ClassifierFree
+        >>> def model(x, t, y):
+        ...     return x * y[:, None, None, None]
+        >>> y = torch.tensor([1, 2])
+        >>> denoise = guided(model, [ClassifierFree(scale=1.0)], Channels(image=4), y, 10, lambda t: t)
+        >>> x = torch.randn(2, 4, 8, 8)
+        >>> torch.equal(denoise(x, 0.5), model(x, 0.5, y))
+        True
     """
 
     def denoise(x: Tensor, t: float) -> Tensor:
         weights = total_weights(rules, channels, t)
-        everyone = x.new_ones(len(x), dtype=torch.bool)
-        inputs = [channels.mask(x, everyone, condition.without) if condition.without else x for condition in weights]
+        all_samples = x.new_ones(len(x), dtype=torch.bool)
+        inputs = [channels.mask(x, all_samples, condition.without) if condition.without else x for condition in weights]
         labels = [y if condition.label else torch.full_like(y, null_label) for condition in weights]
         times = model_time(x.new_full((len(x) * len(weights),), t))
         predictions = model(torch.cat(inputs), times, torch.cat(labels)).chunk(len(weights))
         if list(weights) == [EVERYTHING] and set(weights[EVERYTHING].values()) == {1.0}:
             return predictions[0]
         c = x.shape[1]
-        steered = sum(
+        weighted = [
             prediction[:, :c] * channels.per_channel(weight, like=prediction)
             for prediction, weight in zip(predictions, weights.values(), strict=True)
-        )
-        return steered if predictions[0].shape[1] == c else torch.cat([steered, predictions[0][:, c:]], dim=1)
+        ]
+        result = sum(weighted[1:], weighted[0])
+        return result if predictions[0].shape[1] == c else torch.cat([result, predictions[0][:, c:]], dim=1)
 
     return denoise
 

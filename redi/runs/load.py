@@ -110,7 +110,7 @@ def open_configured(
         raise ValueError(f"{path} is missing: for a run trained without gin, pass codec= and model= to redi.load")
     with config.isolated():
         import_all()
-        config.parse([], gin_bindings, found=[path])
+        config.parse([], gin_bindings, saved=[path])
         if unused := config.without_effect(entry_points, among=config.of_user):
             log.warning("unused bindings, which no component in use refers to: %s", ", ".join(unused))
         return open_run(

@@ -1,4 +1,4 @@
-"""Conditional queries of the joint model: some groups are known, the others are drawn given them."""
+"""Conditional sampling: some channel groups are known, and the others are sampled given them."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -15,63 +15,81 @@ def clamped(
     denoise: Denoise, process: Process, draw: Draw, channels: Channels, given: Mapping[str, Tensor], *,
     own_time: bool = False,
 ) -> tuple[Denoise, Draw, Callable[..., Tensor]]:  # fmt: skip
-    """Wraps the arguments of a sampler so that the given groups follow their own path.
+    """Wrap the arguments of a sampler so that the given groups stay on the path to their known values.
 
-    The network sees the known groups at t as alpha(t) known + sigma(t) noise, with the sampler's initial noise for the
-    whole path; the sampler's own state of them is ignored. This conditions on the noised groups, not the clean ones
-    (inpainting by replacement; Song et al., arXiv 2011.13456, appendix I.2). EulerMaruyama with a large
-    `diffusion_norm` and many evaluations turns that into the true conditional; an ODE sampler follows weakly.
+    At t the network receives alpha(t) known + sigma(t) noise for the known groups, with the initial noise of the
+    sampler at every t. The sampler's own state of these groups is ignored. This is inpainting by replacement (Song et
+    al., arXiv 2011.13456, appendix I.2): it conditions on the noised groups, not on the clean ones. EulerMaruyama with
+    a large `diffusion_norm` and many evaluations approaches the true conditional. ODE samplers depend on the known
+    groups only weakly.
 
     Args:
-        given: {group: (N, C_m, H, W)} clean values, of scaled latents or reduced features.
-        own_time: show them clean, to a network with a t for each group (`DiffusionTransformer.group_timesteps`, trained
-            with `JointObjective.independent_timesteps`): the conditional itself, for every sampler.
+        given: {group: (N, C_m, H, W)}, clean values: scaled latents or reduced features.
+        own_time: pass the known groups clean, at t = 1, to a network with a t per group
+            (`DiffusionTransformer.group_timesteps`, trained with `JointObjective.independent_timesteps`). Every sampler
+            then draws from the true conditional.
 
-    -> `denoise` and `draw` to call the sampler with, and a function (x, t = 1) -> x that puts the groups into a state
-    of the sampler as the network sees them at t: clean into its result.
+    Returns:
+        `denoise` and `draw` for the sampler, and a function (x, t = 1) -> x that replaces the known groups in a state
+        by the input of the network at t, which is their clean value at t = 1.
+
+    Examples:
+        >>> from redi.core.processes import FlowMatching
+        >>> from redi.core.samplers import Euler
+        >>> channels, process = Channels(image=1, dinov2=2), FlowMatching()
+        >>> known = {"dinov2": torch.full((1, 2, 4, 4), 7.0)}
+        >>> def denoise(x, t):
+        ...     return torch.zeros_like(x)
+        >>> denoise, draw, insert = clamped(denoise, process, lambda: torch.randn(1, 3, 4, 4), channels, known)
+        >>> x = insert(Euler(num_evaluations=2)(denoise, process, draw))
+        >>> torch.equal(x[:, 1:], known["dinov2"])
+        True
     """
     if not given:
         return denoise, draw, lambda x, t=1.0: x
-    first: list[Tensor] = []  # the noise of the path, and the given groups as a joint state
+    initial: list[Tensor] = []  # the initial noise, and the known groups as a joint state
 
-    def recorded() -> Tensor:
+    def draw_and_record() -> Tensor:
         noise = draw()
-        if not first:
-            known = dict(channels.split(torch.zeros_like(noise))) | {k: v.to(noise.dtype) for k, v in given.items()}
-            first.extend([noise, channels.join(known)])
+        if not initial:
+            groups = channels.split(torch.zeros_like(noise)) | {k: v.to(noise.dtype) for k, v in given.items()}
+            initial.extend([noise, channels.join(groups)])
         return noise
 
-    def put(x: Tensor, t: float = 1.0) -> Tensor:
-        noise, known = first
-        on_path = channels.split(known if own_time or t == 1 else process.mix(known, noise, t))
-        return channels.join(dict(channels.split(x)) | {name: on_path[name].to(x.dtype) for name in given})
+    def insert(x: Tensor, t: float = 1.0) -> Tensor:
+        noise, known = initial
+        groups = channels.split(known if own_time or t == 1 else process.mix(known, noise, t))
+        return channels.join(channels.split(x) | {name: groups[name].to(x.dtype) for name in given})
 
-    return lambda x, t: denoise(put(x, t), t), recorded, put
+    return lambda x, t: denoise(insert(x, t), t), draw_and_record, insert
 
 
 def times_with_given(process: Process, channels: Channels, given: Iterable[str]) -> Callable[[Tensor], Tensor]:
-    """The model's time input at t (N,): (N, groups), with t = 1 for the given groups."""
+    """Return the function t (N,) -> time input of the model (N, groups), with t = 1 for the given groups."""
     given = set(given)
 
     def model_time(t: Tensor) -> Tensor:
         times, clean = process.model_time(t), process.model_time(torch.ones_like(t))
         times, clean = (u if u.ndim == 2 else u[:, None].expand(-1, len(channels)) for u in (times, clean))
-        # Group by group, for a mask of them would have to be copied to the device.
+        # One group at a time, because a mask would have to be copied to the device.
         return torch.stack([(clean if name in given else times)[:, i] for i, name in enumerate(channels)], dim=1)
 
     return model_time
 
 
 def check_given(given: Mapping[str, Tensor], channels: Channels, shape: tuple[int, int, int]) -> None:
-    """Raises ValueError unless every group is one of the joint state's, with values for (N, H, W), and one is left;
-    TypeError for images in place of such values.
+    """Check the given groups, for `shape` = (N, H, W).
+
+    Raises:
+        ValueError: an unknown group, values of another shape, or no group left to sample.
+        TypeError: images instead of latents or features.
     """
     for name, group in given.items():
         if name not in channels:
-            raise ValueError(f"given names {name!r}: the joint state has {', '.join(channels)}")
+            raise ValueError(f"given names {name!r}: the channel groups are {', '.join(channels)}")
         expected = (shape[0], channels[name], *shape[1:])
         if tuple(group.shape) != expected:
-            raise ValueError(f"given[{name!r}] has shape {tuple(group.shape)}, but {expected} is needed")
+            raise ValueError(f"given[{name!r}] has shape {tuple(group.shape)}: must be {expected}")
         check_maps(group, f"the values of given[{name!r}]")
     if set(given) == set(channels):
-        raise ValueError("given names every group of the joint state: nothing is left to draw")
+        raise ValueError("given names every channel group: leave out at least one, which is then sampled")

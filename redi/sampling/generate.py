@@ -1,9 +1,10 @@
-"""Drawing images and their features from a trained model."""
+"""Generate images and their features with a trained model."""
 
 import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,19 +29,24 @@ log = logging.getLogger(__name__)
 
 @dataclass(repr=False)
 class Generated:
-    """What `generate` drew, in the order of `labels`, on the CPU."""
+    """The samples of `generate`, in the order of `labels`, on the CPU.
+
+    Examples:
+        >>> Generated(torch.zeros(2, 3, 8, 8).byte(), torch.zeros(2, 4, 8, 8), torch.tensor([0, 1]), {})
+        <Generated images (2, 3, 8, 8), x (2, 4, 8, 8), labels (2,)>
+    """
 
     images: Tensor  # (N, 3, S, S) uint8
     x: Tensor  # (N, C, H, W) float32, the joint state: latents and generated features
     labels: Tensor  # (N,) int64
     record: dict  # seed, sampler, guidance, function evaluations, network evaluations per image
-    trajectory: Tensor | None = None  # (K, N, C, H, W) float32: the joint states at `times`, where asked for
-    times: list[float] | None = None  # K, of the first state and after every step
+    trajectory: Tensor | None = None  # (K, N, C, H, W) float32, the joint states at `times`, if requested
+    times: list[float] | None = None  # K times: at the start and after every step
 
     def __repr__(self) -> str:
         tensors = {"images": self.images, "x": self.x, "labels": self.labels}
-        kept = [f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items() if tensor is not None]
-        return f"<Generated {', '.join(kept)}>"
+        shapes = [f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items() if tensor is not None]
+        return f"<Generated {', '.join(shapes)}>"
 
 
 RUNTIME = "model", "codec", "process", "labels", "weights", "first_index", "given", "own_time", "draw", "trajectory"
@@ -58,27 +64,42 @@ def generate(
     compile: str | bool = "auto",
     seed: int = 0,
 ) -> Generated:  # fmt: skip
-    """Draws one image per label. Image i depends on (seed, first_index + i), its label and the weights alone.
+    """Generate one image per label. Image i depends only on (seed, first_index + i), its label and the weights.
 
     Args:
-        labels: (N,) in [0, num_classes], or names of classes where the model came from a run that knows them.
-        weights: parameters to use in place of the model's own (an EMA).
-        given: {group: (N, C_m, H, W)}, the known parts of the joint state, as of `codec.channels.split(codec.encode(
-            images))`: the others are drawn given these, by clamping (see `redi.sampling.conditional`).
-        own_time: show the given groups clean, at a t of their own: for models trained with independent timesteps.
-        draw: noise to use in place of `seed`'s, each entry (N, C, H, W): the initial noise, then what the sampler draws
-            at its steps (an ODE sampler: nothing).
-        trajectory: return the joint states at the start and after every step too: (steps + 1) N C H W float32 numbers
-            on the CPU, and those of one batch on the device.
-        sampler: default: as in the paper, 250 evaluations of EulerMaruyama, or Ancestral for a DDPM.
-        guidance: rules, added up; none by default.
-        precision: of the network, as in `train`; the sampler's own arithmetic is float32.
-        compile: the network by torch.compile, on a GPU with CUDA graphs; 'auto': on a GPU. The last, smaller batch is
-            filled up, so that there is one graph for every number of conditions.
+        labels: class numbers (N,) in [0, num_classes], where num_classes is the null label. If the model comes from a
+            run with class names, these are accepted too.
+        weights: parameters to use instead of those of the model, such as an EMA.
+        first_index: index of the first image, for generating a set in parts.
+        given: {group: (N, C_m, H, W)}, known groups of the joint state, for example from `codec.channels.split(
+            codec.encode(images))`. The other groups are sampled given these (see `redi.sampling.conditional`).
+        own_time: pass the given groups clean, with their own t, to a model trained with independent timesteps.
+        draw: noise to use instead of that of `seed`, each entry (N, C, H, W): the initial noise, then the noise of the
+            steps of an SDE sampler.
+        trajectory: also return the joint states at the start and after every step. They take (steps + 1) N C H W
+            float32 numbers on the CPU, and the part of one batch on the device.
+        sampler: default, as in the paper: EulerMaruyama with 250 evaluations, or Ancestral for DDPM.
+        guidance: guidance rules, whose effects are added. Default: none.
+        batch_size: images per batch.
+        precision: precision of the network, as in `train`. The sampler computes in float32.
+        compile: whether to compile the network by torch.compile, on a GPU with CUDA graphs. 'auto': only on a GPU. The
+            last batch is padded to the full size, so that one graph per number of conditions is enough.
+        seed: seed of the noise.
 
     Raises:
-        ValueError: a label outside the range, a rule that this model cannot follow, the wrong kind of object, noise of
-            another shape or too little of it.
+        ValueError: a label outside the range, a rule or sampler that does not support the model, an object of the wrong
+            kind, or noise of another shape or in too few entries.
+
+    Examples:
+        >>> from redi.core.processes import FlowMatching
+        >>> from redi.core.samplers import Euler
+        >>> from redi.models.transformer import DiffusionTransformer
+        >>> codec = JointCodec()  # pixels, without a representation
+        >>> shape = {"channels": codec.channels, "grid": codec.grid(8), "num_classes": 10}
+        >>> model = DiffusionTransformer(**shape, patch_size=2, width=16, depth=1, num_heads=2)
+        >>> drawn = generate(model, codec, FlowMatching(), labels=[0, 3, 7], sampler=Euler(num_evaluations=4))
+        >>> drawn.images.shape, drawn.record["network_evaluations_per_image"]
+        (torch.Size([3, 3, 8, 8]), 4.0)
     """
     if sampler is None:
         sampler = Ancestral() if process.num_timesteps else EulerMaruyama()
@@ -88,26 +109,26 @@ def generate(
     check_generation(sampler, process, guidance, channels, state.num_classes)
     labels = torch.as_tensor(label_numbers(labels, state.class_names, "generate: labels"))
     check_number("generate.batch_size", batch_size)
-    check_number("generate.seed", seed, **SEED)
+    check_number("generate.seed", seed, SEED["least"], below=SEED["below"])
     if not labels.numel():
-        raise ValueError("generate takes at least one label, got none")
+        raise ValueError("generate: labels is empty: at least one label is needed")
     if labels.ndim != 1 or labels.is_floating_point():
         kind = f"{labels.dtype} of shape {tuple(labels.shape)}"
-        raise ValueError(f"generate: labels are a list of whole numbers or of names of classes, not {kind}")
+        raise ValueError(f"generate: labels must be a list of class numbers or class names, got {kind}")
     labels = labels.long()
     if not 0 <= labels.min() <= labels.max() <= null_label:
-        classes = f"classes 0 ... {null_label - 1} (and {null_label}, the null label)"
-        raise ValueError(f"labels run from {labels.min()} to {labels.max()}; this model has {classes}")
+        allowed = f"must be in 0 ... {null_label - 1}, or {null_label} for the null label"
+        raise ValueError(f"generate: labels range from {labels.min()} to {labels.max()}: {allowed}")
     if given:
         check_given(given, channels, (len(labels), *state.grid))
     shape = (channels.total, *state.grid)
     if draw is not None and (not len(draw) or any(tuple(noise.shape) != (len(labels), *shape) for noise in draw)):
-        raise ValueError(f"generate: draw takes tensors of shape {(len(labels), *shape)}, the initial noise first")
+        raise ValueError(f"generate: draw must be tensors of shape {(len(labels), *shape)}, the initial noise first")
     if trajectory and sampler.num_evaluations is None and len(labels) > batch_size:
-        rule = f"{type(sampler).__name__} chooses its times for each batch, so a trajectory needs one batch"
-        raise ValueError(f"generate.batch_size = {batch_size}: {rule}, of {len(labels)}")
+        why = f"{type(sampler).__name__} chooses its times for each batch, so a trajectory needs a single batch"
+        raise ValueError(f"generate.batch_size = {batch_size}: {why}; set it to {len(labels)}")
     trained_with = getattr(model, "trained_with", None)
-    for rule in guidance if trained_with and not first_index else ():  # images drawn in parts need it once
+    for rule in guidance if trained_with and not first_index else ():  # once for a set generated in parts
         if advice := rule.check_training(*trained_with):
             log.warning("%s", advice)
     device = next(model.parameters()).device
@@ -115,33 +136,36 @@ def generate(
     compiled = choose_compile(compile, device, "generate.compile")
     process = process.for_channels(channels, device)
     if own_time and not getattr(model, "has_group_times", False):
-        raise ValueError("own_time = True needs a model that takes each group's t (group_timesteps = True)")
+        what = "own_time = True needs a model with a t per channel group"
+        raise ValueError(f"{what}: train one with DiffusionTransformer.group_timesteps = True")
     model_time = times_with_given(process, channels, given or ()) if own_time else process.model_time
     network = _Network(model, weights or {}, how, compiled)
     batch_size = min(batch_size, len(labels))
-    images, states, paths, drawn = [], [], [], 0
+    images, states, paths, num_drawn = [], [], [], 0
     with torch.no_grad(), progress(total=len(labels), desc="sampling", unit="img") as bar:
         for start in range(0, len(labels), batch_size):
             count = min(batch_size, len(labels) - start)
-            # Compiled for one batch size: what fills up the last batch is thrown away.
+            # A compiled network has one batch size: the last batch is padded, and the padding is discarded.
             rows = torch.arange(start, start + (batch_size if compiled else count)).clamp(max=len(labels) - 1)
             y = labels[rows].to(device)
             indices = (first_index + rows).tolist()
-            noise = ImageNoise(seed, indices, shape, device) if draw is None else _replayed(draw, rows, device)
+            noise: Draw = ImageNoise(seed, indices, shape, device) if draw is None else _replayed(draw, rows, device)
             denoise = guided(network, guidance, channels, y, null_label, model_time)
-            known, path = {name: group[rows].to(device) for name, group in (given or {}).items()}, []
-            denoise, noise, put = clamped(denoise, process, noise, channels, known, own_time=own_time)
-            x = put(sampler(denoise, process, noise, **({"trajectory": path} if trajectory else {})))[:count]
-            paths.append([(t, put(state, t)[:count].cpu()) for t, state in path])
+            known = {name: group[rows].to(device) for name, group in (given or {}).items()}
+            path: list[tuple[float, Tensor]] = []
+            denoise, noise, insert = clamped(denoise, process, noise, channels, known, own_time=own_time)
+            recording: dict[str, Any] = {"trajectory": path} if trajectory else {}
+            x = insert(sampler(denoise, process, noise, **recording))[:count]
+            paths.append([(t, insert(state, t)[:count].cpu()) for t, state in path])
             images.append(codec.decode(x).cpu())
             states.append(x.cpu())
             bar.update(count)
-            drawn += len(rows)
+            num_drawn += len(rows)
     record = {
         "seed": seed if draw is None else None, "sampler": sampler.provenance(),
         "guidance": [rule.provenance() for rule in guidance], "given": sorted(given or ()), "precision": how.name,
         "function_evaluations": network.calls // len(states),
-        "network_evaluations_per_image": network.evaluations / drawn,
+        "network_evaluations_per_image": network.evaluations / num_drawn,
     }  # fmt: skip
     generated = Generated(torch.cat(images), torch.cat(states), labels, record)
     if trajectory:
@@ -151,13 +175,13 @@ def generate(
     return generated
 
 
-def _replayed(draw: Sequence[Tensor], rows: Tensor, device: torch.device) -> Draw:
-    """The rows of one tensor after the other."""
+def _replayed(draw: Sequence[Tensor] | Tensor, rows: Tensor, device: torch.device) -> Draw:
+    """Return a source of noise that yields these rows of one tensor after the other."""
 
     def replay() -> Iterator[Tensor]:
         for noise in draw:
             yield noise[rows.to(noise.device)].to(device, torch.float32)
-        raise ValueError(f"generate: draw has {len(draw)} tensors, and the sampler draws more noise than that")
+        raise ValueError(f"generate: draw has {len(draw)} tensors, but the sampler needs more: add one for each step")
 
     return replay().__next__
 
@@ -165,38 +189,38 @@ def _replayed(draw: Sequence[Tensor], rows: Tensor, device: torch.device) -> Dra
 def check_generation(
     sampler: Sampler | None, process: Process, guidance: Sequence[Guidance], channels: Channels, num_classes: int
 ) -> None:
-    """Raises ValueError for the wrong kind of object, or a sampler or rule that such a model cannot follow."""
+    """Raise ValueError for an object of the wrong kind, or a sampler or rule that does not support the model."""
     if sampler is not None:
         samplers.check(sampler, "generate.sampler")
         sampler.check(process)
     if not isinstance(guidance, Sequence):
-        raise ValueError("generate.guidance takes a list of rules: set, for example, [guidance.ClassifierFree()]")
+        raise ValueError("generate.guidance must be a list of rules, for example [guidance.ClassifierFree()]")
     for rule in guidance:
         guidance_rules.check(rule, "generate.guidance")
         rule.check(channels, num_classes)
         try:
-            total_weights([rule], channels, t=0.5)  # a scale that is no number shows now
+            total_weights([rule], channels, t=0.5)  # raises TypeError if the scale is not a number
         except TypeError as error:
             settings = ", ".join(f"{type(rule).__name__}.{name} = {value!r}" for name, value in vars(rule).items())
-            raise ValueError(f"{settings}: one of these is of the wrong type ({error})") from error
+            raise ValueError(f"{settings}: one of these values has the wrong type ({error})") from error
 
 
 class _Network:
-    """The model with `weights`, in some precision, which counts evaluations; the caller's module stays as it is."""
+    """A copy of the model with `weights` and a precision, which counts evaluations. The model itself is not changed."""
 
     def __init__(self, model: nn.Module, weights: Mapping[str, Tensor], how: Precision, compiled: bool):
-        taken = {id(p): weights.get(name, p) for name, p in model.named_parameters()}
-        own = {key: nn.Parameter(tensor.detach(), requires_grad=False) for key, tensor in taken.items()}
-        net = copy.deepcopy(model, own).eval()  # what is in `own` is taken, not copied
+        tensors = {id(p): weights.get(name, p) for name, p in model.named_parameters()}
+        memo = {key: nn.Parameter(tensor.detach(), requires_grad=False) for key, tensor in tensors.items()}
+        net = copy.deepcopy(model, memo).eval()  # parameters in `memo` are used as they are, not copied
         device = next(net.parameters()).device
         choose_attention_of(net, device, how.dtype)
         self.how, self.graphs = how, compiled and device.type == "cuda"
         self.predict = compile_full_graph(net, "reduce-overhead" if self.graphs else None) if compiled else net
-        self.calls = self.evaluations = 0  # one per function evaluation of a batch; of an image under a condition
+        self.calls = self.evaluations = 0  # calls count batches; evaluations count images times conditions
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         self.calls += 1
         self.evaluations += len(x)
         with matmul_precision(self.how.name), self.how.autocast(x.device):
             prediction = self.predict(x, t, y)
-        return prediction.to(torch.float32, copy=self.graphs)  # a copy, for the next replay writes to the same memory
+        return prediction.to(torch.float32, copy=self.graphs)  # copied, because the next replay reuses the memory

@@ -1,4 +1,4 @@
-"""Labels as people write them: numbers, or the names of classes."""
+"""Labels as class numbers or class names."""
 
 from collections.abc import Collection, Sequence
 
@@ -8,21 +8,26 @@ from redi.runtime.spelling import did_you_mean, few
 
 
 def label_numbers(labels: Collection, class_names: Sequence[str] | None, argument: str):
-    """`labels` with numbers in place of class names. Raises ValueError for a name that is not one of `class_names`."""
+    """Replace class names in `labels` by class numbers. Raises ValueError for an unknown name.
+
+    Examples:
+        >>> label_numbers(["dog", 0], ["cat", "dog"], "labels")
+        [1, 0]
+    """
     if isinstance(labels, str | int):
-        raise ValueError(f"{argument} = {labels!r}: it takes a list, as [{labels!r}]")
+        raise ValueError(f"{argument} = {labels!r}: must be a list, such as [{labels!r}]")
     if isinstance(labels, Tensor) or not any(isinstance(label, str) for label in labels):
         return labels
     if not class_names:
-        raise ValueError(f"{argument} = {labels!r}: this run knows no names of classes; give their numbers")
+        raise ValueError(f"{argument} = {labels!r}: this run has no class names; use class numbers")
     number_of = {name: number for number, name in enumerate(class_names)}
     if unknown := [label for label in labels if isinstance(label, str) and label not in number_of]:
-        nearest, known = did_you_mean(unknown[0], class_names), few(class_names, 10)
-        raise ValueError(f"{argument}: no class is named {unknown[0]!r}{nearest} (the classes are {known})")
+        nearest, names = did_you_mean(unknown[0], class_names), few(class_names, 10)
+        raise ValueError(f"{argument}: no class is named {unknown[0]!r}{nearest} (the classes are {names})")
     return [number_of.get(label, label) for label in labels]
 
 
 def captions(labels: Tensor, class_names: Sequence[str] | None) -> list[str]:
-    """(N,) labels -> the names of their classes; the number of a class without a name, and of the null label."""
+    """Return the class names of labels (N,). Classes without a name, and the null label, get their number."""
     names = class_names or ()
     return [names[label] if label < len(names) else str(label) for label in labels.tolist()]

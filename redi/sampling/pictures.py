@@ -1,4 +1,4 @@
-"""Pictures: grids of images above their features, all in one colour basis."""
+"""Pictures: grids of images above their features, which share one colour basis."""
 
 import math
 from collections.abc import Sequence
@@ -18,8 +18,18 @@ WHITE, GREY = (255, 255, 255), (90, 90, 90)
 
 
 class ColourBasis:
-    """A fixed map from each representation's channels to RGB, so that equal features have equal colours everywhere: the
-    first three (or fewer) principal components of the *training* features, from their 1st to their 99th percentile.
+    """A fixed map from the channels of each representation to RGB, so that colours are comparable between pictures.
+
+    The colours are the first three principal components of the training features, scaled from their 1st to their 99th
+    percentile.
+
+    Examples:
+        >>> channels = Channels(image=4, dinov2=8)
+        >>> x = torch.randn(16, 12, 4, 4)
+        >>> colours = ColourBasis.fit(channels, x)
+        >>> rgb = colours("dinov2", x[:, 4:])
+        >>> rgb.shape, rgb.dtype
+        (torch.Size([16, 3, 4, 4]), torch.uint8)
     """
 
     def __init__(self, tensors: dict[str, Tensor]):
@@ -27,7 +37,7 @@ class ColourBasis:
 
     @classmethod
     def fit(cls, channels: Channels, x: Tensor) -> "ColourBasis":
-        """From a sample of joint states (N, C, H, W), as `JointCodec.encode_sample` gives."""
+        """Fit the basis to joint states (N, C, H, W), such as those of `JointCodec.encode_sample`."""
         tensors = {}
         for name in channels.representations:
             rows = rearrange(channels.split(x)[name], "n r h w -> (n h w) r").double()
@@ -35,14 +45,14 @@ class ColourBasis:
             vectors = PCA().rows((rows - mean).T @ (rows - mean))[:3]
             colours = (rows - mean) @ vectors.T
             edges = torch.tensor([0.01, 0.99], dtype=torch.float64)
-            some = colours[:: len(colours) // 200_000 + 1]  # quantile refuses more than 16 million values
-            low, high = some.quantile(edges, dim=0)
+            subset = colours[:: len(colours) // 200_000 + 1]  # torch.quantile allows at most 16 million values
+            low, high = subset.quantile(edges, dim=0)
             for key, value in {"mean": mean, "rows": vectors, "low": low, "high": high}.items():
                 tensors[f"{name}/{key}"] = value.float()
         return cls(tensors)
 
     def __call__(self, name: str, features: Tensor) -> Tensor:
-        """(N, R, H, W) of one representation -> (N, 3, H, W) uint8."""
+        """Map features (N, R, H, W) of one representation to colours (N, 3, H, W), uint8."""
         mean, rows, low, high = (self.tensors[f"{name}/{key}"] for key in ("mean", "rows", "low", "high"))
         colours = torch.einsum("cr,nrhw->nchw", rows, features.cpu().float() - mean[:, None, None])
         scaled = (colours - low[:, None, None]) / (high - low)[:, None, None]
@@ -54,11 +64,22 @@ def sample_grid(
     drawn, codec: JointCodec, colours: ColourBasis, title: str = "", columns: int = 10,
     class_names: Sequence[str] | None = None,
 ) -> Image.Image:  # fmt: skip
-    """Images in rows of `columns`, each above its features, under the name (or number) of its class.
+    """Draw a grid of images, each with its class name (or number) above and its features below.
 
     Args:
-        drawn: has images (N, 3, S, S) uint8, x (N, C, H, W) and labels (N,), as `Generated`; without x (None) the
-            images stand alone.
+        drawn: an object with images (N, 3, S, S) uint8, x (N, C, H, W) and labels (N,), such as `Generated`. If x is
+            None, features are left out.
+        codec: the codec of x.
+        colours: the colour basis of the features.
+        title: a line above the grid.
+        columns: images per row.
+        class_names: names to write instead of class numbers.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> drawn = SimpleNamespace(images=torch.zeros(4, 3, 8, 8).byte(), x=None, labels=torch.arange(4))
+        >>> sample_grid(drawn, JointCodec(), ColourBasis({}), columns=2).size  # thumbnails of 64 pixels
+        (140, 166)
     """
     layers = [drawn.images]
     if drawn.x is not None:
@@ -68,7 +89,7 @@ def sample_grid(
 
 
 def tile(layers: Sequence[Sequence[Image.Image]], labels: Sequence[int | str], title: str, columns: int) -> Image.Image:
-    """One picture from stacks of equally large pictures: entry i shows layers[0][i] above layers[1][i] ..."""
+    """Tile pictures of equal size into one picture. Entry i shows layers[0][i] above layers[1][i] and so on."""
     cell, gap, top = layers[0][0].width, 4, 22 if title else 4
     rows = -(-len(labels) // columns)
     height = len(layers) * (cell + 1) + gap + 12
@@ -85,7 +106,7 @@ def tile(layers: Sequence[Sequence[Image.Image]], labels: Sequence[int | str], t
 
 
 def _clipped(pen: ImageDraw.ImageDraw, text: str, width: int) -> str:
-    """In one line, and no wider than this many pixels."""
+    """Shorten a text to one line of at most `width` pixels."""
     text, whole = " ".join(text.split()), True
     while text and pen.textlength(text if whole else text + "…") > width:
         text, whole = text[:-1], False
@@ -93,7 +114,7 @@ def _clipped(pen: ImageDraw.ImageDraw, text: str, width: int) -> str:
 
 
 def stack(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures one under the other."""
+    """Stack pictures vertically."""
     sheet = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), WHITE)
     for i, picture in enumerate(pictures):
         sheet.paste(picture, (0, sum(p.height for p in pictures[:i])))
@@ -101,7 +122,7 @@ def stack(pictures: Sequence[Image.Image]) -> Image.Image:
 
 
 def thumbnails(images: Tensor, like: Tensor) -> list[Image.Image]:
-    """(N, 3, H, W) uint8 -> PIL pictures of the size that suits `like`; small ones keep their pixels' edges."""
+    """Convert (N, 3, H, W) uint8 to PIL pictures, sized for images `like`. Enlarged images keep sharp pixels."""
     size = max(64, like.shape[-1]) if like.shape[-1] < 192 else 128
     rule = Image.Resampling.NEAREST if check_images(images).shape[-1] < size else Image.Resampling.LANCZOS
     arrays = images.permute(0, 2, 3, 1).contiguous().numpy()
@@ -109,19 +130,21 @@ def thumbnails(images: Tensor, like: Tensor) -> list[Image.Image]:
 
 
 def num_columns(labels: Tensor, most: int = 10) -> int:
-    """Columns of a sheet whose columns are classes: as many for each class at hand as fit into `most` and it fills;
-    `most` where there is only one class.
+    """Return the number of columns of a sheet in which every column shows one class.
+
+    All classes in `labels` get the same number of columns, limited by `most` and by the number of images of the
+    smallest class. With a single class there are `most` columns.
     """
     counts = labels.unique(return_counts=True)[1].tolist()
     return min(most, len(counts) * max(1, min(most // len(counts), *counts))) if len(counts) > 1 else most
 
 
 def class_ordered(labels: Tensor, columns: int, rows: int) -> Tensor:
-    """Positions of at most rows x columns entries, row by row, such that every column shows one class."""
+    """Return indices of at most rows x columns labels, row by row, so that every column shows one class."""
     classes = labels.unique()[:columns]
     rows_of_class = rows * (columns // len(classes))
     positions = [(labels == label).nonzero().flatten()[:rows_of_class] for label in classes]
-    if len(positions) == 1:  # unlabelled: just the first ones
+    if len(positions) == 1:  # unlabelled
         return torch.arange(min(len(labels), rows * columns))
     shortest = min(len(members) for members in positions)
     return torch.tensor([int(members[i]) for i in range(shortest) for members in positions])

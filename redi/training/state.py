@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from redi.core.ema import AveragedWeights
 from redi.core.objective import JointObjective
 from redi.core.plug_ins import plug_ins, warn_of_edits
-from redi.core.snr_table import noise_table, spreads
+from redi.core.snr_table import snr_table, spreads
 from redi.data.cache.cache import EncodedRows
 from redi.data.storage.contents import same_images
 from redi.fusion.merged import with_one_bias
@@ -83,8 +83,10 @@ class TrainingState:
         names = dataset.num_classes > 1 and dataset.class_names and list(dataset.class_names[: dataset.num_classes])
         if self.processes.is_first:
             warn_of_edits(record, self.folder(record["step"]), *components)
-            log.info("%s", noise_table(channels, loss_of.process, loss_of.weights, record["spread"]))
-        self.history = History(self.run_dir, record["step"], self.model, self.processes, self.codec, dataset.image_size)
+            log.info("%s", snr_table(channels, loss_of.process, loss_of.weights, record["spread"]))
+        self.history = History(
+            self.run_dir, record["step"], self.model, self.processes, self.codec, dataset.image_size
+        )
         self.description = {
             "model_arguments": {**model_arguments, "channels": dict(channels)},
             "image_size": dataset.image_size, "seed": seed, "dataset": dataset.fingerprint(),

@@ -59,12 +59,12 @@ def test_a_mistake_in_a_file_is_shown_with_file_and_line(tmp_path):
 
 def test_a_macro_that_is_never_set_is_refused_with_its_use_and_the_nearest_name():
     text = refusal("PCA.rank = %rnak", "rank = 3")
-    assert text == "the macro %rnak is used but never set; did you mean 'rank'?\n    PCA.rank = %rnak"
+    assert text == "the macro %rnak is used but not set; did you mean 'rank'?\n    PCA.rank = %rnak"
 
 
 def test_an_unknown_file_is_refused_with_the_shipped_ones():
     text = refusal(files=["digit.gin"])
-    assert text.startswith("no gin file digit.gin, neither here nor among the shipped ones (base.gin, ")
+    assert text.startswith("no gin file digit.gin, neither in the current folder nor among the shipped files (")
     assert text.endswith("; did you mean 'digits.gin'?")
 
 
@@ -93,7 +93,8 @@ def test_a_line_that_is_no_binding_is_refused_with_its_place(tmp_path):
 
 def test_an_unclosed_bracket_is_refused_with_the_file(tmp_path):
     (tmp_path / "mine.gin").write_text("generate.guidance = [\n")
-    assert refusal(files=[tmp_path / "mine.gin"]) == f"a bracket or a string in {tmp_path / 'mine.gin'} is never closed"
+    text = refusal(files=[tmp_path / "mine.gin"])
+    assert text == f"a bracket or string in {tmp_path / 'mine.gin'} is not closed: close it"
 
 
 @pytest.mark.parametrize("name", ["train.run_dir", "Merged.width", "DiffusionTransformer.grid", "evaluate.dataset"])
@@ -219,10 +220,10 @@ def test_an_error_in_what_is_bound_is_not_taken_for_nothing_bound():
 
 def test_an_argument_without_default_is_named_where_nothing_is_bound():
     config.parse([], ["train.dataset = @datasets.ImageFolder()"])
-    with pytest.raises(ValueError, match="^nothing is bound to ImageFolder.path, which has no default$"):
+    with pytest.raises(ValueError, match="^ImageFolder.path must be bound: there is no default$"):
         config.bound("train.dataset")
     config.parse([], ["Representation.encoder = @encoders.DomainEncoder()"])
-    with pytest.raises(ValueError, match="^nothing is bound to Representation.reducer, which has no default$"):
+    with pytest.raises(ValueError, match="^Representation.reducer must be bound: there is no default$"):
         config.call(Representation)
 
 
@@ -300,7 +301,7 @@ def test_the_operative_text_parses_back_with_what_was_handed_over(tmp_path):
     assert all(value == before.get(key, value) for key, value in after.items())
 
 
-# ---- another configuration for a while
+# ---- another configuration for a time
 
 
 @pytest.mark.parametrize("locked", [True, False])
@@ -472,7 +473,7 @@ def idle(*bindings: str) -> list[str]:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_everything_in_a_shipped_file_has_an_effect(name):
     config.parse([name])
-    if "train.codec" not in config.statements(config.full_text()):  # it is added to a file that has the rest
+    if "train.codec" not in config.statements(config.full_text()):  # the file is added to one with the rest
         config.parse(["cifar10_experiment.gin" if name.startswith("cifar10") else "imagenet.gin", name])
     replaces = "ImageFolder." if name in ("hugging_face.gin", "web_dataset.gin") else "nothing"  # in the file before it
     assert [binding for binding in config.without_effect(entry_points) if replaces not in binding] == []
@@ -499,13 +500,13 @@ def test_macros_scopes_and_components_in_use_have_an_effect():
 
 
 def test_bindings_of_a_class_that_is_called_plainly_have_no_effect():
-    # Without train.ema the trainer takes EMA itself, which gin does not see.
+    # Without train.ema the trainer uses EMA itself, without gin.
     config.parse([], ["EMA.decay = 0.5"])
     assert config.without_effect([train]) == ["EMA.decay"]
 
 
 def test_what_is_without_effect_is_what_gin_never_uses():
-    # Independent of the walk over references: gin's own record of what was called.
+    # The record of gin, which is independent of the walk over references.
     config.parse(["digits.gin"], ["mine/PCA.rank = 3", "PCA.scale = 'raw'", "SparseRandomProjection.rank = 2"])
     config.call(takes_counted, counted=config.bound("train.codec"))
     called = config.statements(config.operative_text())

@@ -80,5 +80,5 @@ def test_a_stored_average_is_copied():
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5])
 def test_a_decay_outside_zero_and_one_is_refused(decay):
-    with pytest.raises(ValueError, match=rf"EMA.decay = {decay} lies outside \[0, 1\)"):
+    with pytest.raises(ValueError, match=rf"EMA.decay = {decay}: must be in \[0, 1\)"):
         EMA(model=model(0.0), decay=decay)

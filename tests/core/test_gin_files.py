@@ -13,7 +13,7 @@ import_all()
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """Writes gin files below a folder, in whose sub-folder `here` the test runs."""
+    """Write gin files in a folder and run the test in its subfolder `here`."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
@@ -77,8 +77,8 @@ def test_a_file_may_include_the_shipped_one_of_its_name(files):
 
 def test_files_that_include_one_another_are_named(files):
     files(here__one="include 'two.gin'", here__two="include 'one.gin'", here__self="include 'self.gin'")
-    assert refusal("one.gin").startswith("a gin file that includes itself: one.gin -> two.gin -> one.gin. Drop one")
-    assert refusal("self.gin").startswith("a gin file that includes itself: self.gin -> self.gin. ")
+    assert refusal("one.gin").startswith("a gin file includes itself: one.gin -> two.gin -> one.gin. Remove one")
+    assert refusal("self.gin").startswith("a gin file includes itself: self.gin -> self.gin. ")
 
 
 def test_two_includes_of_one_file_are_no_circle(files):
@@ -89,7 +89,7 @@ def test_two_includes_of_one_file_are_no_circle(files):
 def test_a_byte_order_mark_is_skipped_in_named_included_and_saved_files(files):
     folder = files(here__one=b"\xef\xbb\xbfinclude 'two.gin'\n", here__two=b"\xef\xbb\xbfPCA.rank = 7\n")
     assert rank("one.gin") == 7
-    config.parse([], [], found=[folder / "here" / "two.gin"])
+    config.parse([], [], saved=[folder / "here" / "two.gin"])
     assert config.bound("PCA.rank") == 7
 
 

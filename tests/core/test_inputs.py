@@ -1,4 +1,4 @@
-"""Images that are not uint8 (N, 3, H, W) are refused wherever images are taken, and what the message says helps."""
+"""Images that are not uint8 (N, 3, H, W) are refused by every component, and the advice in the message works."""
 
 import re
 
@@ -38,17 +38,17 @@ WRONG_SHAPES = {
 
 
 def refuses(take) -> None:
-    """Asserts that `take`, a function of images, refuses all that they must not be."""
-    assert issubclass(WrongType, TypeError) and issubclass(WrongType, ValueError)  # which programs explain
+    """Assert that `take`, a function of images, refuses wrong images."""
+    assert issubclass(WrongType, TypeError) and issubclass(WrongType, ValueError)  # see its docstring
     for cases, error in ((WRONG_DTYPES, WrongType), (WRONG_SHAPES, ValueError)):
         for images in cases.values():
             got = re.escape(str(tuple(images.shape))) if isinstance(images, Tensor) else type(images).__name__
-            with pytest.raises(error, match=rf"images are uint8 \(N, 3, [HS], [WS]\), but got .*{got}"):
+            with pytest.raises(error, match=rf"images (are|must be) uint8 \(N, 3, [HS], [WS]\), (but )?got .*{got}"):
                 take(images)
 
 
 class Patches(Encoder):
-    """The least that a plug-in implements."""
+    """A minimal plug-in."""
 
     dim = 12
 
@@ -60,7 +60,7 @@ class Patches(Encoder):
 
 
 class Own(Patches):
-    """A plug-in that reads the images by itself in each of its methods."""
+    """A plug-in whose methods read the images themselves."""
 
     def pooled(self, images: Tensor) -> Tensor:
         return images.float().mean(dim=(2, 3))
@@ -75,7 +75,7 @@ class Backbone(nn.Module):
 
 
 class Mixed(Backbone, Encoder):
-    """A plug-in whose features come from a class that knows nothing of this library."""
+    """A plug-in that gets its features from a class outside the library."""
 
     dim = 3
 
@@ -100,7 +100,7 @@ class Halves(Autoencoder):
 
 
 class Shifted(Reducer):
-    """A plug-in with a fit of its own."""
+    """A plug-in with its own fit."""
 
     def __init__(self, *, rank: int = 2):
         super().__init__(rank=rank)
@@ -125,7 +125,7 @@ class Shifted(Reducer):
 
 @pytest.mark.parametrize("encoder_class", [*encoders.values(), Patches, Own, Mixed])
 def test_every_method_of_every_encoder_that_takes_images_refuses_others(encoder_class):
-    encoder = encoder_class()  # without weights: what is refused needs none
+    encoder = encoder_class()  # without weights, which are not needed
     inputs = [encoder.inputs] if hasattr(encoder, "inputs") else []
     for take in (encoder, encoder.forward, encoder.pooled, encoder.metric_features, *inputs):
         refuses(take)
@@ -140,9 +140,9 @@ def test_every_autoencoder_refuses_other_images_and_bytes_for_latents(autoencode
     refuses(autoencoder.moments)
     refuses(JointCodec(autoencoder=autoencoder).precompute)
     refuses(JointCodec(autoencoder=autoencoder).encode)
-    with pytest.raises(TypeError, match=r"latents are floating-point \(N, C, H, W\), but got torch.uint8"):
+    with pytest.raises(TypeError, match=r"latents must be floating-point \(N, C, H, W\), got torch.uint8"):
         autoencoder.decode(IMAGES)
-    with pytest.raises(ValueError, match=r"latents are floating-point \(N, C, H, W\), but got \(3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"latents must be floating-point \(N, C, H, W\), got \(3, 8, 8\)"):
         autoencoder.decode(UNIT[0])
 
 
@@ -156,13 +156,13 @@ def test_what_is_not_refused_is_what_a_plug_in_makes_of_it():
 @pytest.mark.parametrize("reducer_class", [PCA, Shifted])
 def test_reducers_take_features_and_no_images(reducer_class):
     reducer, features = reducer_class(rank=2), Patches()(IMAGES)
-    with pytest.raises(TypeError, match="features and latents are floating-point .* got torch.uint8: images must be"):
+    with pytest.raises(TypeError, match="latents must be floating-point .* got torch.uint8: encode images"):
         reducer.fit([features, IMAGES])
     reducer.fit([features])
     for take in (reducer, reducer.project):
         with pytest.raises(TypeError, match="got torch.uint8"):
             take(IMAGES)
-        with pytest.raises(ValueError, match=r"floating-point \(N, C, H, W\), but got \(12, 4, 4\)"):
+        with pytest.raises(ValueError, match=r"floating-point \(N, C, H, W\), got \(12, 4, 4\)"):
             take(features[0])
 
 
@@ -174,15 +174,15 @@ def test_the_library_refuses_other_images_wherever_they_go_in():
     refuses(JointCodec(representations=[representation]).encode)
     refuses(lambda images: thumbnails(images, like=IMAGES))
     for images in (UNIT, IMAGES.movedim(1, 3)):
-        with pytest.raises((TypeError, ValueError), match="images are uint8"):
+        with pytest.raises((TypeError, ValueError), match="images (are|must be) uint8"):
             features_of(Own(), images, 0)
 
 
 def test_images_are_no_joint_state():
     codec, channels = JointCodec(), Channels(image=3, z=1)
-    with pytest.raises(TypeError, match="expected a joint state, got torch.uint8 .*: JointCodec.encode makes it"):
+    with pytest.raises(TypeError, match="joint state, got torch.uint8 .*: encode images with JointCodec"):
         codec.decode(IMAGES)
-    with pytest.raises(TypeError, match=r"given\['image'\] are floating-point .* got torch.uint8: images must be enco"):
+    with pytest.raises(TypeError, match=r"given\['image'\] must be floating-point .* got torch.uint8: encode images"):
         check_given({"image": IMAGES}, channels, (2, 8, 8))
     check_given({"image": codec.encode(IMAGES)}, channels, (2, 8, 8))
 
@@ -220,7 +220,7 @@ def test_a_data_set_of_other_images_is_refused_with_its_name_and_the_images(imag
 
 
 class Tokens(Patches):
-    """A plug-in that forgot to bring its tokens back to the grid."""
+    """A plug-in that does not reshape its tokens to the grid."""
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images).flatten(2).mT  # (N, P, E)
@@ -228,9 +228,9 @@ class Tokens(Patches):
 
 def test_an_encoder_without_a_grid_is_refused_by_name(tmp_path):
     codec = JointCodec(alignment=Tokens())
-    with pytest.raises(ValueError, match=r"features of Tokens are floating-point \(N, C, H, W\), but got \(2, 16"):
+    with pytest.raises(ValueError, match=r"features of Tokens must be floating-point \(N, C, H, W\), got \(2, 16"):
         codec.precompute(IMAGES)
-    with pytest.raises(ValueError, match="features of Tokens are floating-point"):
+    with pytest.raises(ValueError, match="features of Tokens must be floating-point"):
         sample = {"num_images": 4, "seed": 0, "batch_size": 2, "device": torch.device("cpu")}
         fit_reducer(tmp_path, PCA(rank=2), Tokens(), Digits(split="held_out"), **sample)
 

@@ -55,7 +55,7 @@ def analytic(x):
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 def test_the_exact_trace_gives_the_analytic_density_of_a_correlated_gaussian(process):
-    # What remains is the margin of 1e-3 at a pole: data is taken for the state there. VP leaves 1 % of noise.
+    # The rest is the error of the margin of 1e-3 at a pole, where the state counts as data. VP leaves 1 % of noise.
     x = samples()
     found = log_likelihood(exact_field(process), process, x, exact=True, rtol=1e-6, atol=1e-6).log_likelihood
     poles = process.t_range() != (0.0, 1.0)
@@ -93,7 +93,7 @@ def test_float32_is_enough():
 
 
 def test_hutchinson_s_estimate_is_unbiased():
-    # 4,000 samples at one place, each with a probe of its own: the mean is within four standard errors.
+    # 4,000 samples at one place, each with its own probe: the mean is within four standard errors.
     x = samples(1).expand(4000, -1, -1, -1)
     settings = {"method": "rk4", "num_steps": 10}
     process = FlowMatching()
@@ -123,7 +123,7 @@ def test_a_sample_s_probes_are_a_function_of_seed_and_index():
 
 
 def test_given_probes_take_the_place_of_the_seed_s():
-    # The trace of a 4 x 4 matrix is the mean over the 16 vectors of signs, and 4 of them that are orthogonal suffice.
+    # The trace of a 4 x 4 matrix is the mean over all 16 sign vectors. Four orthogonal ones are enough.
     signs = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], dtype=torch.float64)
     x, field, settings = samples(), exact_field(GVP()), {"method": "rk4", "num_steps": 5}
     probes = signs.reshape(4, 1, 2, 1, 2).expand(4, *x.shape)
@@ -135,7 +135,7 @@ def test_given_probes_take_the_place_of_the_seed_s():
 @pytest.mark.parametrize("settings", [{"probes": []}, {"probes": [torch.ones(6, 2, 1)]}, {"exact": True}])
 def test_probes_that_do_not_fit_are_refused(settings):
     x = samples()
-    with pytest.raises(ValueError, match=r"probes takes tensors of shape \(6, 2, 1, 2\)"):
+    with pytest.raises(ValueError, match=r"probes must be tensors of shape \(6, 2, 1, 2\)"):
         log_likelihood(exact_field(GVP()), GVP(), x, **({"probes": [torch.ones_like(x)]} | settings))
 
 
@@ -158,7 +158,7 @@ def test_the_evaluations_are_counted():
 
 
 def test_a_trained_model_s_likelihood_is_found_through_guidance_without_a_trace_in_it():
-    # The form of the docstring's example. The untrained network predicts 0, so the state stays where it is: N(0, 1).
+    # The form of the docstring's example. The untrained network predicts 0, so the state does not change: N(0, 1).
     channels = Channels(image=1, z=1)
     model = DiffusionTransformer(
         channels=channels, grid=(4, 4), num_classes=3, width=16, depth=1, num_heads=2, patch_size=2

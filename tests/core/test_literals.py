@@ -53,7 +53,7 @@ MESSAGES = [
     (int, 1, 50.0, "an integer; write 50"),
     (int, 1, 2.5, "an integer"),
     (int, 1, "3", "an integer; write 3"),
-    (int, 7, None, "an integer; leave it out for 7"),
+    (int, 7, None, "an integer; omit it for the default 7"),
     (float, 1.0, "1e-4", "a number; write 0.0001"),
     (bool, True, "False", "True or False; write False"),
     (bool, True, "false", "True or False; write False"),
@@ -71,7 +71,7 @@ MESSAGES = [
 
 @pytest.mark.parametrize(("annotation", "default", "value", "expected"), MESSAGES, ids=str)
 def test_a_mismatch_says_what_is_taken_and_what_to_write(annotation, default, value, expected):
-    assert mismatch("A.x", value, argument(annotation, default)) == f"A.x = {value!r}: it takes {expected}"
+    assert mismatch("A.x", value, argument(annotation, default)) == f"A.x = {value!r}: must be {expected}"
 
 
 def test_the_default_itself_is_taken():
@@ -81,7 +81,7 @@ def test_the_default_itself_is_taken():
 
 @pytest.mark.parametrize("value", [-1, 2**64, [0, 2**64]])
 def test_a_seed_that_draws_what_another_one_draws_is_refused(value):
-    assert mismatch("A.seeds", value, argument(Any, None)).endswith("a seed is an integer in 0 ... 2**64 - 1")
+    assert mismatch("A.seeds", value, argument(Any, None)).endswith("must be an integer in 0 ... 2**64 - 1")
     assert mismatch("A.size", value, argument(Any, None)) is None
     assert mismatch("A.seed", 2**64 - 1, argument(int, 0)) is None
 
@@ -102,18 +102,18 @@ class NamesWhatIsNowhere:
 
 
 BINDINGS = [
-    ("train.num_steps = 50.0", "train.num_steps = 50.0: it takes an integer; write 50"),
-    ("train.seed = '3'", "train.seed = '3': it takes an integer; write 3"),
-    ("train.seed = None", "train.seed = None: it takes an integer; leave it out for 0"),
-    ("train.seed = 18446744073709551616", "train.seed = 18446744073709551616: a seed is an integer in 0 ... 2**64 - 1"),
-    ("DiffusionTransformer.depth = 2.0", "DiffusionTransformer.depth = 2.0: it takes an integer or None; write 2"),
-    ("reducers.PCA.rank = 2.5", "PCA.rank = 2.5: it takes an integer"),
-    ("FlowMatching.reversed = 'False'", "FlowMatching.reversed = 'False': it takes True or False; write False"),
-    ("evaluator/DomainEncoder.seed = '1'", "evaluator/DomainEncoder.seed = '1': it takes an integer; write 1"),
-    ("AdamW.lr = '1e-4'", "AdamW.lr = '1e-4': it takes a number; write 0.0001"),
-    ("TinyVAE.batch_size = 8.0", "TinyVAE.batch_size = 8.0: it takes an integer; write 8"),  # of a base class
-    ("steps = 9.0\ntrain.num_steps = %steps", "train.num_steps = 9.0: it takes an integer; write 9"),
-    ("a = %b\nb = ['x', 1]\nsample.export = %a", "sample.export = ['x', 1]: it takes a list [text in quotes]"),
+    ("train.num_steps = 50.0", "train.num_steps = 50.0: must be an integer; write 50"),
+    ("train.seed = '3'", "train.seed = '3': must be an integer; write 3"),
+    ("train.seed = None", "train.seed = None: must be an integer; omit it for the default 0"),
+    ("train.seed = 18446744073709551616", "train.seed = 18446744073709551616: must be an integer in 0 ... 2**64 - 1"),
+    ("DiffusionTransformer.depth = 2.0", "DiffusionTransformer.depth = 2.0: must be an integer or None; write 2"),
+    ("reducers.PCA.rank = 2.5", "PCA.rank = 2.5: must be an integer"),
+    ("FlowMatching.reversed = 'False'", "FlowMatching.reversed = 'False': must be True or False; write False"),
+    ("evaluator/DomainEncoder.seed = '1'", "evaluator/DomainEncoder.seed = '1': must be an integer; write 1"),
+    ("AdamW.lr = '1e-4'", "AdamW.lr = '1e-4': must be a number; write 0.0001"),
+    ("TinyVAE.batch_size = 8.0", "TinyVAE.batch_size = 8.0: must be an integer; write 8"),  # of a base class
+    ("steps = 9.0\ntrain.num_steps = %steps", "train.num_steps = 9.0: must be an integer; write 9"),
+    ("a = %b\nb = ['x', 1]\nsample.export = %a", "sample.export = ['x', 1]: must be a list [text in quotes]"),
 ]
 
 
@@ -142,7 +142,7 @@ def test_a_reference_is_not_taken_for_a_literal():
 
 def test_a_configuration_saved_by_an_earlier_version_opens_as_it_was(tmp_path):
     (tmp_path / "config.gin").write_text("PCA.rank = 2.0\n")
-    config.parse([], ["PCA.scale = 'raw'"], found=[tmp_path / "config.gin"])
+    config.parse([], ["PCA.scale = 'raw'"], saved=[tmp_path / "config.gin"])
     assert config.bound("PCA.rank") == 2.0
     with pytest.raises(ValueError, match="PCA.scale = 3"):
-        config.parse([], ["PCA.scale = 3"], found=[tmp_path / "config.gin"])
+        config.parse([], ["PCA.scale = 3"], saved=[tmp_path / "config.gin"])

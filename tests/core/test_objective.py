@@ -30,7 +30,7 @@ def zero_model(x_t, t, y):
 
 
 class Recorder:
-    """A model that keeps what it was asked and predicts zero."""
+    """A model that records its inputs and predicts zero."""
 
     def __call__(self, x_t, t, y):
         self.x_t, self.t, self.y = x_t, t, y
@@ -38,7 +38,7 @@ class Recorder:
 
 
 class Oracle:
-    """Knows the clean state, so that it can tell the exact velocity (x - x_t) / (1 - t)."""
+    """A model with access to the clean state, which returns the exact velocity (x - x_t) / (1 - t)."""
 
     def __init__(self, x):
         self.x = x
@@ -53,7 +53,7 @@ def errors_by_hand(x, noise):
 
 
 def replayed_draws(seed: int, x):
-    """t and noise as the objective draws them first."""
+    """The t and noise that the objective draws first."""
     torch.manual_seed(seed)
     return torch.rand(len(x)), torch.randn_like(x)
 
@@ -159,8 +159,8 @@ def test_dropped_samples_have_no_representation_loss_and_keep_their_image_loss()
     _, noise = replayed_draws(0, x)
     parts = errors_by_hand(x, noise)
     per_sample = {name: part.square().mean(dim=(1, 2, 3)) for name, part in parts.items()}
-    torch.testing.assert_close(losses["a"], per_sample["a"][~dropped].mean())  # reported over those that kept it
-    kept = (~dropped).float()  # lambda of a dropped sample is 0, the mean is over all samples
+    torch.testing.assert_close(losses["a"], per_sample["a"][~dropped].mean())  # without dropped samples
+    kept = (~dropped).float()  # lambda of a dropped sample is 0; the mean is over all samples
     expected = per_sample["image"] + kept * (0.5 * per_sample["a"] + 2.0 * per_sample["b"])
     torch.testing.assert_close(losses["loss"], expected.mean())
 
@@ -243,10 +243,10 @@ def test_the_same_seed_gives_the_same_loss():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"label_dropout": 1.0}, r"JointObjective.label_dropout = 1.0 lies outside \[0, 1\)"),
-        ({"representation_dropout": -0.1}, r"JointObjective.representation_dropout = -0.1 lies outside"),
-        ({"representation_weight": {"a": 1.0}}, r"representation_weight names \['a'\], the codec has \['a', 'b'\]"),
-        ({"process": torch.nn.Identity()}, "JointObjective.process takes one of processes"),
+        ({"label_dropout": 1.0}, r"JointObjective.label_dropout = 1.0: must be in \[0, 1\)"),
+        ({"representation_dropout": -0.1}, r"JointObjective.representation_dropout = -0.1: must be in"),
+        ({"representation_weight": {"a": 1.0}}, r"representation_weight names \['a'\]: must name \['a', 'b'\]"),
+        ({"process": torch.nn.Identity()}, "JointObjective.process must be one of processes"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, message):
@@ -272,7 +272,7 @@ def test_the_released_rule_drops_the_clean_representation_of_the_whole_batch():
         plain, noise_alone = s * x + (1 - s) * noise, (1 - s) * noise
         torch.testing.assert_close(model.x_t[:, :3], plain[:, :3])
         whole = [torch.allclose(model.x_t[:, 3:], other[:, 3:], atol=1e-6) for other in (plain, noise_alone)]
-        assert sum(whole) == 1  # all samples alike
+        assert sum(whole) == 1  # the same for all samples
         seen.add(whole.index(True))
     assert seen == {0, 1}
 

@@ -1,4 +1,4 @@
-"""Which code the components of other packages are."""
+"""Hashes of the source code of plug-ins."""
 
 import importlib
 import sys
@@ -17,7 +17,7 @@ import_all()
 
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
-    """Imports modules of these texts, as a new process would."""
+    """Import modules with these texts, as a new process would."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     names = []
@@ -60,7 +60,7 @@ def test_the_source_is_that_of_the_import_whatever_became_of_the_file(lab, tmp_p
     (module,) = lab(one=text)
     (tmp_path / "one.py").write_text(text.replace("1\n", "2\n"))
     imported = source_sha256(module.drawn_by_one)
-    (again,) = lab(one=text.replace("1\n", "2\n"))  # and a function may be made known again
+    (again,) = lab(one=text.replace("1\n", "2\n"))  # a function may be registered again
     assert source_sha256(again.drawn_by_one) != imported
     assert source_sha256(lab(one=text)[0].drawn_by_one) == imported
 
@@ -77,7 +77,7 @@ def test_a_warning_names_what_was_edited_and_nothing_else(lab, tmp_path, caplog)
     record = {"plug_ins": plug_ins(one.A, two.B)}
     (one,) = lab(one="class A:\n    x = 1\n\n\nclass New:\n    pass\n")
     warn_of_edits(record, tmp_path, two.B(), 3)
-    warn_of_edits({}, tmp_path, one.A())  # a checkpoint that was written before
+    warn_of_edits({}, tmp_path, one.A())  # a checkpoint of an older version
     assert not caplog.messages
     warn_of_edits(record, tmp_path, one.A(), one.New(), two.B())
-    assert caplog.messages == [f"edited since {tmp_path} was written, and used as it is now: one.A"]
+    assert caplog.messages == [f"edited since {tmp_path} was written (the present code is used): one.A"]

@@ -42,7 +42,7 @@ def time_at(process, share):
 
 
 def exactly(process, t):
-    """t in the type in which the process computes in float64: Shifted takes a float for float32."""
+    """t with the type for which the process computes in float64. Shifted computes in float32 for a float."""
     return torch.full((1, 1, 1, 1), t, dtype=torch.float64) if isinstance(process, Shifted) else t
 
 
@@ -96,7 +96,7 @@ def test_the_path_ends_in_the_data_exactly(process):
 
 
 def with_times(process) -> dict:
-    """The public methods that take a time, by name, with their parameters."""
+    """{name: parameters} of the public methods with a time argument."""
     found = {}
     for name, method in inspect.getmembers(process, inspect.ismethod):
         parameters = list(inspect.signature(method).parameters)
@@ -106,7 +106,7 @@ def with_times(process) -> dict:
 
 
 def flat(result) -> list:
-    """The tensors (or numbers) of what a method returns."""
+    """The tensors (or numbers) in the result of a method."""
     if isinstance(result, dict):
         return list(result.values())
     return list(result) if isinstance(result, tuple) else [result]
@@ -131,18 +131,18 @@ def test_times_of_a_batch_give_each_sample_what_its_own_time_gives(process, shap
     assert {"alpha", "sigma", "mix", "target", "corrupt", "error", "velocity", "clean", "noise"} <= set(methods)
     if process.num_timesteps is not None:
         assert {"posterior", "reverse_step", "variational_bound", "alpha_cumprod"} <= set(methods)
-        del methods["velocity"]  # refused, whatever t
+        del methods["velocity"]  # refused at every t
     for name, parameters in methods.items():
         method, arguments = getattr(process, name), {k: v for k, v in (tensors | times).items() if k in parameters}
         together = flat(method(**arguments))
         for i in range(n):
             one = {k: float(v[i]) if k in times else v[i : i + 1] for k, v in arguments.items()}
-            if name in ("model_time", "network_time"):  # which takes (N,) alone
+            if name in ("model_time", "network_time"):  # accepts only (N,)
                 one = {"t": times["t"][i : i + 1]}
             for batch, alone in zip(together, flat(method(**one)), strict=True):
                 row = batch[i : i + 1] if isinstance(batch, torch.Tensor) else torch.tensor(batch)
                 alone = torch.as_tensor(alone, dtype=row.dtype)
-                # Shifted computes at a float in float32.
+                # For a float, Shifted computes in float32.
                 torch.testing.assert_close(*torch.broadcast_tensors(row, alone), rtol=1e-5, atol=1e-5, msg=name)
 
 

@@ -12,7 +12,7 @@ from redi.runtime.spelling import did_you_mean
 
 
 class Shape:
-    """An interface of its own, so that nothing is added to the library's registries."""
+    """An interface for these tests, so that nothing is added to the registries of the library."""
 
 
 class Colour:
@@ -34,7 +34,7 @@ def circle(shapes, name: str = "Circle", where: str = __name__):
 
     Circle.__name__ = Circle.__qualname__ = name
     Circle.__module__ = where
-    with gin.config.interactive_mode():  # gin's own registry outlives a test; ours does not
+    with gin.config.interactive_mode():  # the registry of gin outlives a test
         return Circle, shapes.register(Circle)
 
 
@@ -67,13 +67,13 @@ def test_components_are_bound_under_their_kind_and_class_name(shapes):
 
 
 def test_another_interface_is_refused(shapes):
-    with pytest.raises(TypeError, match="cannot join shapes: it does not derive from Shape"):
+    with pytest.raises(TypeError, match="cannot be registered in shapes: it must derive from Shape"):
         shapes.register(Colour)
     assert not shapes
 
 
 def test_an_object_is_refused_where_a_class_belongs(shapes):
-    with pytest.raises(TypeError, match="cannot join shapes"):
+    with pytest.raises(TypeError, match="cannot be registered in shapes"):
         shapes.register(Shape())
 
 
@@ -120,7 +120,7 @@ def test_an_unknown_name_lists_the_known_ones_and_the_nearest(shapes):
     circle(shapes, name="Square")
     with pytest.raises(KeyError) as caught:
         shapes["circel"]
-    assert caught.value.args[0] == "no 'circel' among shapes: Circle, Square; did you mean 'Circle'?"
+    assert caught.value.args[0] == "no 'circel' in shapes: Circle, Square; did you mean 'Circle'?"
 
 
 def test_check_accepts_objects_and_check_class_accepts_classes(shapes):
@@ -146,29 +146,29 @@ def test_a_component_of_another_kind_is_named_with_its_kind(shapes):
     circle(shapes)
     Registry("colours", Colour)
     assert message(shapes.check, Colour(), "Page.shape") == (
-        "Page.shape takes one of shapes (Circle) but got Colour, which is of kind colours. "
+        "Page.shape must be one of shapes (Circle), got Colour, which is of kind colours. "
         "For example: Page.shape = shapes.Circle(), in a gin file @shapes.Circle()"
     )
 
 
 def test_any_other_value_is_shown_as_it_is(shapes):
     circle(shapes)
-    assert "but got 'round'. For example" in message(shapes.check, "round", "Page.shape")
-    assert "but got None. For example" in message(shapes.check_class, None, "Page.shape")
+    assert "got 'round'. For example" in message(shapes.check, "round", "Page.shape")
+    assert "got None. For example" in message(shapes.check_class, None, "Page.shape")
 
 
 def test_missing_parentheses_are_shown_in_the_advice(shapes):
     cls, _ = circle(shapes)
     circle(shapes, name="Arc")
     text = message(shapes.check, cls, "Page.shape")
-    assert "but got the class Circle." in text and text.endswith("in a gin file @shapes.Circle()")
+    assert "got the class Circle." in text and text.endswith("in a gin file @shapes.Circle()")
 
 
 def test_extra_parentheses_are_left_out_of_the_advice(shapes):
     cls, _ = circle(shapes)
     circle(shapes, name="Arc")
     text = message(shapes.check_class, cls(), "Page.shape")
-    assert "but got an object of Circle." in text and text.endswith("in a gin file @shapes.Circle")
+    assert "got an object of Circle." in text and text.endswith("in a gin file @shapes.Circle")
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ class Plugin:
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
-    """An object of the class `Plugin` of a module in a file of this text."""
+    """An instance of the class `Plugin` of a module with this text."""
 
     def plugin(text: str, name: str = "a_plugin", folder: str = "plugin"):
         path = tmp_path / folder / f"{name}.py"

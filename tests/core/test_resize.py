@@ -1,4 +1,4 @@
-"""Resizing feature maps and undoing it."""
+"""Resizing feature maps and its inverse."""
 
 import pytest
 import torch

@@ -37,7 +37,7 @@ def gaussian_velocity(x, t, mean=MEAN, std=STD):
 
 
 class Recorder:
-    """Draws normal numbers in float64 and keeps them."""
+    """Draws normal numbers in float64 and records them."""
 
     def __init__(self, shape, seed=0):
         self.generator, self.shape, self.drawn = torch.Generator().manual_seed(seed), shape, []
@@ -52,7 +52,7 @@ def made(name, num_evaluations=6) -> Sampler:
 
 
 def suitable(sampler: Sampler):
-    """A process that the sampler can follow."""
+    """A process that the sampler supports."""
     try:
         sampler.check(FlowMatching())
         return FlowMatching()
@@ -184,13 +184,13 @@ def test_a_late_start_takes_equal_steps_and_a_last_one_onto_the_data(name):
 @pytest.mark.parametrize(("start", "end"), [(-0.1, 1.0), (0.0, 1.1), (0.5, 0.5), (0.8, 0.2), (math.nan, 1.0)])
 def test_a_part_that_is_not_between_noise_and_data_is_refused(name, start, end):
     sampler = made(name)
-    with pytest.raises(ValueError, match=r"0 <= start < end <= 1 is needed"):
+    with pytest.raises(ValueError, match=r"must satisfy 0 <= start < end <= 1"):
         sampler(lambda x, t: pytest.fail("asked"), suitable(sampler), Recorder((1, *SHAPE)), start=start, end=end)
 
 
 @pytest.mark.parametrize("name", sorted(set(samplers) - {"Ancestral"}))
 def test_a_part_in_which_the_process_cannot_be_evaluated_is_refused(name):
-    with pytest.raises(ValueError, match="VP is evaluated from t = 0 to 0.999"):
+    with pytest.raises(ValueError, match="VP can only be evaluated from t = 0 to 0.999"):
         made(name)(lambda x, t: pytest.fail("asked"), VP(), Recorder((1, *SHAPE)), start=0.9995)
 
 
@@ -206,7 +206,7 @@ def test_all_times_lie_between_noise_and_data(name):
     times = times_of(made(name, 10))
     assert 0 <= times[0] <= 1e-3
     assert max(times) <= 1
-    assert times == sorted(times) or name in ADAPTIVE  # which may try a step and go back
+    assert times == sorted(times) or name in ADAPTIVE  # which may reject a step
 
 
 @every_sampler

@@ -7,7 +7,7 @@ from redi.core.channels import Channels
 from redi.core.processes.ddpm import DDPM
 from redi.core.processes.flow_matching import FlowMatching
 from redi.core.processes.shifted import Shifted
-from redi.core.snr_table import TIMES, noise_table, spreads
+from redi.core.snr_table import TIMES, snr_table, spreads
 
 CHANNELS = Channels(image=4, dinov2=8)
 
@@ -18,14 +18,14 @@ def row(table: str, name: str) -> list[float]:
 
 
 def table(process=None, spread=None, weights=None):
-    return noise_table(
+    return snr_table(
         CHANNELS, process or FlowMatching(), weights or {"dinov2": 1.0}, spread or {"image": 0.9, "dinov2": 4.4}
     )
 
 
 def test_a_spread_is_the_root_mean_square_of_the_channels_deviations():
     x = torch.randn(500, 12, 8, 8, generator=torch.Generator().manual_seed(0))
-    x[:, :4] = 0.9 * x[:, :4] + 7  # a mean is no spread
+    x[:, :4] = 0.9 * x[:, :4] + 7  # the mean does not matter
     x[:, 4:8] *= 3
     found = spreads(CHANNELS, x)
     assert found["image"] == pytest.approx(0.9, rel=0.02)
@@ -43,7 +43,7 @@ def test_it_shows_spread_and_lambda():
 
 
 def test_a_representation_of_another_spread_is_pointed_out():
-    assert "dinov2 has 4.9 times the image's spread, so it is denoised earlier" in table()
+    assert "dinov2 has 4.9 times the standard deviation of the image and is denoised earlier" in table()
     assert "later" in table(spread={"image": 1.0, "dinov2": 0.1})
     assert " has " not in table(spread={"image": 0.9, "dinov2": 1.0})
 

@@ -108,7 +108,7 @@ def test_a_reference_of_its_own_wins(images, monitor):
         ({"networks": []}, "Monitor.networks is empty"),
         ({"networks": [DomainEncoder(width=8)], "num_images": 1}, "Monitor.num_images = 1"),
         ({"networks": [DomainEncoder(width=8)], "labels": "none"}, "Monitor.labels = 'none'"),
-        ({"networks": [DomainEncoder(width=8)], "reference": PCA()}, "Monitor.reference takes one of datasets"),
+        ({"networks": [DomainEncoder(width=8)], "reference": PCA()}, "Monitor.reference must be one of datasets"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, message):

@@ -17,7 +17,7 @@ NUM_PATCHES = 6
 
 
 def build(strategy: type[Fusion], groups: dict[str, int], **overrides) -> Fusion:
-    """A strategy whose every parameter is random, for the heads start at 0."""
+    """A fusion with random parameters, because heads are initialized with 0."""
     settings = {"channels": Channels(image=3, **groups), "grid": GRID, "patch_size": PATCH, "width": WIDTH}
     fusion = strategy(**settings | overrides)
     torch.manual_seed(0)
@@ -80,7 +80,7 @@ def test_a_new_strategy_predicts_zero(strategy):
 
 @every_strategy
 def test_a_patch_size_that_does_not_divide_the_grid_is_refused(strategy):
-    with pytest.raises(ValueError, match="patch_size = 4 does not divide the latent grid 4x6"):
+    with pytest.raises(ValueError, match="patch_size = 4: must divide both sides of the latent grid 4x6"):
         build(strategy, {}, patch_size=4)
 
 
@@ -143,7 +143,7 @@ def test_both_strategies_begin_with_the_same_random_numbers():
 
 
 def as_before(state: dict) -> dict:
-    """A state dict from before all groups shared one bias: those of `a` and `b` add to the image's."""
+    """A state dict with one bias per group, as in older versions: those of `a` and `b` add to that of the image."""
     older = {f"embeddings.{name}.bias": torch.full((WIDTH,), value) for name, value in (("a", 0.5), ("b", -0.25))}
     return older | state | {"embeddings.image.bias": state["embeddings.image.bias"] - 0.25}
 
@@ -155,7 +155,7 @@ def test_a_state_dict_with_a_bias_for_every_group_loads_as_their_sum():
     older = as_before(fusion.state_dict())
     names = list(older)
     other.load_state_dict(older)
-    assert list(older) == names  # the caller's is left as it is
+    assert list(older) == names  # the argument is not modified
     x = state(fusion)
     torch.testing.assert_close(other.embed(x), fusion.embed(x), rtol=1e-6, atol=1e-6)
 

@@ -31,7 +31,7 @@ def model():
     network = DiffusionTransformer(
         channels=CHANNELS, grid=(4, 4), num_classes=NUM_CLASSES, width=16, depth=1, num_heads=2, patch_size=2
     )
-    for parameter in network.parameters():  # the initial weights predict 0 whatever the input
+    for parameter in network.parameters():  # the initial weights predict 0 for every input
         nn.init.normal_(parameter, std=0.3)
     return network.double().requires_grad_(False)
 
@@ -67,7 +67,7 @@ class Counted:
 
 
 def assert_same(prediction, expected):
-    """Equal but for the rounding of float64, in another order of summation and another batch size."""
+    """Equal up to float64 rounding, which depends on the order of summation and the batch size."""
     torch.testing.assert_close(prediction, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -218,7 +218,7 @@ def test_representation_guidance_without_representations_is_refused():
 
 @pytest.mark.parametrize("names", [("image",), ("siglip",)])
 def test_only_representations_can_be_left_out(names):
-    with pytest.raises(ValueError, match="without names .* it can name dino, clip"):
+    with pytest.raises(ValueError, match="without names .* must be among dino, clip"):
         RepresentationGuidance(without=names).check(CHANNELS, NUM_CLASSES)
 
 
@@ -228,7 +228,7 @@ def test_leaving_out_nothing_is_refused():
 
 
 def with_variance(model):
-    """The model, with a second value for the image's channels behind the C of its prediction."""
+    """The model with a second output for the channels of the image, after the first C channels."""
     return lambda x, t, y: torch.cat([model(x, t, y), 3 * model(x, t, y)[:, :2]], dim=1)
 
 
@@ -271,7 +271,7 @@ def test_outside_its_interval_a_rule_is_the_model_and_costs_one_evaluation(rule,
 
 @pytest.mark.parametrize("interval", [(0.5, 0.2), (-0.1, 1.0), (0.0, 1.5), 0.5, (0.1,), "ab", None])
 def test_an_interval_that_is_none_is_refused(interval):
-    with pytest.raises(ValueError, match="^RepresentationGuidance.interval = .*: two times are needed"):
+    with pytest.raises(ValueError, match="^RepresentationGuidance.interval = .*: must be two times"):
         RepresentationGuidance(interval=interval)
 
 

@@ -365,7 +365,7 @@ def test_a_rank_above_the_encoders_width_is_refused():
 
 
 def test_a_reducer_given_as_encoder_is_refused():
-    with pytest.raises(ValueError, match="Representation.encoder takes one of encoders .* got .*PCA"):
+    with pytest.raises(ValueError, match="Representation.encoder must be one of encoders .* got .*PCA"):
         Representation(encoder=PCA(), reducer=PCA())
 
 
@@ -375,7 +375,7 @@ def test_an_encoder_given_as_representation_is_refused():
 
 
 def test_the_class_of_an_autoencoder_is_refused():
-    with pytest.raises(ValueError, match="JointCodec.autoencoder takes one of autoencoders .* got the class Pixels"):
+    with pytest.raises(ValueError, match="JointCodec.autoencoder must be one of autoencoders .* got the class Pixels"):
         JointCodec(autoencoder=Pixels)
 
 

@@ -72,7 +72,7 @@ class OneChannel(ConvNet):
     ("model", "message"),
     [
         (NoLabels, r"train.model = NoLabels: its forward must accept \(x, t, y\): too many positional"),
-        (OneChannel, r"the model gives \(8, 1, 8, 4\) for x of \(8, 1, 8, 8\), but its prediction has the shape "),
+        (OneChannel, r"the model returns \(8, 1, 8, 4\) for x of shape \(8, 1, 8, 8\): the prediction must have "),
         (lambda channels: "a network", "returns 'a network', not an nn.Module"),
     ],
 )

@@ -80,8 +80,8 @@ TRAINING = {
     "an unknown precision": ("train.precision = 'bf16'", "train.precision = 'bf16' must be 'auto', 'float32', 'tf32'"),
     "an unknown order": ("train.shuffle = 'some'", "train.shuffle = 'some' must be 'global' or 'shards'"),
     "compiled by half": ("train.compile = 'half'", "train.compile = 'half' must be 'auto', True or False"),
-    "steps in words": ("train.num_steps = 'many'", "train.num_steps = 'many': it takes an integer"),
-    "a part of a step": ("train.num_steps = 1.5", "train.num_steps = 1.5: it takes an integer"),
+    "steps in words": ("train.num_steps = 'many'", "train.num_steps = 'many': must be an integer"),
+    "a part of a step": ("train.num_steps = 1.5", "train.num_steps = 1.5: must be an integer"),
     "a turned gradient": ("train.max_grad_norm = -1", "train.max_grad_norm = -1 must be a finite number of at least 0"),
     "weights that are nowhere": ("train.initial_weights = 'nowhere.pt'", "nowhere.pt"),
     "a weight below zero": (
@@ -96,13 +96,13 @@ TRAINING = {
         "DiffusionTransformer.attention = 'xformers'",
         "DiffusionTransformer.attention = 'xformers' cannot run here (cpu, float32, ",
     ),
-    "a width in letters": ("DiffusionTransformer.width = 'a'", "DiffusionTransformer.width = 'a': it takes an integer"),
+    "a width in letters": ("DiffusionTransformer.width = 'a'", "DiffusionTransformer.width = 'a': must be an integer"),
     "a preview's precision": ("generate.precision = 'half'", "generate.precision = 'half'"),
     "a rule without a list": (
         "generate.guidance = @guidance.ClassifierFree()",
-        "generate.guidance takes a list of rules: set, for example, [guidance.ClassifierFree()]",
+        "generate.guidance must be a list of rules, for example [guidance.ClassifierFree()]",
     ),
-    "a scale in letters": ("ClassifierFree.scale = 'a'", "ClassifierFree.scale = 'a': it takes a number"),
+    "a scale in letters": ("ClassifierFree.scale = 'a'", "ClassifierFree.scale = 'a': must be a number"),
 }
 
 
@@ -119,7 +119,7 @@ def test_settings_are_checked_before_any_image_is_read(refused):
 
 def test_a_value_of_the_wrong_type_is_refused_with_the_component_it_was_given_to(refused):
     text = refused("train.ema = @datasets.Digits")
-    assert re.search("a bound value is of the wrong type.*Digits", text, re.DOTALL)
+    assert re.search("a bound value has the wrong type.*Digits", text, re.DOTALL)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -133,7 +133,7 @@ RESULTS = {
     "a label beyond the classes": ("sample.labels = [99]", "sample.labels = [99]: it must be 'equal', 'random'"),
     "no labels": ("sample.labels = []", "sample.labels = []"),
     "no images": ("sample.num_images = 0", "sample.num_images = 0 must be an integer"),
-    "another network": ("evaluate.networks = [@reducers.PCA()]", "evaluate.networks takes one of encoders"),
+    "another network": ("evaluate.networks = [@reducers.PCA()]", "evaluate.networks must be one of encoders"),
     "a network without a list": (
         "evaluate.networks = @evaluator/encoders.DomainEncoder()",
         "evaluate.networks is not a list: set, for example, [encoders.DomainEncoder()]",
@@ -157,7 +157,7 @@ RESULTS = {
     "one image": ("evaluate.max_images = 1", "evaluate.max_images = 1 must be an integer of at least 2 (None"),
     "a batch of none": ("generate.batch_size = 0", "generate.batch_size = 0 must be an integer of at least 1"),
     "a rate below zero": ("AdamW.lr = -1e-3", "train.optimizer: AdamW refuses its settings: Invalid learning"),
-    "a seed below zero": ("sample.seeds = (0, -1)", "sample.seeds = (0, -1): a seed is an integer in 0"),
+    "a seed below zero": ("sample.seeds = (0, -1)", "sample.seeds = (0, -1): must be an integer in 0"),
     "a seed twice": ("sample.seeds = (1, 1)", "sample.seeds = (1, 1): it must be a list of distinct integers"),
     "weights of a metric that are nowhere": (
         "evaluate.networks = [@encoders.Inception()]\nInception.weights = 'nowhere.pth'",

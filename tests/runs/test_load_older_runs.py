@@ -66,5 +66,5 @@ def test_it_opens_and_its_model_draws_from_it(older):
     assert repr(run).startswith(f"<Run {older / 'run'}: DiffusionTransformer of step 2, image, ")
     assert len(repr(run)) < 300
     assert repr(drawn).startswith("<Generated images (2, 3, 8, 8), x (2, ") and repr(drawn).endswith("labels (2,)>")
-    with pytest.raises(ValueError, match=r"labels = 1: it takes a list, as \[1\]"):
+    with pytest.raises(ValueError, match=r"labels = 1: must be a list, such as \[1\]"):
         run.generate(1)

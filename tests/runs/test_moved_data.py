@@ -65,7 +65,7 @@ def place(trained, tmp_path, monkeypatch, caplog) -> Path:
 
 
 def opened(place: Path, *bindings: str, trains: bool = False) -> Experiment:
-    config.parse([], bindings, found=[place / "run" / "config.gin"])
+    config.parse([], bindings, saved=[place / "run" / "config.gin"])
     experiment = Experiment(place / "run")
     experiment.claim(trains=trains)
     return experiment

@@ -1,4 +1,4 @@
-"""Conditional queries: on a Gaussian joint distribution the conditional is known."""
+"""Conditional sampling from a Gaussian joint distribution, whose conditional is known."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def test_the_given_group_comes_back_exactly():
 
 
 def test_a_sampler_that_mixes_at_every_t_draws_from_the_conditional():
-    # N(0.8 z, 0.36); the standard error of the mean is 0.01, what remains is the finite rate of mixing.
+    # N(0.8 z, 0.36); the standard error of the mean is 0.01, the rest is due to finite mixing.
     z = torch.full((4000, 1, 1, 1), 1.5, dtype=torch.float64)
     drawn = query(EulerMaruyama(diffusion_norm=30.0, last_step_size=0.01), {"z": z}, n=4000)[:, 0]
     assert drawn.mean() == pytest.approx(CORRELATION * 1.5, abs=0.08)
@@ -112,8 +112,8 @@ def test_it_costs_no_evaluation(name):
     ("given", "message"),
     [
         ({"clip": torch.zeros(2, 1, 4, 4)}, "'clip'.*image, z"),
-        ({"z": torch.zeros(2, 3, 4, 4)}, "shape.*needed"),
-        ({"z": torch.zeros(2, 1, 4, 4), "image": torch.zeros(2, 1, 4, 4)}, "nothing is left"),
+        ({"z": torch.zeros(2, 3, 4, 4)}, "shape.*must be"),
+        ({"z": torch.zeros(2, 1, 4, 4), "image": torch.zeros(2, 1, 4, 4)}, "leave out at least one"),
     ],
 )
 def test_what_cannot_be_given_is_refused(given, message):

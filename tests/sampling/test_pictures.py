@@ -1,4 +1,4 @@
-"""Pictures: one colour for one feature, and everything where it belongs."""
+"""Pictures: the colours of features and the positions of images."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def encoder(images):
 
 @pytest.fixture(scope="module")
 def fitted(encoder, images):
-    """Gives the codec of a rank."""
+    """Return a function that returns the codec of a rank."""
 
     def fitted(rank):
         reducer = PCA(rank=rank)

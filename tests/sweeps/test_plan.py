@@ -173,7 +173,7 @@ def test_a_reducer_that_stores_what_it_uses_is_swept_too(planned):
         ("sweep.grid = {'PCA.rank': [1], 'reducers.PCA.rank': [2]}", "PCA.rank and reducers.PCA.rank, which are the"),
         ("sweep.grid = {'sweep.parallel': [1]}", "refers to sweep.parallel. Drop"),
         ("sweep.grid = {'query.seed': [1]}", "refers to query.seed. Drop"),
-        ("sweep.grid = {'Representation.reducer': [%REDUCER]}", "the macro %REDUCER is used but never set"),
+        ("sweep.grid = {'Representation.reducer': [%REDUCER]}", "the macro %REDUCER is used but not set"),
         ("sweep.grid = {'train.run_dir': ['x']}", "supplied by the library"),
         ("sweep.grid = {'PCA rank': [1]}", "point PCA rank=1 of the sweep: "),
     ],

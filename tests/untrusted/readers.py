@@ -243,6 +243,6 @@ READERS = {
     "tar shards": Reader(tars, read_shards, 2, suffix=".tar"),
     "ADM batches": Reader(batches, lambda path: AdmBatch(path=str(path)).load(0), 2, suffix=".npz"),
     "statistics": Reader(statistics, lambda path: StoredStatistics(path=path, network="clean"), 2, suffix=".npz"),
-    "configurations": Reader(configurations, lambda path: config.parse([], found=[path]), 1, suffix=".gin"),
+    "configurations": Reader(configurations, lambda path: config.parse([], saved=[path]), 1, suffix=".gin"),
     "logs": Reader(lines, lambda path: (path.replace(path.with_name("log.jsonl")), read_log(path.parent)), 2),
 }  # fmt: skip

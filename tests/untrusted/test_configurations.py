@@ -70,23 +70,23 @@ STATEMENTS = {
 @pytest.mark.parametrize("text", STATEMENTS)
 def test_what_nobody_has_named_is_refused_and_does_not_run(text, dangerous, tmp_path):
     with pytest.raises(ValueError, match=STATEMENTS[text]):
-        config.parse([], found=[found(tmp_path, text)])
+        config.parse([], saved=[found(tmp_path, text)])
     assert not dangerous.exists()
 
 
 def test_the_same_file_may_import_it_once_it_is_named(dangerous, tmp_path):
     path = found(tmp_path, "import dangerous.part\n")
     trusted_imports.trust("dangerous")
-    config.parse([], found=[path])
+    config.parse([], saved=[path])
     assert dangerous.exists()
 
 
 def test_naming_a_file_is_naming_what_it_imports(dangerous, tmp_path):
     config.parse([found(tmp_path, "import dangerous.part\n")])
     assert dangerous.exists()
-    config.parse([], found=[found(tmp_path, "import dangerous.part\n")])  # what was saved of it
+    config.parse([], saved=[found(tmp_path, "import dangerous.part\n")])  # what was saved of it
     with pytest.raises(ValueError, match="import dangerous.other"):
-        config.parse([], found=[found(tmp_path, "import dangerous.other\n")])
+        config.parse([], saved=[found(tmp_path, "import dangerous.other\n")])
 
 
 # ---- a user's own runs, by a record in the user's home
@@ -104,7 +104,7 @@ def own(dangerous, tmp_path, monkeypatch) -> Path:
 
 def refused(path: Path, dangerous: Path) -> bool:
     with pytest.raises(ValueError, match="'import dangerous.part'.*--plugin=dangerous"):
-        config.parse([], found=[path])
+        config.parse([], saved=[path])
     return not dangerous.exists()
 
 
@@ -116,7 +116,7 @@ def test_the_same_text_elsewhere_is_not_ones_own(own, dangerous, tmp_path):
 
 
 def test_a_run_of_ones_own_imports_what_it_says(own, dangerous):
-    config.parse([], found=[own])
+    config.parse([], saved=[own])
     assert dangerous.exists() and "dangerous.part" in trusted_imports.trusted  # also for the processes of a sweep
 
 
@@ -160,7 +160,7 @@ def test_bindings_are_the_users(dangerous):
 
 
 def test_modules_of_redi_may_be_imported(tmp_path):
-    config.parse([], found=[found(tmp_path, "import redi.data.audit\nfrom redi.core import resize\nA = 'import os'\n")])
+    config.parse([], saved=[found(tmp_path, "import redi.data.audit\nfrom redi.core import resize\nA = 'import os'\n")])
 
 
 @pytest.mark.parametrize("name", ["", "my lab", "my_lab.", "os; import x", "__gin__", "../x"])

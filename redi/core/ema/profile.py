@@ -1,8 +1,8 @@
-"""The weights that power-function averages give to the steps of a run, and how such averages combine.
+"""The profile of power-function averages over the steps of a run, and how to combine such averages.
 
 After t steps the average with exponent gamma gives step tau <= t the weight (gamma + 1) tau^gamma / t^(gamma + 1)
-(EDM2: Karras et al., arXiv 2312.02696, section 3.1). The standard deviation of this density as a part of the run,
-sigma_rel, is the average's length: unlike a decay it means the same for a short run and a long one.
+(EDM2: Karras et al., arXiv 2312.02696, section 3.1). The length of the average, sigma_rel, is the standard deviation of
+this density as a fraction of the run. Unlike a decay, it means the same for short and long runs.
 """
 
 from collections.abc import Sequence
@@ -10,61 +10,76 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Of equal weights for all steps, gamma = 0; longer averages would weigh early steps more than late ones.
+# Equal weights, gamma = 0. Longer averages would weight early steps more than late ones.
 LONGEST = 12**-0.5
 
 
 def exponent(sigma_rel: float) -> float:
-    """gamma of a relative deviation in (0, 12^-1/2], which is (gamma + 1)^1/2 (gamma + 2)^-1 (gamma + 3)^-1/2."""
-    inverse = sigma_rel**-2.0  # (gamma + 2)^2 (gamma + 3) = inverse (gamma + 1), as a polynomial:
+    """Return gamma for sigma_rel = (gamma + 1)^1/2 (gamma + 2)^-1 (gamma + 3)^-1/2, which is in (0, 12^-1/2].
+
+    Examples:
+        >>> round(exponent(0.05), 2), round(exponent(0.10), 2)  # the values of EDM2
+        (16.97, 6.94)
+    """
+    inverse = sigma_rel**-2.0  # the root of (gamma + 2)^2 (gamma + 3) - inverse (gamma + 1)
     return float(max(np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse]).real.max(), 0.0))
 
 
 def check_sigma_rel(value: object, where: str) -> float:
-    """The value as a float. Raises ValueError, with `where` it was given, unless it is a number in (0, 12^-1/2]."""
+    """Return the value as a float. Raises ValueError, naming `where`, unless it is a number in (0, 12^-1/2]."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LONGEST:
-        length = f"a part of the training: greater than 0 and at most {LONGEST:.4f} (all steps alike)"
-        raise ValueError(f"{where}: {value!r} is no length of an average, which is {length}")
+        allowed = f"a fraction of the run, greater than 0 and at most {LONGEST:.4f} (equal weights)"
+        raise ValueError(f"{where}: the length {value!r} of an average must be {allowed}")
     return float(value)
 
 
 @dataclass(frozen=True)
 class Combination:
-    """How one average is made of others."""
+    """Weights that combine stored averages into another one.
 
-    weights: np.ndarray  # of the others, (n,); their sum is 1
-    error: float  # of its density, relative to the one that was wanted: root of the integral of the squares
+    Examples:
+        >>> Combination(np.array([0.5, 0.5]), error=0.0).noise
+        0.7071067811865476
+    """
+
+    weights: np.ndarray  # (n,), one per stored average; they sum to 1
+    error: float  # L2 distance of the combined density from the target, relative to the norm of the target
 
     @property
     def noise(self) -> float:
-        """The rounding error of the sum relative to that of the others, which are independent."""
+        """The rounding error of the combination relative to that of the stored averages, taken as independent."""
         return float(np.linalg.norm(self.weights))
 
 
 def combine(stored: Sequence[tuple[float, int]], wanted: tuple[float, int]) -> Combination:
-    """The sum of stored averages whose density comes closest to the one wanted, by least squares (section 3.2 and
-    appendix C). Averages are given by (sigma_rel, step).
+    """Return the combination of stored averages that fits the target `wanted` best (EDM2, section 3.2, appendix C).
 
-    Beyond the paper the weights sum to 1: without that, a short list of snapshots shrinks all parameters by some per
-    cent.
+    Averages are (sigma_rel, step). The fit minimizes the squared distance of the densities, with weights that sum to 1.
+    The constraint is an addition to EDM2: without it, a combination of few snapshots shrinks all parameters by a few
+    percent.
+
+    Examples:
+        >>> combination = combine([(0.05, 1000), (0.1, 1000)], wanted=(0.1, 1000))
+        >>> combination.weights.round(6) + 0.0, round(combination.error, 6)  # the target itself is stored
+        (array([0., 1.]), 0.0)
     """
     sigmas, steps = np.array(stored, dtype=np.float64).T
     gammas = np.array([exponent(sigma) for sigma in sigmas])
-    goal = exponent(wanted[0]), float(wanted[1])
+    target = exponent(wanted[0]), float(wanted[1])
     products = _product(gammas[:, None], steps[:, None], gammas, steps)  # (n, n)
-    towards = _product(gammas, steps, *goal)  # (n,)
-    # Scaled to densities of length 1, which range over orders of magnitude; the last row is the sum.
+    target_products = _product(gammas, steps, *target)  # (n,)
+    # Normalized, because the norms of the densities span orders of magnitude. The last row is the constraint.
     scale = np.diag(products) ** -0.5
     system = np.block([[products * scale[:, None] * scale, scale[:, None]], [scale, np.zeros(1)]])
-    solution = np.linalg.solve(system, np.append(towards * scale, 1.0))
+    solution = np.linalg.solve(system, np.append(target_products * scale, 1.0))
     weights = solution[:-1] * scale
-    length = _product(*goal, *goal)
-    square = (length - 2 * weights @ towards + weights @ products @ weights) / length
+    norm = _product(*target, *target)
+    square = (norm - 2 * weights @ target_products + weights @ products @ weights) / norm
     return Combination(weights, float(max(square, 0.0) ** 0.5))
 
 
 def _product(gamma_a, step_a, gamma_b, step_b):
-    """The integral of the product of two densities, over the steps that both have."""
-    until = np.minimum(step_a, step_b)
-    common = (until / step_a) ** (gamma_a + 1) * (until / step_b) ** (gamma_b + 1) / until  # no large power of a step
+    """Return the integral of the product of two densities over the steps that both cover."""
+    last = np.minimum(step_a, step_b)
+    common = (last / step_a) ** (gamma_a + 1) * (last / step_b) ** (gamma_b + 1) / last  # ratios: no large powers
     return (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1) * common

@@ -1,6 +1,8 @@
-"""Processes: how data turns into noise, what the network predicts, and the conversions; the registry of them."""
+"""Processes: how data turns into noise, what the network predicts, and the conversions between predictions."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,24 +13,41 @@ from redi.core.renamed import keep_old_names
 
 
 class Process(ABC):
-    """A Gaussian path x_t = alpha(t) x + sigma(t) noise with t = 0 pure noise and t = 1 data.
+    """A Gaussian path x_t = alpha(t) x + sigma(t) noise with t = 0 pure noise and t = 1 data (paper, Eq. 5).
 
     A component implements `alpha`, `sigma`, `target`, `velocity`, `clean` and `noise`, or derives from `Interpolant`.
     It may override `for_channels`, `t_range`, `draw_times`, `model_time`, `error` and `variational_bound`. A discrete
-    one also has `step`, `time` and `reverse_step`, as DDPM. Attributes without underscore are settings, as JSON.
+    process also defines `step`, `time` and `reverse_step` (see `DDPM`). Public attributes are settings and must be
+    JSON values.
 
-    All methods take t as a float or as a tensor: (N,) or (N, 1, 1, 1), one time for each sample, or (N, C, 1, 1), one
-    for each channel. What they return at a tensor broadcasts against x. Of a prediction with more than the C channels
-    of x (see `variance_groups`), the conversions read the first C.
+    All methods accept t as a float or as a tensor: (N,) or (N, 1, 1, 1) with one time per sample, or (N, C, 1, 1) with
+    one time per channel. With a tensor t, results broadcast against x. A prediction may have more than C channels (see
+    `variance_groups`). The conversions use the first C.
+
+    Examples:
+        >>> from redi.core.processes import FlowMatching
+        >>> process, t = FlowMatching(), 0.25
+        >>> x, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+        >>> x_t, velocity = process.corrupt(x, noise, t)
+        >>> torch.allclose(x_t, process.alpha(t) * x + process.sigma(t) * noise)
+        True
+        >>> torch.allclose(process.clean(velocity, x_t, t), x, atol=1e-5)
+        True
     """
 
-    # The timesteps of a discrete process; None for a continuous one, whose derivatives in t exist.
+    # Number of timesteps of a discrete process. None: the process is continuous and differentiable in t.
     num_timesteps: int | None = None
-    # The channel groups for which the network gives a second value per channel, after the first C.
+    # The channel groups with a second output per channel, which follows the first C channels of the prediction.
     variance_groups: tuple[str, ...] = ()
+    # Defined by discrete processes only, and by processes with known derivatives only.
+    step: Callable[[Any], Any]
+    time: Callable[[int], float]
+    reverse_step: Callable[..., tuple[Tensor, Tensor]]
+    d_alpha: Callable[[Any], Any]
+    d_sigma: Callable[[Any], Any]
 
     def for_channels(self, channels: Channels, device: torch.device | str = "cpu") -> "Process":
-        """This process for such a joint state, on a device. Raises ValueError where a setting names no group of it."""
+        """Return this process for a joint state and a device. Raises ValueError if a setting names an unknown group."""
         return self
 
     def __init_subclass__(cls, **settings):
@@ -37,77 +56,78 @@ class Process(ABC):
 
     @abstractmethod
     def alpha(self, t):
-        """What multiplies the data in x_t. Use `per_sample(t)`, so that t (N,) gives (N, 1, 1, 1)."""
+        """Return the coefficient of the data in x_t. Call `per_sample(t)` first: (N,) becomes (N, 1, 1, 1)."""
 
     @abstractmethod
     def sigma(self, t):
-        """The standard deviation of the noise in x_t."""
+        """Return the standard deviation of the noise in x_t."""
 
     def t_range(self) -> tuple[float, float]:
-        """The first and last t at which every conversion is finite."""
+        """Return the first and last t at which every conversion is finite."""
         return 0.0, 1.0
 
     def draw_times(self, shape: tuple[int, ...], device: torch.device | str, uniforms: Tensor | None = None) -> Tensor:
-        """Training times, uniform over `t_range`.
+        """Draw training times, uniform over `t_range`.
 
         Args:
-            uniforms: numbers in [0, 1) of this shape, whose order the times keep; default: torch's default generator.
+            uniforms: numbers in [0, 1) of this shape, mapped to increasing times. Default: drawn by `torch.rand`.
         """
         first, last = self.t_range()
         uniforms = torch.rand(shape, device=device) if uniforms is None else checked_uniforms(uniforms, shape, device)
         return first + (last - first) * uniforms
 
     def model_time(self, t: Tensor) -> Tensor:
-        """The network's time input at t (N,): (N,), or (N, groups) where the groups' times differ."""
+        """Return the time input of the network for t (N,): (N,), or (N, groups) if the times of the groups differ."""
         return t
 
-    interval, network_time = t_range, model_time  # their names in version 0.1
+    interval, network_time = t_range, model_time  # names in version 0.1
 
     @abstractmethod
     def target(self, x: Tensor, noise: Tensor, t) -> Tensor:
-        """What the network should predict, (N, C, H, W)."""
+        """Return the regression target of the network, (N, C, H, W)."""
 
     def mix(self, x: Tensor, noise: Tensor, t) -> Tensor:
-        """x_t (N, C, H, W)."""
+        """Return x_t = alpha(t) x + sigma(t) noise, (N, C, H, W)."""
         t = per_sample(t)
         return self.alpha(t) * x + self.sigma(t) * noise
 
     def corrupt(self, x: Tensor, noise: Tensor, t) -> tuple[Tensor, Tensor]:
-        """-> x_t (N, C, H, W) and the target of the network's prediction (N, C, H, W)."""
+        """Return x_t and the target of the prediction, both (N, C, H, W)."""
         return self.mix(x, noise, t), self.target(x, noise, t)
 
     def error(self, prediction: Tensor, x: Tensor, noise: Tensor, t) -> Tensor:
-        """What is squared in the loss, (N, C, H, W)."""
+        """Return the error whose square is the loss, (N, C, H, W)."""
         return prediction[:, : x.shape[1]] - self.target(x, noise, t)
 
     def variational_bound(self, prediction: Tensor, x: Tensor, x_t: Tensor, t) -> dict[str, Tensor]:
-        """{group: (N,) bits per dimension} for the `variance_groups`: what trains a learned variance."""
+        """Return {group: (N,) bits per dimension}, the loss of a learned variance, for the `variance_groups`."""
         return {}
 
     @abstractmethod
     def velocity(self, prediction: Tensor, x_t: Tensor, t) -> Tensor:
-        """dx_t/dt along the probability-flow ODE; of a continuous process only."""
+        """Return dx_t/dt along the probability-flow ODE. Discrete processes raise ValueError."""
 
     @abstractmethod
     def clean(self, prediction: Tensor, x_t: Tensor, t) -> Tensor:
-        """The expected data E[x | x_t]."""
+        """Return the expected data E[x | x_t]."""
 
     @abstractmethod
     def noise(self, prediction: Tensor, x_t: Tensor, t) -> Tensor:
-        """The expected noise E[noise | x_t]; the score is -noise / sigma(t)."""
+        """Return the expected noise E[noise | x_t]. The score is -noise / sigma(t)."""
 
     def provenance(self) -> dict:
-        """Name and settings, as JSON."""
+        """Return name and settings as JSON values."""
         settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         return {"name": type(self).__name__, **settings}
 
 
 def per_sample(t):
-    """(N,) -> (N, 1, 1, 1), which broadcasts against x; anything else as it is."""
+    """Reshape t from (N,) to (N, 1, 1, 1), which broadcasts against x. Return other values unchanged."""
     return t[:, None, None, None] if isinstance(t, Tensor) and t.ndim == 1 else t
 
 
 def checked_uniforms(uniforms: Tensor, shape: tuple[int, ...], device: torch.device | str) -> Tensor:
+    """Move `uniforms` to the device. Raises ValueError for another shape or values outside [0, 1)."""
     if tuple(uniforms.shape) != tuple(shape) or not ((uniforms >= 0) & (uniforms < 1)).all():
         raise ValueError(f"uniforms must have shape {tuple(shape)} and values in [0, 1), got {tuple(uniforms.shape)}")
     return uniforms.to(device)

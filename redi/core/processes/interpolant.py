@@ -1,4 +1,4 @@
-"""What the continuous paths of SiT share: four things a network can predict, and the conversions between them."""
+"""Continuous paths with known derivatives: the four predictions of SiT and the conversions between them."""
 
 from abc import abstractmethod
 from typing import Literal, get_args
@@ -13,34 +13,44 @@ Prediction = Literal["velocity", "noise", "score", "data"]
 class Interpolant(Process):
     """A path with known derivatives (Ma et al., arXiv 2401.08740; Albergo et al., arXiv 2303.08797).
 
-    With x_t = alpha x + sigma noise and v = alpha' x + sigma' noise, any of velocity, noise, score and data gives
-    the others by linear algebra in two unknowns. Where that has a pole, times keep `margin` away from it: at t = 0
-    (alpha = 0) for noise and score, at t = 1 (sigma = 0) for score, data and every path whose sigma' is infinite.
+    x_t = alpha x + sigma noise and v = alpha' x + sigma' noise are two linear equations in x and noise. So any one of
+    velocity, noise, score and data determines the others. The conversion has poles: at t = 0 (alpha = 0) for noise and
+    score, and at t = 1 (sigma = 0) for score, data and every path whose sigma' is infinite there. `t_range` stays
+    `margin` away from them.
 
     Args:
-        prediction: what the network gives. The paper's SiT: velocity.
-        reversed: True for networks that count time from data (0) to noise (1) and so predict noise - data as
-            velocity, as REPA and its relatives do: they are asked at 1 - t, and the velocity's sign is turned.
-        margin: distance kept from a pole, in units of t.
+        prediction: what the network predicts. The paper's SiT predicts the velocity.
+        reversed: True for networks whose time runs from data (0) to noise (1) and whose velocity is noise - data, as
+            in REPA. The network then receives 1 - t, and the sign of its velocity is flipped.
+        margin: distance from a pole, in units of t.
+
+    Examples:
+        >>> from redi.core.processes import FlowMatching
+        >>> import torch
+        >>> x, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+        >>> for prediction in ("velocity", "noise", "score", "data"):
+        ...     process = FlowMatching(prediction=prediction)
+        ...     x_t, target = process.corrupt(x, noise, 0.5)
+        ...     assert torch.allclose(process.velocity(target, x_t, 0.5), x - noise, atol=1e-5)
     """
 
     def __init__(self, *, prediction: Prediction = "velocity", reversed: bool = False, margin: float = 1e-3):
         name = type(self).__name__
         if prediction not in get_args(Prediction):
-            raise ValueError(f"{name}.prediction = {prediction!r}: it is 'velocity', 'noise', 'score' or 'data'")
+            raise ValueError(f"{name}.prediction = {prediction!r}: must be 'velocity', 'noise', 'score' or 'data'")
         if not 0 < margin < 0.5:
-            raise ValueError(f"{name}.margin = {margin} lies outside (0, 0.5)")
+            raise ValueError(f"{name}.margin = {margin}: must be in (0, 0.5)")
         self.prediction, self.reversed, self.margin = prediction, reversed, margin
 
     @abstractmethod
     def d_alpha(self, t):
-        """The derivative of alpha."""
+        """Return the derivative of alpha."""
 
     @abstractmethod
     def d_sigma(self, t):
-        """The derivative of sigma."""
+        """Return the derivative of sigma."""
 
-    # Whether x_0 holds no data at all, and whether sigma' is infinite at t = 1: the two possible poles of a path.
+    # The two possible poles of a path: alpha = 0 at t = 0, and an infinite sigma' at t = 1.
     starts_in_pure_noise = True
     ends_with_a_pole = False
 
@@ -61,7 +71,7 @@ class Interpolant(Process):
         return x if self.prediction == "data" else -noise / self.sigma(t)
 
     def error(self, prediction: Tensor, x: Tensor, noise: Tensor, t) -> Tensor:
-        if self.prediction == "score":  # |sigma score + noise|^2: every t weighs the same
+        if self.prediction == "score":  # |sigma score + noise|^2 weights every t equally
             return self.sigma(t) * prediction[:, : x.shape[1]] + noise
         return super().error(prediction, x, noise, t)
 
@@ -94,5 +104,5 @@ class Interpolant(Process):
         return -velocity if self.reversed else velocity
 
     def _determinant(self, t):
-        """Of (x, noise) -> (x_t, v); negative throughout, for data replace noise."""
+        """Return the determinant of (x, noise) -> (x_t, v). It is negative because the data fraction grows with t."""
         return self.alpha(t) * self.d_sigma(t) - self.sigma(t) * self.d_alpha(t)

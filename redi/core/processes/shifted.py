@@ -1,4 +1,4 @@
-"""Groups that run ahead of or behind the image."""
+"""A time shift per channel group."""
 
 import copy
 from collections.abc import Mapping
@@ -13,15 +13,21 @@ from redi.core.processes.flow_matching import FlowMatching
 
 @register
 class Shifted(Process):
-    """Another continuous process in which every group has a time of its own, s(t) = t / (t + shift (1 - t)).
+    """A continuous process with a separate time s(t) = t / (t + shift (1 - t)) for each channel group.
 
-    shift < 1: the group holds less noise at the same t, so it is denoised before the image; shift > 1: after; 1: the
-    paper's shared t. On the linear path the signal-to-noise ratio is multiplied by 1/shift^2 (Esser et al., arXiv
-    2403.03206, Eq. 23, there for resolutions). Beyond the paper.
+    With shift < 1 a group has less noise at the same t and is denoised before the image; with shift > 1, after it.
+    Shift 1 is the shared t of the paper; other values are an extension. On the linear path the shift multiplies the
+    signal-to-noise ratio by 1 / shift^2 (Esser et al., arXiv 2403.03206, Eq. 23, used there for resolutions).
 
     Args:
-        process: the path; default: FlowMatching.
-        shift: {group: shift}; groups that are not named have 1.
+        process: the path. Default: FlowMatching.
+        shift: {group: shift}. Groups that are not named have shift 1.
+
+    Examples:
+        >>> process = Shifted(shift={"dinov2": 0.5}).for_channels(Channels(image=1, dinov2=2))
+        >>> ratio = (process.alpha(0.5) / process.sigma(0.5)).flatten()
+        >>> [round(value, 3) for value in ratio.tolist()]  # 1 on the image, 1 / shift on dinov2
+        [1.0, 2.0, 2.0]
     """
 
     def __init__(self, process: Process | None = None, *, shift: Mapping[str, float] | None = None):
@@ -29,49 +35,56 @@ class Shifted(Process):
         processes.check(self.process, "Shifted.process")
         if self.process.num_timesteps is not None:
             name = type(self.process).__name__
-            raise ValueError(f"Shifted.process = {name} has discrete timesteps, which cannot be shifted: use another")
+            raise ValueError(
+                f"Shifted.process = {name} has discrete timesteps, which cannot be shifted: set a continuous process, "
+                "for example processes.FlowMatching()"
+            )
         self.shift = dict(shift or {})
         if bad := {name: value for name, value in self.shift.items() if not value > 0}:
-            raise ValueError(f"Shifted.shift = {bad}: a shift is greater than 0")
+            raise ValueError(f"Shifted.shift = {bad}: every shift must be greater than 0")
         self._channels: Channels | None = None
         self._device: torch.device | str = "cpu"
 
     def for_channels(self, channels: Channels, device: torch.device | str = "cpu") -> "Shifted":
         if unknown := [name for name in self.shift if name not in channels]:
-            raise ValueError(f"Shifted.shift names {unknown}: the joint state has {', '.join(channels)}")
+            raise ValueError(f"Shifted.shift names {unknown}: the channel groups are {', '.join(channels)}")
         bound = copy.copy(self)
         bound.process, bound._channels, bound._device = self.process.for_channels(channels, device), channels, device
         return bound
 
     def group_time(self, t):
-        """t as a float, (N,), (N, 1, 1, 1) or (N, C, 1, 1) -> s(t): (1, C, 1, 1) or (N, C, 1, 1)."""
+        """Return s(t), (1, C, 1, 1) or (N, C, 1, 1), for t as a float, (N,), (N, 1, 1, 1) or (N, C, 1, 1)."""
         t = per_sample(t)
         return t / (t + self._per_channel(t) * (1 - t)) if self.shift else t
 
     def _slope(self, t):
-        """ds/dt."""
+        """Return ds/dt."""
         t, shift = per_sample(t), self._per_channel(per_sample(t))
         return shift / (t + shift * (1 - t)) ** 2
 
     def _per_channel(self, t):
         if not self.shift:
             return 1.0
-        if self._channels is None:
-            raise ValueError("Shifted needs the channel groups: call for_channels(channels) first")
+        channels = self._bound_channels()
         like = t if isinstance(t, Tensor) else torch.empty(0, device=self._device)
-        return self._channels.per_channel({name: self.shift.get(name, 1.0) for name in self._channels}, like)
+        return channels.per_channel({name: self.shift.get(name, 1.0) for name in channels}, like)
+
+    def _bound_channels(self) -> Channels:
+        if self._channels is None:
+            raise ValueError("Shifted does not know the channel groups yet: call for_channels(channels) first")
+        return self._channels
 
     def t_range(self) -> tuple[float, float]:
         first, last = self.process.t_range()
-        # The t at which every group keeps its distance from the poles.
+        # The inverse of s(t) per group: within this range every group stays away from the poles.
         ends = [[value * s / (1 - s + value * s) for value in (1.0, *self.shift.values())] for s in (first, last)]
         return max(ends[0]), min(ends[1])
 
     def model_time(self, t: Tensor) -> Tensor:
-        """(N,) -> (N, groups)."""
+        """Return the time input of the network: (N,) -> (N, groups)."""
         if not self.shift:
             return self.process.model_time(t)
-        shift = torch.cat([t.new_full((1,), self.shift.get(name, 1.0)) for name in self._channels])
+        shift = torch.cat([t.new_full((1,), self.shift.get(name, 1.0)) for name in self._bound_channels()])
         times = t if t.ndim == 2 else t[:, None]
         return self.process.model_time(times / (times + shift * (1 - times)))
 
@@ -82,9 +95,11 @@ class Shifted(Process):
         return self.process.sigma(self.group_time(t))
 
     def d_alpha(self, t):
+        """Return d alpha / dt = s'(t) alpha'(s)."""
         return self._slope(t) * self.process.d_alpha(self.group_time(t))
 
     def d_sigma(self, t):
+        """Return d sigma / dt = s'(t) sigma'(s)."""
         return self._slope(t) * self.process.d_sigma(self.group_time(t))
 
     def target(self, x: Tensor, noise: Tensor, t) -> Tensor:

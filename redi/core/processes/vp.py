@@ -10,14 +10,22 @@ from redi.core.processes.interpolant import Interpolant, Prediction
 
 @register
 class VP(Interpolant):
-    """The VP-SDE's path: sigma^2 = 1 - alpha^2, alpha = exp(-s^2 (beta_max - beta_min)/4 - s beta_min/2), s = 1 - t.
+    """The path of the VP-SDE (Song et al., arXiv 2011.13456, Eq. 29), with s = 1 - t.
 
-    Song et al., arXiv 2011.13456, Eq. 29. At t = 0 some data is left: alpha = 0.0066. sigma' is infinite at t = 1, so
-    times end at 1 - margin.
+        alpha = exp(-s^2 (beta_max - beta_min) / 4 - s beta_min / 2),   sigma^2 = 1 - alpha^2
+
+    At t = 0, alpha is 0.0066 rather than 0. At t = 1 the derivative of sigma is infinite, so times end at 1 - margin.
 
     Args:
-        beta_min, beta_max: of the linear noise schedule.
+        beta_min, beta_max: ends of the linear noise schedule beta(s).
         prediction, reversed, margin: see `Interpolant`.
+
+    Examples:
+        >>> process = VP()
+        >>> round(process.alpha(0.5) ** 2 + process.sigma(0.5) ** 2, 6), round(process.alpha(0.0), 4)
+        (1.0, 0.0066)
+        >>> process.t_range()
+        (0.0, 0.999)
     """
 
     starts_in_pure_noise = False
@@ -29,7 +37,8 @@ class VP(Interpolant):
     ):  # fmt: skip
         super().__init__(prediction=prediction, reversed=reversed, margin=margin)
         if not 0 < beta_min <= beta_max:
-            raise ValueError(f"VP.beta_min = {beta_min}, VP.beta_max = {beta_max}: 0 < beta_min <= beta_max is needed")
+            values = f"VP.beta_min = {beta_min}, VP.beta_max = {beta_max}"
+            raise ValueError(f"{values}: must satisfy 0 < beta_min <= beta_max")
         self.beta_min, self.beta_max = beta_min, beta_max
 
     def alpha(self, t):
@@ -37,7 +46,7 @@ class VP(Interpolant):
         return torch.exp(log_alpha) if isinstance(log_alpha, torch.Tensor) else math.exp(log_alpha)
 
     def sigma(self, t):
-        log_alpha = self._log_alpha(t)  # expm1: 1 - alpha^2 would cancel near t = 1
+        log_alpha = self._log_alpha(t)  # expm1, because 1 - alpha^2 cancels near t = 1
         square = -torch.expm1(2 * log_alpha) if isinstance(log_alpha, torch.Tensor) else -math.expm1(2 * log_alpha)
         return square**0.5
 

@@ -11,27 +11,41 @@ from redi.core.samplers.respacing import Respaced, Respacing
 
 @register
 class DDIM(Respaced):
-    """x_s = alpha_s x + sqrt(sigma_s^2 - spread^2) noise + spread w, with E[x | x_t] and E[noise | x_t] for x and noise
-    (Song et al., arXiv 2010.02502, Eq. 12); a learned variance is not used.
+    """Denoising diffusion implicit models (Song et al., arXiv 2010.02502, Eq. 12).
 
-    Works along every Gaussian path: on a continuous one in equal steps of t, the last of which ends at E[x | x_t].
-    There, eta = 1 is the posterior q(x_s | x_t, x) of the Markovian process with these marginals, as it is for DDPM.
+        x_s = alpha_s E[x | x_t] + sqrt(sigma_s^2 - std^2) E[noise | x_t] + std w,   w ~ N(0, I)
+
+    `std` is eta times the standard deviation of the posterior q(x_s | x_t, x) (Eq. 16). A learned variance is ignored.
+    DDIM works on every Gaussian path. A continuous path is divided into equal steps of t, and the last step returns
+    E[x | x_t].
 
     Args:
-        num_evaluations, respacing: see `Respaced`; respacing is for discrete processes.
-        eta: share of the posterior's standard deviation that is drawn anew; 0 is deterministic.
+        num_evaluations, respacing: see `Respaced`; respacing needs a discrete process.
+        eta: 0 is deterministic; 1 is the posterior, as in `Ancestral` with small variances.
+
+    Examples:
+        With the exact noise of a point mass at 3, the samples are 3.
+
+        >>> import torch
+        >>> from redi.core.processes import DDPM
+        >>> process, target = DDPM(learned_variance=()), torch.full((2, 1, 4, 4), 3.0)
+        >>> def denoise(x, t):
+        ...     return (x - process.alpha(t) * target) / process.sigma(t)
+        >>> x = DDIM(num_evaluations=10)(denoise, process, lambda: torch.randn(2, 1, 4, 4))
+        >>> torch.allclose(x, target, atol=1e-4)
+        True
     """
 
     def __init__(self, num_evaluations: int = 250, *, eta: float = 0.0, respacing: Respacing | None = None):
         super().__init__(num_evaluations=num_evaluations, respacing=respacing)
         if not 0 <= eta <= 1:
-            raise ValueError(f"DDIM.eta = {eta} lies outside [0, 1]")
+            raise ValueError(f"DDIM.eta = {eta}: must be in [0, 1]")
         self.eta = eta
 
     def check(self, process: Process) -> None:
         if process.num_timesteps is None and self.respacing is not None:
-            lacks = f"chooses among discrete timesteps, which {type(process).__name__} does not have"
-            raise ValueError(f"DDIM.respacing = {self.respacing!r} {lacks}: set DDIM.num_evaluations instead")
+            needs = f"needs discrete timesteps, which {type(process).__name__} does not have"
+            raise ValueError(f"DDIM.respacing = {self.respacing!r} {needs}: set DDIM.num_evaluations instead")
         super().check(process)
 
     def run(self, denoise: Denoise, process: Process, draw: Draw, start: float, end: float, keep: Keep) -> Tensor:
@@ -46,10 +60,10 @@ class DDIM(Respaced):
             data, noise = process.clean(prediction, x, t), process.noise(prediction, x, t)
             x = process.alpha(s) * data
             if s < 1:
-                # Eq. 16 at eta = 1 for sigma^2 = 1 - alpha^2: the share of x_s's variance that x_t explains.
-                known = (process.alpha(t) * process.sigma(s) / (process.alpha(s) * process.sigma(t))) ** 2
-                x = x + process.sigma(s) * (1 - self.eta**2 * (1 - known)) ** 0.5 * noise
+                # The fraction of the noise variance of x_s that x_t explains: Eq. 16 has std^2 = sigma_s^2 (1 - it).
+                explained = (process.alpha(t) * process.sigma(s) / (process.alpha(s) * process.sigma(t))) ** 2
+                x = x + process.sigma(s) * (1 - self.eta**2 * (1 - explained)) ** 0.5 * noise
                 if self.eta:
-                    x = x + self.eta * process.sigma(s) * (1 - known) ** 0.5 * draw()
+                    x = x + self.eta * process.sigma(s) * (1 - explained) ** 0.5 * draw()
             x = keep(s, x)
         return x

@@ -11,13 +11,29 @@ from redi.core.samplers.sde import SDE
 
 @register
 class EulerMaruyama(SDE):
-    """First order, one evaluation a step: the sampler of SiT. Arguments and singularities: see `SDE`."""
+    """Euler-Maruyama on the reverse-time SDE, the sampler of SiT and of the paper: one evaluation per step.
+
+        x <- x + dt (v + D score) + sqrt(2 D dt) w,   w ~ N(0, I)
+
+    For arguments and singularities see `SDE`.
+
+    Examples:
+        Without diffusion the SDE is the ODE, and the sampler is `Euler` with a shorter last step.
+
+        >>> import torch
+        >>> from redi.core.processes import FlowMatching
+        >>> noise = torch.randn(2, 1, 4, 4)
+        >>> sampler = EulerMaruyama(num_evaluations=5, diffusion_norm=0.0)
+        >>> x = sampler(lambda x, t: torch.ones_like(x), FlowMatching(), lambda: noise)
+        >>> torch.allclose(x, noise + 1, atol=1e-6)
+        True
+    """
 
     def run(self, denoise: Denoise, process: Process, draw: Draw, start: float, end: float, keep: Keep) -> Tensor:
-        onto_data = self.last_step is not None and end == 1
-        times = self.times(process, self.num_evaluations - onto_data, start, end)
+        ends_on_data = self.last_step is not None and end == 1
+        times = self.times(process, self.num_evaluations - ends_on_data, start, end)
         x = keep(times[0], draw())
-        for t, ahead in pairwise(times):
-            mean = x + (ahead - t) * self.drift(denoise(x, t), process, x, t)
-            x = keep(ahead, self.add_noise(process, mean, t, ahead - t, draw))
-        return keep(1.0, self.final_step(denoise, process, x, times[-1])) if onto_data else x
+        for t, t_next in pairwise(times):
+            mean = x + (t_next - t) * self.drift(denoise(x, t), process, x, t)
+            x = keep(t_next, self.add_noise(process, mean, t, t_next - t, draw))
+        return keep(1.0, self.final_step(denoise, process, x, times[-1])) if ends_on_data else x

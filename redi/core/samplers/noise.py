@@ -1,4 +1,4 @@
-"""Normal noise that depends on a seed, an image's index and the number of the draw alone, on any device."""
+"""Normal noise as a function of (seed, image index, draw number), the same on every device."""
 
 import math
 from collections.abc import Iterable
@@ -12,56 +12,65 @@ WORD = 2**32 - 1
 
 
 class ImageNoise:
-    """The one source of randomness in sampling: draw k of image i is a function of (seed, i, k) alone.
+    """The source of randomness in sampling: draw k of image i is a function of (seed, i, k) alone.
 
-    It is computed where it is used (`philox`), without a random state, a copy from the host or a wait for it;
-    `torch.compile` takes it whole. Devices may differ in the last bit of log, cos and sin.
+    Noise is computed on the device by a counter-based generator (`philox`), without a random state or a transfer from
+    the host, and `torch.compile` can trace it. Devices may differ in the last bit of log, cos and sin.
 
     Args:
-        indices: of the N images, any integers.
+        indices: the indices of the N images, any integers.
         shape: (C, H, W) of one image.
+
+    Examples:
+        The noise of an image does not depend on its batch.
+
+        >>> batch = ImageNoise(0, range(4), (4, 8, 8))
+        >>> single = ImageNoise(0, [2], (4, 8, 8))
+        >>> torch.equal(batch()[2:3], single()), torch.equal(batch()[2:3], single())
+        (True, True)
     """
 
     def __init__(
         self, seed: int, indices: Iterable[int], shape: tuple[int, int, int], device: torch.device | str = "cpu"
     ):
         self.keys = torch.tensor([mix_seeds(seed, int(i)) for i in indices], dtype=torch.int64).to(device)
-        self.draws = torch.zeros((), dtype=torch.int64, device=device)  # so far; on the device, for CUDA graphs
+        self.draws = torch.zeros((), dtype=torch.int64, device=device)  # number of draws; on the device for CUDA graphs
         self.shape = shape
 
     def __call__(self) -> Tensor:
-        """-> (N, C, H, W) float32 standard normal, different at every call."""
+        """Return standard normal noise (N, C, H, W), float32, new at every call."""
         values = standard_normal(self.keys, self.draws, math.prod(self.shape))
         self.draws.add_(1)
         return values.reshape(len(self.keys), *self.shape)
 
 
 def standard_normal(keys: Tensor, draw: Tensor, num_values: int) -> Tensor:
-    """Keys (N,) int64, number of the draw () int64 -> (N, num_values) float32, independent standard normal numbers.
+    """Return independent standard normal numbers (N, num_values), float32, for keys (N,) and draw (), both int64.
 
-    The words of quad q of a draw are `philox` of the counter (q, draw, 0, 0); the transform of Box & Muller (1958)
-    makes two numbers of every two words.
+    Four values at a time come from `philox` at the counter (quad, draw, 0, 0). The transform of Box & Muller (1958)
+    turns two random words into two normal numbers.
     """
     num_quads = -(-num_values // 4)
     quads = torch.arange(num_quads, device=keys.device)
     first = (quads << 32 | draw).repeat(len(keys), 1)  # (N, quads)
     parts = []
     for words in philox(first, torch.zeros_like(first), keys[:, None]):
-        # The radius from the lower word as a number in [2^-33, 1], of which float32 keeps every digit in the tail, up
-        # to 6.76. Some devices' logarithm is above 0 just below 1.
+        # The lower word gives a uniform number in [2^-33, 1]. Small numbers, the tail of the normal up to 6.76, keep
+        # full float32 precision. clamp: on some devices the logarithm just below 1 is positive.
         uniform = words.bitwise_and(WORD).float().mul_(2**-32).add_(2**-33)
         radius = uniform.log_().mul_(-2).clamp_(min=0).sqrt_()
-        angle = (words >> 32).float().mul_(2 * math.pi / 2**32)  # from the upper word with its sign: [-pi, pi]
+        angle = (words >> 32).float().mul_(2 * math.pi / 2**32)  # the signed upper word: [-pi, pi]
         parts += [angle.cos().mul_(radius), angle.sin_().mul_(radius)]
     return torch.stack(parts, dim=1).flatten(1)[:, :num_values].contiguous()
 
 
 def philox(first: Tensor, second: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): random bits without a
-    state, a bijection of 128-bit counters for each 64-bit key. Words come in pairs, c0 << 32 | c1, c2 << 32 | c3; the
-    result overwrites them. int64 throughout; keys broadcast.
+    """Apply Philox4x32-10, a bijection of 128-bit counters for each 64-bit key, which yields random bits without state.
+
+    Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011. Words are packed in pairs
+    c0 << 32 | c1 and c2 << 32 | c3 of int64, which the result overwrites. Keys broadcast.
     """
-    key0, key1 = keys << 32, keys >> 32 << 32  # as upper words, for it is these that they are mixed with
+    key0, key1 = keys << 32, keys >> 32 << 32  # upper halves, like the words they are mixed with
     for _ in range(10):
         upper0, upper2 = ((pair >> 32).bitwise_and_(WORD) for pair in (first, second))
         first.bitwise_left_shift_(32).bitwise_xor_(upper2.mul_(0xCD9E8D57)).bitwise_xor_(key0)

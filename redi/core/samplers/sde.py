@@ -1,4 +1,4 @@
-"""What the samplers of the reverse-time SDE share: diffusion coefficients, their singularities, the last step."""
+"""The reverse-time SDE: diffusion coefficients, their singularities, and the last step."""
 
 import math
 from typing import Literal, get_args
@@ -12,27 +12,40 @@ from redi.core.samplers import ContinuousSampler, Denoise, Draw, clipped, unifor
 Form = Literal["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"]
 DIFFUSION_FORMS = get_args(Form)
 LAST_STEPS = ("mean", "euler", "tweedie", None)
-MARGIN = 1e-3  # kept from the poles that a diffusion coefficient adds to those of the process
+MARGIN = 1e-3  # distance in t from the poles of the diffusion coefficient
 
 
 class SDE(ContinuousSampler):
-    """dx = [v + D score] dt + sqrt(2 D) dW, with the same marginals for every D(t) >= 0 (Ma et al., arXiv 2401.08740;
-    their w is 2 D).
+    """A sampler of dx = [v + D score] dt + sqrt(2 D) dW, whose marginals are those of the ODE for every D(t) >= 0.
 
-    The score has a pole at t = 1: D score is -(D / sigma) noise, and no evaluation is later than `last_step_size`
-    before the data (1e-3 without a last step). 'sbdm' starts at t = 1e-3 where D has a pole at 0. For the poles of the
-    prediction see `Process.t_range`, for all of them docs/samplers.md.
+    Source: Ma et al. (SiT), arXiv 2401.08740; their w is 2 D. The score term D score = -(D / sigma) noise has a pole at
+    t = 1. Therefore no evaluation is later than t = 1 - `last_step_size`, or 1 - 1e-3 without a last step. 'sbdm' has
+    a pole at t = 0 too and starts at t = 1e-3. For poles of the prediction see `Process.t_range`; docs/samplers.md
+    lists all of them.
 
     Args:
-        num_evaluations: network evaluations, of the last step too.
+        num_evaluations: network evaluations, including the last step.
         diffusion_form: D(t), with n = diffusion_norm. 'sigma': n sigma(t), as in the published code; 'constant': n;
             'linear': n (1 - t); 'decreasing': (n cos(pi t) + 1)^2 / 4; 'increasing-decreasing': n sin(pi t)^2; 'sbdm':
-            n (alpha'/alpha sigma^2 - sigma sigma'), that of score-based diffusion, which needs hundreds of steps.
-        diffusion_norm: n; 0 is the ODE (but for 'decreasing').
-        last_step: the noise-free step onto the data: 'mean' follows the SDE's drift, 'euler' the ODE's velocity,
-            'tweedie' takes E[x | x_t]. None: the last step is like the others.
-        last_step_size: its length in units of t, as published; None: 0.04, or that of the other steps if longer.
+            n (alpha'/alpha sigma^2 - sigma sigma'), the coefficient of score-based diffusion, which needs hundreds of
+            steps.
+        diffusion_norm: n, the scale of D. 0 gives the ODE, except for 'decreasing'.
+        last_step: the step onto the data, without noise. 'mean' follows the drift of the SDE, 'euler' the velocity of
+            the ODE, and 'tweedie' returns E[x | x_t]. None: the last step adds noise like the others.
+        last_step_size: length of the last step in units of t; 0.04 as published. None: 0.04, or the length of the other
+            steps if they are longer.
+
+    Examples:
+        >>> from redi.core.processes import FlowMatching
+        >>> from redi.core.samplers import EulerMaruyama
+        >>> sampler = EulerMaruyama(num_evaluations=5)
+        >>> [round(t, 2) for t in sampler.times(FlowMatching(), num_steps=4)]  # the last step goes from 0.96 to 1
+        [0.0, 0.24, 0.48, 0.72, 0.96]
+        >>> sampler.diffusion(FlowMatching(), 0.25)  # D = sigma
+        0.75
     """
+
+    num_evaluations: int
 
     def __init__(
         self, num_evaluations: int = 250, *, diffusion_form: Form = "sigma", diffusion_norm: float = 1.0,
@@ -41,13 +54,13 @@ class SDE(ContinuousSampler):
         super().__init__(num_evaluations=num_evaluations)
         name = type(self).__name__
         if diffusion_form not in DIFFUSION_FORMS:
-            raise ValueError(f"{name}.diffusion_form = {diffusion_form!r}: it is one of {', '.join(DIFFUSION_FORMS)}")
+            raise ValueError(f"{name}.diffusion_form = {diffusion_form!r}: must be one of {', '.join(DIFFUSION_FORMS)}")
         if not 0 <= diffusion_norm < math.inf:
-            raise ValueError(f"{name}.diffusion_norm = {diffusion_norm} must be finite and not negative")
+            raise ValueError(f"{name}.diffusion_norm = {diffusion_norm}: must be finite and at least 0")
         if last_step not in LAST_STEPS:
-            raise ValueError(f"{name}.last_step = {last_step!r}: it is one of {', '.join(map(repr, LAST_STEPS))}")
+            raise ValueError(f"{name}.last_step = {last_step!r}: must be one of {', '.join(map(repr, LAST_STEPS))}")
         if last_step_size is not None and not 0 < last_step_size <= 1:
-            raise ValueError(f"{name}.last_step_size = {last_step_size} lies outside (0, 1]")
+            raise ValueError(f"{name}.last_step_size = {last_step_size}: must be in (0, 1], or None")
         self.diffusion_form, self.diffusion_norm = diffusion_form, diffusion_norm
         self.last_step, self.last_step_size = last_step, last_step_size
 
@@ -55,12 +68,12 @@ class SDE(ContinuousSampler):
         super().check(process)
         if self.diffusion_form == "sbdm" and not hasattr(process, "d_alpha"):
             needs = f"needs the derivatives d_alpha and d_sigma, which {type(process).__name__} does not have"
-            raise ValueError(f"{type(self).__name__}.diffusion_form = 'sbdm' {needs}: use another form")
+            raise ValueError(f"{type(self).__name__}.diffusion_form = 'sbdm' {needs}: set it to 'sigma', for example")
 
-    latest = 1.0  # where the noisy steps end at the latest
+    latest = 1.0  # upper limit on the end of the noisy steps if there is no last step
 
     def times(self, process: Process, num_steps: int, start: float = 0.0, end: float = 1.0) -> list[float]:
-        """Ends of `num_steps` noisy steps: num_steps + 1 times, the last of which is where a last step begins."""
+        """Return the num_steps + 1 times of `num_steps` noisy steps. The last step begins at the last of them."""
         first, last = clipped(process, start, end)
         if self.diffusion_form == "sbdm" and not torch.as_tensor(process.alpha(first)).all():
             first, last = clipped(process, max(first, MARGIN), end)
@@ -68,12 +81,12 @@ class SDE(ContinuousSampler):
             return uniform_times(*clipped(process, first, min(last, self.latest)), num_steps)
         even = (1 - first) / (num_steps + 1)
         size = max(0.04, even) if self.last_step_size is None else self.last_step_size
-        if start and start >= 1 - size:  # too late for a last step of its own size
+        if start and start >= 1 - size:  # the remaining path is shorter than the last step
             size = even
         return uniform_times(first, min(max(1 - size, first), last), num_steps) if num_steps else [first]
 
     def diffusion(self, process: Process, t: float):
-        """D(t): a float, or (1, C, 1, 1) where the channels' times differ."""
+        """Return D(t): a float, or (1, C, 1, 1) if the times of the channels differ."""
         norm = self.diffusion_norm
         match self.diffusion_form:
             case "constant":
@@ -91,15 +104,16 @@ class SDE(ContinuousSampler):
                 return norm * sigma * (process.d_alpha(t) / alpha * sigma - process.d_sigma(t))
 
     def drift(self, prediction: Tensor, process: Process, x: Tensor, t: float) -> Tensor:
-        """v + D score."""
+        """Return the drift v + D score."""
         ratio = self.diffusion(process, t) / process.sigma(t)
         return process.velocity(prediction, x, t) - ratio * process.noise(prediction, x, t)
 
     def add_noise(self, process: Process, x: Tensor, t: float, dt: float, draw: Draw) -> Tensor:
+        """Return x + sqrt(2 D dt) w, w ~ N(0, I)."""
         return x + (2 * self.diffusion(process, t) * dt) ** 0.5 * draw()
 
     def final_step(self, denoise: Denoise, process: Process, x: Tensor, t: float) -> Tensor:
-        """The last step, onto t = 1: one evaluation."""
+        """Take the last step, from t to 1, in one evaluation."""
         prediction = denoise(x, t)
         if self.last_step == "tweedie":
             return process.clean(prediction, x, t)
@@ -107,4 +121,4 @@ class SDE(ContinuousSampler):
             return x + (1 - t) * process.velocity(prediction, x, t)
         return x + (1 - t) * self.drift(prediction, process, x, t)
 
-    kick, land = add_noise, final_step  # their names in version 0.1
+    kick, land = add_noise, final_step  # names in version 0.1

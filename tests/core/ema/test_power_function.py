@@ -1,4 +1,4 @@
-"""Power-function averages, against sums over all weights that were seen, in float64."""
+"""Power-function averages, against weighted sums over all steps in float64."""
 
 import numpy as np
 import pytest
@@ -12,13 +12,13 @@ SIGMAS = (0.05, 0.1, 0.25, 12**-0.5)
 
 
 class Walk(nn.Module):
-    """Weights that go their way without a training; also where they have been."""
+    """A model whose weights follow a random walk, and the history of the walk."""
 
     def __init__(self, seed: int = 0, dtype: torch.dtype = torch.float64):
         super().__init__()
         self.generator = torch.Generator().manual_seed(seed)
         self.a, self.b = nn.Parameter(torch.zeros(3, 2, dtype=dtype)), nn.Parameter(torch.ones((), dtype=dtype))
-        self.seen: list[torch.Tensor] = []  # of a
+        self.seen: list[torch.Tensor] = []  # the history of a
 
     @torch.no_grad()
     def go(self, ema, steps: range) -> None:
@@ -30,7 +30,7 @@ class Walk(nn.Module):
 
 
 def integral(sigma_rel: float, power: int) -> float:
-    """Of the density of the average over a training of length 1, times a power of time; by the midpoint rule."""
+    """The integral of the density of the average over a run of length 1, times a power of time (midpoint rule)."""
     time = (np.arange(1_000_000) + 0.5) / 1_000_000
     gamma = exponent(sigma_rel)
     return float(np.mean((gamma + 1) * time**gamma * time**power))
@@ -110,7 +110,7 @@ def test_what_other_settings_stored_is_refused(others):
 
 def test_an_exponential_average_refuses_what_a_power_function_stored():
     stored = PowerFunctionEMA(model=Walk())
-    with pytest.raises(ValueError, match="the checkpoint holds several averages, and train.ema = EMA has one"):
+    with pytest.raises(ValueError, match="the checkpoint holds several averages, but train.ema = EMA has one"):
         EMA(model=Walk()).load(stored.parameters, stored.extra_state())
 
 
@@ -134,16 +134,16 @@ def test_without_snapshots_none_is_due():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sigma_rels": [0.3]}, "PowerFunctionEMA.sigma_rels: 0.3 is no length of an average"),
+        ({"sigma_rels": [0.3]}, "PowerFunctionEMA.sigma_rels: the length 0.3 of an average must be"),
         ({"sigma_rels": [0.0]}, "greater than 0 and at most 0.2887"),
-        ({"sigma_rels": [float("nan")]}, "sigma_rels: nan is no length"),
-        ({"sigma_rels": ["0.1"]}, "sigma_rels: '0.1' is no length"),
-        ({"sigma_rels": []}, "a list of lengths is needed"),
-        ({"sigma_rels": 0.1}, "sigma_rels = 0.1: a list of lengths is needed"),
-        ({"sigma_rels": (0.1, 0.1)}, "names a length twice"),
-        ({"snapshot_every": -1}, "snapshot_every = -1: a number of steps, or 0"),
+        ({"sigma_rels": [float("nan")]}, "sigma_rels: the length nan"),
+        ({"sigma_rels": ["0.1"]}, "sigma_rels: the length '0.1'"),
+        ({"sigma_rels": []}, "must be a list of lengths"),
+        ({"sigma_rels": 0.1}, "sigma_rels = 0.1: must be a list of lengths"),
+        ({"sigma_rels": (0.1, 0.1)}, "repeats a length"),
+        ({"snapshot_every": -1}, "snapshot_every = -1: must be a number of steps, or 0"),
         ({"snapshot_every": 2.5}, "snapshot_every = 2.5"),
-        ({"snapshot_dtype": "int8"}, "snapshot_dtype = 'int8': it is one of float32, float16, bfloat16"),
+        ({"snapshot_dtype": "int8"}, "snapshot_dtype = 'int8': must be one of float32, float16, bfloat16"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings, message):

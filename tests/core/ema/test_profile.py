@@ -1,11 +1,11 @@
-"""How averages combine, against densities written out step by step."""
+"""Combinations of averages, against densities evaluated at every step."""
 
 import numpy as np
 import pytest
 
 from redi.core.ema.profile import combine, exponent
 
-CELLS = 10_000  # the training, of so many steps
+CELLS = 10_000  # the number of steps of the run
 
 
 def density(sigma_rel: float, step: int) -> np.ndarray:

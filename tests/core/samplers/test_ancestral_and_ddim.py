@@ -44,7 +44,7 @@ def ours(sampler, process, net, drawn):
 
 
 def replayed(monkeypatch, module, drawn):
-    """diffusers draws its noise by a function of its module: hand it ours."""
+    """Replace the function by which diffusers draws noise."""
     replay = iter(drawn)
     monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: next(replay))
 

@@ -1,4 +1,4 @@
-"""The noise of sampling: Philox against its published answers, and the numbers it makes against the normal law."""
+"""The noise of sampling: Philox against its published test vectors, and the samples against the normal distribution."""
 
 import math
 
@@ -92,7 +92,7 @@ def test_each_place_in_a_quad_is_normal_by_itself(million):
 
 @pytest.mark.parametrize("moved", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 2), (0, 0, 256), (0, 0, 512), (1, 1, 1)])
 def test_draws_images_and_neighbours_are_uncorrelated(million, moved):
-    """Also their squares: the two numbers of a pair share a radius, and must be independent all the same."""
+    """Also their squares: the two numbers of a pair share a radius, but must be independent."""
     other = million.roll(moved, dims=(0, 1, 2))
     error = 4 / math.sqrt(million.numel())
     assert abs((million * other).mean()) < error
@@ -107,7 +107,7 @@ def test_no_two_of_a_thousand_streams_are_correlated(million):
     assert gram.abs().max() < 6.5 / math.sqrt(streams.shape[1])
 
 
-# Of what it is a function
+# What the noise depends on
 
 
 @pytest.mark.parametrize("shape", [SHAPE, (1, 8, 8), (3, 5, 7), (1, 1, 1)])
@@ -166,7 +166,7 @@ def test_a_compiled_draw_is_the_eager_one_and_is_compiled_once():
 
 
 def test_a_draw_on_a_gpu_asks_nothing_of_the_host():
-    """A value that the host needed would raise, for a fake tensor has none."""
+    """Fake tensors have no values, so an operation that reads one on the host raises."""
     with FakeTensorMode():
         noise = ImageNoise(0, range(5), SHAPE, "cuda")
         drawn = noise()

@@ -25,7 +25,7 @@ every_process = pytest.mark.parametrize("process", PATHS.values(), ids=PATHS)
 
 
 def exact_field(process, times=None):
-    """The expected prediction for data N(MEAN, STD^2), noting the times at which it is asked."""
+    """The expected prediction for data N(MEAN, STD^2), which records the times of its calls."""
 
     def denoise(x, t):
         if times is not None:
@@ -42,7 +42,7 @@ def normal(num=50, dtype=torch.float64, seed=0):
 
 
 def flow(process, x):
-    """Where the exact ODE takes x from the first to the last t: the standardised state stays as it is."""
+    """The exact solution of the ODE from the first to the last t: the standardized state is constant."""
 
     def moments(t):
         alpha, sigma = process.alpha(t), process.sigma(t)
@@ -111,7 +111,7 @@ def test_the_euler_of_torchdiffeq_is_ours():
 
 
 def test_evaluations_that_are_no_whole_steps_are_refused():
-    with pytest.raises(ValueError, match="FixedODE.num_evaluations = 250 must be a multiple of 4.*'rk4'"):
+    with pytest.raises(ValueError, match="FixedODE.num_evaluations = 250: must be a multiple of 4.*'rk4'"):
         FixedODE(num_evaluations=250, method="rk4")
 
 
@@ -148,7 +148,7 @@ def test_adaptive_steps_agree_with_scipy_on_a_curved_field(method, scipy_method)
     ours = sampler(lambda x, t: times.append(t) or velocity(x, t), FlowMatching(), lambda: x)
     error, their_error = (abs(values - exact).max() for values in (ours.flatten().numpy(), theirs.y[:, -1]))
     assert error < max(3 * their_error, 1e-4)
-    assert len(times) < 2 * theirs.nfev  # the worst of the images decides, SciPy takes the mean square of all
+    assert len(times) < 2 * theirs.nfev  # the largest error of an image decides; SciPy uses the mean square
 
 
 def test_fewer_evaluations_are_made_for_a_larger_tolerance():
@@ -171,7 +171,7 @@ def test_an_image_depends_on_its_neighbours_within_the_tolerance_only():
 
 
 def test_every_image_keeps_the_tolerance_in_a_large_batch_of_easy_ones():
-    # One image that moves among 500 that stand still: a mean over the batch would hide its error.
+    # One image moves and 500 do not: a mean over the batch would hide its error.
     def denoise(x, t):
         return torch.cat([12 * torch.cos(12 * x.new_tensor(t)) * torch.ones_like(x[:1]), torch.zeros_like(x[1:])])
 
@@ -199,5 +199,5 @@ def test_integration_backwards_returns_to_the_start():
 
 
 def test_a_prediction_that_is_not_finite_is_named():
-    with pytest.raises(ValueError, match="dopri5 cannot go on .* not finite"):
+    with pytest.raises(ValueError, match="dopri5 failed .* not finite"):
         AdaptiveODE()(lambda x, t: x / 0 if t > 0.5 else x, FlowMatching(), normal)

@@ -1,4 +1,4 @@
-"""Which timesteps the samplers of discrete processes visit."""
+"""The timesteps that samplers of discrete processes visit."""
 
 import numpy as np
 import pytest
@@ -39,16 +39,16 @@ def test_ddim_strides_from_the_first_timestep():
 @pytest.mark.parametrize(
     ("respacing", "message"),
     [
-        ("ddim300", "no integer stride through 1000 timesteps takes 300"),
-        ("600,10", "section 0 has 500 of the 1000 timesteps, not 600"),
-        (1001, "section 0 has 1000"),
+        ("ddim300", "no integer stride visits 300 of 1000 timesteps"),
+        ("600,10", "section 0 has only 500 of the 1000 timesteps, not 600"),
+        (1001, "section 0 has only 1000"),
         ("10,0", "at least 1"),
         ("ddim0", "at least 1"),
-        ("fast", "it is a count"),
-        ("10;10", "it is a count"),
-        ([], "it is a count"),
-        ([2.5], "it is a count"),
-        (True, "it is a count"),
+        ("fast", "must be a count"),
+        ("10;10", "must be a count"),
+        ([], "must be a count"),
+        ([2.5], "must be a count"),
+        (True, "must be a count"),
     ],
 )
 def test_a_respacing_that_makes_no_sense_is_refused(respacing, message):
@@ -73,7 +73,7 @@ def test_the_respacing_decides_the_number_of_evaluations(sampler_class, respacin
 
 @pytest.mark.parametrize("sampler_class", [Ancestral, DDIM])
 def test_two_numbers_of_evaluations_are_refused(sampler_class):
-    with pytest.raises(ValueError, match="respacing = 'ddim25' takes 25 .*num_evaluations = 50: set one"):
+    with pytest.raises(ValueError, match="respacing = 'ddim25' takes 25 .*num_evaluations = 50: set only one"):
         sampler_class(num_evaluations=50, respacing="ddim25")
 
 
@@ -85,5 +85,5 @@ def test_more_evaluations_than_timesteps_are_refused(sampler_class):
 
 @pytest.mark.parametrize("sampler_class", [Ancestral, DDIM])
 def test_one_evaluation_of_a_discrete_process_is_refused(sampler_class):
-    with pytest.raises(ValueError, match="timestep 0 alone: take at least 2"):
+    with pytest.raises(ValueError, match="num_evaluations = 1 visits timestep 0 alone: set .* to at least 2"):
         sampler_class(num_evaluations=1).check(DDPM())

@@ -164,7 +164,7 @@ def test_advice_is_given_once_and_not_for_every_part(tmp_path, caplog):
     trained = opened()
     trained.model.trained_with = (0.1, 0.0)
     draw(tmp_path, trained, generate=partial(draw_tiny, guidance=[RepresentationGuidance()]))
-    assert caplog.text.count("RepresentationGuidance asks for predictions without") == 1
+    assert caplog.text.count("RepresentationGuidance uses predictions without") == 1
 
 
 def test_one_bar_counts_the_images_of_all_calls(interrupted, trained, monkeypatch, capfd):
@@ -455,7 +455,7 @@ def test_labels_of_a_data_set_that_is_not_known_are_refused(tmp_path):
         ({"export": ("png",), "keep": ()}, r"needs the stored images: add 'images' to sample.keep"),
         ({"images_per_part": 0}, r"sample.images_per_part = 0 must be an integer of at least 1"),
         ({"networks": DomainEncoder()}, r"sample.networks is not a list"),
-        ({"networks": [PCA()]}, r"sample.networks takes one of encoders"),
+        ({"networks": [PCA()]}, r"sample.networks must be one of encoders"),
         ({"networks": [DomainEncoder()]}, r"sample.networks: DomainEncoder is not fitted"),
     ],
 )
