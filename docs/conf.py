@@ -1,4 +1,7 @@
-"""The site: `make docs` builds it into site/, offline and strictly. The source root is the repository, so links are those of GitHub."""
+"""The site, built by `make docs` into site/: offline, and a broken link fails.
+
+The source root is the repository, so relative links work as on GitHub.
+"""
 
 import importlib
 import inspect
@@ -52,7 +55,7 @@ PACKAGES = {
 
 
 def setup(app):
-    """Show equations as MathML, which needs no network, and write the generated pages before Sphinx looks for pages."""
+    """Show equations as MathML, which needs no network, and write the generated pages before others are looked for."""
     app.add_html_math_renderer("mathml", (inline_math, None), (display_math, None))
     app.add_lexer("gin", PythonLexer)
     app.connect("config-inited", lambda *_: write_generated())

@@ -139,7 +139,8 @@ def exit_status(main: Callable, argv: list[str]) -> int:
         if FLAGS.dry_run and not options["dry_run"]:
             raise ValueError("--dry_run works with prepare, train, run, sample, evaluate and sweep only: drop it here")
         for name in ("run_dir", "trained_dir"):
-            FLAGS[name].value = FLAGS[name].value and str(local_path(FLAGS[name].value))
+            if folder := FLAGS[name].value:
+                FLAGS[name].value = str(local_path(folder))
         with log_signal("stopping after the current operation; finished work is kept"):
             main(*([_run_dir(options["default_folder"]), *map(local_path, others)] if num_folders else []))
         sys.stdout.flush()

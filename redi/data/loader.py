@@ -1,7 +1,7 @@
 """Load batches in a seeded order that can resume at any step."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
@@ -60,7 +60,7 @@ def check_shuffle(shuffle: str) -> None:
 def batches(
     source, *, batch_size: int, seed: int, start: int, stop: int, prefetch: int = 4, shuffle: str = "global",
     pin: bool = False, rows: Rows | None = None,
-) -> Iterator[dict[str, Tensor]]:  # fmt: skip
+) -> Generator[dict[str, Tensor], None, None]:  # fmt: skip
     """Yield the batches of steps start, ..., stop - 1, which one thread reads ahead.
 
     Args:
@@ -106,7 +106,7 @@ def _blocks(source, shuffle: str) -> Blocks | None:
     return getattr(source, "blocks", None) or Blocks.cut(np.array([0, len(source)]))
 
 
-def _read_ahead(read: Callable, steps: range, prefetch: int, end: Callable) -> Iterator[dict[str, Tensor]]:
+def _read_ahead(read: Callable, steps: range, prefetch: int, end: Callable) -> Generator[dict[str, Tensor], None, None]:
     thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
     try:
         pending = deque(thread.submit(read, step) for step in steps[:prefetch])

@@ -151,7 +151,9 @@ def _take_pca(codec: JointCodec, pca: str | Path | None) -> None:
     unfitted = [r.reducer for r in codec.representations.values() if not r.reducer.fitted]
     if not unfitted and pca:
         raise ValueError(f"--pca={pca} is not needed: every reducer of this configuration is fitted. Drop the flag")
-    if unfitted and not pca:
+    if not unfitted:
+        return
+    if not pca:
         raise ValueError(
             f"the checkpoint models {sum(reducer.rank for reducer in unfitted)} feature channels, and checkpoints do "
             "not contain the PCA that produced them: pass --pca=dino_pca_model.pth, the file published with the "
@@ -169,8 +171,8 @@ def _colours(codec: JointCodec) -> dict[str, Tensor]:
     for name, representation in codec.representations.items():
         reducer = representation.reducer
         spread = torch.ones(reducer.rank)
-        if hasattr(reducer, "deviations"):
-            spread = (reducer.deviations[: reducer.rank] * reducer.factors).cpu()
+        if isinstance(deviations := getattr(reducer, "deviations", None), Tensor):
+            spread = (deviations[: reducer.rank] * reducer.factors).cpu()  # type: ignore[operator]  # tensors
         rows = torch.eye(reducer.rank)[:3]
         tensors[f"{name}/mean"], tensors[f"{name}/rows"] = torch.zeros(reducer.rank), rows
         tensors[f"{name}/low"], tensors[f"{name}/high"] = -2.33 * spread[:3], 2.33 * spread[:3]

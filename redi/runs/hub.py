@@ -10,6 +10,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from redi.core import config
 from redi.core.configurables import import_all
@@ -59,7 +60,8 @@ def save_pretrained(run: Run | str | Path, folder: str | Path) -> Path:
     tensors = {"model": weights, "codec": run.codec.learned_state(), "colours": run.colours.tensors}
     keys = ("model_arguments", "image_size", "seed", "codec", "dataset", "published", "plug_ins")
     assert run.record is not None  # a run with a folder has the record of its checkpoint
-    record = {"format": FORMAT, "step": run.step} | {key: run.record[key] for key in keys if key in run.record}
+    record: dict[str, Any] = {"format": FORMAT, "step": run.step}
+    record |= {key: run.record[key] for key in keys if key in run.record}
     record |= {"class_names": run.class_names} if run.class_names else {}
     if published := record.get("published"):  # its training settings may contain private paths
         args = {name: value for name, value in published["args"].items() if not ABSOLUTE.search(repr(value))}

@@ -14,7 +14,8 @@ def check_number(
 
     Raises ValueError naming the `binding`. `note` explains a special value in the message, such as '0 is never'.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real) or not least <= value < below:
+    kinds: Any = Integral if whole else Real  # mypy gives their values no order
+    if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value < below:
         kind = "an integer" if whole else "a finite number"
         limit = f" and less than {'2**64' if below == 2**64 else below}" if below < math.inf else ""
         hint = f" ({note})" if note else ""

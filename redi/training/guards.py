@@ -126,7 +126,7 @@ class Guards:
             exits.enter_context(self.stop)
             pin = self.state.device.type == "cuda"
             reader = batches(self.dataset, start=self.step, stop=self.num_steps, pin=pin, **self.reading)
-            self.data = exits.enter_context(closing(reader))  # type: ignore[type-var]  # it is a generator
+            self.data = exits.enter_context(closing(reader))
             options = {"desc": "training", "unit": "step", "smoothing": 0.1, "leave": True, "disable": not first}
             self.bar = exits.enter_context(progress(total=self.num_steps, initial=self.step, **options))
             if self.processes.size > 1:

@@ -139,7 +139,7 @@ def diagnosis(run_dir: Path, skipped: SkipGuard, take_step: TrainingStep, datase
     assert step is not None
     device = next(take_step.model.parameters()).device
     data = batches(dataset, start=step, stop=step + 1, **reading)
-    with closing(data):  # type: ignore[type-var]  # it is a generator
+    with closing(data):
         batch = {name: tensor.to(device) for name, tensor in next(data).items()}
     findings = []
     for first_row, x, losses in take_step.repeated(batch, step):

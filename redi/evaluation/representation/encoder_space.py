@@ -46,8 +46,8 @@ class EncoderSpace:
     def __init__(self, codec: JointCodec, name: str, image: Tensor):
         self.name = name
         representation = codec.representations[name]
-        self.encoder: Encoder = representation.encoder  # type: ignore[assignment]  # ModuleDict has no element types
-        self.reducer: Reducer = representation.reducer  # type: ignore[assignment]
+        self.encoder: Encoder = representation.encoder
+        self.reducer: Reducer = representation.reducer
         self.device = codec.device
         self.inverts = type(self.reducer).inverse is not Reducer.inverse
         self.latent_grid = codec.grid(image.shape[-1])
