@@ -112,7 +112,7 @@ def has_public(module) -> bool:
 
 def public_names() -> str:
     """Return the page of the names that `import redi` offers."""
-    lines = ["# Public names", "\n`import redi` loads each of these when it is first used.\n", "| name | |", "|---|---|"]
+    lines = ["# Public names", "\n`import redi` loads each name when it is first used.\n", "| name | |", "|---|---|"]
     for name, (module, attribute) in sorted(redi.PUBLIC.items()):
         value = getattr(importlib.import_module(module), attribute)
         role = "class" if inspect.isclass(value) else "func"
