@@ -15,8 +15,9 @@ import_all()
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "sweeps.md").read_text()
-BLOCKS = re.findall(r"^```\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.startswith("python")]
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+TEXT = "".join(block for language, block in BLOCKS if not language).replace("\\\n", " ")
+LINES = [line for line in TEXT.splitlines() if line.startswith("python")]
 COMMANDS = [shlex.split(line, comments=True) for line in LINES]
 
 
