@@ -279,7 +279,7 @@ def test_the_head_of_figure_7_names_the_number_of_every_rank():
 
 @pytest.mark.parametrize("name", ROWS)
 def test_the_table_of_the_documentation_has_the_row_with_its_number(name):
-    (line,) = [line for line in (ROOT / "docs" / "paper.md").read_text().splitlines() if f"[{name}]" in line]
+    (line,) = [line for line in (ROOT / "docs" / "papers.md").read_text().splitlines() if f"[{name}]" in line]
     assert f"(../experiments/paper/{name}.gin)" in line and re.search(rf"\b{re.escape(ROWS[name].fid)}(?!\d)", line)
 
 

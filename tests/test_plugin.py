@@ -10,9 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-import redi
 from redi.core import config
 from redi.core.configurables import import_all
 from redi.runs.experiment import Experiment
@@ -218,54 +216,6 @@ def test_the_registry_and_the_table_list_them(opened):
     assert opened[3] == "True"
     assert {"  @fusion.Scaled(factor=1.0)", "  @guidance.Nudge(strength=0.0)"} <= set(opened)
     assert "      The first R features as they are." in opened
-
-
-# ---- the worked example of the documentation
-
-
-def blocks(number: int = 0) -> dict[str, str]:
-    """The code of an example of docs/add-a-component.md by language; one block of Python and one of gin in each."""
-    text = (ROOT / "docs" / "add-a-component.md").read_text()
-    found = re.findall(r"^```(python|gin)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert [language for language, _ in found] == ["python", "gin"] * 2
-    return dict(found[2 * number :][:2])
-
-
-def test_the_worked_example_runs_as_it_is_written(tmp_path, tiny_gin, monkeypatch):
-    code = blocks()
-    (module,) = re.findall(r"^import my_lab\.(\w+)$", code["gin"], re.MULTILINE)
-    (component,) = re.findall(r"^class (\w+)\(", code["python"], re.MULTILINE)
-    package(tmp_path, **{module: code["python"], "conv_net": blocks(1)["python"]})
-    (tmp_path / f"{module}.gin").write_text(code["gin"])
-    (tmp_path / "conv_net.gin").write_text(blocks(1)["gin"].replace("include 'digits.gin'", ""))  # included before
-    # Less of everything, and nothing of what the example is about.
-    kept = [line for line in Path(tiny_gin).read_text().splitlines() if not line.startswith(("include", "PCA"))]
-    (tmp_path / "less.gin").write_text("\n".join(kept))
-
-    files = f"--gin_file={module}.gin", "--gin_file=conv_net.gin", "--gin_file=less.gin"
-    done = python("-m", "redi.run", *files, cwd=tmp_path, path=tmp_path)
-
-    assert not re.search("unused bindings, .*PCA.rank", done.stderr)  # which came with digits.gin
-    (rank,) = re.findall(rf"^{component}\.rank = (\d+)$", code["gin"], re.MULTILINE)
-    record = last_record(tmp_path / "runs" / module)
-    assert record["model_arguments"]["channels"] == {"image": 1, "domain": int(rank)}
-    assert record["codec"]["representations"]["domain"]["reducer"]["reducer"] == component
-    assert (tmp_path / "runs" / module / "report.html").exists()
-    monkeypatch.syspath_prepend(tmp_path)
-    assert "ConvNet(\n" in str(redi.load(tmp_path / "runs" / module, plugins=["my_lab"]).model)
-
-
-def test_the_worked_example_keeps_channels_of_the_encoder():
-    # By hand: a channel kept "as it is", up to mean and scale, is one of the encoder's channels.
-    names: dict = {}
-    code = blocks()["python"].replace("@register\n", "")  # the class alone; the registry stays as it is
-    exec(compile(code, "add-a-component.md", "exec"), names)
-    reducer = names["RandomChannels"](rank=3, scale="raw", seed=1)
-    features = torch.randn(4, 6, 2, 2, generator=torch.Generator().manual_seed(0))
-    reducer.fit([features])
-    centred = features - features.mean(dim=(0, 2, 3), keepdim=True)
-    for kept in reducer(features).unbind(1):
-        assert any(torch.allclose(kept, channel, atol=1e-6) for channel in centred.unbind(1))
 
 
 def test_an_edited_reducer_is_fitted_and_encoded_anew(tmp_path, tiny_gin, monkeypatch, caplog):

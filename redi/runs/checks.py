@@ -174,7 +174,7 @@ def warn_of_unused_generate() -> None:
     if unused := [k for k in config.relevant(text, [generate]) if k.startswith("generate.") and k not in reached]:
         log.warning(
             "%s: no effect on the samples, because sample.generate = %s does not use generate. To apply these "
-            "bindings, give that function an argument and bind @generate to it (docs/add-a-component.md)",
+            "bindings, give that function an argument and bind @generate to it (docs/plug-ins.md)",
             ", ".join(unused), drawing,
         )  # fmt: skip
 

@@ -19,7 +19,7 @@ from redi.runtime.checkpoint import list_checkpoints
 
 import_all()
 
-DOCUMENTED = (Path(__file__).parents[2] / "docs" / "add-a-component.md").read_text()
+DOCUMENTED = (Path(__file__).parents[2] / "docs" / "plug-ins.md").read_text()
 MODULES = {
     "sampling": """
 from redi.core.samplers import register
@@ -29,7 +29,7 @@ from redi.core.samplers.euler import Euler
 class Mine(Euler):
     pass
 """,
-    "drawing": "".join(re.findall(r"^```py\n(.*?)^```", DOCUMENTED, re.MULTILINE | re.DOTALL)),
+    "drawing": re.search(r"^# my_lab/brighter.py\n(.*?)^```", DOCUMENTED, re.MULTILINE | re.DOTALL)[1],
     "fusing": """
 from redi.fusion import register
 from redi.fusion.merged import Merged
@@ -72,7 +72,7 @@ DiffusionTransformer.fusion = @fusion.Joined
 generate.sampler = @samplers.Mine()
 Mine.num_evaluations = 2
 """
-BINDINGS += "\n".join(re.findall(r"^    (\w+\.\w+ = [@\d].*)", DOCUMENTED, re.MULTILINE))  # of the function that draws
+BINDINGS += re.search(r"^import my_lab.brighter\n(.*?)^```", DOCUMENTED, re.MULTILINE | re.DOTALL)[1]
 
 
 class Lab:
