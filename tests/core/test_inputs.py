@@ -213,7 +213,7 @@ class Floats(Dataset):
 )
 def test_a_data_set_of_other_images_is_refused_with_its_name_and_the_images(image, error, got, tmp_path):
     for use in (lambda data: data.batch([0]), JointCodec().encode_sample, lambda data: reference_features(data, Own())):
-        with pytest.raises(error, match=rf"Floats.load gave {got} for first, but must return uint8 \(H, W, 3\)"):
+        with pytest.raises(error, match=rf"Floats.load returned {got} for first, but must return uint8 \(H, W, 3\)"):
             use(Floats(image))
     with pytest.raises(ValueError, match=rf"Floats.load gives {got} for first"):
         audit(Floats(image), batch_size=1)

@@ -86,7 +86,7 @@ TRAINING = {
     "weights that are nowhere": ("train.initial_weights = 'nowhere.pt'", "nowhere.pt"),
     "a weight below zero": (
         "JointObjective.representation_weight = -1",
-        "JointObjective.representation_weight = {'domain': -1}: finite numbers of at least 0",
+        "JointObjective.representation_weight = {'domain': -1}: must be finite and at least 0",
     ),
     "an empty step": ("train.batch_size = -4", "train.batch_size = -4 must be an integer of at least 1"),
     "unequal parts": ("train.accumulate = 3", "train.accumulate = 3 does not divide train.batch_size = 16"),
@@ -191,7 +191,7 @@ def test_a_reference_of_one_image_is_refused_before_encoding(refused, tmp_path):
 
 def test_a_reference_of_other_classes_is_refused_before_encoding(refused, tmp_path):
     text = refused(*images(tmp_path / "images", "cat/1.png", "dog/1.png"))
-    assert text.startswith("evaluate.reference has the classes cat, dog; the training data have 0, 1, 2, 3")
+    assert text.startswith("evaluate.reference has the classes cat, dog, but the training data have 0, 1, 2, 3")
 
 
 def test_what_only_the_results_need_does_not_stop_training_alone(tiny_gin, tmp_path):

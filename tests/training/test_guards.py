@@ -71,5 +71,5 @@ def test_an_optimizer_of_numbers_that_cannot_be_is_refused_by_name(settings, mes
 
 
 def test_what_switches_a_setting_off_is_in_the_message():
-    with pytest.raises(ValueError, match="train.max_grad_norm = -1: .*; 0 disables clipping"):
+    with pytest.raises(ValueError, match="train.max_grad_norm = -1 must .*0 disables clipping"):
         train("run", codec=None, dataset=None, max_grad_norm=-1)

@@ -212,7 +212,7 @@ def rewrite_header(path, change):
         (lambda h: h["image"].update(data_offsets=[0, 9999]), "Error while deserializing header: invalid"),
         (lambda h: h["image"].update(data_offsets=[64, 0]), "Error while deserializing header: invalid"),
         (lambda h: h["image"].update(shape=[9, 1, 8, 8]), "Error while deserializing header: invalid shape"),
-        (lambda h: h["image"].update(shape=[10, 8, 8, 1]), "'image' is uint8 .10, 8, 8, 1.; the manifest says U8"),
+        (lambda h: h["image"].update(shape=[10, 8, 8, 1]), "'image' is uint8 .10, 8, 8, 1., but the manifest says U8"),
         (lambda h: h["image"].pop("dtype"), "Error while deserializing header: .*missing field `dtype`"),
         (lambda h: h.pop("names.json"), "Error while deserializing header: .*"),
         (lambda h: h.pop("labels"), "Error while deserializing header: .*"),
@@ -258,7 +258,7 @@ def test_a_label_that_is_no_class_is_refused(written, tmp_path):
 @pytest.mark.parametrize(("written_in", "shown"), [(1, 1), (3, 3), (None, None)])
 def test_a_manifest_of_another_format_is_refused(written, tmp_path, written_in, shown):
     rewrite_manifest(tmp_path / "cache", format=written_in)
-    with pytest.raises(BrokenArtefact, match=f"has format {shown}, this version of redi reads 2"):
+    with pytest.raises(BrokenArtefact, match=f"has format {shown}, but this version of redi reads 2"):
         Cache(tmp_path / "cache")
 
 

@@ -232,7 +232,7 @@ def test_a_manifest_that_names_files_elsewhere_is_refused(copied, tmp_path):
     manifest = json.loads((copied / "manifest.json").read_text())
     manifest["shards"][0]["file"] = "../../secret"
     (copied / "manifest.json").write_text(json.dumps(manifest | {"sha256": manifest_sha256(manifest)}))
-    with pytest.raises(BrokenArtefact, match="manifest.json makes no sense"):
+    with pytest.raises(BrokenArtefact, match="manifest.json has invalid entries and was not written by redi"):
         open_stream(str(copied), tmp_path)
 
 

@@ -240,8 +240,8 @@ IMAGE = ("a.png", picture(0))
         ([IMAGE, ("a.json", record(text="cat"))], "the sample 'a' has no label"),
         ([IMAGE, ("a.jpg", picture(0)), ("a.cls", b"0")], "the sample 'a' has two images, a.png and a.jpg"),
         ([IMAGE, ("a.cls", b"cat")], "a.cls contains b'cat'; a label must be an integer of at least 0"),
-        ([IMAGE, ("a.cls", b"-1")], "a.cls holds b'-1'"),
-        ([IMAGE, ("a.cls", b"")], "a.cls holds b''"),
+        ([IMAGE, ("a.cls", b"-1")], "a.cls contains b'-1'"),
+        ([IMAGE, ("a.cls", b"")], "a.cls contains b''"),
         ([IMAGE, ("a.cls", b"1000000")], "the label 1000000 means 1000001 classes"),
         ([IMAGE, ("a.cls", bytes(2**20 + 1))], "a.cls has 1,048,577 bytes; a label file may have"),
         ([IMAGE, ("a.json", record(label=1.0))], "a.json: 'label' is 1.0; a label must be an integer"),
@@ -255,7 +255,7 @@ IMAGE = ("a.png", picture(0))
         ([("a.png", device(tarfile.LNKTYPE))], "a.png is not a regular file"),
         ([("a.png", device(tarfile.CHRTYPE))], "a.png is not a regular file"),
         ([("a.txt", b"x")], "has no images: members must be named key.jpg, .jpeg, .png or .webp"),
-        ([], "holds no images"),
+        ([], "has no images"),
     ],
 )
 def test_what_is_no_sample_is_refused_by_shard_and_member(tmp_path, members, message):
@@ -358,7 +358,7 @@ def test_a_store_that_fails_for_good_is_no_unreadable_image(serve, pair):
         lambda: data[0],
         lambda: audit(data, batch_size=2, skip_unreadable=True),
     ):
-        with pytest.raises(Unreachable, match=r"train-000.tar: unreachable in 4 attempts, the last: .*503"):
+        with pytest.raises(Unreachable, match=r"train-000.tar: unreachable in 4 attempts; the last error was .*503"):
             read()
     server.status = 403
     with pytest.raises(Unreachable, match=r"train-000.tar: access denied .*403.*set the credentials"):
