@@ -75,6 +75,11 @@ def test_every_supported_python_has_a_constraints_file_and_a_classifier():
     assert setup["options"]["python_requires"] == f">={PYTHONS[0]}"
 
 
+def test_the_installation_page_says_what_was_run_with_every_python():
+    page = (ROOT / "docs/install.md").read_text()
+    assert re.findall(r"^\| (3\.\d+)", page, flags=re.MULTILINE) == PYTHONS
+
+
 def test_constraints_name_the_extras_that_they_cover():
     for file in (ROOT / "constraints").glob("*.txt"):
         assert f"redi-diffusion[{','.join(EXTRAS)}]" in file.read_text()
