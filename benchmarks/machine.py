@@ -9,14 +9,16 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-LIBRARIES = ("redi", "torch", "xformers", "flash_attn_3", "timm", "diffusers", "numpy", "safetensors", "webdataset")
+LIBRARIES = ("torch", "xformers", "flash_attn_3", "timm", "diffusers", "numpy", "safetensors", "webdataset")
 
 
 def environment(device: str) -> dict:
     """Return machine, versions, commit and date of a measurement."""
     import torch
 
-    versions = {"python": platform.python_version()}
+    import redi
+
+    versions = {"python": platform.python_version(), "redi": redi.__version__}
     for name in LIBRARIES:
         try:
             versions[name] = metadata.version(name)

@@ -1,19 +1,26 @@
-"""What is shipped: the package list, the gin files, the wheel, the console scripts and the pinned versions."""
+"""What is shipped: packages, gin files, wheel, console scripts, pinned versions, Dockerfile, changelog and citation."""
 
 import configparser
 import importlib
 import inspect
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
+
+import redi
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ["redi", "gin", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"]
+
+PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
+EXTRAS = ("test", "dev", "docs", "gpu")
 
 setup = configparser.ConfigParser(interpolation=None)
 setup.read(ROOT / "setup.cfg", encoding="utf-8")
@@ -53,11 +60,98 @@ def test_every_requirement_is_pinned_within_its_range(constraints):
     pins = [Requirement(line) for line in constraints.read_text().splitlines() if not line.startswith("#")]
     version = {canonical(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
     required = lines("options", "install_requires")
-    for extra in ("test", "dev", "gpu"):
+    for extra in EXTRAS:
         required += lines("options.extras_require", extra)
     for requirement in map(Requirement, required):
         pinned = version.get(canonical(requirement.name), "nothing")
         assert pinned != "nothing" and pinned in requirement.specifier, f"{requirement}: pinned to {pinned}"
+
+
+def test_every_supported_python_has_a_constraints_file_and_a_classifier():
+    files = {file.name for file in (ROOT / "constraints").glob("*.txt")}
+    assert files == {f"py{version.replace('.', '')}-torch211.txt" for version in PYTHONS}
+    named = [line.split(" :: ")[-1] for line in lines("metadata", "classifiers") if "Python :: 3." in line]
+    assert named == PYTHONS
+    assert setup["options"]["python_requires"] == f">={PYTHONS[0]}"
+
+
+def test_the_installation_page_says_what_was_run_with_every_python():
+    page = (ROOT / "docs/install.md").read_text()
+    assert re.findall(r"^\| (3\.\d+)", page, flags=re.MULTILINE) == PYTHONS
+
+
+def test_constraints_name_the_extras_that_they_cover():
+    for file in (ROOT / "constraints").glob("*.txt"):
+        assert f"redi-diffusion[{','.join(EXTRAS)}]" in file.read_text()
+
+
+def texts() -> list[Path]:
+    folders = ("redi", "docs", "tests", "gin", "experiments", "benchmarks", "constraints")
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*")]
+    files += [file for file in ROOT.iterdir() if file.is_file()]
+    ends = (".py", ".md", ".gin", ".sh", ".txt", ".sbatch", ".cfg", ".ipynb", "")
+    return [file for file in files if file.is_file() and file.suffix in ends and not file.name.startswith(".")]
+
+
+def test_every_advised_installation_installs_this_project():
+    name = re.compile(r"(?<![\w./-])(redi(?:-diffusion)?)\[([a-z,]+)\]")
+    places = [(file, *match) for file in texts() for match in name.findall(file.read_text().replace("\\", ""))]
+    assert len(places) > 5
+    extras = set(setup["options.extras_require"])
+    wrong = [place for place in places if place[1] != "redi-diffusion" or not set(place[2].split(",")) <= extras]
+    assert wrong == []
+
+
+def instructions(dockerfile: str) -> list[tuple[str, str]]:
+    text = re.sub(r"^#.*\n", "", dockerfile, flags=re.MULTILINE).replace("\\\n", " ")
+    return [tuple(line.split(maxsplit=1)) for line in text.splitlines() if line.strip()]
+
+
+def test_the_dockerfile_copies_files_that_exist_and_reach_the_build():
+    ignore = (ROOT / ".dockerignore").read_text().splitlines()
+    copied = [name for order, rest in instructions((ROOT / "Dockerfile").read_text()) if order == "COPY"
+              for name in rest.split()[:-1]]  # fmt: skip
+    assert set(copied) == {*SHIPPED, "constraints"}
+    assert all((ROOT / name).exists() and f"!{name}" in ignore for name in copied)
+
+
+def test_the_dockerfile_has_both_targets_with_extras_and_constraints_that_exist():
+    orders = instructions((ROOT / "Dockerfile").read_text())
+    targets = {rest.split(" AS ")[1]: rest.split()[0] for order, rest in orders if order == "FROM"}
+    assert targets == {"base": "python:${PYTHON}-slim-trixie", "cuda": "base", "cpu": "base"}
+    [default] = [rest.split("=")[1] for order, rest in orders if order == "ARG"]
+    assert default in PYTHONS
+    installs = [rest for order, rest in orders if order == "RUN" and "pip install" in rest]
+    assert len(installs) == 2 and all('-c "constraints/py${version}-torch211.txt"' in rest for rest in installs)
+    for rest in installs:
+        [extras] = re.findall(r'"\.\[(.*?)\]"', rest)
+        assert set(extras.split(",")) <= set(setup["options.extras_require"])
+
+
+def test_the_images_run_programs_without_root():
+    orders = instructions((ROOT / "Dockerfile").read_text())
+    starts = [place for place, (order, rest) in enumerate(orders) if order == "FROM" and rest.startswith("base")]
+    for start, stop in zip(starts, [*starts[1:], None], strict=True):
+        stage = dict(orders[start:stop])
+        assert stage["USER"] == "1000" and stage["CMD"] == '["redi"]'
+
+
+def test_the_citation_is_of_this_version_and_names_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == redi.__version__
+    assert citation["cff-version"] == "1.2.0" and citation["message"]
+    assert citation["authors"] == [{"name": setup["metadata"]["author"]}]
+    assert citation["license"] == setup["metadata"]["license"]
+    [paper] = citation["references"]
+    assert paper["url"] == "https://arxiv.org/abs/2504.16064" and paper["title"] and paper["authors"]
+
+
+def test_the_changelog_keeps_its_format():
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    versions = re.findall(r"^## \[?([\w.]+)\]?", changelog, flags=re.MULTILINE)
+    assert versions[0] == "Unreleased" and redi.__version__ in versions
+    sections = re.findall(r"^### (.*)", changelog, flags=re.MULTILINE)
+    assert sections and set(sections) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
 def canonical(name: str) -> str:
@@ -81,7 +175,7 @@ def installed(tmp_path_factory) -> Path:
     # Lines of a .pth file extend sys.path, but the .pth files in those folders, an editable redi's too, stay unread.
     ours = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     (packages / "dependencies.pth").write_text("\n".join(ours) + "\n")
-    pip("install", "--target", packages, next(tmp.glob("redi-*.whl")))
+    pip("install", "--target", packages, next(tmp.glob("redi_diffusion-*.whl")))
     return tmp / "env" / "bin" / "python"
 
 

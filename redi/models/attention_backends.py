@@ -122,5 +122,5 @@ def load(backend: str) -> None:
     import xformers.ops.fmha
 
     if not getattr(xformers, "_has_cpp_library", True):
-        hint = "with torch for CUDA 13, install the package nvidia-cuda-runtime-cu12 (the extra `gpu`)"
+        hint = "with torch for CUDA 13 it needs nvidia-cuda-runtime-cu12: pip install 'redi-diffusion[gpu]'"
         raise ImportError(f"its compiled library cannot be loaded: {hint}")

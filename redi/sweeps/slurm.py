@@ -36,7 +36,7 @@ def submit(
     try:
         import submitit
     except ImportError:
-        raise ValueError("sweep.launcher = 'slurm' needs submitit: pip install 'redi[slurm]'") from None
+        raise ValueError("sweep.launcher = 'slurm' needs submitit: pip install 'redi-diffusion[slurm]'") from None
 
     folder = run_dir.resolve() / "slurm"
     try:

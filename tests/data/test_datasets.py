@@ -494,7 +494,7 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
         return real(name, *rest, **named)
 
     monkeypatch.setattr(builtins, "__import__", without_datasets)
-    with pytest.raises(ImportError, match=r"pip install 'redi\[huggingface\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'redi-diffusion\[huggingface\]'"):
         HuggingFace(path="anywhere")
 
 

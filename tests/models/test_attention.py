@@ -1,4 +1,5 @@
 import math
+import sys
 import warnings
 
 import pytest
@@ -14,6 +15,7 @@ from redi.models.attention import (
     probe,
     problem_of,
 )
+from redi.models.attention_backends import load
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 ON_CPU = ["math", "sdpa", "sdpa_flash"]
@@ -215,6 +217,14 @@ def test_what_needs_a_gpu_is_refused_on_a_cpu_with_the_reason(backend):
 def test_a_library_that_is_not_installed_is_named():
     if problem := problem_of("flash3", device=GPU, dtype=torch.bfloat16, head_dim=64, num_tokens=8):
         assert "flash_attn_interface" in problem or torch.cuda.is_available()
+
+
+def test_without_xformers_its_absence_is_the_reason(monkeypatch):
+    monkeypatch.setitem(sys.modules, "xformers", None)  # as on platforms that have no wheel of it
+    monkeypatch.delitem(sys.modules, "xformers.ops", raising=False)
+    monkeypatch.delitem(sys.modules, "xformers.ops.fmha", raising=False)
+    with pytest.raises(ImportError, match="xformers"):
+        load("xformers")
 
 
 def test_the_probe_finds_a_wrong_value():

@@ -29,7 +29,7 @@ class HuggingFace(EncodedImages):
         try:
             import datasets  # the third-party package, not redi.data.datasets
         except ImportError as cause:
-            raise ImportError("HuggingFace needs the package datasets: pip install 'redi[huggingface]'") from cause
+            raise ImportError("HuggingFace needs datasets: pip install 'redi-diffusion[huggingface]'") from cause
         table = _load(path, split_name)
         _check_column(table, "image_column", image_column, datasets.Image)
         labels, class_names = _labels(table, label_column)

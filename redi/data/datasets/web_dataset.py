@@ -28,8 +28,9 @@ class WebDataset(EncodedImages):
     per image (shards of images below about 60 kB are read completely): half an hour for ImageNet at 20 ms per request.
 
     Args:
-        shards: a path or URL that fsspec reads (s3://, https://, ...; `pip install 'redi[stream]'`), or a list of them,
-            all in the same kind of store. {00000..00146} and {a,b} expand to several; * matches existing files, sorted.
+        shards: a path or URL that fsspec reads (s3://, https://, ...; `pip install 'redi-diffusion[stream]'`), or a
+            list of them, all in the same kind of store. {00000..00146} and {a,b} expand to several; * matches existing
+            files, sorted.
         label_field: the field of key.json with the label; None: key.cls, or else the field 'label' or 'cls'.
         preprocessing: a Preprocessing; default: images keep their stored size.
         num_classes: see Dataset. With 1, no labels are needed.

@@ -25,7 +25,8 @@ LEAST_AHEAD, MOST_AHEAD = 2**12, 2**20  # bytes that RangedFile reads ahead
 MAX_READ = 2**20  # of a header or a label; a pax header may claim any size
 PARTIAL = ".partial"
 STALE_SECONDS = 24 * 3600.0  # older partial files belong to processes that were killed
-EXTRAS = {"http": "redi[stream]", "https": "redi[stream]", "s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs"}
+STREAM = "'redi-diffusion[stream]'"
+EXTRAS = {"http": STREAM, "https": STREAM, "s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs"}
 
 Result = TypeVar("Result")
 Range = tuple[str, int, int]  # path, first byte, byte after the last

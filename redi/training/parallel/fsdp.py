@@ -1,16 +1,21 @@
 """Sharded training: every process holds a part of each parameter."""
 
+import copyreg
 import json
 import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from traceback import FrameSummary
 
 from torch import Tensor, nn
 from torch import distributed as dist
 
 from redi.runtime.distributed import Processes, as_lost_process
 from redi.training.parallel import Parallel, register
+
+# torch sends the traceback of a failed write to all processes. Python 3.14 adds a code object, which cannot be pickled.
+copyreg.pickle(FrameSummary, lambda frame: (FrameSummary, (frame.filename, frame.lineno, frame.name)))
 
 
 @register

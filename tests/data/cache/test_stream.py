@@ -265,6 +265,15 @@ def test_a_store_whose_package_is_not_installed_is_explained(tmp_path, monkeypat
         open_stream("s3://bucket/cache", tmp_path)
 
 
+def test_http_without_its_package_names_the_extra_of_this_distribution(tmp_path, monkeypatch):
+    def missing(url):
+        raise ImportError("requires aiohttp")
+
+    monkeypatch.setattr(object_store, "url_to_fs", missing)
+    with pytest.raises(ImportError, match=r"pip install 'redi-diffusion\[stream\]'$"):
+        open_stream("https://example.org/cache", tmp_path)
+
+
 def test_the_global_order_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="set train.shuffle = 'shards'"):
         batches(open_stream(str(folder), tmp_path), batch_size=2, seed=0, start=0, stop=2)
