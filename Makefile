@@ -71,7 +71,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := install
 .NOTPARALLEL:
-.PHONY: quickstart test chaos install lint clean-venv help
+.PHONY: quickstart test chaos install docs lint clean-venv help
 
 quickstart: install ## train, sample and evaluate a small model on handwritten digits; a CPU is enough
 	$(VENV)/bin/python -m redi.run --gin_file=digits.gin --run_dir=runs/quickstart
@@ -84,6 +84,9 @@ chaos: install ## long rounds of injected faults and hostile files, about 20 min
 
 install: ## create or update .venv; EXTRAS=gpu,slurm adds extras; PYTHON=python3.11 selects the interpreter
 	@sh -c "$$INSTALL"
+
+docs: install ## build the documentation, strictly and offline: open site/docs/index.html
+	$(VENV)/bin/python -m sphinx -q -W --keep-going -c docs . site
 
 lint: install ## ruff and mypy
 	$(VENV)/bin/python -m ruff check .

@@ -215,7 +215,7 @@ def test_a_data_set_of_other_images_is_refused_with_its_name_and_the_images(imag
     for use in (lambda data: data.batch([0]), JointCodec().encode_sample, lambda data: reference_features(data, Own())):
         with pytest.raises(error, match=rf"Floats.load returned {got} for first, but must return uint8 \(H, W, 3\)"):
             use(Floats(image))
-    with pytest.raises(ValueError, match=rf"Floats.load gives {got} for first"):
+    with pytest.raises(ValueError, match=rf"Floats.load returns {got} for first"):
         audit(Floats(image), batch_size=1)
 
 

@@ -269,7 +269,8 @@ def test_a_file_cut_short_is_said_and_the_rest_is_shown(run_dir, content):
     for name in ("metrics.json", "audit.json"):
         (run_dir / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     text = read(run_dir).text
-    assert "metrics.json cannot be" in text and ("audit.json cannot be" in text or content == "{}")
+    assert "metrics.json cannot be read" in text or "metrics.json is not a list of metrics" in text
+    assert "audit.json cannot be" in text or content == "{}"
     assert "PCA.rank = 8" in text
 
 
