@@ -214,6 +214,6 @@ def _log_to_stderr() -> None:
     log.propagate = False
     log.setLevel(logging.WARNING if _rank() or FLAGS.quiet else logging.INFO)  # rank 0 reports for all
     if FLAGS.quiet:
-        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, here and in child processes
+        os.environ["TQDM_DISABLE"] = "1"  # see `progress`; child processes inherit it
     for chatty in ("matplotlib", "PIL", "timm"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -19,6 +19,7 @@ from redi.runtime.artefact import write_json
 from redi.runtime.atomic import only_process
 from redi.runtime.checkpoint import list_checkpoints
 from redi.runtime.checksums import sealed, unsealed
+from redi.runtime.progress import progress
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = ["prepare", "train", "sample", "evaluate", "run", "report"]
@@ -375,6 +376,7 @@ def test_the_folder_may_be_an_argument_without_a_flag(whole_job, call):
 def test_quiet_programs_tell_results_alone(whole_job, call, monkeypatch):
     monkeypatch.setenv("TQDM_DISABLE", "")  # noted, so that what the program sets is undone
     assert call(report, run_dir=whole_job, quiet=True) == (0, "", "")
+    assert progress(total=1).disable and progress(total=1, disable=False).disable
 
 
 

@@ -1,6 +1,7 @@
 """Progress bars for terminals and log files."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +13,13 @@ _outer_bar: ContextVar[tqdm | None] = ContextVar("outer_bar", default=None)
 
 
 def progress(*args, **options) -> tqdm:
-    """Return a tqdm bar on stderr. If stderr is not a terminal, it prints a line every ten seconds instead."""
+    """Return a tqdm bar on stderr, or a line every ten seconds if stderr is not a terminal. TQDM_DISABLE hides both."""
     if (outer := _outer_bar.get()) is not None:
         part = tqdm(*args, **options | {"disable": True})
         part.update = outer.update
         return part
+    if os.environ.get("TQDM_DISABLE"):  # tqdm itself reads it only when it is imported, and `disable` overrides it
+        options["disable"] = True
     pace = {} if sys.stderr.isatty() else {"mininterval": 10, "delay": 10}
     return tqdm(*args, **{"leave": False} | pace | options)
 
