@@ -63,17 +63,13 @@ def setup(app):
 
 def inline_math(translator, node):
     """Add an equation within a line."""
-    add_math(translator, node, "inline")
+    translator.body.append(convert(node.astext()))
+    raise SkipNode
 
 
 def display_math(translator, node):
-    """Add an equation of its own."""
-    add_math(translator, node, "block")
-
-
-def add_math(translator, node, display):
-    """Add an equation; nothing visits the parts of its node."""
-    translator.body.append(convert(node.astext(), display=display))
+    """Add an equation of its own, with room for what rises above the line."""
+    translator.body.append(f'<div style="padding: 0.5em 0">{convert(node.astext(), display="block")}</div>')
     raise SkipNode
 
 

@@ -11,7 +11,8 @@ DRIVER = shutil.which("chromedriver")
 
 if not (CHROMIUM and DRIVER):
     pytest.skip("no Chromium with its chromedriver is installed", allow_module_level=True)
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install 'redi-diffusion[test]'")
+ADVICE = "selenium is not installed: pip install 'redi-diffusion[test]'"
+webdriver = pytest.importorskip("selenium.webdriver", reason=ADVICE)
 
 FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
 --disable-component-update --disable-sync --disable-dev-shm-usage""".split()

@@ -152,9 +152,7 @@ def test_separate_tokens_cannot_keep_the_prediction_and_are_refused(tmp_path):
 
 
 def test_a_folder_without_checkpoints_is_refused(tmp_path):
-    with pytest.raises(
-        ValueError, match="the folder has no checkpoints of a run; .*is a folder with no file with the suffix .safetensors"
-    ):
+    with pytest.raises(ValueError, match="the folder has no checkpoints of a run; .* no file with the suffix"):
         warm_start(random_model(JOINT), tmp_path)
 
 

@@ -315,7 +315,7 @@ def test_damaged_samples_are_refused_on_reading_and_drawn_anew_on_request(tmp_pa
         load_samples(tmp_path).read()
     assert load_samples(tmp_path).take([0, 9]).images.shape[0] == 2  # the other parts are whole
     damaged(whole, cut=3)
-    with pytest.raises(BrokenArtefact, match=r"part-00001.safetensors has \d+ bytes instead of \d+; it may be truncated"):
+    with pytest.raises(BrokenArtefact, match=r"part-00001.safetensors has \d+ bytes instead of \d+; it may"):
         load_samples(tmp_path)
     again = draw(tmp_path, trained)
     assert again.sha256 == sha256
