@@ -39,6 +39,8 @@ nb_execution_mode = "off"  # tests/test_tutorial.py runs the notebook; its store
 default_role = "literal"  # docstrings write `name`
 autodoc_default_options = {"members": True, "member-order": "bysource", "ignore-module-all": True}
 autodoc_typehints_format = "short"
+nitpicky = True  # a broken reference fails, if it is one to this library: the others' pages are not at hand
+nitpick_ignore_regex = [("py:.*", r"(?!redi\.).*"), ("py:.*", r"redi.*\.Result")]  # Result is a TypeVar
 
 # The pages of the API reference: a package, and what it holds.
 PACKAGES = {
@@ -50,7 +52,10 @@ PACKAGES = {
     "data": "Data sets, audit, cache and loader.",
     "training": "The training loop and its parts.",
     "evaluation": "Metrics and their records.",
+    "pages": "The report pages.",
     "runs": "Run folders: load, convert, average, share.",
+    "sweeps": "Many runs from one file.",
+    "runtime": "Files, checkpoints, processes and the log.",
 }
 
 
@@ -113,7 +118,8 @@ def public_names() -> str:
         value = getattr(importlib.import_module(module), attribute)
         role = "class" if inspect.isclass(value) else "func"
         summary = (inspect.getdoc(value) or "").split("\n\n")[0].replace("\n", " ").replace("|", r"\|")
-        lines.append(f"| {{py:{role}}}`redi.{name} <{module}.{attribute}>` | {summary} |")
+        target = f"{value.__module__}.{value.__qualname__}"  # redi.core.ema offers the EMA of redi.core.ema.exponential
+        lines.append(f"| {{py:{role}}}`redi.{name} <{target}>` | {summary} |")
     kinds = ", ".join(f"`redi.{kind}`" for kind in redi.KINDS)
     return "\n".join([*lines, f"\nThe kinds of components are modules: {kinds}. [Bindings](bindings.md) lists them."])
 
