@@ -26,14 +26,13 @@ def reference_features(
 ) -> Features:  # fmt: skip
     """Return `network.metric_features` of the images, from the cache if they were computed before.
 
-    They are stored in `<cache_dir>/references` under a hash of images and network. Several processes share the work,
-    and the finished parts of an interrupted call are kept.
+    The cache is `<cache_dir>/references/<hash of images and network>`. Several processes share the work, and an
+    interrupted call keeps its finished parts.
 
     Args:
         max_images: maximum number of images, drawn from a fixed seed; default: all.
 
-    Raises:
-        ValueError: no images, images of different sizes, or NaN or infinite features. The message names the image.
+    Raises ValueError: no images, images of different sizes, or NaN or infinite features. The message names the image.
     """
     positions = reference_positions(dataset, max_images)
     if not positions:
@@ -77,11 +76,11 @@ def reference_positions(dataset: Dataset, max_images: int | None) -> list[int]:
 
 
 def _images(dataset: Dataset, positions: Sequence[int]) -> Tensor:
-    """Read images (n, 3, S, S) uint8. Raises ValueError for an image that has not the size of the first one."""
+    """Read images (n, 3, S, S) uint8. Raises ValueError for an image that differs in size from the first one."""
     first, shape = dataset.names[0], dataset[0][0].shape
     pixels, remedy = f"{first} has {shape[2]}x{shape[1]} pixels", "set Preprocessing.image_size to the samples' size"
     if shape[1] != shape[2]:
-        raise ValueError(f"reference images must be square, but {pixels}: {remedy}")
+        raise ValueError(f"{pixels}, but reference images must be square: {remedy}")
     with contextlib.suppress(MixedSizes):  # the error below names the image
         images = dataset.batch(positions)["images"]
         if images.shape[1:] == shape:

@@ -15,15 +15,15 @@ from redi.runtime.checksums import sha256
 from redi.runtime.paths import local_path
 
 KEYS = {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
-MAX_WIDTH = 2**14  # a covariance of this width takes 2 GiB; a larger one in a header is rejected
+MAX_WIDTH = 2**14  # a covariance of this width takes 2 GiB
 
 
 @configurable
 class StoredStatistics:
     """The mean `mu` (P,) and covariance `sigma` (P, P) of a reference's features, from an `.npz` file.
 
-    The reference batches of ADM hold images and their statistics, with `mu_s` and `sigma_s` of the spatial features.
-    The statistics of clean-fid, EDM and pytorch-fid have the same form. The file does not name its network.
+    ADM's reference batches (with `mu_s` and `sigma_s` of the spatial features) and the statistics of clean-fid, EDM and
+    pytorch-fid have this form. The file does not name its network.
 
     Args:
         path: the file. Pickled data are never read.
@@ -31,11 +31,9 @@ class StoredStatistics:
             'legacy_pytorch', 'dinov2', ... They are used only for distances in this network.
         images: a data set for other networks and for metrics that need images; for ADM's batches,
             `@datasets.AdmBatch()` of the same file. Default: these metrics are not measured.
-        image_size: side of the images of the statistics; samples of another size raise an error. Default: that of
-            `arr_0`, if the file has it.
+        image_size: side of the images in pixels; samples of another size raise an error. Default: that of `arr_0`.
 
-    Raises:
-        ValueError: the file does not exist, is damaged or of another kind, or its arrays are missing or invalid.
+    Raises ValueError: the file does not exist, is damaged or of another kind, or its arrays are missing or invalid.
     """
 
     def __init__(self, *, path: str | Path, network: str, images: Dataset | None = None, image_size: int | None = None):
@@ -43,7 +41,7 @@ class StoredStatistics:
         if images is not None:
             datasets.check(images, "StoredStatistics.images")
         if not self.path.is_file():
-            raise ValueError(f"StoredStatistics.path = {str(path)!r} is not a file")
+            raise ValueError(f"StoredStatistics.path = {str(path)!r} is not a file: bind the path of an .npz file")
         entries = npz_entries(self.path, str(self.path))
         arrays = {name: NpzArray(self.path, entry, str(self.path)) for name, entry in entries.items()}
         if missing := {"mu", "sigma"} - set(arrays):

@@ -109,7 +109,7 @@ def _check_same(run_dir: Path, earlier: dict, dataset: Dataset) -> bool:
         what = f"{_counts(then)} then, {_counts(now)} now"
     if then != now and sorted(then) == sorted(now) and "numeric_order" in inspect.signature(type(dataset)).parameters:
         advice = f"bind {type(dataset).__name__}.numeric_order = False to order the classes as they were then"
-    raise ValueError(f"{run_dir} was trained on other data than train.dataset now holds ({what}): {advice}")
+    raise ValueError(f"train.dataset differs from the data that {run_dir} was trained on ({what}): {advice}")
 
 
 def _counts(images_per_class: list[tuple[str, int]]) -> str:

@@ -40,8 +40,8 @@ def average(run_dir: str | Path, sigma_rel: float, *, at_step: int | None = None
             shutil.copyfile(run_dir / name, to / name)
     combination = result.combination
     log.info(
-        "wrote %s: sigma_rel %g at step %d from %d snapshots; relative error of its profile %.2g, amplification of "
-        "rounding errors %.2g", to, result.sigma_rel, result.step, len(result.sources), combination.error,
+        "wrote %s: sigma_rel %g at step %d, from %d snapshots; relative error of the averaging profile %.2g, rounding "
+        "errors amplified by %.2g", to, result.sigma_rel, result.step, len(result.sources), combination.error,
         combination.noise,
     )  # fmt: skip
     return to

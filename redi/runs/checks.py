@@ -60,8 +60,7 @@ def check_training(
         resumes: whether training resumes from a checkpoint, so `train.initial_weights` is not read.
         trains: whether training runs on this machine, so a step must fit into its memory.
 
-    Raises:
-        ValueError: as `train` and its previews would.
+    Raises ValueError: as `train` and its previews would.
     """
     check_settings_of_training()
     with config.explained(types=True):
@@ -145,7 +144,7 @@ def check_label_order(class_names: Sequence[str]) -> None:
     else:
         log.warning(
             "published ImageNet weights expect labels in the order of the synsets (0 = n01440764), and the class names "
-            "of the data set (0 = %r ... 999 = %r) do not tell their order: name the class folders by synset or number",
+            "of the data set (0 = %r ... 999 = %r) do not show it: name the class folders by synset or number",
             class_names[0], class_names[-1],
         )  # fmt: skip
 
@@ -191,8 +190,8 @@ def check_independent(network: Encoder, encoder: Encoder) -> None:
         remedy = "bind another model in its own scope; a generator can overfit to the network that it was trained with"
     if same:
         raise ValueError(
-            f"one of evaluate.networks has the same settings, and so the same weights, as the {type(encoder).__name__} "
-            f"whose features are generated: {remedy}"
+            f"evaluate.networks contains the {type(encoder).__name__} whose features are generated (equal settings, so "
+            f"equal weights): {remedy}"
         )
 
 

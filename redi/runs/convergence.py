@@ -62,7 +62,8 @@ def warn_of_different_measures(folders: list[Path]) -> None:
         if None in (first["images"], other["images"]):  # older versions did not record the images
             other = other | {"images": first["images"]}
         if differing := sorted(key for key in first | other if first.get(key) != other.get(key)):
-            log.warning("%s and %s were monitored differently: %s", folder, folders[0], ", ".join(differing))
+            names = ", ".join(differing)
+            log.warning("%s and %s were monitored with different settings: %s", folder, folders[0], names)
 
 
 def _common_distance(folders: list[Path]) -> str:

@@ -40,8 +40,7 @@ def import_checkpoint(
             Sizes and process in the checkpoint override them.
         gin_bindings: override everything else.
 
-    Raises:
-        ValueError: the file is not supported, the configuration does not fit it, or `run_dir` holds a run.
+    Raises ValueError: the file is not supported, the configuration does not fit it, or `run_dir` holds a run.
     """
     run_dir = local_path(run_dir)
     if list_checkpoints(run_dir) or (run_dir / "config.gin").exists():
@@ -150,7 +149,7 @@ def _take_weights(file: PublishedFile, codec: JointCodec, grid: tuple[int, int] 
 def _take_pca(codec: JointCodec, pca: str | Path | None) -> None:
     unfitted = [r.reducer for r in codec.representations.values() if not r.reducer.fitted]
     if not unfitted and pca:
-        raise ValueError(f"--pca={pca} is not needed: every reducer of this configuration is fitted. Drop the flag")
+        raise ValueError(f"--pca={pca} has no effect, because every reducer is already fitted: drop the flag")
     if not unfitted:
         return
     if not pca:
@@ -160,7 +159,7 @@ def _take_pca(codec: JointCodec, pca: str | Path | None) -> None:
             "paper's code (github.com/zelaki/ReDi), or --pca=<folder of a saved reducer>"
         )
     if len(unfitted) > 1:
-        raise ValueError(f"--pca fits one reducer, and {len(unfitted)} are not fitted: bind the path of each instead")
+        raise ValueError(f"--pca is for one reducer, but {len(unfitted)} are not fitted: bind their paths instead")
     for reducer in unfitted:
         reducer.restore(pca)
 

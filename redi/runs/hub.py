@@ -91,9 +91,8 @@ def from_pretrained(
         plugins: packages or modules that config.gin may import, for example 'my_lab'. Their code runs.
         trust_code: let config.gin import any module.
 
-    Raises:
-        ValueError: no such model, a file other than the model card was changed, or the configuration imports a module
-            that is not allowed.
+    Raises ValueError: no such model, a file other than the model card was changed, or the configuration imports a
+    module that is not allowed.
     """
     folder = local_path(name_or_folder)
     if not folder.is_dir():

@@ -76,9 +76,8 @@ def load(
         codec, model, process: for a run trained without gin: an unfitted codec, the function that builds the model (as
             passed to `train`), and the process if it is not FlowMatching.
 
-    Raises:
-        ValueError: no run, no such checkpoint, or a damaged or incompatible one; `gin_bindings` together with `codec`;
-            a configuration that imports a module that is not allowed.
+    Raises ValueError: no run, no such checkpoint, or a damaged or incompatible one; `gin_bindings` together with
+    `codec`; a configuration that imports a module that is not allowed.
     """
     trusted_imports.trust(*plugins)
     run_dir, target = local_path(run_dir), choose_device(device)

@@ -16,8 +16,7 @@ def prepare_run(experiment: Experiment, *, evaluates: bool = False, monitor=None
         monitor: the monitor to prepare for measurements during training.
         trains: whether training runs on this machine now, so a step must fit into its memory.
 
-    Raises:
-        ValueError: training (or evaluation) would fail. Raised before anything is fitted or encoded.
+    Raises ValueError: training (or evaluation) would fail. Raised before anything is fitted or encoded.
     """
     check_settings_of_training()
     codec, run_dir = experiment.codec, experiment.trained_dir

@@ -47,8 +47,7 @@ def local(
 ) -> None:
     """Run the points as processes on this machine, `parallel` at once. Each writes its output to `output.txt`.
 
-    Raises:
-        KeyboardInterrupt: a signal of `StopRequest` arrived. All processes have saved their work and stopped.
+    Raises KeyboardInterrupt: a signal of `StopRequest` arrived. All processes have saved their work and stopped.
     """
     waiting, running, elsewhere = list(entries), dict[str, tuple[PlannedPoint, subprocess.Popen]](), set[Path]()
     try:

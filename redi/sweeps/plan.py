@@ -60,9 +60,8 @@ class PlannedPoint:
 def plan(run_dir: Path, base: str, *, grid: Any, points: Any, names: Any) -> list[PlannedPoint]:
     """Parse every point on top of the configuration `base`. gin's current configuration is kept.
 
-    Raises:
-        ValueError: see `expand`; a point does not parse or has an unused binding; a folder in `run_dir` holds results
-            of another configuration.
+    Raises ValueError: see `expand`; a point does not parse or has an unused binding; a folder in `run_dir` holds
+    results of another configuration.
     """
     expanded = expand(grid, points, names)
     planned: list[PlannedPoint] = []

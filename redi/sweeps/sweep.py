@@ -54,8 +54,7 @@ def sweep(
         processes: processes of each point, started by torchrun; not with 'local'.
         slurm: options of submitit, such as {'timeout_min': 600, 'gpus_per_node': 1, 'slurm_partition': 'gpu'}.
 
-    Raises:
-        ValueError: the sweep is invalid (before anything starts), or points failed (after all others have finished).
+    Raises ValueError: the sweep is invalid (before anything starts), or points failed (after all others have finished).
     """
     run_dir = local_path(run_dir)
     check_launcher(launcher, parallel, threads, processes)

@@ -265,5 +265,5 @@ def test_a_pickle_is_refused_unread(tmp_path):
 
 def test_images_that_are_not_square_are_refused(tmp_path):
     np.savez(tmp_path / "batch.npz", arr_0=np.zeros((3, 16, 8, 3), dtype=np.uint8))
-    with pytest.raises(ValueError, match="must be square, but image 000000 has 8x16 pixels"):
+    with pytest.raises(ValueError, match="image 000000 has 8x16 pixels, but reference images must be square"):
         reference_features(AdmBatch(path=str(tmp_path / "batch.npz")), Means(), cache_dir=tmp_path)
