@@ -35,7 +35,7 @@ class Folder:
         self.path, self.notes = path, [] if notes is None else notes
 
     def read(self, name: str, show: Callable[[Path], Any]) -> Any:
-        """Return `show(path)`, or None if the file is missing. A damaged file or one of another version adds a note."""
+        """Return `show(path)`; None if the file is missing, or with a note if it cannot be read."""
         try:
             return show(self.path / name)
         except (FileNotFoundError, NotADirectoryError):

@@ -28,10 +28,11 @@ STYLE: dict[Any, Any] = {
 
 @dataclass
 class Series:
-    """A curve: points in the order in which they are connected, and half the length of each error bar.
+    """A curve. Values that are not finite or exceed 1e100 leave a gap. Curves with the same label share a colour.
 
-    Values that are not finite leave a gap, and so do those of 1e100 or more, which overflow in matplotlib. A level is a
-    dashed horizontal line at its single y. Curves with the same label have the same colour.
+    Attributes:
+        error: half the length of each error bar.
+        level: draw a dashed horizontal line at the only y instead.
     """
 
     label: str
@@ -158,8 +159,7 @@ def _printable(text: str) -> str:
 def _inline(picture: bytes, label: str) -> str:
     """Convert an SVG file of matplotlib to markup for the page.
 
-    The page's policy forbids style attributes. They are replaced by presentation attributes, and colours by variables
-    of the page. The page sets the font.
+    The page's policy forbids style attributes: presentation attributes replace them, and variables the colours.
     """
     root = ElementTree.fromstring(picture)
     for part in root.iter():

@@ -58,7 +58,7 @@ def run_page(run_dir: Path, trained_dir: Path, title: str) -> str:
 
 
 def _metrics(folder: Folder) -> list[dict]:
-    """Read metrics.json; return [] with a note if it is damaged, of an older version, or not of the current samples."""
+    """Read metrics.json; return [] with a note if it is damaged, outdated or of an older version."""
     path = folder.path / "metrics.json"
     try:
         metrics = read_metrics(path) if path.exists() else []

@@ -17,8 +17,7 @@ def average(run_dir: str | Path, sigma_rel: float, *, at_step: int | None = None
 
     Args:
         run_dir, sigma_rel, at_step: see `redi.training.posthoc.reconstruct_average`.
-        to: the folder to write; default: averages/sigma_rel_<..>_step_<..> in `run_dir`. An existing average in it is
-            replaced.
+        to: the folder; default: averages/sigma_rel_<..>_step_<..> in `run_dir`. An average in it is replaced.
 
     Raises:
         ValueError: see `reconstruct_average`; or `to` holds a trained run.

@@ -1,4 +1,4 @@
-"""Checks of the configuration for training, sampling and evaluation, made before hours of encoding."""
+"""Check the configuration of training, sampling and evaluation before anything expensive starts."""
 
 import inspect
 import logging
@@ -40,7 +40,7 @@ log = logging.getLogger("redi")
 
 
 def check_settings_of_training() -> None:
-    """Raise ValueError for settings of `train` that are invalid for any data. No image is read."""
+    """Raise ValueError for settings of `train` that are invalid whatever the data."""
     with config.explained(types=True):
         check_settings({name: setting(train, name) for name in (*NUMBERS, "on_log")})
         check_shuffle(setting(train, "shuffle"))
@@ -56,9 +56,9 @@ def check_training(
     """Build on the meta device everything that `train` builds; return the model.
 
     Args:
-        monitor: the monitor that `train` will be called with.
-        resumes: whether training resumes from a checkpoint, so `train.initial_weights` is not read.
-        trains: whether training runs on this machine, so a step must fit into its memory.
+        monitor: the monitor of the run.
+        resumes: whether training resumes from a checkpoint and ignores `train.initial_weights`.
+        trains: whether to check that a step fits into the memory of this machine.
 
     Raises ValueError: as `train` and its previews would.
     """
@@ -109,7 +109,7 @@ def check_training(
 
 
 def check_sample_settings(run: Run) -> None:
-    """Raise ValueError for settings that `sample` would refuse for this run. No file is written."""
+    """Raise ValueError for settings that `sample` would refuse for this run."""
     with config.explained(types=True):
         _check_sample(run)
         _check_generate(run.process, run.codec.channels, run.num_classes, run.codec.device)
@@ -153,7 +153,7 @@ def check_results(
     codec: JointCodec, dataset: Dataset, *, reference: Dataset | StoredStatistics | None,
     networks: Sequence[Encoder] | None,
 ) -> None:  # fmt: skip
-    """Check the settings of the stages after training. Raises ValueError: as `sample` and `evaluate` would."""
+    """Check the settings of sampling and evaluation. Raises ValueError: as `sample` and `evaluate` would."""
     with config.explained(types=True):
         settings = _check_sample(dataset)
         rest = {name: setting(evaluate, name) for name in ("metrics", "max_images")}

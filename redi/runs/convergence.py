@@ -22,7 +22,7 @@ MEASURES = re.compile(r"Monitor\.|monitor/|evaluator/|held_out/|evaluate\.refere
 
 
 def compare(baseline: list[Path], method: list[Path], to: Path, *, metric: str | None = None) -> str:
-    """Write `convergence.json` and `convergence.png` to `to`; return the result as text. A side's folders are seeds."""
+    """Write `convergence.json` and `convergence.png` to `to`; return the result as text. Runs of a side are seeds."""
     folders = {"baseline": baseline, "method": method}
     metric = metric or _common_distance([*baseline, *method])
     warn_of_different_measures([*baseline, *method])

@@ -32,12 +32,12 @@ def import_checkpoint(
     """Write a published checkpoint as a run folder, which `redi.load` and the programs open; return its checkpoint.
 
     Args:
-        checkpoint: see `read_published`. Averaged and raw weights are imported if the file has both.
+        checkpoint: see `read_published`. EMA and raw weights are imported if the file has both.
         framework: see `choose_framework`.
         pca: the fit of the reducer, if exactly one reducer is not fitted; copied into the run.
-        step: training step of the checkpoint; default: the step in the file, else 0.
+        step: training step; default: the step in the file, else 0.
         gin_files: default: imagenet.gin (imagenet_plain.gin without features), sit.gin or dit.gin, and published.gin.
-            Sizes and process in the checkpoint override them.
+            The sizes and process of the checkpoint override them.
         gin_bindings: override everything else.
 
     Raises ValueError: the file is not supported, the configuration does not fit it, or `run_dir` holds a run.
@@ -128,7 +128,7 @@ def _grid(file: PublishedFile, gin_files: Sequence[str], gin_bindings: Sequence[
 
 
 def _take_weights(file: PublishedFile, codec: JointCodec, grid: tuple[int, int] | None) -> dict[str, Imported]:
-    """Return {"ema": ..., "model": ...}, after loading the EMA weights into the configured model as a check."""
+    """Return {"ema": ..., "model": ...}. Raises ValueError: the configured model does not fit the EMA weights."""
     num_classes = parse_layout(file.state(), grid).num_classes
     objective = config.bound("train.objective")(channels=codec.channels, num_classes=num_classes)
     variances = set(objective.process.variance_groups)
@@ -165,7 +165,7 @@ def _take_pca(codec: JointCodec, pca: str | Path | None) -> None:
 
 
 def _colours(codec: JointCodec) -> dict[str, Tensor]:
-    """Return a colour basis without images: the first channels, between a Gaussian's 1st and 99th percentile."""
+    """Return a colour basis that needs no images: the first channels, in the 1st to 99th percentile of a Gaussian."""
     tensors = {}
     for name, representation in codec.representations.items():
         reducer = representation.reducer

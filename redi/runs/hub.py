@@ -38,9 +38,9 @@ ABSOLUTE = re.compile(r"""['"](?:~?/|[A-Za-z]:[\\/])""")
 def save_pretrained(run: Run | str | Path, folder: str | Path) -> Path:
     """Write everything that sampling needs to one folder; return the folder.
 
-    The folder holds EMA weights, fitted reducers and encoders, the colour basis, config.gin and a model card. It does
-    not hold the weights of pretrained autoencoders and encoders, nor bindings that only the data set, `prepare` and
-    `evaluate` use. Absolute paths that remain in config.gin cause a warning.
+    The folder holds EMA weights, fitted reducers and encoders, the colour basis, config.gin and a model card, but no
+    pretrained autoencoders and encoders, and no bindings of the data set, `prepare` and `evaluate`. Absolute paths that
+    remain in config.gin cause a warning.
 
     Args:
         run: an opened run, or its folder.
@@ -81,8 +81,8 @@ def from_pretrained(
 ) -> Run:  # fmt: skip
     """Open a model that `save_pretrained` wrote, from a folder or a Hugging Face Hub repository; return the run.
 
-    Weights are safetensors files, which cannot run code. A configuration can: gin imports the Python modules that it
-    names. Only modules of this library and those in `plugins` are imported, unless `trust_code` is set.
+    Safetensors files cannot run code, but a configuration can: gin imports the Python modules that it names. Only
+    modules of this library and those in `plugins` are imported, unless `trust_code` is set.
 
     Args:
         name_or_folder: a folder, or 'name/repository' on the hub, downloaded to the hub's cache.
@@ -169,10 +169,7 @@ def _not_saved_here(folder: Path) -> list[str]:
 
 
 def _portable(run: Run) -> str:
-    """Return the configuration that builds the model and samples from it, with the bindings the run was opened with.
-
-    Paths of data sets, caches and fits are left out. Remaining absolute paths cause a warning.
-    """
+    """Return the configuration that builds the model and samples from it; warn of absolute paths in it."""
     assert run.folder is not None  # checked by `save_pretrained`
     reducers = "|".join({type(r.reducer).__name__ for r in run.codec.representations.values()}) or "-"
     local = re.compile(rf"(?:\w+\.)*(?:train\.dataset|(?:{reducers})\.path)$")

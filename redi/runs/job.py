@@ -28,7 +28,7 @@ def job(experiment: Experiment, *, shared: bool = False) -> dict[str, float]:
     """Train, sample, evaluate and report under the parsed configuration; return the seconds of each stage that ran.
 
     Args:
-        shared: whether other processes may need the same model now. One of them trains it, the others wait.
+        shared: whether other processes may need the same model. One of them trains it, the others wait.
     """
     run_dir = experiment.run_dir
     seconds: dict[str, float] = {}
@@ -87,10 +87,7 @@ def is_current(stages: Path, key: dict, results: Sequence[str]) -> bool:
 
 
 def is_trained(trained_dir: Path) -> bool:
-    """Return whether the folder holds an undamaged checkpoint of the last step, or of the step `train.on_log` ended at.
-
-    Raises ValueError: it holds a later checkpoint.
-    """
+    """Return whether training has finished, perhaps early by `train.on_log`. Raises ValueError: a later checkpoint."""
     num_steps, checkpoints = setting(train, "num_steps"), list_checkpoints(trained_dir)
     last = checkpoint_dir(trained_dir, num_steps)
     if config.is_bound("train.on_log") and ended_early(trained_dir):
@@ -110,6 +107,6 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 def _key(trained_dir: Path) -> dict:
-    """Return everything that samples and metrics depend on: the checkpoint, and all bindings and plug-ins in use."""
+    """Return what samples and metrics depend on: the checkpoint, and a hash of all bindings and plug-ins in use."""
     checkpoint = list_checkpoints(trained_dir)[-1].name
     return {"checkpoint": checkpoint, "configuration_sha256": json_sha256(config.key(entry_points))}

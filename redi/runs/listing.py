@@ -17,7 +17,7 @@ from redi.training.trainer import train
 
 
 def run_folders(folder: Path) -> list[Path]:
-    """Return the folders of runs and sweep points, `folder` itself or below it. Raises ValueError: there are none."""
+    """Return the folders of runs and sweep points in `folder`, itself included. Raises ValueError: there are none."""
     runs = sorted(path.parent for path in folder.rglob("config.gin") if not (path.parent / "sweep.json").exists())
     if not runs:
         raise ValueError(f"{folder} holds no runs (no config.gin in it or below): pass another folder")

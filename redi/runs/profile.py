@@ -33,7 +33,7 @@ from redi.training.trainer import train
 
 log = logging.getLogger("redi")
 
-# Named ranges of a step. In eager mode, modules are ranges too (PARTS). The rest is "other".
+# Named ranges of a step. Without compilation, the modules in PARTS are ranges too.
 STAGES = {"data", "encode", "forward", "backward", "optimizer", "ema", "sampling", "decode"}
 PARTS = {
     "embeddings": ("timestep_embedding", "label_embedding", "group_embeddings"),
@@ -64,7 +64,7 @@ def profile(
 ) -> dict:
     """Time some steps, trace the same number again, and write `profile/` in `run_dir`; return the report.
 
-    Speed and utilisation come from the steps without a trace, shares of time from the traced steps.
+    Speed and utilisation are those of the untraced steps, shares of time those of the traced ones.
 
     Args:
         stage: 'training', or 'sampling' for one batch.
@@ -207,9 +207,9 @@ def _name_parts(model: nn.Module) -> None:
 
 
 def time_by_part(events: Sequence, *, on_gpu: bool) -> Counter:
-    """Sum the seconds in each named range: of the operations themselves, or on a GPU of the kernels they launch.
+    """Sum the seconds of the operations (on a GPU: of the kernels they launch) in each named range.
 
-    An operation counts for the innermost range around it; in the backward pass, for the range of its forward operation.
+    An operation belongs to the innermost range around it; in the backward pass, to the range of its forward operation.
     """
     of_sequence: dict[int, str] = {}
     parts: dict[int, str] = {}

@@ -62,7 +62,7 @@ def sample_stage(experiment: Experiment) -> None:
 
 
 def _replace_results(experiment: Experiment) -> None:
-    """Delete `stages.json`: the results that `redi.run` recorded in it have been replaced."""
+    """Delete `stages.json`, the record of `redi.run`, because its results were replaced."""
     experiment.keep_config()
     if process_rank()[0] == 0:
         (experiment.run_dir / "stages.json").unlink(missing_ok=True)

@@ -53,7 +53,6 @@ def local(
     try:
         with StopRequest("running points save their work and stop") as stop:
             while (waiting or running) and stop.requested is None:
-                # Skip points whose model another point is training: they would only wait.
                 while len(running) < parallel and (entry := _next(run_dir, waiting, running, elsewhere)):
                     waiting.remove(entry)
                     if entry.folder(run_dir) in elsewhere and read_result(entry.folder(run_dir)):
@@ -82,7 +81,7 @@ def local(
 
 
 def start(run_dir: Path, entry: PlannedPoint, words: Sequence[str], threads: int | None) -> subprocess.Popen:
-    """Start the process of a point in its own session, out of reach of the terminal's Ctrl-C; `local` stops it."""
+    """Start the process of a point in its own session, which the terminal's Ctrl-C does not reach; `local` stops it."""
     folder = entry.folder(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     entry.forget_outcome(run_dir)
@@ -106,10 +105,7 @@ def note_end(run_dir: Path, entry: PlannedPoint, status: object) -> None:
 
 
 def seconds_left(run_dir: Path, left: Sequence[PlannedPoint], parallel: int) -> float:
-    """Estimate the remaining seconds from the mean times of finished points; 0 if none is finished.
-
-    The training of each model counts once.
-    """
+    """Estimate the remaining seconds from finished points (each model is trained once); 0 if none is finished."""
     results = [result for path in (run_dir / "points").iterdir() if (result := read_result(path))]
     seconds = [{k: s for k, s in result.get("seconds", {}).items() if is_number(s)} for result in results]
     train = [stages.pop("train") for stages in seconds if "train" in stages]
@@ -119,7 +115,7 @@ def seconds_left(run_dir: Path, left: Sequence[PlannedPoint], parallel: int) -> 
 
 
 def _next(run_dir: Path, waiting: Sequence[PlannedPoint], running: Mapping, logged: set[Path]) -> PlannedPoint | None:
-    """Return the first point that need not wait for another point's training or another process."""
+    """Return the first waiting point whose model no other point is training and that no other process runs."""
     elsewhere = [entry for entry in waiting if works_elsewhere(entry.folder(run_dir), logged)]
     working = [*elsewhere, *(entry for entry, _ in running.values())]
     training = {entry.model for entry in working if not entry.is_trained(run_dir)}
@@ -127,7 +123,7 @@ def _next(run_dir: Path, waiting: Sequence[PlannedPoint], running: Mapping, logg
 
 
 def _ended(running: dict) -> list[tuple[PlannedPoint, int]]:
-    """Remove the points whose processes have ended from `running`; return them with their exit status."""
+    """Remove the points whose processes have ended from `running`; return them with exit status."""
     ended = [(entry, process.poll()) for entry, process in running.values() if process.poll() is not None]
     for entry, _ in ended:
         del running[entry.name]

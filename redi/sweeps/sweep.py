@@ -42,8 +42,8 @@ def sweep(
 
     Args:
         text: the whole configuration, written to `config.gin`.
-        base: the configuration without the bindings of `sweep`, which the bindings of a point are added to.
-        only: name of a single point to run in this process. No tables are written then.
+        base: the configuration without the bindings of `sweep`; those of a point are added to it.
+        only: name of a single point, run in this process without writing tables.
         grid: {binding: list of values}; every combination is run.
         points: list of {binding: value}; with a grid, every entry is combined with the whole grid.
         names: names of the entries of `points`.
