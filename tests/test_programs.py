@@ -421,7 +421,7 @@ def test_samples_drawn_by_hand_are_drawn_anew_by_the_whole_job(call, tiny_gin, t
     assert call(sample, "generate.sampler = @samplers.Euler()", "Euler.num_evaluations = 3", run_dir=folder)[0] == 0
     assert sampler() == "Euler"
     status, _, errors = call(report, run_dir=folder)
-    assert status == 0 and "metrics.json was measured on earlier samples" in errors
+    assert status == 0 and "metrics.json holds metrics of earlier samples" in errors
     assert '<section id="metrics">' not in (folder / "report.html").read_text()
 
     status, _, errors = call(run, run_dir=folder)

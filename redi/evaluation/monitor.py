@@ -99,9 +99,8 @@ class Monitor:
             self.reference_gaussians.append(Gaussian.of(features.tensors["pooled"]))
 
     def __call__(
-        self, model: nn.Module, codec: JointCodec, process: Process,
-        *, weights: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, float]:  # fmt: skip
+        self, model: nn.Module, codec: JointCodec, process: Process, *, weights: Mapping[str, Tensor] | None = None
+    ) -> dict[str, float]:
         """Measure the model with these weights; return {"<metric>_of_<num_images>": value}."""
         if not self.reference_gaussians:
             raise ValueError("the Monitor has no reference yet: call Monitor.prepare(dataset) before training")

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -65,7 +65,9 @@ def reference_features(
             do=compute, finish=finish, finished=finished, rank=rank, world_size=world_size, desc="reference features"
         )  # fmt: skip
 
-    return _joined(load_or_create(folder, "computing the reference features", make)[0])
+    stored = load_or_create(folder, "computing the reference features", make)[0]
+    parts = [stored[name] for name in sorted(stored)]
+    return Features("reference", {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 
 def reference_positions(dataset: Dataset, max_images: int | None) -> list[int]:
@@ -88,8 +90,3 @@ def _images(dataset: Dataset, positions: Sequence[int]) -> Tensor:
     other = next(position for position in positions if dataset[position][0].shape != shape)
     _, height, width = dataset[other][0].shape
     raise ValueError(f"reference images differ in size: {pixels}, {dataset.names[other]} {width}x{height}: {remedy}")
-
-
-def _joined(parts: Mapping[str, Mapping[str, Tensor]]) -> Features:
-    ordered = [parts[name] for name in sorted(parts)]
-    return Features("reference", {name: torch.cat([part[name] for part in ordered]) for name in ordered[0]})

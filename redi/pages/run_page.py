@@ -69,7 +69,7 @@ def _metrics(folder: Folder) -> list[dict]:
             digest = load_samples(folder.path).sha256
             if any(metric["samples"].get("samples_sha256") != digest for metric in metrics):
                 remedy = f"run redi.evaluate --run_dir={folder.path}"
-                raise ValueError(f"{path.name} was measured on earlier samples: {remedy}")
+                raise ValueError(f"{path.name} holds metrics of earlier samples: {remedy}")
         return metrics
     except (ValueError, OSError, RecursionError) as error:
         folder.notes.append(f"The metrics are not shown: {error}")

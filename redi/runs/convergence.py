@@ -63,7 +63,7 @@ def warn_of_different_measures(folders: list[Path]) -> None:
             other = other | {"images": first["images"]}
         if differing := sorted(key for key in first | other if first.get(key) != other.get(key)):
             names = ", ".join(differing)
-            log.warning("%s and %s were monitored with different settings: %s", folder, folders[0], names)
+            log.warning("%s and %s are not comparable, because monitor settings differ: %s", folder, folders[0], names)
 
 
 def _common_distance(folders: list[Path]) -> str:

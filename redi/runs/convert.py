@@ -98,7 +98,7 @@ def export(run_dir: str | Path, path: str | Path, *, weights: str = "ema") -> No
 def _configure(
     file: PublishedFile, framework: str | None, gin_files: Sequence[str], gin_bindings: Sequence[str]
 ) -> tuple[str, str, tuple[int, int] | None]:
-    """Parse the configuration that fits a file; return its framework, the reason, and the grid if the file has none."""
+    """Parse the configuration that fits a file; return (framework, reason for it, latent grid if the file has none)."""
     import_all()
     grid = None if "pos_embed" in file.state() else _grid(file, gin_files, gin_bindings)
     layout = parse_layout(file.state(), grid)

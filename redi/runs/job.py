@@ -46,7 +46,8 @@ def job(experiment: Experiment, *, shared: bool = False) -> dict[str, float]:
         complete(folder / ".training", finished=lambda: is_trained(folder), finish=train_here)
     else:
         train_here()
-    stages, key = run_dir / "stages.json", _key(experiment.trained_dir)
+    checkpoint, stages = list_checkpoints(experiment.trained_dir)[-1].name, run_dir / "stages.json"
+    key = {"checkpoint": checkpoint, "configuration_sha256": json_sha256(config.key(entry_points))}
     pictures = ["samples.png"] if "images" in config.bound("sample.keep", ("images",)) else []
     results = ("samples/record.json", *pictures, "metrics.json", "operative.gin")
     if is_current(stages, key, results):
@@ -93,9 +94,7 @@ def is_trained(trained_dir: Path) -> bool:
     if config.is_bound("train.on_log") and ended_early(trained_dir):
         last = checkpoints[-1]
     if checkpoints and checkpoints[-1].name > last.name:
-        raise ValueError(
-            f"{checkpoints[-1]} is beyond train.num_steps = {num_steps}: raise train.num_steps or delete the folder"
-        )
+        raise ValueError(f"{checkpoints[-1]} is beyond train.num_steps = {num_steps}: raise it or delete the folder")
     return last in checkpoints and is_good(last)
 
 
@@ -104,9 +103,3 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     start = time.monotonic()
     yield
     seconds[stage] = round(time.monotonic() - start, 1)
-
-
-def _key(trained_dir: Path) -> dict:
-    """Return what samples and metrics depend on: the checkpoint, and a hash of all bindings and plug-ins in use."""
-    checkpoint = list_checkpoints(trained_dir)[-1].name
-    return {"checkpoint": checkpoint, "configuration_sha256": json_sha256(config.key(entry_points))}

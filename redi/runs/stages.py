@@ -100,7 +100,7 @@ def _real_images(experiment: Experiment, rows: int) -> tuple[dict[str, torch.Ten
 
 
 def _if_readable(images: Callable, without: str):
-    """Return `images()`. If the images cannot be read, log the warning `without` and return None."""
+    """Return `images()`. If they cannot be read, log a warning that begins with `without` and return None."""
     try:
         return images()
     except (ValueError, OSError, ImportError) as error:

@@ -104,14 +104,14 @@ def note_end(run_dir: Path, entry: PlannedPoint, status: object) -> None:
     log.error("%s: %s", entry.name, error.read_text().partition("\n\n")[0].strip())
 
 
-def seconds_left(run_dir: Path, left: Sequence[PlannedPoint], parallel: int) -> float:
+def seconds_left(run_dir: Path, unfinished: Sequence[PlannedPoint], parallel: int) -> float:
     """Estimate the remaining seconds from finished points (each model is trained once); 0 if none is finished."""
     results = [result for path in (run_dir / "points").iterdir() if (result := read_result(path))]
     seconds = [{k: s for k, s in result.get("seconds", {}).items() if is_number(s)} for result in results]
     train = [stages.pop("train") for stages in seconds if "train" in stages]
-    models = {entry.model for entry in left if not entry.is_trained(run_dir)}
-    total = len(models) * np.mean(train or [0]) + len(left) * np.mean([sum(s.values()) for s in seconds] or [0])
-    return float(total) / min(parallel, max(len(left), 1))
+    models = {entry.model for entry in unfinished if not entry.is_trained(run_dir)}
+    total = len(models) * np.mean(train or [0]) + len(unfinished) * np.mean([sum(s.values()) for s in seconds] or [0])
+    return float(total) / min(parallel, max(len(unfinished), 1))
 
 
 def _next(run_dir: Path, waiting: Sequence[PlannedPoint], running: Mapping, logged: set[Path]) -> PlannedPoint | None:

@@ -127,5 +127,5 @@ def _checked_names(names: Any, points: Sequence) -> list[str]:
         raise ValueError(f"sweep.names = {names!r}: bind one name per entry of sweep.points, {len(points)} in all")
     for name in names:
         if not (isinstance(name, str) and re.fullmatch(r"[\w+=-][\w.,+=-]*", name)):
-            raise ValueError(f"sweep.names contains {name!r}: names consist of letters, digits and _ - + = . ,")
+            raise ValueError(f"sweep.names contains {name!r}: must consist of letters, digits and _ - + = . ,")
     return list(names)

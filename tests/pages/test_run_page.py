@@ -237,7 +237,7 @@ def test_a_point_whose_sweep_does_not_tell_its_model_has_no_curves(sweep_dir, sw
 
 def test_metrics_of_earlier_samples_are_left_out_with_a_warning(run_dir, caplog, make):
     digest = make.samples(run_dir)
-    message = "metrics.json was measured on earlier samples: run redi.evaluate --run_dir="
+    message = "metrics.json holds metrics of earlier samples: run redi.evaluate --run_dir="
     text = read(run_dir).text
     assert "12.35" not in text and message in text and message in caplog.text
     caplog.clear()

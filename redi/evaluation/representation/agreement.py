@@ -177,13 +177,13 @@ def _probe_entries(name: str, sets: Sequence[dict | None]) -> list[dict]:
 
 
 def _accuracies(match: Agreement, labels: Tensor, real: RealFeatures, space: EncoderSpace) -> dict | None:
-    """Return the accuracies of both probes and their training sets; None if there are fewer than two classes."""
+    """Return the accuracies of both probes and their conditions; None if there are fewer than two classes."""
     labelled = labels >= 0
     if len(classes := labels[labelled].unique()) < 2:
         return None
     train, held_out, which = real.of(space, classes, int(labelled.sum()))
     if not len(held_out) or len(train.labels.unique()) < 2:
-        log.warning("%s: no probes, because there are too few real images of the samples' classes", space.name)
+        log.warning("%s: no probes, because train.dataset has too few images of the samples' classes", space.name)
         return None
     generated, images = (Labelled(match.pooled[kind][labelled], labels[labelled]) for kind in ("generated", "ceiling"))
     tests = {"held_out": held_out, "generated": generated, "generated_images": images}

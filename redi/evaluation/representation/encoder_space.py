@@ -37,9 +37,6 @@ class EncoderSpace:
         mean: (E,), subtracted to centre features: the reducer's mean or inverse of zeros; zero for reduced features.
     """
 
-    mean: Tensor
-    grid: tuple[int, int]
-
     @torch.no_grad()
     def __init__(self, codec: JointCodec, name: str, image: Tensor):
         self.name = name

@@ -55,7 +55,7 @@ def write_adm(path: Path, samples: Samples, one: dict) -> None:
     shape = (len(labels), size, size, 3)
     needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
     if free < needed:
-        raise OSError(f"no space for {path}: it needs {needed / 2**30:.2f} GiB, but {free / 2**30:.2f} GiB are free")
+        raise OSError(f"{path} needs {needed / 2**30:.2f} GiB, but {free / 2**30:.2f} GiB are free: free some space")
     with atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         archive.comment = samples.sha256.encode()
         with archive.open("arr_0.npy", "w", force_zip64=True) as member:
@@ -68,7 +68,7 @@ def write_adm(path: Path, samples: Samples, one: dict) -> None:
 
 
 def _write_header(member, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    """Write a header of version 1.0 of the format, which ADM's reader expects."""
+    """Write an .npy header of version 1.0, which ADM's reader expects."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(member, header)
 

@@ -115,7 +115,10 @@ def check_sampling(
             raise ValueError(f"sample.{name} = {value!r}: must be a list, possibly empty, of {' and '.join(allowed)}")
     if export and "images" not in keep:
         raise ValueError(f"sample.export = {export!r} needs the stored images: add 'images' to sample.keep")
-    check_networks(networks)
+    if not isinstance(networks, Sequence):
+        raise ValueError("sample.networks is not a list: set, for example, [encoders.DINOv2()]")
+    for network in networks:
+        encoders.check(network, "sample.networks")
     if isinstance(labels, str) and labels in SCHEMES:
         return labels
     numbers = label_numbers(labels, class_names, "sample.labels") if _is_list(labels, int | str) else ()
@@ -123,14 +126,6 @@ def check_sampling(
         what = f"'equal', 'random', 'dataset', 'null', or a list of labels in 0 ... {num_classes - 1} or of class names"
         raise ValueError(f"sample.labels = {labels!r}: must be {what}")
     return numbers
-
-
-def check_networks(networks: Sequence[Encoder]) -> None:
-    """Raise ValueError unless `networks` is a list of encoders."""
-    if not isinstance(networks, Sequence):
-        raise ValueError("sample.networks is not a list: set, for example, [encoders.DINOv2()]")
-    for network in networks:
-        encoders.check(network, "sample.networks")
 
 
 def _is_list(value: object, kind: type | UnionType) -> bool:
