@@ -32,33 +32,22 @@ EQUAL_LABELS = (
 
 @dataclass
 class Comparison:
-    """The features that are compared in one network.
-
-    Attributes:
-        samples: features of every set of samples, one per seed.
-        labels: (N,) of every set.
-        reference: features of the reference images, if the reference has images.
-        reference_labels: labels of the reference images, if its classes are those of the samples.
-        statistics: stored {"pooled": ..., "spatial": ...}; they take precedence over the reference's features.
-        training: features of N training images, for the floor; N is the number of samples in a set.
-        images_record: record of the reference images, if `conditions` records stored statistics as the reference.
-        device: device on which distances between images are computed.
-    """
+    """The features that are compared in one network."""
 
     network: Encoder
-    samples: Sequence[Features]
-    labels: Sequence[Tensor]
-    reference: Features | None
-    conditions: Mapping
-    reference_labels: Tensor | None = None
-    statistics: Mapping[str, Gaussian] = field(default_factory=dict)
-    training: Features | None = None
-    images_record: Mapping | None = None
+    samples: Sequence[Features]  # one set per seed
+    labels: Sequence[Tensor]  # (N,) of every set
+    reference: Features | None  # if the reference has images
+    conditions: Mapping  # see `records.conditions`
+    reference_labels: Tensor | None = None  # if the reference has the classes of the samples
+    statistics: Mapping[str, Gaussian] = field(default_factory=dict)  # stored ones take precedence over `reference`
+    training: Features | None = None  # of N training images, for the floor of N samples
+    images_record: Mapping | None = None  # of the reference images, if `conditions` records stored statistics
     warnings: Sequence[str] = ()
-    device: torch.device | str = "cpu"
+    device: torch.device | str = "cpu"  # for distances between images
 
     def gaussian(self, kind: str) -> Gaussian | None:
-        """Return the reference's Gaussian: the stored one, or that of its features; None without either."""
+        """Return the reference's Gaussian, stored or computed from its features; None if it has neither."""
         if kind in self.statistics or self.reference is None:
             return self.statistics.get(kind)
         return Gaussian.of(rows(self.reference, "reference", kind))

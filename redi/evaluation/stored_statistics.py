@@ -27,10 +27,10 @@ class StoredStatistics:
 
     Args:
         path: the file. Pickled data are never read.
-        network: the suffix of the metrics in the network of the statistics: 'clean', 'legacy_tensorflow' (ADM and EDM),
-            'legacy_pytorch', 'dinov2', ... They are used only for distances in this network.
-        images: a data set for other networks and for metrics that need images; for ADM's batches,
-            `@datasets.AdmBatch()` of the same file. Default: these metrics are not measured.
+        network: the network that computed the statistics, as in the names of its metrics: 'clean', 'legacy_tensorflow'
+            (ADM and EDM), 'legacy_pytorch', 'dinov2', ... They are used only for distances in this network.
+        images: a data set for all other metrics, such as `@datasets.AdmBatch()` of the same file. Default: they are not
+            measured.
         image_size: side of the images in pixels; samples of another size raise an error. Default: that of `arr_0`.
 
     Raises ValueError: the file does not exist, is damaged or of another kind, or its arrays are missing or invalid.
@@ -73,14 +73,14 @@ class StoredStatistics:
 
     def _read(self, arrays: dict[str, NpzArray], mean_key: str, covariance_key: str) -> Gaussian:
         if covariance_key not in arrays:
-            raise ValueError(f"{self.path} has {mean_key} but not {covariance_key}")
+            raise ValueError(f"{self.path} has {mean_key} but not {covariance_key}: statistics need both")
         for key in (mean_key, covariance_key):
             if arrays[key].dtype.kind not in "fiub":
                 raise ValueError(f"{self.path}: {key} holds {arrays[key].dtype}, not numbers")
         shape, square = arrays[mean_key].shape, arrays[covariance_key].shape
         if len(shape) != 1 or not 1 <= shape[0] <= MAX_WIDTH or square != shape * 2:
             what = f"{mean_key} {shape} and {covariance_key} {square}"
-            raise ValueError(f"{self.path} has {what}: they must be (P,) and (P, P) with P <= {MAX_WIDTH}")
+            raise ValueError(f"{self.path} has {what}: must be (P,) and (P, P) with P <= {MAX_WIDTH}")
         mean, covariance = (arrays[key].unpack().astype(np.float64) for key in (mean_key, covariance_key))
         if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
             raise ValueError(f"{self.path}: {mean_key} or {covariance_key} holds NaN or infinite values")

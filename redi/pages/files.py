@@ -41,8 +41,7 @@ class Folder:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError, SyntaxError) as error:
-            what = "it is truncated, altered or of another version of redi"
-            self.notes.append(f"{name} cannot be shown: {what} ({error}).")
+            self.notes.append(f"{name} cannot be shown: truncated, altered or of another version of redi ({error}).")
             return None
 
     def json(self, name: str, show: Callable[[dict], Any] = dict) -> Any:

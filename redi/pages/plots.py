@@ -28,18 +28,13 @@ STYLE: dict[Any, Any] = {
 
 @dataclass
 class Series:
-    """A curve. Values that are not finite or exceed 1e100 leave a gap. Curves with the same label share a colour.
-
-    Attributes:
-        error: half the length of each error bar.
-        level: draw a dashed horizontal line at the only y instead.
-    """
+    """A curve. Values that are not finite or exceed 1e100 leave a gap. Curves with the same label share a colour."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
-    error: Sequence[float] | None = None
-    level: bool = False
+    error: Sequence[float] | None = None  # half the length of each error bar
+    level: bool = False  # a dashed horizontal line at the only y
 
     def __post_init__(self):
         self.x, self.y = (

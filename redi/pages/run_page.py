@@ -63,8 +63,7 @@ def _metrics(folder: Folder) -> list[dict]:
     try:
         metrics = read_metrics(path) if path.exists() else []
         if not all(isinstance(metric.get("samples"), dict) for metric in metrics):
-            older = f"{path.name} was written by an older version of redi and lacks some settings"
-            raise ValueError(f"{older}: sample and evaluate again")
+            raise ValueError(f"{path.name} was written by an older version of redi: sample and evaluate again")
         if metrics and (folder.path / "samples").exists():
             digest = load_samples(folder.path).sha256
             if any(metric["samples"].get("samples_sha256") != digest for metric in metrics):

@@ -19,9 +19,7 @@ def average(run_dir: str | Path, sigma_rel: float, *, at_step: int | None = None
         run_dir, sigma_rel, at_step: see `redi.training.posthoc.reconstruct_average`.
         to: the folder; default: averages/sigma_rel_<..>_step_<..> in `run_dir`. An average in it is replaced.
 
-    Raises:
-        ValueError: see `reconstruct_average`; or `to` holds a trained run.
-        OSError: the disk is full or not writable. Existing files are unchanged.
+    Raises ValueError: see `reconstruct_average`; or `to` holds a trained run.
     """
     run_dir, to = local_path(run_dir), to and local_path(to)
     if to is not None and any("average" not in read_record(folder) for folder in list_checkpoints(to)):

@@ -31,8 +31,7 @@ CARD = "README.md"  # the one file that may change: its author completes it befo
 BESIDE = ("metrics.json", "samples.png")  # copied from the run folder
 FILES = (RECORD, CONFIG, CARD, "*.safetensors", *BESIDE)
 MAX_SIZE = 10**6  # largest plausible number of classes, channels, or pixels along a side
-# The start of a string with an absolute path in a gin value: /..., ~/..., C:\...
-ABSOLUTE = re.compile(r"""['"](?:~?/|[A-Za-z]:[\\/])""")
+ABSOLUTE = re.compile(r"""['"](?:~?/|[A-Za-z]:[\\/])""")  # an absolute path in a gin value
 
 
 def save_pretrained(run: Run | str | Path, folder: str | Path) -> Path:
@@ -46,9 +45,7 @@ def save_pretrained(run: Run | str | Path, folder: str | Path) -> Path:
         run: an opened run, or its folder.
         folder: written atomically; replaced if it only holds files that this function wrote.
 
-    Raises:
-        ValueError: the run has no config.gin, or `folder` holds other files.
-        OSError: the disk is full or not writable. `folder` is unchanged.
+    Raises ValueError: the run has no config.gin, or `folder` holds other files.
     """
     run = run if isinstance(run, Run) else load(run, device="cpu")
     folder = local_path(folder)
@@ -180,8 +177,8 @@ def _portable(run: Run) -> str:
         text = config.text_for([root for root in entry_points if root.__name__ not in omitted], local.match)
     if paths := [name for name, value in config.statements(text).items() if ABSOLUTE.search(value)]:
         log.warning(
-            "the saved configuration contains absolute paths: %s. To change them now, save "
-            "redi.load(run_dir, gin_bindings=[...]); to change them later, from_pretrained(..., gin_bindings=[...])",
+            "the saved configuration contains absolute paths: %s. Save redi.load(run_dir, gin_bindings=[...]) to "
+            "replace them, or pass gin_bindings to from_pretrained later",
             ", ".join(paths),
         )
     return text

@@ -36,8 +36,7 @@ def job(experiment: Experiment, *, shared: bool = False) -> dict[str, float]:
 
     def train_here() -> None:
         if shared:
-            # An atomic write, because other processes may be reading the file.
-            trusted_imports.write(experiment.trained_dir / "config.gin", config.full_text())
+            trusted_imports.write(experiment.trained_dir / "config.gin", config.full_text())  # others may read it
         with _timed(seconds, "train"):
             train_stage(experiment, evaluates=True)
 

@@ -50,8 +50,7 @@ def columns(rows: Iterable[Sequence[str]]) -> str:
     """Format rows of text as an aligned table."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-    return "\n".join(lines)
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def _statements(run: Path) -> dict[str, str]:

@@ -64,11 +64,9 @@ def profile(
 ) -> dict:
     """Time some steps, trace the same number again, and write `profile/` in `run_dir`; return the report.
 
-    Speed and utilisation are those of the untraced steps.
-
     Args:
         stage: 'training', or 'sampling' for one batch.
-        num_steps: training steps to time, and to trace.
+        num_steps: training steps to time (for speed and utilisation), then to trace (for shares of the time).
         num_warmup_steps: training steps before the timing starts, for compilation, kernel selection and caches.
         num_costs: number of operations in the list of the most expensive ones.
     """
@@ -157,8 +155,9 @@ def _speed(subject: Subject, device: torch.device, num_steps: int, num_warmup_st
     speed = flops * subject.images * num_steps / seconds  # FLOP/s
     with matmul_precision(subject.precision.name):
         rate = matmul_rate(device, subject.precision.dtype)
+    name = device_name(device)
     result = {
-        "device": (name := device_name(device)), "torch": torch.__version__, "precision": subject.precision.name, "compiled": subject.compiled,
+        "device": name, "torch": torch.__version__, "precision": subject.precision.name, "compiled": subject.compiled,
         "images_per_step": subject.images, "num_steps": num_steps, "step_seconds": seconds / num_steps,
         "images_per_second": subject.images * num_steps / seconds, "flops_per_image": flops,
         "flops_per_step": flops * subject.images, "matmul_flops_per_second": rate, "utilisation": speed / rate,
@@ -239,8 +238,8 @@ def format_report(result: dict) -> str:
         share = "share" in name or "utilisation" in name
         return f"{value:.1%}" if share else f"{value:.4g}" if isinstance(value, float) else str(value)
 
-    numbers = [(key, value) for key, value in result.items() if key not in ("parts", "costs")]
-    summary = [(name.replace("_", " "), cell(name, value)) for name, value in numbers]
+    numbers = {name: value for name, value in result.items() if name not in ("parts", "costs")}
+    summary = [(name.replace("_", " "), cell(name, value)) for name, value in numbers.items()]
     parts = [(part, f"{share:.1%}") for part, share in result["parts"].items()]
     costs = [[cell(name, value)[:70] for name, value in cost.items()] for cost in result["costs"]]
     return "\n".join([

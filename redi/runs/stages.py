@@ -111,7 +111,6 @@ def _if_readable(images: Callable, without: str):
 def _images_to_measure(experiment: Experiment):
     """Return the training images, or None if they cannot be read and only stored statistics are needed."""
     networks = experiment.metric_networks
-    # Values that are not networks are refused later.
     learning = networks is None or any(getattr(network, "learns_from_data", True) for network in networks)
     if learning or not isinstance(experiment.reference, StoredStatistics):
         return experiment.train_data

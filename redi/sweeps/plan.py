@@ -98,9 +98,8 @@ def _parse(base: str, point: Point, stored: dict[str, int]) -> None:
         raise ValueError(f"point {point.name} of the sweep: {error}") from None
     canonical = {key: config.canonical(key) for key in point.bindings}
     if repeated := [key for key, name in canonical.items() if list(canonical.values()).count(name) > 1]:
-        raise ValueError(
-            f"point {point.name} of the sweep binds {' and '.join(repeated)}, which are the same binding: keep one"
-        )
+        names = " and ".join(repeated)
+        raise ValueError(f"point {point.name} of the sweep binds {names}, which are the same binding: keep one")
     unused = {*config.without_effect(_roots()), *(key for key in canonical.values() if key.startswith("sweep."))}
     if keys := [key for key, name in canonical.items() if name in unused]:
         raise ValueError(

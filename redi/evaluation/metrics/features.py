@@ -16,13 +16,10 @@ class Features:
 
     Precision, recall and the Inception Score change their meaning if samples and reference are swapped, but values look
     plausible. Each set therefore has a role, and swapping them raises an error.
-
-    Attributes:
-        tensors: "pooled" (N, P) float32 and the other outputs of `Encoder.metric_features`, on the CPU.
     """
 
     role: Literal["samples", "reference"]
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor]  # "pooled" (N, P) float32 and the others of `Encoder.metric_features`, on the CPU
 
     def __post_init__(self):
         if self.role not in ROLES:

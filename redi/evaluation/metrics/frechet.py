@@ -96,7 +96,6 @@ def finite_sample_error(
     whole = measure(groups)
     deleted = [measure(groups[:i] + groups[i + 1 :]) for i in range(num_groups)]
     variance = (num_groups - 1) / num_groups * np.square(np.subtract(deleted, np.mean(deleted))).sum()
-    # The sizes of the groups differ by at most one sample, those of the halves by a few.
     sizes = np.array([1 / count, 1 / (count * (1 - 1 / num_groups)), 2 / count])
     means = np.array([whole, np.mean(deleted), np.mean([measure(groups[:half]), measure(groups[half:])])])
     intercept = np.polyfit(sizes, means, 1)[1]

@@ -103,12 +103,10 @@ def agreement(
 ) -> Agreement:
     """Compare the encoder's features of images (N, 3, S, S) uint8 with the generated representation z (N, R, H, W).
 
-    A negative label means no class. `seed`: of the choice of other images.
+    A negative label means no class. `seed` determines which other images are compared.
     """
     if len(images) < 2:
-        raise ValueError(
-            "agreement of one image: pass at least two, because the floor uses the features of another image"
-        )
+        raise ValueError("agreement needs at least two images: its floor uses the features of another image")
     alone = torch.where(labels < 0, -1 - torch.arange(len(labels)), labels)
     others, siblings = derangement(torch.zeros_like(labels), seed), derangement(alone, seed)
     parts: dict[str, list[tuple]] = {kind: [] for kind in KINDS}

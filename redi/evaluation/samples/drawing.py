@@ -163,7 +163,7 @@ class SamplingJob:
         }
 
     def _common(self, generated: list[dict]) -> dict:
-        """Return the fields that all parts share. Raises ValueError: a part differs in another field than COUNTED."""
+        """Return the fields that all parts share. Raises ValueError: parts differ in a field other than COUNTED."""
         common = {name: value for name, value in generated[0].items() if name not in COUNTED}
         for index, record in enumerate(generated):
             seed = self.parts[index][0]

@@ -67,9 +67,7 @@ def sample(
         rank, world_size: default: those of torchrun or Slurm, else one process.
         key: a hash of the settings of `generate`. Without it, existing samples are not reused in a single process.
 
-    Raises:
-        ValueError: a setting is invalid, or joint states or features are not finite. The message names the image.
-        OSError: too little space on the disk.
+    Raises ValueError: a setting is invalid, or joint states or features are not finite. The message names the image.
     """
     run_dir = local_path(run_dir)
     rank, world_size = process_rank(rank, world_size)
