@@ -51,7 +51,7 @@ class StoredStatistics:
         batch = arrays["arr_0"].shape if "arr_0" in arrays else ()
         side = batch[1] if len(batch) == 4 else None
         if None not in (side, image_size) and side != image_size:
-            raise ValueError(f"StoredStatistics.image_size = {image_size}, but arr_0 of {self.path} is {batch}")
+            raise ValueError(f"StoredStatistics.image_size = {image_size}: must be {side}, as in arr_0 of {self.path}")
         self.image_size = side or image_size
 
     def fits(self, network: Encoder) -> bool:

@@ -135,8 +135,8 @@ def _draw_batch(codec, model: nn.Module, objective, images: int) -> Callable[[],
 
 
 def _repeat(subject: Subject, device: torch.device, times: int) -> tuple[float, float]:
-    """Return the seconds of all calls and the forward passes per image of one. `.cpu()` synchronises the device."""
-    torch.zeros(1, device=device).cpu()
+    """Call the subject several times; return (seconds in total, forward passes per image and call)."""
+    torch.zeros(1, device=device).cpu()  # synchronises the device
     started = time.perf_counter()
     passes = [subject.call() for _ in range(times)]
     torch.zeros(1, device=device).cpu()

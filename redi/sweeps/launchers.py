@@ -65,8 +65,8 @@ def local(
                     note_end(run_dir, entry, status)
                     unfinished = [*waiting, *(entry for entry, _ in running.values())]
                     if seconds := seconds_left(run_dir, unfinished, parallel):
-                        left = len(unfinished), len(entries), duration(seconds)
-                        log.info("%d of %d points remaining, about %s", *left)
+                        numbers = len(unfinished), len(entries), duration(seconds)
+                        log.info("%d of %d points remaining, about %s", *numbers)
                 time.sleep(POLL_SECONDS)
             for _, process in running.values():
                 assert stop.requested is not None  # else the loop above ends with nothing running

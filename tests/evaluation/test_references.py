@@ -199,7 +199,7 @@ def test_the_size_of_the_images_is_known_where_they_are_there(stored, arrays, di
     path = stored(arr_0=batch, **arrays)
     with_images = StoredStatistics(path=path, network="means", images=digits)
     assert with_images.image_size == 16 and images_of(with_images) is digits
-    with pytest.raises(ValueError, match=r"image_size = 8, but arr_0 .* \(3, 16, 16, 3\)"):
+    with pytest.raises(ValueError, match="image_size = 8: must be 16, as in arr_0"):
         StoredStatistics(path=path, network="means", image_size=8)
     assert images_of(StoredStatistics(path=stored(**arrays), network="means", image_size=8)) is None
     assert images_of(digits) is digits and images_of(None) is None

@@ -45,7 +45,7 @@ def rows(features: Features, role: Literal["samples", "reference"], name: str = 
     if features.role != role:
         raise ValueError(
             f"the argument {role} got features of the {features.role}: samples and reference are swapped. Exchange "
-            "them, because precision, recall and Inception Score would measure the wrong set"
+            "them: precision, recall and Inception Score would otherwise measure the wrong set"
         )
     if name not in features.tensors:
         raise ValueError(f"no {name!r} features of the {role}, only {', '.join(features.tensors)}")

@@ -28,7 +28,7 @@ def choose_labels(scheme: str | Sequence[int], num_images: int, num_classes: int
 
 
 def in_proportion(counts: Sequence[int], num_images: int) -> Tensor:
-    """Return labels (num_images,) in proportion to `counts` (largest remainders), spread so that any prefix is too."""
+    """Return labels (num_images,) in proportion to `counts`, spread evenly: any first N are nearly in proportion."""
     weights = np.asarray(counts, dtype=np.int64)
     whole, rest = np.divmod(weights * num_images, weights.sum())
     whole[np.argsort(-rest, kind="stable")[: num_images - whole.sum()]] += 1
