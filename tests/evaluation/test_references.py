@@ -217,7 +217,7 @@ UNSYMMETRIC = np.eye(4) + np.eye(4, k=1)
 IMPOSSIBLE = {
     "no sigma": ({"sigma": None}, "has mu, but statistics need sigma"),
     "neither": ({"mu": None, "sigma": None, "arr_0": np.zeros(3)}, "has arr_0, but statistics need mu and sigma"),
-    "another width": ({"mu": np.zeros(3)}, r"mu \(3,\) and sigma \(4, 4\): they must be \(P,\) and \(P, P\)"),
+    "another width": ({"mu": np.zeros(3)}, r"mu \(3,\) and sigma \(4, 4\): must be \(P,\) and \(P, P\)"),
     "a mean in two dimensions": ({"mu": np.zeros((1, 4))}, r"mu \(1, 4\)"),
     "a NaN": ({"mu": np.array([0, 0, 0, np.nan])}, "mu or sigma holds NaN or infinite values"),
     "an infinite variance": ({"sigma": np.diag([1, 1, 1, np.inf])}, "mu or sigma holds NaN or infinite values"),
