@@ -46,7 +46,7 @@ def read_curve(run_dir: str | Path, metric: str) -> Curve:
     points = [(entry["step"], entry[name]) for entry in entries if name in entry]
     if len(points) < 2:
         names = sorted({key.removeprefix(PREFIX) for entry in entries for key in entry if key.startswith(PREFIX)})
-        has = f"choose from {', '.join(names)}" if names else "it was trained without train.monitor (see monitor.gin)"
+        has = f"choose from {', '.join(names)}" if names else "train it with train.monitor (see monitor.gin)"
         raise ValueError(f"{run_dir} has no curve of {metric!r}: {has}")
     steps, values = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
     if not (np.isfinite(values).all() and (values > 0).all()):

@@ -89,4 +89,4 @@ def _images(dataset: Dataset, positions: Sequence[int]) -> Tensor:
             return images
     other = next(position for position in positions if dataset[position][0].shape != shape)
     _, height, width = dataset[other][0].shape
-    raise ValueError(f"reference images differ in size: {pixels}, {dataset.names[other]} {width}x{height}: {remedy}")
+    raise ValueError(f"reference images differ in size ({pixels}, {dataset.names[other]} {width}x{height}): {remedy}")

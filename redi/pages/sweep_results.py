@@ -95,7 +95,7 @@ class SweepResults:
 
     @cached_property
     def group_axes(self) -> list[str]:
-        """The swept keys without those of seeds, which differ between the points of a group."""
+        """The swept keys that have a single value in every group: all but the seeds."""
         settings = {axis: [{p.bindings.get(axis) for p in group.points} for group in self.groups] for axis in self.axes}
         return [axis for axis in self.axes if all(len(values) == 1 for values in settings[axis])]
 

@@ -142,7 +142,7 @@ def test_mixed_sizes_are_refused_naming_two_images(same_batch, tmp_path):
         Image.new("RGB", (size, 8)).save(tmp_path / "images" / "a" / f"{number}.png")
     mixed = ImageFolder(path=str(tmp_path / "images"))
     with pytest.raises(
-        ValueError, match=r"differ in size: a/0.png has 8x8 pixels, a/3.png 12x8.*Preprocessing.image_size"
+        ValueError, match=r"differ in size \(a/0.png has 8x8 pixels, a/3.png 12x8.*Preprocessing.image_size"
     ):
         reference_features(mixed, Means(), cache_dir=tmp_path, batch_size=4 if same_batch else 1)
     one = ImageFolder(path=str(tmp_path / "images"), preprocessing=Preprocessing(image_size=8))

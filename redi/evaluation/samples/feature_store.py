@@ -27,7 +27,7 @@ BATCH = 64  # images per forward pass: Inception at 299 pixels needs about 10 MB
 def sample_features(
     run_dir: str | Path, samples: Samples, network: Encoder, rank: int = 0, world_size: int = 1
 ) -> list[Features]:
-    """Return the features of every set of samples, in order: the stored ones, or those of the images.
+    """Return the features of every set of samples, in order. Missing ones are computed from the images and stored.
 
     The network must be fitted and loaded, on the device on which it runs.
     Raises ValueError: neither features nor images are stored, or features are not finite. The message names the sample.
