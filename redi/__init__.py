@@ -7,8 +7,7 @@ import importlib
 
 __version__ = "0.1.0"
 
-# module: its public names. A function that shares its name with a program (redi.train) is exported under another name,
-# written exported_name=function.
+# {module: public names}. A function with the name of a program (redi.train) is exported as exported_name=function.
 NAMES = {
     "core.channels": "Channels",
     "core.ema": "EMA",
@@ -38,7 +37,6 @@ NAMES = {
     "training.trainer": "train_model=train",
     "training.warm_start": "warm_start",
 }
-# {public name: (module, name in the module)}
 PUBLIC = {
     name.partition("=")[0]: (f"redi.{module}", name.rpartition("=")[2])
     for module, names in NAMES.items()

@@ -30,8 +30,8 @@ def main(folder: Path) -> None:
     print(columns([(str(cache), "MiB", f"runs in {folder}"), *rows]))
     if FLAGS.delete and (unfinished := unfinished_runs(folder)):
         raise ValueError(
-            f"{', '.join(unfinished)}: a run without a checkpoint does not record yet which cache entries it uses. Let "
-            "it train, or delete its folder, before --delete"
+            f"{', '.join(unfinished)}: without a checkpoint, the cache entries in use are unknown. Let the run train, "
+            "or delete its folder, before --delete"
         )
     unused = {name: size for name, size, runs in entries if not runs}
     for name in unused if FLAGS.delete else ():

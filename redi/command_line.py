@@ -137,7 +137,7 @@ def exit_status(main: Callable, argv: list[str]) -> int:
             advice = f"only {allowed} may be passed without a flag; gin files need --gin_file, see --help"
             raise ValueError(f"unexpected argument {argv[1]!r}: {options['usage'] or advice}")
         if FLAGS.dry_run and not options["dry_run"]:
-            raise ValueError("--dry_run works with prepare, train, run, sample, evaluate and sweep only: drop it here")
+            raise ValueError("only prepare, train, run, sample, evaluate and sweep support --dry_run: drop it")
         for name in ("run_dir", "trained_dir"):
             if folder := FLAGS[name].value:
                 FLAGS[name].value = str(local_path(folder))
@@ -161,9 +161,9 @@ def exit_status(main: Callable, argv: list[str]) -> int:
         text = re.sub(r"In call to configurable '(\S+)' \(<.*?>\) in scope '(\S+)'", r"in @\2/\1", text)
         text = CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
         if re.search(r"\[Errno (1|13|30)\]|No usable temporary directory", text):
-            text += "\n  this user may not use that path. Set --run_dir (results) or one of the variables REDI_CACHE "
+            text += "\n  no permission for that path: set --run_dir (results) or one of the variables REDI_CACHE "
             text += "(cache), HF_HOME, TORCH_HOME (downloaded weights) and TMPDIR (temporary files) to another folder"
-        print(f"{_rank()}error: {text}\n(--traceback shows where this arose)", file=sys.stderr)
+        print(f"{_rank()}error: {text}\n(--traceback shows where it was raised)", file=sys.stderr)
         return 1
 
 

@@ -8,7 +8,7 @@ NETWORKS: evaluate.networks is a list of encoders. Every metric is computed in e
     @encoders.Inception()    as in clean-fid; Inception.mode: 'clean', 'legacy_tensorflow' (ADM, EDM), 'legacy_pytorch'
     @encoders.DINOv2() or any other encoder    FD-DINOv2: DINOv2.size = 'L', DINOv2.image_size = 224
 
-METRICS: evaluate.metrics; default: all. Names are <metric>_<network>; of Inception fid_<mode>, sfid_<mode>, kid_<mode>.
+METRICS: evaluate.metrics; default: all. Names: <metric>_<network>; for Inception: fid_<mode>, sfid_<mode>, kid_<mode>.
     frechet_distance (FID, FD-DINOv2), with standard error, bias, and the floor: the same distance for as many training
     images as there are samples
     kernel_distance (KID), precision, recall

@@ -1,4 +1,4 @@
-"""Audit the data, fit the codec and fill the cache. redi.train does the same if it has not been done.
+"""Audit the data, fit the codec and fill the cache. redi.train does this first if necessary.
 
 python -m redi.prepare --gin_file=digits.gin
 torchrun --nproc_per_node=8 -m redi.prepare --gin_file=imagenet.gin      eight processes share the work; srun works too

@@ -57,7 +57,7 @@ def refused(call, tiny_gin, tmp_path):
         status, _, errors = call(module, *bindings, **flags)
         assert status == 1 and "Traceback" not in errors
         assert not list_checkpoints(tmp_path / "run") and not (tmp_path / "run" / "log.jsonl").exists()
-        return errors.split("error: ")[1].removesuffix("\n(--traceback shows where this arose)\n")
+        return errors.split("error: ")[1].removesuffix("\n(--traceback shows where it was raised)\n")
 
     return refused
 
@@ -218,7 +218,7 @@ def test_what_this_user_may_not_write_to_is_explained_with_what_to_set(refused, 
         raise PermissionError(13, "Permission denied", "/elsewhere")
 
     monkeypatch.setattr(Path, "mkdir", mkdir)
-    assert "'/elsewhere'\n  this user may not use that path. Set --run_dir (results) or one of" in refused()
+    assert "'/elsewhere'\n  no permission for that path: set --run_dir (results) or one of" in refused()
 
 
 def test_an_unexpected_argument_is_named(refused, tmp_path):
@@ -364,7 +364,7 @@ def test_dry_runs_of_what_comes_after_training_leave_the_folder_as_it_was(whole_
 
 
 def test_a_program_without_a_dry_run_refuses_the_flag(refused):
-    assert refused(module=report, dry_run=True).startswith("--dry_run works with prepare, train, run, sample,")
+    assert refused(module=report, dry_run=True).startswith("only prepare, train, run, sample,")
 
 
 def test_the_folder_may_be_an_argument_without_a_flag(whole_job, call):
@@ -377,8 +377,6 @@ def test_quiet_programs_tell_results_alone(whole_job, call, monkeypatch):
     monkeypatch.setenv("TQDM_DISABLE", "")  # noted, so that what the program sets is undone
     assert call(report, run_dir=whole_job, quiet=True) == (0, "", "")
     assert progress(total=1).disable and progress(total=1, disable=False).disable
-
-
 
 
 def test_evaluating_before_sampling_says_so(trained, call):
@@ -423,7 +421,7 @@ def test_samples_drawn_by_hand_are_drawn_anew_by_the_whole_job(call, tiny_gin, t
     assert call(sample, "generate.sampler = @samplers.Euler()", "Euler.num_evaluations = 3", run_dir=folder)[0] == 0
     assert sampler() == "Euler"
     status, _, errors = call(report, run_dir=folder)
-    assert status == 0 and "metrics.json is of earlier samples" in errors
+    assert status == 0 and "metrics.json holds metrics of earlier samples" in errors
     assert '<section id="metrics">' not in (folder / "report.html").read_text()
 
     status, _, errors = call(run, run_dir=folder)

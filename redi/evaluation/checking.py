@@ -24,7 +24,7 @@ def check_evaluation(
         encoders.check(network, "evaluate.networks")
     endings = [ending(network) for network in networks or ()]
     if twice := ", ".join(sorted({name for name in endings if endings.count(name) > 1})):
-        raise ValueError(f"evaluate.networks has two networks whose metrics have the same names: {twice}")
+        raise ValueError(f"evaluate.networks: several networks have the same metric names ({twice}): keep one of them")
     if isinstance(metrics, str):
         raise ValueError(f"evaluate.metrics = {metrics!r} is not a list: set {[metrics]!r}")
     for name in metrics:
@@ -55,8 +55,8 @@ def check_evaluation(
 def _check_images(dataset: Dataset, reference: Dataset) -> None:
     if len(reference) < 2:
         raise ValueError(
-            f"evaluate.reference has {len(reference)} images, but a distance needs two: raise "
-            f"{type(reference).__name__}.held_out_fraction in both scopes, or set other images"
+            f"evaluate.reference has {len(reference)} images, but a distance needs at least two: raise "
+            f"{type(reference).__name__}.held_out_fraction for both splits, or bind other images"
         )
     if reference.provenance() == dataset.provenance() and (both := set(reference.names) & set(dataset.names)):
         raise ValueError(
@@ -78,5 +78,5 @@ def check_size(size: int, reference: Dataset | StoredStatistics | None, binding:
         if one is not None and one.image_size not in (None, size):
             raise ValueError(
                 f"{binding} has images of {one.image_size} pixels, but the samples have {size}, so a distance would "
-                "measure the resolution: set the same Preprocessing.image_size (or the data set's own) for both"
+                "measure the resolution: bind the same image size for both, for example Preprocessing.image_size"
             )

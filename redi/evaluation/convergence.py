@@ -15,7 +15,7 @@ PREFIX = "monitor/"
 
 @dataclass
 class Curve:
-    """A distance during one training run. Lower is better; all values are positive."""
+    """A monitored distance over one training run. Lower is better; all values are positive."""
 
     name: str
     steps: np.ndarray  # (M,) ascending
@@ -27,10 +27,7 @@ class Curve:
         return int(self.steps[-1]), float(self.values[-1])
 
     def first_step_at(self, target: float) -> float | None:
-        """Return the first step at which the value is at most `target`, or None if it never is.
-
-        Between two points, the logarithm of the value is interpolated linearly.
-        """
+        """Return the first step with a value of at most `target` (log-linear between points), or None."""
         below = np.flatnonzero(self.values <= target)
         if not len(below):
             return None
@@ -49,7 +46,7 @@ def read_curve(run_dir: str | Path, metric: str) -> Curve:
     points = [(entry["step"], entry[name]) for entry in entries if name in entry]
     if len(points) < 2:
         names = sorted({key.removeprefix(PREFIX) for entry in entries for key in entry if key.startswith(PREFIX)})
-        has = f"choose from {', '.join(names)}" if names else "it was trained without train.monitor (see monitor.gin)"
+        has = f"choose from {', '.join(names)}" if names else "train it with train.monitor (see monitor.gin)"
         raise ValueError(f"{run_dir} has no curve of {metric!r}: {has}")
     steps, values = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
     if not (np.isfinite(values).all() and (values > 0).all()):
@@ -60,23 +57,21 @@ def read_curve(run_dir: str | Path, metric: str) -> Curve:
 def convergence_factor(*, baseline: Sequence[Curve], method: Sequence[Curve]) -> dict:
     """Compute baseline steps / method steps to the baseline's final distance (the counterpart of the paper's Figure 2).
 
-    The final value of every baseline run (seed) is a target. For every method run, the step is determined at which it
-    first reaches the target. The factor is the geometric mean over all pairs. "low" and "high" are its 2.5th and 97.5th
-    percentiles under bootstrap resampling of the seeds of both sides. They measure the spread over seeds, not errors
-    that all runs share.
+    The final value of every baseline run (seed) is a target, which each method run first reaches at some step. The
+    factor is the geometric mean over all pairs. "low" and "high" are its 2.5th and 97.5th percentiles under bootstrap
+    resampling of the seeds of both sides. They measure the spread over seeds, not errors that all runs share.
 
-    Comparing a first crossing of a noisy curve with a final value favours the method. "null" therefore holds the
-    factors of every baseline run with the targets of the other baselines. A factor within their range is not evidence
-    of an improvement.
+    Comparing the first crossing of a noisy curve with a final value favours the method. "null" therefore holds the
+    factors between baseline runs. A factor within their range is not evidence of an improvement.
 
     Returns:
-        "factor", "low", "high", "null", and "pairs" (one per baseline and method run). "not_reached" is the number of
-        pairs in which the method never reaches the target. Its last step is used, and the factor is an upper bound.
-        "at_once" is the number of pairs in which its first point has already reached it: the factor is a lower bound.
+        "factor", "low", "high", "null" and "pairs". "not_reached" counts the pairs in which the method never reaches
+        the target: its last step is used, so the factor is an upper bound. "at_once" counts the pairs in which the
+        method's first point is already below the target, so the factor is a lower bound.
     """
     if not baseline or not method:
-        count = f"got {len(baseline)} baseline and {len(method)} method runs"
-        raise ValueError(f"the convergence factor needs at least one run on each side, {count}")
+        count = f"{len(baseline)} baseline and {len(method)} method runs"
+        raise ValueError(f"{count}: the convergence factor needs at least one of each")
     sides = list(itertools.product(baseline, method))
     pairs = [_pair(*side) for side in sides]
     logs = np.log([pair["factor"] for pair in pairs]).reshape(len(baseline), len(method))

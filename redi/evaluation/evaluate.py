@@ -51,12 +51,12 @@ def evaluate(
 ) -> list[dict]:
     """Write `run_dir/metrics.json` and return its entries, each with every setting that affects it (see `records`).
 
-    In each network, every metric is computed for which the network has features. If samples were drawn from several
-    seeds, a value is the mean over seeds. Ranks above 0 share the work and return no entries.
+    Every metric is computed in every network that supports it. With several sampling seeds, a value is the mean over
+    seeds. Ranks above 0 share the work and return no entries.
 
     Args:
-        dataset: the training images. Networks that learn from data are trained on them. The floor of a distance is
-            measured with N of them, where N is the number of samples. None: no floor; needs a bound reference.
+        dataset: the training images. Networks that learn from data are trained on them. The floor is the distance of
+            as many training images as there are samples. None: no floor, and `reference` must be bound.
         trained: an opened run (`redi.load`), for the metrics of the generated representation.
         reference: held-out images of the same classes, or stored statistics. Default: the training images, without a
             floor.
@@ -64,11 +64,10 @@ def evaluate(
             the training images. Its distance is not FID; compare it only with distances in the same network.
         max_images: maximum number of images of each seed, and of the reference; default: all.
         device: default: the GPU if there is one.
-        rank, world_size: of several processes that share the work; default: those of the environment, or 0 of 1.
+        rank, world_size: default: those of torchrun or Slurm, else one process.
 
-    Raises:
-        ValueError: there are no samples; sizes, classes, networks or stored statistics do not match; weights cannot be
-            found; or features are not finite.
+    Raises ValueError: there are no samples; sizes, classes, networks or stored statistics do not match; weights cannot
+    be found; or features are not finite.
     """
     networks = [DomainEncoder(width=48, depth=3, seed=1)] if networks is None else list(networks)
     check_evaluation(dataset, reference, networks, metrics, max_images)
@@ -130,8 +129,8 @@ def _compare(network, samples: Samples, dataset, reference, max_images, settings
     )  # fmt: skip
     if reference is not None and images is not None and dataset is not None:
         if floors and not fits:
-            # The distance of finite sets depends on their size, so use N training images for N samples. No floor for
-            # stored statistics, because most are of the training images themselves.
+            # Distances of finite sets depend on their size: use N training images for N samples. Stored statistics have
+            # no floor, because most are those of the training images themselves.
             comparison.training = reference_features(dataset, network, max_images=len(sets[0]), **settings)
         if images.class_names == dataset.class_names:
             comparison.reference_labels = torch.from_numpy(images.labels)[reference_positions(images, max_images)]

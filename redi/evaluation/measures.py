@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 K, MOST = 3, 50_000  # precision and recall: number of the neighbour, maximum images per side (arXiv 1904.06991)
 SPLITS = 10  # Inception Score (ADM)
 SUBSETS, SUBSET_SIZE = 100, 1000  # KID: number of subsets, maximum size (clean-fid)
-NO_IMAGES = "it needs reference images"
+NO_IMAGES = "needs reference images"
 EQUAL_LABELS = (
     "every class has the same number of samples: on ImageNet this lowers FID by about 0.1 compared with labels drawn "
     "with the data set's frequencies (sample.labels = 'dataset')"
@@ -32,33 +32,22 @@ EQUAL_LABELS = (
 
 @dataclass
 class Comparison:
-    """The features that are compared in one network.
-
-    Attributes:
-        samples: features of every set of samples, one per seed.
-        labels: (N,) of every set.
-        reference: features of the reference images, if the reference has images.
-        reference_labels: labels of the reference images, if its classes are those of the samples.
-        statistics: stored {"pooled": ..., "spatial": ...}; they take precedence over the reference's features.
-        training: features of N training images, for the floor; N is the number of samples in a set.
-        images_record: record of the reference images, if the reference in `conditions` is stored statistics.
-        device: device on which distances between images are computed.
-    """
+    """The features that are compared in one network."""
 
     network: Encoder
-    samples: Sequence[Features]
-    labels: Sequence[Tensor]
-    reference: Features | None
-    conditions: Mapping
-    reference_labels: Tensor | None = None
-    statistics: Mapping[str, Gaussian] = field(default_factory=dict)
-    training: Features | None = None
-    images_record: Mapping | None = None
+    samples: Sequence[Features]  # one set per seed
+    labels: Sequence[Tensor]  # (N,) of every set
+    reference: Features | None  # if the reference has images
+    conditions: Mapping  # see `records.conditions`
+    reference_labels: Tensor | None = None  # if the reference has the classes of the samples
+    statistics: Mapping[str, Gaussian] = field(default_factory=dict)  # stored ones take precedence over `reference`
+    training: Features | None = None  # of N training images, for the floor of N samples
+    images_record: Mapping | None = None  # of the reference images, if `conditions` records stored statistics
     warnings: Sequence[str] = ()
-    device: torch.device | str = "cpu"
+    device: torch.device | str = "cpu"  # for distances between images
 
     def gaussian(self, kind: str) -> Gaussian | None:
-        """Return the reference's Gaussian: the stored one, or that of its features; None without either."""
+        """Return the reference's Gaussian, stored or computed from its features; None if it has neither."""
         if kind in self.statistics or self.reference is None:
             return self.statistics.get(kind)
         return Gaussian.of(rows(self.reference, "reference", kind))
@@ -73,7 +62,7 @@ class Comparison:
 
 
 def measure(comparison: Comparison, metrics: Sequence[str]) -> list[dict]:
-    """Return the entries of metrics.json for those of `metrics` that network and reference allow; warn of the rest."""
+    """Return the entries of the metrics that the network and the reference support; log the others as a warning."""
     entries: list[dict] = []
     skipped = []
     for metric in metrics:
@@ -139,7 +128,7 @@ def _inception_score(comparison: Comparison):
     if "logits" not in comparison.samples[0].tensors:
         return None
     if len(comparison.samples[0]) < SPLITS:
-        return f"it needs at least {SPLITS} samples"
+        return f"needs at least {SPLITS} samples"
     sets = [inception_score(samples, SPLITS) for samples in comparison.samples]
     return [{"value": one.mean, "std_over_splits": one.std, "num_splits": SPLITS} for one in sets], None
 
@@ -148,7 +137,7 @@ def _neighbours(comparison: Comparison, which: str):
     if comparison.reference is None:
         return NO_IMAGES
     if min(len(comparison.samples[0]), len(comparison.reference)) <= K:
-        return f"it needs more than {K} images on each side"
+        return f"needs more than {K} samples and reference images"
     settings = {"k": K, "num_samples": min(len(comparison.samples[0]), MOST)}
     return [{"value": one[which]} | settings for one in comparison.neighbours], min(len(comparison.reference), MOST)
 
@@ -199,9 +188,8 @@ def random_rows(features: Features, count: int) -> Features:
     return Features(features.role, {"pooled": features.tensors["pooled"][positions]})
 
 
-# The metrics: which direction is better, and the function. It returns None if the network lacks what the metric needs,
-# the reason if the samples or the reference do, and else a record of every set, the number of reference images, and
-# warnings.
+# {metric: (better direction, function)}. The function returns a record of every set, the number of reference images and
+# warnings; the reason as a text if samples or reference do not allow the metric; None if the network does not.
 METRICS: dict[str, tuple[str, Callable]] = {
     "frechet_distance": ("lower", partial(_frechet, kind="pooled")),
     "spatial_frechet_distance": ("lower", partial(_frechet, kind="spatial")),

@@ -32,9 +32,9 @@ log = logging.getLogger(__name__)
 class Monitor:
     """Measures a model during training, every `train.monitor_every` steps: `train.monitor = @Monitor()`.
 
-    Labels and noise are the same every time, so the curve shows the changes of the model and little else. The samples
-    are few, and the distance of a finite set depends on its size. Every name therefore ends in the number of samples
-    ('frechet_distance_domain_network_of_500'). Compare these values only with each other.
+    Labels and noise are the same every time, so the curve shows changes of the model. The distance of a finite set
+    depends on its size, so every name ends in the number of samples ('frechet_distance_domain_network_of_500'). Compare
+    these values only with each other.
 
     Args:
         networks: encoders to measure in, as in `evaluate`. Those that learn from data learn from the training images.
@@ -62,7 +62,7 @@ class Monitor:
         check_number("Monitor.num_images", num_images, 2)
         check_number("Monitor.max_reference", max_reference, 2)
         if labels not in ("equal", "random", "null"):
-            raise ValueError(f"Monitor.labels = {labels!r}: it must be 'equal', 'random' or 'null'")
+            raise ValueError(f"Monitor.labels = {labels!r}: must be 'equal', 'random' or 'null'")
         if reference is not None and not isinstance(reference, StoredStatistics):
             datasets.check(reference, "Monitor.reference")
         self.networks, self.reference, self.num_images, self.labels = list(networks), reference, num_images, labels
@@ -71,7 +71,7 @@ class Monitor:
 
     @property
     def names(self) -> list[str]:
-        """The names of its results, for `train.keep_best`."""
+        """The names of the measured values, for `train.keep_best`."""
         names = []
         for network in self.networks:
             names.append(network.metric_name("frechet_distance"))
@@ -81,13 +81,9 @@ class Monitor:
         return [f"{name}_of_{self.num_images}" for name in names]
 
     def prepare(self, dataset: Dataset, reference: Dataset | StoredStatistics | None = None) -> None:
-        """Fit or load the networks and compute the reference's statistics; called before training.
+        """Fit or load the networks on the training images and compute the reference's statistics.
 
-        Args:
-            dataset: the training images.
-
-        Raises:
-            ValueError: the reference has another resolution, or weights cannot be found.
+        Raises ValueError: the reference has another resolution, or weights cannot be found.
         """
         binding = "evaluate.reference" if self.reference is None else "Monitor.reference"
         reference = self.reference or reference
@@ -103,9 +99,8 @@ class Monitor:
             self.reference_gaussians.append(Gaussian.of(features.tensors["pooled"]))
 
     def __call__(
-        self, model: nn.Module, codec: JointCodec, process: Process,
-        *, weights: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, float]:  # fmt: skip
+        self, model: nn.Module, codec: JointCodec, process: Process, *, weights: Mapping[str, Tensor] | None = None
+    ) -> dict[str, float]:
         """Measure the model with these weights; return {"<metric>_of_<num_images>": value}."""
         if not self.reference_gaussians:
             raise ValueError("the Monitor has no reference yet: call Monitor.prepare(dataset) before training")

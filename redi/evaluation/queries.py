@@ -41,12 +41,12 @@ def query(
 
     Writes `queries.json` and `queries.png`, with the rows image, its encoder's features, features generated given the
     image, and images generated given the features. Agreement is the cosine similarity of reduced features, averaged
-    over positions. Its floor is the same with the features of another image.
+    over positions. The floor is the agreement with another image's features.
 
     Args:
         trained: an opened run (`redi.load`) with at least one representation.
-        dataset: the images, preferably not those of the training. `num_images` of them are used, evenly spaced.
-        num_variations: number of images generated for each representation.
+        dataset: preferably held-out images; `num_images` evenly spaced ones are used.
+        num_variations: number of images generated from the features of each image.
         labels: 'null' queries without a label, so that the condition is the only information. 'own' uses the label of
             the image. A list of labels or class names is repeated over the images.
         sampler: see `redi.sampling.conditional`; default: EulerMaruyama(diffusion_norm=10), or Ancestral for a DDPM.
@@ -58,10 +58,9 @@ def query(
     if not channels.representations:
         raise ValueError(f"the model of {run_dir} has no representation to query: choose a joint model")
     if isinstance(labels, str) and labels not in ("null", "own") or not len(labels):
-        raise ValueError(f"query.labels = {labels!r}: it must be 'null', 'own', or a list of labels or class names")
+        raise ValueError(f"query.labels = {labels!r}: must be 'null', 'own', or a list of labels or class names")
     if num_images < 2 or num_images > len(dataset):
-        count = f"the number of images, {len(dataset)}"
-        raise ValueError(f"query.num_images = {num_images}: it must lie between 2 and {count}")
+        raise ValueError(f"query.num_images = {num_images}: must be between 2 and {len(dataset)}, the number of images")
     if sampler is None:
         sampler = Ancestral() if trained.process.num_timesteps else EulerMaruyama(diffusion_norm=10.0)
     if labels == "null" and trained.objective is not None and not trained.objective.label_dropout:

@@ -15,13 +15,11 @@ from redi.data.datasets import Dataset
 from redi.models.encoders import Encoder
 from redi.runtime.checksums import BrokenArtefact, tensors_sha256, unsealed
 
-# The fields of every entry.
 REQUIRED = (
     "metric", "value", "better", "per_seed", "spread", "num_samples", "num_reference",
     "network", "reference", "samples", "versions",
 )  # fmt: skip
-# The fields that are averaged over the sets of samples, as the value is.
-AVERAGED = ("standard_error", "value_at_infinity", "bias", "std_over_splits")
+AVERAGED = ("standard_error", "value_at_infinity", "bias", "std_over_splits")  # over sets of samples, like the value
 
 
 def entry(
@@ -31,9 +29,8 @@ def entry(
     """Return one entry of metrics.json.
 
     Args:
-        sets: {"value": ...} and further fields of every set of samples (one per seed). The entry's value is the mean of
-            the values, and `spread` their sample standard deviation. Fields that are not averaged are those of the
-            first set.
+        sets: {"value": ...} and further fields of every set of samples (one per seed). The entry holds the mean value,
+            its sample standard deviation `spread`, the means of the fields in AVERAGED, and the rest of the first set.
         better: 'lower' or 'higher'.
         num_samples: number of samples per seed.
         num_reference: number of reference images; None if unknown, as for stored statistics.
@@ -67,10 +64,7 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def conditions(samples: Mapping, network: Mapping | None, reference: Mapping) -> dict:
-    """Return the fields that all entries of a network share: network, reference, samples and software versions.
-
-    The record of the samples is included without their parts and files.
-    """
+    """Return the fields that all entries of a network share; the record of the samples without parts and files."""
     record = {name: value for name, value in samples.items() if name not in ("files", "parts")}
     return {"network": network, "reference": dict(reference), "samples": record, "versions": software()}
 

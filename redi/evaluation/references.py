@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -26,14 +26,13 @@ def reference_features(
 ) -> Features:  # fmt: skip
     """Return `network.metric_features` of the images, from the cache if they were computed before.
 
-    They are stored in `<cache_dir>/references` under a hash of images and network. Several processes share the work,
-    and the finished parts of an interrupted call are kept.
+    The cache is `<cache_dir>/references/<hash of images and network>`. Several processes share the work, and an
+    interrupted call keeps its finished parts.
 
     Args:
         max_images: maximum number of images, drawn from a fixed seed; default: all.
 
-    Raises:
-        ValueError: no images, images of different sizes, or NaN or infinite features. The message names the image.
+    Raises ValueError: no images, images of different sizes, or NaN or infinite features. The message names the image.
     """
     positions = reference_positions(dataset, max_images)
     if not positions:
@@ -66,7 +65,9 @@ def reference_features(
             do=compute, finish=finish, finished=finished, rank=rank, world_size=world_size, desc="reference features"
         )  # fmt: skip
 
-    return _joined(load_or_create(folder, "computing the reference features", make)[0])
+    stored = load_or_create(folder, "computing the reference features", make)[0]
+    parts = [stored[name] for name in sorted(stored)]
+    return Features("reference", {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 
 def reference_positions(dataset: Dataset, max_images: int | None) -> list[int]:
@@ -77,20 +78,15 @@ def reference_positions(dataset: Dataset, max_images: int | None) -> list[int]:
 
 
 def _images(dataset: Dataset, positions: Sequence[int]) -> Tensor:
-    """Read images (n, 3, S, S) uint8. Raises ValueError for an image that has not the size of the first one."""
+    """Read images (n, 3, S, S) uint8. Raises ValueError for an image that differs in size from the first one."""
     first, shape = dataset.names[0], dataset[0][0].shape
     pixels, remedy = f"{first} has {shape[2]}x{shape[1]} pixels", "set Preprocessing.image_size to the samples' size"
     if shape[1] != shape[2]:
-        raise ValueError(f"reference images must be square, but {pixels}: {remedy}")
+        raise ValueError(f"{pixels}, but reference images must be square: {remedy}")
     with contextlib.suppress(MixedSizes):  # the error below names the image
         images = dataset.batch(positions)["images"]
         if images.shape[1:] == shape:
             return images
     other = next(position for position in positions if dataset[position][0].shape != shape)
     _, height, width = dataset[other][0].shape
-    raise ValueError(f"reference images differ in size: {pixels}, {dataset.names[other]} {width}x{height}: {remedy}")
-
-
-def _joined(parts: Mapping[str, Mapping[str, Tensor]]) -> Features:
-    ordered = [parts[name] for name in sorted(parts)]
-    return Features("reference", {name: torch.cat([part[name] for part in ordered]) for name in ordered[0]})
+    raise ValueError(f"reference images differ in size ({pixels}, {dataset.names[other]} {width}x{height}): {remedy}")

@@ -15,27 +15,25 @@ from redi.runtime.checksums import sha256
 from redi.runtime.paths import local_path
 
 KEYS = {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
-MAX_WIDTH = 2**14  # a covariance of this width takes 2 GiB; a larger one in a header is rejected
+MAX_WIDTH = 2**14  # a covariance of this width takes 2 GiB
 
 
 @configurable
 class StoredStatistics:
     """The mean `mu` (P,) and covariance `sigma` (P, P) of a reference's features, from an `.npz` file.
 
-    The reference batches of ADM hold images and their statistics, with `mu_s` and `sigma_s` of the spatial features.
-    The statistics of clean-fid, EDM and pytorch-fid have the same form. The file does not name its network.
+    ADM's reference batches (with `mu_s` and `sigma_s` of the spatial features) and the statistics of clean-fid, EDM and
+    pytorch-fid have this form. The file does not name its network.
 
     Args:
         path: the file. Pickled data are never read.
-        network: the suffix of the metrics in the network of the statistics: 'clean', 'legacy_tensorflow' (ADM and EDM),
-            'legacy_pytorch', 'dinov2', ... They are used only for distances in this network.
-        images: a data set for other networks and for metrics that need images; for ADM's batches,
-            `@datasets.AdmBatch()` of the same file. Default: these metrics are not measured.
-        image_size: side of the images of the statistics; samples of another size raise an error. Default: that of
-            `arr_0`, if the file has it.
+        network: the network that computed the statistics, as in the names of its metrics: 'clean', 'legacy_tensorflow'
+            (ADM and EDM), 'legacy_pytorch', 'dinov2', ... They are used only for distances in this network.
+        images: a data set for all other metrics, such as `@datasets.AdmBatch()` of the same file. Default: they are not
+            measured.
+        image_size: side of the images in pixels; samples of another size raise an error. Default: that of `arr_0`.
 
-    Raises:
-        ValueError: the file does not exist, is damaged or of another kind, or its arrays are missing or invalid.
+    Raises ValueError: the file does not exist, is damaged or of another kind, or its arrays are missing or invalid.
     """
 
     def __init__(self, *, path: str | Path, network: str, images: Dataset | None = None, image_size: int | None = None):
@@ -43,7 +41,7 @@ class StoredStatistics:
         if images is not None:
             datasets.check(images, "StoredStatistics.images")
         if not self.path.is_file():
-            raise ValueError(f"StoredStatistics.path = {str(path)!r} is not a file")
+            raise ValueError(f"StoredStatistics.path = {str(path)!r} is not a file: bind the path of an .npz file")
         entries = npz_entries(self.path, str(self.path))
         arrays = {name: NpzArray(self.path, entry, str(self.path)) for name, entry in entries.items()}
         if missing := {"mu", "sigma"} - set(arrays):
@@ -53,7 +51,7 @@ class StoredStatistics:
         batch = arrays["arr_0"].shape if "arr_0" in arrays else ()
         side = batch[1] if len(batch) == 4 else None
         if None not in (side, image_size) and side != image_size:
-            raise ValueError(f"StoredStatistics.image_size = {image_size}, but arr_0 of {self.path} is {batch}")
+            raise ValueError(f"StoredStatistics.image_size = {image_size}: must be {side}, as in arr_0 of {self.path}")
         self.image_size = side or image_size
 
     def fits(self, network: Encoder) -> bool:
@@ -75,14 +73,14 @@ class StoredStatistics:
 
     def _read(self, arrays: dict[str, NpzArray], mean_key: str, covariance_key: str) -> Gaussian:
         if covariance_key not in arrays:
-            raise ValueError(f"{self.path} has {mean_key} but not {covariance_key}")
+            raise ValueError(f"{self.path} has {mean_key} but not {covariance_key}: statistics need both")
         for key in (mean_key, covariance_key):
             if arrays[key].dtype.kind not in "fiub":
                 raise ValueError(f"{self.path}: {key} holds {arrays[key].dtype}, not numbers")
         shape, square = arrays[mean_key].shape, arrays[covariance_key].shape
         if len(shape) != 1 or not 1 <= shape[0] <= MAX_WIDTH or square != shape * 2:
             what = f"{mean_key} {shape} and {covariance_key} {square}"
-            raise ValueError(f"{self.path} has {what}: they must be (P,) and (P, P) with P <= {MAX_WIDTH}")
+            raise ValueError(f"{self.path} has {what}: must be (P,) and (P, P) with P <= {MAX_WIDTH}")
         mean, covariance = (arrays[key].unpack().astype(np.float64) for key in (mean_key, covariance_key))
         if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
             raise ValueError(f"{self.path}: {mean_key} or {covariance_key} holds NaN or infinite values")

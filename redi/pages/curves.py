@@ -12,10 +12,7 @@ RATES = {"images_per_second": "training speed, images per second", "gradient_nor
 
 
 def run_panels(entries: list[dict]) -> list[Panel]:
-    """Return a panel of all losses, and one for each monitored metric and each rate that is not 0 throughout.
-
-    A log with fewer than two points gives no panels.
-    """
+    """Return a panel of all losses, and one for each monitored metric and each rate that is not always 0."""
     series = {name: _series(entries, name) for name in _names(entries)}
     if not any(len(curve.x) > 1 for curve in series.values()):
         return []

@@ -35,14 +35,13 @@ class Folder:
         self.path, self.notes = path, [] if notes is None else notes
 
     def read(self, name: str, show: Callable[[Path], Any]) -> Any:
-        """Return `show(path)`, or None if the file is missing. A damaged file or one of another version adds a note."""
+        """Return `show(path)`; None if the file is missing, or with a note if it cannot be read."""
         try:
             return show(self.path / name)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError, SyntaxError) as error:
-            what = "it is truncated, altered or of another version of redi"
-            self.notes.append(f"{name} cannot be shown: {what} ({error}).")
+            self.notes.append(f"{name} cannot be shown: truncated, altered or of another version of redi ({error}).")
             return None
 
     def json(self, name: str, show: Callable[[dict], Any] = dict) -> Any:

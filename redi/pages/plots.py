@@ -28,17 +28,13 @@ STYLE: dict[Any, Any] = {
 
 @dataclass
 class Series:
-    """A curve: points in the order in which they are connected, and half the length of each error bar.
-
-    Values that are not finite leave a gap, and so do those of 1e100 or more, which overflow in matplotlib. A level is a
-    dashed horizontal line at its single y. Curves with the same label have the same colour.
-    """
+    """A curve. Values that are not finite or exceed 1e100 leave a gap. Curves with the same label share a colour."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
-    error: Sequence[float] | None = None
-    level: bool = False
+    error: Sequence[float] | None = None  # half the length of each error bar
+    level: bool = False  # a dashed horizontal line at the only y
 
     def __post_init__(self):
         self.x, self.y = (
@@ -158,8 +154,7 @@ def _printable(text: str) -> str:
 def _inline(picture: bytes, label: str) -> str:
     """Convert an SVG file of matplotlib to markup for the page.
 
-    The page's policy forbids style attributes. They are replaced by presentation attributes, and colours by variables
-    of the page. The page sets the font.
+    The page's policy forbids style attributes: presentation attributes replace them, and variables the colours.
     """
     root = ElementTree.fromstring(picture)
     for part in root.iter():

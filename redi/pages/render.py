@@ -8,10 +8,7 @@ from redi.pages.plots import svg
 
 
 def render(template: str, **content: object) -> str:
-    """Render a whole HTML document.
-
-    Its content security policy allows its own style and script and embedded pictures, but no requests.
-    """
+    """Render a whole HTML document, whose security policy allows its own style, script and pictures but no requests."""
     pages = _templates(escape=True)
     functions = (svg, wording.with_spread, wording.number, wording.phrase, wording.as_list)
     pages.filters |= {function.__name__: function for function in (*functions, wording.gin_number, wording.gin_words)}

@@ -58,18 +58,17 @@ def run_page(run_dir: Path, trained_dir: Path, title: str) -> str:
 
 
 def _metrics(folder: Folder) -> list[dict]:
-    """Read metrics.json; return [] with a note if it is damaged, of an older version, or not of the current samples."""
+    """Read metrics.json; return [] with a note if it is damaged, outdated or of an older version."""
     path = folder.path / "metrics.json"
     try:
         metrics = read_metrics(path) if path.exists() else []
         if not all(isinstance(metric.get("samples"), dict) for metric in metrics):
-            older = f"{path.name} was written by an older version of redi, with less complete records"
-            raise ValueError(f"{older}: sample and evaluate again")
+            raise ValueError(f"{path.name} was written by an older version of redi: sample and evaluate again")
         if metrics and (folder.path / "samples").exists():
             digest = load_samples(folder.path).sha256
             if any(metric["samples"].get("samples_sha256") != digest for metric in metrics):
                 remedy = f"run redi.evaluate --run_dir={folder.path}"
-                raise ValueError(f"{path.name} is of earlier samples: {remedy}")
+                raise ValueError(f"{path.name} holds metrics of earlier samples: {remedy}")
         return metrics
     except (ValueError, OSError, RecursionError) as error:
         folder.notes.append(f"The metrics are not shown: {error}")

@@ -11,7 +11,7 @@ from redi.pages.wording import gin_number, gin_words
 
 
 class Place(NamedTuple):
-    """The place of a group: at x on the curve with its label, or, without x, a level across the panel."""
+    """The place of a group: at x on the curve `label`; if x is None, a horizontal line."""
 
     x: float | None
     label: str
@@ -50,8 +50,8 @@ def place_groups(groups: Mapping[str, Mapping[str, str]]) -> tuple[str, dict[str
 
     The axis is the binding with the most distinct numbers, if every group with a swept number has it. Otherwise
     bindings with the same name, such as the scales of several rules, share the axis, with a curve each. Without swept
-    numbers, the settings of the first binding are the categories, in the order of the sweep file. If the sweep is not a
-    grid, the groups themselves are the categories. The label of a curve names its other bindings, or is ''.
+    numbers, the settings of the first binding are the categories; if the sweep is not a grid, the groups are. The label
+    of a curve names its other bindings, or is ''.
 
     Args:
         groups: the bindings of each group, without seeds.

@@ -60,14 +60,14 @@ class Group:
         return statistics.fmean(values) if (values := self.values(metric)) else None
 
     def spread(self, metric: str) -> float | None:
-        """Return the sample standard deviation over training seeds; with one of them, over its sampling seeds."""
+        """Return the sample standard deviation over training seeds; with a single one, over its sampling seeds."""
         if len(values := self.values(metric)) > 1:
             return statistics.stdev(values)
         return next((point.value(metric, "spread") for point in self.points if point.value(metric) is not None), None)
 
 
 class SweepResults:
-    """The folder of a sweep (with notes on files that cannot be read), its swept keys `axes` and its points."""
+    """The results of a sweep: its folder, its swept keys `axes` and its points."""
 
     def __init__(self, path: str | Path):
         self.folder = Folder(local_path(path))
@@ -95,7 +95,7 @@ class SweepResults:
 
     @cached_property
     def group_axes(self) -> list[str]:
-        """The swept keys that are equal for all points of a group, so not those of seeds."""
+        """The swept keys that have a single value in every group: all but the seeds."""
         settings = {axis: [{p.bindings.get(axis) for p in group.points} for group in self.groups] for axis in self.axes}
         return [axis for axis in self.axes if all(len(values) == 1 for values in settings[axis])]
 
@@ -108,10 +108,7 @@ class SweepResults:
         return metrics
 
     def best(self, metric: str) -> Group | None:
-        """Return the group that beats every other by more than the sum of both spreads; None if there is none.
-
-        A spread that is unknown gives None.
-        """
+        """Return the group that beats every other by more than the sum of both spreads, if there is one."""
         sign = {"lower": 1, "higher": -1}.get(self.metrics[metric], 0)
         means = [(sign * mean, group) for group in self.groups if (mean := group.mean(metric)) is not None]
         spreads = {group.name: spread for _, group in means if (spread := group.spread(metric)) is not None}
@@ -164,5 +161,5 @@ def read_result(folder: Path) -> dict | None:
 
 
 def _is_folder_name(name: object) -> TypeGuard[str]:
-    """Return whether a name is that of a folder in the sweep, and not a path that leads out of it."""
+    """Return whether a name is a plain folder name, and not a path that leads out of the sweep."""
     return isinstance(name, str) and name not in ("", ".", "..") and "/" not in name and "\0" not in name

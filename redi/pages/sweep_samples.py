@@ -20,10 +20,7 @@ MAX_POINTS = 40  # every picture is embedded in the page
 
 
 def sample_strip(results: SweepResults) -> dict | None:
-    """Return a row for every point and a column for every sample, each an image above its features, or None.
-
-    Features are shown if their colours are stored with the model.
-    """
+    """Return a row for every point and a column for every sample: an image above its features, if they have colours."""
     rows: list[dict] = []
     points = [point for point in results.points if (results.folder.path / "points" / point.name / "samples").is_dir()]
     for point in points[:MAX_POINTS]:

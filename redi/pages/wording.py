@@ -24,7 +24,7 @@ def with_spread(value: object, spread: object = None) -> str:
 
 
 def phrase(value: object) -> str:
-    """Format a part of a record as one line: {"name": "Euler", "num_evaluations": 50} -> Euler (num_evaluations 50)."""
+    """Format part of a record as one line: {"name": "Euler", "num_evaluations": 50} -> Euler (num_evaluations 50)."""
     if isinstance(value, dict):
         rest = ", ".join(f"{key} {phrase(part)}" for key, part in value.items() if key != "name")
         if "name" not in value:

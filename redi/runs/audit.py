@@ -20,7 +20,7 @@ log = logging.getLogger("redi")
 
 
 def audited_data(run_dir: Path, *, keep: bool = True) -> Dataset:
-    """Return the training data without unreadable images, after one audit per run folder and data set.
+    """Return the training data without unreadable images; audit them if the run folder has no current audit.
 
     Args:
         keep: whether to write a new audit to audit.json.
@@ -44,10 +44,7 @@ def audited_data(run_dir: Path, *, keep: bool = True) -> Dataset:
             subject["fingerprint"] = fingerprint
 
     def stored() -> dict | None:
-        """Return the stored audit if it is current.
-
-        A failed audit counts for processes that waited for it; a later start audits again.
-        """
+        """Return the stored audit if it is current. A failed one only counts for processes that waited for it."""
         record = _stored(path)
         refused = record.get("refused_for") == subject and stamp(path) != at_start
         return record if record.get("passed") == subject or refused else None
@@ -89,10 +86,7 @@ def _readable(dataset: Dataset, record: dict) -> Dataset:
 
 
 def _check_same(run_dir: Path, earlier: dict, dataset: Dataset) -> bool:
-    """Return whether the images are known to be those of the run's newest checkpoint; False without a checkpoint.
-
-    Raises ValueError: images, classes or labels differ from those of the earlier audit.
-    """
+    """Return whether the images are known to be those of the newest checkpoint. Raises ValueError: they are not."""
     trained = None
     for folder in list_checkpoints(run_dir):
         with contextlib.suppress(BrokenArtefact):  # reported when the checkpoint is loaded
@@ -109,7 +103,7 @@ def _check_same(run_dir: Path, earlier: dict, dataset: Dataset) -> bool:
         what = f"{_counts(then)} then, {_counts(now)} now"
     if then != now and sorted(then) == sorted(now) and "numeric_order" in inspect.signature(type(dataset)).parameters:
         advice = f"bind {type(dataset).__name__}.numeric_order = False to order the classes as they were then"
-    raise ValueError(f"{run_dir} was trained on other data than train.dataset now holds ({what}): {advice}")
+    raise ValueError(f"train.dataset differs from the data that {run_dir} was trained on ({what}): {advice}")
 
 
 def _counts(images_per_class: list[tuple[str, int]]) -> str:

@@ -17,12 +17,9 @@ def average(run_dir: str | Path, sigma_rel: float, *, at_step: int | None = None
 
     Args:
         run_dir, sigma_rel, at_step: see `redi.training.posthoc.reconstruct_average`.
-        to: the folder to write; default: averages/sigma_rel_<..>_step_<..> in `run_dir`. An existing average in it is
-            replaced.
+        to: the folder; default: averages/sigma_rel_<..>_step_<..> in `run_dir`. An average in it is replaced.
 
-    Raises:
-        ValueError: see `reconstruct_average`; or `to` holds a trained run.
-        OSError: the disk is full or not writable. Existing files are unchanged.
+    Raises ValueError: see `reconstruct_average`; or `to` holds a trained run.
     """
     run_dir, to = local_path(run_dir), to and local_path(to)
     if to is not None and any("average" not in read_record(folder) for folder in list_checkpoints(to)):
@@ -40,8 +37,8 @@ def average(run_dir: str | Path, sigma_rel: float, *, at_step: int | None = None
             shutil.copyfile(run_dir / name, to / name)
     combination = result.combination
     log.info(
-        "wrote %s: sigma_rel %g at step %d from %d snapshots; relative error of its profile %.2g, amplification of "
-        "rounding errors %.2g", to, result.sigma_rel, result.step, len(result.sources), combination.error,
+        "wrote %s: sigma_rel %g at step %d, from %d snapshots; relative error of the averaging profile %.2g, rounding "
+        "errors amplified by %.2g", to, result.sigma_rel, result.step, len(result.sources), combination.error,
         combination.noise,
     )  # fmt: skip
     return to

@@ -18,9 +18,9 @@ KINDS = {
 
 
 def cache_entries(cache: Path, folder: Path) -> Iterator[tuple[str, float, list[str]]]:
-    """Yield (name, MiB, runs in `folder` that use it) of every fit, encoded data set and reference in the cache.
+    """Yield (name, MiB, runs in `folder` that use it) of every entry in the cache.
 
-    A run uses an entry if the run's records contain the hashes of all images, weights and fits the entry was made from.
+    A run uses an entry if its records contain the hashes of all images, weights and fits the entry was made from.
     """
     hashes = {}
     for run in run_folders(folder):
@@ -38,7 +38,7 @@ def cache_entries(cache: Path, folder: Path) -> Iterator[tuple[str, float, list[
 
 
 def unfinished_runs(folder: Path) -> list[str]:
-    """Return the runs with neither checkpoint nor samples, which do not record yet what they use."""
+    """Return the runs with neither checkpoint nor samples. Their cache entries are unknown."""
     runs = run_folders(folder)
     return [str(run) for run in runs if not list_checkpoints(run) and not (run / "samples").exists()]
 

@@ -1,4 +1,4 @@
-"""Checks of the configuration for training, sampling and evaluation, made before hours of encoding."""
+"""Check the configuration of training, sampling and evaluation before anything expensive starts."""
 
 import inspect
 import logging
@@ -40,7 +40,7 @@ log = logging.getLogger("redi")
 
 
 def check_settings_of_training() -> None:
-    """Raise ValueError for settings of `train` that are invalid for any data. No image is read."""
+    """Raise ValueError for settings of `train` that are invalid whatever the data."""
     with config.explained(types=True):
         check_settings({name: setting(train, name) for name in (*NUMBERS, "on_log")})
         check_shuffle(setting(train, "shuffle"))
@@ -56,12 +56,11 @@ def check_training(
     """Build on the meta device everything that `train` builds; return the model.
 
     Args:
-        monitor: the monitor that `train` will be called with.
-        resumes: whether training resumes from a checkpoint, so `train.initial_weights` is not read.
-        trains: whether training runs on this machine, so a step must fit into its memory.
+        monitor: the monitor of the run.
+        resumes: whether training resumes from a checkpoint and ignores `train.initial_weights`.
+        trains: whether to check that a step fits into the memory of this machine.
 
-    Raises:
-        ValueError: as `train` and its previews would.
+    Raises ValueError: as `train` and its previews would.
     """
     check_settings_of_training()
     with config.explained(types=True):
@@ -110,7 +109,7 @@ def check_training(
 
 
 def check_sample_settings(run: Run) -> None:
-    """Raise ValueError for settings that `sample` would refuse for this run. No file is written."""
+    """Raise ValueError for settings that `sample` would refuse for this run."""
     with config.explained(types=True):
         _check_sample(run)
         _check_generate(run.process, run.codec.channels, run.num_classes, run.codec.device)
@@ -145,7 +144,7 @@ def check_label_order(class_names: Sequence[str]) -> None:
     else:
         log.warning(
             "published ImageNet weights expect labels in the order of the synsets (0 = n01440764), and the class names "
-            "of the data set (0 = %r ... 999 = %r) do not tell their order: name the class folders by synset or number",
+            "of the data set (0 = %r ... 999 = %r) do not show it: name the class folders by synset or number",
             class_names[0], class_names[-1],
         )  # fmt: skip
 
@@ -154,7 +153,7 @@ def check_results(
     codec: JointCodec, dataset: Dataset, *, reference: Dataset | StoredStatistics | None,
     networks: Sequence[Encoder] | None,
 ) -> None:  # fmt: skip
-    """Check the settings of the stages after training. Raises ValueError: as `sample` and `evaluate` would."""
+    """Check the settings of sampling and evaluation. Raises ValueError: as `sample` and `evaluate` would."""
     with config.explained(types=True):
         settings = _check_sample(dataset)
         rest = {name: setting(evaluate, name) for name in ("metrics", "max_images")}
@@ -191,8 +190,8 @@ def check_independent(network: Encoder, encoder: Encoder) -> None:
         remedy = "bind another model in its own scope; a generator can overfit to the network that it was trained with"
     if same:
         raise ValueError(
-            f"one of evaluate.networks has the same settings, and so the same weights, as the {type(encoder).__name__} "
-            f"whose features are generated: {remedy}"
+            f"evaluate.networks contains the {type(encoder).__name__} whose features are generated (equal settings, so "
+            f"equal weights): {remedy}"
         )
 
 

@@ -22,7 +22,7 @@ MEASURES = re.compile(r"Monitor\.|monitor/|evaluator/|held_out/|evaluate\.refere
 
 
 def compare(baseline: list[Path], method: list[Path], to: Path, *, metric: str | None = None) -> str:
-    """Write `convergence.json` and `convergence.png` to `to`; return the result as text. A side's folders are seeds."""
+    """Write `convergence.json` and `convergence.png` to `to`; return the result as text. Runs of a side are seeds."""
     folders = {"baseline": baseline, "method": method}
     metric = metric or _common_distance([*baseline, *method])
     warn_of_different_measures([*baseline, *method])
@@ -62,7 +62,8 @@ def warn_of_different_measures(folders: list[Path]) -> None:
         if None in (first["images"], other["images"]):  # older versions did not record the images
             other = other | {"images": first["images"]}
         if differing := sorted(key for key in first | other if first.get(key) != other.get(key)):
-            log.warning("%s and %s were monitored differently: %s", folder, folders[0], ", ".join(differing))
+            names = ", ".join(differing)
+            log.warning("%s and %s are not comparable, because monitor settings differ: %s", folder, folders[0], names)
 
 
 def _common_distance(folders: list[Path]) -> str:

@@ -32,16 +32,15 @@ def import_checkpoint(
     """Write a published checkpoint as a run folder, which `redi.load` and the programs open; return its checkpoint.
 
     Args:
-        checkpoint: see `read_published`. Averaged and raw weights are imported if the file has both.
+        checkpoint: see `read_published`. EMA and raw weights are imported if the file has both.
         framework: see `choose_framework`.
         pca: the fit of the reducer, if exactly one reducer is not fitted; copied into the run.
-        step: training step of the checkpoint; default: the step in the file, else 0.
+        step: training step; default: the step in the file, else 0.
         gin_files: default: imagenet.gin (imagenet_plain.gin without features), sit.gin or dit.gin, and published.gin.
-            Sizes and process in the checkpoint override them.
+            The sizes and process of the checkpoint override them.
         gin_bindings: override everything else.
 
-    Raises:
-        ValueError: the file is not supported, the configuration does not fit it, or `run_dir` holds a run.
+    Raises ValueError: the file is not supported, the configuration does not fit it, or `run_dir` holds a run.
     """
     run_dir = local_path(run_dir)
     if list_checkpoints(run_dir) or (run_dir / "config.gin").exists():
@@ -99,7 +98,7 @@ def export(run_dir: str | Path, path: str | Path, *, weights: str = "ema") -> No
 def _configure(
     file: PublishedFile, framework: str | None, gin_files: Sequence[str], gin_bindings: Sequence[str]
 ) -> tuple[str, str, tuple[int, int] | None]:
-    """Parse the configuration that fits a file; return its framework, the reason, and the grid if the file has none."""
+    """Parse the configuration that fits a file; return (framework, reason for it, latent grid if the file has none)."""
     import_all()
     grid = None if "pos_embed" in file.state() else _grid(file, gin_files, gin_bindings)
     layout = parse_layout(file.state(), grid)
@@ -129,7 +128,7 @@ def _grid(file: PublishedFile, gin_files: Sequence[str], gin_bindings: Sequence[
 
 
 def _take_weights(file: PublishedFile, codec: JointCodec, grid: tuple[int, int] | None) -> dict[str, Imported]:
-    """Return {"ema": ..., "model": ...}, after loading the EMA weights into the configured model as a check."""
+    """Return {"ema": ..., "model": ...}. Raises ValueError: the configured model does not fit the EMA weights."""
     num_classes = parse_layout(file.state(), grid).num_classes
     objective = config.bound("train.objective")(channels=codec.channels, num_classes=num_classes)
     variances = set(objective.process.variance_groups)
@@ -150,7 +149,7 @@ def _take_weights(file: PublishedFile, codec: JointCodec, grid: tuple[int, int] 
 def _take_pca(codec: JointCodec, pca: str | Path | None) -> None:
     unfitted = [r.reducer for r in codec.representations.values() if not r.reducer.fitted]
     if not unfitted and pca:
-        raise ValueError(f"--pca={pca} is not needed: every reducer of this configuration is fitted. Drop the flag")
+        raise ValueError(f"--pca={pca} has no effect, because every reducer is already fitted: drop the flag")
     if not unfitted:
         return
     if not pca:
@@ -160,13 +159,13 @@ def _take_pca(codec: JointCodec, pca: str | Path | None) -> None:
             "paper's code (github.com/zelaki/ReDi), or --pca=<folder of a saved reducer>"
         )
     if len(unfitted) > 1:
-        raise ValueError(f"--pca fits one reducer, and {len(unfitted)} are not fitted: bind the path of each instead")
+        raise ValueError(f"--pca is for one reducer, but {len(unfitted)} are not fitted: bind their paths instead")
     for reducer in unfitted:
         reducer.restore(pca)
 
 
 def _colours(codec: JointCodec) -> dict[str, Tensor]:
-    """Return a colour basis without images: the first channels, between a Gaussian's 1st and 99th percentile."""
+    """Return a colour basis that needs no images: the first channels, in the 1st to 99th percentile of a Gaussian."""
     tensors = {}
     for name, representation in codec.representations.items():
         reducer = representation.reducer

@@ -74,7 +74,7 @@ class Experiment:
             trusted_imports.write(self.run_dir / "config.gin", config.full_text())
 
     def checked(self, forecast: Callable[[], str]) -> None:
-        """In a dry run, print the forecast and raise DryRunEnd. A stage calls this after all its checks."""
+        """In a dry run, print the forecast and raise DryRunEnd. Stages call this after their checks."""
         if self.dry_run:
             print(forecast(), flush=True)
             raise DryRunEnd
@@ -86,7 +86,7 @@ class Experiment:
 
     @cached_property
     def codec(self) -> JointCodec:
-        """`train.codec`; not fitted before `prepare_run` or `run` is called. Raises ValueError: no codec is bound."""
+        """`train.codec`, which `prepare_run` fits and `run` restores. Raises ValueError: no codec is bound."""
         codec = config.bound("train.codec")
         if not isinstance(codec, JointCodec):
             raise ValueError(f"train.codec = {codec!r}: bind train.codec = @JointCodec(), as gin/base.gin does")
@@ -94,12 +94,12 @@ class Experiment:
 
     @cached_property
     def train_data(self) -> Dataset:
-        """The training images without unreadable ones, audited once per folder and data set."""
+        """The audited training images, without unreadable ones."""
         return audited_data(self.trained_dir, keep=not self.dry_run)
 
     @cached_property
     def reference(self) -> Dataset | StoredStatistics | None:
-        """`evaluate.reference`, which samples are compared with."""
+        """`evaluate.reference`."""
         return config.bound("evaluate.reference")
 
     @property

@@ -31,24 +31,21 @@ CARD = "README.md"  # the one file that may change: its author completes it befo
 BESIDE = ("metrics.json", "samples.png")  # copied from the run folder
 FILES = (RECORD, CONFIG, CARD, "*.safetensors", *BESIDE)
 MAX_SIZE = 10**6  # largest plausible number of classes, channels, or pixels along a side
-# The start of a string with an absolute path in a gin value: /..., ~/..., C:\...
-ABSOLUTE = re.compile(r"""['"](?:~?/|[A-Za-z]:[\\/])""")
+ABSOLUTE = re.compile(r"""['"](?:~?/|[A-Za-z]:[\\/])""")  # an absolute path in a gin value
 
 
 def save_pretrained(run: Run | str | Path, folder: str | Path) -> Path:
     """Write everything that sampling needs to one folder; return the folder.
 
-    The folder holds EMA weights, fitted reducers and encoders, the colour basis, config.gin and a model card. It does
-    not hold the weights of pretrained autoencoders and encoders, nor bindings that only the data set, `prepare` and
-    `evaluate` use. Absolute paths that remain in config.gin cause a warning.
+    The folder holds EMA weights, fitted reducers and encoders, the colour basis, config.gin and a model card, but no
+    pretrained autoencoders and encoders, and no bindings of the data set, `prepare` and `evaluate`. Absolute paths that
+    remain in config.gin cause a warning.
 
     Args:
         run: an opened run, or its folder.
         folder: written atomically; replaced if it only holds files that this function wrote.
 
-    Raises:
-        ValueError: the run has no config.gin, or `folder` holds other files.
-        OSError: the disk is full or not writable. `folder` is unchanged.
+    Raises ValueError: the run has no config.gin, or `folder` holds other files.
     """
     run = run if isinstance(run, Run) else load(run, device="cpu")
     folder = local_path(folder)
@@ -81,8 +78,8 @@ def from_pretrained(
 ) -> Run:  # fmt: skip
     """Open a model that `save_pretrained` wrote, from a folder or a Hugging Face Hub repository; return the run.
 
-    Weights are safetensors files, which cannot run code. A configuration can: gin imports the Python modules that it
-    names. Only modules of this library and those in `plugins` are imported, unless `trust_code` is set.
+    Safetensors files cannot run code, but a configuration can: gin imports the Python modules that it names. Only
+    modules of this library and those in `plugins` are imported, unless `trust_code` is set.
 
     Args:
         name_or_folder: a folder, or 'name/repository' on the hub, downloaded to the hub's cache.
@@ -91,9 +88,8 @@ def from_pretrained(
         plugins: packages or modules that config.gin may import, for example 'my_lab'. Their code runs.
         trust_code: let config.gin import any module.
 
-    Raises:
-        ValueError: no such model, a file other than the model card was changed, or the configuration imports a module
-            that is not allowed.
+    Raises ValueError: no such model, a file other than the model card was changed, or the configuration imports a
+    module that is not allowed.
     """
     folder = local_path(name_or_folder)
     if not folder.is_dir():
@@ -170,10 +166,7 @@ def _not_saved_here(folder: Path) -> list[str]:
 
 
 def _portable(run: Run) -> str:
-    """Return the configuration that builds the model and samples from it, with the bindings the run was opened with.
-
-    Paths of data sets, caches and fits are left out. Remaining absolute paths cause a warning.
-    """
+    """Return the configuration that builds the model and samples from it; warn of absolute paths in it."""
     assert run.folder is not None  # checked by `save_pretrained`
     reducers = "|".join({type(r.reducer).__name__ for r in run.codec.representations.values()}) or "-"
     local = re.compile(rf"(?:\w+\.)*(?:train\.dataset|(?:{reducers})\.path)$")
@@ -184,8 +177,8 @@ def _portable(run: Run) -> str:
         text = config.text_for([root for root in entry_points if root.__name__ not in omitted], local.match)
     if paths := [name for name, value in config.statements(text).items() if ABSOLUTE.search(value)]:
         log.warning(
-            "the saved configuration contains absolute paths: %s. To change them now, save "
-            "redi.load(run_dir, gin_bindings=[...]); to change them later, from_pretrained(..., gin_bindings=[...])",
+            "the saved configuration contains absolute paths: %s. Save redi.load(run_dir, gin_bindings=[...]) to "
+            "replace them, or pass gin_bindings to from_pretrained later",
             ", ".join(paths),
         )
     return text

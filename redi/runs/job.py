@@ -28,7 +28,7 @@ def job(experiment: Experiment, *, shared: bool = False) -> dict[str, float]:
     """Train, sample, evaluate and report under the parsed configuration; return the seconds of each stage that ran.
 
     Args:
-        shared: whether other processes may need the same model now. One of them trains it, the others wait.
+        shared: whether other processes may need the same model. One of them trains it, the others wait.
     """
     run_dir = experiment.run_dir
     seconds: dict[str, float] = {}
@@ -36,8 +36,7 @@ def job(experiment: Experiment, *, shared: bool = False) -> dict[str, float]:
 
     def train_here() -> None:
         if shared:
-            # An atomic write, because other processes may be reading the file.
-            trusted_imports.write(experiment.trained_dir / "config.gin", config.full_text())
+            trusted_imports.write(experiment.trained_dir / "config.gin", config.full_text())  # others may read it
         with _timed(seconds, "train"):
             train_stage(experiment, evaluates=True)
 
@@ -46,7 +45,8 @@ def job(experiment: Experiment, *, shared: bool = False) -> dict[str, float]:
         complete(folder / ".training", finished=lambda: is_trained(folder), finish=train_here)
     else:
         train_here()
-    stages, key = run_dir / "stages.json", _key(experiment.trained_dir)
+    checkpoint, stages = list_checkpoints(experiment.trained_dir)[-1].name, run_dir / "stages.json"
+    key = {"checkpoint": checkpoint, "configuration_sha256": json_sha256(config.key(entry_points))}
     pictures = ["samples.png"] if "images" in config.bound("sample.keep", ("images",)) else []
     results = ("samples/record.json", *pictures, "metrics.json", "operative.gin")
     if is_current(stages, key, results):
@@ -87,18 +87,13 @@ def is_current(stages: Path, key: dict, results: Sequence[str]) -> bool:
 
 
 def is_trained(trained_dir: Path) -> bool:
-    """Return whether the folder holds an undamaged checkpoint of the last step, or of the step `train.on_log` ended at.
-
-    Raises ValueError: it holds a later checkpoint.
-    """
+    """Return whether training has finished, perhaps early by `train.on_log`. Raises ValueError: a later checkpoint."""
     num_steps, checkpoints = setting(train, "num_steps"), list_checkpoints(trained_dir)
     last = checkpoint_dir(trained_dir, num_steps)
     if config.is_bound("train.on_log") and ended_early(trained_dir):
         last = checkpoints[-1]
     if checkpoints and checkpoints[-1].name > last.name:
-        raise ValueError(
-            f"{checkpoints[-1]} is beyond train.num_steps = {num_steps}: raise train.num_steps or delete the folder"
-        )
+        raise ValueError(f"{checkpoints[-1]} is beyond train.num_steps = {num_steps}: raise it or delete the folder")
     return last in checkpoints and is_good(last)
 
 
@@ -107,9 +102,3 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     start = time.monotonic()
     yield
     seconds[stage] = round(time.monotonic() - start, 1)
-
-
-def _key(trained_dir: Path) -> dict:
-    """Return everything that samples and metrics depend on: the checkpoint, and all bindings and plug-ins in use."""
-    checkpoint = list_checkpoints(trained_dir)[-1].name
-    return {"checkpoint": checkpoint, "configuration_sha256": json_sha256(config.key(entry_points))}

@@ -17,7 +17,7 @@ from redi.training.trainer import train
 
 
 def run_folders(folder: Path) -> list[Path]:
-    """Return the folders of runs and sweep points, `folder` itself or below it. Raises ValueError: there are none."""
+    """Return the folders of runs and sweep points in `folder`, itself included. Raises ValueError: there are none."""
     runs = sorted(path.parent for path in folder.rglob("config.gin") if not (path.parent / "sweep.json").exists())
     if not runs:
         raise ValueError(f"{folder} holds no runs (no config.gin in it or below): pass another folder")
@@ -50,8 +50,7 @@ def columns(rows: Iterable[Sequence[str]]) -> str:
     """Format rows of text as an aligned table."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-    return "\n".join(lines)
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def _statements(run: Path) -> dict[str, str]:

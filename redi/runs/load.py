@@ -73,12 +73,11 @@ def load(
         step: training step of the checkpoint; default: the newest undamaged one. Damaged ones cause a warning.
         gin_bindings: override the run's config.gin, for example "StableVAE.weights = '/path/on/this/machine'".
         plugins: packages or modules that the run's config.gin may import, for example 'my_lab'. Their code runs.
-        codec, model, process: for a run trained without gin: an unfitted codec, the function that builds the model (as
-            passed to `train`), and the process if it is not FlowMatching.
+        codec, model, process: for a run trained without gin: an unfitted codec, `model` as passed to `train`, and the
+            process if it is not FlowMatching.
 
-    Raises:
-        ValueError: no run, no such checkpoint, or a damaged or incompatible one; `gin_bindings` together with `codec`;
-            a configuration that imports a module that is not allowed.
+    Raises ValueError: no run, no such checkpoint, or a damaged or incompatible one; `gin_bindings` together with
+    `codec`; a configuration that imports a module that is not allowed.
     """
     trusted_imports.trust(*plugins)
     run_dir, target = local_path(run_dir), choose_device(device)
@@ -125,10 +124,7 @@ def open_run(
     device: torch.device, codec: JointCodec, model=None, process: Process | None = None,
     objective: Callable[..., JointObjective] | None = None, gin_bindings: Sequence[str] = (),
 ) -> Run:  # fmt: skip
-    """Build the run whose tensors and record were read from `folder`.
-
-    If there are no raw weights ("model"), the EMA weights are used in their place.
-    """
+    """Build the run whose tensors and record were read from `folder`. EMA weights replace missing raw weights."""
     arguments = record["model_arguments"] | {"channels": Channels(**record["model_arguments"]["channels"])}
     channels, num_classes = arguments["channels"], arguments["num_classes"]
     codec.load_learned_state(tensors["codec"])

@@ -9,15 +9,14 @@ from redi.runtime.checkpoint import list_checkpoints, newest_good
 
 
 def prepare_run(experiment: Experiment, *, evaluates: bool = False, monitor=None, trains: bool = False):
-    """Fit the experiment's codec, or load that of a resumed run; return the data for `train`: cache, stream or images.
+    """Fit the experiment's codec, or restore that of a resumed run; return data for `train`: cache, stream or images.
 
     Args:
         evaluates: also check the settings of sampling and evaluation.
-        monitor: the monitor to prepare for measurements during training.
-        trains: whether training runs on this machine now, so a step must fit into its memory.
+        monitor: the monitor to prepare.
+        trains: whether to check that a step fits into the memory of this machine.
 
-    Raises:
-        ValueError: training (or evaluation) would fail. Raised before anything is fitted or encoded.
+    Raises ValueError: training (or evaluation) would fail; raised before anything is fitted or encoded.
     """
     check_settings_of_training()
     codec, run_dir = experiment.codec, experiment.trained_dir

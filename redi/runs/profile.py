@@ -33,7 +33,7 @@ from redi.training.trainer import train
 
 log = logging.getLogger("redi")
 
-# Named ranges of a step. In eager mode, modules are ranges too (PARTS). The rest is "other".
+# Named ranges of a step. Without compilation, the modules in PARTS are ranges too.
 STAGES = {"data", "encode", "forward", "backward", "optimizer", "ema", "sampling", "decode"}
 PARTS = {
     "embeddings": ("timestep_embedding", "label_embedding", "group_embeddings"),
@@ -64,11 +64,9 @@ def profile(
 ) -> dict:
     """Time some steps, trace the same number again, and write `profile/` in `run_dir`; return the report.
 
-    Speed and utilisation come from the steps without a trace, shares of time from the traced steps.
-
     Args:
         stage: 'training', or 'sampling' for one batch.
-        num_steps: training steps to time, and to trace.
+        num_steps: training steps to time (for speed and utilisation), then to trace (for shares of the time).
         num_warmup_steps: training steps before the timing starts, for compilation, kernel selection and caches.
         num_costs: number of operations in the list of the most expensive ones.
     """
@@ -137,8 +135,8 @@ def _draw_batch(codec, model: nn.Module, objective, images: int) -> Callable[[],
 
 
 def _repeat(subject: Subject, device: torch.device, times: int) -> tuple[float, float]:
-    """Return the seconds of all calls and the forward passes per image of one. `.cpu()` synchronises the device."""
-    torch.zeros(1, device=device).cpu()
+    """Call the subject several times; return (seconds in total, forward passes per image and call)."""
+    torch.zeros(1, device=device).cpu()  # synchronises the device
     started = time.perf_counter()
     passes = [subject.call() for _ in range(times)]
     torch.zeros(1, device=device).cpu()
@@ -207,9 +205,9 @@ def _name_parts(model: nn.Module) -> None:
 
 
 def time_by_part(events: Sequence, *, on_gpu: bool) -> Counter:
-    """Sum the seconds in each named range: of the operations themselves, or on a GPU of the kernels they launch.
+    """Sum the seconds of the operations (on a GPU: of the kernels they launch) in each named range.
 
-    An operation counts for the innermost range around it; in the backward pass, for the range of its forward operation.
+    An operation belongs to the innermost range around it; in the backward pass, to the range of its forward operation.
     """
     of_sequence: dict[int, str] = {}
     parts: dict[int, str] = {}
@@ -240,8 +238,8 @@ def format_report(result: dict) -> str:
         share = "share" in name or "utilisation" in name
         return f"{value:.1%}" if share else f"{value:.4g}" if isinstance(value, float) else str(value)
 
-    scalars = {name: value for name, value in result.items() if name not in ("parts", "costs")}
-    summary = [(name.replace("_", " "), cell(name, value)) for name, value in scalars.items()]
+    numbers = {name: value for name, value in result.items() if name not in ("parts", "costs")}
+    summary = [(name.replace("_", " "), cell(name, value)) for name, value in numbers.items()]
     parts = [(part, f"{share:.1%}") for part, share in result["parts"].items()]
     costs = [[cell(name, value)[:70] for name, value in cost.items()] for cost in result["costs"]]
     return "\n".join([

@@ -62,7 +62,7 @@ def sample_stage(experiment: Experiment) -> None:
 
 
 def _replace_results(experiment: Experiment) -> None:
-    """Delete `stages.json`: the results that `redi.run` recorded in it have been replaced."""
+    """Delete `stages.json`, the record of `redi.run`, because its results were replaced."""
     experiment.keep_config()
     if process_rank()[0] == 0:
         (experiment.run_dir / "stages.json").unlink(missing_ok=True)
@@ -100,7 +100,7 @@ def _real_images(experiment: Experiment, rows: int) -> tuple[dict[str, torch.Ten
 
 
 def _if_readable(images: Callable, without: str):
-    """Return `images()`. If the images cannot be read, log the warning `without` and return None."""
+    """Return `images()`. If they cannot be read, log a warning that begins with `without` and return None."""
     try:
         return images()
     except (ValueError, OSError, ImportError) as error:
@@ -111,7 +111,6 @@ def _if_readable(images: Callable, without: str):
 def _images_to_measure(experiment: Experiment):
     """Return the training images, or None if they cannot be read and only stored statistics are needed."""
     networks = experiment.metric_networks
-    # Values that are not networks are refused later.
     learning = networks is None or any(getattr(network, "learns_from_data", True) for network in networks)
     if learning or not isinstance(experiment.reference, StoredStatistics):
         return experiment.train_data

@@ -47,14 +47,12 @@ def local(
 ) -> None:
     """Run the points as processes on this machine, `parallel` at once. Each writes its output to `output.txt`.
 
-    Raises:
-        KeyboardInterrupt: a signal of `StopRequest` arrived. All processes have saved their work and stopped.
+    Raises KeyboardInterrupt: a signal of `StopRequest` arrived. All processes have saved their work and stopped.
     """
     waiting, running, elsewhere = list(entries), dict[str, tuple[PlannedPoint, subprocess.Popen]](), set[Path]()
     try:
         with StopRequest("running points save their work and stop") as stop:
             while (waiting or running) and stop.requested is None:
-                # Skip points whose model another point is training: they would only wait.
                 while len(running) < parallel and (entry := _next(run_dir, waiting, running, elsewhere)):
                     waiting.remove(entry)
                     if entry.folder(run_dir) in elsewhere and read_result(entry.folder(run_dir)):
@@ -67,8 +65,8 @@ def local(
                     note_end(run_dir, entry, status)
                     unfinished = [*waiting, *(entry for entry, _ in running.values())]
                     if seconds := seconds_left(run_dir, unfinished, parallel):
-                        remaining = f"{len(unfinished)} of {len(entries)}"
-                        log.info("%s points remaining, about %s", remaining, duration(seconds))
+                        numbers = len(unfinished), len(entries), duration(seconds)
+                        log.info("%d of %d points remaining, about %s", *numbers)
                 time.sleep(POLL_SECONDS)
             for _, process in running.values():
                 assert stop.requested is not None  # else the loop above ends with nothing running
@@ -83,7 +81,7 @@ def local(
 
 
 def start(run_dir: Path, entry: PlannedPoint, words: Sequence[str], threads: int | None) -> subprocess.Popen:
-    """Start the process of a point in its own session, out of reach of the terminal's Ctrl-C; `local` stops it."""
+    """Start the process of a point in its own session, which the terminal's Ctrl-C does not reach; `local` stops it."""
     folder = entry.folder(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     entry.forget_outcome(run_dir)
@@ -106,21 +104,18 @@ def note_end(run_dir: Path, entry: PlannedPoint, status: object) -> None:
     log.error("%s: %s", entry.name, error.read_text().partition("\n\n")[0].strip())
 
 
-def seconds_left(run_dir: Path, left: Sequence[PlannedPoint], parallel: int) -> float:
-    """Estimate the remaining seconds from the mean times of finished points; 0 if none is finished.
-
-    The training of each model counts once.
-    """
+def seconds_left(run_dir: Path, unfinished: Sequence[PlannedPoint], parallel: int) -> float:
+    """Estimate the remaining seconds from finished points (each model is trained once); 0 if none is finished."""
     results = [result for path in (run_dir / "points").iterdir() if (result := read_result(path))]
     seconds = [{k: s for k, s in result.get("seconds", {}).items() if is_number(s)} for result in results]
     train = [stages.pop("train") for stages in seconds if "train" in stages]
-    models = {entry.model for entry in left if not entry.is_trained(run_dir)}
-    total = len(models) * np.mean(train or [0]) + len(left) * np.mean([sum(s.values()) for s in seconds] or [0])
-    return float(total) / min(parallel, max(len(left), 1))
+    models = {entry.model for entry in unfinished if not entry.is_trained(run_dir)}
+    total = len(models) * np.mean(train or [0]) + len(unfinished) * np.mean([sum(s.values()) for s in seconds] or [0])
+    return float(total) / min(parallel, max(len(unfinished), 1))
 
 
 def _next(run_dir: Path, waiting: Sequence[PlannedPoint], running: Mapping, logged: set[Path]) -> PlannedPoint | None:
-    """Return the first point that need not wait for another point's training or another process."""
+    """Return the first waiting point whose model no other point is training and that no other process runs."""
     elsewhere = [entry for entry in waiting if works_elsewhere(entry.folder(run_dir), logged)]
     working = [*elsewhere, *(entry for entry, _ in running.values())]
     training = {entry.model for entry in working if not entry.is_trained(run_dir)}
@@ -128,7 +123,7 @@ def _next(run_dir: Path, waiting: Sequence[PlannedPoint], running: Mapping, logg
 
 
 def _ended(running: dict) -> list[tuple[PlannedPoint, int]]:
-    """Remove the points whose processes have ended from `running`; return them with their exit status."""
+    """Remove the points whose processes have ended from `running`; return them with exit status."""
     ended = [(entry, process.poll()) for entry, process in running.values() if process.poll() is not None]
     for entry, _ in ended:
         del running[entry.name]

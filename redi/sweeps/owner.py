@@ -1,4 +1,4 @@
-"""The lock of a sweep point: one process works on it, others wait and log which process they wait for."""
+"""The lock of a sweep point: one process works on it; the others wait for it and log its process number."""
 
 import contextlib
 import json
@@ -36,7 +36,7 @@ def works_elsewhere(folder: Path, logged: set[Path]) -> bool:
 
 @contextlib.contextmanager
 def working_on(folder: Path) -> Iterator[bool]:
-    """Wait for the lock of a point and hold it; yield whether another process held it before."""
+    """Hold the lock of a point, after waiting for it; yield whether another process held it."""
     waits = works_elsewhere(folder, set())
     with FileLock(folder / LOCK):
         write_json(folder / RECORD, {"pid": os.getpid(), "host": socket.gethostname(), "began": time.time()})

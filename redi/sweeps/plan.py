@@ -47,7 +47,7 @@ class PlannedPoint:
         return run_dir / "models" / self.model
 
     def forget_outcome(self, run_dir: Path) -> None:
-        """Delete the result or error of an earlier attempt, so that it is not mistaken for that of the next one."""
+        """Delete the result or error of an earlier attempt."""
         for name in ("error.txt", "result.json"):
             (self.folder(run_dir) / name).unlink(missing_ok=True)
 
@@ -60,9 +60,8 @@ class PlannedPoint:
 def plan(run_dir: Path, base: str, *, grid: Any, points: Any, names: Any) -> list[PlannedPoint]:
     """Parse every point on top of the configuration `base`. gin's current configuration is kept.
 
-    Raises:
-        ValueError: see `expand`; a point does not parse or has an unused binding; a folder in `run_dir` holds results
-            of another configuration.
+    Raises ValueError: see `expand`; a point does not parse or has an unused binding; a folder in `run_dir` holds
+    results of another configuration.
     """
     expanded = expand(grid, points, names)
     planned: list[PlannedPoint] = []
@@ -83,7 +82,7 @@ def plan(run_dir: Path, base: str, *, grid: Any, points: Any, names: Any) -> lis
 
 
 def write_plan(run_dir: Path, planned: Sequence[PlannedPoint], keys: Iterable[str] = ()) -> None:
-    """Write `run_dir/sweep.json`, with axes ordered as in `keys` or as in an existing plan, because gin sorts keys."""
+    """Write `run_dir/sweep.json`. gin sorts keys, so the order of the axes is that of `keys` or of an existing plan."""
     axes = sorted(dict.fromkeys([*keys, *(key for entry in planned for key in entry.bindings)]), key=is_seed)
     stored = read_plan(Folder(run_dir))[0]
     axes = stored if set(stored) == set(axes) else axes
@@ -99,9 +98,8 @@ def _parse(base: str, point: Point, stored: dict[str, int]) -> None:
         raise ValueError(f"point {point.name} of the sweep: {error}") from None
     canonical = {key: config.canonical(key) for key in point.bindings}
     if repeated := [key for key, name in canonical.items() if list(canonical.values()).count(name) > 1]:
-        raise ValueError(
-            f"point {point.name} of the sweep binds {' and '.join(repeated)}, which are the same binding: keep one"
-        )
+        names = " and ".join(repeated)
+        raise ValueError(f"point {point.name} of the sweep binds {names}, which are the same binding: keep one")
     unused = {*config.without_effect(_roots()), *(key for key in canonical.values() if key.startswith("sweep."))}
     if keys := [key for key, name in canonical.items() if name in unused]:
         raise ValueError(
@@ -116,7 +114,7 @@ def _roots() -> list[Callable]:
 
 
 def _training_statements(text: str) -> dict[str, str]:
-    """Return the statements that decide which model is trained, including its length and its initial weights."""
+    """Return the statements that affect training, including its length and initial weights."""
     statements, unused = config.statements(text), set(config.without_effect(training_entry_points))
     relevant = config.relevant(text, training_entry_points)
     for key in [STEPS, *(key for key in statements if key.endswith(".weights") and key not in unused)]:
@@ -131,10 +129,7 @@ def _with_macros(statements: dict[str, str], key: str) -> dict[str, str]:
 
 
 def _stored_ranks(base: str, points: Sequence[Point]) -> list[dict[str, int]]:
-    """Return {store_rank binding: rank} for each point, so that points that differ only in rank share one cache.
-
-    The rank is the largest one among these points. Nothing is returned where the sweep file binds store_rank itself.
-    """
+    """Return {store_rank binding: largest rank} of points that differ only in rank, so that they share one cache."""
     config.parse([], [base])
     bound = {config.canonical(key) for key in config.statements(base) if key.endswith(".store_rank")}
     store_ranks = []

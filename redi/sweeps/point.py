@@ -26,7 +26,7 @@ KEYS = ("metric", "value", "spread", "better", "num_samples")  # copied from eac
 
 
 def is_done(run_dir: Path, entry: PlannedPoint) -> bool:
-    """Return whether a point has a result, and none of the plug-ins that it used was edited since."""
+    """Return whether a point has a result and none of its plug-ins was edited since."""
     if (result := read_result(entry.folder(run_dir))) is None:
         return False
     before = result.get("plug_ins", {})
@@ -36,10 +36,7 @@ def is_done(run_dir: Path, entry: PlannedPoint) -> bool:
 
 
 def run_point(run_dir: Path, entry: PlannedPoint) -> None:
-    """Run the stages of a point that are not done, after waiting for other processes that work on it.
-
-    If it fails, the error is written to `error.txt` in the point's folder.
-    """
+    """Run the missing stages of a point, after any other process that works on it. Errors go to `error.txt`."""
     folder, first = entry.folder(run_dir), process_rank()[0] == 0
     folder.mkdir(parents=True, exist_ok=True)
     with working_on(folder) if first else nullcontext() as waited:

@@ -39,15 +39,14 @@ class Point:
 
 
 def is_seed(key: str) -> bool:
-    """Return whether a binding is a seed, so that points that differ in it are repetitions."""
+    """Return whether a binding is a seed. Points that differ only in seeds are repetitions."""
     return re.search(r"(^|[._])seeds?$", key, re.IGNORECASE) is not None
 
 
 def expand(grid: Any, points: Any, names: Any) -> list[Point]:
     """Combine every entry of `points` with every element of the product of `grid`; see `sweep` for the arguments.
 
-    Keys are sorted, seeds last. A saved sweep file, in which gin sorts the keys, then gives the same names. Values are
-    those that gin parsed; references are not evaluated.
+    Keys are sorted, seeds last: a saved sweep file, in which gin sorts them, then gives the same names.
 
     Raises ValueError: the sweep is empty or malformed, a key is in both, or two points have the same name.
     """
@@ -128,5 +127,5 @@ def _checked_names(names: Any, points: Sequence) -> list[str]:
         raise ValueError(f"sweep.names = {names!r}: bind one name per entry of sweep.points, {len(points)} in all")
     for name in names:
         if not (isinstance(name, str) and re.fullmatch(r"[\w+=-][\w.,+=-]*", name)):
-            raise ValueError(f"sweep.names contains {name!r}: names consist of letters, digits and _ - + = . ,")
+            raise ValueError(f"sweep.names contains {name!r}: must consist of letters, digits and _ - + = . ,")
     return list(names)

@@ -24,7 +24,7 @@ def write_results(run_dir: Path, results: SweepResults) -> None:
 
 
 def table_csv(results: SweepResults) -> str:
-    """Return a row per group: bindings, number of points, mean and spread of every metric in full precision, or ''."""
+    """Return a row per group: bindings, number of points, mean and spread of every metric in full precision."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     axes = [axis for axis in results.group_axes if not is_seed(axis)]

@@ -23,7 +23,7 @@ def submit(
     run_dir: Path, entries: Sequence[PlannedPoint], *, threads: int | None, processes: int | None = None,
     options: Mapping[str, Any], cluster: str = "slurm", poll_seconds: float = 5.0,
 ) -> None:  # fmt: skip
-    """Submit one job per point and wait for all of them. A point that is still queued is not submitted again.
+    """Submit one job per point, unless it is queued already, and wait for all of them.
 
     Args:
         options: arguments of submitit's `update_parameters`.

@@ -42,8 +42,8 @@ def sweep(
 
     Args:
         text: the whole configuration, written to `config.gin`.
-        base: the configuration without the bindings of `sweep`, which the bindings of a point are added to.
-        only: name of a single point to run in this process. No tables are written then.
+        base: the configuration without the bindings of `sweep`; those of a point are added to it.
+        only: name of a single point, run in this process without writing tables.
         grid: {binding: list of values}; every combination is run.
         points: list of {binding: value}; with a grid, every entry is combined with the whole grid.
         names: names of the entries of `points`.
@@ -54,8 +54,7 @@ def sweep(
         processes: processes of each point, started by torchrun; not with 'local'.
         slurm: options of submitit, such as {'timeout_min': 600, 'gpus_per_node': 1, 'slurm_partition': 'gpu'}.
 
-    Raises:
-        ValueError: the sweep is invalid (before anything starts), or points failed (after all others have finished).
+    Raises ValueError: the sweep is invalid (before anything starts), or points failed (after all others have finished).
     """
     run_dir = local_path(run_dir)
     check_launcher(launcher, parallel, threads, processes)

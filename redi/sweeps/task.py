@@ -47,10 +47,7 @@ class Task:
 
 
 def _preempted(job: str) -> bool:
-    """Return whether Slurm pre-empted the job with a SIGTERM.
-
-    submitit ignores this signal, and Slurm does not requeue a job that ends within the grace time.
-    """
+    """Return whether Slurm pre-empted the job by SIGTERM. submitit ignores it, and Slurm does not requeue the job."""
     if shutil.which("scontrol") is None:  # for example in a container
         return False
     shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=False)

@@ -91,7 +91,7 @@ def test_a_curve_is_read_from_the_log_of_a_run(tmp_path):
 
 def test_a_run_without_a_monitor_is_told_how_to_get_one(tmp_path):
     (tmp_path / "log.jsonl").write_text(json.dumps({"step": 1, "loss": 3.0}) + "\n")
-    with pytest.raises(ValueError, match=r"trained without train\.monitor \(see monitor\.gin\)"):
+    with pytest.raises(ValueError, match=r"train it with train\.monitor \(see monitor\.gin\)"):
         read_curve(tmp_path, "fd")
 
 

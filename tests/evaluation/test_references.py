@@ -142,7 +142,7 @@ def test_mixed_sizes_are_refused_naming_two_images(same_batch, tmp_path):
         Image.new("RGB", (size, 8)).save(tmp_path / "images" / "a" / f"{number}.png")
     mixed = ImageFolder(path=str(tmp_path / "images"))
     with pytest.raises(
-        ValueError, match=r"differ in size: a/0.png has 8x8 pixels, a/3.png 12x8.*Preprocessing.image_size"
+        ValueError, match=r"differ in size \(a/0.png has 8x8 pixels, a/3.png 12x8.*Preprocessing.image_size"
     ):
         reference_features(mixed, Means(), cache_dir=tmp_path, batch_size=4 if same_batch else 1)
     one = ImageFolder(path=str(tmp_path / "images"), preprocessing=Preprocessing(image_size=8))
@@ -199,7 +199,7 @@ def test_the_size_of_the_images_is_known_where_they_are_there(stored, arrays, di
     path = stored(arr_0=batch, **arrays)
     with_images = StoredStatistics(path=path, network="means", images=digits)
     assert with_images.image_size == 16 and images_of(with_images) is digits
-    with pytest.raises(ValueError, match=r"image_size = 8, but arr_0 .* \(3, 16, 16, 3\)"):
+    with pytest.raises(ValueError, match="image_size = 8: must be 16, as in arr_0"):
         StoredStatistics(path=path, network="means", image_size=8)
     assert images_of(StoredStatistics(path=stored(**arrays), network="means", image_size=8)) is None
     assert images_of(digits) is digits and images_of(None) is None
@@ -217,7 +217,7 @@ UNSYMMETRIC = np.eye(4) + np.eye(4, k=1)
 IMPOSSIBLE = {
     "no sigma": ({"sigma": None}, "has mu, but statistics need sigma"),
     "neither": ({"mu": None, "sigma": None, "arr_0": np.zeros(3)}, "has arr_0, but statistics need mu and sigma"),
-    "another width": ({"mu": np.zeros(3)}, r"mu \(3,\) and sigma \(4, 4\): they must be \(P,\) and \(P, P\)"),
+    "another width": ({"mu": np.zeros(3)}, r"mu \(3,\) and sigma \(4, 4\): must be \(P,\) and \(P, P\)"),
     "a mean in two dimensions": ({"mu": np.zeros((1, 4))}, r"mu \(1, 4\)"),
     "a NaN": ({"mu": np.array([0, 0, 0, np.nan])}, "mu or sigma holds NaN or infinite values"),
     "an infinite variance": ({"sigma": np.diag([1, 1, 1, np.inf])}, "mu or sigma holds NaN or infinite values"),
@@ -265,5 +265,5 @@ def test_a_pickle_is_refused_unread(tmp_path):
 
 def test_images_that_are_not_square_are_refused(tmp_path):
     np.savez(tmp_path / "batch.npz", arr_0=np.zeros((3, 16, 8, 3), dtype=np.uint8))
-    with pytest.raises(ValueError, match="must be square, but image 000000 has 8x16 pixels"):
+    with pytest.raises(ValueError, match="image 000000 has 8x16 pixels, but reference images must be square"):
         reference_features(AdmBatch(path=str(tmp_path / "batch.npz")), Means(), cache_dir=tmp_path)

@@ -77,9 +77,7 @@ def test_metrics_are_shown_with_what_they_are_read_by(run_dir):
 
 def test_how_a_metric_was_measured_is_told_in_full(run_dir, make):
     text = read(run_dir).text
-    shown = (
-        "EulerMaruyama, 50 function evaluations, guidance ClassifierFree 1.5, ema weights of step 1,500, seeds 42",
-    )
+    shown = ("EulerMaruyama, 50 function evaluations, guidance ClassifierFree 1.5, EMA weights of step 1,500, seed 42",)
     shown += ("labels equal", "uint8_rule round half to even", "decoder autoencoder Pixels, channels 1")
     shown += ("weights_sha256 " + make.drawn["weights_sha256"], "sha256 " + make.metric["network"]["sha256"])
     shown += ("sha256 " + make.metric["reference"]["sha256"], "torch 2.11.0", "per_seed 12, 12.6912")
@@ -130,7 +128,7 @@ def test_a_run_is_said_in_a_line_and_its_samples_come_first(run_dir, make):
 def test_a_single_seed_is_said_to_tell_no_spread(run_dir, make):
     make.metrics(run_dir, {"per_seed": [12.3], "spread": None})
     text = read(run_dir).text
-    assert "unknown, because there is one seed" in text and "12.35 ±" not in text
+    assert "unknown for a single seed" in text and "12.35 ±" not in text
 
 
 def test_what_an_entry_has_beyond_the_known_fields_is_shown_too(run_dir, make):
@@ -150,7 +148,7 @@ def test_the_full_record_of_the_metrics_is_there(run_dir):
 def test_a_published_metric_without_guidance_is_called_so(run_dir, make):
     make.metrics(run_dir, {"metric": "fid_clean"}, guidance=[])
     text = read(run_dir).text
-    assert "are not FIDs" not in text and "guidance none, ema" in text
+    assert "are not FIDs" not in text and "guidance none, EMA" in text
 
 
 def test_losses_monitor_and_speed_have_panels_of_their_own(run_dir):
@@ -239,7 +237,7 @@ def test_a_point_whose_sweep_does_not_tell_its_model_has_no_curves(sweep_dir, sw
 
 def test_metrics_of_earlier_samples_are_left_out_with_a_warning(run_dir, caplog, make):
     digest = make.samples(run_dir)
-    message = "metrics.json is of earlier samples: run redi.evaluate --run_dir="
+    message = "metrics.json holds metrics of earlier samples: run redi.evaluate --run_dir="
     text = read(run_dir).text
     assert "12.35" not in text and message in text and message in caplog.text
     caplog.clear()

@@ -129,8 +129,8 @@ def test_a_gpu_that_is_not_there_is_refused_before_encoding(refused):
 
 
 RESULTS = {
-    "unknown weights": ("sample.weights = 'emma'", "sample.weights = 'emma': it must be 'ema' or 'model'"),
-    "a label beyond the classes": ("sample.labels = [99]", "sample.labels = [99]: it must be 'equal', 'random'"),
+    "unknown weights": ("sample.weights = 'emma'", "sample.weights = 'emma': must be 'ema' or 'model'"),
+    "a label beyond the classes": ("sample.labels = [99]", "sample.labels = [99]: must be 'equal', 'random'"),
     "no labels": ("sample.labels = []", "sample.labels = []"),
     "no images": ("sample.num_images = 0", "sample.num_images = 0 must be an integer"),
     "another network": ("evaluate.networks = [@reducers.PCA()]", "evaluate.networks must be one of encoders"),
@@ -140,11 +140,11 @@ RESULTS = {
     ),
     "two networks alike": (
         "evaluate.networks = [@evaluator/encoders.DomainEncoder(), @encoders.DomainEncoder()]",
-        "evaluate.networks has two networks whose metrics have the same names: domain_network",
+        "evaluate.networks: several networks have the same metric names (domain_network)",
     ),
     "the encoder alone": (
         "evaluate.networks = [@encoders.DomainEncoder()]",
-        "one of evaluate.networks has the same settings, and so the same weights, as the DomainEncoder whose features",
+        "evaluate.networks contains the DomainEncoder whose features are generated (equal settings, so equal weights)",
     ),
     "an unknown metric": (
         "evaluate.metrics = ['frechet']",
@@ -158,7 +158,7 @@ RESULTS = {
     "a batch of none": ("generate.batch_size = 0", "generate.batch_size = 0 must be an integer of at least 1"),
     "a rate below zero": ("AdamW.lr = -1e-3", "train.optimizer: AdamW refuses its settings: Invalid learning"),
     "a seed below zero": ("sample.seeds = (0, -1)", "sample.seeds = (0, -1): must be an integer in 0"),
-    "a seed twice": ("sample.seeds = (1, 1)", "sample.seeds = (1, 1): it must be a list of distinct integers"),
+    "a seed twice": ("sample.seeds = (1, 1)", "sample.seeds = (1, 1): must be a list of distinct integers"),
     "weights of a metric that are nowhere": (
         "evaluate.networks = [@encoders.Inception()]\nInception.weights = 'nowhere.pth'",
         "Inception.weights = 'nowhere.pth'",
@@ -185,7 +185,7 @@ def test_what_sampling_and_evaluating_would_refuse_is_refused_before_encoding(re
 
 def test_a_reference_of_one_image_is_refused_before_encoding(refused, tmp_path):
     text = refused(*images(tmp_path / "images", "0/only.png"))
-    assert text.startswith("evaluate.reference has 1 images, but a distance needs two")
+    assert text.startswith("evaluate.reference has 1 images, but a distance needs at least two")
     assert "ImageFolder.held_out_fraction" in text
 
 

@@ -24,7 +24,7 @@ class Gaussian:
     def of(cls, features: Tensor) -> "Gaussian":
         """Fit features (N, P). Raises ValueError for fewer than two rows, and for NaN or infinite values."""
         if features.ndim != 2 or len(features) < 2:
-            raise ValueError(f"a Gaussian needs features (N, P) with N >= 2, got {tuple(features.shape)}")
+            raise ValueError(f"features of shape {tuple(features.shape)}: a Gaussian needs (N, P) with N >= 2")
         return cls.merged([_moments(features)])
 
     @classmethod
@@ -46,8 +46,7 @@ def frechet_distance(samples: Features | Gaussian, reference: Features | Gaussia
     Args:
         name: the features to compare: "pooled", or "spatial" for sFID.
 
-    Raises:
-        ValueError: swapped roles, different widths, fewer than two images, or values that are not finite.
+    Raises ValueError: swapped roles, different widths, fewer than two images, or values that are not finite.
     """
     a, b = _gaussian(samples, "samples", name), _gaussian(reference, "reference", name)
     check_widths(len(a.mean), len(b.mean))
@@ -62,22 +61,19 @@ def finite_sample_error(
     """Estimate the error and bias of the distance that are due to the finite number of samples, for a fixed reference.
 
     The value at infinity is the intercept of a line in 1/N, fitted to the mean distances of all samples, of nine tenths
-    of them, and of halves. (The smaller parts used by Chong & Forsyth bend the line if N < 10 P.) It may be slightly
-    below 0.
-
-    Distances are computed from the eigenvalues of B^1/2 A B^1/2, in a fraction of the time of `frechet_distance`. Their
-    error is about 1e-7 of the traces if A is singular.
+    of them, and of halves (the smaller parts of Chong & Forsyth bend the line if N < 10 P). It can be negative.
+    Distances are computed from the eigenvalues of B^1/2 A B^1/2, faster than in `frechet_distance`. Their error is
+    about 1e-7 of the traces if A is singular.
 
     Returns:
-        {"standard_error": of the distance over draws of this many samples (delete-a-group jackknife),
-        "value_at_infinity": the distance for infinitely many samples (Chong & Forsyth, arXiv 1911.07023), "bias": the
-        distance minus that value, "warnings": [texts], if any}. For fewer than 2 * num_groups samples, only warnings.
+        "standard_error": standard error of the distance (delete-a-group jackknife). "value_at_infinity": the distance
+        for infinitely many samples (Chong & Forsyth, arXiv 1911.07023). "bias": the distance minus that value.
+        "warnings": a list, if there are any. With fewer than 2 * num_groups samples, there are only warnings.
 
-    Raises:
-        ValueError: as `frechet_distance`; fewer than two groups, or an odd number.
+    Raises ValueError: as `frechet_distance`; fewer than two groups, or an odd number.
     """
     if num_groups < 2 or num_groups % 2:
-        raise ValueError(f"finite_sample_error: num_groups = {num_groups}: it must be even and at least 2")
+        raise ValueError(f"finite_sample_error: num_groups = {num_groups}: must be even and at least 2")
     if isinstance(samples, Tensor):
         samples = Features("samples", {name: samples})
     features, fixed = rows(samples, "samples", name), _gaussian(reference, "reference", name)
@@ -100,7 +96,6 @@ def finite_sample_error(
     whole = measure(groups)
     deleted = [measure(groups[:i] + groups[i + 1 :]) for i in range(num_groups)]
     variance = (num_groups - 1) / num_groups * np.square(np.subtract(deleted, np.mean(deleted))).sum()
-    # The sizes of the groups differ by at most one sample, those of the halves by a few.
     sizes = np.array([1 / count, 1 / (count * (1 - 1 / num_groups)), 2 / count])
     means = np.array([whole, np.mean(deleted), np.mean([measure(groups[:half]), measure(groups[half:])])])
     intercept = np.polyfit(sizes, means, 1)[1]
@@ -129,7 +124,7 @@ def _warnings(features: Tensor, reference: Gaussian) -> list[str]:
     counts, width = {"samples": len(features), "reference images": reference.count}, features.shape[1]
     return [
         f"{count} {what} are fewer than the {width} features, so their covariance has at most rank {count - 1}: the "
-        "distance is biased upward, the extrapolation is rough, and neither is comparable with those of more images"
+        "distance is biased upward, the extrapolation is rough, and both depend strongly on the number of images"
         for what, count in counts.items()
         if count is not None and count <= width
     ]

@@ -27,15 +27,13 @@ def inception_score(logits: Features | Tensor, num_splits: int = 10, seed: int |
         logits: (N, K), or features of samples that include "logits".
         seed: seed of the shuffle; None keeps the order.
 
-    Raises:
-        ValueError: features of a reference, no logits, values that are not finite, or fewer samples than splits.
+    Raises ValueError: features of a reference, no logits, values that are not finite, or fewer samples than splits.
     """
     if isinstance(logits, Tensor):
         logits = Features("samples", {"logits": logits})
     logits = rows(logits, "samples", "logits", least=1)
     if not 1 <= num_splits <= len(logits):
-        count = f"the number of samples, {len(logits)}"
-        raise ValueError(f"inception_score: num_splits = {num_splits}: it must lie between 1 and {count}")
+        raise ValueError(f"inception_score: num_splits = {num_splits}: must be between 1 and the {len(logits)} samples")
     if seed is not None:
         logits = logits[torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed))]
     bounds = [i * len(logits) // num_splits for i in range(num_splits + 1)]

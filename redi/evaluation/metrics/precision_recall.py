@@ -18,14 +18,12 @@ def precision_recall(
     nearest other image of the set. Precision is the fraction of samples in the manifold of the reference. Recall is the
     fraction of the reference in the manifold of the samples. Both depend on the numbers of images.
 
-    Distances are computed by matrix products in float64, block by block. A distance that exceeds a radius by no more
-    than the rounding error of these products counts as equal.
+    Distances are computed by matrix products in float64, block by block, and compared up to their rounding error.
 
-    Raises:
-        ValueError: swapped roles, different widths, k or fewer images in a set, or values that are not finite.
+    Raises ValueError: swapped roles, different widths, k or fewer images in a set, or values that are not finite.
     """
     if k < 1:
-        raise ValueError(f"precision_recall: k = {k}: it must be at least 1")
+        raise ValueError(f"precision_recall: k = {k}: must be at least 1")
     ours, theirs = both(samples, reference, least=k + 1)
     blocks = partial(_blocks, centre=mean_of(theirs), size=block_size, device=device)
     radii_a, radii_b = _squared_radii(partial(blocks, ours), k), _squared_radii(partial(blocks, theirs), k)

@@ -8,10 +8,9 @@ from redi.evaluation.metrics.precision_recall import precision_recall
 
 
 def check_direction() -> None:
-    """Evaluate samples that cover one of two modes of the reference, so that precision is 1 and recall 1/2.
+    """Evaluate samples that cover one of two modes of the reference: precision must be 1 and recall 1/2.
 
-    With swapped sets, precision would be 1/2 and recall 1, which looks just as plausible. Raises RuntimeError if a
-    metric returns swapped values or accepts swapped sets.
+    Raises RuntimeError: a metric returns swapped values or accepts swapped sets.
     """
     mode = torch.arange(8.0)[:, None] * torch.tensor([1.0, 0.0])  # (8, 2), a line
     sets = mode, torch.cat([mode, mode + torch.tensor([0.0, 1000.0])])
@@ -20,8 +19,8 @@ def check_direction() -> None:
     result = precision_recall(samples=samples, reference=reference)
     if result != {"precision": 1.0, "recall": 0.5}:
         raise RuntimeError(
-            f"precision_recall returns {result} for samples that cover half of the reference, instead of precision 1 "
-            "and recall 0.5: it swaps its two sets or is broken, so nothing was evaluated"
+            f"precision_recall returns {result} instead of precision 1 and recall 0.5 for samples that cover half of "
+            "the reference: it swaps the two sets or is broken, so nothing was evaluated"
         )
     for name, swapped in {
         "precision_recall": lambda: precision_recall(samples=reference, reference=samples),

@@ -44,13 +44,12 @@ def representation_metrics(
         trained: an opened run (`redi.load`).
         samples: `redi.evaluation.samples.stored.Samples`.
         dataset: the training images.
-        reference: held-out images of the same classes. If it is not such a data set, training images that the probes
-            have not seen replace it.
+        reference: held-out images of the same classes, to test the probes. Default, or for other references: training
+            images that the probes have not seen.
         max_images: maximum number of samples per seed, and of real images to train and to test the probes.
         seed: seed of the choice of images and of the shuffles.
 
-    Raises:
-        ValueError: a seed has fewer than two samples, or values are NaN or infinite.
+    Raises ValueError: a seed has fewer than two samples, or values are NaN or infinite.
     """
     if not (names := trained.codec.channels.representations):
         return []
@@ -62,16 +61,16 @@ def representation_metrics(
         count = group["stop"] - group["start"]
         if count < 2 or max_images < 2:
             raise ValueError(
-                f"seed {group['seed']} has {count} samples, of which at most {max_images} are used, but the generated "
-                "representation is compared with that of another image: raise sample.num_images or "
-                "representation_metrics.max_images to at least 2"
+                f"seed {group['seed']} has {count} samples and representation_metrics.max_images = {max_images}: both "
+                "must be at least 2, because features are compared with those of another image. Raise "
+                "sample.num_images or representation_metrics.max_images"
             )
         generated = samples.take(group["start"] + sample_positions(count, max_images, seed))
         if generated.images is None or generated.x is None:
             log.warning("the generated representation is not measured, because sample.keep lacks 'images' or 'x'")
             return []
         if not generated.x.isfinite().all():
-            raise ValueError("x of the samples holds NaN or infinite values: sample again before the evaluation")
+            raise ValueError("x of the samples holds NaN or infinite values: sample again before evaluating")
         # The null label is not a class.
         labels = torch.where(generated.labels < dataset.num_classes, generated.labels, -1)
         labels = labels if dataset.num_classes > 1 else torch.full_like(labels, -1)
@@ -88,7 +87,7 @@ def representation_metrics(
 
 
 class RealFeatures:
-    """Features of real images, projected by the reducer and back and averaged over tokens. Each set is encoded once."""
+    """Features of real images after a round trip through the reducer, averaged over tokens. Sets are encoded once."""
 
     def __init__(self, dataset: Dataset, reference, *, seed: int, batch_size: int):
         self.dataset, self.seed, self.batch_size = dataset, seed, batch_size
@@ -178,13 +177,13 @@ def _probe_entries(name: str, sets: Sequence[dict | None]) -> list[dict]:
 
 
 def _accuracies(match: Agreement, labels: Tensor, real: RealFeatures, space: EncoderSpace) -> dict | None:
-    """Return the accuracies of both probes and their training sets; None if there are fewer than two classes."""
+    """Return the accuracies of both probes and their conditions; None if there are fewer than two classes."""
     labelled = labels >= 0
     if len(classes := labels[labelled].unique()) < 2:
         return None
     train, held_out, which = real.of(space, classes, int(labelled.sum()))
     if not len(held_out) or len(train.labels.unique()) < 2:
-        log.warning("%s: no probes, because there are too few real images of the samples' classes", space.name)
+        log.warning("%s: no probes, because train.dataset has too few images of the samples' classes", space.name)
         return None
     generated, images = (Labelled(match.pooled[kind][labelled], labels[labelled]) for kind in ("generated", "ceiling"))
     tests = {"held_out": held_out, "generated": generated, "generated_images": images}
@@ -208,5 +207,5 @@ def _averaged(sets: list[dict]) -> dict:
 
 
 def _fraction(value: float, floor: float | None, ceiling: float) -> float | None:
-    """Return (value - floor) / (ceiling - floor); None without a floor, or if floor and ceiling are equal."""
+    """Return (value - floor) / (ceiling - floor); None if it is undefined."""
     return None if floor is None or ceiling - floor <= 1e-6 else (value - floor) / (ceiling - floor)

@@ -17,9 +17,8 @@ from redi.runtime.progress import progress
 def generated_features(codec: JointCodec, x: Tensor) -> dict[str, Tensor]:
     """Map joint states (N, C, H, W) to {representation: features (N, E, h, w)}.
 
-    This inverts the resize (`redi.core.resize.restored`) and the reducer. The images are not used, except for the first
-    one, which is decoded and encoded to find the encoder's grid. A reducer without an inverse leaves R channels; see
-    `EncoderSpace.inverts`.
+    This inverts the resize (`redi.core.resize.restored`) and the reducer. A reducer without an inverse leaves R
+    channels; see `EncoderSpace.inverts`. The first image is decoded and encoded, only to find the encoder's grid.
     """
     image = codec.decode(x[:1].to(codec.device))
     spaces = {name: EncoderSpace(codec, name, image) for name in codec.channels.representations}
@@ -30,17 +29,13 @@ class EncoderSpace:
     """One representation of a codec on the encoder's grid (h, w) and with its width E.
 
     Args:
-        image: any image (1, 3, S, S) uint8 of the right size. It is encoded to find the encoder's grid.
+        image: any image (1, 3, S, S) uint8 of the right size, to find the encoder's grid.
 
     Attributes:
         inverts: whether the reducer has an inverse. If not, "features" are the R reduced ones.
         grid, latent_grid: (h, w) and (H, W).
-        mean: (E,), subtracted to centre features: the mean of the fitted reducer, or the reducer's inverse of zeros;
-            zero for reduced features, which are already centred.
+        mean: (E,), subtracted to centre features: the reducer's mean or inverse of zeros; zero for reduced features.
     """
-
-    mean: Tensor
-    grid: tuple[int, int]
 
     @torch.no_grad()
     def __init__(self, codec: JointCodec, name: str, image: Tensor):
@@ -80,7 +75,7 @@ class EncoderSpace:
         return rest.square().sum(dim=(1, 2, 3)) / z.square().sum(dim=(1, 2, 3)).clamp(min=1e-12)
 
     def cosine(self, features: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-        """Return two cosine similarities per token (N, h, w): of centred features, and of uncentred features."""
+        """Return the cosine similarity per token (N, h, w) of centred features, and that of uncentred features."""
         mean = self.mean[:, None, None]
         centred = functional.cosine_similarity(features - mean, others - mean, dim=1)
         return centred, functional.cosine_similarity(features, others, dim=1)
@@ -91,16 +86,16 @@ KINDS = ("generated", "ceiling", "floor", "same_class")
 
 @dataclass
 class Agreement:
-    """Cosine similarities with the encoder's features of the images, per token, and features averaged over tokens.
+    """Agreement of four kinds of features with the encoder's features of the images.
 
-    The kinds: "generated" is the representation generated with the image. "ceiling" is the encoder's features of the
-    image after a round trip through the joint state. "floor" is the representation generated with another image.
-    "same_class" is that of another image of the same class, NaN if there is none.
+    "generated": the representation generated with the image. "floor": the one generated with another image.
+    "same_class": the one generated with another image of the same class, NaN if there is none. "ceiling": the encoder's
+    features of the image after a round trip through the joint state.
     """
 
-    centred: dict[str, Tensor]  # kind: (N, h, w)
-    raw: dict[str, Tensor]  # kind: (N, h, w)
-    pooled: dict[str, Tensor]  # kind: (N, E)
+    centred: dict[str, Tensor]  # {kind: cosine similarity of centred features per token, (N, h, w)}
+    raw: dict[str, Tensor]  # {kind: the same without centring, (N, h, w)}
+    pooled: dict[str, Tensor]  # {kind: its features averaged over tokens, (N, E)}
 
 
 def agreement(
@@ -108,10 +103,10 @@ def agreement(
 ) -> Agreement:
     """Compare the encoder's features of images (N, 3, S, S) uint8 with the generated representation z (N, R, H, W).
 
-    Images with a negative label belong to no class. The seed is that of the shuffles.
+    A negative label means no class. `seed` determines which other images are compared.
     """
     if len(images) < 2:
-        raise ValueError("agreement needs at least two images, because its floor uses the features of another image")
+        raise ValueError("agreement needs at least two images: its floor uses the features of another image")
     alone = torch.where(labels < 0, -1 - torch.arange(len(labels)), labels)
     others, siblings = derangement(torch.zeros_like(labels), seed), derangement(alone, seed)
     parts: dict[str, list[tuple]] = {kind: [] for kind in KINDS}

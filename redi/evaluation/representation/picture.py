@@ -17,8 +17,7 @@ LEGEND = (
 def representation_picture(trained, samples, *, rows: int = 2, columns: int = 10) -> Image.Image:
     """Draw a few samples of the first seed, one column per class, with features in the colours of the run.
 
-    Equal features have equal colours. `samples`: `redi.evaluation.samples.stored.Samples`. Raises ValueError for a
-    model without representations, and for samples without images or x.
+    Raises ValueError: the model has no representations, or images or x of the samples were not kept.
     """
     channels = trained.codec.channels
     if not channels.representations:

@@ -25,9 +25,9 @@ class Labelled:
     def __post_init__(self):
         if self.features.ndim != 2 or len(self.features) != len(self.labels):
             shapes = tuple(self.features.shape), tuple(self.labels.shape)
-            raise ValueError(f"a probe needs features (N, E) and labels (N,), got {shapes[0]} and {shapes[1]}")
+            raise ValueError(f"features {shapes[0]} and labels {shapes[1]}: a probe needs (N, E) and (N,)")
         if not self.features.isfinite().all():
-            raise ValueError("a probe needs finite features, but some are NaN or infinite")
+            raise ValueError("features hold NaN or infinite values: a probe needs finite features")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,7 +51,7 @@ def linear_probe(train: Labelled, *, max_iterations: int = 500):
 
 
 def knn(train: Labelled, *, k: int | None = None):
-    """Fit scikit-learn's KNeighborsClassifier with cosine distances of centred features; k: see `num_neighbours`."""
+    """Fit scikit-learn's KNeighborsClassifier with cosine distances of centred features. k: see `num_neighbours`."""
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -79,8 +79,7 @@ def chance(labels: Tensor) -> float:
 def probe_both_ways(train: Labelled, generated: Labelled, tests: Mapping[str, Labelled]) -> dict[str, dict]:
     """Train both probes on real and on generated features; return {probe: {test: accuracy, ...}}.
 
-    The accuracies are those after training on `train`. "from_generated" is the accuracy on tests["held_out"] after
-    training on `generated`.
+    Probes are trained on `train`. "from_generated": the accuracy on tests["held_out"] after training on `generated`.
     """
     accuracies = {}
     fits: tuple[Callable[[Labelled], Any], ...] = (linear_probe, knn)

@@ -1,4 +1,4 @@
-"""The sampling job of a run: it is divided into parts, shared by any number of processes, and resumable."""
+"""The sampling job of a run: divided into parts, shared by any number of processes, resumable."""
 
 import logging
 import shutil
@@ -46,7 +46,6 @@ class SamplingJob:
         self.folder, self.trained, self.generate = folder, trained, generate
         self.labels, self.seeds, self.keep, self.weights = labels, seeds, keep, trained.weights[weights]
         self.networks = {feature_folder(folder.parent, network): network for network in networks}
-        # Every setting that affects the result.
         self.settings: dict[str, Any] = {
             "labels": tensors_sha256({"labels": labels}),
             "scheme": scheme,
@@ -58,15 +57,15 @@ class SamplingJob:
             "weights_sha256": tensors_sha256(self.weights),
             "decoder": trained.codec.autoencoder.provenance(),
             "networks": sorted(path.name for path in self.networks),
-            "noise": "philox4x32-10",  # unfinished samples of earlier generators cannot be resumed
+            "noise": "philox4x32-10",
             "redi": redi.__version__,
         }
         draws = [generate.func, *tree_leaves(generate.keywords)] if isinstance(generate, partial) else [generate]
         if code := plug_ins(trained.model, trained.codec.autoencoder, trained.process, *draws):
             self.settings["plug_ins"] = code
         self.settings_sha256 = json_sha256(self.settings)
-        # For each part: the seed, and the range of images in the set of this seed.
         size, total = images_per_part, len(labels)
+        # (seed, start, stop) of each part; positions in the set of this seed
         self.parts = [(s, i, min(i + size, total)) for s in seeds or (None,) for i in range(0, total, size)]
         work = folder.with_name(f".{folder.name}.{self.settings_sha256[:16]}.work")
         self.job = SharedJob(work, [stop - start for _, start, stop in self.parts])
@@ -81,7 +80,7 @@ class SamplingJob:
         )  # fmt: skip
 
     def _check_existing(self, alone: bool) -> None:
-        """Check whether existing samples can be used. `alone`: no other process shares the work."""
+        """Verify existing samples; mark them as refused if they are damaged or not known to be current."""
         if not self.settings["key"] and alone:
             self.refused = stamp(self.folder)
             shutil.rmtree(self.job.work, ignore_errors=True)
@@ -90,13 +89,13 @@ class SamplingJob:
                 read_record(self.folder)
                 if self._finished():
                     Samples(self.folder).verify()
-                    log.info("samples of these settings exist already: %s", self.folder)
+                    log.info("samples with these settings already exist: %s", self.folder)
             except BrokenArtefact as error:
-                log.warning("drawing samples again, because they are damaged: %s", error)
+                log.warning("the samples are damaged and will be drawn again: %s", error)
                 self.refused = stamp(self.folder)
         for other in self.folder.parent.glob(f".{self.folder.name}.*.work"):
             if other != self.job.work:
-                log.info("%s holds unfinished samples of other settings: delete it if no process draws them", other)
+                log.info("%s holds unfinished samples with other settings: delete it if no process needs it", other)
 
     def _finished(self) -> bool:
         try:
@@ -164,7 +163,7 @@ class SamplingJob:
         }
 
     def _common(self, generated: list[dict]) -> dict:
-        """Return the fields that are equal in the records of all parts. Raises ValueError if another field differs."""
+        """Return the fields that all parts share. Raises ValueError: parts differ in a field other than COUNTED."""
         common = {name: value for name, value in generated[0].items() if name not in COUNTED}
         for index, record in enumerate(generated):
             seed = self.parts[index][0]
@@ -184,7 +183,7 @@ def check_states(generated: Generated, first: int) -> None:
         index, record = int(bad[0]), generated.record
         name = f"image {first + index} (label {int(generated.labels[index])}, seed {record.get('seed')})"
         raise ValueError(
-            f"{name} has NaN or infinite values, as have {len(bad)} of the {len(generated.x)} images of its part: set "
+            f"{name} has NaN or infinite values, like {len(bad)} of the {len(generated.x)} images in its part: set "
             f"generate.precision = 'float32' (now {record.get('precision')}), lower the guidance scales, or check the "
-            "losses of the training"
+            "training loss"
         )

@@ -26,12 +26,10 @@ FORMATS = ("png", "adm")
 
 
 def write_exports(run_dir: Path, samples: Samples, formats: Collection[str]) -> None:
-    """Export every set of samples in these formats, unless it is done already. One of several processes does it.
+    """Export every set of samples that is not exported yet. One of several processes does the work.
 
     'png': a folder `samples_png` with 000000.png, ... and a record.json with the labels. 'adm': a file
     `samples_adm.npz`, see `write_adm`. With several sets, the names end in `_seed<seed>`.
-
-    Raises BrokenArtefact for damaged samples, and OSError for a full disk. Partial files are removed.
     """
     writers = {"png": ("samples_png{}", write_png), "adm": ("samples_adm{}.npz", write_adm)}
     for (form, (name, write)), one in itertools.product(writers.items(), samples.sets):
@@ -44,20 +42,20 @@ def write_exports(run_dir: Path, samples: Samples, formats: Collection[str]) -> 
             complete(path.with_name(f".{path.name}.work"), finished=finished, finish=partial(write, path, samples, one))
             log.info("exported: %s", path)
         elif path.exists() and _source(path) != samples.sha256:
-            log.warning("%s is of earlier samples: delete it, or add %r to sample.export", path, form)
+            log.warning("%s was exported from earlier samples: delete it, or add %r to sample.export", path, form)
 
 
 def write_adm(path: Path, samples: Samples, one: dict) -> None:
-    """Write the set `one` of `samples.sets` in the format of ADM's sampling scripts, part by part.
+    """Write the set `one` of `samples.sets` in the format of ADM's sampling scripts.
 
-    The file is an uncompressed .npz with the images arr_0 (N, H, W, 3) uint8 and the labels arr_1 (N,) int64. The
-    comment of the archive is the hash of the samples.
+    An uncompressed .npz with images arr_0 (N, H, W, 3) uint8 and labels arr_1 (N,) int64. The archive's comment is the
+    hash of the samples.
     """
     labels, size = samples.labels[one["start"] : one["stop"]].numpy(), samples.record["image_size"]
     shape = (len(labels), size, size, 3)
     needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
     if free < needed:
-        raise OSError(f"no space for {path}: it needs {needed / 2**30:.2f} GiB, but {free / 2**30:.2f} GiB are free")
+        raise OSError(f"{path} needs {needed / 2**30:.2f} GiB, but {free / 2**30:.2f} GiB are free: free some space")
     with atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         archive.comment = samples.sha256.encode()
         with archive.open("arr_0.npy", "w", force_zip64=True) as member:
@@ -70,7 +68,7 @@ def write_adm(path: Path, samples: Samples, one: dict) -> None:
 
 
 def _write_header(member, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    """Write a header of version 1.0 of the format, which ADM's reader expects."""
+    """Write an .npy header of version 1.0, which ADM's reader expects."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(member, header)
 
@@ -95,7 +93,7 @@ def _images(samples: Samples, one: dict) -> Iterator[Tensor]:
 
 
 def _source(path: Path) -> str | None:
-    """Return the hash of the exported samples; None if there is no intact export."""
+    """Return the hash of the samples that an export was made from; None if the export is missing or damaged."""
     try:
         if path.suffix != ".npz":
             return json.loads((path / "record.json").read_text())["samples_sha256"]

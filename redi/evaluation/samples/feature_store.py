@@ -27,12 +27,10 @@ BATCH = 64  # images per forward pass: Inception at 299 pixels needs about 10 MB
 def sample_features(
     run_dir: str | Path, samples: Samples, network: Encoder, rank: int = 0, world_size: int = 1
 ) -> list[Features]:
-    """Return the features of every set of samples, in order. Those that are not stored are computed from the images.
+    """Return the features of every set of samples, in order. Missing ones are computed from the images and stored.
 
     The network must be fitted and loaded, on the device on which it runs.
-
-    Raises:
-        ValueError: neither features nor images are stored, or features are not finite. The message names the sample.
+    Raises ValueError: neither features nor images are stored, or features are not finite. The message names the sample.
     """
     folder, before = feature_folder(run_dir, network), None
     try:
@@ -42,7 +40,7 @@ def sample_features(
         if not samples.has_images and is_stored(folder, samples.sha256):
             what = f"{error}; the images were not kept: delete {folder} and run redi.sample again"
             raise BrokenArtefact(what) from None
-        log.warning("computing features again, because they are damaged: %s", error)
+        log.warning("the features are damaged and will be computed again: %s", error)
         before = stamp(folder)
     if not samples.has_images:
         raise ValueError(
@@ -70,7 +68,7 @@ def sample_features(
 def features_of(network: Encoder, images: Tensor, first: int) -> dict[str, Tensor]:
     """Compute `Encoder.metric_features` of uint8 images (N, 3, S, S) and return them on the CPU.
 
-    Raises ValueError for NaN or infinite values, naming the image. `first` is the number of the first image.
+    `first` is the number of the first image, for the ValueError about NaN or infinite values.
     """
     with torch.no_grad():
         parts = [network.metric_features(batch) for batch in images.split(BATCH)]

@@ -11,14 +11,11 @@ from redi.runtime.checksums import BrokenArtefact, read_sealed
 from redi.runtime.randomness import mix_seeds
 
 SCHEMES = ("equal", "random", "dataset", "null")
-LABEL_SEED = 0x1ABE1  # an arbitrary number that is unlikely to be a sampling seed
+LABEL_SEED = 0x1ABE1  # arbitrary
 
 
 def choose_labels(scheme: str | Sequence[int], num_images: int, num_classes: int, folder: Path | None = None) -> Tensor:
-    """Return labels (num_images,) int64; for `scheme` see `redi.evaluation.samples.sample.sample`.
-
-    'dataset' reads the audit in the run's `folder`.
-    """
+    """Return labels (num_images,) int64. `scheme`: `sample.labels`; 'dataset' reads the audit in the run's `folder`."""
     if scheme == "equal":
         return torch.arange(num_images) % num_classes
     if scheme == "random":
@@ -31,10 +28,7 @@ def choose_labels(scheme: str | Sequence[int], num_images: int, num_classes: int
 
 
 def in_proportion(counts: Sequence[int], num_images: int) -> Tensor:
-    """Return (num_images,) labels in proportion to `counts`, rounded by largest remainders.
-
-    Labels are spread evenly, so the first N of them are nearly in proportion for every N.
-    """
+    """Return labels (num_images,) in proportion to `counts`, spread evenly: any first N are nearly in proportion."""
     weights = np.asarray(counts, dtype=np.int64)
     whole, rest = np.divmod(weights * num_images, weights.sum())
     whole[np.argsort(-rest, kind="stable")[: num_images - whole.sum()]] += 1

@@ -43,16 +43,15 @@ def sample(
 ) -> Samples:
     """Draw images and write them, with their latents, features and record, to `run_dir/samples`.
 
-    Existing samples of other settings are replaced. The work is divided into parts that any number of processes share,
-    with the same result (`redi.runtime.shared_work.SharedJob`). The finished parts of an interrupted call are kept
-    beside the folder, and the next call with the same settings continues from them.
+    Existing samples with other settings are replaced. Any number of processes share the work, with the same result
+    (`redi.runtime.shared_work.SharedJob`). An interrupted call keeps its finished parts beside the folder, and the next
+    call with the same settings resumes from them.
 
     Args:
         run_dir: folder of the results; it may differ from the folder of the trained run.
         trained: an opened run (`redi.load`).
         num_images: number of images per seed.
-        seeds: one set of samples is drawn for every seed. Default: one set, with the seed of `generate`. All sets have
-            the same labels and differ only in noise.
+        seeds: one set of samples per seed, with the same labels and different noise. Default: the seed of `generate`.
         labels: 'equal': the same number of images for every class; if `num_images` does not divide, the first classes
             get one more. 'random': uniform; the label of image i depends on i alone. 'dataset': the class frequencies
             of the training images, from the run's audit.json. 'null': the null label, for unconditional samples. Or a
@@ -64,13 +63,11 @@ def sample(
         export: further formats of every set: 'png' (`samples_png/`), 'adm' (`samples_adm.npz`, for ADM's suite).
         images_per_part: images per file, and the most that an interruption loses; preferably a multiple of
             generate.batch_size.
-        generate: draws the images; bind its sampler, guidance and seed in `generate`.
+        generate: the function that draws the images. Its settings are bound as `generate.sampler` etc.
         rank, world_size: default: those of torchrun or Slurm, else one process.
-        key: identifies the settings of `generate`. Without it, a single process draws all images again.
+        key: a hash of the settings of `generate`. Without it, existing samples are not reused in a single process.
 
-    Raises:
-        ValueError: a setting is invalid, or joint states or features are not finite. The message names the image.
-        OSError: too little space on the disk.
+    Raises ValueError: a setting is invalid, or joint states or features are not finite. The message names the image.
     """
     run_dir = local_path(run_dir)
     rank, world_size = process_rank(rank, world_size)
@@ -106,32 +103,27 @@ def check_sampling(
     check_number("sample.num_images", num_images)
     check_number("sample.images_per_part", images_per_part)
     if weights not in ("ema", "model"):
-        raise ValueError(f"sample.weights = {weights!r}: it must be 'ema' or 'model'")
+        raise ValueError(f"sample.weights = {weights!r}: must be 'ema' or 'model'")
     if seeds is not None and not (_is_list(seeds, int) and len(set(seeds)) == len(seeds) > 0):
-        raise ValueError(f"sample.seeds = {seeds!r}: it must be a list of distinct integers, as (0, 1, 2), or None")
+        raise ValueError(f"sample.seeds = {seeds!r}: must be a list of distinct integers, such as (0, 1, 2), or None")
     for seed in seeds or ():
         check_number("sample.seeds", seed, **SEED)
     for name, value, allowed in (("keep", keep, KEPT), ("export", export, FORMATS)):
         if not _is_list(value, str) or not set(value) <= set(allowed):
-            raise ValueError(f"sample.{name} = {value!r}: it must be a list with some or none of {', '.join(allowed)}")
+            raise ValueError(f"sample.{name} = {value!r}: must be a list, possibly empty, of {' and '.join(allowed)}")
     if export and "images" not in keep:
         raise ValueError(f"sample.export = {export!r} needs the stored images: add 'images' to sample.keep")
-    check_networks(networks)
+    if not isinstance(networks, Sequence):
+        raise ValueError("sample.networks is not a list: set, for example, [encoders.DINOv2()]")
+    for network in networks:
+        encoders.check(network, "sample.networks")
     if isinstance(labels, str) and labels in SCHEMES:
         return labels
     numbers = label_numbers(labels, class_names, "sample.labels") if _is_list(labels, int | str) else ()
     if not _is_list(numbers, int) or not numbers or not all(0 <= label < num_classes for label in numbers):
         what = f"'equal', 'random', 'dataset', 'null', or a list of labels in 0 ... {num_classes - 1} or of class names"
-        raise ValueError(f"sample.labels = {labels!r}: it must be {what}")
+        raise ValueError(f"sample.labels = {labels!r}: must be {what}")
     return numbers
-
-
-def check_networks(networks: Sequence[Encoder]) -> None:
-    """Raise ValueError unless `networks` is a list of encoders."""
-    if not isinstance(networks, Sequence):
-        raise ValueError("sample.networks is not a list: set, for example, [encoders.DINOv2()]")
-    for network in networks:
-        encoders.check(network, "sample.networks")
 
 
 def _is_list(value: object, kind: type | UnionType) -> bool:

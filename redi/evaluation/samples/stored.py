@@ -17,16 +17,16 @@ FOLDER = "samples"
 
 
 class Samples:
-    """The samples of a run: one set of `num_images` for every seed, one after the other.
+    """The samples of a run: one set of `num_images` per seed, concatenated.
 
     Attributes:
-        record: the settings of the sampling, and the parts.
-        sha256: one hash of all samples, including images and x that were not kept.
+        record: the sampling settings and the parts.
+        sha256: hash of all samples, including images and x that were not kept.
         has_images, has_x: whether images and joint states were kept (`sample.keep`).
         sets: {"seed", "start", "stop"} of every seed; positions in [0, len).
 
-    Raises:
-        BrokenArtefact: files are missing, truncated or of another version. Their hashes are checked when they are read.
+    Raises BrokenArtefact: files are missing, truncated or of another version. Their hashes are checked when they are
+    read.
     """
 
     def __init__(self, folder: str | Path):
@@ -76,10 +76,7 @@ class Samples:
         return (self.part(index) for index in range(len(self.record["parts"])))
 
     def take(self, positions: Sequence[int] | Tensor) -> Generated:
-        """Read the samples at `positions`, in this order. Images or x that were not kept are None.
-
-        Raises IndexError for a position outside [0, len), and BrokenArtefact.
-        """
+        """Read the samples at `positions`, in this order. Images or x that were not kept are None."""
         index = torch.as_tensor(positions, dtype=torch.int64)
         if len(index) and not 0 <= index.min() <= index.max() < len(self):
             raise IndexError(f"positions {index.min()} to {index.max()} are not in [0, {len(self)})")
@@ -110,7 +107,7 @@ class Samples:
 
 
 def _is_sound(record: dict) -> bool:
-    """Return whether counts and positions are integers, and every part is one of the files."""
+    """Return whether counts and positions are integers, and every part is listed among the files."""
     try:
         places = [(part["start"], part["stop"], part["file"] in record["files"]) for part in record["parts"]]
         numbers = [record["num_images"], *record["seeds"], *(number for *place, _ in places for number in place)]

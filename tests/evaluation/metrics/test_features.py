@@ -17,7 +17,7 @@ def test_the_length_is_the_number_of_images():
 
 
 def test_features_of_no_role_or_shape_are_refused():
-    with pytest.raises(ValueError, match="role = 'real': it must be 'samples' or 'reference'"):
+    with pytest.raises(ValueError, match="role = 'real': must be 'samples' or 'reference'"):
         features("real")
     with pytest.raises(ValueError, match="Features.tensors = none"):
         Features("samples", {})
@@ -34,11 +34,11 @@ def test_features_of_the_other_role_are_refused(asked, given):
 
 
 def test_what_no_metric_can_use_is_refused():
-    with pytest.raises(ValueError, match="the argument samples takes Features, got Tensor"):
+    with pytest.raises(ValueError, match="the argument samples must be Features, got Tensor"):
         rows(torch.zeros(3, 3), "samples")
-    with pytest.raises(ValueError, match="the samples have no 'logits' features, only pooled"):
+    with pytest.raises(ValueError, match="no 'logits' features of the samples, only pooled"):
         rows(features(), "samples", "logits")
-    with pytest.raises(ValueError, match="the reference hold 5 images, but this metric needs at least 6"):
+    with pytest.raises(ValueError, match="reference: only 5 images, but this metric needs at least 6"):
         rows(features("reference"), "reference", least=6)
     with pytest.raises(ValueError, match="samples have 3 features, but the reference has 4"):
         both(features(), features("reference", width=4))
@@ -71,7 +71,7 @@ def test_the_self_test_notices_exchanged_sets(monkeypatch):
 
     self_test_precision_recall = self_test.precision_recall
     monkeypatch.setattr(self_test, "precision_recall", exchanged)
-    with pytest.raises(RuntimeError, match="'precision': 0.5, 'recall': 1.0.* swaps its two sets"):
+    with pytest.raises(RuntimeError, match="'precision': 0.5, 'recall': 1.0.* swaps the two sets"):
         check_direction()
 
 

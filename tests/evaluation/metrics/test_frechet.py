@@ -257,5 +257,5 @@ def test_too_few_samples_for_groups_give_no_error_at_all():
 
 @pytest.mark.parametrize("num_groups", [0, 1, 5])
 def test_groups_that_make_no_halves_are_refused(num_groups):
-    with pytest.raises(ValueError, match=f"num_groups = {num_groups}: it must be even"):
+    with pytest.raises(ValueError, match=f"num_groups = {num_groups}: must be even"):
         finite_sample_error(features(0), Gaussian.of(features(1)), num_groups=num_groups)

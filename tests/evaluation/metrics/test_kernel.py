@@ -105,5 +105,5 @@ def test_swapped_and_single_images_are_refused():
     )
     with pytest.raises(ValueError, match="swapped"):
         kernel_distance(samples=reference, reference=samples)
-    with pytest.raises(ValueError, match="the samples hold 1 images, but this metric needs at least 2"):
+    with pytest.raises(ValueError, match="samples: only 1 images, but this metric needs at least 2"):
         measure(normal(1, 4, 0), normal(5, 4, 1))

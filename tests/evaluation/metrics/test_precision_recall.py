@@ -109,9 +109,9 @@ def test_swapped_sets_are_refused():
 
 def test_too_few_images_for_the_neighbour_are_refused():
     assert measure(POINTS[:4], POINTS[:4]) == {"precision": 1.0, "recall": 1.0}
-    with pytest.raises(ValueError, match="the samples hold 3 images, but this metric needs at least 4"):
+    with pytest.raises(ValueError, match="samples: only 3 images, but this metric needs at least 4"):
         measure(POINTS[:3], POINTS)
-    with pytest.raises(ValueError, match="the reference hold 3 images, but this metric needs at least 4"):
+    with pytest.raises(ValueError, match="reference: only 3 images, but this metric needs at least 4"):
         measure(POINTS, POINTS[:3])
-    with pytest.raises(ValueError, match="k = 0: it must be at least 1"):
+    with pytest.raises(ValueError, match="k = 0: must be at least 1"):
         measure(POINTS, POINTS, k=0)

@@ -361,7 +361,7 @@ def test_a_model_of_images_alone_and_samples_without_x_have_no_such_metrics(trai
 
 def test_samples_that_cannot_be_measured_are_refused(trained, digits):
     images, x, labels = own(trained.codec, digits, 4)
-    with pytest.raises(ValueError, match="raise sample.num_images"):
+    with pytest.raises(ValueError, match="Raise sample.num_images"):
         representation_metrics(trained, InMemory(images[:1], x[:1], labels[:1]), digits)
     x[2, 1] = torch.nan
     with pytest.raises(ValueError, match="NaN or infinite"):

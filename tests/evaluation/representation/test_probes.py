@@ -94,7 +94,7 @@ def test_one_class_is_nothing_to_learn():
 
 @pytest.mark.parametrize(
     ("features", "message"),
-    [(torch.randn(4, 3), "got \\(4, 3\\) and \\(5,\\)"), (torch.full((5, 3), torch.nan), "NaN or infinite")],
+    [(torch.randn(4, 3), "features \\(4, 3\\) and labels"), (torch.full((5, 3), torch.nan), "NaN or infinite")],
 )
 def test_features_that_cannot_be_used_are_refused(features, message):
     with pytest.raises(ValueError, match=message):

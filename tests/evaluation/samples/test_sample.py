@@ -338,7 +338,7 @@ def test_samples_with_a_damaged_record_are_said_and_drawn_anew(tmp_path, trained
     with pytest.raises(BrokenArtefact, match="record.json (was altered after|is not JSON)"):
         load_samples(tmp_path)
     assert draw(tmp_path, trained).sha256 == sha256
-    assert "drawing samples again, because they are damaged" in caplog.text
+    assert "the samples are damaged and will be drawn again" in caplog.text
     assert path.read_text() == content
 
 
@@ -353,7 +353,7 @@ def test_states_that_are_not_finite_are_refused_with_image_and_label(tmp_path, t
         drawn.x[1:] *= float("inf") if first_index == 4 else 1
         return drawn
 
-    message = r"image 5 \(label 2, seed 0\) has NaN .*as have 3 of the 4 .*generate.precision = 'float32'"
+    message = r"image 5 \(label 2, seed 0\) has NaN .*like 3 of the 4 .*generate.precision = 'float32'"
     with pytest.raises(ValueError, match=message):
         draw(tmp_path, trained, generate=broken)
     assert not (tmp_path / "samples").exists()
@@ -441,17 +441,17 @@ def test_labels_of_a_data_set_that_is_not_known_are_refused(tmp_path):
     [
         (
             {"labels": "equl"},
-            r"sample.labels = 'equl': it must be 'equal', 'random', 'dataset', 'null', or a list of labels in 0 ... 2",
+            r"sample.labels = 'equl': must be 'equal', 'random', 'dataset', 'null', or a list of labels in 0 ... 2",
         ),
         ({"labels": [3]}, r"sample.labels = \[3\]"),
         ({"labels": ["bees"]}, r"sample.labels: no class is named 'bees'; did you mean 'bee'\? .*ant, bee, cow"),
         ({"labels": "bee"}, r"sample.labels = 'bee': .*or of class names"),
-        ({"seeds": 5}, r"sample.seeds = 5: it must be a list of distinct integers"),
+        ({"seeds": 5}, r"sample.seeds = 5: must be a list of distinct integers"),
         ({"seeds": (1, 1)}, r"sample.seeds = \(1, 1\)"),
         ({"seeds": ()}, r"sample.seeds = \(\)"),
-        ({"keep": "images"}, r"sample.keep = 'images': it must be a list with some or none of images, x"),
+        ({"keep": "images"}, r"sample.keep = 'images': must be a list, possibly empty, of images and x"),
         ({"keep": ("latents",)}, r"sample.keep = \('latents',\)"),
-        ({"export": ("jpg",)}, r"sample.export = \('jpg',\): it must be a list with some or none of png, adm"),
+        ({"export": ("jpg",)}, r"sample.export = \('jpg',\): must be a list, possibly empty, of png and adm"),
         ({"export": ("png",), "keep": ()}, r"needs the stored images: add 'images' to sample.keep"),
         ({"images_per_part": 0}, r"sample.images_per_part = 0 must be an integer of at least 1"),
         ({"networks": DomainEncoder()}, r"sample.networks is not a list"),
@@ -504,7 +504,7 @@ def test_every_seed_has_exports_of_its_own_and_new_samples_new_ones(tmp_path, tr
     assert (tmp_path / "samples_adm_seed8.npz").stat().st_mtime_ns == written
     draw(tmp_path, trained, seeds=(3, 8), labels=[1], export=("adm",))
     assert np.load(tmp_path / "samples_adm_seed8.npz")["arr_1"].tolist() == [1] * COUNT
-    assert "samples_png_seed8 is of earlier samples" in caplog.text
+    assert "samples_png_seed8 was exported from earlier samples" in caplog.text
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
