@@ -33,12 +33,12 @@ def audit(
     """Decode every image once; return the data set to train on and a record of its content as JSON values.
 
     Args:
-        batch_size: of a training step, over all devices; used to compute the steps per epoch.
+        batch_size: images per training step over all devices, to compute the steps per epoch.
         skip_unreadable: leave out images that cannot be decoded instead of raising an error.
         allow_missing_classes: accept classes without images.
 
-    Raises AuditError (a ValueError) if it has no images, labels are outside [0, num_classes), classes have no images,
-    images are unreadable, or sizes differ or are not square after preprocessing.
+    Raises AuditError (a ValueError) if there are no images, labels are outside [0, num_classes), classes have no
+    images, images are unreadable, or sizes differ or are not square after preprocessing.
     """
     if batch_size < 1:
         raise ValueError(f"audit.batch_size = {batch_size} must be at least 1")
@@ -143,15 +143,10 @@ def _decode_all(dataset: Dataset) -> tuple[dict[int, tuple[int, int, str]], dict
         except UnreadableImage as cause:
             return str(cause)
 
-    readable: dict[int, tuple[int, int, str]] = {}
-    unreadable: dict[int, str] = {}
     threads = min(32, os.cpu_count() or 1)
-    for position, facts in enumerate(in_threads(inspect_image, range(len(dataset)), threads, "checking every image")):
-        if isinstance(facts, str):
-            unreadable[position] = facts
-        else:
-            readable[position] = facts
-    return readable, unreadable
+    results = [*in_threads(inspect_image, range(len(dataset)), threads, "checking every image")]
+    unreadable = {position: cause for position, cause in enumerate(results) if isinstance(cause, str)}
+    return {position: facts for position, facts in enumerate(results) if position not in unreadable}, unreadable
 
 
 def _add_size_facts(dataset: Dataset, facts: dict[int, tuple[int, int, str]], record: dict) -> None:
@@ -243,7 +238,6 @@ def format_audit(record: dict) -> str:
 
 
 def _class_labels(record: dict) -> str:
-    """List which label belongs to which class name."""
     if not (names := record.get("class_names")):
         return "images without labels" if record["num_classes"] == 1 else "classes without names"
     shown = dict(enumerate(names[:3])) | {len(names) - 1: names[-1]}

@@ -18,8 +18,7 @@ SHUFFLES = ("global", "shards")
 def batch_positions(num_images: int, batch_size: int, seed: int, step: int, blocks: Blocks | None = None) -> np.ndarray:
     """Return the positions in the data set of one step's batch: (batch_size,) int64.
 
-    Steps run through endless epochs, each a different permutation; a batch may span two epochs. With `blocks`, windows
-    of blocks are shuffled instead of all images. A resumed run needs no stored state.
+    Steps run through endless epochs, each another permutation, or with `blocks`, another order of windows of blocks.
     """
     epochs = _epochs(num_images, batch_size, step)
     return np.concatenate([_order(num_images, seed, epoch, blocks)[offsets] for epoch, offsets in epochs])
@@ -70,7 +69,7 @@ def batches(
         shuffle: 'global': every epoch is a permutation of all images; 'shards': windows of random blocks of
             consecutive rows are shuffled (see `Blocks`).
         pin: copy the batches to page-locked memory, for asynchronous copies to a GPU.
-        rows: read only these rows of each batch, the part of one of several processes.
+        rows: read only these rows of each batch, for one of several processes.
 
     Raises ValueError if `shuffle` is not an order, or the source cannot be read in this order.
     """
@@ -122,11 +121,7 @@ def _read_ahead(read: Callable, steps: range, prefetch: int, end: Callable) -> G
 
 
 def _announcer(source, blocks: Blocks | None, batch_size: int, seed: int, stop: int) -> Callable:
-    """Return a function that announces the windows of a step to the source before the step is read.
-
-    When a window begins or ends, `source.expect` receives the blocks of the windows of the step and of the one after
-    them. At the end (step None) it receives an empty list.
-    """
+    """Return a function that tells the source, before each step, which blocks this window and the next one read."""
     if blocks is None or not hasattr(source, "expect"):
         return lambda step: None
     announced: list[int] = []  # the ends of the announced windows

@@ -43,10 +43,7 @@ class Blocks:
         return np.concatenate([generator.permutation(np.concatenate([rows[b] for b in w])) for w in windows])
 
     def windows_from(self, seed: int, position: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (end, blocks) of all windows from the one with `position` on, over endless epochs.
-
-        Positions and ends count rows since the start of epoch 0.
-        """
+        """Yield (end, blocks) of each window that ends after `position`; both count rows since the start of epoch 0."""
         total = int(self.starts[-1])
         for epoch in itertools.count(position // total):
             end = epoch * total

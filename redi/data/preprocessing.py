@@ -78,10 +78,7 @@ class Preprocessing:
 
 
 def open_image(data: bytes) -> Image.Image:
-    """Read the header of an encoded image; its method `load` decodes the pixels.
-
-    Raises ValueError if the image exceeds a limit, and Pillow's errors if it is damaged.
-    """
+    """Read the header of an encoded image. Raises ValueError above a limit, and Pillow's errors for damaged images."""
     if len(data) > MAX_BYTES:
         raise ValueError(f"the file has more than {MAX_BYTES:,} bytes")
     if data[:2] == b"\xff\xd8" and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
@@ -133,7 +130,7 @@ def check_convertible(image: Image.Image) -> None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image to 8-bit RGB: 16-bit grey is scaled (Pillow may clip it), transparency becomes white."""
+    """Convert an image to 8-bit RGB: 16-bit grey is divided by 257, and transparency becomes white."""
     check_convertible(image)
     if image.mode in SIXTEEN_BIT_MODES:
         grey = np.rint(np.asarray(image) / 257).astype(np.uint8)  # 65535 / 257 = 255

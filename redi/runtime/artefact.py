@@ -18,22 +18,17 @@ TENSORS = ".safetensors"
 
 
 def save_artefact(
-    folder: Path,
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    record: Mapping,
-    *,
-    extra: Mapping[str, str | bytes] | None = None,
-    ready: Mapping[str, Path] | None = None,
-    shared: bool = False,
-) -> None:
+    folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], record: Mapping, *,
+    extra: Mapping[str, str | bytes] | None = None, ready: Mapping[str, Path] | None = None, shared: bool = False,
+) -> None:  # fmt: skip
     """Write `<folder>/<group>.safetensors` for every group of tensors and `<folder>/record.json` atomically.
 
     Args:
         extra: further files, {file name: content}; text is written as UTF-8.
-        ready: groups that are already files, {group: safetensors file} on the same file system; they are moved.
+        ready: groups that are already written, {group: safetensors file}; the files are moved within a file system.
         shared: several processes may write the same artefact at once.
 
-    Raises OSError if the disk is full or not writable; nothing is left behind.
+    Raises OSError if the disk is full or not writable; no files are left then.
     """
     folder = Path(folder)
     contents = {name: text.encode() if isinstance(text, str) else text for name, text in (extra or {}).items()}
@@ -76,10 +71,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 def verify_artefact(
     folder: Path, *, groups: Collection[str] | None = None, editable: Collection[str] = ()
 ) -> tuple[dict, list[Path]]:
-    """Verify the size and SHA-256 of the files of an artefact; return its record and the paths. Raises BrokenArtefact.
-
-    The arguments are those of `load_artefact`.
-    """
+    """Verify an artefact's files as `load_artefact` does; return its record and the paths. Raises BrokenArtefact."""
     record = read_record(folder)
     files = {Path(folder) / name: entry for name, entry in record["files"].items() if name not in editable}
     if groups is not None:
@@ -93,7 +85,7 @@ def verify_artefact(
 
 
 def check_size(path: Path, expected: Mapping) -> None:
-    """Raise BrokenArtefact if a file is missing or its size differs from the `expected` entry of its record."""
+    """Raise BrokenArtefact if a file is missing or does not have expected["bytes"] bytes."""
     try:
         size = path.stat().st_size
     except FileNotFoundError:
@@ -127,10 +119,7 @@ def write_record(folder: Path, record: Mapping) -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> tuple[dict[str, Tensor], dict]:
-    """Split an optimizer's state into tensors named '<parameter>/<entry>' and a JSON record.
-
-    `names` lists the parameters in the optimizer's order.
-    """
+    """Split an optimizer's state, of parameters with these names, into tensors '<name>/<entry>' and a JSON record."""
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     others: dict[str, Any] = {}

@@ -37,7 +37,7 @@ class Retention:
             best_of(self.best)
 
     def keeps(self, folders: Sequence[Path]) -> set[Path]:
-        """Return those of the checkpoints, given oldest first, that are kept."""
+        """Return the checkpoints to keep of `folders`, which are sorted from oldest to newest."""
         kept = {*folders[-self.last :]}
         kept |= {folder for folder in folders if self.every and step_of(folder) % self.every == 0}
         if self.best is not None:
@@ -60,10 +60,7 @@ def best_of(best: str) -> tuple:
 
 
 def check_best(best: str | None, monitor) -> None:
-    """Raise ValueError if the monitor does not measure the metric of `train.keep_best`.
-
-    A monitor without an attribute `names` may measure any metric.
-    """
+    """Raise ValueError if the monitor does not measure the metric `best`; a monitor without `names` may measure any."""
     if best is None:
         return
     _, name = best_of(best)
@@ -72,7 +69,7 @@ def check_best(best: str | None, monitor) -> None:
     names = getattr(monitor, "names", None)
     if names is not None and name not in names:
         hint = did_you_mean(name, names)
-        raise ValueError(f"train.keep_best names {name!r}, but train.monitor measures {', '.join(names)}{hint}")
+        raise ValueError(f"train.keep_best = {best!r} must name a metric of train.monitor: {', '.join(names)}{hint}")
 
 
 def measured(folder: Path) -> Mapping:
@@ -116,10 +113,7 @@ def save_checkpoint(
     run_dir: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], record: Mapping, keep: Retention,
     *, ready: Mapping[str, Path] | None = None,
 ) -> Path:  # fmt: skip
-    """Write a checkpoint, then delete the checkpoints that `keep` does not keep. `ready`: see `save_artefact`.
-
-    Raises OSError if the disk is full or not writable; existing checkpoints are then unchanged.
-    """
+    """Write a checkpoint, then delete those that `keep` does not retain. Raises OSError; none is deleted then."""
     folder = checkpoint_dir(run_dir, step)
     existing = list_checkpoints(run_dir)
     for pattern in (".step_*.partial", ".step_*.replaced"):  # left by a process that was killed while writing
@@ -158,10 +152,8 @@ def newest_good(
 ) -> tuple[Path, dict[str, dict[str, Tensor]], dict] | None:
     """Load the newest intact checkpoint: its folder and the result of `load_checkpoint`; None without checkpoints.
 
-    Warns about newer checkpoints that are damaged. `set_aside` renames those to broken_step_..., so that training
-    writes them again.
-
-    Raises ValueError if all checkpoints are damaged (nothing is renamed then), or one is from another version of redi.
+    Warns about newer checkpoints that are damaged. With `set_aside` they are renamed to broken_step_..., and training
+    writes them again. Raises ValueError if all are damaged (none is renamed) or one is from another version of redi.
     """
     causes: dict[Path, BrokenArtefact] = {}
     for folder in reversed(list_checkpoints(run_dir)):
@@ -172,7 +164,11 @@ def newest_good(
             causes[folder] = error
             continue
         for broken, cause in causes.items():
-            renamed = f"renamed it to {_set_aside(broken)}; " if set_aside else ""
+            renamed, new = "", broken.with_name(f"broken_{broken.name}")
+            if set_aside:
+                shutil.rmtree(new, ignore_errors=True)  # an earlier damaged checkpoint of the same step
+                rename(broken, new)
+                renamed = f"renamed it to {new}; "
             log.warning("ignoring a damaged checkpoint: %s; %susing the previous one: %s", cause, renamed, folder)
         return folder, tensors, record
     if causes:
@@ -201,10 +197,3 @@ def _check_format(folder: Path) -> None:
         raise ValueError(f"{folder} has the format '{name}' of another redi version: start a new run in another folder")
     if name != FORMAT:
         raise BrokenArtefact(f"{folder} is not a redi checkpoint: the format in its record.json is not '{FORMAT}'")
-
-
-def _set_aside(folder: Path) -> Path:
-    new = folder.with_name(f"broken_{folder.name}")
-    shutil.rmtree(new, ignore_errors=True)  # an earlier damaged checkpoint of the same step
-    rename(folder, new)
-    return new

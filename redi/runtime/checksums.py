@@ -25,10 +25,7 @@ def sealed(value: Mapping) -> dict:
 
 
 def unsealed(value: Mapping, path: Path) -> dict:
-    """Check and remove the hash that `sealed` added; a mapping without a hash is returned as it is.
-
-    Raises BrokenArtefact, naming `path`, if the hash does not match.
-    """
+    """Check and remove the hash that `sealed` added, if any. Raises BrokenArtefact if it does not match."""
     rest = {key: entry for key, entry in value.items() if key != OWN_HASH}
     if OWN_HASH in value and value[OWN_HASH] != json_sha256(rest):
         raise BrokenArtefact(f"{path} was altered after it was written: its {OWN_HASH} does not match its content")
@@ -63,7 +60,7 @@ def hashes_of(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def altered_files(records: Mapping[Path, str]) -> list[Path]:
-    """Return the files that are missing or differ from their recorded SHA-256 (`records`: path -> SHA-256)."""
+    """Return the paths in `records`, {path: SHA-256}, whose files are missing or altered."""
     paths, threads = list(records), min(4, os.cpu_count() or 1)
     hashes = in_threads(lambda path: sha256(path) if path.exists() else None, paths, threads, "verifying", "shard")
     return [path for path, digest in zip(paths, hashes, strict=True) if digest != records[path]]

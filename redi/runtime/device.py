@@ -44,10 +44,7 @@ def choose_device(device: str) -> torch.device:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """Select this process's GPU by its local rank (torchrun or Slurm) and make it the current CUDA device.
-
-    Other devices are returned unchanged.
-    """
+    """Select this process's GPU by its local rank (torchrun or Slurm); return other devices unchanged."""
     if device.type != "cuda":
         return device
     if device.index is None:
@@ -58,10 +55,7 @@ def local_device(device: torch.device) -> torch.device:
 
 
 def free_memory(device: torch.device) -> tuple[int, int]:
-    """Return the bytes that this process can still allocate on the device, and the total.
-
-    On the host this is available memory plus swap, within the limits of the control group (container or batch job).
-    """
+    """Return the bytes this process can still allocate, and the total; on the host within control groups, with swap."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
@@ -78,10 +72,7 @@ def free_memory(device: torch.device) -> tuple[int, int]:
 
 
 def group_memory(root: Path, path: str) -> tuple[float, float]:
-    """Return limit and usage in bytes of a control group, or of the parent with the least memory left.
-
-    The limit is infinite if none is set.
-    """
+    """Return limit (inf if unset) and usage in bytes of a control group, or of the parent with the least left."""
     tightest = (math.inf, 0.0)
     for folder in (root / path, *(root / path).parents):
         for limit, used, reclaimable in (
@@ -132,10 +123,7 @@ def matmul_precision(precision: str) -> Iterator[None]:
 
 
 def choose_compile(compile: str | bool, device: torch.device, binding: str = "train.compile") -> bool:
-    """Return whether to compile; 'auto' compiles on a GPU with a C++ compiler.
-
-    Raises ValueError for other values, and for True without a compiler.
-    """
+    """Return whether to compile; 'auto' compiles on a GPU if a C++ compiler is installed. Raises ValueError."""
     if compile not in ("auto", True, False):
         raise ValueError(f"{binding} = {compile!r} must be 'auto', True or False")
     if compile is False or (compile == "auto" and device.type != "cuda"):

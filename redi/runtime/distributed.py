@@ -29,10 +29,7 @@ class LostProcess(OSError):
 
 
 def process_rank(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
-    """Return rank and world size: the arguments, else the values set by torchrun or srun, else 0 and 1.
-
-    Raises ValueError for a rank outside [0, world_size), or if only one argument is passed.
-    """
+    """Return rank and world size: the arguments, else those of torchrun or srun, else 0 and 1. Raises ValueError."""
     if (rank is None) != (world_size is None):
         raise ValueError(f"rank = {rank} and world_size = {world_size}: pass both or neither")
     source = "rank, world_size"
@@ -56,8 +53,7 @@ def process_rank(rank: int | None = None, world_size: int | None = None) -> tupl
 class Processes:
     """The processes that train one model together; by default only this process, without communication.
 
-    All processes must call the collective methods (`mean`, `on_first`, ...) in the same order. These raise LostProcess
-    if another process is gone.
+    All processes call the collective methods (`mean`, `on_first`, ...) in the same order. These raise LostProcess.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, store: dist.Store | None = None):
@@ -132,10 +128,7 @@ class Processes:
 
 
 class Vote:
-    """The maximum over processes of an integer, available one step later so that no process waits for the slowest.
-
-    With a single process it is available at once.
-    """
+    """The maximum of an integer over processes, one step late so that no process waits; at once for a single one."""
 
     pending: tuple[Any, Tensor] | None
 
@@ -153,7 +146,7 @@ class Vote:
         return last
 
     def result(self) -> int:
-        """Return the maximum of the last call of `cast`."""
+        """Wait for the maximum of the integers passed to the last `cast`; 0 if it was already returned."""
         if self.pending is None:
             return 0
         (work, ballot), self.pending = self.pending, None
@@ -207,7 +200,7 @@ def process_group(device: torch.device) -> Iterator[Processes]:
 
 @contextlib.contextmanager
 def as_lost_process(*, network_only: bool = False) -> Iterator[None]:
-    """Context that turns a RuntimeError into LostProcess with advice; `network_only`: only errors of the network."""
+    """Context that turns a RuntimeError into LostProcess with advice; with `network_only`, only network errors."""
     try:
         yield
     except RuntimeError as error:

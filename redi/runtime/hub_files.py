@@ -11,7 +11,6 @@ def find_hub_file(repo_id: str, filename: str, *, binding: str, folder: Sequence
     The server is contacted once before the download, because without a network the hub client retries for a minute.
 
     Args:
-        repo_id: such as 'timm/vit_base_patch14_reg4_dinov2.lvd142m'.
         binding: the binding that takes a local path instead, such as 'StableVAE.weights'; for messages.
         folder: the files that must be in the folder, if `binding` takes a folder. Default: it takes a file.
 
@@ -54,6 +53,7 @@ def cached_hub_file(repo_id: str, filename: str, *, binding: str) -> Path | None
     try:
         validate_repo_id(repo_id)
     except HFValidationError:
-        raise ValueError(f"{binding} = {repo_id!r} is not an existing file or folder, and not a valid hub id") from None
+        rule = "must be an existing file or folder, or a hub id such as 'owner/model'"
+        raise ValueError(f"{binding} = {repo_id!r} {rule}") from None
     path = try_to_load_from_cache(repo_id, filename)
     return Path(path) if isinstance(path, str) else None

@@ -43,9 +43,7 @@ class StopRequest(contextlib.ExitStack):
     """Context in which the first of SIGNALS sets `requested` to its number; a second Ctrl-C interrupts at once.
 
     Other repeated signals are ignored: a scheduler may send its warning twice, which must not interrupt the checkpoint.
-
-    Args:
-        notice: the effect of the first signal, for the log.
+    `notice` states the effect of the first signal in the log.
     """
 
     requested: int | None

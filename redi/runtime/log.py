@@ -111,10 +111,7 @@ class AsyncScalars:
 
 
 class LogWindow:
-    """Sums over the steps since the last log line, kept on the device, and a clock.
-
-    `stored` is the `state` saved in a checkpoint between two log lines.
-    """
+    """Sums over the steps since the last log line, on the device, and a clock; `stored`: a saved `state()`."""
 
     def __init__(self, stored: Mapping | None = None):
         self.steps: int = stored["steps"] if stored else 0  # includes skipped steps

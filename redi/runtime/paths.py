@@ -14,10 +14,7 @@ def local_path(path: str | Path) -> Path:
 
 
 def cache_folder(cache_dir: str | Path | None) -> Path:
-    """Return the folder for fits and encoded images: `cache_dir`, else $REDI_CACHE, else ~/.cache/redi.
-
-    Creates the folder if it does not exist. Raises ValueError if that fails.
-    """
+    """Return and create the cache folder: `cache_dir`, else $REDI_CACHE, else ~/.cache/redi. Raises ValueError."""
     complete_account()
     folder = local_path(cache_dir or os.environ.get("REDI_CACHE") or "~/.cache/redi")
     try:
@@ -31,8 +28,7 @@ def cache_folder(cache_dir: str | Path | None) -> Path:
 def complete_account() -> None:
     """Set USER and HOME for a user without an entry in the password database, as in a container.
 
-    torch and other libraries look up both on import; without them they fail or create a folder named '~'. HOME becomes
-    '/', as in Docker.
+    torch and other libraries look up both on import, and fail or create a folder '~' without them. HOME is then '/'.
     """
     try:
         getpass.getuser()

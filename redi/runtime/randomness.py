@@ -10,8 +10,7 @@ from torch import Tensor
 class Rows:
     """Rows [first, first + count) of a batch of `total` rows: the part of one process.
 
-    Every process draws the random numbers of the whole batch and keeps its rows, so the numbers of a row do not depend
-    on the number of processes.
+    Every process draws the random numbers of the whole batch, so they do not depend on the number of processes.
     """
 
     first: int
@@ -33,10 +32,7 @@ class Rows:
 
 
 def mix_seeds(*seeds: int) -> int:
-    """Hash several integers to one 63-bit seed; the order matters.
-
-    Integers are taken modulo 2**64, so user seeds must lie in [0, 2**64).
-    """
+    """Hash several integers, taken modulo 2**64, to one 63-bit seed; the order matters."""
     mixed = 0
     for seed in seeds:
         # splitmix64 (Steele, Lea & Flood 2014): a bijection whose output bits each depend on all input bits.

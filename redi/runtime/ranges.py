@@ -10,10 +10,7 @@ SEED: dict[str, Any] = {"least": 0, "below": 2**64}  # seeds are taken modulo 2*
 def check_number(
     binding: str, value: Any, least: float = 1, *, whole: bool = True, below: float = math.inf, note: str = ""
 ) -> None:
-    """Check that `value` is a finite number in [least, below), and an integer if `whole`.
-
-    Raises ValueError naming the `binding`. `note` explains a special value in the message, such as '0 is never'.
-    """
+    """Raise ValueError, naming `binding`, unless `value` is a finite number (`whole`: an integer) in [least, below)."""
     kinds: Any = Integral if whole else Real  # mypy gives their values no order
     if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value < below:
         kind = "an integer" if whole else "a finite number"

@@ -34,9 +34,6 @@ class SharedJob:
         sizes: the number of images in each part.
         kind: parts are named '<kind>-00000', '<kind>-00001', ...
         counts: returns whether a stored record belongs to this job; default: every record does.
-
-    Attributes:
-        verified: the parts that this process stored itself, which are not verified again.
     """
 
     def __init__(
@@ -44,7 +41,7 @@ class SharedJob:
         counts: Callable[[int, dict], bool] = lambda index, record: True,
     ):  # fmt: skip
         self.work, self.sizes, self.kind, self.counts = work, list(sizes), kind, counts
-        self.verified: set[int] = set()
+        self.verified: set[int] = set()  # parts that this process stored, which are not verified again
         self.done = [0] * len(self.sizes)  # the number of finished images in each part, from all processes
         self.bar = tqdm(disable=True)
 
@@ -150,10 +147,7 @@ class SharedJob:
             raise OSError(f"not enough disk space for {self.work}: {sizes}; {remedy}")
 
     def _records(self) -> list[dict] | None:
-        """Return the records of all parts in order, or None if some are damaged; those are marked as missing.
-
-        Every file that this process did not store itself is compared with its checksum.
-        """
+        """Return the records of all parts in order; if parts are damaged, mark them as missing and return None."""
         records = {i: record for i in range(len(self.sizes)) if (record := self._read(i)) is not None}
         others = [i for i in records if i not in self.verified]
         expected = {self.path(group, i): (i, file) for i in others for group, file in records[i]["files"].items()}
@@ -210,10 +204,7 @@ def complete(work: Path, *, finished: Callable[[], bool], finish: Callable[[], N
 
 
 def load_or_create(folder: Path, verb: str, create: Callable[[Callable[[], bool]], None]) -> tuple[dict, dict]:
-    """Load the tensors and the record of an artefact; call `create(finished)` if it is missing or damaged.
-
-    `verb` names the creation in log messages, such as 'fitting'.
-    """
+    """Load an artefact's tensors and record; `create(finished)` it if missing or damaged. `verb` is for the log."""
     if (before := stamp(folder)) is not None:
         try:
             artefact = load_artefact(folder)

@@ -30,15 +30,15 @@ def trust(*modules: str) -> None:
     """Let configurations import these modules and their submodules from now on. Raises ValueError for invalid names."""
     for module in modules:
         if not all(part.isidentifier() for part in module.split(".")) or module.startswith("__gin__"):
-            raise ValueError(f"{module!r} is not the name of a Python module, such as 'my_lab' or 'my_lab.reducing'")
+            raise ValueError(f"{module!r} must be the name of a Python module, such as 'my_lab' or 'my_lab.reducing'")
     trusted.update(modules)
 
 
 def read(path: str | os.PathLike, registered: Collection[str] = ()) -> io.StringIO:
     """Read and check the configuration of a folder; return exactly the checked text as a file for gin.
 
-    Allowed are imports of redi, of trusted modules, and of modules whose components are `registered`: they are already
-    imported, so importing them again runs no code. A file that `write` wrote for this user may import any module.
+    It may import redi, trusted modules, and modules whose components are `registered`: these are already imported, so
+    importing them again runs no code. A file that `write` wrote for this user may import any module.
 
     Raises ValueError if the file would import or include anything else. Nothing has been imported then.
     """
@@ -120,7 +120,6 @@ def load_statements(file: io.StringIO) -> list[ImportStatement | IncludeStatemen
 
 
 def _is_among(statement: ImportStatement | IncludeStatement, modules: Collection[str]) -> bool:
-    """Return whether the statement imports one of these modules or a submodule of one."""
     module = getattr(statement, "module", "")
     return any(f"{module}.".startswith(f"{name}.") for name in modules)
 

@@ -136,10 +136,7 @@ class Watchdog:
 
 
 def slowest_first(reports: Mapping[int, Report], silent: Mapping[int, float], size: int) -> str:
-    """Format up to four processes that the others wait for: lowest step first, then those that are not computing.
-
-    `silent` maps ranks that stopped reporting to the seconds since their last report.
-    """
+    """Format the four processes that are furthest behind; `silent`: {rank: seconds since its last report}."""
     progress = dict.fromkeys(range(size), Report("?", -1, "never reached the training loop", 0.0)) | dict(reports)
     for rank, seconds in silent.items():
         phase = f"no report for {seconds:.0f} s (ended, suspended or disconnected) after {progress[rank].phase}"

@@ -46,9 +46,8 @@ def read_weights_file(path: Path, *, inert: Iterable[str] = ()) -> object:
         inert: full names of classes and functions to accept besides tensors, plain values and argparse.Namespace.
             They are never imported or called; each of their objects is loaded as an `Inert`.
 
-    Raises:
-        ValueError: the file is truncated, not a weights file, or needs a class that could run code. The message
-            continues a sentence that starts with the file name, here and in the other functions of this module.
+    Raises ValueError if the file is truncated, not a weights file, or needs a class that could run code. The messages
+    of this module continue a sentence that starts with the file name.
     """
     try:
         if path.suffix == ".safetensors":
@@ -67,10 +66,7 @@ def read_weights_file(path: Path, *, inert: Iterable[str] = ()) -> object:
 
 
 def read_weights(path: Path) -> tuple[tuple[Path, ...], object]:
-    """Load a weights file, or all shards if `path` is their index; return the files that were read and the content.
-
-    NumPy numbers are left inert, see `number`. Raises ValueError as `read_weights_file` does.
-    """
+    """Load a weights file, or the shards that an index lists; return the files and the content. Raises ValueError."""
     if not path.name.endswith(INDEX):
         return (path,), read_weights_file(path, inert=NUMPY_NUMBER)
     try:
@@ -89,12 +85,12 @@ def read_weights(path: Path) -> tuple[tuple[Path, ...], object]:
             raise ValueError(f"lists {name}, which {error}") from None
     if absent := [tensor for tensor, name in weight_map.items() if tensor not in shards[name]]:
         shard = weight_map[absent[0]]
-        raise ValueError(f"lists {absent[0]} in {shard}, which lacks it: the shards and the index do not match")
+        raise ValueError(f"lists {absent[0]} in {shard}, which lacks it: download the shards and the index again")
     return tuple(files.values()), {tensor: shards[name][tensor] for tensor, name in weight_map.items()}
 
 
 def find_weights_file(path: Path) -> Path:
-    """Return the file itself, or the index of shards or the only weights file of a folder. Raises ValueError."""
+    """Return `path`; for a folder, return its index of shards or its only weights file. Raises ValueError."""
     if not path.is_dir():
         if not path.exists():
             raise ValueError("is not a file or folder")
@@ -103,8 +99,8 @@ def find_weights_file(path: Path) -> Path:
     indices = sorted(path.glob(f"*{INDEX}"), key=lambda index: ".safetensors" not in index.name)
     if indices or len(files) == 1:
         return [*indices, *files][0]
-    names = ", ".join(file.name for file in files[:10]) or f"no file with the suffix {', '.join(SUFFIXES)}"
-    raise ValueError(f"is a folder with {names}: give the path of one weights file")
+    names = f"with {', '.join(file.name for file in files[:10])}" if files else f"without a file {', '.join(SUFFIXES)}"
+    raise ValueError(f"is a folder {names}: give the path of one weights file")
 
 
 def bare_name(name: str) -> str:
@@ -113,7 +109,7 @@ def bare_name(name: str) -> str:
 
 
 def number(value: Any) -> int | float | None:
-    """Return a Python or NumPy number (also an inert one) or the element of a tensor as a Python number, else None."""
+    """Return a Python or NumPy number, also one loaded as `Inert`, or a tensor's element as a number, else None."""
     try:
         if isinstance(value, Inert):
             dtype, data = value.arguments
@@ -125,10 +121,7 @@ def number(value: Any) -> int | float | None:
 
 
 def check_unpacked_size(path: Path) -> None:
-    """Refuse a zip archive that would unpack to more than its own size, as torch.save compresses nothing.
-
-    Raises ValueError if so, if it has too many entries, or if it is damaged.
-    """
+    """Raise ValueError if a zip archive is damaged, has too many entries, or unpacks to more than its own size."""
     try:
         if not zipfile.is_zipfile(path):  # may raise on damage
             return
@@ -141,8 +134,8 @@ def check_unpacked_size(path: Path) -> None:
     except Exception as error:  # zipfile raises many kinds of exceptions on damaged input
         raise ValueError(f"is not an intact zip archive ({type(error).__name__}: {str(error)[:200]})") from None
     if too_many:
-        raise ValueError(f"has more than {MAX_ENTRIES} entries")
-    if unpacked > path.stat().st_size:
+        raise ValueError(f"has too many entries: at most {MAX_ENTRIES} are read")
+    if unpacked > path.stat().st_size:  # torch.save compresses nothing
         raise ValueError(f"has entries of {unpacked:,} bytes, more than the archive itself")
 
 
@@ -163,11 +156,8 @@ def _check_nesting(path: Path) -> None:
 
 
 def check_tensors(tensors: Iterable[Tensor], num_bytes: int) -> None:
-    """Raise ValueError if a tensor is not a dense CPU tensor, or is larger than its file of `num_bytes`.
-
-    A sparse tensor, or one with strides of 0, may claim any size; copying it could exhaust the memory.
-    """
-    for tensor in tensors:
+    """Raise ValueError for a tensor that is not dense or not on the CPU, or is larger than its file of `num_bytes`."""
+    for tensor in tensors:  # sparse tensors and strides of 0 may claim any size, and copies would fill the memory
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
             kind = f"{tensor.layout} on {tensor.device}"
             raise ValueError(f"has a tensor that is {kind}; only dense CPU tensors are read")
@@ -176,7 +166,7 @@ def check_tensors(tensors: Iterable[Tensor], num_bytes: int) -> None:
 
 
 def _reason(path: Path, message: str, accepted: set[str]) -> str:
-    """Say what is wrong with a file, without PyTorch's advice to disable the check."""
+    """Explain what is wrong with a file, without PyTorch's advice to disable the check."""
     if match := re.search(r"GLOBAL (\S+) (was not an allowed|whose module)", message):
         names = {match[1]}
         with contextlib.suppress(Exception):  # lists all classes, if the file is a zip archive

@@ -51,10 +51,10 @@ def check_settings(settings: Mapping) -> None:
             check_number(f"train.{name}", settings[name], **rule)
     if settings["batch_size"] % settings["accumulate"]:
         batch_size = f"train.batch_size = {settings['batch_size']}"
-        raise ValueError(f"train.accumulate = {settings['accumulate']} does not divide {batch_size}")
+        raise ValueError(f"train.accumulate = {settings['accumulate']} must divide {batch_size}")
     if (on_log := settings["on_log"]) is not None and (inspect.isclass(on_log) or not callable(on_log)):
         how = "bind a function without parentheses, @my_function, or an object with them, @MyClass()"
-        raise ValueError(f"train.on_log = {on_log!r} is not a function: {how}")
+        raise ValueError(f"train.on_log = {on_log!r} must be a function: {how}")
 
 
 def make_optimizer(optimizer: Callable[..., torch.optim.Optimizer], parameters) -> torch.optim.Optimizer:
@@ -66,7 +66,7 @@ def make_optimizer(optimizer: Callable[..., torch.optim.Optimizer], parameters) 
         raise ValueError(f"train.optimizer: {name} refuses its settings: {error}") from error
     for setting, value in optim.defaults.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name}.{setting} = {value}: it must be a finite number")
+            raise ValueError(f"{name}.{setting} = {value} must be a finite number")
     return optim
 
 
@@ -85,10 +85,7 @@ class Guards:
     """Context of the training loop: the run's lock, signals, the watchdog, skipped steps, and the log.
 
     The loop takes its batches from `batches`, and calls `after` and `checkpoint` after each step. If the data cannot be
-    read, a checkpoint of the steps so far is written and the error ends the run.
-
-    Args:
-        record: the result of `TrainingState.begin`.
+    read, a checkpoint of the steps so far is written and the error ends the run. `record`: see `TrainingState.begin`.
     """
 
     def __init__(
@@ -162,10 +159,7 @@ class Guards:
             yield {name: tensor.to(self.state.device, non_blocking=True) for name, tensor in batch.items()}
 
     def after(self, losses: Mapping[str, Tensor]) -> None:
-        """Count and log a step without waiting for the device; `losses` is the result of `TrainingStep`.
-
-        Raises ValueError after too many skipped steps, naming the module where the first non-finite value arose.
-        """
+        """Count and log a step without waiting for the device. Raises ValueError after too many skipped steps."""
         if self.take_step.compiled and self.step == self.began:
             self.window.restart_clock()
         self.window.add(losses)

@@ -63,10 +63,7 @@ class History:
 
 
 def in_brief(record: Mapping) -> dict[str, str]:
-    """Summarize `training.json` as three lines, "model", "training" and the last "command".
-
-    A record of another version may raise KeyError or TypeError.
-    """
+    """Summarize `training.json` in three lines. Raises KeyError or TypeError for the record of another version."""
     sessions, size, channels = record["sessions"], record["image_size"], record["channels"]
     seconds, steps = (sum(session[key] for session in sessions) for key in ("seconds", "num_steps"))
     spent = f"{duration(seconds)} of training" + (f", {seconds / steps:.3g} s per step" if steps else "")

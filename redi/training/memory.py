@@ -127,7 +127,7 @@ def check_memory(
     """Log the predicted memory of a step and the free memory. Raises ValueError if the step cannot fit.
 
     Args:
-        model, model_arguments: build the model as in `train`, here without memory.
+        model, model_arguments: as in `train`; the model is built on the meta device.
         batch_size: images per step over all processes.
         settings: further arguments of `predicted_memory`.
     """

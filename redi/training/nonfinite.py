@@ -45,7 +45,7 @@ class SkipGuard:
         self.pending: list[tuple[int, AsyncScalars]] = []
 
     def add(self, step: int, skipped: Tensor) -> None:
-        """Queue the result of a step, () 1 if it was skipped, without waiting for the device."""
+        """Queue the result of a step without waiting for the device; `skipped` () is 1 if it was skipped."""
         self.pending.append((step, AsyncScalars({"skipped": skipped})))
 
     def exceeded(self) -> bool:

@@ -18,9 +18,7 @@ class Observer:
 
     Args:
         build: builds the whole model on this process; needed if `Parallel` keeps only a part of it.
-        preview: `generate`, with its own settings.
         preview_images: number of images of a grid, in at most ten columns of one class each.
-        monitor: None disables it.
     """
 
     def __init__(
@@ -35,10 +33,7 @@ class Observer:
         self.labels = torch.arange(preview_images) % columns * num_classes // columns
 
     def __call__(self, step: int) -> dict[str, float] | None:
-        """Draw and measure what is due; return the measurements, or None if no measurement was due.
-
-        All processes call it after every step; ranks other than 0 return {}.
-        """
+        """Draw and measure what is due, on all processes; return the measurements ({} on other ranks), or None."""
         draws = step % self.preview_every == 0
         monitor = self.monitor if step % self.monitor_every == 0 or step == self.guards.num_steps else None
         if not draws and monitor is None:
@@ -63,7 +58,6 @@ class Observer:
         return None if monitor is None else measurements
 
     def _draw(self, model: nn.Module, weights: Mapping[str, Tensor], step: int) -> None:
-        """Write a grid to the log and to previews/step_<step>.png."""
         codec, folder = self.state.codec, self.state.run_dir / "previews"
         assert self.state.colours is not None and self.guards.log is not None
         samples = self.preview(model, codec, self.process, labels=self.labels, weights=weights)

@@ -51,8 +51,7 @@ def reconstruct_average(run_dir: str | Path, sigma_rel: float, *, at_step: int |
         sigma_rel: in (0, 12^-1/2]; docs/ema.md states the range that snapshots can reproduce.
         at_step: step of a snapshot or of the newest checkpoint; default: the newest of them.
 
-    Raises:
-        ValueError: the run has no power-function averages, nothing is stored for `at_step`, or a snapshot is damaged.
+    Raises ValueError if the run has no power-function averages, none at `at_step`, or a damaged snapshot.
     """
     run_dir, sigma_rel = local_path(run_dir), check_sigma_rel(sigma_rel, "sigma_rel")
     if (good := newest_good(run_dir, ("ema", "averages", "codec", "colours"), set_aside=False)) is None:
@@ -90,7 +89,8 @@ def reconstruct_average(run_dir: str | Path, sigma_rel: float, *, at_step: int |
 def _add(total: dict[str, Tensor], averages: Stored, shares: dict[float, float], folder: Path) -> None:
     """Add each average times its share to `total`. Raise ValueError for another model or other lengths."""
     if averages.keys() != shares.keys():
-        raise ValueError(f"{folder} holds averages of sigma_rels = {tuple(averages)}, but the run has {tuple(shares)}")
+        what = f"{folder} holds averages of sigma_rels = {tuple(averages)}, but the run has {tuple(shares)}"
+        raise ValueError(f"{what}: delete the snapshot if it is not needed")
     for sigma, tensors in averages.items():
         if not total:
             total.update({name: torch.zeros(tensor.shape, dtype=torch.float64) for name, tensor in tensors.items()})

@@ -19,12 +19,7 @@ def list_snapshots(run_dir: Path) -> dict[int, Path]:
 
 
 def save_snapshot(run_dir: Path, step: int, groups: Mapping[str, Mapping[str, Tensor]], record: Mapping) -> Path:
-    """Write the result of `AveragedWeights.snapshot` after `step` steps, as whole tensors; return the folder.
-
-    Raises:
-        ValueError: a weight exceeds the range of the stored dtype.
-        OSError: the snapshot cannot be written. No partial files remain.
-    """
+    """Write the result of `AveragedWeights.snapshot`; return the folder. Raises ValueError or OSError."""
     for tensors in groups.values():
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
@@ -38,7 +33,7 @@ def save_snapshot(run_dir: Path, step: int, groups: Mapping[str, Mapping[str, Te
         save_artefact(folder, groups, {"format": FORMAT, "step": step, **record})
     except OSError as error:
         advice = "Free some space, or raise PowerFunctionEMA.snapshot_every, and rerun the same command"
-        what = f"snapshot at step {step} not written: {error}"
+        what = f"the snapshot at step {step} was not written: {error}"
         raise OSError(f"{what}. {advice} to resume from the last checkpoint") from None
     return folder
 
@@ -51,7 +46,7 @@ def load_snapshot(folder: Path) -> dict[str, dict[str, Tensor]]:
         advice = f"Delete {folder} to continue without it; the approximation error of the others is then reported"
         raise ValueError(f"cannot use this snapshot: {error}. {advice}") from None
     if record.get("format") != FORMAT:
-        raise ValueError(f"{folder} is not a snapshot of this version of redi: its record.json lacks '{FORMAT}'")
+        raise ValueError(f"{folder} is not a snapshot of this version of redi, '{FORMAT}'. Delete it to continue")
     return groups
 
 

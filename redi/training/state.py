@@ -69,8 +69,7 @@ class TrainingState:
     def begin(self, model_arguments: Mapping, loss_of: JointObjective, dataset, *, seed: int, monitor=None) -> dict:
         """Resume from the newest intact checkpoint, or begin at step 0; return {"step", "window", "spread", ...}.
 
-        Raises:
-            ValueError: all checkpoints are damaged, or the newest one does not match these objects.
+        Raises ValueError if all checkpoints are damaged, or the newest one does not match these objects.
         """
         channels = self.codec.channels
         if (record := self.resume(seed=seed, dataset=dataset)) is None:
@@ -84,9 +83,7 @@ class TrainingState:
         if self.processes.is_first:
             warn_of_edits(record, self.folder(record["step"]), *components)
             log.info("%s", snr_table(channels, loss_of.process, loss_of.weights, record["spread"]))
-        self.history = History(
-            self.run_dir, record["step"], self.model, self.processes, self.codec, dataset.image_size
-        )
+        self.history = History(self.run_dir, record["step"], self.model, self.processes, self.codec, dataset.image_size)
         self.description = {
             "model_arguments": {**model_arguments, "channels": dict(channels)},
             "image_size": dataset.image_size, "seed": seed, "dataset": dataset.fingerprint(),
@@ -137,7 +134,8 @@ class TrainingState:
             raise ValueError(f"{what}: to continue training, {advice}")
         channels = dict(self.codec.channels)
         if (stored := record["model_arguments"]["channels"]) != channels:
-            raise ValueError(f"{folder} was trained with channels {stored}, but this run has {channels}")
+            advice = "set the same representations, or start a new run in another folder"
+            raise ValueError(f"{folder} was trained with channels {stored}, but this run has {channels}: {advice}")
         if self.codec.fingerprint() != record["codec_fingerprint"]:
             raise ValueError(
                 f"{folder} was trained with other encoders or reducers than this codec's: before prepare, call "
@@ -147,7 +145,8 @@ class TrainingState:
         try:
             self.model.load_state_dict(parts["model"])
         except RuntimeError as error:
-            raise ValueError(f"{folder} holds another model: {error}") from None
+            advice = "Bind the same model, or start a new run in another folder"
+            raise ValueError(f"{folder} holds another model. {advice}: {error}") from None
         self.ema.load(parts["ema"], parts.get("averages", {}))
         restore_optimizer(self.optimizer, self.names, parts["optimizer"], record["optimizer"])
         self.colours = ColourBasis(parts["colours"])

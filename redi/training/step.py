@@ -124,7 +124,6 @@ class TrainingStep:
         return losses
 
     def _update(self, skipped: Tensor) -> None:
-        """Update the weights, unless `skipped` () is 1."""
         if skips_by_itself := getattr(self.optimizer, "_step_supports_amp_scaling", False):
             self.optimizer.found_inf = skipped  # type: ignore[attr-defined]  # as torch.amp.GradScaler does it
         if skips_by_itself or not skipped:
@@ -132,11 +131,7 @@ class TrainingStep:
 
 
 class _Losses(nn.Module):
-    """The forward pass of a step as a module, so that DistributedDataParallel can wrap it.
-
-    If compiled, it is one graph for one batch size. Random numbers are drawn outside, so compilation does not change
-    them.
-    """
+    """The forward pass of a step as a module for DistributedDataParallel; if `compiled`, one graph per batch size."""
 
     def __init__(self, model: nn.Module, objective: JointObjective, compiled: bool):
         super().__init__()

@@ -15,6 +15,7 @@ from redi.core.registry import configurable
 from redi.models.codec import JointCodec
 from redi.models.interface import build_model, choose_attention_of
 from redi.models.transformer import DiffusionTransformer
+from redi.runtime.checkpoint import list_checkpoints
 from redi.runtime.device import choose_compile, choose_device, choose_precision, local_device
 from redi.runtime.distributed import process_group
 from redi.runtime.paths import local_path
@@ -25,7 +26,7 @@ from redi.training.observer import Observer
 from redi.training.parallel import Parallel, parallels
 from redi.training.state import TrainingState
 from redi.training.step import TrainingStep
-from redi.training.warm_start import begin_with
+from redi.training.warm_start import warm_start
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ def train(
         ValueError: a setting is invalid, the checkpoint in `run_dir` does not match, another process is training
             there, or too many steps were skipped.
         Stopped: after Ctrl-C or a signal of the scheduler, once a checkpoint is written.
-        OSError: a checkpoint cannot be written or the data cannot be read. LostProcess: another process has ended.
+        OSError: a checkpoint cannot be written, the data cannot be read, or another process has ended (LostProcess).
     """
     check_settings(locals())
     run_dir = local_path(run_dir)
@@ -146,7 +147,8 @@ def train(
                 )  # fmt: skip
         net = build_model(model, model_arguments).to(place)
         loss_of.check_model(net)
-        begin_with(net, initial_weights, run_dir)
+        if initial_weights is not None and not list_checkpoints(run_dir):
+            log.info("%s", warm_start(net, initial_weights))
         codec.to(place)
         log.info("attention: %s", choose_attention_of(net, place, numerics.dtype))
         num_parameters = sum(p.numel() for p in net.parameters())

@@ -22,12 +22,6 @@ log = logging.getLogger(__name__)
 NOT_COPIED = ("projector.", "group_embeddings.")
 
 
-def begin_with(model: nn.Module, path: str | Path | None, run_dir: Path) -> None:
-    """Call `warm_start` unless `path` is None or the run resumes from its own checkpoint."""
-    if path is not None and not list_checkpoints(run_dir):
-        log.info("%s", warm_start(model, path))
-
-
 @torch.no_grad()
 def warm_start(model: nn.Module, path: str | Path) -> str:
     """Copy the weights of a smaller model into `model`, set the weights of further groups to 0, and return a log line.
@@ -44,9 +38,8 @@ def warm_start(model: nn.Module, path: str | Path) -> str:
         path: a published checkpoint (its EMA weights, if any; see `read_published`), or a run's folder (its newest EMA
             weights).
 
-    Raises:
-        ValueError: width, depth, patch size, number of classes or channels differ from the model's, or the fusion has
-            separate tokens per group.
+    Raises ValueError if width, depth, patch size, number of classes or channels differ from the model's, or the fusion
+    has separate tokens per group.
     """
     path = local_path(path)
     if not isinstance(model, DiffusionTransformer):
@@ -92,8 +85,8 @@ def _of_file(path: Path, model: DiffusionTransformer) -> tuple[Mapping[str, Tens
         if sum(groups.values()) >= layout.in_channels:
             break
     if sum(groups.values()) != layout.in_channels:
-        what = f"it has {layout.in_channels} input channels, which no first groups of the model's channels"
-        raise _refusal(path, f"{what} {dict(model.channels)} add up to")
+        what = f"it has {layout.in_channels} input channels, but no leading groups of the model's channels"
+        raise _refusal(path, f"{what} {dict(model.channels)} add up to {layout.in_channels}: use other representations")
     if any(prefix.startswith("projectors.") for prefix in layout.projectors):
         log.warning("in the checkpoint %s (REPA), time runs from data to noise: set FlowMatching.reversed = True", path)
     learned, block = layout.learn_sigma and len(model.fusion.variance_heads) > 0, model.blocks[0]
@@ -107,19 +100,18 @@ def _of_file(path: Path, model: DiffusionTransformer) -> tuple[Mapping[str, Tens
 def _check(
     path: Path, state: Mapping[str, Tensor], parameters: Mapping[str, Tensor], model: DiffusionTransformer
 ) -> None:
-    """Raise ValueError if the source has other shapes than the model's parameters."""
     classes = len(state["label_embedding.weight"]) - 1
     depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
     if classes != model.num_classes:
         raise _refusal(path, f"it has {classes} classes, but the data have {model.num_classes}: use the same classes")
     if depth != len(model.blocks):
-        raise _refusal(path, f"it has {depth} blocks, the model {len(model.blocks)}: set DiffusionTransformer.depth")
+        raise _refusal(path, f"it has {depth} blocks, not {len(model.blocks)}: set DiffusionTransformer.depth")
     for name in ("fusion.embeddings.image.weight", *state):
         if name in parameters and not name.startswith(NOT_COPIED) and state[name].shape != parameters[name].shape:
-            shapes = f"{name} is {tuple(state[name].shape)} there and {tuple(parameters[name].shape)} in the model"
+            shapes = f"{name} is {tuple(state[name].shape)}, but the model's is {tuple(parameters[name].shape)}"
             raise _refusal(path, f"{shapes}: set DiffusionTransformer.size (width, patch size) to the source's")
     if missing := [name for name in parameters if not name.startswith((*NOT_COPIED, "fusion.")) and name not in state]:
-        raise _refusal(path, f"it lacks the weights {', '.join(missing[:3])}")
+        raise _refusal(path, f"it lacks the weights {', '.join(missing[:3])}: use the weights of such a model")
 
 
 def _refusal(path: Path, reason: str) -> ValueError:

@@ -185,6 +185,11 @@ def test_digits_are_scikit_learns_stretched_to_bytes():
     assert abs(data.load(7) - stretched[..., None]).max() <= 0.5 and data.load(0).max() == 239  # 15 of 16
 
 
+def test_an_empty_batch_is_refused():
+    with pytest.raises(ValueError, match="positions is empty"):
+        Digits().batch([])
+
+
 def test_digits_are_the_same_from_scikit_learns_file_and_from_its_function(monkeypatch):
     quick = Digits(split="all")
     monkeypatch.setattr(digits.importlib.util, "find_spec", lambda name: None)
@@ -430,7 +435,7 @@ def test_a_member_of_a_dict_is_chosen_by_name(tmp_path):
     table = hf.load_from_disk(str(saved(tmp_path)))
     hf.DatasetDict({"train": table, "test": table.select([4, 1])}).save_to_disk(str(tmp_path / "dict"))
     assert HuggingFace(path=str(tmp_path / "dict"), split_name="test").labels.tolist() == [1, 1]
-    with pytest.raises(ValueError, match="HuggingFace.split_name = 'val': the data set at '.*' has test, train"):
+    with pytest.raises(ValueError, match="split_name = 'val' must be a split of the data set at '.*': test, train"):
         HuggingFace(path=str(tmp_path / "dict"), split_name="val")
     with pytest.raises(ValueError, match="HuggingFace.split_name = 'test': .* has a single data set.*remove the"):
         HuggingFace(path=str(tmp_path / "saved"), split_name="test")
@@ -463,10 +468,10 @@ def test_bad_tables_are_refused(tmp_path):
     path = saved(tmp_path / "a", caption=list("abcdef"))
     refused(r"HuggingFace.path = '.*nowhere' is not a folder \(looked for /", tmp_path / "nowhere")
     refused(r"was not written by save_to_disk of the package datasets.*set ImageFolder.path", tmp_path / "a" / "files")
-    refused(r"image_column = 'img': the data set has the columns image, label, caption", path, image_column="img")
+    refused(r"image_column = 'img' must be a column of the data set: image, label, caption", path, image_column="img")
     refused(r"image_column = 'label' must be a column of images, not ClassLabel", path, image_column="label")
-    refused(r"label_column = 'y': the data set has the columns", path, label_column="y")
-    refused(r"'caption' is a column of Value\('string'\), .* or set it to None for", path, label_column="caption")
+    refused(r"label_column = 'y' must be a column of the data set: ", path, label_column="y")
+    refused(r"'caption' is a column of Value\('string'\), .* or bind None to train", path, label_column="caption")
     refused(r"'label' is a column of Value\('float32'\)", saved(tmp_path / "b", kind=hf.Value("float32")))
     gap = saved(tmp_path / "c", labels=[0, 1, None, 0, 1, None])
     refused(r"label_column = 'label': 2 of 6 rows have no label", gap)

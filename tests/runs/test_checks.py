@@ -89,7 +89,7 @@ TRAINING = {
         "JointObjective.representation_weight = {'domain': -1}: must be finite and at least 0",
     ),
     "an empty step": ("train.batch_size = -4", "train.batch_size = -4 must be an integer of at least 1"),
-    "unequal parts": ("train.accumulate = 3", "train.accumulate = 3 does not divide train.batch_size = 16"),
+    "unequal parts": ("train.accumulate = 3", "train.accumulate = 3 must divide train.batch_size = 16"),
     "an average of the start alone": ("EMA.decay = 1", "EMA.decay = 1"),
     "a device that nobody has": ("train.device = 'nonsense'", "train.device = 'nonsense' is not available"),
     "attention for a GPU": (

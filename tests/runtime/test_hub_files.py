@@ -133,5 +133,5 @@ def test_what_the_hub_refuses_is_explained(hub, change, message):
 
 @pytest.mark.parametrize("repo_id", ["/data/weights/vae", "../vae", "a/b/c"])
 def test_a_path_that_is_not_there_is_not_taken_for_a_hub_id(repo_id):
-    with pytest.raises(ValueError, match=f"Net.weights = '{repo_id}' is not an existing file or folder"):
+    with pytest.raises(ValueError, match=f"Net.weights = '{repo_id}' must be an existing file or folder"):
         find_hub_file(**ASKED | {"repo_id": repo_id})

@@ -61,8 +61,8 @@ def test_all_numbers_of_train_are_found():
     [
         ({"lr": -1.0}, "train.optimizer: AdamW refuses its settings: Invalid learning rate: -1.0"),
         ({"lr": math.nan}, "train.optimizer: AdamW refuses its settings: Invalid learning rate: nan"),
-        ({"lr": math.inf}, "AdamW.lr = inf: it must be a finite number"),
-        ({"eps": math.inf}, "AdamW.eps = inf: it must be a finite number"),
+        ({"lr": math.inf}, "AdamW.lr = inf must be a finite number"),
+        ({"eps": math.inf}, "AdamW.eps = inf must be a finite number"),
     ],
 )
 def test_an_optimizer_of_numbers_that_cannot_be_is_refused_by_name(settings, message):

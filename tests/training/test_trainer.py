@@ -284,7 +284,7 @@ def test_a_cache_of_another_codec_is_refused(start, images):
 
 
 BAD = {
-    "accumulate does not divide": ({"accumulate": 3}, "train.accumulate = 3 does not divide train.batch_size = 8"),
+    "accumulate does not divide": ({"accumulate": 3}, "train.accumulate = 3 must divide train.batch_size = 8"),
     "no batch": ({"batch_size": 0}, "train.batch_size"),
     "no steps": ({"num_steps": 0}, "train.num_steps = 0"),
     "no logging": ({"log_every": 0}, "train.log_every = 0"),
@@ -524,8 +524,8 @@ def test_another_answer_of_on_log_than_true_or_false_is_refused(start):
     with pytest.raises(ValueError, match="train.on_log returned 'stop': return True to end training"):
         start("run", on_log=lambda record: "stop")
     with pytest.raises(
-        ValueError, match=r"train.on_log = <class 'dict'> is not a function: .* or an object with them, @MyClass\(\)"
+        ValueError, match=r"train.on_log = <class 'dict'> must be a function: .* or an object with them, @MyClass\(\)"
     ):
         start("run", on_log=dict)
-    with pytest.raises(ValueError, match="train.on_log = 'wandb' is not a function"):
+    with pytest.raises(ValueError, match="train.on_log = 'wandb' must be a function"):
         start("run", on_log="wandb")

@@ -127,9 +127,9 @@ def test_a_gradient_reaches_what_began_as_zero(tmp_path):
     ("source", "message"),
     [
         ({"num_classes": 7}, "it has 7 classes, but the data have 5"),
-        ({"depth": 3}, "it has 3 blocks, the model 2"),
-        ({"width": 64}, r"fusion.embeddings.image.weight is \(64, 4, 2, 2\) there and \(32, 4, 2, 2\) in the model"),
-        ({"size": "B/4"}, r"\(32, 4, 4, 4\) there and \(32, 4, 2, 2\) in the model.*DiffusionTransformer.size"),
+        ({"depth": 3}, "it has 3 blocks, not 2: set DiffusionTransformer.depth"),
+        ({"width": 64}, r"fusion.embeddings.image.weight is \(64, 4, 2, 2\), but the model's is \(32, 4, 2, 2\)"),
+        ({"size": "B/4"}, r"\(32, 4, 4, 4\), but the model's is \(32, 4, 2, 2\).*DiffusionTransformer.size"),
         ({"mlp_ratio": 2.0}, r"blocks.0.mlp.0.\w+ is \(64"),
         ({"channels": Channels(image=3)}, "3 (input )?channels|channels are {'image': 3}"),
         ({"channels": Channels(image=6)}, "6 (input )?channels|channels are {'image': 6}"),
@@ -152,7 +152,7 @@ def test_separate_tokens_cannot_keep_the_prediction_and_are_refused(tmp_path):
 
 
 def test_a_folder_without_checkpoints_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="the folder has no checkpoints of a run; .* no file with the suffix"):
+    with pytest.raises(ValueError, match="the folder has no checkpoints of a run; .* is a folder without a file"):
         warm_start(random_model(JOINT), tmp_path)
 
 

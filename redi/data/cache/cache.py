@@ -30,12 +30,7 @@ ENTRIES = {
 
 
 class EncodedRows(ABC):
-    """The outputs of `JointCodec.precompute` for all images of a data set, in its order, and their labels.
-
-    Args:
-        where: the folder or URL, for messages.
-        manifest: see docs/cache.md.
-    """
+    """The outputs of `JointCodec.precompute` for the images of a data set, in order; `manifest`: see docs/cache.md."""
 
     blocks: Blocks  # the blocks that the order 'shards' shuffles
     source: type | None = None  # the class of the data set, if it is available
@@ -74,9 +69,8 @@ class EncodedRows(ABC):
     def batch(self, positions: Sequence[int], mirror: np.ndarray | None = None) -> dict[str, Tensor]:
         """Return the rows at `positions`: {"image": ..., "<representation>": ..., "labels": (N,) int64}.
 
-        Rows where `mirror` (N,) bool is true come from the mirrored images.
-
-        Raises IndexError for a position outside [0, len), ValueError for `mirror` without mirrored images.
+        Rows where `mirror` (N,) is true come from the mirrored images. Raises IndexError for positions outside
+        [0, len), ValueError for `mirror` without mirrored images.
         """
         index = np.asarray(positions, dtype=np.int64)
         if len(index) and not 0 <= index.min() <= index.max() < len(self):
@@ -103,10 +97,7 @@ class EncodedRows(ABC):
         return {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
 
     def check(self, codec: JointCodec) -> None:
-        """Raise ValueError, listing the differences, unless the cache was computed by an equal codec.
-
-        Library versions may differ.
-        """
+        """Raise ValueError, listing the differences, if another codec computed the cache; ignore library versions."""
         stored = {"codec": without_versions(self.manifest["codec"]), "code": _unversioned(self.manifest["code"])}
         expected = {"codec": without_versions(codec.cache_provenance()), "code": _unversioned(code_of(codec))}
         if differences := "\n  ".join(_differences(stored, expected)):
@@ -117,10 +108,7 @@ class EncodedRows(ABC):
 
 
 class Cache(EncodedRows):
-    """A memory-mapped cache on a local or network file system.
-
-    Args:
-        folder: as written by `redi.data.cache.write.write_cache`.
+    """A memory-mapped cache, written by `write_cache`, on a local or network file system.
 
     Raises BrokenArtefact if the manifest or a shard is missing, truncated or of another format, or a label is outside
     [0, num_classes). Only `verify` (and `prepare`) compares checksums. Truncating a shard while it is mapped ends the

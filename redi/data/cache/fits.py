@@ -29,10 +29,7 @@ BLOCK = 1024  # the number of images whose moments are summed, stored, and compu
 
 
 def fit_encoder(folder: Path, encoder: Encoder, dataset: Dataset) -> None:
-    """Load the encoder's state if `folder` has an intact fit with the same settings; otherwise fit and store it.
-
-    If several processes call this, one fits and the others wait.
-    """
+    """Load an existing fit with the same settings from `folder`; otherwise one of the calling processes fits it."""
     key = {"fit": encoder.fit_settings(), "dataset": dataset.fingerprint()}
     path = _fit_folder(folder, encoder, key)
 
@@ -112,10 +109,7 @@ def fit_reducer(
 def _features(
     encoder: Encoder, reducer: Reducer, dataset: Dataset, batches: Iterable[np.ndarray], device: torch.device
 ) -> Iterator[Tensor]:
-    """Compute features (N, E, h, w) of the images at each batch of positions (N,); refuse NaN and infinity.
-
-    On a GPU the check runs every 1,024 images, because it waits for the GPU.
-    """
+    """Compute features (N, E, h, w) of the images at each batch of positions (N,); refuse NaN and infinity."""
     maxima: list[Tensor] = []  # (N, 1): the largest magnitude in each image that is not checked yet
     names: list[str] = []  # of these images
 
@@ -133,7 +127,7 @@ def _features(
         reducer.check_width(features.shape[1])
         maxima.append(torch.linalg.vector_norm(features, torch.inf, dim=(1, 2, 3))[:, None])  # NaN propagates
         names += [dataset.names[position] for position in positions]
-        if not features.is_cuda or len(names) >= BLOCK:
+        if not features.is_cuda or len(names) >= BLOCK:  # rarely on a GPU, because the check waits for it
             check()
         yield features
         del features
@@ -141,10 +135,7 @@ def _features(
 
 
 def check_restorable(fitted: nn.Module, unfitted: nn.Module, inputs: Tensor) -> None:
-    """Check that an unfitted module with the state of the fitted one computes the same output, bit for bit on a CPU.
-
-    Checking here avoids a trained model whose checkpoint cannot be loaded. Raises ValueError.
-    """
+    """Raise ValueError if the state of `fitted`, which checkpoints store, does not reproduce its output."""
     name, state = type(fitted).__name__, fitted.state_dict()
     rule = "every tensor that fit sets must be a buffer or parameter that __init__ registers"
     fitted.load_state_dict(state)  # gives both modules the same memory layout, which may affect the last bit

@@ -67,9 +67,8 @@ def prepare(
             together read the whole cache, at up to 1.2 GiB/s per core.
         rank, world_size: of this process; default: from the environment of torchrun or Slurm, else 0 and 1.
 
-    Raises:
-        ValueError: the networks return NaN or infinite values, a reducer was fitted to another encoder, or the cache at
-            `cache_url` is damaged or belongs to another codec or data set.
+    Raises ValueError if the networks return NaN or infinite values, a reducer was fitted to another encoder, or the
+    cache at `cache_url` is damaged or belongs to another codec or data set.
     """
     counts = {"num_fit_images": num_fit_images, "batch_size": batch_size, "rows_per_shard": rows_per_shard}
     for name, count in (counts | {"window_images": window_images}).items():

@@ -79,7 +79,7 @@ class CacheStream(EncodedRows):
             raise Unreachable(f"{error}. {advice}") from None
 
     def expect(self, windows: Sequence[np.ndarray]) -> None:
-        """Start fetching these shards in order, as long as they fit."""
+        """Start fetching the shards of these windows, in order, until `max_bytes` is reached."""
         with self._lock:
             self._wanted = dict.fromkeys(int(shard) for shards in windows for shard in shards)
             for number in [n for n in self.local if n not in self._wanted and not self.local[n].done()]:

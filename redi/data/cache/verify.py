@@ -21,9 +21,8 @@ FRESH_SECONDS = 1800.0  # a check is valid for this long, because the processes 
 def verify_cache(folder: Path, *, rank: int = 0, world_size: int = 1) -> None:
     """Compare the SHA-256 of every shard with the manifest; the shards are divided over the processes.
 
-    If shards are damaged or missing, the cache is turned into an unfinished one, and `write_cache` encodes these shards
-    again. If the manifest is damaged, it encodes all of them. A shard that was intact in the last half hour and has not
-    been modified since is not read again.
+    Damaged or missing shards are removed, and `write_cache` encodes them again, or all if the manifest is damaged.
+    A shard that was intact in the last half hour and has not been modified since is not read again.
     """
     folder, initial_stamp, is_over = Path(folder), stamp(folder), False
     try:
@@ -86,7 +85,6 @@ def _unfinish(folder: Path, manifest: dict, damaged: Collection[int]) -> None:
 
 
 def _state(path: Path) -> list[int]:
-    """Return size and modification time of a file; [] if it is missing."""
     return [path.stat().st_size, path.stat().st_mtime_ns] if path.exists() else []
 
 

@@ -26,19 +26,14 @@ def write_cache(
     """Encode every image into a cache, or open an existing one; the folder appears when the cache is complete.
 
     An interrupted call leaves its finished shards in '.<name>.work' in the same parent folder, and the next call
-    resumes from them.
+    resumes from them. With `mirror`, every image is also encoded mirrored left to right.
 
-    Args:
-        mirror: also encode every image mirrored left to right.
-
-    Raises:
-        ValueError: a label is outside [0, num_classes), or the networks return NaN or infinite values.
-        OSError: there is too little disk space.
+    Raises ValueError for labels outside [0, num_classes) and for NaN or infinite values, OSError for a full disk.
     """
     folder = local_path(folder)
     if not folder.exists():
         if not len(dataset):
-            raise ValueError("the data set has no images to encode")
+            raise ValueError("the data set has no images to encode: check its path and split")
         low, high = int(dataset.labels.min()), int(dataset.labels.max())
         if low < 0 or high >= dataset.num_classes:
             name = f"{type(dataset).__name__}.num_classes = {dataset.num_classes}"
@@ -138,7 +133,6 @@ def check_encoded(tensor: Tensor, what: str, names: Sequence[str]) -> None:
 
 
 def _source(codec: JointCodec, name: str) -> str:
-    """Describe which networks compute a tensor of `precompute`, for messages."""
     if name == "image":
         return f"the moments ('image') of {type(codec.autoencoder).__name__}"
     if name == "alignment":

@@ -37,8 +37,8 @@ class Dataset(ABC):
     """Images of one size with integer labels, in a fixed order.
 
     A component calls `super().__init__` with its names and labels, and implements `load` and `provenance`. If stored
-    images differ in size or mode, it also implements `inspect` and `output_size`. If a constructor ends in `**part`,
-    the optional arguments of its base class are added to its signature, also for gin.
+    images differ in size or mode, it also implements `inspect` and `output_size`. `load` and `inspect` must be
+    thread-safe. If a constructor ends in `**part`, it also takes the optional arguments of its base class.
 
     Args:
         names: a unique name per image for messages, such as a path in the folder or an index.
@@ -65,12 +65,12 @@ class Dataset(ABC):
         self.indices = split_indices(all_labels, split, held_out_fraction, split_seed)  # positions in the source
         self.names = [names[i] for i in self.indices]
         self.labels = all_labels[self.indices]
-        own_name = type(self).__name__
-        self.class_names = numbered_classes(all_labels, own_name) if class_names is None else list(class_names)
+        component = type(self).__name__
+        self.class_names = numbered_classes(all_labels, component) if class_names is None else list(class_names)
         self.num_classes = len(self.class_names) if num_classes is None else num_classes
         for name in (*names, *self.class_names):
             if name.encode(errors="ignore").decode() != name:  # cannot be shown on terminals and pages
-                raise ValueError(f"{own_name}: the name {name!r} is not UTF-8: rename it")
+                raise ValueError(f"{component}: the name {name!r} is not UTF-8: rename it")
         if self.num_classes == 1:
             self.labels = np.zeros_like(self.labels)
         self.split = split
@@ -87,25 +87,19 @@ class Dataset(ABC):
 
     @abstractmethod
     def load(self, index: int) -> np.ndarray:
-        """Return image `index` of the source (see `indices`), preprocessed: (H, W, 3) uint8 RGB.
-
-        Like `inspect`, it must be thread-safe. Raises UnreadableImage.
-        """
+        """Return stored image `index`, preprocessed: (H, W, 3) uint8 RGB; thread-safe. Raises UnreadableImage."""
 
     @abstractmethod
     def provenance(self) -> dict:
         """Return everything that determines pixels, order and labels, as JSON values."""
 
     def inspect(self, index: int) -> tuple[int, int, str]:
-        """Decode stored image `index` and return its upright width and height and its mode (Pillow's: RGB, L, ...).
-
-        The default is based on `load`. Raises UnreadableImage.
-        """
+        """Decode image `index`; return its upright width and height and its Pillow mode. Raises UnreadableImage."""
         height, width = np.shape(self.load(index))[:2]
         return width, height, "RGB"
 
     def output_size(self, width: int, height: int) -> tuple[int, int]:
-        """Return (width, height) of the output of `load` for an image for which `inspect` returns this size."""
+        """Return the (width, height) that `load` gives to an image of this upright size."""
         return width, height
 
     def __len__(self) -> int:
@@ -121,10 +115,9 @@ class Dataset(ABC):
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), int(self.labels[position])
 
     def batch(self, positions: Sequence[int] | np.ndarray, mirror: np.ndarray | None = None) -> dict[str, Tensor]:
-        """Return {"images": (N, 3, H, W) uint8, "labels": (N,) int64}, decoded by several threads.
-
-        Images where `mirror` (N,) bool is true are flipped left to right.
-        """
+        """Return {"images": (N, 3, H, W) uint8, "labels": (N,) int64}; flip images where `mirror` (N,) is true."""
+        if not len(positions):
+            raise ValueError("positions is empty: a batch needs at least one position")
         samples = list(_readers().map(self.__getitem__, positions))
         shapes = [tuple(image.shape) for image, _ in samples]
         if odd := next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None):
@@ -138,7 +131,7 @@ class Dataset(ABC):
 
     @property
     def image_size(self) -> int:
-        """Side S of the preprocessed square images, in pixels."""
+        """Side of the preprocessed square images, in pixels."""
         return self[0][0].shape[-1]
 
     def without(self, positions: Sequence[int]) -> "Dataset":
@@ -155,10 +148,7 @@ class Dataset(ABC):
         return self._hash(self.provenance(), *([code] if code else []))
 
     def content_fingerprint(self) -> str:
-        """Return a hash that is equal for all copies of the images, even if modification times differ.
-
-        It decides whether a run may resume. The first call may read every file.
-        """
+        """Return a hash that copies of the images share, even with other modification times. It may read every file."""
         return self._hash(self.provenance())
 
     def _hash(self, provenance: dict, *code: str) -> str:
@@ -239,7 +229,7 @@ def split_indices(labels: np.ndarray, split: Split, held_out_fraction: float, se
     if split == "all":
         return np.arange(len(labels))
     if held_out_fraction == 0:
-        raise ValueError(f"split = {split!r} needs held_out_fraction > 0")
+        raise ValueError(f"split = {split!r} needs held_out_fraction > 0: set held_out_fraction, or split = 'all'")
     generator = np.random.Generator(np.random.PCG64(seed))
     held_out = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):

@@ -27,7 +27,7 @@ class AdmBatch(PreprocessedImages):
         where = f"AdmBatch.path = {str(path)!r}"
         file = local_path(path).resolve()
         if not file.is_file():
-            raise ValueError(f"{where} is not a file (looked for {file})")
+            raise ValueError(f"{where} is not a file (looked for {file}); bind the path of a .npz file")
         members = npz_entries(file, where)
         if "arr_0" not in members:
             arrays = ", ".join(sorted(members)) or "nothing"
@@ -59,5 +59,5 @@ class AdmBatch(PreprocessedImages):
         return width, height, "RGB"
 
     def provenance(self) -> dict:
-        """Return a record without the path, with the checksums of the archive's directory."""
+        """Return CRC and size of the arrays, and the preprocessing; the path does not matter."""
         return {"dataset": "AdmBatch", "crc32_and_bytes": self.sums, "preprocessing": self.preprocessing.provenance()}

@@ -62,13 +62,12 @@ class HuggingFace(EncodedImages):
 
 
 def _load(path: str, split_name: str):
-    """Load the `datasets.Dataset` at `path`. Raises ValueError."""
     import datasets
 
     where = f"HuggingFace.path = {str(path)!r}"
     folder = local_path(path)
     if not folder.is_dir():
-        raise ValueError(f"{where} is not a folder (looked for {folder.absolute()})")
+        raise ValueError(f"{where} is not a folder (looked for {folder.absolute()}); bind the path of a data set")
     try:
         stored = datasets.load_from_disk(str(folder))
     except FileNotFoundError as cause:
@@ -77,11 +76,13 @@ def _load(path: str, split_name: str):
             "save it: datasets.load_dataset(...).save_to_disk(folder); for a folder of image files set ImageFolder.path"
         ) from cause
     except Exception as cause:  # the package raises many kinds of exceptions on damaged files
-        raise ValueError(f"{where} cannot be read ({type(cause).__name__}: {str(cause)[:300]})") from cause
+        reason = f"{type(cause).__name__}: {str(cause)[:300]}"
+        raise ValueError(f"{where} cannot be read ({reason}): save it again") from cause
     binding = f"HuggingFace.split_name = {split_name!r}"
     if isinstance(stored, datasets.DatasetDict):
         if split_name not in stored:
-            raise ValueError(f"{binding}: the data set at {str(path)!r} has {', '.join(sorted(stored))}")
+            splits = ", ".join(sorted(stored))
+            raise ValueError(f"{binding} must be a split of the data set at {str(path)!r}: {splits}")
         return stored[split_name]
     if split_name not in ("train", str(stored.split)):  # 'train' may be just the default
         raise ValueError(f"{binding}: {str(path)!r} has a single data set without named splits; remove the binding")
@@ -91,15 +92,14 @@ def _load(path: str, split_name: str):
 def _check_column(table, argument: str, column: str, kind) -> None:
     if column not in table.features:
         columns = ", ".join(table.column_names)
-        hint = "; bind None for images without labels" if argument == "label_column" else ""
-        raise ValueError(f"HuggingFace.{argument} = {column!r}: the data set has the columns {columns}{hint}")
+        hint = "; bind None to train without labels" if argument == "label_column" else ""
+        raise ValueError(f"HuggingFace.{argument} = {column!r} must be a column of the data set: {columns}{hint}")
     if kind and not isinstance(table.features[column], kind):
         feature = table.features[column]
         raise ValueError(f"HuggingFace.{argument} = {column!r} must be a column of images, not {feature}")
 
 
 def _labels(table, column: str | None) -> tuple[np.ndarray | None, list[str] | None]:
-    """Return labels and class names of a column. Raises ValueError."""
     import datasets
 
     if column is None:
@@ -110,9 +110,10 @@ def _labels(table, column: str | None) -> tuple[np.ndarray | None, list[str] | N
     if not has_names and not (isinstance(feature, datasets.Value) and "int" in feature.dtype):
         raise ValueError(
             f"{where} is a column of {feature}, but labels must be of type ClassLabel or integer. Convert it "
-            f"(table.class_encode_column({column!r}) converts strings to classes) or set it to None for unlabelled"
+            f"(table.class_encode_column({column!r}) converts strings to classes) or bind None to train without labels"
         )
     values = table.with_format("arrow")[:][column]
     if values.null_count:
-        raise ValueError(f"{where}: {values.null_count} of {len(table)} rows have no label")
+        unlabelled = f"{values.null_count} of {len(table)} rows have no label"
+        raise ValueError(f"{where}: {unlabelled}. Remove these rows, or bind None to train without labels")
     return values.to_numpy().astype(np.int64), feature.names if has_names else None

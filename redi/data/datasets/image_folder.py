@@ -1,7 +1,7 @@
 """Image files in a folder or a zip file."""
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import cached_property
 from typing import IO
 
@@ -51,7 +51,9 @@ class ImageFolder(EncodedImages):
         else:
             if part.get("num_classes") != 1:
                 check_layout(self.source, names, str(path).rstrip("/"), where)
-            class_names = class_order(self.source.folders, numeric_order)
+            folders = self.source.folders
+            numbers = numeric_order and all(name.isascii() and name.isdigit() for name in folders)
+            class_names = sorted(folders, key=(lambda name: (int(name), name)) if numbers else None)
             labels = _labels_of_folders(names, class_names, where)
         super().__init__(names=names, labels=labels, class_names=class_names, **part)
         self.left_out, self.warnings = self.source.left_out, warnings_of(self.source)
@@ -75,12 +77,6 @@ class ImageFolder(EncodedImages):
 
     def content_fingerprint(self) -> str:
         return self._hash(self.provenance() | {"files": self.contents.sha256})
-
-
-def class_order(folders: Collection[str], numeric_order: bool = True) -> list[str]:
-    """Sort class folders in the order of their labels: as numbers if all names are numbers, else as text."""
-    numbers = numeric_order and all(name.isascii() and name.isdigit() for name in folders)
-    return sorted(folders, key=(lambda name: (int(name), name)) if numbers else None)
 
 
 def _labels_of_folders(names: list[str], class_names: list[str], where: str) -> list[int] | None:
@@ -115,11 +111,11 @@ def labels_of_index(
     if label_of is None:
         return None, None
     if len(label_of) < len(pairs):
-        raise ValueError(f"{where} lists {len(pairs) - len(label_of)} files more than once")
+        raise ValueError(f"{where} lists {len(pairs) - len(label_of)} files more than once: list each once")
     if absent := sorted(set(label_of) - set(names)):
-        raise ValueError(f"{where} lists {len(absent)} images that do not exist: {few(absent)}")
+        raise ValueError(f"{where} lists {len(absent)} images that do not exist: {few(absent)}; remove them")
     if unlisted := sorted(set(names) - set(label_of)):
-        raise ValueError(f"{where} has no label for {len(unlisted)} images: {few(unlisted)}")
+        raise ValueError(f"{where} has no label for {len(unlisted)} images: {few(unlisted)}; add their labels")
     for name, label in label_of.items():
         if type(label) is not int or not 0 <= label < 2**63:
             pair = f"the label {str(label)[:40]} for {name}"

@@ -62,7 +62,7 @@ class WebDataset(EncodedImages):
         return io.BytesIO(self._bytes([index])[0] if data is None else data)
 
     def batch(self, positions: Sequence[int] | np.ndarray, mirror: np.ndarray | None = None) -> dict[str, Tensor]:
-        """Return a batch like every data set; object storage is read with parallel requests. Raises Unreachable."""
+        """Return a batch as `Dataset.batch` does; object storage is read with parallel requests. Raises Unreachable."""
         if not self.store.files.async_impl:  # a disk: each decoding thread reads its own images
             return super().batch(positions, mirror)
         indices = self.indices[np.asarray(positions, dtype=np.int64)].tolist()
@@ -75,7 +75,7 @@ class WebDataset(EncodedImages):
         return self.store.read_ranges(ranges)
 
     def provenance(self) -> dict:
-        """Return a record without the location of the shards: sizes and header times of the images, kept by a copy."""
+        """Return a hash of sizes and header times of the images, equal for all copies of the shards."""
         content = (self.stops - self.starts).tobytes() + self.times.tobytes()
         content += "\0".join(self.source_names).encode(errors="surrogatepass")
         return {

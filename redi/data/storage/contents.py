@@ -38,7 +38,7 @@ class Contents:
 
     @cached_property
     def key(self) -> str:
-        """The key of results computed from the files: their identity when this content was first hashed."""
+        """The key of stored results: the identity that the files had when their content was first hashed."""
         if self.root is None or (path := self._path()) is None or not (hashes := _read(path)):
             return self.identity
         return next((identity for identity, contents in hashes.items() if contents == self.sha256), self.identity)
@@ -75,10 +75,7 @@ class Contents:
 
 
 def same_images(source, fingerprint: str, contents: str | None) -> bool | None:
-    """Return whether a data set or cache has the images with these fingerprints.
-
-    Returns None if this is unknown, because an earlier version stored no content fingerprint.
-    """
+    """Return whether a data set or cache has the images of these fingerprints; None if `contents` is not recorded."""
     if source.fingerprint() == fingerprint:
         return True
     current = source.content_fingerprint()
@@ -90,7 +87,7 @@ def _hash(parts: Iterable[str]) -> str:
 
 
 def _read(path: Path) -> dict[str, str]:
-    """Read {identity: content hash}, oldest first; empty if there is no file. A damaged file is deleted."""
+    """Read {identity: content hash}, oldest first; {} if there is no file. A damaged file is deleted."""
     try:
         return read_sealed(path) or {}
     except BrokenArtefact as error:

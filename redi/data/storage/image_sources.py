@@ -22,10 +22,7 @@ SYSTEM = {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "lost+fo
 
 
 def open_source(path: Path, where: str) -> "Folder | Zip":
-    """Open a folder, a zip file, or a folder inside a zip file.
-
-    Raises ValueError if it does not exist, is something else, or contains a link or name that leads out of it.
-    """
+    """Open a folder, a zip file, or a folder inside a zip file. Raises ValueError for other paths and unsafe names."""
     archive = next((parent for parent in (path, *path.parents) if parent.is_file()), path)
     if not archive.exists():
         raise ValueError(f"{where} does not exist (looked for {path.absolute()}); bind the path of the images")
@@ -48,6 +45,8 @@ class Source:
         listings: all files whose names are in LISTINGS.
     """
 
+    root: Path | None = None  # the folder of the files; None for an archive
+
     def __init__(self) -> None:
         self.files: dict[str, tuple[int, ...]] = {}
         self.folders: set[str] = set()
@@ -55,13 +54,8 @@ class Source:
         self._left_out: dict[str, str] = {}  # ignored file or folder: its kind
 
     @property
-    def root(self) -> Path | None:
-        """The folder of the files; None for an archive."""
-        return None
-
-    @property
     def left_out(self) -> dict[str, int]:
-        """The number of ignored files by extension, of hidden files, and of system folders by name."""
+        """The number of ignored files by kind: the extension, 'hidden', or the name of a system folder."""
         return dict(sorted(Counter(self._left_out.values()).items()))
 
     def _takes(self, name: str) -> bool:
@@ -74,9 +68,9 @@ class Source:
         if parts[-1] in LISTINGS:
             self.listings.add(name)
             return name == "dataset.json"
-        if not is_image(name):
-            suffix = PurePosixPath(name).suffix.lower().encode(errors="backslashreplace").decode()
-            self._left_out[name] = suffix or "without an ending"
+        suffix = PurePosixPath(name).suffix.lower()
+        if Image.registered_extensions().get(suffix) not in FORMATS:  # the content is checked when a file is read
+            self._left_out[name] = suffix.encode(errors="backslashreplace").decode() or "without an ending"
             return False
         return True
 
@@ -86,7 +80,7 @@ class Folder(Source):
 
     def __init__(self, root: Path, where: str):
         super().__init__()
-        self._root = root.resolve()
+        self.root = self._root = root.resolve()
         for path, folders, files in os.walk(self._root, onerror=_raise):
             parent = Path(path)
             folders[:] = [name for name in folders if not _is_hidden(name) or self._takes(self._name(parent / name))]
@@ -100,10 +94,6 @@ class Folder(Source):
                 if self._takes(self._name(parent / name)):
                     self.files[self._name(parent / name)] = self._identity(parent / name, where)
 
-    @property
-    def root(self) -> Path:
-        return self._root
-
     def _name(self, file: Path) -> str:
         return file.relative_to(self._root).as_posix()
 
@@ -113,10 +103,11 @@ class Folder(Source):
             if not target.is_relative_to(self._root):
                 raise ValueError(f"{link} out of the folder, to {target}: replace it by a copy of the file")
             if not target.is_file():
-                raise ValueError(f"{link} to {target}, which does not exist")
+                raise ValueError(f"{link} to {target}, which does not exist: delete the link")
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would block forever
-            raise ValueError(f"{where}: {self._name(file)} is not a regular file, but a pipe, a socket or a device")
+            problem = f"{self._name(file)} is not a regular file, but a pipe, a socket or a device"
+            raise ValueError(f"{where}: {problem}: remove it")
         return status.st_size, status.st_mtime_ns
 
     def open(self, name: str) -> IO[bytes]:
@@ -127,8 +118,7 @@ class Folder(Source):
 class Zip(Source):
     """Files of a zip file, or of the folder `inside` it, identified by size and CRC.
 
-    Each read opens the archive and seeks to the member, so threads and processes share no state. A ZipFile per thread
-    would hold the whole directory, hundreds of megabytes for ImageNet.
+    Each read opens the archive, because a ZipFile per thread would hold its directory, hundreds of MB for ImageNet.
     """
 
     def __init__(self, path: Path, where: str, inside: str = ""):
@@ -178,17 +168,11 @@ class Zip(Source):
 def _refuse_member(member: zipfile.ZipInfo, parts: list[str], where: str) -> None:
     """Refuse names and links that lead out of the archive, a sign of a hostile file, although nothing is unpacked."""
     if ".." in parts or not parts[0] or re.match(r"[A-Za-z]:", parts[0]) or "\\" in member.filename:
-        problem = f"the name {member.filename[:200]!r}, which leads out of the archive"
-        raise ValueError(f"{where} contains {problem}: refused")
+        problem = f"contains the name {member.filename[:200]!r}, which leads out of the archive"
+        raise ValueError(f"{where} {problem}: create the zip file again with relative names")
     if stat.S_ISLNK(member.external_attr >> 16):
         remedy = "which is not followed: replace it by the file itself"
         raise ValueError(f"{where}: {member.filename[:200]!r} is a symbolic link, {remedy}")
-
-
-def is_image(name: str) -> bool:
-    """Return whether the extension is that of an image; the content is checked when the file is read."""
-    kind = Image.registered_extensions().get(PurePosixPath(name).suffix.lower())
-    return kind in FORMATS and not _is_hidden(PurePosixPath(name).name)
 
 
 def _is_hidden(part: str) -> bool:

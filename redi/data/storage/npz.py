@@ -37,8 +37,7 @@ def npz_entries(path: Path, where: str) -> dict[str, zipfile.ZipInfo]:
 class NpzArray:
     """An array in a .npz file. It is loaded when it is read, and pickling the object does not copy the values.
 
-    Raises ValueError if the header is damaged, the array has Python objects or another length than its header says, or
-    the file is a zip bomb.
+    Raises ValueError for a damaged header, Python objects, another length than the header states, or a zip bomb.
     """
 
     def __init__(self, path: Path, entry: zipfile.ZipInfo, where: str):
@@ -60,7 +59,7 @@ class NpzArray:
             raise ValueError(f"{where} is damaged: its shape is {self.shape}")
         if expected > MAX_UNPACKED and not self.mapped and expected > MAX_RATIO * entry.compress_size:
             sizes = f"{entry.compress_size:,} to {expected:,} bytes"
-            raise ValueError(f"{where} would unpack from {sizes}, more than a factor of {MAX_RATIO}: refused")
+            raise ValueError(f"{where} would unpack from {sizes}; at most a factor of {MAX_RATIO} is allowed")
         stored = entry.file_size - header
         if stored != expected or self.mapped and self.offset + expected > path.stat().st_size:
             sizes = f"{stored:,} bytes instead of {expected:,} for the shape {self.shape}"

@@ -37,10 +37,7 @@ class Unreachable(OSError):
 
 
 def open_store(url: str) -> tuple["ObjectStore", str]:
-    """Return the store of a URL or path, and the path in the store.
-
-    Raises ValueError for an unknown protocol, and ImportError if the package of the protocol is missing.
-    """
+    """Return the store of a URL or path, and the path in it. Raises ValueError (unknown protocol) or ImportError."""
     try:
         files, path = url_to_fs(url)
     except ImportError as error:
@@ -108,10 +105,7 @@ class ObjectStore:
         return parts
 
     def retry(self, where: str, call: Callable[[], Result]) -> Result:
-        """Return the result of `call`; retry on errors other than missing files and denied access.
-
-        Raises Unreachable.
-        """
+        """Return the result of `call`; retry unless the file is missing or access is denied. Raises Unreachable."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return call()
@@ -134,7 +128,7 @@ class ObjectStore:
 
 
 class RangedFile:
-    """A read-only file for `tarfile`: it reads 4 KiB per header between large images, and small images by the MiB."""
+    """A read-only file for `tarfile`. Reads fetch 4 KiB at first, and up to 1 MiB while they are close together."""
 
     def __init__(self, store: ObjectStore, path: str, size: int):
         self.store, self.path, self.size = store, path, size

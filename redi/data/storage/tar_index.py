@@ -29,7 +29,6 @@ def scan(tar: RangedFile, where: str, *, labelled: bool = True, label_field: str
     """Return the samples of a tar file in order; only headers and labels are read.
 
     Labels are in the field `label_field` of key.json; by default in key.cls, or else in LABEL_FIELDS of key.json.
-
     Raises ValueError if it is not an intact, uncompressed tar file of samples, and Unreachable.
     """
     start = tar.read(6)
@@ -85,8 +84,8 @@ class _Sample:
         if self.image is None:
             dotted = [extension for extension in self.others if extension.rpartition(".")[2] in IMAGES]
             if dotted or self.label is not None:
-                problem = f"has {self.key}.{(dotted or self.others)[0]}, but no image"
-                raise ValueError(f"{where}: the sample {self.key!r} {problem}; a key ends at the first dot of the name")
+                problem = f"the sample {self.key!r} has {self.key}.{(dotted or self.others)[0]}, but no image"
+                raise ValueError(f"{where}: {problem}; a key ends at the first dot of the name: rename the files")
             return []
         label = self.json_label if self.label is None else self.label
         if labelled and label is None:
@@ -130,7 +129,8 @@ def _members(tar: RangedFile, where: str) -> Iterator[tarfile.TarInfo]:
         if end > tar.size:
             raise ValueError(f"{where} is truncated: {member.name} ends at byte {end:,} of {tar.size:,}")
         if member.name.startswith("/") or ".." in member.name.split("/"):  # a hostile file, although it is not unpacked
-            raise ValueError(f"{where} contains the name {member.name[:200]!r}, which leads out of the shard: refused")
+            problem = f"contains the name {member.name[:200]!r}, which leads out of the shard"
+            raise ValueError(f"{where} {problem}: create it again with relative names")
         if member.isdir():
             continue
         if not member.isreg() or member.sparse is not None:
@@ -147,7 +147,7 @@ def _members(tar: RangedFile, where: str) -> Iterator[tarfile.TarInfo]:
 
 def _content(tar: RangedFile, member: tarfile.TarInfo, where: str) -> bytes:
     if member.size > MAX_READ:
-        raise ValueError(f"{where}: {member.name} has {member.size:,} bytes; a label file may have {MAX_READ:,}")
+        raise ValueError(f"{where}: {member.name} has {member.size:,} bytes; a label may have at most {MAX_READ:,}")
     tar.seek(member.offset_data)
     return tar.read(member.size)
 
@@ -156,7 +156,7 @@ def _label(content: bytes, field: str | None, where: str) -> int:
     """Parse the label: the `field` of key.json, or the text of key.cls if `field` is None."""
     if field is not None:
         if (label := _json_label(content, (field,), where)) is None:
-            raise ValueError(f"{where} has no field {field!r} (WebDataset.label_field)")
+            raise ValueError(f"{where} has no field {field!r}: set WebDataset.label_field to the field of the label")
         return label
     text = content.strip()
     if not (text.isdigit() and len(text) <= 18):

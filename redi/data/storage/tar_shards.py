@@ -70,7 +70,7 @@ def find_shards(shards: str | Sequence[str]) -> tuple[ObjectStore, list[Shard]]:
         infos = [info for group in pool.map(list_files, [path for _, path in opened]) for info in group]
     path, count = Counter(path for path, _ in infos).most_common(1)[0]
     if count > 1:
-        raise ValueError(f"{where} names {path} more than once")
+        raise ValueError(f"{where} names {path} more than once: list it once")
     return store, [_shard(path, info, where) for path, info in infos]
 
 
@@ -78,7 +78,8 @@ def _shard(path: str, info: dict, where: str) -> Shard:
     if info.get("type") == "directory":
         raise ValueError(f"{where}: {path} is a folder; to use the shards in it, write {path}/*.tar")
     if info.get("partial") is False or info.get("size") is None:
-        raise ValueError(f"{where}: the server of {path} does not report file sizes or does not support range requests")
+        problem = f"the server of {path} does not report file sizes or does not support range requests"
+        raise ValueError(f"{where}: {problem}: copy the shards to a disk or to another store")
     marks = [f"{name} {info[name]}" for name in MARKS if info.get(name)]
     return Shard(path, info["size"], marks[0] if marks else None)
 
@@ -119,7 +120,6 @@ def index_shards(store: ObjectStore, shards: list[Shard], folder: Path, settings
 
 
 def _index(store: ObjectStore, shard: Shard, folder: Path, settings: dict) -> Index:
-    """Load the stored index of a shard, or read it from the headers and store it."""
     path = folder / json_sha256([INDEX_VERSION, shard.path, shard.size, shard.mark, settings])[:24]
     if shard.mark is not None and path.exists():
         try:

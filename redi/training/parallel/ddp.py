@@ -18,7 +18,7 @@ class DDP(Parallel):
 
     def __init__(self, *, bucket_mib: float = 25.0):
         if not bucket_mib > 0:
-            raise ValueError(f"DDP.bucket_mib = {bucket_mib}: it must be greater than 0")
+            raise ValueError(f"DDP.bucket_mib = {bucket_mib} must be greater than 0")
         self.bucket_mib = bucket_mib
 
     def distribute(self, model: nn.Module, processes: Processes, *, compiled: bool) -> None:

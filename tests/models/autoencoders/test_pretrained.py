@@ -400,7 +400,7 @@ def test_offline_without_weights_the_message_names_file_page_and_binding(vae, tm
         ({"precision": "float16"}, "StableVAE.precision = 'float16' must be 'float32' or 'bfloat16'"),
         ({"uint8_rule": "floor"}, "StableVAE.uint8_rule = 'floor' must be 'round' or 'truncate'"),
         ({"posterior": "mode"}, "StableVAE.posterior = 'mode' must be 'sample', 'mean' or 'frozen'"),
-        ({"weights": "/nowhere/vae"}, "StableVAE.weights = '/nowhere/vae' is not an existing file or folder"),
+        ({"weights": "/nowhere/vae"}, "StableVAE.weights = '/nowhere/vae' must be an existing file or folder"),
     ],
 )
 def test_impossible_settings_are_refused_when_built(change, message):
@@ -443,7 +443,7 @@ def test_a_broken_configuration_is_refused(copied):
 def test_a_folder_without_weights_is_refused_at_first_use(copied):
     (copied / FILE).unlink()
     vae = StableVAE(weights=str(copied))
-    with pytest.raises(ValueError, match="weights: .*copied is a folder with no file with the suffix .*bin"):
+    with pytest.raises(ValueError, match="weights: .*copied is a folder without a file .*bin"):
         vae.load()
 
 

@@ -145,7 +145,7 @@ def test_a_path_to_nothing_is_refused(tmp_path, tiny_encoder):
 
 
 def test_a_folder_with_no_or_several_weights_files_is_refused(tmp_path, tiny_encoder):
-    with pytest.raises(ValueError, match="a folder with no file with the suffix .safetensors"):
+    with pytest.raises(ValueError, match="a folder without a file .safetensors"):
         tiny_encoder("DINOv2", weights=str(tmp_path)).load()
     for name in ("a.pth", "b.bin", "readme.md"):
         (tmp_path / name).write_text("")

@@ -182,5 +182,5 @@ def test_something_else_than_named_tensors_is_refused(tmp_path, content, message
 def test_a_missing_file_and_a_folder_are_told_apart(tmp_path):
     with pytest.raises(ValueError, match="absent.pt is not a file or folder"):
         read_published(tmp_path / "absent.pt")
-    with pytest.raises(ValueError, match="is a folder with no file with the suffix"):
+    with pytest.raises(ValueError, match="is a folder without a file .safetensors, .pth"):
         read_published(tmp_path)
