@@ -152,7 +152,7 @@ def newest_good(
 ) -> tuple[Path, dict[str, dict[str, Tensor]], dict] | None:
     """Load the newest intact checkpoint: its folder and the result of `load_checkpoint`; None without checkpoints.
 
-    Warns about newer checkpoints that are damaged. With `set_aside` they are renamed to broken_step_..., and training
+    Warns about newer checkpoints that are damaged. With `set_aside` they are renamed to `broken_step_...`, and training
     writes them again. Raises ValueError if all are damaged (none is renamed) or one is from another version of redi.
     """
     causes: dict[Path, BrokenArtefact] = {}

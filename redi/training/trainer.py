@@ -110,7 +110,7 @@ def train(
         check_memory: log the predicted memory of a step, and raise an error before the first step if it cannot fit.
         shuffle: 'global', or 'shards' for a streamed cache or one larger than memory (see `redi.data.loader.batches`).
         keep_checkpoints, keep_every, keep_best: which checkpoints to keep: the newest N, those at multiples of a step,
-            and the best one by a metric of the monitor, as in 'lowest frechet_distance_..._of_500'. With `keep_best`,
+            and the best one by a metric of the monitor, as in `lowest frechet_distance_..._of_500`. With `keep_best`,
             a checkpoint is written after every measurement.
         preview: draws the sample grids during training: `generate`, whose settings may differ from the final sampling.
         monitor: measures the EMA weights during training (a prepared `redi.evaluation.monitor.Monitor`). The results

@@ -38,7 +38,7 @@ class Gaussian:
 
 
 def frechet_distance(samples: Features | Gaussian, reference: Features | Gaussian, *, name: str = "pooled") -> float:
-    """Return |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^1/2) (Dowson & Landau 1982; Heusel et al., arXiv 1706.08500).
+    """Return `|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^1/2)` (Dowson & Landau 1982; Heusel et al., arXiv 1706.08500).
 
     tr (A B)^1/2 is computed as the nuclear norm of A^1/2 B^1/2. This is exact for singular covariances too, for example
     if there are fewer images than features.
