@@ -82,7 +82,8 @@ class TrainingState:
         names = dataset.num_classes > 1 and dataset.class_names and list(dataset.class_names[: dataset.num_classes])
         if self.processes.is_first:
             warn_of_edits(record, self.folder(record["step"]), *components)
-            log.info("noise schedule of each group\n%s", snr_table(channels, loss_of.process, loss_of.weights, record["spread"]))
+            table = snr_table(channels, loss_of.process, loss_of.weights, record["spread"])
+            log.info("noise schedule of each group\n%s", table)
         self.history = History(self.run_dir, record["step"], self.model, self.processes, self.codec, dataset.image_size)
         self.description = {
             "model_arguments": {**model_arguments, "channels": dict(channels)},
