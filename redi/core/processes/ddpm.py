@@ -169,8 +169,8 @@ class DDPM(Process):
     def posterior(self, data: Tensor, x_t: Tensor, t, s):
         """Return the mean (N, C, H, W) and log-variance of q(x_s | x_t, data) (Ho et al., Eq. 7).
 
-        At the last step, onto the data, the variance is 0; its logarithm is clipped to that of the step before, as in
-        the published code.
+        At the last step, onto the data, the variance is 0. Its logarithm is replaced by that of the step before it, as
+        in the published code.
         """
         at_t, at_s = self.alpha_cumprod(t), self.alpha_cumprod(s)
         beta = 1 - at_t / at_s

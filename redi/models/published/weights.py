@@ -71,7 +71,7 @@ def from_published(
     groups = layout.channels() if channels is None else Channels(**channels)
     total = layout.in_channels
     if groups.total != total:
-        raise ValueError(f"{groups} has {groups.total} channels: must have {total}, as the checkpoint")
+        raise ValueError(f"{groups} has {groups.total} channels: must have {total}, as the checkpoint does")
     if learned_variance and not layout.learn_sigma:
         advice = "pass learned_variance=False, or set DDPM.learned_variance = ()"
         raise ValueError(f"the checkpoint's head has {total} outputs per pixel and no learned variance: {advice}")
