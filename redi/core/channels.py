@@ -32,9 +32,9 @@ class Channels(Mapping[str, int]):
 
     def __init__(self, /, **sizes: int):
         if next(iter(sizes), None) != "image":
-            raise ValueError(f"the first channel group must be 'image', got {list(sizes)}")
+            raise ValueError(f"channel groups {list(sizes)}: the first must be 'image'")
         if bad := {name: size for name, size in sizes.items() if size < 1}:
-            raise ValueError(f"every channel group needs at least one channel, got {bad}")
+            raise ValueError(f"channel groups {bad}: every size must be at least 1")
         self._sizes = dict(sizes)
 
     @property
@@ -50,7 +50,7 @@ class Channels(Mapping[str, int]):
     def slice(self, name: str) -> slice:
         """Return the slice of a group along the channel dimension."""
         if name not in self._sizes:
-            raise ValueError(f"no channel group {name!r}: the joint state has {', '.join(self._sizes)}")
+            raise ValueError(f"no channel group {name!r}: must be one of {', '.join(self._sizes)}")
         names = list(self._sizes)
         start = sum(self._sizes[group] for group in names[: names.index(name)])
         return slice(start, start + self._sizes[name])
@@ -84,10 +84,9 @@ class Channels(Mapping[str, int]):
 
     def _check(self, x: Tensor) -> None:
         if not x.is_floating_point():
-            advice = "encode images with JointCodec.encode"
-            raise WrongType(f"expected a floating-point joint state, got {x.dtype} {tuple(x.shape)}: {advice}")
+            raise WrongType(f"joint state of dtype {x.dtype}: must be floating-point; use JointCodec.encode for images")
         if x.ndim != 4 or x.shape[1] != self.total:
-            raise ValueError(f"expected a joint state (N, {self.total}, H, W) of {self}, got {tuple(x.shape)}")
+            raise ValueError(f"joint state of shape {tuple(x.shape)}: must be (N, {self.total}, H, W) for {self}")
 
     def __getitem__(self, name: str) -> int:
         return self._sizes[name]

@@ -20,22 +20,22 @@ from redi.runtime import trusted_imports
 
 __all__ = ["bindable", "canonical", "config_dir", "explained", "statements"]  # re-exported
 
-# (scope, selector, argument) of bindings in gin files that the user named and on the command line; not those in shipped
-# or included files.
+# (scope, selector, argument) of the user's bindings: on the command line, and in named files that are not shipped.
 of_user: set[tuple[str, str, str]] = set()
 
 
 def parse(
     gin_files: Sequence[str | Path] = (), gin_bindings: Sequence[str] = (), *, saved: Sequence[Path] = ()
 ) -> None:
-    """Replace the configuration of gin by gin files (in the current folder, or shipped), then by bindings.
+    """Replace gin's configuration by that of gin files and bindings.
 
-    Saved configurations may import the modules that these files import from then on.
+    Files are searched in the current folder, then among the shipped ones. A saved configuration that is read later may
+    import every module that these files import.
 
     Args:
         gin_files: paths or names of gin files.
         gin_bindings: bindings, such as "PCA.rank = 8". They take precedence over files.
-        saved: saved configurations in a folder that the user named, read first. They may import only modules that
+        saved: saved configurations of a run folder, read first. They may import only modules that
             `redi.runtime.trusted_imports` allows, and must not include other files.
 
     Raises:
@@ -121,7 +121,7 @@ def full_text() -> str:
 
 
 def text_for(roots: Sequence[Callable], exclude: Callable[[str], Any]) -> str:
-    """Return the bindings that calls of these functions can use, as a gin file, without those that `exclude` picks."""
+    """Return the bindings that calls of these functions can use, as a gin file. `exclude` selects bindings to omit."""
     reached, used = _reached(roots, exclude), {}
     for (scope, selector), parameters in gin.config._CONFIG.items():
         values = {name: value for name, value in parameters.items() if not exclude(f"{short(selector)}.{name}")}
@@ -182,16 +182,15 @@ def plug_ins_of(roots: Sequence[Callable | str]) -> dict[str, str | None]:
 
 
 def key(roots: Sequence[Callable | str]) -> dict[str, Any]:
-    """Return the settings that determine the results of these functions: `relevant` bindings and `plug_ins_of`."""
+    """Return all that determines the results of these functions: `relevant` bindings, and hashes of plug-ins."""
     sources = plug_ins_of(roots)
     return relevant(full_text(), roots) | ({"plug-ins": sources} if sources else {})
 
 
 def without_effect(roots: Sequence[Callable], *, among: Collection[tuple] | None = None) -> list[str]:
-    """Return unused bindings: those that no call of these functions reaches through references.
+    """Return the bindings that no call of these functions uses, such as unused macros or mistyped scopes.
 
-    Examples are mistyped scopes, unused macros, and components that are configured but not bound anywhere. `among`
-    restricts the result, for example to the bindings `of_user`.
+    `among` restricts the result, for example to the bindings `of_user`.
     """
     reached = _reached(roots)
     bound = [(*owner, name) for owner, parameters in gin.config._CONFIG.items() for name in parameters]
@@ -200,7 +199,7 @@ def without_effect(roots: Sequence[Callable], *, among: Collection[tuple] | None
 
 
 def may_change(key: str) -> bool:
-    """Return whether a resumed run may change the binding: it is harmless, or its content is compared instead."""
+    """Return whether a resumed run may change the binding, because it is harmless or compared by content."""
     return is_harmless(key) or _is_among(arguments_by_content, key)
 
 
@@ -221,8 +220,7 @@ def _is_among(arguments: dict[str, tuple[str, ...]], key: str) -> bool:
 def _reached(roots: Sequence[Callable | str], exclude: Callable[[str], Any] | None = None) -> set[tuple[str, str]]:
     """Return (scope, selector) of all bindings that calls of the roots can use.
 
-    References in parameters that `exclude` selects are not followed. A root 'function.argument' stands for the value
-    bound to it.
+    A root 'function.argument' stands for its bound value. References in parameters that `exclude` selects are skipped.
     """
     values = [unevaluated(root) for root in roots if isinstance(root, str)]
     pending = [reference.config_key for reference in iterate_references(values)]

@@ -1,7 +1,6 @@
 """The modules that define configurable components and functions.
 
-gin knows a name only after its module was imported, so all of them are imported before a file is parsed. Only this file
-names modules of higher floors, as strings.
+gin knows a name only after its module was imported, so all of them are imported before a file is parsed.
 """
 
 import importlib

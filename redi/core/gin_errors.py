@@ -63,8 +63,7 @@ def bindable_names() -> list[str]:
 def explained(types: bool = False) -> Iterator[None]:
     """Turn the TypeError of a missing argument, in this context, into a ValueError that names the binding.
 
-    Args:
-        types: turn every other TypeError into a ValueError too.
+    With `types`, every other TypeError becomes a ValueError too.
     """
     try:
         yield
@@ -79,8 +78,8 @@ def explained(types: bool = False) -> Iterator[None]:
         if set(names) <= set(gin.config._REGISTRY.get_match(match[2]).denylist or ()):
             what = f"{match[2]} is built by the library, which supplies {', '.join(names)}"
             raise ValueError(f"{what}: bind it without parentheses, as @{match[2]}") from error
-        needed = " and ".join(f"{match[2]}.{name}" for name in names)
-        raise ValueError(f"{needed} must be bound: there is no default") from error
+        required = " and ".join(f"{match[2]}.{name}" for name in names)
+        raise ValueError(f"{required} must be bound: there is no default") from error
 
 
 def explanation(error: Exception) -> str:

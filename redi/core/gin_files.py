@@ -22,12 +22,11 @@ def config_dir() -> Path:
 class GinFiles:
     """A context that changes where gin searches for files.
 
-    A named file is searched in the current folder, then among the shipped files. An included file is first searched
-    in the folder of the file that includes it. Shipped files include only shipped files. Without this context gin
-    would search the current folder first.
+    Files are searched in the current folder, then among the shipped ones. An included file is first searched in the
+    folder of the file that includes it. Shipped files include only shipped files.
 
     Args:
-        of_user: a set that receives (scope, selector, argument) of the bindings of the user: those in no file, and
+        of_user: a set that receives (scope, selector, argument) of the user's bindings: those outside of files, and
             those in files that are neither shipped nor included.
 
     Examples:
@@ -56,9 +55,9 @@ class GinFiles:
             self.of_user.add(gin.config.ParsedBindingKey.parse(key).scope_selector_arg)
 
     def find(self, name: str) -> Path:
-        """Return the path of the file `name`. The file being read is returned only if there is no other of that name.
+        """Return the path of the file `name`. Raises ValueError if it does not exist, with the nearest shipped name.
 
-        Raises ValueError with the nearest name of a shipped file if there is no such file.
+        If the file being read has that name, another one is preferred.
         """
         including = self.chain[-1:]
         here = [] if any(map(_is_shipped, including)) else [Path()]
@@ -72,15 +71,12 @@ class GinFiles:
 
     @contextmanager
     def open(self, name: str) -> Iterator[io.StringIO]:
-        """Open the file as text. While it is open, included files are searched in its folder first.
-
-        Raises ValueError if it is not UTF-8, or includes itself directly or through other files.
-        """
+        """Open the file as text. Raises ValueError if it is not UTF-8, or includes itself."""
         path = self.find(name)
         resolved = [including.resolve() for including in self.chain]
         if path.resolve() in resolved:
             cycle = " -> ".join(map(str, [*self.chain[resolved.index(path.resolve()) :], path]))
-            raise ValueError(f"a gin file includes itself: {cycle}. Remove one of these includes")
+            raise ValueError(f"a gin file includes itself: {cycle}: remove one of these includes")
         file = read_text(path)
         self.chain.append(path)
         try:

@@ -1,4 +1,4 @@
-"""Checks of images and feature maps, which interfaces apply to all of their components."""
+"""Checks of images and feature maps, applied to the methods of all components."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -34,16 +34,14 @@ class WrongType(TypeError, ValueError):
 
 
 class Checked:
-    """An interface that checks the first argument of some methods, also if a component overrides them.
+    """A base class that checks the first argument of the methods in `takes`, also if a subclass overrides them.
 
     Examples:
         >>> class Encoder(Checked):
         ...     takes = {"__call__": check_images}
-        ...     def __call__(self, images):
-        ...         return images
+        ...     def __call__(self, images): return images
         >>> class Half(Encoder):
-        ...     def __call__(self, images):
-        ...         return images / 2
+        ...     def __call__(self, images): return images / 2
         >>> try:
         ...     Half()(torch.zeros(8, 8, 3).byte())
         ... except ValueError as error:
@@ -73,7 +71,7 @@ def _checked(method: Callable, check: Callable) -> Callable:
 
 
 def check_images(images: Tensor) -> Tensor:
-    """Return the images if they are uint8 (N, 3, H, W). Raises TypeError for another dtype, ValueError for a shape."""
+    """Return the images. Raises ValueError unless they are uint8 (N, 3, H, W); `WrongType` for another dtype."""
     needed = "images must be uint8 (N, 3, H, W), got"
     if not isinstance(images, Tensor):
         raise WrongType(f"{needed} {type(images).__name__}: make a tensor with torch.as_tensor")
@@ -87,7 +85,7 @@ def check_images(images: Tensor) -> Tensor:
 
 
 def check_maps(maps: Tensor, what: str = "features and latents") -> Tensor:
-    """Return features or latents if they are floating-point (N, C, H, W). Raises as `check_images` does."""
+    """Return features or latents. Raises ValueError unless they are floating-point (N, C, H, W)."""
     kind = getattr(maps, "dtype", type(maps).__name__)
     if not isinstance(maps, Tensor) or not maps.is_floating_point():
         raise WrongType(f"{what} must be floating-point (N, C, H, W), got {kind}: encode images first")

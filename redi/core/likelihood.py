@@ -19,8 +19,6 @@ class Likelihood:
     """The result of `log_likelihood`, per sample.
 
     Examples:
-        The bits per dimension of a density are -log2 p(x) / (C H W).
-
         >>> nats = torch.tensor([-math.log(2) * 12], dtype=torch.float64)
         >>> Likelihood(nats, -nats / (12 * math.log(2)), 100, torch.zeros(1, 3, 2, 2)).bits_per_dimension
         tensor([1.], dtype=torch.float64)
@@ -42,9 +40,9 @@ def log_likelihood(
         log p(x) = log N(x_first; 0, sigma(first)^2) - integral of div v(x_t, t) dt,  t from first to last
 
     Sources: Chen et al., arXiv 1806.07366; Song et al., arXiv 2011.13456, Eq. 39. Hutchinson's estimator of the
-    divergence is unbiased (Grathwohl et al., arXiv 1810.01367); its probes stay fixed along a trajectory. `t_range` may
-    have a margin of 1e-3. Treating the state at its ends as pure data and pure noise then costs about 1e-3 nats per
-    dimension. The density is that of the joint state, so compare only models with the same codec, without guidance.
+    divergence is unbiased (Grathwohl et al., arXiv 1810.01367). Its probes stay fixed along a trajectory. If `t_range`
+    has a margin of 1e-3, treating its ends as data and noise costs about 1e-3 nats per dimension. The density is that
+    of the joint state: compare only models with the same codec, without guidance.
 
         run = redi.load("runs/digits")
         channels = run.codec.channels
@@ -54,21 +52,18 @@ def log_likelihood(
         log_likelihood(denoise, process, x).bits_per_dimension
 
     Args:
-        denoise: (x_t, t) -> prediction, differentiable in x_t and independent between samples.
-        process: the process that the network was trained with; it must be continuous.
-        x: joint states (N, C, H, W).
+        denoise: (x_t, t) -> prediction, differentiable in x_t; samples must not affect one another.
+        process: the continuous process that the network was trained with.
         method: an adaptive method ('dopri5', 'dopri8', 'bosh3', 'adaptive_heun'). With num_steps, a fixed-step method
             ('euler', 'midpoint', 'heun3', 'rk4').
-        num_steps: number of steps of a fixed-step method.
         rtol, atol: relative and absolute error tolerance of an adaptive step.
-        num_probes: number of Rademacher probes per sample.
+        num_probes: Rademacher probes per sample.
         exact: compute the exact trace with C H W backward passes, for small dimensions.
         probes: probes to use instead of random ones, each (N, C, H, W), drawn with mean 0 and identity covariance.
         seed, first_index: the probes of sample i depend on (seed, first_index + i) alone, not on the batch.
 
-    Raises:
-        ValueError: a discrete process, a method that does not match num_steps, probes of another shape, or as
-            `integrate`.
+    Raises ValueError for a discrete process, a method that does not match num_steps, probes of another shape, or as
+    `integrate` does.
 
     Examples:
         For normal data and its exact velocity, the density is the normal one.
@@ -124,7 +119,6 @@ def log_likelihood(
 
 
 def _rademacher(x: Tensor, num_probes: int, seed: int, first_index: int) -> list[Tensor]:
-    """Return num_probes tensors (N, C, H, W) of random signs."""
     generators = [torch.Generator().manual_seed(mix_seeds(seed, first_index + i)) for i in range(len(x))]
     signs = [torch.stack([torch.randint(2, x.shape[1:], generator=g) for g in generators]) for _ in range(num_probes)]
     return [2 * sign - 1 for sign in signs]

@@ -48,7 +48,7 @@ def page(name: str) -> str:
     shown = [(key, argument) for key, argument in arguments(component).items() if key not in supplied]
     for text, group in groupby(shown, lambda pair: descriptions.get(pair[0], "")):  # several arguments may share one
         lines = [_binding(f"{entry.name}.{key}", argument) for key, argument in group]
-        lines += textwrap.wrap(text, 100, initial_indent="    ", subsequent_indent="    ")
+        lines += textwrap.wrap(text, 84, initial_indent="    ", subsequent_indent="    ")
         parts.append("\n".join(lines))
     return "\n\n".join([*parts, *[f"Supplied by the library: {', '.join(supplied)}"] * bool(supplied)])
 

@@ -78,8 +78,8 @@ def _literal(value: Any) -> Any:
 def arguments(component: Callable) -> dict[str, inspect.Parameter]:
     """Return {name: parameter} with resolved annotations.
 
-    Arguments that a class passes to its bases as **settings have the annotation of the base class. Without an
-    annotation that can be resolved, it is Any.
+    Arguments that a class passes on as **settings have the annotation of the base class. An annotation that is missing
+    or cannot be resolved becomes Any.
     """
     annotations: dict[str, Any] = {}
     for source in reversed(getattr(component, "__mro__", [component])):
@@ -175,7 +175,7 @@ def words(annotation: Any) -> str:
 
 
 def _instead(annotation: Any, value: Any, default: Any) -> str:
-    """Return '; write X' if the intended value X is clear, else ''."""
+    """Return '; write X' if X is clearly the intended value, else ''."""
     if value is None:
         return f"; omit it for the default {default!r}" if isinstance(default, int | float | str) else ""
     if get_origin(annotation) is Literal and isinstance(value, str):

@@ -23,7 +23,7 @@ class JointObjective:
 
         L = mean |error_image|^2 + sum_m lambda_m mean |error_m|^2,   over the representations m
 
-    Means are taken within each group, so lambda does not depend on the number of channels. All groups share t.
+    Each mean is over one group, so lambda does not depend on the number of channels. All groups share t.
 
     Args:
         process: the path from noise to data and the target of the prediction. Default: FlowMatching.
@@ -32,17 +32,13 @@ class JointObjective:
         representation_dropout: probability per sample that its noised representations and their loss are set to zero
             (paper, section 3.5: p_drop = 0.2). Representation Guidance needs it.
         dropout_rule: 'paper': as above. 'released': as in the published code, for velocity predictions only. One draw
-            decides for the whole batch, and the clean representations are set to zero, so the network sees noise.
+            decides for the whole batch, and the clean representations are set to zero before noise is added.
         independent_timesteps: draw a separate t for every group (an extension of the paper). The network needs
             DiffusionTransformer.group_timesteps = True.
         variance_weight: weight of the variational bound that trains a learned variance. The 0.001 of Nichol & Dhariwal
             multiplies a sum over 1,000 steps; it equals 1 here, because the bound is a mean over steps.
         alignment_weight: weight of the REPA term if the codec has an alignment encoder. Yu et al., arXiv 2410.06940,
             use 0.5.
-
-    Raises:
-        ValueError: a probability outside [0, 1), a weight for an unknown group, or 'released' dropout without velocity
-            prediction.
 
     Examples:
         A model that predicts 0 has the mean squared velocity |x - noise|^2 as its loss: 1 + 1 for normal data.
@@ -56,19 +52,11 @@ class JointObjective:
     """
 
     def __init__(
-        self,
-        *,
-        channels: Channels,
-        num_classes: int,
-        process: Process | None = None,
-        representation_weight: float | Mapping[str, float] = 1.0,
-        label_dropout: float = 0.1,
-        representation_dropout: float = 0.0,
-        dropout_rule: Literal["paper", "released"] = "paper",
-        independent_timesteps: bool = False,
-        variance_weight: float = 1.0,
-        alignment_weight: float = 0.5,
-    ):
+        self, *, channels: Channels, num_classes: int, process: Process | None = None,
+        representation_weight: float | Mapping[str, float] = 1.0, label_dropout: float = 0.1,
+        representation_dropout: float = 0.0, dropout_rule: Literal["paper", "released"] = "paper",
+        independent_timesteps: bool = False, variance_weight: float = 1.0, alignment_weight: float = 0.5,
+    ):  # fmt: skip
         process = FlowMatching() if process is None else process
         processes.check(process, "JointObjective.process")
         for name, value in {"label_dropout": label_dropout, "representation_dropout": representation_dropout}.items():
@@ -102,17 +90,16 @@ class JointObjective:
     ) -> dict[str, Tensor]:
         """Return {"loss": (), "image": (), "<representation>": ()} for clean states (N, C, H, W) and labels (N,).
 
-        Train on "loss"; the other entries are for logging. Errors of representations are means over the samples that
-        were not dropped. With a learned variance there is "vlb" (bits per dimension); with the features `alignment`
-        (N, E, h, w) there is "alignment", REPA's negative cosine. Draws from torch's default generator.
+        Train on "loss"; the other entries are for logging. The error of a representation is a mean over the samples in
+        which it was not dropped. A learned variance adds "vlb" (bits per dimension). The features `alignment`
+        (N, E, h, w) add "alignment", REPA's negative cosine. Random numbers come from torch's default generator.
         """
         return self.losses(model, x, *self.draw(x, y), alignment=alignment)
 
     def draw(self, x: Tensor, y: Tensor, rows: Rows | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Draw the random arguments of `losses` from torch's default generator: y, times, noise, dropped, num_kept.
 
-        Args:
-            rows: the position of x and y in a larger batch. Numbers are drawn for the whole batch and then sliced.
+        `rows` is the position of x and y in a larger batch. Numbers are drawn for the whole batch and then sliced.
         """
         rows = rows or Rows.whole(len(x))
         shape = (rows.total, len(self.channels)) if self.independent_timesteps else (rows.total,)
@@ -134,16 +121,15 @@ class JointObjective:
 
         Args:
             model: (x_t, model time, y) -> prediction; with align=True also the tokens projected for REPA.
-            x: clean states (N, C, H, W).
+            x, noise: clean states and noise (N, C, H, W).
             y: labels (N,), already with null labels.
             times: t, (N,) or (N, groups).
-            noise: (N, C, H, W).
             dropped: (N,) bool, True for samples whose representations are dropped.
             num_kept: (), the divisor of the errors of representations. Default: the number of samples that are not
                 dropped. For part of a batch, pass its share of the number in the whole batch.
             alignment: target features (N, E, h, w) of REPA.
-            per_sample: return (N,) for every entry. The mean of "loss" is then the loss of the batch, and the errors of
-                dropped representations are 0.
+            per_sample: return (N,) for every entry, with errors of 0 for dropped representations. The mean of "loss" is
+                the loss of the batch.
         """
         if self.dropout_rule == "released":
             x = self.channels.mask(x, dropped)
@@ -233,7 +219,7 @@ def alignment_loss(projected: Tensor, features: Tensor, per_sample: bool = False
     """
     side = math.isqrt(projected.shape[1])
     if side * side != projected.shape[1]:
-        raise ValueError(f"REPA alignment needs a square grid of tokens, got {projected.shape[1]} tokens")
+        raise ValueError(f"REPA alignment of {projected.shape[1]} tokens: must be a square number; use square images")
     if features.shape[-2:] != (side, side):
         features = resized(features, (side, side))
     cosine = functional.cosine_similarity(projected, rearrange(features, "n e h w -> n (h w) e"), dim=-1)  # (N, P)

@@ -19,10 +19,10 @@ LIBRARIES = {"redi", "gin", "numpy", "torch", "torchvision", "timm", "diffusers"
 
 @cache  # the source at the first call, which is the code that runs, even if the file is edited later
 def source_sha256(code: type | Callable) -> str | None:
-    """Return the SHA-256 of the modules that define a plug-in class (with its bases) or function.
+    """Return the SHA-256 of the modules that define a plug-in class, its bases, or a function.
 
     None: the code is not a plug-in, or its source is not available. In a script or notebook only the source of the
-    class or function itself counts, because the rest changes often. Imported modules do not count.
+    class or function itself is hashed, because the rest changes often. Modules that it imports are never hashed.
     """
     try:
         parts = [p if p.__module__ == "__main__" else sys.modules[p.__module__] for p in _plug_in_code(code)]
@@ -33,7 +33,7 @@ def source_sha256(code: type | Callable) -> str | None:
 
 
 def plug_ins(*components: object) -> dict[str, str | None]:
-    """Return {name: `source_sha256`} of the plug-ins among classes, functions, objects and the modules of networks."""
+    """Return {name: `source_sha256`} of all plug-ins in these classes, functions and objects; networks with modules."""
     parts = [part for one in components for part in (one.modules() if isinstance(one, nn.Module) else (one,))]
     owners = {part if inspect.isclass(part) or inspect.isroutine(part) else type(part) for part in parts}
     return {f"{c.__module__}.{c.__qualname__}": source_sha256(c) for owner in owners for c in _plug_in_code(owner)}
@@ -50,4 +50,4 @@ def warn_of_edits(record: Mapping, folder: Path, *components: object) -> None:
     """Warn about plug-ins among these components whose source differs from that in the record of a checkpoint."""
     before, now = record.get("plug_ins", {}), plug_ins(*components)
     if edited := sorted(name for name in before.keys() & now if before[name] != now[name]):
-        log.warning("edited since %s was written (the present code is used): %s", folder, ", ".join(edited))
+        log.warning("the code of %s was edited after %s was written: the new code is used", ", ".join(edited), folder)

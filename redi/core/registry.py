@@ -32,9 +32,7 @@ class Registry(Mapping[str, type]):
     Args:
         kind: plural name, and the module of the components in gin (`reducers.PCA`).
         interface: the class that every component must derive from.
-        runtime: constructor arguments that the library supplies. gin refuses to bind them.
-        may_change: constructor arguments that a resumed run may change: `harmless` and `by_content` of
-            `configurable`.
+        runtime, may_change: see `configurable` (`may_change`: its `harmless` and `by_content`).
 
     Examples:
         >>> from redi.core.processes import processes
@@ -50,8 +48,7 @@ class Registry(Mapping[str, type]):
     def register(self, component: type) -> type:
         """Add a component to the registry and to gin, and return it unchanged. Used as a class decorator."""
         if not (inspect.isclass(component) and issubclass(component, self.interface)):
-            needed = f"it must derive from {self.interface.__name__}"
-            raise TypeError(f"{component!r} cannot be registered in {self.kind}: {needed}")
+            raise TypeError(f"{component!r} in {self.kind}: must derive from {self.interface.__name__}")
         name = component.__name__
         other = self.components.get(name)
         if other and (other.__module__, other.__qualname__) != (component.__module__, component.__qualname__):
@@ -108,11 +105,9 @@ def configurable(
 ):  # fmt: skip
     """Register a function or class with gin as `<module>.<name>` and return it unchanged. Used as a decorator.
 
-    It may be applied again to the same name, as when a notebook cell is rerun.
+    The same name may be registered again, as when a notebook cell is rerun.
 
     Args:
-        target: the function or class. Omit it to use the decorator with arguments.
-        module: the module of the name in gin.
         runtime: arguments that the library supplies. gin refuses to bind them.
         harmless: arguments that a resumed run may change, because they do not affect the trained model.
         by_content: arguments that a resumed run may change, because their content is compared instead of their value,
@@ -142,9 +137,7 @@ def configurable(
 
 
 def identity(component: object) -> dict[str, str]:
-    """Return the code identity of a component for cache keys, as JSON values.
-
-    It consists of the class, the library version, and for a plug-in its `source_sha256`.
+    """Return class, library version and, for a plug-in, `source_sha256` of a component, as JSON for cache keys.
 
     Examples:
         >>> from redi.core.processes import VP

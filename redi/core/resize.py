@@ -14,9 +14,8 @@ def resized(features: Tensor, grid: tuple[int, int]) -> Tensor:
 def restored(features: Tensor, grid: tuple[int, int]) -> Tensor:
     """Invert `resized`: (N, R, H, W) -> (N, R, h, w), with `grid` = (h, w).
 
-    Applies the pseudoinverse of the resize, which is linear and separable. If (h, w) is not larger than (H, W), it is
-    exact for the results of `resized` and a least-squares fit for other maps. If it is larger, it returns the map of
-    smallest norm.
+    Applies the pseudoinverse of the resize, which is linear and separable. If (h, w) is at most (H, W), the inverse is
+    exact for the results of `resized` and a least-squares fit for other maps. Otherwise it is the map of least norm.
 
     Examples:
         >>> features = torch.randn(1, 8, 16, 16)

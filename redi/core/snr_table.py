@@ -21,8 +21,8 @@ def spreads(channels: Channels, x: Tensor) -> dict[str, float]:
 def snr_table(channels: Channels, process: Process, weights: Mapping[str, float], spread: Mapping[str, float]) -> str:
     """Return a table of standard deviation (`spread`), lambda (`weights`) and signal-to-noise ratio per group.
 
-    The ratio alpha^2 spread^2 / sigma^2 is in dB, at the times `TIMES`. A warning line follows for each group whose
-    spread differs so much from the image's that it is denoised earlier or later.
+    The ratio alpha^2 spread^2 / sigma^2 is in dB, at `TIMES`. A warning follows for each group whose standard deviation
+    differs from the image's by a factor of more than 2.5: it is denoised earlier or later than the image.
 
     Examples:
         >>> from redi.core.processes import FlowMatching

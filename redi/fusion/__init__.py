@@ -1,4 +1,4 @@
-"""Fusion: how the channel groups are embedded into one token sequence and predicted from it."""
+"""Fusion: embed the channel groups as one token sequence, and predict them from it."""
 
 import math
 from abc import ABC, abstractmethod
@@ -40,22 +40,15 @@ class Fusion(nn.Module, ABC):
     positions: Tensor  # (P, D)
 
     def __init__(
-        self,
-        *,
-        channels: Channels,
-        grid: tuple[int, int],
-        patch_size: int,
-        width: int,
+        self, *, channels: Channels, grid: tuple[int, int], patch_size: int, width: int,
         variance_groups: Sequence[str] = (),
-    ):
+    ):  # fmt: skip
         super().__init__()
         if grid[0] % patch_size or grid[1] % patch_size:
             setting = f"DiffusionTransformer.patch_size = {patch_size}"
             raise ValueError(f"{setting}: must divide both sides of the latent grid {grid[0]}x{grid[1]}")
-        self.channels = channels
-        self.patch_size = patch_size
-        self.patch_grid = (grid[0] // patch_size, grid[1] // patch_size)
-        p = patch_size
+        self.channels, self.patch_size, p = channels, patch_size, patch_size
+        self.patch_grid = (grid[0] // p, grid[1] // p)
         embeddings = {name: nn.Conv2d(c, width, p, stride=p) for name, c in channels.items()}
         heads = {name: nn.Linear(width, p * p * c) for name, c in channels.items()}
         variance_heads = {name: nn.Linear(width, p * p * channels[name]) for name in variance_groups}
@@ -79,7 +72,7 @@ class Fusion(nn.Module, ABC):
         """Return the tokens that each head reads: (N, T, D) -> {group: (N, P, D)}."""
 
     def unembed(self, tokens: Tensor) -> Tensor:
-        """Predict from tokens (N, T, D): the joint prediction (N, C, H, W), then channels for `variance_groups`."""
+        """Return the prediction (N, C, H, W) from tokens (N, T, D), followed by the channels of `variance_groups`."""
         groups, (h, w), p = self.tokens_of(tokens), self.patch_grid, self.patch_size
         patches = [head(groups[name]) for name, head in (*self.heads.items(), *self.variance_heads.items())]
         # The outputs of a head are ordered (row, column, channel), as in the published checkpoints.

@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 class Merged(Fusion):
     """Summed embeddings h = x_t W^x_emb + z_t W^z_emb + ...; all heads read the same tokens (paper, Eq. 7-8).
 
-    The default. T = P, so a representation adds almost no compute. As in the published models only the embedding of
-    the image has a bias. A bias per group would multiply the step that Adam takes on their sum.
+    T = P, so a representation adds almost no compute. As in the published models, only the embedding of the image has
+    a bias: with a bias per group, Adam would take a larger step on their sum.
 
     Examples:
         >>> import torch
@@ -60,8 +60,8 @@ def with_one_bias(
     of the image are kept.
 
     Args:
-        groups: tensors by checkpoint group, such as {"model": ..., "ema": ..., "optimizer": ...}. The name of the
-            parameter is one of the parts of a tensor's name between slashes.
+        groups: {checkpoint group: {name: tensor}} for groups such as "model", "ema" and "optimizer". A name is that of
+            the parameter, or a path that contains it, such as "<parameter>/exp_avg".
         parameters: names of the parameters of the model.
     """
     result = {group: dict(tensors) for group, tensors in groups.items()}
@@ -77,7 +77,7 @@ def with_one_bias(
             if group != "optimizer":
                 result[group][key.replace(name, one)] = result[group][key.replace(name, one)] + tensor
     if surplus and "optimizer" in groups:
-        log.info("older checkpoint: %s are summed into the embedding bias of the image", ", ".join(sorted(surplus)))
+        log.info("older checkpoint: adding %s to the embedding bias of the image", ", ".join(sorted(surplus)))
     return result
 
 

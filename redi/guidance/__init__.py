@@ -1,7 +1,7 @@
 """Guidance: the prediction is a weighted sum of predictions under several conditions.
 
-A *condition* is the input of one evaluation: the label or the null label, with all representations or with some set to
-zero. The guided prediction of channel group g is
+A *condition* is the input of one evaluation: label or null label, and which representations are set to zero. The guided
+prediction of channel group g is
 
     prediction_g = sum_k w_gk(t) model(condition k)_g,     sum_k w_gk(t) = 1.
 
@@ -45,13 +45,10 @@ class Guidance(ABC):
     must be JSON values.
 
     Examples:
-        A rule that interpolates halfway to the unconditional prediction of the image.
-
-        >>> class Halfway(Guidance):
+        >>> class Halfway(Guidance):  # halfway to the unconditional prediction of the image
         ...     def weight_offsets(self, channels, t):
         ...         return {EVERYTHING: {"image": -0.5}, Condition(label=False): {"image": 0.5}}
-        ...     def check(self, channels, num_classes):
-        ...         pass
+        ...     def check(self, channels, num_classes): pass
         >>> total_weights([Halfway()], Channels(image=4), t=0.5)[Condition(label=False)]
         {'image': 0.5}
     """
@@ -74,11 +71,11 @@ class Guidance(ABC):
             raise ValueError(f"{type(self).__name__}.{argument} names {unknown}: must be among {', '.join(known)}")
 
     def check_training(self, label_dropout: float, representation_dropout: float) -> str:
-        """Return a warning if training with these dropouts did not cover the conditions of this rule, or ''."""
+        """Return a warning if a model trained with these dropouts has not seen the conditions of this rule, or ''."""
         return ""
 
     def provenance(self) -> dict:
-        """Return name and settings, for the record of the samples."""
+        """Return the rule's name and settings, which are stored with the samples."""
         return {"name": type(self).__name__, **vars(self)}
 
 
@@ -125,9 +122,9 @@ def guided(
     model: Callable[[Tensor, Tensor, Tensor], Tensor], rules: Sequence[Guidance], channels: Channels, y: Tensor,
     null_label: int, model_time: Callable[[Tensor], Tensor],
 ) -> Callable[[Tensor, float], Tensor]:  # fmt: skip
-    """Return the guided model as a function (x_t (N, C, H, W), t) -> prediction, to call a sampler with.
+    """Return the guided model as a function (x_t (N, C, H, W), t) -> prediction, the `denoise` of samplers.
 
-    A learned variance, in channels after the first C, is not guided, as in DiT. It comes from the first condition,
+    A learned variance, in channels after the first C, is not guided, as in DiT. It is that of the first condition,
     which is the full one unless its weight is 0.
 
     Args:
@@ -139,15 +136,12 @@ def guided(
         model_time: the time input of the model at t, `process.model_time` (DiT: 0 ... 999; REPA: 1 - t).
 
     Examples:
-        At scale 1, guidance returns the prediction of the model.
-
         >>> from redi.guidance import ClassifierFree
-        >>> def model(x, t, y):
-        ...     return x * y[:, None, None, None]
+        >>> def model(x, t, y): return x * y[:, None, None, None]
         >>> y = torch.tensor([1, 2])
         >>> denoise = guided(model, [ClassifierFree(scale=1.0)], Channels(image=4), y, 10, lambda t: t)
         >>> x = torch.randn(2, 4, 8, 8)
-        >>> torch.equal(denoise(x, 0.5), model(x, 0.5, y))
+        >>> torch.equal(denoise(x, 0.5), model(x, 0.5, y))  # scale 1: the model itself
         True
     """
 

@@ -10,8 +10,8 @@ class ClassifierFree(Guidance):
 
     Args:
         scale: guidance scale. 1 is the unguided model at no extra cost; the best value of the paper is 2.4.
-        groups: channel groups to guide. The paper guides the image alone ("VAE-only", Figure 6), which gives a better
-            FID than guiding the representation too and depends less on the scale.
+        groups: channel groups to guide. The paper guides the image alone ("VAE-only", Figure 6): the FID is better than
+            with a guided representation, and depends less on the scale.
         interval: range of t (0 noise, 1 data) in which guidance is applied (Kynkäänniemi et al., arXiv 2404.07724).
             Outside it, guidance has no cost.
 

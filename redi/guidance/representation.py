@@ -14,7 +14,7 @@ class RepresentationGuidance(Guidance):
     Args:
         scale: w_r. 1 is the unguided model at no extra cost. The paper uses 1.5 for B models and 1.1 for XL.
         without: representations to set to zero. Default: all.
-        groups: channel groups to guide. Default: the image, because the gradient of Eq. 13 is with respect to x_t.
+        groups: channel groups to guide. Default: the image, as in Eq. 13, whose gradient is with respect to x_t.
         interval: range of t (0 noise, 1 data) in which guidance is applied. Outside it, guidance has no cost.
 
     Examples:
@@ -39,8 +39,7 @@ class RepresentationGuidance(Guidance):
             what = "RepresentationGuidance needs a representation, but this model has only the image"
             raise ValueError(f"{what}: remove it from generate.guidance")
         if self.without == ():
-            what = "RepresentationGuidance.without = () sets no representation to zero"
-            raise ValueError(f"{what}: name representations, or set None for all")
+            raise ValueError("RepresentationGuidance.without = (): must name representations, or be None for all")
         self.check_names("groups", self.groups, tuple(channels))
         self.check_names("without", self.without or (), channels.representations)
 

@@ -19,11 +19,11 @@ def choose_attention(
 ) -> tuple[Attention, str]:
     """Return the attention function to use, and one line for the log with its name and the reason.
 
-    'auto' chooses xformers on a GPU if it passes `problem_of`, else sdpa. Raises ValueError for an unknown backend, or
-    if the named backend cannot run here.
+    'auto' chooses xformers on a GPU if `problem_of` returns '', else sdpa. Raises ValueError for an unknown backend, or
+    one that cannot run here.
     """
     if backend not in ("auto", *BACKENDS):
-        raise ValueError(f"DiffusionTransformer.attention = {backend!r} must be one of auto, {', '.join(BACKENDS)}")
+        raise ValueError(f"DiffusionTransformer.attention = {backend!r}: must be one of auto, {', '.join(BACKENDS)}")
     device, auto = torch.device(device), backend == "auto"
     problems: list[str] = []
     where = f"{device.type}, {str(dtype).removeprefix('torch.')}, head dimension {head_dim}, {num_tokens} tokens"
@@ -53,7 +53,7 @@ def problem_of(backend: str, *, device: torch.device, dtype: torch.dtype, head_d
 
 
 def probe(attend: Attention, *, device: torch.device, dtype: torch.dtype, head_dim: int, num_tokens: int) -> str:
-    """Compare a forward and backward pass with the reference; return why the function fails, or ''."""
+    """Compare a forward and backward pass with the reference. Return why the function fails, or ''."""
     shape = (1, max(2, num_tokens), 3 * 2 * head_dim)  # a single token gives q and k no gradient
     with warnings.catch_warnings(record=True) as notes:  # PyTorch warns why its kernels cannot run
         warnings.simplefilter("always")
@@ -72,9 +72,9 @@ def probe(attend: Attention, *, device: torch.device, dtype: torch.dtype, head_d
 
 
 def errors(attend: Attention, q: Tensor, k: Tensor, v: Tensor) -> tuple[float, float]:
-    """Return the errors of value and gradient relative to the float64 reference; the worst of the three gradients.
+    """Return the errors of the value and of the worst gradient, relative to the float64 reference.
 
-    The error is the largest distance over all tokens and heads, divided by the RMS norm of the reference vectors.
+    An error is the largest distance over all tokens and heads, divided by the RMS norm of the reference vectors.
     """
     weights = torch.randn(q.shape, generator=torch.Generator().manual_seed(1)).to(q)
     results = []
@@ -91,4 +91,4 @@ def errors(attend: Attention, q: Tensor, k: Tensor, v: Tensor) -> tuple[float, f
 
 
 def _one_line(message: object) -> str:
-    return " ".join(str(message).split())[:800]  # xformers lists its inputs first, which takes 300 characters
+    return " ".join(str(message).split())[:800]  # xformers lists its inputs first, in 300 characters

@@ -28,8 +28,8 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def attend_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Run PyTorch's scaled_dot_product_attention.
 
-    On a GPU it prefers the flash kernel, then the memory-efficient one, then plain products. cuDNN's kernel is left
-    out, because NaN gradients have been reported for it.
+    On a GPU it prefers the flash kernel, then the memory-efficient one, then plain products. cuDNN's kernel is
+    excluded, because NaN gradients have been reported for it.
     """
     if q.device.type != "cuda":
         return _sdpa(q, k, v)
@@ -54,8 +54,7 @@ def attend_xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _xformers_forward(q, k, v)[0]
 
 
-# Custom operators, which torch.compile does not trace. The function of xformers breaks the graph if the backward pass
-# uses cutlass, because it passes empty CPU tensors to it.
+# Custom operators, because torch.compile cannot trace xformers' own backward pass: it passes empty CPU tensors.
 @torch.library.custom_op("redi::xformers_attention", mutates_args=())
 def _xformers_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Return the attended values and log(sum(exp(scores))) (N, heads, T) in float32."""

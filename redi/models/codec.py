@@ -20,7 +20,7 @@ from redi.models.reducers import Reducer, reducers
 from redi.runtime.checksums import json_sha256, tensors_sha256, without_versions
 from redi.runtime.device import PRECISIONS
 
-# Keys that stand beside group names in batches, losses and the log.
+# Names that batches, losses and the log use beside those of groups.
 RESERVED = {
     "images", "labels", "alignment", "vlb", "loss", "step", "gradient_norm", "images_per_second", "learning_rate",
 }  # fmt: skip
@@ -31,16 +31,14 @@ class Representation(nn.Module):
     """A frozen encoder and a reducer of its features: one channel group of the joint state.
 
     Args:
-        encoder: maps images to features (N, E, h, w).
-        reducer: maps the features to R channels (N, R, h, w).
+        encoder, reducer: images -> features (N, E, h, w), and features -> (N, R, h, w).
         name: name of the channel group; default: the encoder's name.
 
     Examples:
         >>> from redi.models.encoders import CLIP
         >>> from redi.models.reducers import PCA
-        >>> representation = Representation(CLIP("B/16"), PCA(rank=8))
-        >>> representation.name, representation.reducer.rank
-        ('clip', 8)
+        >>> Representation(CLIP("B/16"), PCA(rank=8)).name
+        'clip'
     """
 
     def __init__(self, encoder: Encoder, reducer: Reducer, *, name: str | None = None):
@@ -53,10 +51,9 @@ class Representation(nn.Module):
             raise ValueError(f"{error} of {type(encoder).__name__}") from None
         self.encoder, self.reducer, self.name = encoder, reducer, name or encoder.name
         if not self.name.isidentifier() or self.name in RESERVED or hasattr(nn.ModuleDict, self.name):
-            raise ValueError(
-                f"Representation.name = {self.name!r} must be an identifier other than {', '.join(sorted(RESERVED))} "
-                f"and the attributes of nn.ModuleDict: choose another name, such as {encoder.name!r}"
-            )
+            others = f"{', '.join(sorted(RESERVED))} and the attributes of nn.ModuleDict"
+            allowed = f"must be an identifier other than {others}, such as {encoder.name!r}"
+            raise ValueError(f"Representation.name = {self.name!r}: {allowed}")
 
     def forward(self, images: Tensor) -> Tensor:
         """Return reduced features (N, R, h, w) float32 on the encoder's grid, from uint8 images (N, 3, S, S)."""
@@ -69,17 +66,16 @@ class JointCodec(nn.Module):
 
     Encoding has two steps so that a cache can store the result of the first. `precompute` runs the networks. `join`
     draws the latents, scales the representations, resizes them bilinearly to the latent grid (paper, section 3.1) and
-    concatenates all groups. `channels` names the groups.
+    concatenates all groups.
 
     Args:
         autoencoder: default: `Pixels`.
         representations: without representations, the model is the DiT or SiT baseline.
         alignment: encoder whose features REPA aligns hidden tokens with (see `JointObjective`). The features are
             precomputed, but are not part of the joint state.
-        precision: precision of encoders and pretrained autoencoders in `precompute`: 'float32' (their own setting; by
-            default torch rounds convolutions on a GPU to TF32), 'tf32' (matrix products too) or 'bfloat16' (autocast;
-            relative errors of about 1 %). A lower precision speeds up training without a cache on a GPU. Reducers
-            always run in float32.
+        precision: precision of encoders and pretrained autoencoders: 'float32' (their own setting; by default torch
+            rounds convolutions on a GPU to TF32), 'tf32' (matrix products too) or 'bfloat16' (autocast; relative errors
+            of about 1 %). On a GPU, a lower precision speeds up training without a cache.
 
     Examples:
         >>> codec = JointCodec(Pixels())
@@ -90,39 +86,29 @@ class JointCodec(nn.Module):
         True
     """
 
-    representations: Mapping[str, Representation]
+    representations: Any  # nn.ModuleDict {name: Representation}
 
     def __init__(
-        self,
-        autoencoder: Autoencoder | None = None,
-        representations: Sequence[Representation] = (),
-        *,
-        alignment: Encoder | None = None,
-        precision: Literal["float32", "tf32", "bfloat16"] = "float32",
-    ):
+        self, autoencoder: Autoencoder | None = None, representations: Sequence[Representation] = (), *,
+        alignment: Encoder | None = None, precision: Literal["float32", "tf32", "bfloat16"] = "float32",
+    ):  # fmt: skip
         super().__init__()
         if precision not in PRECISIONS:
-            raise ValueError(f"JointCodec.precision = {precision!r} must be 'float32', 'tf32' or 'bfloat16'")
+            raise ValueError(f"JointCodec.precision = {precision!r}: must be 'float32', 'tf32' or 'bfloat16'")
         self.precision = precision
         self.autoencoder = Pixels() if autoencoder is None else autoencoder
         autoencoders.check(self.autoencoder, "JointCodec.autoencoder")
         for representation in representations:
             if not isinstance(representation, Representation):
-                raise ValueError(
-                    f"JointCodec.representations takes Representation objects, but got {representation!r}. "
-                    "For example: JointCodec.representations = [@Representation()]"
-                )
+                allowed = "must be Representation objects, for example [@Representation()]"
+                raise ValueError(f"JointCodec.representations holds {representation!r}: {allowed}")
         if alignment is not None:
             encoders.check(alignment, "JointCodec.alignment")
-        names = [representation.name for representation in representations]
+        names = [r.name for r in representations]
         if len({"image", *names}) <= len(names):
-            raise ValueError(
-                f"JointCodec.representations have the names {names}, but names must differ from each other and from "
-                "image: set Representation.name"
-            )
-        groups: Any = nn.ModuleDict({r.name: r for r in representations})
-        self.representations = groups
-        self.alignment = alignment
+            allowed = "must differ from each other and from image; set Representation.name"
+            raise ValueError(f"JointCodec.representations have the names {names}: {allowed}")
+        self.representations, self.alignment = nn.ModuleDict({r.name: r for r in representations}), alignment
         self.channels = Channels(image=self.autoencoder.channels, **{r.name: r.reducer.rank for r in representations})
         self.eval().requires_grad_(False)
 
@@ -132,18 +118,17 @@ class JointCodec(nn.Module):
     def grid(self, image_size: int) -> tuple[int, int]:
         """Return (H, W) of the joint state for square images of this size in pixels."""
         self.autoencoder.check_size(image_size)
-        side = image_size // self.autoencoder.downsample
-        return side, side
+        return (image_size // self.autoencoder.downsample,) * 2
 
     @torch.no_grad()
     def precompute(self, images: Tensor) -> dict[str, Tensor]:
-        """Run the networks on uint8 images (N, 3, S, S); return the tensors that a cache stores.
+        """Run the networks on uint8 images (N, 3, S, S). Return the tensors that a cache stores.
 
-        "image": the moments; each representation by name: (N, S, h, w) float16 (S: see `Reducer`); and with an
-        alignment encoder "alignment": (N, E, h, w) float16.
+        "image": the moments. "<representation>": (N, S, h, w) float16, where S is the number of stored channels (see
+        `Reducer`). "alignment", with an alignment encoder: (N, E, h, w) float16.
         """
         with networks_in(self.precision):
-            # Contiguous, as from a cache: random numbers drawn for them may depend on the memory layout.
+            # Contiguous, as in a cache: random numbers drawn for a tensor may depend on its memory layout.
             stored = {"image": self.autoencoder.moments(images).contiguous()}
         for name, representation in self.representations.items():
             stored[name] = representation.reducer.project(self._features(representation.encoder, images)).half()
@@ -152,7 +137,7 @@ class JointCodec(nn.Module):
         return stored
 
     def _features(self, encoder: Encoder, images: Tensor) -> Tensor:
-        # Autocast serves encoders that are not pretrained networks; their features may then be bfloat16.
+        # Autocast is for encoders that are not pretrained networks. It may return bfloat16.
         autocast = torch.autocast(images.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
         with networks_in(self.precision), autocast:
             return check_maps(encoder(images), f"features of {type(encoder).__name__}").float()
@@ -173,7 +158,7 @@ class JointCodec(nn.Module):
     def encode_sample(self, dataset: Any, num_images: int = 1024) -> Tensor:
         """Return x, on the CPU, of at most `num_images` images spread evenly over a `Dataset` or `Cache`.
 
-        The result has at most 64 million values, which limits the memory of float64 statistics.
+        There are fewer images if x would exceed 64 million values, which limits the memory of statistics in float64.
         """
         height, width = self.grid(dataset.image_size)
         num_images = max(1, min(num_images, 2**26 // (self.channels.total * height * width)))
@@ -194,39 +179,34 @@ class JointCodec(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Device of the networks, where images must be; the CPU if there are no networks."""
-        # Networks that read their weights at first use have buffers, but no parameters.
+        """Device of the networks, where images must be. Without networks: the CPU."""
+        # Pretrained networks whose weights are not read yet have buffers, but no parameters.
         return next((tensor.device for tensor in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
     @property
     def fitted(self) -> bool:
         """Whether every encoder and reducer is ready for use."""
-        aligned = self.alignment is None or self.alignment.fitted
-        return aligned and all(r.encoder.fitted and r.reducer.fitted for r in self.representations.values())
+        alignment_ready = self.alignment is None or self.alignment.fitted
+        return alignment_ready and all(r.encoder.fitted and r.reducer.fitted for r in self.representations.values())
 
     def load(self) -> None:
-        """Read all pretrained weights now instead of at first use. Raises ValueError if some are missing."""
+        """Read all pretrained weights now instead of at first use. Raises ValueError if any are missing."""
         for network in (self.autoencoder, *(r.encoder for r in self.representations.values()), self.alignment):
             if network is not None:
                 network.load()
 
     def learned_state(self) -> dict[str, Tensor]:
-        """Return the state of everything learned from data: all reducers, and encoders with `learns_from_data`."""
-        return {
-            f"{name}.{part}.{key}": tensor
-            for name, part, module in self._learned_modules()
-            for key, tensor in module.state_dict().items()
-        }
+        """Return the state of all parts learned from data: reducers, and encoders with `learns_from_data`."""
+        modules = self._learned_modules()
+        return {f"{name}.{part}.{key}": t for name, part, module in modules for key, t in module.state_dict().items()}
 
     def load_learned_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore the output of `learned_state`. Raises ValueError if it belongs to another codec."""
         expected = {f"{name}.{part}" for name, part, _ in self._learned_modules()}
         stored = {".".join(key.split(".")[:2]) for key in state}
         if expected != stored:
-            raise ValueError(
-                f"the stored codec has {sorted(stored)}, but the configured one has {sorted(expected)}: set "
-                "JointCodec.representations to those of the stored codec"
-            )
+            what = f"the stored codec has {sorted(stored)}, but the configured one has {sorted(expected)}"
+            raise ValueError(f"{what}: set JointCodec.representations to those of the stored codec")
         for name, part, module in self._learned_modules():
             prefix = f"{name}.{part}."
             try:
@@ -259,14 +239,10 @@ class JointCodec(nn.Module):
         return json_sha256(without_versions(self.cache_provenance()))
 
     def _provenance(self, of: Callable[[Any], dict]) -> dict:
-        parts: dict[str, Any] = {
-            "autoencoder": of(self.autoencoder),
-            "representations": {
-                name: {"encoder": r.encoder.provenance(), "reducer": of(r.reducer)}
-                for name, r in self.representations.items()
-            },
-            "learned_sha256": tensors_sha256(self.learned_state()),
-        }
+        groups = self.representations.items()
+        representations = {name: {"encoder": r.encoder.provenance(), "reducer": of(r.reducer)} for name, r in groups}
+        parts: dict[str, Any] = {"autoencoder": of(self.autoencoder), "representations": representations}
+        parts["learned_sha256"] = tensors_sha256(self.learned_state())
         if self.alignment is not None:
             parts["alignment"] = self.alignment.provenance()
         if self.precision != "float32":

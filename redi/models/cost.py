@@ -21,12 +21,9 @@ NOMINAL_RATES = {
 def forward_flops(model: nn.Module, *, align: bool = False) -> float:
     """Return the FLOPs of a forward pass for one image: two per multiply-add of matrix products and convolutions.
 
-    A training step costs three forward passes, without the recomputation of checkpointing. As in published numbers,
-    attention is counted and norms and activations are not; papers often count multiply-adds, which is half.
-
-    Args:
-        model: a model, as `state_of` takes it; its weights are not read.
-        align: include the projector for REPA.
+    Attention is counted; norms and activations are not, as in published numbers (which often count multiply-adds: half
+    of this). A training step costs three forward passes, plus the recomputation of checkpointing. The weights of the
+    model are not read. `align` includes the projector for REPA.
     """
     from torch._subclasses import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode  # imports Triton if it is installed
@@ -45,7 +42,7 @@ def forward_flops(model: nn.Module, *, align: bool = False) -> float:
 
 
 def without_memory(model: nn.Module, device: torch.device | str) -> nn.Module:
-    """Return a copy without memory on `device`, which need not exist. Call and use it in a FakeTensorMode."""
+    """Return a copy on `device`, without memory; the device need not exist. Use it inside a FakeTensorMode."""
     memo: dict[int, Tensor] = {id(b): torch.empty_like(b, device=device) for b in model.buffers()}
     memo |= {id(p): nn.Parameter(torch.empty_like(p, device=device), p.requires_grad) for p in model.parameters()}
     return copy.deepcopy(model, memo)  # takes these tensors instead of copying the model's

@@ -17,10 +17,9 @@ class Model(Protocol):
     state), `grid` (H, W) and `num_classes` K. If the run needs `variance_groups` or `alignment_dim` (see
     `DiffusionTransformer`), the constructor must accept them. These attributes are optional:
 
-    - `choose_attention(device, dtype) -> str` sets the attention backend before training or sampling and returns a line
-      for the log;
+    - `choose_attention(device, dtype) -> str` sets the attention backend and returns a line for the log;
     - `blocks`: submodules that FSDP shards one by one;
-    - `has_group_times`: True for a model that reads the time of every group, t (N, groups).
+    - `has_group_times`: True for a model that reads one time per group, t (N, groups).
 
     Examples:
         >>> class Convolution(nn.Module):
@@ -62,13 +61,11 @@ def build_model(model: Callable[..., nn.Module], arguments: Mapping[str, Any]) -
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     keywords = {key: value for key, value in arguments.items() if takes_any or key in parameters}
     if missing := sorted(arguments.keys() - keywords.keys() - {"channels", "grid", "num_classes"}):
-        raise ValueError(
-            f"{name} does not accept {', '.join(missing)}, which JointObjective.process or JointCodec.alignment needs: "
-            "add the argument to its constructor, or change the process or the alignment"
-        )
+        needs = f"does not accept {', '.join(missing)}, which JointObjective.process or JointCodec.alignment needs"
+        raise ValueError(f"{name} {needs}: add it to the constructor, or change the process or the alignment")
     net = model(**keywords)
     if not isinstance(net, nn.Module):
-        raise ValueError(f"{name} returns {net!r:.80}, not an nn.Module")
+        raise ValueError(f"{name} returns {net!r:.80}: must return an nn.Module")
     try:
         inspect.signature(net.forward).bind("x", "t", "y")
     except TypeError as error:
@@ -87,6 +84,6 @@ def state_of(model: Any) -> JointState:
 
 
 def choose_attention_of(model: nn.Module, device: torch.device | str, dtype: torch.dtype) -> str:
-    """Set the attention backend of a model that has `choose_attention`; return a line for the log."""
+    """Set the attention backend if the model has `choose_attention`. Return a line for the log."""
     choose = getattr(model, "choose_attention", None)
     return choose(device, dtype) if choose else f"as implemented by {type(model).__name__}"

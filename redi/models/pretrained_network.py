@@ -20,7 +20,7 @@ _in_bfloat16: ContextVar[bool] = ContextVar("in_bfloat16", default=False)  # app
 
 @contextlib.contextmanager
 def networks_in(precision: str) -> Iterator[None]:
-    """Run float32 pretrained networks in 'tf32' or 'bfloat16' inside this context; 'float32' changes nothing."""
+    """Run pretrained networks in 'tf32' or 'bfloat16' inside this context. 'float32' keeps their own precision."""
     if precision == "float32":
         yield
         return
@@ -33,7 +33,7 @@ def networks_in(precision: str) -> Iterator[None]:
 
 
 def with_defaults(method: Any, first: object, **others: object) -> Callable:
-    """Return a copy of a method with other defaults for its first argument and keywords; its signature shows them."""
+    """Return a copy of a method with other defaults for its first argument and its keywords."""
     copy = FunctionType(method.__code__, method.__globals__, method.__name__, (first,), method.__closure__)
     copy.__kwdefaults__ = (method.__kwdefaults__ or {}) | others
     copy.__annotations__ = method.__annotations__
@@ -68,7 +68,7 @@ class PretrainedNetwork(nn.Module, ABC):
     def __init__(self, *, weights: str | None, weights_sha256: str | None, precision: str):
         super().__init__()
         if precision not in ("float32", "bfloat16"):
-            raise ValueError(f"{self._binding('precision')} = {precision!r} must be 'float32' or 'bfloat16'")
+            raise ValueError(f"{self._binding('precision')} = {precision!r}: must be 'float32' or 'bfloat16'")
         self.weights, self.weights_sha256, self.precision = weights, weights_sha256, precision
         self.register_buffer("anchor", torch.empty(0), persistent=False)  # its device is the device of the network
         object.__setattr__(self, "_network", None)  # nn.Module would make it a submodule
@@ -100,7 +100,7 @@ class PretrainedNetwork(nn.Module, ABC):
 
     @abstractmethod
     def _weights_path(self) -> Path:
-        """Find or download the weights file. Raises ValueError with its source if it is missing."""
+        """Find or download the weights file. Raises ValueError, naming the source, if it is missing."""
 
     def _tensors_and_sha256(self, path: Path) -> tuple[dict[str, Tensor], str]:
         # The hash covers the names in the file. `_build` removes a prefix from them.
@@ -109,21 +109,19 @@ class PretrainedNetwork(nn.Module, ABC):
 
     @abstractmethod
     def _build(self, path: Path, tensors: dict[str, Tensor]) -> nn.Module:
-        """Build the network with these weights of the file `path`. Raises ValueError if they do not fit."""
+        """Build the network from the tensors of the file `path`. Raises ValueError if they do not fit."""
 
     def _read_weights(self) -> tuple[Path, dict[str, Tensor]]:
         path, binding = self._weights_path(), self._binding("weights")
         tensors, digest = self._tensors_and_sha256(path)
         if self.weights_sha256 not in (None, digest):
-            raise ValueError(
-                f"{binding}: the tensors of {path} have the SHA-256 {digest}, not {self.weights_sha256}: use the "
-                f"weights with that hash, or change {binding}_sha256"
-            )
+            what = f"the tensors of {path} have the SHA-256 {digest}, not {self.weights_sha256}"
+            raise ValueError(f"{binding}: {what}: use the weights with that hash, or change {binding}_sha256")
         self.weights_sha256 = digest
         return path, tensors
 
     def _sha256(self) -> str:
-        """Return the SHA-256 of the weights without building the network, which a run with a cache does not need."""
+        """Return the SHA-256 of the weights. Does not build the network, which a run with a cache does not need."""
         if self.weights_sha256 is None:
             self._read_weights()
         assert self.weights_sha256 is not None

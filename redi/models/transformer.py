@@ -1,7 +1,7 @@
 """The diffusion transformer: DiT's adaLN-zero blocks between the embedding and the heads of a fusion."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,68 +30,50 @@ class DiffusionTransformer(nn.Module):
     Args:
         channels, grid: groups and (H, W) of the joint state. `train` supplies these and the next three arguments.
         num_classes: K; row K of the label table is the null label.
-        variance_groups: groups with a learned variance. The prediction has their variance channels after the C.
+        variance_groups: groups with a learned variance. Their variances follow the C channels of the prediction.
         alignment_dim: E of the encoder that REPA aligns hidden tokens with; None: no projector.
-        size: S, B, L or XL and a patch size, such as 'B/2'; the next four arguments override its parts.
-        width, depth, num_heads, patch_size: default: those of `size`.
+        size: S, B, L or XL, a slash and a patch size, such as 'B/2'.
+        width, depth, num_heads, patch_size: override the corresponding part of `size`.
         mlp_ratio: hidden width of the MLPs, relative to `width`.
         fusion: class that embeds the channel groups as tokens and reads the prediction from tokens.
         attention: a backend, or 'auto'; see `choose_attention`.
         checkpointing: recompute the blocks in the backward pass: less memory, about a third more compute.
         timestep_scale: factor of t before its sinusoidal embedding (1 in the published models).
         group_timesteps: embed the time of every representation, for `JointObjective.independent_timesteps`.
-        alignment_layer, alignment_width: block (counted from 1) whose tokens the projector takes; its hidden width.
+        alignment_layer: number of the block whose output REPA's projector reads; the first block is 1.
+        alignment_width: hidden width of the projector.
 
     Examples:
         >>> channels = Channels(image=4, dinov2=8)
         >>> model = DiffusionTransformer(
         ...     channels=channels, grid=(8, 8), num_classes=10, size="S/2", width=32, depth=2, num_heads=2)
-        >>> x, t, y = torch.randn(2, 12, 8, 8), torch.rand(2), torch.tensor([3, model.null_label])
-        >>> prediction = model(x, t, y)
+        >>> prediction = model(torch.randn(2, 12, 8, 8), torch.rand(2), torch.tensor([3, model.null_label]))
         >>> prediction.shape, bool((prediction == 0).all())  # the heads are initialised to zero
         (torch.Size([2, 12, 8, 8]), True)
     """
 
     fusion: Fusion
-    blocks: Sequence["Block"]  # nn.ModuleList
-    group_embeddings: Mapping[str, "TimestepEmbedding"]  # nn.ModuleDict
-    projector: nn.Sequential | None
+    blocks: Any  # nn.ModuleList of Block
+    group_embeddings: Any  # nn.ModuleDict {group: TimestepEmbedding}
 
     def __init__(
-        self,
-        *,
-        channels: Channels,
-        grid: tuple[int, int],
-        num_classes: int,
-        variance_groups: Sequence[str] = (),
+        self, *, channels: Channels, grid: tuple[int, int], num_classes: int, variance_groups: Sequence[str] = (),
         alignment_dim: int | None = None,
-        size: str = "B/2",
-        width: int | None = None,
-        depth: int | None = None,
-        num_heads: int | None = None,
-        patch_size: int | None = None,
-        mlp_ratio: float = 4.0,
-        fusion: type = Merged,
-        attention: str = "auto",
-        checkpointing: bool = False,
-        timestep_scale: float = 1.0,
-        group_timesteps: bool = False,
-        alignment_layer: int = 8,
-        alignment_width: int = 2048,
-    ):
+        size: str = "B/2", width: int | None = None, depth: int | None = None, num_heads: int | None = None,
+        patch_size: int | None = None, mlp_ratio: float = 4.0, fusion: type = Merged, attention: str = "auto",
+        checkpointing: bool = False, timestep_scale: float = 1.0, group_timesteps: bool = False,
+        alignment_layer: int = 8, alignment_width: int = 2048,
+    ):  # fmt: skip
         super().__init__()
         fusions.check_class(fusion, "DiffusionTransformer.fusion")
         for name, value in {"width": width, "depth": depth, "num_heads": num_heads, "patch_size": patch_size}.items():
             if value is not None and value < 1:
-                raise ValueError(f"DiffusionTransformer.{name} = {value} must be at least 1")
+                raise ValueError(f"DiffusionTransformer.{name} = {value}: must be at least 1")
         base_width, base_depth, base_heads, base_patch = parse_size(size)
         width, depth = width or base_width, depth or base_depth
         num_heads, patch_size = num_heads or base_heads, patch_size or base_patch
         if width % num_heads:
-            raise ValueError(
-                f"DiffusionTransformer.num_heads = {num_heads} must divide the width {width}: change "
-                "DiffusionTransformer.num_heads or DiffusionTransformer.width"
-            )
+            raise ValueError(f"DiffusionTransformer.num_heads = {num_heads}: must divide the width {width}")
         self.channels, self.grid, self.num_classes = channels, (grid[0], grid[1]), num_classes
         self.null_label = num_classes
         self.attention, self.checkpointing = attention, checkpointing
@@ -101,21 +83,17 @@ class DiffusionTransformer(nn.Module):
         self.fusion = fusion(channels=channels, grid=grid, patch_size=patch_size, width=width, **runtime)
         self.timestep_embedding = TimestepEmbedding(width, scale=timestep_scale)
         self.label_embedding = nn.Embedding(num_classes + 1, width)
-        blocks: Any = nn.ModuleList(Block(width, num_heads, mlp_ratio) for _ in range(depth))
-        self.blocks = blocks
+        self.blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio) for _ in range(depth))
         self.final_norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.final_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
         names = channels.representations if group_timesteps else ()
-        embeddings: Any = nn.ModuleDict({n: TimestepEmbedding(width, scale=timestep_scale) for n in names})
-        self.group_embeddings = embeddings
+        self.group_embeddings = nn.ModuleDict({n: TimestepEmbedding(width, scale=timestep_scale) for n in names})
         self._initialise()
         self.alignment_layer = alignment_layer
-        self.projector = None
+        self.projector: nn.Sequential | None = None
         if alignment_dim is not None:
             if not 1 <= alignment_layer <= depth:
-                raise ValueError(
-                    f"DiffusionTransformer.alignment_layer = {alignment_layer} must be one of the blocks 1 ... {depth}"
-                )
+                raise ValueError(f"DiffusionTransformer.alignment_layer = {alignment_layer}: must be in 1 ... {depth}")
             self.projector = nn.Sequential(  # REPA (Yu et al., arXiv 2410.06940): three layers, SiLU between them
                 nn.Linear(width, alignment_width), nn.SiLU(),
                 nn.Linear(alignment_width, alignment_width), nn.SiLU(),
@@ -140,8 +118,8 @@ class DiffusionTransformer(nn.Module):
 
         Args:
             x: joint state at time t, (N, C, H, W).
-            t: `model_time` of the process: a scalar, (N,), or (N, groups) with one time per group. A model without
-                `group_timesteps` uses the time of the image group.
+            t: `model_time` of the process, () or (N,); or (N, groups), of which a model without `group_timesteps` uses
+                that of the image.
             y: labels (N,) in 0 ... K.
             align: also return the projected hidden image tokens (N, P, E), for REPA.
         """
@@ -150,7 +128,7 @@ class DiffusionTransformer(nn.Module):
         condition = self._embed_times(t) + self.label_embedding(y)  # (N, D)
         for number, block in enumerate(self.blocks, start=1):
             if self.checkpointing and self.training and torch.is_grad_enabled():
-                # Blocks draw no random numbers, so no random state has to be restored for the recomputation.
+                # preserve_rng_state: blocks draw no random numbers
                 tokens = checkpoint(block, tokens, condition, use_reentrant=False, preserve_rng_state=False)
             else:
                 tokens = block(tokens, condition)
@@ -163,7 +141,7 @@ class DiffusionTransformer(nn.Module):
 
     @property
     def has_group_times(self) -> bool:
-        """Whether the model uses the time of every group, not only the image's."""
+        """Whether the model reads one time per group, t (N, groups)."""
         return len(self.group_embeddings) > 0
 
     def _embed_times(self, t: Tensor) -> Tensor:
@@ -175,11 +153,10 @@ class DiffusionTransformer(nn.Module):
         return embedded
 
     def choose_attention(self, device: torch.device | str, dtype: torch.dtype) -> str:
-        """Set the attention backend for this device and dtype; return one line for the log with name and reason."""
+        """Set the attention backend for this device and dtype. Return one line for the log, with name and reason."""
         head_dim = self.blocks[0].qkv.in_features // self.blocks[0].num_heads
-        attend, reason = choose_attention(
-            self.attention, device=device, dtype=dtype, head_dim=head_dim, num_tokens=self.fusion.num_tokens
-        )
+        shape = {"head_dim": head_dim, "num_tokens": self.fusion.num_tokens}
+        attend, reason = choose_attention(self.attention, device=device, dtype=dtype, **shape)
         for block in self.blocks:
             block.attend = attend
         self.attention_for = (device, dtype)
@@ -190,12 +167,8 @@ class Block(nn.Module):
     """A transformer block: attention and MLP, each modulated and gated by the condition (adaLN-zero).
 
     Examples:
-        >>> block = Block(width=32, num_heads=2, mlp_ratio=4.0)
-        >>> tokens, condition = torch.randn(2, 16, 32), torch.zeros(2, 32)
-        >>> for parameter in block.modulation.parameters():
-        ...     _ = nn.init.zeros_(parameter)
-        >>> torch.equal(block(tokens, condition), tokens)  # zero gates: the block is the identity
-        True
+        >>> Block(width=32, num_heads=2, mlp_ratio=4.0)(torch.randn(2, 16, 32), torch.zeros(2, 32)).shape
+        torch.Size([2, 16, 32])
     """
 
     attend: Attention
@@ -212,9 +185,8 @@ class Block(nn.Module):
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        """Return tokens (N, T, D) from tokens (N, T, D) and condition (N, D)."""
-        modulation = in_float32(self.modulation, condition)
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)  # each (N, D)
+        """Map tokens (N, T, D) to tokens (N, T, D), for the condition (N, D)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = in_float32(self.modulation, condition).chunk(6, dim=-1)  # (N, D)
         qkv = self.qkv(modulate(self.norm1(tokens), shift1, scale1))  # (N, T, 3 D)
         # Three separate views: a single view with a leading 3 would copy the gradients once more.
         q, k, v = (rearrange(part, "n t (h d) -> n t h d", h=self.num_heads) for part in qkv.chunk(3, dim=-1))
@@ -237,7 +209,6 @@ class TimestepEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(2 * num_frequencies, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        """Embed times (N,) as (N, D)."""
         exponents = torch.arange(self.num_frequencies, device=t.device) / self.num_frequencies
         angles = self.scale * t.float()[:, None] * torch.exp(-math.log(10000) * exponents)  # (N, 128)
         sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1)  # in float32, for t up to 999
@@ -247,8 +218,7 @@ class TimestepEmbedding(nn.Module):
 def in_float32(layers: nn.Module, x: Tensor) -> Tensor:
     """Apply layers in the precision of their weights, normally float32, even under autocast.
 
-    Used for the condition (N, D): bfloat16 would round 1 + scale in every block and save no time. It also keeps the
-    residual stream in float32.
+    In bfloat16, the condition (N, D) would round 1 + scale in every block, and the residual stream would be bfloat16.
     """
     if x.is_meta:  # autocast does not support this device
         return layers(x)
@@ -265,10 +235,8 @@ def parse_size(size: str) -> tuple[int, int, int, int]:
     """Return width, depth, number of heads and patch size of a size such as 'B/2'."""
     letter, _, patch = size.partition("/")
     if letter not in SIZES or not patch.isdigit() or int(patch) < 1:
-        raise ValueError(
-            f"DiffusionTransformer.size = {size!r} must be one of {', '.join(SIZES)}, then / and patch size, such as "
-            "'B/2'"
-        )
+        allowed = f"one of {', '.join(SIZES)}, a slash and a patch size, such as 'B/2'"
+        raise ValueError(f"DiffusionTransformer.size = {size!r}: must be {allowed}")
     return *SIZES[letter], int(patch)
 
 

@@ -171,7 +171,7 @@ def _colours(codec: JointCodec) -> dict[str, Tensor]:
         reducer = representation.reducer
         spread = torch.ones(reducer.rank)
         if isinstance(deviations := getattr(reducer, "deviations", None), Tensor):
-            spread = (deviations[: reducer.rank] * reducer.factors).cpu()  # type: ignore[operator]  # tensors
+            spread = (deviations[: reducer.rank] * reducer.factors).cpu()
         rows = torch.eye(reducer.rank)[:3]
         tensors[f"{name}/mean"], tensors[f"{name}/rows"] = torch.zeros(reducer.rank), rows
         tensors[f"{name}/low"], tensors[f"{name}/high"] = -2.33 * spread[:3], 2.33 * spread[:3]

@@ -15,13 +15,12 @@ def clamped(
     denoise: Denoise, process: Process, draw: Draw, channels: Channels, given: Mapping[str, Tensor], *,
     own_time: bool = False,
 ) -> tuple[Denoise, Draw, Callable[..., Tensor]]:  # fmt: skip
-    """Wrap the arguments of a sampler so that the given groups stay on the path to their known values.
+    """Wrap the arguments of a sampler so that the known groups follow the path to their values.
 
-    At t the network receives alpha(t) known + sigma(t) noise for the known groups, with the initial noise of the
-    sampler at every t. The sampler's own state of these groups is ignored. This is inpainting by replacement (Song et
-    al., arXiv 2011.13456, appendix I.2): it conditions on the noised groups, not on the clean ones. EulerMaruyama with
-    a large `diffusion_norm` and many evaluations approaches the true conditional. ODE samplers depend on the known
-    groups only weakly.
+    The network receives alpha(t) known + sigma(t) noise for the known groups, with the initial noise at every t,
+    whatever the sampler's state. This is inpainting by replacement (Song et al., arXiv 2011.13456, appendix I.2): it
+    conditions on the noised groups, not on the clean ones. EulerMaruyama with a large `diffusion_norm` and many
+    evaluations approaches the true conditional. With ODE samplers, samples depend only weakly on the known groups.
 
     Args:
         given: {group: (N, C_m, H, W)}, clean values: scaled latents or reduced features.
@@ -29,17 +28,15 @@ def clamped(
             (`DiffusionTransformer.group_timesteps`, trained with `JointObjective.independent_timesteps`). Every sampler
             then draws from the true conditional.
 
-    Returns:
-        `denoise` and `draw` for the sampler, and a function (x, t = 1) -> x that replaces the known groups in a state
-        by the input of the network at t, which is their clean value at t = 1.
+    Returns `denoise` and `draw` for the sampler, and a function (x, t = 1) -> x that sets the known groups of a state
+    to the network's input at t. At t = 1 this is their clean value.
 
     Examples:
         >>> from redi.core.processes import FlowMatching
         >>> from redi.core.samplers import Euler
         >>> channels, process = Channels(image=1, dinov2=2), FlowMatching()
         >>> known = {"dinov2": torch.full((1, 2, 4, 4), 7.0)}
-        >>> def denoise(x, t):
-        ...     return torch.zeros_like(x)
+        >>> def denoise(x, t): return torch.zeros_like(x)
         >>> denoise, draw, insert = clamped(denoise, process, lambda: torch.randn(1, 3, 4, 4), channels, known)
         >>> x = insert(Euler(num_evaluations=2)(denoise, process, draw))
         >>> torch.equal(x[:, 1:], known["dinov2"])
@@ -78,15 +75,10 @@ def times_with_given(process: Process, channels: Channels, given: Iterable[str])
 
 
 def check_given(given: Mapping[str, Tensor], channels: Channels, shape: tuple[int, int, int]) -> None:
-    """Check the given groups, for `shape` = (N, H, W).
-
-    Raises:
-        ValueError: an unknown group, values of another shape, or no group left to sample.
-        TypeError: images instead of latents or features.
-    """
+    """Raise ValueError unless the given groups are latents or features of `shape` = (N, H, W), and one is left."""
     for name, group in given.items():
         if name not in channels:
-            raise ValueError(f"given names {name!r}: the channel groups are {', '.join(channels)}")
+            raise ValueError(f"given names {name!r}: must be among {', '.join(channels)}")
         expected = (shape[0], channels[name], *shape[1:])
         if tuple(group.shape) != expected:
             raise ValueError(f"given[{name!r}] has shape {tuple(group.shape)}: must be {expected}")

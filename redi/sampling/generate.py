@@ -41,7 +41,7 @@ class Generated:
     labels: Tensor  # (N,) int64
     record: dict  # seed, sampler, guidance, function evaluations, network evaluations per image
     trajectory: Tensor | None = None  # (K, N, C, H, W) float32, the joint states at `times`, if requested
-    times: list[float] | None = None  # K times: at the start and after every step
+    times: list[float] | None = None  # K times: the start, and the end of every step
 
     def __repr__(self) -> str:
         tensors = {"images": self.images, "x": self.x, "labels": self.labels}
@@ -76,19 +76,15 @@ def generate(
         own_time: pass the given groups clean, with their own t, to a model trained with independent timesteps.
         draw: noise to use instead of that of `seed`, each entry (N, C, H, W): the initial noise, then the noise of the
             steps of an SDE sampler.
-        trajectory: also return the joint states at the start and after every step. They take (steps + 1) N C H W
-            float32 numbers on the CPU, and the part of one batch on the device.
+        trajectory: also return the joint states at the start and after every step: steps + 1 times the memory of x.
         sampler: default, as in the paper: EulerMaruyama with 250 evaluations, or Ancestral for DDPM.
         guidance: guidance rules, whose effects are added. Default: none.
-        batch_size: images per batch.
         precision: precision of the network, as in `train`. The sampler computes in float32.
         compile: whether to compile the network by torch.compile, on a GPU with CUDA graphs. 'auto': only on a GPU. The
             last batch is padded to the full size, so that one graph per number of conditions is enough.
-        seed: seed of the noise.
 
-    Raises:
-        ValueError: a label outside the range, a rule or sampler that does not support the model, an object of the wrong
-            kind, or noise of another shape or in too few entries.
+    Raises ValueError for a label outside the range, a rule or sampler that does not support the model, an object of the
+    wrong kind, or noise of another shape or in too few entries.
 
     Examples:
         >>> from redi.core.processes import FlowMatching
@@ -111,10 +107,10 @@ def generate(
     check_number("generate.batch_size", batch_size)
     check_number("generate.seed", seed, SEED["least"], below=SEED["below"])
     if not labels.numel():
-        raise ValueError("generate: labels is empty: at least one label is needed")
+        raise ValueError("generate: labels = []: must hold at least one label")
     if labels.ndim != 1 or labels.is_floating_point():
         kind = f"{labels.dtype} of shape {tuple(labels.shape)}"
-        raise ValueError(f"generate: labels must be a list of class numbers or class names, got {kind}")
+        raise ValueError(f"generate: labels are {kind}: must be a list of class numbers or class names")
     labels = labels.long()
     if not 0 <= labels.min() <= labels.max() <= null_label:
         allowed = f"must be in 0 ... {null_label - 1}, or {null_label} for the null label"
@@ -175,12 +171,12 @@ def generate(
 
 
 def _replayed(draw: Sequence[Tensor] | Tensor, rows: Tensor, device: torch.device) -> Draw:
-    """Return a source of noise that yields these rows of one tensor after the other."""
+    """Return a source of noise: call k returns these rows of draw[k]."""
 
     def replay() -> Iterator[Tensor]:
         for noise in draw:
             yield noise[rows.to(noise.device)].to(device, torch.float32)
-        raise ValueError(f"generate: draw has {len(draw)} tensors, but the sampler needs more: add one for each step")
+        raise ValueError(f"generate: draw has {len(draw)} tensors, but the sampler needs more: add one per noisy step")
 
     return replay().__next__
 
@@ -193,7 +189,7 @@ def check_generation(
         samplers.check(sampler, "generate.sampler")
         sampler.check(process)
     if not isinstance(guidance, Sequence):
-        raise ValueError("generate.guidance must be a list of rules, for example [guidance.ClassifierFree()]")
+        raise ValueError(f"generate.guidance = {guidance!r}: must be a list, for example [guidance.ClassifierFree()]")
     for rule in guidance:
         guidance_rules.check(rule, "generate.guidance")
         rule.check(channels, num_classes)

@@ -19,7 +19,7 @@ def label_numbers(labels: Collection, class_names: Sequence[str] | None, argumen
     if isinstance(labels, Tensor) or not any(isinstance(label, str) for label in labels):
         return labels
     if not class_names:
-        raise ValueError(f"{argument} = {labels!r}: this run has no class names; use class numbers")
+        raise ValueError(f"{argument} = {labels!r}: must be class numbers, because this run has no class names")
     number_of = {name: number for number, name in enumerate(class_names)}
     if unknown := [label for label in labels if isinstance(label, str) and label not in number_of]:
         nearest, names = did_you_mean(unknown[0], class_names), few(class_names, 10)
@@ -28,6 +28,6 @@ def label_numbers(labels: Collection, class_names: Sequence[str] | None, argumen
 
 
 def captions(labels: Tensor, class_names: Sequence[str] | None) -> list[str]:
-    """Return the class names of labels (N,). Classes without a name, and the null label, get their number."""
+    """Return the class names of labels (N,), or numbers for classes without a name and the null label."""
     names = class_names or ()
     return [names[label] if label < len(names) else str(label) for label in labels.tolist()]

@@ -68,12 +68,10 @@ def sample_grid(
 
     Args:
         drawn: an object with images (N, 3, S, S) uint8, x (N, C, H, W) and labels (N,), such as `Generated`. If x is
-            None, features are left out.
-        codec: the codec of x.
-        colours: the colour basis of the features.
+            None, features are omitted.
+        codec, colours: the codec of x, and the colour basis of its features.
         title: a line above the grid.
         columns: images per row.
-        class_names: names to write instead of class numbers.
 
     Examples:
         >>> from types import SimpleNamespace
@@ -89,7 +87,7 @@ def sample_grid(
 
 
 def tile(layers: Sequence[Sequence[Image.Image]], labels: Sequence[int | str], title: str, columns: int) -> Image.Image:
-    """Tile pictures of equal size into one picture. Entry i shows layers[0][i] above layers[1][i] and so on."""
+    """Tile pictures of equal size into a grid. Cell i shows labels[i] above layers[0][i], layers[1][i] and so on."""
     cell, gap, top = layers[0][0].width, 4, 22 if title else 4
     rows = -(-len(labels) // columns)
     height = len(layers) * (cell + 1) + gap + 12
@@ -130,10 +128,9 @@ def thumbnails(images: Tensor, like: Tensor) -> list[Image.Image]:
 
 
 def num_columns(labels: Tensor, most: int = 10) -> int:
-    """Return the number of columns of a sheet in which every column shows one class.
+    """Return the number of columns of a sheet in which every column shows one class, at most `most`.
 
-    All classes in `labels` get the same number of columns, limited by `most` and by the number of images of the
-    smallest class. With a single class there are `most` columns.
+    All classes in `labels` get the same number of columns, at most the number of images of the smallest class.
     """
     counts = labels.unique(return_counts=True)[1].tolist()
     return min(most, len(counts) * max(1, min(most // len(counts), *counts))) if len(counts) > 1 else most

@@ -214,7 +214,7 @@ def test_bound_builds_what_nested_references_name():
 
 def test_an_error_in_what_is_bound_is_not_taken_for_nothing_bound():
     config.parse(["digits.gin"], ["PCA.rank = 0"])
-    with pytest.raises(ValueError, match="PCA.rank = 0 must be at least 1"):
+    with pytest.raises(ValueError, match="PCA.rank = 0: must be at least 1"):
         config.bound("train.codec", default="nothing bound")
 
 

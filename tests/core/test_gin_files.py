@@ -77,8 +77,8 @@ def test_a_file_may_include_the_shipped_one_of_its_name(files):
 
 def test_files_that_include_one_another_are_named(files):
     files(here__one="include 'two.gin'", here__two="include 'one.gin'", here__self="include 'self.gin'")
-    assert refusal("one.gin").startswith("a gin file includes itself: one.gin -> two.gin -> one.gin. Remove one")
-    assert refusal("self.gin").startswith("a gin file includes itself: self.gin -> self.gin. ")
+    assert refusal("one.gin").startswith("a gin file includes itself: one.gin -> two.gin -> one.gin: remove one")
+    assert refusal("self.gin").startswith("a gin file includes itself: self.gin -> self.gin: ")
 
 
 def test_two_includes_of_one_file_are_no_circle(files):

@@ -80,4 +80,4 @@ def test_a_warning_names_what_was_edited_and_nothing_else(lab, tmp_path, caplog)
     warn_of_edits({}, tmp_path, one.A())  # a checkpoint of an older version
     assert not caplog.messages
     warn_of_edits(record, tmp_path, one.A(), one.New(), two.B())
-    assert caplog.messages == [f"edited since {tmp_path} was written (the present code is used): one.A"]
+    assert caplog.messages == [f"the code of one.A was edited after {tmp_path} was written: the new code is used"]

@@ -202,7 +202,7 @@ def test_backends_by_name_pass_their_check_in_every_dtype(backend, dtype, head_d
 
 
 def test_an_unknown_backend_is_refused_with_the_names_that_exist():
-    with pytest.raises(ValueError, match="attention = 'flash' must be one of auto, math, sdpa, .*, xformers, flash3"):
+    with pytest.raises(ValueError, match="attention = 'flash': must be one of auto, math, sdpa, .*, xformers, flash3"):
         choose_attention("flash", **SETTING)
 
 

@@ -136,5 +136,5 @@ def test_grey_is_the_luma_of_pillow():
 
 @pytest.mark.parametrize("channels", [0, 2, 4])
 def test_pixels_have_one_or_three_channels(channels):
-    with pytest.raises(ValueError, match=rf"Pixels.channels = {channels} must be 1 \(grey\) or 3 \(colour\)"):
+    with pytest.raises(ValueError, match=rf"Pixels.channels = {channels}: must be 1 \(grey\) or 3 \(colour\)"):
         Pixels(channels=channels)

@@ -340,7 +340,7 @@ def test_every_precision_has_caches_of_its_own_and_float32_those_that_there_were
 
 
 def test_another_precision_is_refused():
-    with pytest.raises(ValueError, match="JointCodec.precision = 'fp16' must be 'float32', 'tf32' or 'bfloat16'"):
+    with pytest.raises(ValueError, match="JointCodec.precision = 'fp16': must be 'float32', 'tf32' or 'bfloat16'"):
         JointCodec(precision="fp16")
 
 
@@ -349,13 +349,13 @@ def test_another_precision_is_refused():
 
 @pytest.mark.parametrize("names", [["a", "a"], ["image"], ["b", "image"]])
 def test_groups_of_the_same_name_are_refused(names):
-    with pytest.raises(ValueError, match="names must differ from each other and from image: set Representation.name"):
+    with pytest.raises(ValueError, match="must differ from each other and from image; set Representation.name"):
         JointCodec(representations=[representation(name=name) for name in names])
 
 
 @pytest.mark.parametrize("name", ["loss", "labels", "images", "keys", "dino.v2", "two words", "learning_rate"])
 def test_a_name_that_means_something_else_is_refused(name):
-    with pytest.raises(ValueError, match=f"Representation.name = '{name}' must be an identifier .*such as 'patch'"):
+    with pytest.raises(ValueError, match=f"Representation.name = '{name}': must be an identifier .*such as 'patch'"):
         representation(name=name)
 
 
@@ -370,7 +370,7 @@ def test_a_reducer_given_as_encoder_is_refused():
 
 
 def test_an_encoder_given_as_representation_is_refused():
-    with pytest.raises(ValueError, match="JointCodec.representations takes Representation objects"):
+    with pytest.raises(ValueError, match="JointCodec.representations holds .*: must be Representation objects"):
         JointCodec(representations=[PatchEncoder()])
 
 
@@ -389,7 +389,7 @@ def test_an_image_size_that_the_autoencoder_cannot_divide_is_refused():
 
 
 def test_a_state_with_other_channels_cannot_be_decoded():
-    with pytest.raises(ValueError, match=r"expected a joint state \(N, 8, H, W\)"):
+    with pytest.raises(ValueError, match=r"joint state of shape .*: must be \(N, 8, H, W\)"):
         two().decode(torch.zeros(1, 3, 8, 8))
 
 

@@ -256,12 +256,12 @@ def test_use_before_the_fit_is_refused():
 
 @pytest.mark.parametrize("side", [0, 2, 30, -4])
 def test_an_image_size_that_the_stride_does_not_divide_is_refused(side):
-    with pytest.raises(ValueError, match=f"DomainEncoder.image_size = {side} must be a multiple of 4"):
+    with pytest.raises(ValueError, match=f"DomainEncoder.image_size = {side}: must be a multiple of 4"):
         DomainEncoder(image_size=side)
 
 
 def test_an_unknown_objective_is_refused():
-    with pytest.raises(ValueError, match="objective = 'mae' must be 'auto', 'labels' or 'contrastive'"):
+    with pytest.raises(ValueError, match="objective = 'mae': must be 'auto', 'labels' or 'contrastive'"):
         DomainEncoder(objective="mae")
 
 

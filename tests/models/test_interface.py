@@ -73,7 +73,7 @@ class OneChannel(ConvNet):
     [
         (NoLabels, r"train.model = NoLabels: its forward must accept \(x, t, y\): too many positional"),
         (OneChannel, r"the model returns \(8, 1, 8, 4\) for x of shape \(8, 1, 8, 8\): the prediction must have "),
-        (lambda channels: "a network", "returns 'a network', not an nn.Module"),
+        (lambda channels: "a network", "returns 'a network': must return an nn.Module"),
     ],
 )
 def test_what_is_no_model_is_refused(tmp_path, images, model, message):

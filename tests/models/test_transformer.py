@@ -231,13 +231,13 @@ def test_an_unknown_size_is_refused_with_the_known_ones(size):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_heads": 5}, "num_heads = 5 must divide the width 32"),
+        ({"num_heads": 5}, "num_heads = 5: must divide the width 32"),
         ({"patch_size": 3}, "patch_size = 3: must divide both sides of the latent grid 4x6"),
         ({"width": 30, "num_heads": 3}, "width = 30: must be a multiple of 4"),
-        ({"width": 0}, "width = 0 must be at least 1"),
-        ({"depth": 0}, "depth = 0 must be at least 1"),
-        ({"num_heads": -4}, "num_heads = -4 must be at least 1"),
-        ({"patch_size": 0}, "patch_size = 0 must be at least 1"),
+        ({"width": 0}, "width = 0: must be at least 1"),
+        ({"depth": 0}, "depth = 0: must be at least 1"),
+        ({"num_heads": -4}, "num_heads = -4: must be at least 1"),
+        ({"patch_size": 0}, "patch_size = 0: must be at least 1"),
         ({"fusion": DiffusionTransformer}, "DiffusionTransformer.fusion must be one of fusion"),
     ],
 )

@@ -100,7 +100,7 @@ TRAINING = {
     "a preview's precision": ("generate.precision = 'half'", "generate.precision = 'half'"),
     "a rule without a list": (
         "generate.guidance = @guidance.ClassifierFree()",
-        "generate.guidance must be a list of rules, for example [guidance.ClassifierFree()]",
+        "must be a list, for example [guidance.ClassifierFree()]",
     ),
     "a scale in letters": ("ClassifierFree.scale = 'a'", "ClassifierFree.scale = 'a': must be a number"),
 }

@@ -182,7 +182,10 @@ def test_every_column_shows_one_class_where_the_classes_have_different_counts():
 @pytest.mark.parametrize(
     ("labels", "columns", "shows"),
     [
-        ([3, 7] * 9, 10, 18), ([0, 1, 2, 3] * 50, 8, 32), ([5] * 12, 10, 12), (list(range(30)) * 2, 10, 20),
+        ([3, 7] * 9, 10, 18),
+        ([0, 1, 2, 3] * 50, 8, 32),
+        ([5] * 12, 10, 12),
+        (list(range(30)) * 2, 10, 20),
         ([0, 1, 2], 3, 3),
     ],  # fmt: skip
 )

@@ -12,8 +12,8 @@ from redi.core.registry import Registry, discover
 class AveragedWeights(ABC):
     """A running average of the parameters of a model, which starts as a copy of them. Bound as `train.ema = @ema.EMA`.
 
-    A component takes the argument `model`, sets `parameters` (see `copied`) and implements `update` and `load`. A
-    component with more than one average also overrides `extra_state` and `snapshot`. Parameters may be sharded
+    The constructor of a component has the argument `model` and sets `parameters` (see `copied`). A component implements
+    `update` and `load`; with more than one average, also `extra_state` and `snapshot`. Parameters may be sharded
     (DTensor).
 
     Examples:
@@ -43,14 +43,14 @@ class AveragedWeights(ABC):
 
     @abstractmethod
     def load(self, parameters: Mapping[str, Tensor], extra: Mapping[str, Tensor] | None = None) -> None:
-        """Load `parameters` and the result of `extra_state`. Raises ValueError if these do not match the settings."""
+        """Load `parameters` and the result of `extra_state`. Raises ValueError if they belong to other settings."""
 
     def extra_state(self) -> dict[str, Tensor]:
         """Return the tensors that a checkpoint stores besides `parameters`, in its group "averages"."""
         return {}
 
     def snapshot(self, step: int) -> dict[str, dict[str, Tensor]] | None:
-        """Return the averages to store permanently after `step` steps, in groups. None: no snapshot at this step."""
+        """Return the averages to store permanently after `step` steps, as {group: tensors}; None: no snapshot."""
         return None
 
 

@@ -45,10 +45,9 @@ class PowerFunctionEMA(AveragedWeights):
             raise ValueError(f"{what}.sigma_rels = {sigma_rels!r}: must be a list of lengths, such as (0.05, 0.1)")
         lengths = [check_sigma_rel(sigma, f"{what}.sigma_rels") for sigma in sigma_rels]
         if len(set(lengths)) < len(lengths):
-            raise ValueError(f"{what}.sigma_rels = {sigma_rels!r} repeats a length: every length must be different")
+            raise ValueError(f"{what}.sigma_rels = {sigma_rels!r}: every length must be different")
         if isinstance(snapshot_every, bool) or not isinstance(snapshot_every, int) or snapshot_every < 0:
-            values = "must be a number of steps, or 0 for no snapshots"
-            raise ValueError(f"{what}.snapshot_every = {snapshot_every!r}: {values}")
+            raise ValueError(f"{what}.snapshot_every = {snapshot_every!r}: must be a number of steps, or 0 for none")
         if snapshot_dtype not in DTYPES:
             raise ValueError(f"{what}.snapshot_dtype = {snapshot_dtype!r}: must be one of {', '.join(DTYPES)}")
         self.exponents = {sigma: exponent(sigma) for sigma in lengths}
@@ -56,7 +55,8 @@ class PowerFunctionEMA(AveragedWeights):
         self.snapshot_every, self.snapshot_dtype = snapshot_every, DTYPES[snapshot_dtype]
 
     @property
-    def parameters(self) -> dict[str, Tensor]:  # type: ignore[override]  # read-only: the first average
+    def parameters(self) -> dict[str, Tensor]:  # type: ignore[override]  # read-only
+        """The first average."""
         return next(iter(self.averages.values()))
 
     def update(self, model: nn.Module, step: int) -> None:
@@ -74,7 +74,7 @@ class PowerFunctionEMA(AveragedWeights):
         if list(stored) != list(self.averages):
             kind = f"with sigma_rels = {tuple(stored)}" if stored else "of another class"
             setting = f"PowerFunctionEMA.sigma_rels = {tuple(self.averages)}"
-            advice = "restore the settings of train.ema, or start a new run with train.initial_weights"
+            advice = "set train.ema as in the training run, or start a new run with train.initial_weights"
             raise ValueError(f"the checkpoint holds averages {kind}, but {setting}: {advice}")
         for sigma, average in self.averages.items():
             for name, tensor in average.items():

@@ -15,7 +15,7 @@ LONGEST = 12**-0.5
 
 
 def exponent(sigma_rel: float) -> float:
-    """Return gamma for sigma_rel = (gamma + 1)^1/2 (gamma + 2)^-1 (gamma + 3)^-1/2, which is in (0, 12^-1/2].
+    """Return gamma for sigma_rel = (gamma + 1)^1/2 (gamma + 2)^-1 (gamma + 3)^-1/2 in (0, 12^-1/2].
 
     Examples:
         >>> round(exponent(0.05), 2), round(exponent(0.10), 2)  # the values of EDM2
@@ -47,16 +47,15 @@ class Combination:
 
     @property
     def noise(self) -> float:
-        """The rounding error of the combination relative to that of the stored averages, taken as independent."""
+        """Rounding error relative to that of one stored average, if the errors of the averages are independent."""
         return float(np.linalg.norm(self.weights))
 
 
 def combine(stored: Sequence[tuple[float, int]], wanted: tuple[float, int]) -> Combination:
     """Return the combination of stored averages that fits the target `wanted` best (EDM2, section 3.2, appendix C).
 
-    Averages are (sigma_rel, step). The fit minimizes the squared distance of the densities, with weights that sum to 1.
-    The constraint is an addition to EDM2: without it, a combination of few snapshots shrinks all parameters by a few
-    percent.
+    Averages are (sigma_rel, step). The fit minimizes the squared distance of the densities. Weights sum to 1, a
+    constraint that EDM2 does not have: without it, combining few snapshots shrinks all parameters by a few percent.
 
     Examples:
         >>> combination = combine([(0.05, 1000), (0.1, 1000)], wanted=(0.1, 1000))

@@ -21,8 +21,8 @@ class Process(ABC):
     JSON values.
 
     All methods accept t as a float or as a tensor: (N,) or (N, 1, 1, 1) with one time per sample, or (N, C, 1, 1) with
-    one time per channel. With a tensor t, results broadcast against x. A prediction may have more than C channels (see
-    `variance_groups`). The conversions use the first C.
+    one time per channel. With a tensor t, results broadcast against x. If a prediction has more than C channels (see
+    `variance_groups`), the conversions use the first C.
 
     Examples:
         >>> from redi.core.processes import FlowMatching
@@ -39,7 +39,7 @@ class Process(ABC):
     num_timesteps: int | None = None
     # The channel groups with a second output per channel, which follows the first C channels of the prediction.
     variance_groups: tuple[str, ...] = ()
-    # Defined by discrete processes only, and by processes with known derivatives only.
+    # The first three exist in discrete processes only, the last two in processes with known derivatives only.
     step: Callable[[Any], Any]
     time: Callable[[int], float]
     reverse_step: Callable[..., tuple[Tensor, Tensor]]
@@ -69,8 +69,7 @@ class Process(ABC):
     def draw_times(self, shape: tuple[int, ...], device: torch.device | str, uniforms: Tensor | None = None) -> Tensor:
         """Draw training times, uniform over `t_range`.
 
-        Args:
-            uniforms: numbers in [0, 1) of this shape, mapped to increasing times. Default: drawn by `torch.rand`.
+        `uniforms` are numbers in [0, 1) of this shape, by default random ones. Larger numbers map to later times.
         """
         first, last = self.t_range()
         uniforms = torch.rand(shape, device=device) if uniforms is None else checked_uniforms(uniforms, shape, device)
@@ -100,7 +99,7 @@ class Process(ABC):
         return prediction[:, : x.shape[1]] - self.target(x, noise, t)
 
     def variational_bound(self, prediction: Tensor, x: Tensor, x_t: Tensor, t) -> dict[str, Tensor]:
-        """Return {group: (N,) bits per dimension}, the loss of a learned variance, for the `variance_groups`."""
+        """Return {group: (N,) bits per dimension}, the loss that trains learned variances; {} without them."""
         return {}
 
     @abstractmethod

@@ -19,19 +19,16 @@ class DDPM(Process):
 
         q(x_k | x_k-1) = N(sqrt(1 - beta_k) x_k-1, beta_k),   beta_k linear from beta_min to beta_max
 
-    The literature's timestep k = 0 ... T - 1, which is the time input of the network, corresponds to
-    t = 1 - (k + 1) / T. The data is t = 1. Methods count from the data: `step(t)` = k + 1 and `time(k + 1)` = t. A t
-    between two timesteps is rounded to the nearest one.
+    The literature's timestep k = 0 ... T - 1, the time input of the network, is t = 1 - (k + 1) / T here; t = 1 is the
+    data. `step(t)` is k + 1, so step 0 is the data, and `time` is its inverse. Other t are rounded to the nearest step.
 
     Args:
         num_timesteps: T, the number of timesteps.
         beta_min, beta_max: variances of the first and the last step.
         learned_variance: the channel groups for which the network learns the variance of the reverse step. A second
-            output per channel interpolates between the smallest and the largest sensible log-variance (Nichol &
-            Dhariwal, arXiv 2102.09672, Eq. 15) and is trained by the variational bound (Eq. 16). None: all groups, as
-            in DiT. (): no group.
-        variance: reverse variance of the other groups: 'small' (that of the posterior given the data) or 'large'
-            (beta).
+            output per channel interpolates between the log-variances 'small' and 'large' (Nichol & Dhariwal, arXiv
+            2102.09672, Eq. 15); the variational bound trains it (Eq. 16). None: all groups, as in DiT. (): no group.
+        variance: variance of the other groups: 'small' (of the posterior given the data) or 'large' (beta).
 
     Examples:
         >>> process = DDPM(num_timesteps=1000, learned_variance=())
@@ -70,14 +67,14 @@ class DDPM(Process):
 
     def for_channels(self, channels: Channels, device: torch.device | str = "cpu") -> "DDPM":
         if unknown := [name for name in self.learned_variance or () if name not in channels]:
-            raise ValueError(f"DDPM.learned_variance names {unknown}: the channel groups are {', '.join(channels)}")
+            raise ValueError(f"DDPM.learned_variance names {unknown}: must be among {', '.join(channels)}")
         bound = copy.copy(self)
         bound._channels, bound._table = channels, self._table.to(device)
         return bound
 
     @property
     def betas(self) -> Tensor:
-        """The noise variance of every timestep, (T,) float64 on the CPU. alpha^2 = cumprod(1 - betas)."""
+        """(T,) float64 on the CPU, the variance of the noise that each timestep adds. alpha^2 = cumprod(1 - betas)."""
         return torch.from_numpy(np.linspace(self.beta_min, self.beta_max, self.num_timesteps, dtype=np.float64))
 
     @property
@@ -92,7 +89,7 @@ class DDPM(Process):
         return min(max(round((1 - t) * self.num_timesteps), 0), self.num_timesteps)
 
     def time(self, step: int) -> float:
-        """Return t for k + 1."""
+        """Return the t of a step, the inverse of `step(t)`."""
         return 1 - step / self.num_timesteps
 
     def draw_times(self, shape: tuple[int, ...], device: torch.device | str, uniforms: Tensor | None = None) -> Tensor:
@@ -136,7 +133,7 @@ class DDPM(Process):
         """Return the mean and log-variance of p(x_s | x_t), both (N, C, H, W), for a step from t to the less noisy s.
 
         If the step skips timesteps, the variances are those of the shortened process ("respacing"). Raises ValueError
-        if the number of channels of the prediction does not match the learned variances.
+        if the prediction lacks the channels of learned variances, or has too many.
         """
         data = self.clean(prediction, x_t, t)
         mean, low = self.posterior(data, x_t, t, s)
@@ -164,23 +161,23 @@ class DDPM(Process):
             slices = [self._channels.slice(name) for name in self.variance_groups] if self._channels else []
             learned = [i for channels in slices for i in range(c)[channels]]
         if prediction.shape[1] != c + len(learned):
-            needed = f"{c} for the noise and {len(learned)} for learned variances are needed"
-            setting = f"change DDPM.learned_variance = {self.learned_variance!r} (it is () if no variance is learned)"
-            raise ValueError(f"the prediction has {prediction.shape[1]} channels, but {needed}: {setting}")
+            expected = f"must have {c} for the noise and {len(learned)} for learned variances"
+            advice = f"change DDPM.learned_variance = {self.learned_variance!r} (use () to learn no variance)"
+            raise ValueError(f"the prediction has {prediction.shape[1]} channels: {expected}; {advice}")
         return learned
 
     def posterior(self, data: Tensor, x_t: Tensor, t, s):
         """Return the mean (N, C, H, W) and log-variance of q(x_s | x_t, data) (Ho et al., Eq. 7).
 
-        At the last step, onto the data, the variance is 0. Its logarithm is replaced by that of the second step, as in
-        the published code.
+        At the last step, onto the data, the variance is 0. Its logarithm is replaced by that of the step before it, as
+        in the published code.
         """
         at_t, at_s = self.alpha_cumprod(t), self.alpha_cumprod(s)
         beta = 1 - at_t / at_s
         of_data = _like(t, s, at_s**0.5 * beta / (1 - at_t))
         of_x_t = _like(t, s, (1 - beta) ** 0.5 * (1 - at_s) / (1 - at_t))
         first, second = self._alphas_cumprod[1:3]
-        smallest = (1 - second / first) * (1 - first) / (1 - second)  # the variance of the second step
+        smallest = (1 - second / first) * (1 - first) / (1 - second)  # the variance of the step before the last
         log_variance = _log(beta * (1 - at_s) / (1 - at_t), floor=smallest)
         return of_data * data + of_x_t * x_t, _like(t, s, log_variance)
 
@@ -188,7 +185,7 @@ class DDPM(Process):
         """Return KL(q(x_s | x_t, x) || p(x_s | x_t)), at the last step -log p(x | x_t) (Ho et al., Eq. 5).
 
         The mean is detached, so only the variance gets a gradient. As in DiT, the last step treats data as 8-bit
-        values in [-1, 1] (bins of 2/255), which for latents is only a convention. The normal CDF is exact here; the
+        values in [-1, 1] (bins of 2/255), a convention without meaning for latents. The normal CDF is exact; the
         published code approximates it.
         """
         if not self.variance_groups or self._channels is None:
@@ -226,8 +223,7 @@ def kl_divergence(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_varia
 def discretised_log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     """Return the log-probability of the bin of x under N(mean, variance), elementwise, in nats.
 
-    Bins are those of 8-bit data in [-1, 1]: 2/255 wide, the first and the last unbounded (Ho et al., arXiv 2006.11239,
-    Eq. 13).
+    Bins are those of 8-bit data in [-1, 1]: 2/255 wide, the first and last unbounded (Ho et al., Eq. 13).
     """
     precision = torch.exp(-0.5 * log_variance)
     upper, lower = (0.5 * (1 + torch.erf((x - mean + h) * precision / math.sqrt(2))) for h in (1 / 255, -1 / 255))

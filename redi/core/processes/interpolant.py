@@ -13,10 +13,10 @@ Prediction = Literal["velocity", "noise", "score", "data"]
 class Interpolant(Process):
     """A path with known derivatives (Ma et al., arXiv 2401.08740; Albergo et al., arXiv 2303.08797).
 
-    x_t = alpha x + sigma noise and v = alpha' x + sigma' noise are two linear equations in x and noise. So any one of
-    velocity, noise, score and data determines the others. The conversion has poles: at t = 0 (alpha = 0) for noise and
-    score, and at t = 1 (sigma = 0) for score, data and every path whose sigma' is infinite there. `t_range` stays
-    `margin` away from them.
+    x_t = alpha x + sigma noise and v = alpha' x + sigma' noise are two linear equations in x and noise, so any one of
+    velocity, noise, score and data determines the others. The conversions have poles: at t = 0 (alpha = 0) for noise
+    and score, and at t = 1 (sigma = 0) for score, data, and paths with an infinite sigma'. `t_range` keeps a distance
+    of `margin` from them.
 
     Args:
         prediction: what the network predicts. The paper's SiT predicts the velocity.
@@ -104,5 +104,5 @@ class Interpolant(Process):
         return -velocity if self.reversed else velocity
 
     def _determinant(self, t):
-        """Return the determinant of (x, noise) -> (x_t, v). It is negative because the data fraction grows with t."""
+        """Return the determinant of (x, noise) -> (x_t, v), which is negative because alpha / sigma grows with t."""
         return self.alpha(t) * self.d_sigma(t) - self.sigma(t) * self.d_alpha(t)

@@ -34,11 +34,8 @@ class Shifted(Process):
         self.process = FlowMatching() if process is None else process
         processes.check(self.process, "Shifted.process")
         if self.process.num_timesteps is not None:
-            name = type(self.process).__name__
-            raise ValueError(
-                f"Shifted.process = {name} has discrete timesteps, which cannot be shifted: set a continuous process, "
-                "for example processes.FlowMatching()"
-            )
+            what = f"Shifted.process = {type(self.process).__name__} has discrete timesteps"
+            raise ValueError(f"{what}: must be a continuous process, for example processes.FlowMatching()")
         self.shift = dict(shift or {})
         if bad := {name: value for name, value in self.shift.items() if not value > 0}:
             raise ValueError(f"Shifted.shift = {bad}: every shift must be greater than 0")
@@ -47,7 +44,7 @@ class Shifted(Process):
 
     def for_channels(self, channels: Channels, device: torch.device | str = "cpu") -> "Shifted":
         if unknown := [name for name in self.shift if name not in channels]:
-            raise ValueError(f"Shifted.shift names {unknown}: the channel groups are {', '.join(channels)}")
+            raise ValueError(f"Shifted.shift names {unknown}: must be among {', '.join(channels)}")
         bound = copy.copy(self)
         bound.process, bound._channels, bound._device = self.process.for_channels(channels, device), channels, device
         return bound

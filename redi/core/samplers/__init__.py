@@ -1,6 +1,7 @@
 """Samplers: from noise to data along a process."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -14,17 +15,16 @@ Keep = Callable[[float, Tensor], Tensor]  # t, x -> x; records the state if a tr
 
 
 class Sampler:
-    """A sampler integrates from t = 0 (noise) to t = 1 (data) in exactly `num_evaluations` calls of `denoise`.
+    """Integrate from t = 0 (noise) to t = 1 (data) in exactly `num_evaluations` calls of `denoise`.
 
-    It stays within `Process.t_range`, where the process can be evaluated. A component implements `run` and may
-    override `check`. If it needs a velocity, it derives from `ContinuousSampler`. Attributes are settings and must be
-    JSON values.
+    Samplers stay within `Process.t_range`. A component implements `run` and may override `check`. If it needs a
+    velocity, it derives from `ContinuousSampler`. Attributes are settings and must be JSON values.
 
     Args:
         num_evaluations: network evaluations per image.
 
     Examples:
-        The exact velocity field of a point mass at 3 leads every sampler of the ODE to 3.
+        With the exact velocity field of a point mass at 3, samples are 3.
 
         >>> import torch
         >>> from redi.core.processes import FlowMatching
@@ -37,8 +37,7 @@ class Sampler:
         True
     """
 
-    # None: the sampler chooses its steps while it runs (AdaptiveODE).
-    num_evaluations: int | None
+    num_evaluations: Any  # int; None: the sampler chooses its steps while it runs (AdaptiveODE)
 
     def __init__(self, num_evaluations: int = 250):
         if num_evaluations < 1:
@@ -61,8 +60,8 @@ class Sampler:
                 stored noise.
             start, end: the part of the path to follow, clipped to `Process.t_range`. If end < 1, samplers of the SDE
                 skip their last step.
-            trajectory: a list to which (t, x) is appended at the start and after every step. All states then stay in
-                memory on the device: (num_steps + 1) N C H W numbers.
+            trajectory: a list that receives (t, x) at the start and after every step: num_steps + 1 states on the
+                device.
 
         Raises ValueError as `check` does, or if the process cannot be evaluated between start and end.
         """
@@ -82,12 +81,12 @@ class Sampler:
         raise NotImplementedError
 
     def provenance(self) -> dict:
-        """Return name and settings, for the record of the samples."""
+        """Return the sampler's name and settings, which are stored with the samples."""
         return {"name": type(self).__name__, **vars(self)}
 
 
 class ContinuousSampler(Sampler):
-    """A sampler that follows the velocity. Discrete processes have none and are refused.
+    """A sampler that follows the velocity. `check` raises ValueError for discrete processes, which have none.
 
     Examples:
         >>> from redi.core.samplers import DDIM, Euler
@@ -105,8 +104,8 @@ def clipped(process: Process, start: float, end: float) -> tuple[float, float]:
     """Return the part of [start, end] in which the process can be evaluated. Raises ValueError if there is none."""
     first, last = process.t_range()
     if max(first, start) >= min(last, end):
-        limits = f"{type(process).__name__} can only be evaluated from t = {first:g} to {last:g}"
-        raise ValueError(f"start = {start}, end = {end}: no step is left, because {limits}")
+        allowed = f"must overlap [{first:g}, {last:g}], the t_range of {type(process).__name__}"
+        raise ValueError(f"start = {start}, end = {end}: {allowed}")
     return max(first, start), min(last, end)
 
 

@@ -13,8 +13,8 @@ from redi.core.samplers.respacing import Respaced
 class Ancestral(Respaced):
     """The ancestral sampler of DDPM: x_s ~ p(x_s | x_t), step by step (Ho et al., arXiv 2006.11239, Algorithm 2).
 
-    Variances are the learned or fixed ones of the process. If timesteps are skipped, they are those of the shortened
-    process. The last step, onto the data, takes the mean. For arguments see `Respaced`.
+    The process defines the variances, learned or fixed. If timesteps are skipped, they are those of the shortened
+    process. The last step returns the mean. For arguments see `Respaced`.
 
     Examples:
         With the exact noise of a point mass at 3, the samples are 3.
@@ -31,11 +31,9 @@ class Ancestral(Respaced):
 
     def check(self, process: Process) -> None:
         if process.num_timesteps is None:
-            raise ValueError(
-                f"generate.sampler = Ancestral needs discrete timesteps, which {type(process).__name__} does not have: "
-                "set generate.sampler to samplers.EulerMaruyama(), samplers.Heun() or another sampler of a continuous "
-                "process, or train with processes.DDPM()"
-            )
+            needs = f"needs discrete timesteps, which {type(process).__name__} does not have"
+            advice = "set it to samplers.EulerMaruyama() or samplers.Heun(), or train with processes.DDPM()"
+            raise ValueError(f"generate.sampler = Ancestral {needs}: {advice}")
         super().check(process)
 
     def run(self, denoise: Denoise, process: Process, draw: Draw, start: float, end: float, keep: Keep) -> Tensor:

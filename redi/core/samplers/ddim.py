@@ -16,7 +16,7 @@ class DDIM(Respaced):
         x_s = alpha_s E[x | x_t] + sqrt(sigma_s^2 - std^2) E[noise | x_t] + std w,   w ~ N(0, I)
 
     `std` is eta times the standard deviation of the posterior q(x_s | x_t, x) (Eq. 16). A learned variance is ignored.
-    DDIM works on every Gaussian path. A continuous path is divided into equal steps of t, and the last step returns
+    DDIM works on every Gaussian path; continuous ones are divided into equal steps of t. The last step returns
     E[x | x_t].
 
     Args:
@@ -60,7 +60,7 @@ class DDIM(Respaced):
             data, noise = process.clean(prediction, x, t), process.noise(prediction, x, t)
             x = process.alpha(s) * data
             if s < 1:
-                # The fraction of the noise variance of x_s that x_t explains: Eq. 16 has std^2 = sigma_s^2 (1 - it).
+                # The fraction of the noise variance of x_s that x_t explains. Eq. 16: std^2 = sigma_s^2 (1 - fraction).
                 explained = (process.alpha(t) * process.sigma(s) / (process.alpha(s) * process.sigma(t))) ** 2
                 x = x + process.sigma(s) * (1 - self.eta**2 * (1 - explained)) ** 0.5 * noise
                 if self.eta:

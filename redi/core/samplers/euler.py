@@ -13,7 +13,7 @@ class Euler(ContinuousSampler):
     """The Euler method x <- x + dt v(x, t), with equal steps in t and one evaluation per step.
 
     Examples:
-        A model with a constant velocity is integrated exactly, whatever the number of steps.
+        A constant velocity is integrated exactly with any number of steps.
 
         >>> import torch
         >>> from redi.core.processes import FlowMatching
@@ -22,8 +22,6 @@ class Euler(ContinuousSampler):
         >>> torch.allclose(x, noise + 1, atol=1e-6)
         True
     """
-
-    num_evaluations: int
 
     def run(self, denoise: Denoise, process: Process, draw: Draw, start: float, end: float, keep: Keep) -> Tensor:
         times = uniform_times(*clipped(process, start, end), self.num_evaluations)

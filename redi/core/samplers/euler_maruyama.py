@@ -18,7 +18,7 @@ class EulerMaruyama(SDE):
     For arguments and singularities see `SDE`.
 
     Examples:
-        Without diffusion the SDE is the ODE, and the sampler is `Euler` with a shorter last step.
+        Without diffusion, the sampler is `Euler` with a shorter last step.
 
         >>> import torch
         >>> from redi.core.processes import FlowMatching

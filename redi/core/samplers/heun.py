@@ -14,7 +14,7 @@ class Heun(ContinuousSampler):
 
         d = v(x, t),   x' = x + dt d,   x <- x + dt (d + v(x', t + dt)) / 2
 
-    Every step takes two evaluations, also the last one, so `num_evaluations` must be even.
+    Every step, the last one too, takes two evaluations, so `num_evaluations` must be even.
 
     Examples:
         The method is exact if the velocity is linear in t: x(1) = noise + 1 for v = 2 t.
@@ -26,8 +26,6 @@ class Heun(ContinuousSampler):
         >>> torch.allclose(x, noise + 1, atol=1e-6)
         True
     """
-
-    num_evaluations: int
 
     def __init__(self, num_evaluations: int = 250):
         super().__init__(num_evaluations=num_evaluations)

@@ -14,8 +14,8 @@ WORD = 2**32 - 1
 class ImageNoise:
     """The source of randomness in sampling: draw k of image i is a function of (seed, i, k) alone.
 
-    Noise is computed on the device by a counter-based generator (`philox`), without a random state or a transfer from
-    the host, and `torch.compile` can trace it. Devices may differ in the last bit of log, cos and sin.
+    A counter-based generator (`philox`) computes the noise on the device, without a random state. `torch.compile` can
+    trace it. Devices may differ in the last bit of log, cos and sin.
 
     Args:
         indices: the indices of the N images, any integers.
@@ -34,7 +34,7 @@ class ImageNoise:
         self, seed: int, indices: Iterable[int], shape: tuple[int, int, int], device: torch.device | str = "cpu"
     ):
         self.keys = torch.tensor([mix_seeds(seed, int(i)) for i in indices], dtype=torch.int64).to(device)
-        self.draws = torch.zeros((), dtype=torch.int64, device=device)  # number of draws; on the device for CUDA graphs
+        self.draws = torch.zeros((), dtype=torch.int64, device=device)  # number of draws; a tensor for CUDA graphs
         self.shape = shape
 
     def __call__(self) -> Tensor:
@@ -65,10 +65,10 @@ def standard_normal(keys: Tensor, draw: Tensor, num_values: int) -> Tensor:
 
 
 def philox(first: Tensor, second: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Apply Philox4x32-10, a bijection of 128-bit counters for each 64-bit key, which yields random bits without state.
+    """Map counters to random bits, in place, with Philox4x32-10: a bijection of 128-bit counters for each 64-bit key.
 
-    Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011. Words are packed in pairs
-    c0 << 32 | c1 and c2 << 32 | c3 of int64, which the result overwrites. Keys broadcast.
+    Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011. A counter of four 32-bit words is
+    `first` = c0 << 32 | c1 and `second` = c2 << 32 | c3, int64. Keys broadcast.
     """
     key0, key1 = keys << 32, keys >> 32 << 32  # upper halves, like the words they are mixed with
     for _ in range(10):

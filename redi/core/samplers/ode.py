@@ -20,8 +20,7 @@ class FixedODE(ContinuousSampler):
 
     Args:
         num_evaluations: network evaluations, a multiple of the method's evaluations per step.
-        method: 'euler', 'midpoint', 'heun3' or 'rk4' (the 3/8 rule), of order 1, 2, 3 and 4 and with as many
-            evaluations per step.
+        method: 'euler', 'midpoint', 'heun3' or 'rk4' (the 3/8 rule). Order and evaluations per step are 1, 2, 3 and 4.
 
     Examples:
         A method of order 2 is exact for a velocity linear in t: x(1) = noise + 1 for v = 2 t.
@@ -34,8 +33,6 @@ class FixedODE(ContinuousSampler):
         True
     """
 
-    num_evaluations: int
-
     def __init__(
         self, num_evaluations: int = 250, *, method: Literal["euler", "midpoint", "heun3", "rk4"] = "midpoint"
     ):
@@ -43,10 +40,8 @@ class FixedODE(ContinuousSampler):
         if method not in EVALUATIONS_PER_STEP:
             raise ValueError(f"FixedODE.method = {method!r}: must be one of {', '.join(EVALUATIONS_PER_STEP)}")
         if num_evaluations % EVALUATIONS_PER_STEP[method]:
-            raise ValueError(
-                f"FixedODE.num_evaluations = {num_evaluations}: must be a multiple of {EVALUATIONS_PER_STEP[method]}, "
-                f"the evaluations per step of FixedODE.method = {method!r}"
-            )
+            allowed = f"must be a multiple of {EVALUATIONS_PER_STEP[method]}, the evaluations per step of {method!r}"
+            raise ValueError(f"FixedODE.num_evaluations = {num_evaluations}: {allowed}")
         self.method = method
 
     def run(self, denoise: Denoise, process: Process, draw: Draw, start: float, end: float, keep: Keep) -> Tensor:
@@ -59,8 +54,8 @@ class FixedODE(ContinuousSampler):
 class AdaptiveODE(ContinuousSampler):
     """A Runge-Kutta method that adapts its steps to the estimated error. The number of evaluations is not fixed.
 
-    The largest error of any image in the batch sets the step size. An image therefore depends on its batch, within the
-    tolerance. With FixedODE, Heun and Euler it does not.
+    The largest error of any image in the batch sets the step size. Within the tolerance, an image therefore depends on
+    its batch, unlike with FixedODE, Heun and Euler.
 
     Args:
         method: the solver of torchdiffeq. 'dopri5' is the fifth-order method of Dormand and Prince.
@@ -96,14 +91,12 @@ def integrate(
 ) -> State:  # fmt: skip
     """Integrate d state / dt = slope(state, t) from `start` to `end` and return the state at `end`.
 
-    Times are float64. `slope` is never evaluated outside [start, end].
+    `slope` is never evaluated outside [start, end]. Raises ValueError if the slope is not finite, or the tolerance is
+    below the rounding error.
 
     Args:
         num_steps: number of steps of a fixed-step method, which ignores the tolerances. None for adaptive methods.
         keep: called with t and the first tensor of the state, at the start and after every accepted step.
-
-    Raises:
-        ValueError: the solver fails because the slope is not finite or the tolerance is below the rounding error.
     """
     from torchdiffeq import odeint
 
@@ -128,8 +121,8 @@ def integrate(
     except AssertionError as error:
         raise ValueError(
             f"the ODE solver {method} failed ({str(error)[:80]}): the prediction of the network is not finite, or the "
-            f"tolerances rtol = {rtol}, atol = {atol} are below the rounding error of {state[0].dtype}; check the "
-            "network or raise the tolerances"
+            f"tolerances rtol = {rtol}, atol = {atol} are below the rounding error of {state[0].dtype}: check the "
+            "network, or raise the tolerances"
         ) from error
     keep(end, solution[0][-1])
     return tuple(values[-1] for values in solution)

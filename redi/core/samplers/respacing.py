@@ -14,8 +14,7 @@ class Respaced(Sampler):
 
     Args:
         num_evaluations: network evaluations, one per step, evenly spaced over the timesteps.
-        respacing: other timesteps, see `respaced_steps`. It sets num_evaluations, which must then stay at its default
-            or agree.
+        respacing: other timesteps, see `respaced_steps`. They determine num_evaluations, which need not be set.
 
     Examples:
         >>> from redi.core.processes import DDPM
@@ -24,8 +23,6 @@ class Respaced(Sampler):
         >>> [round(t, 3) for t in times]  # the visited t, then the data
         [0.0, 0.333, 0.666, 0.999, 1.0]
     """
-
-    num_evaluations: int
 
     def __init__(self, num_evaluations: int = 250, *, respacing: Respacing | None = None):
         super().__init__(num_evaluations=num_evaluations)
@@ -36,7 +33,7 @@ class Respaced(Sampler):
             total = counts if isinstance(counts, int) else sum(counts)
             if num_evaluations not in (250, total):
                 other = f"{name}.num_evaluations = {num_evaluations}"
-                raise ValueError(f"{what} takes {total} evaluations, but {other}: set only one of the two")
+                raise ValueError(f"{what} means {total} evaluations, but {other}: set only one of the two")
             self.num_evaluations = total
         self.respacing = respacing if respacing is None or isinstance(respacing, str | int) else list(respacing)
 
@@ -45,7 +42,7 @@ class Respaced(Sampler):
             self.steps(process)
 
     def steps(self, process: Process, start: float = 0.0, end: float = 1.0) -> list[float]:
-        """Return the t of the visited timesteps, the noisiest first, followed by the t of `end` (1 is the data).
+        """Return the visited t, the noisiest first, followed by the t of `end` (1 is the data).
 
         Raises ValueError if there are fewer timesteps between start and end than evaluations, or only one evaluation.
         """
@@ -55,13 +52,11 @@ class Respaced(Sampler):
             limit = f"{type(process).__name__}.num_timesteps = {available}"
             if available < process.num_timesteps:
                 limit = f"there are {available} timesteps from start = {start} to end = {end}"
-            raise ValueError(
-                f"{name} takes {count} evaluations, but {limit}: set {name}.num_evaluations to {available} or less"
-            )
+            setting = f"{name}.num_evaluations"
+            raise ValueError(f"{setting} = {count}, but {limit}: set {setting} to at most {available}")
         visited = [last + k for k in respaced_steps(available, count if self.respacing is None else self.respacing)]
         if len(visited) == 1:
-            settings = f"{name}.num_evaluations = 1 visits timestep {visited[0]} alone"
-            raise ValueError(f"{settings}: set {name}.num_evaluations to at least 2")
+            raise ValueError(f"{name}.num_evaluations = 1 visits timestep {visited[0]} alone: must be at least 2")
         return [process.time(k + 1) for k in reversed(visited)] + [process.time(last)]
 
 

@@ -19,9 +19,8 @@ class SDE(ContinuousSampler):
     """A sampler of dx = [v + D score] dt + sqrt(2 D) dW, whose marginals are those of the ODE for every D(t) >= 0.
 
     Source: Ma et al. (SiT), arXiv 2401.08740; their w is 2 D. The score term D score = -(D / sigma) noise has a pole at
-    t = 1. Therefore no evaluation is later than t = 1 - `last_step_size`, or 1 - 1e-3 without a last step. 'sbdm' has
-    a pole at t = 0 too and starts at t = 1e-3. For poles of the prediction see `Process.t_range`; docs/samplers.md
-    lists all of them.
+    t = 1, so the last evaluation is at t = 1 - `last_step_size`, or at most 1 - 1e-3 without a last step. 'sbdm' has a
+    pole at t = 0 too and starts at t = 1e-3. docs/samplers.md lists all poles.
 
     Args:
         num_evaluations: network evaluations, including the last step.
@@ -31,7 +30,7 @@ class SDE(ContinuousSampler):
             steps.
         diffusion_norm: n, the scale of D. 0 gives the ODE, except for 'decreasing'.
         last_step: the step onto the data, without noise. 'mean' follows the drift of the SDE, 'euler' the velocity of
-            the ODE, and 'tweedie' returns E[x | x_t]. None: the last step adds noise like the others.
+            the ODE, and 'tweedie' returns E[x | x_t]. None: all steps add noise.
         last_step_size: length of the last step in units of t; 0.04 as published. None: 0.04, or the length of the other
             steps if they are longer.
 
@@ -44,8 +43,6 @@ class SDE(ContinuousSampler):
         >>> sampler.diffusion(FlowMatching(), 0.25)  # D = sigma
         0.75
     """
-
-    num_evaluations: int
 
     def __init__(
         self, num_evaluations: int = 250, *, diffusion_form: Form = "sigma", diffusion_norm: float = 1.0,
@@ -73,7 +70,7 @@ class SDE(ContinuousSampler):
     latest = 1.0  # upper limit on the end of the noisy steps if there is no last step
 
     def times(self, process: Process, num_steps: int, start: float = 0.0, end: float = 1.0) -> list[float]:
-        """Return the num_steps + 1 times of `num_steps` noisy steps. The last step begins at the last of them."""
+        """Return the num_steps + 1 times of the noisy steps. The last step, if any, leads from the last time to 1."""
         first, last = clipped(process, start, end)
         if self.diffusion_form == "sbdm" and not torch.as_tensor(process.alpha(first)).all():
             first, last = clipped(process, max(first, MARGIN), end)

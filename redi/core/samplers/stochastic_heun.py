@@ -15,9 +15,9 @@ class StochasticHeun(SDE):
 
         x' = x + sqrt(2 D dt) w,   d = drift(x', t),   x <- x' + dt (d + drift(x' + dt d, t + dt)) / 2
 
-    Sources: Ma et al., arXiv 2401.08740; Karras et al., arXiv 2206.00364. Each step takes two evaluations. The method
-    is second order in the drift and of weak order one overall. If one evaluation is left over, the first step is an
-    Euler-Maruyama step. For arguments and singularities see `SDE`.
+    Sources: Ma et al., arXiv 2401.08740; Karras et al., arXiv 2206.00364. Each step takes two evaluations; if one is
+    left over, the first step is an Euler-Maruyama step. The method is second order in the drift and of weak order one
+    overall. For arguments and singularities see `SDE`.
 
     Examples:
         Without diffusion and with a velocity linear in t, the noisy steps are exact.

@@ -13,8 +13,8 @@ from redi.core.registry import Registry, discover
 class Autoencoder(Checked, nn.Module, ABC):
     """Map uint8 images (N, 3, S, S) to latents (N, channels, S/downsample, S/downsample) and back, frozen.
 
-    Encoding has two steps: `moments` is deterministic, and caches store its output; `latents` may sample from it. A
-    component sets `channels` and `downsample` and implements `moments`, `latents`, `decode` and `provenance`. It may
+    Encoding has two steps: `moments` is deterministic, and caches store its output; `latents` may draw random numbers.
+    A component sets `channels` and `downsample` and implements `moments`, `latents`, `decode` and `provenance`. It may
     override `load`, `check_size` and `stored_provenance`.
 
     Examples:
@@ -33,18 +33,13 @@ class Autoencoder(Checked, nn.Module, ABC):
     downsample: int
 
     def load(self) -> None:
-        """Read pretrained weights now instead of at first use.
-
-        Raises ValueError if they are missing, naming the file, its source and the binding.
-        """
+        """Read pretrained weights now instead of at first use. Raises ValueError if they are missing."""
 
     def check_size(self, image_size: int) -> None:
         """Raise ValueError if images of this size in pixels cannot be encoded."""
         if image_size % self.downsample:
-            raise ValueError(
-                f"{type(self).__name__} cannot encode images of {image_size} pixels: set Preprocessing.image_size to a "
-                f"multiple of {self.downsample}"
-            )
+            what = f"{type(self).__name__} cannot encode images of {image_size} pixels"
+            raise ValueError(f"{what}: set Preprocessing.image_size to a multiple of {self.downsample}")
 
     @abstractmethod
     def moments(self, images: Tensor) -> Tensor:
@@ -52,7 +47,7 @@ class Autoencoder(Checked, nn.Module, ABC):
 
     @abstractmethod
     def latents(self, moments: Tensor, randn: Callable[..., Tensor] = torch.randn) -> Tensor:
-        """Return scaled latents (N, channels, H, W) float32 from moments; `randn` draws all random numbers."""
+        """Return scaled latents (N, channels, H, W) float32 from moments. All random numbers come from `randn`."""
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:

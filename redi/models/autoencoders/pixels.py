@@ -29,7 +29,7 @@ class Pixels(Autoencoder):
     def __init__(self, channels: int = 3):
         super().__init__()
         if channels not in (1, 3):
-            raise ValueError(f"Pixels.channels = {channels} must be 1 (grey) or 3 (colour)")
+            raise ValueError(f"Pixels.channels = {channels}: must be 1 (grey) or 3 (colour)")
         self.channels, self.downsample = channels, 1
 
     def moments(self, images: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class Pixels(Autoencoder):
         return moments.float() / 127.5 - 1
 
     def decode(self, latents: Tensor) -> Tensor:
-        # Rounding makes decode(latents(moments)) exact; the released code truncates 127.5 x + 128 instead.
+        # Rounding makes decode(latents(moments)) exact. The paper's released code truncates 127.5 x + 128 instead.
         images = (latents.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
         return images if self.channels == 3 else repeat(images, "n 1 h w -> n c h w", c=3)
 

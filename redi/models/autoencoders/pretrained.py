@@ -36,7 +36,7 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
             or the weights file in such a folder.
         weights_sha256, precision: see `PretrainedNetwork`.
         scale, shift: the latents are (z - shift) * scale.
-        batch_size: images per forward pass of the network; limits the memory.
+        batch_size: images per forward pass; limits the memory.
         uint8_rule: conversion of decoded x in [-1, 1]: 'round' rounds 127.5 x + 127.5, 'truncate' truncates
             127.5 x + 128, as the paper's released code does.
 
@@ -49,28 +49,21 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
 
     weights: str
     diffusers_class: ClassVar[str]
-    known_configs: ClassVar[Mapping[str, dict]]  # {hub id: config.json}; these are built without any file
+    known_configs: ClassVar[Mapping[str, dict]]  # {hub id: config.json}, so that these need no file
     levels: ClassVar[tuple[str, int]]  # entry of the configuration with one value per level; default number of levels
     decisive: ClassVar[dict]  # entries that affect the output for the same weights, with diffusers' defaults
 
     def __init__(
-        self,
-        weights: str,
-        *,
-        weights_sha256: str | None = None,
-        scale: float,
-        shift: float = 0.0,
-        batch_size: int,
-        precision: Literal["float32", "bfloat16"] = "float32",
-        uint8_rule: Literal["round", "truncate"] = "round",
-    ):
+        self, weights: str, *, weights_sha256: str | None = None, scale: float, shift: float = 0.0, batch_size: int,
+        precision: Literal["float32", "bfloat16"] = "float32", uint8_rule: Literal["round", "truncate"] = "round",
+    ):  # fmt: skip
         super().__init__(weights=weights, weights_sha256=weights_sha256, precision=precision)
         if not scale > 0:
-            raise ValueError(f"{self._binding('scale')} = {scale} must be positive")
+            raise ValueError(f"{self._binding('scale')} = {scale}: must be positive")
         if batch_size < 1:
-            raise ValueError(f"{self._binding('batch_size')} = {batch_size} must be at least 1")
+            raise ValueError(f"{self._binding('batch_size')} = {batch_size}: must be at least 1")
         if uint8_rule not in ("round", "truncate"):
-            raise ValueError(f"{self._binding('uint8_rule')} = {uint8_rule!r} must be 'round' or 'truncate'")
+            raise ValueError(f"{self._binding('uint8_rule')} = {uint8_rule!r}: must be 'round' or 'truncate'")
         self.scale, self.shift, self.batch_size, self.uint8_rule = scale, shift, batch_size, uint8_rule
         self.config = self._read_config()
         self.channels = self.config.get("latent_channels", 4)
@@ -79,10 +72,10 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
         for name, key in (("scale", "scaling_factor"), ("shift", "shift_factor")):
             published, value = self.config.get(key), getattr(self, name)
             if published not in (None, value):
-                log.warning("%s = %s, but %s has %s = %s", self._binding(name), value, weights, key, published)
+                log.warning("%s = %s, but %s publishes %s = %s", self._binding(name), value, weights, key, published)
 
     def _encode(self, images: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        """Apply `encode` to uint8 images (N, 3, S, S) scaled to [-1, 1], `batch_size` at a time."""
+        """Scale uint8 images (N, 3, S, S) to [-1, 1] and apply `encode` to them, `batch_size` at a time."""
         for size in images.shape[-2:]:
             self.check_size(size)
         return self._in_passes(lambda part: encode(part.float() / 127.5 - 1), images)
@@ -103,17 +96,13 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
         return torch.cat(parts)  # outside the context: autocast on the CPU cannot concatenate float16
 
     def provenance(self) -> dict:
-        # Without hub id or path: equal weights from either give equal latents. Without uint8_rule: it affects only
-        # `decode`.
+        # No hub id or path, because the hash identifies the weights; no uint8_rule, because it affects only `decode`.
+        architecture = {key: self.config.get(key, default) for key, default in self.decisive.items()}
         return {
-            "autoencoder": type(self).__name__,
-            "architecture": {key: self.config.get(key, default) for key, default in self.decisive.items()},
-            "weights_sha256": self._sha256(),
-            "scale": self.scale,
-            "shift": self.shift,
-            "precision": self.precision,
+            "autoencoder": type(self).__name__, "architecture": architecture, "weights_sha256": self._sha256(),
+            "scale": self.scale, "shift": self.shift, "precision": self.precision,
             "diffusers": importlib.metadata.version("diffusers"),
-        }
+        }  # fmt: skip
 
     def stored_provenance(self) -> dict:
         return {key: value for key, value in self.provenance().items() if key not in ("scale", "shift")}
@@ -133,10 +122,11 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
             raise ValueError(f"{name}: {path} is not JSON: {error}") from None
         kind = config.get("_class_name") if isinstance(config, dict) else None
         if kind != self.diffusers_class:
-            hint = f": set JointCodec.autoencoder = @autoencoders.{CLASSES[kind]}()" if kind in CLASSES else ""
-            raise ValueError(f"{name}: {path} describes {kind}, not {self.diffusers_class}{hint}")
+            cls = CLASSES.get(str(kind))
+            hint = f"set JointCodec.autoencoder = @autoencoders.{cls}()" if cls else "choose another autoencoder"
+            raise ValueError(f"{name}: {path} describes {kind}, not {self.diffusers_class}: {hint}")
         if config.get("in_channels", 3) != 3 or config.get("out_channels", 3) != 3:
-            raise ValueError(f"{name}: {path} describes an autoencoder whose images do not have 3 channels")
+            raise ValueError(f"{name}: {path} has other than 3 image channels: choose an autoencoder of RGB images")
         return config
 
     def _folder(self) -> Path | None:

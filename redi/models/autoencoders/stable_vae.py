@@ -13,13 +13,9 @@ from redi.models.autoencoders.pretrained import PretrainedAutoencoder
 
 # config.json of the hub repositories in `known_configs`, without entries that equal the defaults of diffusers.
 SD_VAE = {
-    "_class_name": "AutoencoderKL",
-    "block_out_channels": [128, 256, 512, 512],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "layers_per_block": 2,
-    "sample_size": 256,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-}
+    "_class_name": "AutoencoderKL", "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2,
+    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4, "sample_size": 256,
+}  # fmt: skip
 
 
 @register
@@ -27,8 +23,8 @@ class StableVAE(PretrainedAutoencoder):
     """The VAE of Stable Diffusion, or any other AutoencoderKL of diffusers, frozen.
 
     The latents are (z - shift) * scale, where z is drawn from the posterior N(mean, std^2). A cache stores mean and
-    log-variance in float16 (more exact than std over its range), or z for 'frozen'. To train from a cache on a machine
-    without the weights, bind `weights_sha256`, which identifies them.
+    log-variance (or, for 'frozen', z) in float16. To train from a cache on a machine without the weights, bind
+    `weights_sha256`, which identifies them.
 
     Args:
         scale, shift: 0.18215 and 0 for the SD-VAE; for other VAEs see their config.json.
@@ -49,19 +45,12 @@ class StableVAE(PretrainedAutoencoder):
     decisive = {"block_out_channels": [64], "latent_channels": 4, "act_fn": "silu", "norm_num_groups": 32}
 
     def __init__(
-        self,
-        weights: str = "stabilityai/sd-vae-ft-ema",
-        *,
-        weights_sha256: str | None = None,
-        scale: float = 0.18215,
-        shift: float = 0.0,
-        posterior: Literal["sample", "mean", "frozen"] = "sample",
-        batch_size: int = 8,
-        precision: Literal["float32", "bfloat16"] = "float32",
-        uint8_rule: Literal["round", "truncate"] = "round",
-    ):
+        self, weights: str = "stabilityai/sd-vae-ft-ema", *, weights_sha256: str | None = None, scale: float = 0.18215,
+        shift: float = 0.0, posterior: Literal["sample", "mean", "frozen"] = "sample", batch_size: int = 8,
+        precision: Literal["float32", "bfloat16"] = "float32", uint8_rule: Literal["round", "truncate"] = "round",
+    ):  # fmt: skip
         if posterior not in ("sample", "mean", "frozen"):
-            raise ValueError(f"StableVAE.posterior = {posterior!r} must be 'sample', 'mean' or 'frozen'")
+            raise ValueError(f"StableVAE.posterior = {posterior!r}: must be 'sample', 'mean' or 'frozen'")
         super().__init__(
             weights=weights, weights_sha256=weights_sha256, scale=scale, shift=shift, batch_size=batch_size,
             precision=precision, uint8_rule=uint8_rule,
@@ -84,10 +73,8 @@ class StableVAE(PretrainedAutoencoder):
     def latents(self, moments: Tensor, randn: Callable[..., Tensor] = torch.randn) -> Tensor:
         stored = self.channels if self.posterior == "frozen" else 2 * self.channels
         if moments.shape[1] != stored:
-            raise ValueError(
-                f"StableVAE.posterior = {self.posterior!r} needs {stored} stored channels, but got {moments.shape[1]}: "
-                "the images were encoded with another StableVAE.posterior or StableVAE.weights"
-            )
+            what = f"StableVAE.posterior = {self.posterior!r} needs {stored} stored channels, not {moments.shape[1]}"
+            raise ValueError(f"{what}: set StableVAE.posterior and StableVAE.weights as when the images were encoded")
         if self.posterior == "frozen":
             return super().latents(moments)
         z, std = _mean_and_std(moments.float())
@@ -110,7 +97,7 @@ def _mean_and_std(moments: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _noise_of(image: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return standard normal noise that is a function of the image, whatever its position, batch or device."""
+    """Return standard normal noise that depends only on the image's bytes, not on its position, batch or device."""
     digest = hashlib.sha256(image.cpu().contiguous().numpy().tobytes()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
     return torch.randn(shape, generator=generator)

@@ -1,4 +1,4 @@
-"""TAESD, a small distilled autoencoder for previews and for experiments where the SD-VAE is too slow."""
+"""TAESD, a small distilled autoencoder, for previews and for experiments where the SD-VAE is too slow."""
 
 from torch import Tensor
 
@@ -32,5 +32,5 @@ class TinyVAE(PretrainedAutoencoder):
         return self._encode(images, lambda part: self.network.encode(part).latents.half())
 
     def _read_config(self) -> dict:
-        # diffusers writes this copy of decoder_block_out_channels itself, but warns about it when it reads it.
+        # A copy of decoder_block_out_channels, which diffusers writes but warns about when it reads it.
         return {key: value for key, value in super()._read_config().items() if key != "block_out_channels"}

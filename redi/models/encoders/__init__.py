@@ -1,4 +1,4 @@
-"""Encoders: their interface and registry. An encoder is a frozen network that gives features of image patches."""
+"""Encoders: their interface and registry. An encoder is a frozen network that maps images to patch features."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -10,9 +10,9 @@ from redi.core.registry import Registry, discover
 
 
 def check_square(images: Tensor) -> Tensor:
-    """Return the images if they are uint8 (N, 3, S, S). Raises TypeError or ValueError otherwise."""
+    """Return the images. Raises ValueError unless they are uint8 (N, 3, S, S)."""
     if check_images(images).shape[2] != images.shape[3]:
-        raise ValueError(f"encoder images are uint8 (N, 3, S, S), but got {tuple(images.shape)}: crop them to squares")
+        raise ValueError(f"encoder images must be uint8 (N, 3, S, S), got {tuple(images.shape)}: crop them to squares")
     return images
 
 
@@ -20,9 +20,9 @@ class Encoder(Checked, nn.Module, ABC):
     """Map uint8 images (N, 3, S, S) to patch features (N, E, h, w) float32 with a frozen network.
 
     An encoder resizes and normalises the images itself. A component sets `dim` and implements `forward` and
-    `provenance`. An encoder that is trained on the user's images also sets `learns_from_data`, implements `fit`,
-    `fit_settings` and `fitted`, and stores everything it learns in parameters and buffers that `__init__` creates. A
-    component may override `name`, `load`, and for metrics `pooled`, `metric_features` and `metric_name`.
+    `provenance`. It may override `name`, `load`, and for metrics `pooled`, `metric_features` and `metric_name`. An
+    encoder that is trained on the user's images also sets `learns_from_data`, implements `fit`, `fit_settings` and
+    `fitted`, and stores what it learns in parameters and buffers that `__init__` creates.
 
     Examples:
         >>> import torch
@@ -37,7 +37,7 @@ class Encoder(Checked, nn.Module, ABC):
     takes = dict.fromkeys(("forward", "pooled", "metric_features"), check_square)
     dim: int  # E
     learns_from_data = False  # True: `prepare` trains it on the data set, and checkpoints store its weights
-    fitted = True  # whether its weights are ready for use, or are read at first use (see `load`)
+    fitted = True  # False: `fit` must be called first
 
     @property
     def name(self) -> str:
@@ -45,18 +45,15 @@ class Encoder(Checked, nn.Module, ABC):
         return type(self).__name__.removesuffix("Encoder").lower()
 
     def load(self) -> None:
-        """Read pretrained weights now instead of at first use.
-
-        Raises ValueError if they are missing, naming the file, its source and the binding.
-        """
+        """Read pretrained weights now instead of at first use. Raises ValueError if they are missing."""
 
     def fit(self, dataset: Any) -> None:
         """Train on a data set (see `redi.data.datasets.Dataset`). Raises TypeError unless `learns_from_data`."""
-        raise TypeError(f"{type(self).__name__} is not trained on the data set: its learns_from_data is False")
+        raise TypeError(f"{type(self).__name__}.learns_from_data = False: it is not trained on a data set")
 
     def fit_settings(self) -> dict:
         """Return every setting that affects `fit`, as JSON. Raises TypeError unless `learns_from_data`."""
-        raise TypeError(f"{type(self).__name__} is not trained on the data set: its learns_from_data is False")
+        raise TypeError(f"{type(self).__name__}.learns_from_data = False: it is not trained on a data set")
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
@@ -67,7 +64,7 @@ class Encoder(Checked, nn.Module, ABC):
         return self(images).mean(dim=(2, 3))
 
     def metric_features(self, images: Tensor) -> dict[str, Tensor]:
-        """Return {"pooled": (N, E) float32} of uint8 images (N, 3, S, S); some networks add features for metrics."""
+        """Return {"pooled": (N, E) float32} of uint8 images (N, 3, S, S). `Inception` returns more features."""
         return {"pooled": self.pooled(images)}
 
     def metric_name(self, metric: str) -> str:

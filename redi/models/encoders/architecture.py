@@ -32,7 +32,7 @@ class Architecture:
 def timm_architecture(model: str, binding: str) -> Architecture:
     """Return the architecture of a timm model. `binding` is the argument that names it, for messages.
 
-    Raises ValueError if timm does not have the model, or gives no feature maps of it.
+    Raises ValueError if timm does not have the model, or the model has no feature maps.
     """
     import timm
 
@@ -54,10 +54,8 @@ def timm_architecture(model: str, binding: str) -> Architecture:
         try:
             maps = network.eval().forward_intermediates(torch.empty(1, 3, size, size), **FEATURES)
         except (AttributeError, AssertionError):
-            raise ValueError(
-                f"{binding} = {model!r} has no normalised feature maps in {version}: choose another model, such as a "
-                "vision transformer, ConvNeXt or ResNet"
-            ) from None
+            what = f"{binding} = {model!r} has no normalised feature maps in {version}"
+            raise ValueError(f"{what}: choose a vision transformer, ConvNeXt or ResNet, for example") from None
     return Architecture(
         name=f"{config['architecture']}.{config['tag']}" if config.get("tag") else config["architecture"],
         widths=tuple(features.shape[1] for features in maps),

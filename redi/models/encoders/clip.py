@@ -21,7 +21,7 @@ class CLIP(Family):
         (768, 16)
     """
 
-    # timm's variants with quickgelu: the others use the exact GELU, with which OpenAI's weights were not trained.
+    # timm's variants with quickgelu, with which OpenAI's weights were trained; the others use the exact GELU.
     models = {
         "B/32": "vit_base_patch32_clip_quickgelu_224.openai",
         "B/16": "vit_base_patch16_clip_quickgelu_224.openai",

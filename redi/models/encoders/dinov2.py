@@ -40,17 +40,11 @@ class DINOv2(Family):
     }
 
     def __init__(
-        self,
-        size: Literal["S", "B", "L", "g"] = "B",
-        *,
-        registers: bool = True,
-        image_size: int | None = None,
-        resize: Literal["antialiased", "released"] = "antialiased",
-        layers: int | Sequence[int] | None = None,
-        weights: str | None = None,
-        weights_sha256: str | None = None,
+        self, size: Literal["S", "B", "L", "g"] = "B", *, registers: bool = True, image_size: int | None = None,
+        resize: Literal["antialiased", "released"] = "antialiased", layers: int | Sequence[int] | None = None,
+        weights: str | None = None, weights_sha256: str | None = None,
         precision: Literal["float32", "bfloat16"] = "float32",
-    ):
+    ):  # fmt: skip
         model = self.model_of(size)
         Timm.__init__(
             self, model=model if registers else model.replace("reg4_", ""), image_size=image_size, resize=resize,
@@ -78,8 +72,8 @@ class DINOv2(Family):
 def positioned(network: Any, patches: Tensor) -> Tensor:
     """Return class and patch tokens (N, 1 + h w, D) with position embeddings, from patches (N, h, w, D).
 
-    The embeddings are resampled as in the authors' code for models without registers: bicubic, without the
-    antialiasing of timm, and for a grid that is a tenth of a patch larger.
+    The embeddings are resampled as in the authors' code for models without registers: bicubic, not antialiased as in
+    timm, with scale factors for a grid that is a tenth of a patch larger.
     """
     _, h, w, _ = patches.shape
     class_position, positions = network.pos_embed[:, :1], network.pos_embed[:, 1:]

@@ -16,9 +16,9 @@ log = logging.getLogger(__name__)
 
 @register
 class DomainEncoder(Encoder):
-    """A residual network of stride 4 that `fit` trains in well under a minute and then freezes.
+    """A residual network of stride 4 that `fit` trains on the data set, in well under a minute, and then freezes.
 
-    It is trained to predict labels, or with the contrastive loss of SimCLR (Chen et al., arXiv 2002.05709).
+    The loss is the cross-entropy of labels, or the contrastive loss of SimCLR (Chen et al., arXiv 2002.05709).
 
     Args:
         width: E, the width of the features.
@@ -40,23 +40,15 @@ class DomainEncoder(Encoder):
     trained: Tensor  # () bool
 
     def __init__(
-        self,
-        *,
-        width: int = 64,
-        depth: int = 2,
-        image_size: int = 32,
-        objective: Literal["auto", "labels", "contrastive"] = "auto",
-        num_steps: int = 300,
-        batch_size: int = 128,
-        learning_rate: float = 4e-3,
-        max_images: int = 20_000,
-        seed: int = 0,
-    ):
+        self, *, width: int = 64, depth: int = 2, image_size: int = 32,
+        objective: Literal["auto", "labels", "contrastive"] = "auto", num_steps: int = 300, batch_size: int = 128,
+        learning_rate: float = 4e-3, max_images: int = 20_000, seed: int = 0,
+    ):  # fmt: skip
         super().__init__()
         if image_size < 4 or image_size % 4:
-            raise ValueError(f"DomainEncoder.image_size = {image_size} must be a multiple of 4, the network's stride")
+            raise ValueError(f"DomainEncoder.image_size = {image_size}: must be a multiple of 4, the network's stride")
         if objective not in ("auto", "labels", "contrastive"):
-            raise ValueError(f"DomainEncoder.objective = {objective!r} must be 'auto', 'labels' or 'contrastive'")
+            raise ValueError(f"DomainEncoder.objective = {objective!r}: must be 'auto', 'labels' or 'contrastive'")
         self.dim, self.depth, self.image_size, self.objective = width, depth, image_size, objective
         self.num_steps, self.batch_size, self.learning_rate = num_steps, batch_size, learning_rate
         self.max_images, self.seed = max_images, seed
@@ -90,10 +82,8 @@ class DomainEncoder(Encoder):
     def logits(self, images: Tensor) -> Tensor:
         """Return class logits (N, K) of uint8 images (N, 3, S, S). Raises ValueError if trained without labels."""
         if not self.is_classifier:
-            raise ValueError(
-                "this DomainEncoder has no class logits because it was trained without labels: set "
-                "DomainEncoder.objective = 'labels' and train it again"
-            )
+            what = "this DomainEncoder has no class logits because it was trained without labels"
+            raise ValueError(f"{what}: set DomainEncoder.objective = 'labels' and train it again")
         return self.head(self.pooled(images))
 
     @property
@@ -104,10 +94,8 @@ class DomainEncoder(Encoder):
     def fit(self, dataset: Any) -> None:
         with_labels = self.objective == "labels" or self.objective == "auto" and dataset.num_classes > 1
         if with_labels and dataset.num_classes < 2:
-            raise ValueError(
-                f"DomainEncoder.objective = 'labels' needs at least two classes, but the data set has "
-                f"{dataset.num_classes}: set DomainEncoder.objective = 'contrastive'"
-            )
+            what = f"DomainEncoder.objective = 'labels' needs at least two classes, not {dataset.num_classes}"
+            raise ValueError(f"{what}: set DomainEncoder.objective = 'contrastive'")
         images, labels = self._load(dataset)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -200,7 +188,7 @@ def _take_head_shape(encoder: DomainEncoder, state: dict, prefix: str, *_) -> No
 
 
 def _random_view(images: Tensor, shift: float) -> Tensor:
-    """Return shifted, scaled, noisy copies of images in [-1, 1]. They are not mirrored, which would change text."""
+    """Return shifted, scaled and noisy copies of images in [-1, 1]. Mirroring is left out: it would reverse text."""
     n = len(images)
     theta = torch.zeros(n, 2, 3, device=images.device)
     scale = 1 + shift * (2 * torch.rand(n, 2, device=images.device) - 1)

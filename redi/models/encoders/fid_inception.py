@@ -21,9 +21,9 @@ NAMES = ("Conv2d_1a_3x3.conv.weight", "Mixed_7c.branch_pool.conv.weight", "fc.we
 
 
 def find_weights(weights: str | None, binding: str) -> Path:
-    """Return the weights file: the file `weights`, the file in the folder `weights`, or for None clean-fid's download.
+    """Return the weights file: `weights` itself, the file in the folder `weights`, or for None clean-fid's download.
 
-    Raises ValueError if it is missing, naming its source and the place where to put it.
+    Raises ValueError if it is missing, with its source and where to put it.
     """
     if weights is None:
         return _downloaded(binding)

@@ -27,8 +27,8 @@ class Inception(PretrainedNetwork, Encoder):
             bilinear as in TensorFlow 1 and ADM's evaluation, not antialiased; 'legacy_pytorch': bilinear as in PyTorch
             and pytorch-fid, not antialiased. Distances of different modes are not comparable.
         weights: pt_inception-2015-12-05-6726825d.pth (from the releases of pytorch-fid), or a folder with it; default:
-            clean-fid's download of that file. Alternatively inception-2015-12-05.pt, NVIDIA's TorchScript file, for the
-            first two modes: it gives only the pooled features, and its code is run, so its hash is checked.
+            clean-fid's download of that file. The first two modes also accept inception-2015-12-05.pt, NVIDIA's
+            TorchScript file, which has only the pooled features. Its code is run, so its hash is checked.
         weights_sha256: expected SHA-256 of the tensors (or of the TorchScript file); other weights raise an error.
 
     Examples:
@@ -42,24 +42,19 @@ class Inception(PretrainedNetwork, Encoder):
     dim = 2048
 
     def __init__(
-        self,
-        mode: Literal["clean", "legacy_tensorflow", "legacy_pytorch"] = "clean",
-        *,
-        weights: str | None = None,
+        self, mode: Literal["clean", "legacy_tensorflow", "legacy_pytorch"] = "clean", *, weights: str | None = None,
         weights_sha256: str | None = None,
-    ):
+    ):  # fmt: skip
         super().__init__(weights=weights, weights_sha256=weights_sha256, precision="float32")
         if mode not in MODES:
-            raise ValueError(f"{self._binding('mode')} = {mode!r} must be one of {', '.join(MODES)}")
+            raise ValueError(f"{self._binding('mode')} = {mode!r}: must be one of {', '.join(MODES)}")
         self.mode = mode
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the maps of the last block (N, 2048, 8, 8) float32 of uint8 images (N, 3, S, S)."""
         if self._is_torchscript():
-            raise ValueError(
-                f"{self._binding('weights')} is TorchScript, which gives pooled features but no feature maps: set it "
-                f"to {fid.STATE_DICT}"
-            )
+            what = f"{self._binding('weights')} is TorchScript, which has pooled features but no feature maps"
+            raise ValueError(f"{what}: set it to {fid.STATE_DICT}")
         return self._maps(images)[0]
 
     def pooled(self, images: Tensor) -> Tensor:
@@ -105,15 +100,12 @@ class Inception(PretrainedNetwork, Encoder):
         return 2 * (pixels / 255) - 1 if self.mode == "legacy_pytorch" else (pixels - 128) / 128
 
     def provenance(self) -> dict:
-        return {
-            "encoder": type(self).__name__,
-            "mode": self.mode,
-            "format": "TorchScript" if self._is_torchscript() else "state dict",
-            "weights_sha256": self._sha256(),
-        }
+        kind = "TorchScript" if self._is_torchscript() else "state dict"
+        settings = {"encoder": type(self).__name__, "mode": self.mode, "format": kind}
+        return settings | {"weights_sha256": self._sha256()}
 
     def _is_torchscript(self) -> bool:
-        """Whether the weights file has the name under which clean-fid reads TorchScript; no other file is run."""
+        """Whether the weights file has the name of NVIDIA's TorchScript file. Only such a file is run."""
         if self.weights is None:
             return False
         path = local_path(self.weights)

@@ -24,8 +24,8 @@ class Timm(PretrainedNetwork, Encoder):
             timm's first); `timm.list_models(pretrained=True)` lists them.
         image_size: size in pixels that images are resized to, a multiple of the patch size. Default: one patch per 16
             pixels of the image (256 -> 224 for patch size 14), or the fixed size of the network.
-        resize: 'antialiased' (bicubic, before normalising), or 'released': the rule of ReDi's released code, which
-            its published weights need (bicubic without antialiasing, after normalising).
+        resize: 'antialiased' (bicubic, before normalising), or 'released' (bicubic without antialiasing, after
+            normalising), as in the paper's released code; its published weights need this.
         layers: index of the block (or stage) that gives the features, or several indices, concatenated along E in this
             order. Negative indices count from the end; default: the last layer. The final norm is applied to all.
         weights: a weights file (.safetensors, .pth, .bin; timm's format or the authors'), or a folder with one.
@@ -42,16 +42,11 @@ class Timm(PretrainedNetwork, Encoder):
     std: Tensor
 
     def __init__(
-        self,
-        model: str = "vit_base_patch16_224.mae",
-        *,
-        image_size: int | None = None,
-        resize: Literal["antialiased", "released"] = "antialiased",
-        layers: int | Sequence[int] | None = None,
-        weights: str | None = None,
-        weights_sha256: str | None = None,
+        self, model: str = "vit_base_patch16_224.mae", *, image_size: int | None = None,
+        resize: Literal["antialiased", "released"] = "antialiased", layers: int | Sequence[int] | None = None,
+        weights: str | None = None, weights_sha256: str | None = None,
         precision: Literal["float32", "bfloat16"] = "float32",
-    ):
+    ):  # fmt: skip
         super().__init__(weights=weights, weights_sha256=weights_sha256, precision=precision)
         self.architecture = architecture = timm_architecture(model, self._binding("model"))
         self.layers = self._checked_layers(-1 if layers is None else layers)
@@ -61,7 +56,7 @@ class Timm(PretrainedNetwork, Encoder):
             self._check_image_size(image_size)
         self.image_size = architecture.fixed_size if image_size is None else image_size
         if resize not in ("antialiased", "released"):
-            raise ValueError(f"{self._binding('resize')} = {resize!r} must be 'antialiased' or 'released'")
+            raise ValueError(f"{self._binding('resize')} = {resize!r}: must be 'antialiased' or 'released'")
         self.resize = resize
         for name in ("mean", "std"):  # not persistent: constants of the model
             self.register_buffer(name, torch.tensor(architecture.config[name])[:, None, None], persistent=False)
@@ -74,7 +69,7 @@ class Timm(PretrainedNetwork, Encoder):
 
     @torch.no_grad()
     def pooled(self, images: Tensor) -> Tensor:
-        """Return the class tokens (N, E) float32 of uint8 images (N, 3, S, S), or the mean over the grid without them.
+        """Return the class tokens (N, E) float32 of uint8 images (N, 3, S, S); for models without them, grid means.
 
         The class tokens of all `layers` are concatenated, after the final norm. FD-DINOv2 (Stein et al., arXiv
         2306.04675) uses those of DINOv2(size='L', registers=False, image_size=224).
@@ -105,27 +100,21 @@ class Timm(PretrainedNetwork, Encoder):
         if self.image_size is not None:
             return self.image_size
         if image_size < 16 or image_size % 16:
-            raise ValueError(
-                f"images of {image_size} pixels cannot be divided into patches of 16 pixels: set "
-                f"{self._binding('image_size')} to a multiple of {self.stride}, or change Preprocessing.image_size"
-            )
+            what = f"images of {image_size} pixels cannot be divided into patches of 16 pixels: change"
+            setting = f"{self._binding('image_size')} to a multiple of {self.stride}"
+            raise ValueError(f"{what} Preprocessing.image_size, or set {setting}")
         return self.stride * (image_size // 16)
 
     def provenance(self) -> dict:
         import timm
 
+        config = self.architecture.config
         return {
-            "encoder": type(self).__name__,
-            "timm_model": self.architecture.name,
-            "timm": timm.__version__,
-            "layers": list(self.layers),
-            "image_size": self.image_size or f"{self.stride}/16",
-            "resize": self.resize,
-            "mean": list(self.architecture.config["mean"]),
-            "std": list(self.architecture.config["std"]),
-            "precision": self.precision,
+            "encoder": type(self).__name__, "timm_model": self.architecture.name, "timm": timm.__version__,
+            "layers": list(self.layers), "image_size": self.image_size or f"{self.stride}/16", "resize": self.resize,
+            "mean": list(config["mean"]), "std": list(config["std"]), "precision": self.precision,
             "weights_sha256": self._sha256(),  # before timm's conversion, whose rounding depends on the machine
-        }
+        }  # fmt: skip
 
     def _by_layer(self, images: Tensor, **options: Any) -> dict[int, Any]:
         network, inputs = self.network, self.inputs(images.to(self.anchor.device))
@@ -146,9 +135,7 @@ class Timm(PretrainedNetwork, Encoder):
         strides, setting = self.architecture.strides, f"{self._binding('layers')} = {layers!r}"
         last = len(strides) - 1
         if not numbers or not all(isinstance(i, int) and -last - 1 <= i <= last for i in numbers):
-            raise ValueError(
-                f"{setting}: {self.architecture.name} has layers 0 to {last}; negative indices count from the end"
-            )
+            raise ValueError(f"{setting}: must be in {-last - 1} ... {last}, the layers of {self.architecture.name}")
         numbers = tuple(i % len(strides) for i in numbers)
         if len(set(numbers)) < len(numbers):
             raise ValueError(f"{setting} names a layer twice: name each layer once")
@@ -160,13 +147,13 @@ class Timm(PretrainedNetwork, Encoder):
     def _check_image_size(self, image_size: int) -> None:
         setting, name = f"{self._binding('image_size')} = {image_size}", self.architecture.name
         if self.architecture.fixed_size not in (None, image_size):
-            raise ValueError(f"{setting}: {name} takes only images of {self.architecture.fixed_size} pixels")
+            raise ValueError(f"{setting}: must be {self.architecture.fixed_size}, the only size of {name}")
         if image_size < self.stride or image_size % self.stride:
-            raise ValueError(f"{setting} must be a multiple of {self.stride}, the patch size of {name}")
+            raise ValueError(f"{setting}: must be a multiple of {self.stride}, the patch size of {name}")
 
 
 class Family(Timm):
-    """A family of timm models, chosen by size. A subclass sets `models` and, as `CLIP` does, a default size.
+    """A family of timm models, chosen by size. A subclass sets `models`, and a default size as in `CLIP`.
 
     Args:
         size: a key of `models`.
@@ -181,16 +168,11 @@ class Family(Timm):
     models: ClassVar[Mapping[str, str]]  # {size: timm's name with the tag of the weights}
 
     def __init__(
-        self,
-        size: str,
-        *,
-        image_size: int | None = None,
-        resize: Literal["antialiased", "released"] = "antialiased",
-        layers: int | Sequence[int] | None = None,
-        weights: str | None = None,
-        weights_sha256: str | None = None,
+        self, size: str, *, image_size: int | None = None,
+        resize: Literal["antialiased", "released"] = "antialiased", layers: int | Sequence[int] | None = None,
+        weights: str | None = None, weights_sha256: str | None = None,
         precision: Literal["float32", "bfloat16"] = "float32",
-    ):
+    ):  # fmt: skip
         super().__init__(
             model=self.model_of(size), image_size=image_size, resize=resize, layers=layers,
             weights=weights, weights_sha256=weights_sha256, precision=precision,
@@ -200,5 +182,5 @@ class Family(Timm):
     def model_of(cls, size: str) -> str:
         """Return timm's name of the model of this size. Raises ValueError for an unknown size."""
         if size not in cls.models:
-            raise ValueError(f"{cls.__name__}.size = {size!r} must be one of {', '.join(cls.models)}")
+            raise ValueError(f"{cls.__name__}.size = {size!r}: must be one of {', '.join(cls.models)}")
         return cls.models[size]

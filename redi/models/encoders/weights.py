@@ -40,20 +40,17 @@ def build(architecture: Architecture, path: Path, tensors: Mapping[str, Tensor],
             network: Any = timm.create_model(architecture.name, pretrained=True, **options)
     except (RuntimeError, AssertionError, KeyError, ValueError, TypeError, IndexError) as error:
         reason = " ".join(str(error).split())[:500]
-        raise ValueError(
-            f"{binding}: {path} does not hold the weights of timm's {architecture.name}: {reason}"
-        ) from None
+        what = f"{path} does not hold the weights of timm's {architecture.name}"
+        raise ValueError(f"{binding}: {what}: {reason}") from None
     network.pretrained_cfg.pop("state_dict", None)  # timm keeps a copy there
-    if _is_lenient(architecture):
-        if missing := sorted(set(network.state_dict()) - set(tensors)):
-            raise ValueError(
-                f"{binding}: {path} is incomplete: it lacks {', '.join(missing[:5])} of timm's {architecture.name}"
-            )
+    missing = sorted(set(network.state_dict()) - set(tensors))
+    if missing and _is_lenient(architecture):
+        raise ValueError(f"{binding}: {path} lacks {', '.join(missing[:5])} of timm's {architecture.name}")
     return network
 
 
 def _head(architecture: Architecture, tensors: Mapping[str, Tensor]) -> dict:
-    """Return the file's number of classes for timm, which silently skips weights if its own number differs."""
+    """Return the number of classes in the file. Without it, timm silently skips weights if its own number differs."""
     classifier = architecture.config.get("classifier")
     others = {name for name in architecture.names if not name.startswith(f"{classifier}.")}
     if not isinstance(classifier, str) or not others <= tensors.keys():
@@ -63,7 +60,7 @@ def _head(architecture: Architecture, tensors: Mapping[str, Tensor]) -> dict:
 
 
 def _is_lenient(architecture: Architecture) -> bool:
-    """Whether timm accepts a file with none of the model's weights, as for SigLIP with average pooling."""
+    """Whether timm accepts files that lack weights of the model, as for SigLIP with average pooling."""
     import timm
 
     overlay = {"state_dict": {"redi.asks.whether.timm.compares.names": torch.zeros(1)}}

@@ -11,25 +11,21 @@ PREDICTIONS = {"velocity": "velocity", "v": "velocity", "noise": "noise", "score
 
 
 def choose_framework(layout: Layout, args: Mapping, requested: str | None) -> tuple[str, str]:
-    """Return 'sit', 'dit' or 'repa', and the reason: the `args` of the file, or else `requested` (--framework).
+    """Return the framework 'sit', 'dit' or 'repa', and the reason: the file's settings `args`, or `requested`.
 
-    The framework defines the process, which does not follow from the shapes. In SiT and ReDi t = 0 is noise, t = 1 is
-    data, and the model predicts x - noise. In REPA t = 0 is data, t = 1 is noise, and the model predicts noise - x. DiT
-    predicts the noise at steps 0 (data) ... 999. Raises ValueError if the request contradicts the file, or if there is
-    no request and the file allows several frameworks.
+    The framework defines the process, which the shapes do not show. In SiT and ReDi t = 0 is noise, t = 1 is data, and
+    the model predicts x - noise. In REPA t = 0 is data, t = 1 is noise, and the model predicts noise - x. DiT predicts
+    the noise at steps 0 (data) ... 999. Raises ValueError if `requested` (--framework) contradicts the file, or is None
+    and the file allows several frameworks.
     """
     allowed, reason = _stated(layout, args)
     if requested is None and len(allowed) == 1:
         return allowed[0], reason
     if requested is None:
-        raise ValueError(
-            f"the framework of the checkpoint is unclear, it may be {' or '.join(allowed)} ({reason}): pass "
-            f"--framework={'|'.join(allowed)}"
-        )
+        what = f"the framework of the checkpoint may be {' or '.join(allowed)} ({reason})"
+        raise ValueError(f"{what}: choose with --framework={'|'.join(allowed)}")
     if requested not in allowed:
-        raise ValueError(
-            f"--framework={requested} must be {' or '.join(allowed)} for this checkpoint, because {reason}"
-        )
+        raise ValueError(f"--framework={requested}: must be {' or '.join(allowed)} for this checkpoint: {reason}")
     return requested, "--framework"
 
 
@@ -48,7 +44,7 @@ def _stated(layout: Layout, args: Mapping) -> tuple[tuple[str, ...], str]:
 
 
 def layout_bindings(layout: Layout) -> list[str]:
-    """Return the bindings that follow from the shapes, on top of the ImageNet configuration files."""
+    """Return the bindings that the shapes determine, in addition to the ImageNet configuration files."""
     bindings = [f"Preprocessing.image_size = {8 * layout.grid[0]}"]  # the Stable Diffusion VAE downsamples by 8
     if layout.in_channels == 4:
         return [*bindings, "StableVAE.uint8_rule = 'truncate'"]
@@ -56,16 +52,14 @@ def layout_bindings(layout: Layout) -> list[str]:
 
 
 def process_bindings(layout: Layout, framework: str, args: Mapping) -> list[str]:
-    """Return the bindings of the process, from framework and training settings. Raises ValueError if unsupported."""
+    """Return the bindings of the process. Raises ValueError if the training settings `args` are not supported."""
     if framework == "dit":
         fixed = [] if layout.learn_sigma else ["DDPM.learned_variance = ()"]
         return ["JointObjective.process = @processes.DDPM()", *fixed]
     path, prediction = str(args.get("path_type", "linear")).lower(), args.get("prediction", "velocity")
     if path not in PATHS or prediction not in PREDICTIONS:
-        raise ValueError(
-            f"the checkpoint's settings path_type = {path!r}, prediction = {prediction!r} are not supported: path_type "
-            f"must be one of {', '.join(PATHS)}, prediction one of {', '.join(PREDICTIONS)}"
-        )
+        allowed = f"path_type must be one of {', '.join(PATHS)}, prediction one of {', '.join(PREDICTIONS)}"
+        raise ValueError(f"the checkpoint has path_type = {path!r}, prediction = {prediction!r}: {allowed}")
     name = PATHS[path]
     bindings = [f"JointObjective.process = @processes.{name}()", f"{name}.reversed = {framework == 'repa'}"]
     return [*bindings, f"{name}.prediction = {PREDICTIONS[prediction]!r}"]

@@ -43,14 +43,13 @@ class PublishedFile:
     """
 
     path: Path  # for several files: their index
-    # {"ema" or "model": {published name without the prefixes of wrappers: tensor}}, in the order of the file
-    weights: dict[str, dict[str, Tensor]]
+    weights: dict[str, dict[str, Tensor]]  # {"ema" or "model": {name without prefixes: tensor}}, in the file's order
     args: dict  # settings of the training program as JSON; empty if the file has none
     files: tuple[Path, ...]
     steps: dict = field(default_factory=dict)  # {name in `STEPS`: stored value}
 
     def state(self, which: str = "ema") -> dict[str, Tensor]:
-        """Return the averaged weights ('ema') or the raw ones ('model'). If one is missing, return the other."""
+        """Return the averaged weights ('ema') or the raw ones ('model'), or the others if these are missing."""
         return self.weights.get(which) or next(iter(self.weights.values()))
 
     @property
@@ -66,9 +65,7 @@ class PublishedFile:
         return max(steps, default=None)
 
 
-def read_published(
-    path: str | Path, *, names: Collection[str] = tuple(ANCHORS), binding: str = ""
-) -> PublishedFile:  # fmt: skip
+def read_published(path: str | Path, *, names: Collection[str] = tuple(ANCHORS), binding: str = "") -> PublishedFile:
     """Read a state dict, alone or in a training program's checkpoint, without executing code from it.
 
     docs/published-weights.md lists the formats.
@@ -78,8 +75,7 @@ def read_published(
         names: names of the model's tensors, for `fit_names`; default: those of DiT and related models.
         binding: binding that set the path, for messages.
 
-    Raises:
-        ValueError: the file is missing or truncated, holds no named tensors, or holds classes that could run code.
+    Raises ValueError if the file is missing or truncated, holds no named tensors, or holds classes that could run code.
     """
     path = local_path(path)
     try:
@@ -99,8 +95,8 @@ def read_published(
 def fit_names(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
     """Return the tensors without the prefix before these names, such as 'backbone.'.
 
-    The prefix must match at least half of the names; else all tensors are returned unchanged. The prefix of averaged
-    weights ('ema_model.') is preferred to that of raw ones ('model.').
+    A prefix counts if at least half of the names follow it. Without such a prefix, all tensors are returned unchanged.
+    The prefix of averaged weights ('ema_model.') is preferred to that of raw ones ('model.').
     """
     parts = _by_prefix(tensors, names)
     prefix = next(filter(AVERAGED.search, parts), next(iter(parts)))
@@ -118,10 +114,10 @@ def _weights(path: Path, content: Mapping, names: Collection[str]) -> dict[str, 
     if not parts:
         entries = [f"{key[:100]}: {type(value).__name__}" for key, value in content.items() if isinstance(key, str)]
         advice = f"save a state dict, alone or as one of {', '.join(CONTAINERS)}"
-        raise ValueError(f"holds no tensors by name, but {', '.join(entries[:5]) or 'nothing'}: {advice}")
+        raise ValueError(f"holds no named tensors ({', '.join(entries[:5]) or 'it is empty'}): {advice}")
     most = max(map(len, parts.values()))
     places: dict[str, str] = {}
-    for place in [place for place, part in parts.items() if 2 * len(part) >= most]:  # smaller ones are no weights
+    for place in [place for place, part in parts.items() if 2 * len(part) >= most]:  # others are not whole models
         places.setdefault("ema" if AVERAGED.search(place) else "model", place)
     places = dict(sorted(places.items()))
     if any(places.values()):
@@ -130,7 +126,7 @@ def _weights(path: Path, content: Mapping, names: Collection[str]) -> dict[str, 
 
 
 def _states(content: Mapping, depth: int = 3) -> dict[str, Mapping]:
-    """Return {place, such as 'ema.': state dict} of all containers, nested ones too; without any, {'': content}."""
+    """Return {'ema.' or another place: state dict} of all containers, nested ones too; without any, {'': content}."""
     inner = {name: content[name] for name in CONTAINERS if isinstance(content.get(name), Mapping)} if depth else {}
     states = {f"{name}.{place}": s for name, value in inner.items() for place, s in _states(value, depth - 1).items()}
     return states or ({"": content} if any(isinstance(value, Tensor) for value in content.values()) else {})
@@ -142,13 +138,13 @@ def _named_tensors(state: Mapping) -> dict[str, Tensor]:
     for key, tensor in state.items():
         if isinstance(key, str) and isinstance(tensor, Tensor) and key != "n_averaged":  # of torch's AveragedModel
             if (name := bare_name(key)) in tensors:
-                raise ValueError(f"holds {name} twice, with different prefixes")
+                raise ValueError(f"holds {name} twice, with different prefixes: remove one of them")
             tensors[name] = tensor
     return tensors
 
 
 def _by_prefix(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, dict[str, Tensor]]:
-    """Return {prefix: tensors without it} for prefixes of at least half of the names; without any, {'': tensors}."""
+    """Return {prefix: tensors without it} for the prefixes of at least half of the names, else {'': tensors}."""
     names = set(names)
     counts: Counter[str] = Counter()
     for name in tensors:
@@ -161,7 +157,7 @@ def _by_prefix(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[st
 
 
 def _settings(args: object) -> dict:
-    """Return the settings of the training program as JSON. Raises ValueError if that is not possible."""
+    """Return the settings of the training program as JSON. Raises ValueError if they cannot be written as JSON."""
     args = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, Mapping) else {}
     try:
         return json.loads(json.dumps({str(key): value for key, value in args.items()}, default=str))

@@ -70,16 +70,15 @@ class Layout:
         if 4 < self.in_channels <= 68:  # ReDi: up to 64 components
             return Channels(image=4, dinov2=self.in_channels - 4)
         raise ValueError(
-            f"the checkpoint has {self.in_channels} input channels; only 4 latents, alone or with up to 64 DINOv2 "
-            "components, are recognised: name the groups with channels=, or in a gin file whose codec has these groups"
+            f"the checkpoint has {self.in_channels} input channels, not 4 latents and up to 64 DINOv2 components: name "
+            "the groups with channels=, or in a gin file whose codec has these groups"
         )
 
     def model_settings(self, num_heads: int | None = None) -> dict:
         """Return settings of `DiffusionTransformer`: `size` if the shapes match a published size, else its parts.
 
-        Args:
-            num_heads: no shape defines it. Default: that of the published size of this width; else width / 64. Raises
-                ValueError if 64 does not divide the width.
+        The shapes do not determine `num_heads`. Default: that of the published size of this width, else width / 64.
+        Raises ValueError if this is not an integer.
         """
         settings: dict = {"size": f"B/{self.patch_size}", "width": self.width, "depth": self.depth}
         for letter, (width, depth, heads) in SIZES.items():
@@ -89,9 +88,9 @@ class Layout:
                     settings = {"size": f"{letter}/{self.patch_size}"}
         if num_heads is None and self.width % 64:
             raise ValueError(
-                "checkpoints do not store the number of heads, and it cannot be guessed because the width "
-                f"{self.width} is neither that of a published size nor a multiple of 64: set it (num_heads=, or "
-                "--gin_bindings='DiffusionTransformer.num_heads = ...')"
+                f"the number of heads is unknown: checkpoints do not store it, and the width {self.width} is neither "
+                "that of a published size nor a multiple of 64: set num_heads=, or "
+                "--gin_bindings='DiffusionTransformer.num_heads = ...'"
             )
         if "width" in settings:
             settings["num_heads"] = num_heads or self.width // 64
@@ -103,25 +102,22 @@ class Layout:
 
 
 def parse_layout(state: Mapping[str, Tensor], grid: tuple[int, int] | None = None) -> Layout:
-    """Infer the layout from names and shapes. Raises ValueError for another layout, with a guess what it is.
+    """Infer the layout from {published name: tensor}. Raises ValueError for other architectures, with a guess.
 
-    Args:
-        state: {published name: tensor}.
-        grid: (H, W) of the joint state; needed for a file without `pos_embed`.
+    `grid`, the (H, W) of the joint state, is required for a file without `pos_embed`.
     """
     if missing := [name for name in ANCHORS if name not in state]:
         raise ValueError(f"the checkpoint lacks {', '.join(missing)}: {_recognise(state)}")
     for name, dims in [*ANCHORS.items(), *([("pos_embed", 3)] if "pos_embed" in state else [])]:
         if state[name].ndim != dims:
             shape = tuple(state[name].shape)
-            raise ValueError(f"the checkpoint has {name} of shape {shape}, but it must have {dims} dimensions")
+            raise ValueError(f"the checkpoint has {name} of shape {shape}: must have {dims} dimensions")
     width, channels, p, _ = state["x_embedder.proj.weight"].shape
     rows = len(state["final_layer.linear.weight"])
     if rows % (p * p) or rows // (p * p) not in (channels, 2 * channels):
-        raise ValueError(
-            f"the checkpoint's head has {rows} rows, but patches of {p}x{p} with {channels} channels need "
-            f"{p * p * channels}, or {2 * p * p * channels} with learn_sigma: this head layout is not supported"
-        )
+        allowed = f"must have {p * p * channels}, or {2 * p * p * channels} with learn_sigma"
+        patches = f"{p}x{p} patches of {channels} channels"
+        raise ValueError(f"the checkpoint's head has {rows} rows for {patches}: {allowed}")
     layout = Layout(
         width=width,
         depth=1 + max(int(name.split(".")[1]) for name in state if re.match(r"blocks\.\d+\.", name)),
@@ -151,18 +147,16 @@ def _patch_grid(state: Mapping[str, Tensor], patch_size: int, grid: tuple[int, i
     if "pos_embed" in state:
         tokens = state["pos_embed"].shape[1]
         if isqrt(tokens) ** 2 != tokens:
-            raise ValueError(f"the checkpoint has {tokens} positions, which is not a square grid: {SPECIFICATION}")
+            raise ValueError(f"the checkpoint has {tokens} positions: must be a square number; {SPECIFICATION}")
         return isqrt(tokens), isqrt(tokens)
     if grid is None:
-        raise ValueError(
-            "the checkpoint has no pos_embed, so its image size is unknown: pass grid=, (32, 32) for 256 pixels and "
-            "(64, 64) for 512"
-        )
+        advice = "pass grid=(32, 32) for 256 pixels, (64, 64) for 512"
+        raise ValueError(f"the checkpoint has no pos_embed, so its image size is unknown: {advice}")
     return grid[0] // patch_size, grid[1] // patch_size
 
 
 def published_shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
-    """Return {name: shape} in the order of the published code, without projectors: 8 + 10 depth + 4 tensors."""
+    """Return {name: shape} of all tensors but projectors, in the order of the published code."""
     d, p, hidden = layout.width, layout.patch_size, layout.mlp_hidden
     shapes: dict[str, tuple[int, ...]] = {"pos_embed": (1, layout.patch_grid[0] * layout.patch_grid[1], d)}
 

@@ -45,46 +45,36 @@ class Imported:
     runtime: dict  # constructor arguments that the training loop supplies (channels, grid, number of classes, ...)
     settings: dict  # the other constructor arguments (size, ...)
     state: dict[str, Tensor]  # state dict of the model, float32
-    # Tensors that the model cannot hold, by published name: unused sigma outputs, further projectors, and a position
-    # table that differs by rounding.
+    # Tensors that the model cannot hold, by published name: unused sigma outputs, all projectors but the first, and a
+    # position table that differs by rounding.
     leftovers: dict[str, Tensor]
     dtypes: dict[str, str]  # {published name: stored dtype}, in the order of the file
 
 
 def from_published(
-    state: Mapping[str, Tensor],
-    *,
-    channels: Mapping[str, int] | None = None,
-    learned_variance: bool = False,
-    num_heads: int | None = None,
-    grid: tuple[int, int] | None = None,
-) -> Imported:
-    """Convert a published state dict; `to_published` restores it bit for bit.
+    state: Mapping[str, Tensor], *, channels: Mapping[str, int] | None = None, learned_variance: bool = False,
+    num_heads: int | None = None, grid: tuple[int, int] | None = None,
+) -> Imported:  # fmt: skip
+    """Convert a state dict {published name: tensor}. `to_published` restores it bit for bit.
 
     The patch embedding is split by channels into one per group; its bias goes to the image group (see `fusion.Merged`).
     The head is split by its rows (i p + j) O + c.
 
     Args:
-        state: {published name: tensor}.
         channels: the groups along C. Default: see `Layout.channels`.
         learned_variance: whether the rows c >= C are variances (DiT) or unused (SiT and related models).
-        num_heads: default: see `Layout.model_settings`.
-        grid: (H, W) of the joint state; needed for a state dict without `pos_embed`.
+        num_heads, grid: see `Layout.model_settings` and `parse_layout`.
 
-    Raises:
-        ValueError: another architecture, a different number of channels, missing variances, or values that are not
-            finite.
+    Raises ValueError for another architecture or number of channels, missing variances, or values that are not finite.
     """
     layout = parse_layout(state, grid)
     groups = layout.channels() if channels is None else Channels(**channels)
     total = layout.in_channels
     if groups.total != total:
-        raise ValueError(f"the checkpoint has {total} input channels, but {groups} has {groups.total}")
+        raise ValueError(f"{groups} has {groups.total} channels: must have {total}, as the checkpoint does")
     if learned_variance and not layout.learn_sigma:
-        raise ValueError(
-            f"the checkpoint's head has {total} outputs per pixel and no learned variance: pass "
-            "learned_variance=False (DDPM.learned_variance = ())"
-        )
+        advice = "pass learned_variance=False, or set DDPM.learned_variance = ()"
+        raise ValueError(f"the checkpoint's head has {total} outputs per pixel and no learned variance: {advice}")
     runtime: dict[str, Any] = {"channels": groups, "grid": layout.grid, "num_classes": layout.num_classes}
     if learned_variance:
         runtime["variance_groups"] = tuple(groups)
@@ -116,19 +106,15 @@ def from_published(
 
 
 def to_published(
-    model: DiffusionTransformer,
-    weights: Mapping[str, Tensor] | None = None,
-    *,
-    leftovers: Mapping[str, Tensor] | None = None,
-    dtypes: Mapping[str, str] | None = None,
-) -> dict[str, Tensor]:
+    model: DiffusionTransformer, weights: Mapping[str, Tensor] | None = None, *,
+    leftovers: Mapping[str, Tensor] | None = None, dtypes: Mapping[str, str] | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
     """Convert a model to the published layout: the inverse of `from_published`, bit for bit with leftovers and dtypes.
 
     Args:
         model: a model with merged tokens, or with the image group only.
         weights: weights to use instead of the model's, such as an EMA, by this library's names.
-        leftovers, dtypes: those of `Imported`. Default: no unused sigma outputs, dtypes as they are, in the order of
-            the published code.
+        leftovers, dtypes: those of `Imported`. Default: the model's own tensors and dtypes, in the published order.
     """
     _check_exportable(model)
     state_dict = model.state_dict()
@@ -162,10 +148,8 @@ def to_published(
     if "pos_embed" not in dtypes:  # the imported file had none
         del state["pos_embed"]
     if differing := sorted(set(dtypes) ^ set(state)):
-        raise ValueError(
-            f"the imported checkpoint and this model have different tensors: {', '.join(differing[:3])}; export "
-            "without dtypes="
-        )
+        what = f"the imported checkpoint and this model have different tensors: {', '.join(differing[:3])}"
+        raise ValueError(f"{what}: export without dtypes=")
     return {name: state[name].to(getattr(torch, dtype)).contiguous() for name, dtype in dtypes.items()}
 
 
@@ -180,7 +164,7 @@ def our_name(published: str) -> str | None:
 def _dtypes(state: Mapping[str, Tensor]) -> dict[str, str]:
     dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in state.items()}
     if odd := [f"{name}: {dtype}" for name, dtype in dtypes.items() if dtype not in STORED]:
-        raise ValueError(f"the checkpoint's tensors must be {', '.join(STORED)}, but it holds {', '.join(odd[:3])}")
+        raise ValueError(f"the checkpoint holds {', '.join(odd[:3])}: must be {', '.join(STORED)}")
     if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
         raise ValueError(f"the checkpoint contains NaN or infinite values in {', '.join(broken[:3])}")
     return dtypes
@@ -190,10 +174,8 @@ def _leftover_positions(stored: Tensor, layout: Layout) -> dict[str, Tensor]:
     ours = sincos_positions(layout.patch_grid, layout.width)[None]
     difference = float((stored.float() - ours).abs().max())
     if not difference <= TABLE_TOLERANCE[str(stored.dtype).removeprefix("torch.")]:
-        raise ValueError(
-            f"the checkpoint's pos_embed differs by up to {difference:.2g} from DiT's fixed 2-D sin-cos table: this "
-            "model cannot hold learned or reordered positions"
-        )
+        what = f"the checkpoint's pos_embed differs by up to {difference:.2g} from DiT's fixed 2-D sin-cos table"
+        raise ValueError(f"{what}: learned or reordered positions are not supported")
     return {} if torch.equal(stored, ours.to(stored.dtype)) else {"pos_embed": stored}
 
 

@@ -30,10 +30,9 @@ class Reducer(Checked, nn.Module, ABC):
     A component implements `fitted`, `fit` (which first calls `forget_fit`), `project`, `fit_settings` and `provenance`.
     It may override `finish`, `inverse`, `width`, `check_width`, `stored_provenance` and `report`.
 
-    Checkpoints store the state dict of the reducer. `__init__` registers every tensor that `fit` sets as a buffer, None
-    or empty; loading gives the buffer the shape and dtype of the stored tensor. Networks whose size depends on the fit
-    are built in a hook before loading, as in `ConvBottleneck`. After every fit the library checks that the state dict
-    restores the reducer.
+    Checkpoints store the state dict. Tensors that `fit` sets must be buffers, which `__init__` registers empty or as
+    None; loading gives them the shape and dtype of the stored tensors. Networks whose size depends on the fit are built
+    in a hook before loading, as in `ConvBottleneck`. After a fit, the library checks that the state dict restores it.
 
     Examples:
         >>> class Mean(Reducer):  # the mean over all features
@@ -53,9 +52,9 @@ class Reducer(Checked, nn.Module, ABC):
     def __init__(self, rank: int = 8):
         super().__init__()
         if rank < 1:
-            raise ValueError(f"{type(self).__name__}.rank = {rank} must be at least 1")
+            raise ValueError(f"{type(self).__name__}.rank = {rank}: must be at least 1")
         self.rank = rank
-        # `fitted_on` as JSON. A buffer, so that it is saved together with the fit.
+        # `fitted_on` as JSON text, in a buffer so that it is saved together with the fit.
         self.register_buffer("origin", torch.empty(0, dtype=torch.uint8))
         self.register_load_state_dict_pre_hook(_take_shapes)
 
@@ -81,7 +80,7 @@ class Reducer(Checked, nn.Module, ABC):
         return self.finish(self.project(features))
 
     def inverse(self, reduced: Tensor) -> Tensor:
-        """Return the best reconstruction of the features: (N, R, h, w) -> (N, E, h, w) float32."""
+        """Return the best reconstruction of the features: (N, R, h, w) -> (N, E, h, w) float32. Optional."""
         raise TypeError(f"{type(self).__name__} has no inverse")
 
     @abstractmethod
@@ -111,11 +110,11 @@ class Reducer(Checked, nn.Module, ABC):
 
     @property
     def fitted_on(self) -> dict | None:
-        """The data of the fit, as stored by `record_fit`; None if unknown."""
+        """What `record_fit` stored about the origin of the fit; None if nothing."""
         return json.loads(bytes(self.origin.tolist())) if len(self.origin) else None
 
     def record_fit(self, *, encoder: dict | None, sample: dict, **others) -> None:
-        """Store the data of the fit: the encoder's provenance and the sample of images, as JSON."""
+        """Store the origin of the fit, as JSON: the encoder's provenance and the sample of images."""
         text = json.dumps({"encoder": encoder, "sample": sample, **others}, sort_keys=True)
         self.origin = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.origin.device)
 
@@ -132,36 +131,29 @@ class Reducer(Checked, nn.Module, ABC):
             if key not in LIBRARIES and _as_json(encoder_provenance.get(key)) != _as_json(old)
         ]
         if differing:
-            raise ValueError(
-                f"this {type(self).__name__} was fitted on features of another encoder ({'; '.join(differing)}): use "
-                f"that encoder, or remove {type(self).__name__}.path to fit again"
-            )
+            what, name = f"was fitted on features of another encoder ({'; '.join(differing)})", type(self).__name__
+            raise ValueError(f"this {name} {what}: use that encoder, or remove {name}.path to fit again")
 
     def report(self) -> dict:
-        """Return additional facts about the fit, as JSON. `save` stores them."""
+        """Return further results of the fit, as JSON, which `save` stores."""
         return {}
 
     def save(self, folder: str | Path) -> None:
-        """Save the fit to a folder; the `path` argument of this class loads it. Raises ValueError before a fit."""
+        """Save the fit to a folder, for the `path` argument of this class. Raises ValueError if not fitted."""
         self.require_fit()
         state = self.state_dict()
         record = {
-            "format": FORMAT,
-            "reducer": type(self).__name__,
-            "fit_settings": self.fit_settings(),
-            "provenance": self.provenance(),
-            "report": self.report(),
-            "fitted_on": self.fitted_on,
-            "code": code_of(self),
-            "versions": {"redi": redi.__version__, "torch": torch.__version__},
+            "format": FORMAT, "reducer": type(self).__name__, "fit_settings": self.fit_settings(),
+            "provenance": self.provenance(), "report": self.report(), "fitted_on": self.fitted_on,
+            "code": code_of(self), "versions": {"redi": redi.__version__, "torch": torch.__version__},
             "state_sha256": tensors_sha256(state),
-        }
+        }  # fmt: skip
         save_artefact(local_path(folder), {"state": state}, record)
 
     def restore(self, path: str | Path) -> None:
         """Load the fit that `save` wrote to `path`.
 
-        Raises ValueError if it is missing, damaged, of another class or other settings, or too narrow for the rank.
+        Raises ValueError if it is missing or damaged, has another class or settings, or fewer components than the rank.
         """
         binding = f"{type(self).__name__}.path = {str(path)!r}"
         try:
@@ -175,14 +167,12 @@ class Reducer(Checked, nn.Module, ABC):
         settings = self.fit_settings()
         for key, value in record["fit_settings"].items():
             if _as_json(settings.get(key)) != value:
-                raise ValueError(
-                    f"{binding} was fitted with {key} = {value!r}, but this reducer has {settings.get(key)!r}: "
-                    f"set {type(self).__name__}.{key} = {value!r}"
-                )
+                what = f"was fitted with {key} = {value!r}, but this reducer has {settings.get(key)!r}"
+                raise ValueError(f"{binding} {what}: set {type(self).__name__}.{key} = {value!r}")
         self.take_over(tensors["state"], record["fitted_on"], binding)
 
     def take_over(self, state: dict[str, Tensor], fitted_on: dict | None, binding: str) -> None:
-        """Load a state dict and the data of its fit. `binding` names their source in error messages."""
+        """Load a state dict and the origin of its fit. `binding` names their source in error messages."""
         try:
             self.load_state_dict(state)
         except (RuntimeError, ValueError) as error:
@@ -192,7 +182,7 @@ class Reducer(Checked, nn.Module, ABC):
 
 
 def _take_shapes(reducer: Reducer, state: dict, prefix: str, *_) -> None:
-    """Give the buffers shape and dtype of the stored tensors before loading, because they depend on the fit."""
+    """Give the buffers the shape and dtype of the stored tensors, which depend on the fit, before loading."""
     state.setdefault(f"{prefix}origin", torch.empty(0, dtype=torch.uint8))
     for name in reducer._buffers:
         if (stored := state.get(prefix + name)) is not None:

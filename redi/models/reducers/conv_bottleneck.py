@@ -20,15 +20,15 @@ class ConvBottleneck(Reducer):
     """PCA plus a learned convolutional correction: an autoencoder of the features with R code channels.
 
     The encoder computes linear(f) + correction(f) from standardised features f; the decoder has the same form. The
-    linear maps start as PCA, the corrections at zero. The code is centred and divided by one number, so that the mean
-    square over all R channels is 1. The channels have no order, so a cache serves one rank only.
+    linear maps start as PCA, the corrections at zero. The code is centred and divided by one number, so that its mean
+    square is 1. The channels are not ordered by importance, so a cache serves one rank only.
 
     Args:
         rank: R, the number of code channels.
         hidden: hidden channels of the corrections.
         num_steps, batch_size, learning_rate: training settings (AdamW, one-cycle schedule, mean squared error).
         max_images: size of the random sample of images whose features are held in memory (0.8 MB each at 16x16x768).
-            A tenth of them is held out to measure the explained variance.
+            A tenth is held out to measure the explained variance.
         seed: seed of the sample, the weights and the batches. On the CPU the fit is bit-reproducible.
         path: folder of a fit written by `save`, loaded instead of fitting.
 
@@ -49,23 +49,15 @@ class ConvBottleneck(Reducer):
     decode: "_Corrected"
 
     def __init__(
-        self,
-        rank: int = 8,
-        *,
-        hidden: int = 256,
-        num_steps: int = 2000,
-        batch_size: int = 32,
-        learning_rate: float = 1e-3,
-        max_images: int = 2048,
-        seed: int = 0,
-        path: str | None = None,
-    ):
+        self, rank: int = 8, *, hidden: int = 256, num_steps: int = 2000, batch_size: int = 32,
+        learning_rate: float = 1e-3, max_images: int = 2048, seed: int = 0, path: str | None = None,
+    ):  # fmt: skip
         super().__init__(rank=rank)
         for name, value in (("hidden", hidden), ("num_steps", num_steps), ("batch_size", batch_size)):
             if value < 1:
-                raise ValueError(f"ConvBottleneck.{name} = {value} must be at least 1")
+                raise ValueError(f"ConvBottleneck.{name} = {value}: must be at least 1")
         if max_images < 2:
-            raise ValueError(f"ConvBottleneck.max_images = {max_images} must be at least 2: to train and to test on")
+            raise ValueError(f"ConvBottleneck.max_images = {max_images}: must be at least 2, to train and to test")
         self.hidden, self.num_steps, self.batch_size = hidden, num_steps, batch_size
         self.learning_rate, self.max_images, self.seed = learning_rate, max_images, seed
         for name in ("mean", "std"):
@@ -84,6 +76,7 @@ class ConvBottleneck(Reducer):
 
     @property
     def width(self) -> int | None:  # type: ignore[override]  # a plug-in may set the attribute
+        """E of the features of the fit; None before a fit."""
         return len(self.mean) or None
 
     def fit(self, batches: Iterable[Tensor]) -> None:
@@ -115,7 +108,7 @@ class ConvBottleneck(Reducer):
             self.rank, len(self.mean), 100 * shares[0], len(test), 100 * shares[1],
         )  # fmt: skip
         if shares[0] < shares[1]:
-            log.warning("ConvBottleneck overfits: fit it to more images, or lower its num_steps or hidden")
+            log.warning("ConvBottleneck overfits: fit to more images, or lower its num_steps or hidden")
 
     def _sample(self, batches: Iterable[Tensor]) -> Tensor:
         """Draw a uniform sample of the images' features (at most max_images, E, h, w): algorithm R of Vitter (1985)."""
@@ -132,10 +125,9 @@ class ConvBottleneck(Reducer):
                     sample[place] = image
                 seen += 1
         if vectors <= self.rank or seen < 2:
-            raise ValueError(
-                f"ConvBottleneck.rank = {self.rank} needs more than {self.rank} feature vectors of at least two images"
-                f", but got {vectors} of {seen}: fit to more images or lower ConvBottleneck.rank"
-            )
+            needs = f"needs more than {self.rank} feature vectors of at least 2 images, but got {vectors} of {seen}"
+            advice = "fit to more images or lower ConvBottleneck.rank"
+            raise ValueError(f"ConvBottleneck.rank = {self.rank} {needs}: {advice}")
         return sample[:seen]
 
     def _build(self, width: int) -> None:

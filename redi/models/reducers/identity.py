@@ -22,13 +22,9 @@ class Identity(LinearReducer):
     """
 
     def __init__(
-        self,
-        rank: int = 768,
-        *,
-        scale: Literal["raw", "unit_rms", "whiten"] = "unit_rms",
-        standardize: bool = False,
+        self, rank: int = 768, *, scale: Literal["raw", "unit_rms", "whiten"] = "unit_rms", standardize: bool = False,
         path: str | None = None,
-    ):
+    ):  # fmt: skip
         super().__init__(rank=rank, scale=scale, standardize=standardize, path=path)
 
     def rows(self, covariance: Tensor) -> Tensor:
@@ -37,4 +33,4 @@ class Identity(LinearReducer):
     def check_width(self, width: int) -> None:
         super().check_width(width)
         if self.rank != width:
-            raise ValueError(f"Identity.rank = {self.rank} must equal the encoder width: set Identity.rank = {width}")
+            raise ValueError(f"Identity.rank = {self.rank}: must be the encoder width {width}")

@@ -22,9 +22,9 @@ class LinearReducer(Reducer):
         rank: R, the number of components used.
         scale: 'raw' does not scale the projection; 'unit_rms' divides it by one number so that the mean square over
             all R channels is 1, comparable to latents; 'whiten' divides every channel by its own standard
-            deviation. Both are measured on the encoder's grid: resizing to a finer latent grid smooths.
+            deviation. Both refer to the encoder's grid; resizing to a finer latent grid lowers the deviations a little.
         standardize: divide every feature by its standard deviation first.
-        store_rank: S, the number of channels that a cache stores; it serves every rank up to S. Default: the rank.
+        store_rank: S, the number of channels that a cache stores. The cache serves every rank up to S. Default: rank.
         path: folder of a fit written by `save`, loaded instead of fitting. Its settings must match.
 
     Examples:
@@ -44,24 +44,19 @@ class LinearReducer(Reducer):
     explained: Tensor  # (K,) share of the variance in the span of the first k components
 
     def __init__(
-        self,
-        rank: int = 8,
-        *,
-        scale: Literal["raw", "unit_rms", "whiten"] = "unit_rms",
-        standardize: bool = False,
-        store_rank: int | None = None,
-        path: str | None = None,
-    ):
+        self, rank: int = 8, *, scale: Literal["raw", "unit_rms", "whiten"] = "unit_rms", standardize: bool = False,
+        store_rank: int | None = None, path: str | None = None,
+    ):  # fmt: skip
         super().__init__(rank=rank)
+        name = type(self).__name__
         if store_rank is not None and store_rank < rank:
-            name = type(self).__name__
-            raise ValueError(f"{name}.store_rank = {store_rank} is less than {name}.rank = {rank}")
+            raise ValueError(f"{name}.store_rank = {store_rank}: must be at least {name}.rank = {rank}")
         self.store_rank = rank if store_rank is None else store_rank
         if scale not in ("raw", "unit_rms", "whiten"):
-            raise ValueError(f"{type(self).__name__}.scale = {scale!r} must be 'raw', 'unit_rms' or 'whiten'")
+            raise ValueError(f"{name}.scale = {scale!r}: must be 'raw', 'unit_rms' or 'whiten'")
         self.scale, self.standardize = scale, standardize
-        for name in BUFFERS:
-            self.register_buffer(name, torch.empty(0))
+        for buffer in BUFFERS:
+            self.register_buffer(buffer, torch.empty(0))
         self.register_load_state_dict_post_hook(_check_loaded)
         if path is not None:
             self.restore(path)
@@ -76,6 +71,7 @@ class LinearReducer(Reducer):
 
     @property
     def width(self) -> int | None:  # type: ignore[override]  # a plug-in may set the attribute
+        """E of the features of the fit; None before a fit."""
         return len(self.mean) if self.fitted else None
 
     def fit(self, batches: Iterable[Tensor]) -> None:
@@ -94,17 +90,15 @@ class LinearReducer(Reducer):
         self._forget()
         name = type(self).__name__
         if moments.count <= self.rank:
-            raise ValueError(
-                f"{name}.rank = {self.rank} needs more than {self.rank} feature vectors, but got {moments.count}: fit "
-                f"to more images or lower {name}.rank"
-            )
+            needs = f"needs more than {self.rank} feature vectors, but got {moments.count}"
+            raise ValueError(f"{name}.rank = {self.rank} {needs}: fit to more images or lower {name}.rank")
         self.check_width(len(moments.mean))
         covariance = moments.covariance
         variances = covariance.diagonal()
         # A feature that varies by less than the rounding of float32 counts as constant and is not standardised.
         varies = variances > (torch.finfo(torch.float32).eps * moments.mean).square()
         if not varies.any():
-            raise ValueError(f"{name} cannot be fitted: the encoder's features never vary")
+            raise ValueError(f"{name} cannot be fitted because all features are constant: check encoder and images")
         std = variances.sqrt().where(varies, 1.0) if self.standardize else torch.ones_like(variances)
         covariance = covariance / torch.outer(std, std)
         rows = self.rows(covariance)
@@ -128,20 +122,16 @@ class LinearReducer(Reducer):
         if not len(stds) or self.scale == "raw":
             return
         if not stds.max() > 0:
-            raise ValueError(
-                f"{name}.scale = {self.scale!r} would divide by zero: none of the {self.rank} components varies; "
-                f"set {name}.scale = 'raw'"
-            )
+            what = f"{name}.scale = {self.scale!r} would divide by zero: none of the {self.rank} components varies"
+            raise ValueError(f"{what}; set {name}.scale = 'raw'")
         if self.scale == "whiten" and stds.min() <= 1e-6 * stds.max():
             varying = int((stds > 1e-6 * stds.max()).sum())
-            raise ValueError(
-                f"{name}.scale = 'whiten' would divide by zero: only {varying} of {self.rank} components vary; "
-                f"lower {name}.rank or set {name}.scale = 'unit_rms'"
-            )
+            what = f"{name}.scale = 'whiten' would divide by zero: only {varying} of {self.rank} components vary"
+            raise ValueError(f"{what}; lower {name}.rank or set {name}.scale = 'unit_rms'")
 
     @property
     def factors(self) -> Tensor:
-        """(R,) factor of each projected channel, as `scale` defines it."""
+        """(R,) factors that `scale` multiplies the projected channels by."""
         stds = self.deviations[: self.rank]
         if self.scale == "raw":
             return torch.ones_like(stds)
@@ -168,9 +158,9 @@ class LinearReducer(Reducer):
 
     @property
     def _units(self) -> Tensor:
-        """(K,) power of two that divides each stored channel, so that it fits the range of float16.
+        """(K,) powers of two that divide the stored channels, so that these fit the range of float16.
 
-        It is the largest one below the channel's standard deviation, but at least 2^-10 of the largest deviation,
+        Each is the largest one below the channel's standard deviation, but at least 2^-10 of the largest deviation,
         because a channel that is weak in the fit can be strong in other images.
         """
         strongest = self.deviations.max()
@@ -204,7 +194,7 @@ class LinearReducer(Reducer):
         return settings | ({"fitted_on": self.fitted_on} if self.fitted_on else {})
 
     def report(self) -> dict:
-        """Return for all K components the standard deviation and the share of the variance that each one adds."""
+        """Return the settings, and for all K components the standard deviation and the share of the variance."""
         shares = self.explained.diff(prepend=self.explained.new_zeros(1))
         settings = {"scale": self.scale, "standardize": self.standardize, "store_rank": self.store_rank}
         return settings | {"deviations": self.deviations.tolist(), "explained_variance_ratio": shares.tolist()}
@@ -217,12 +207,12 @@ class LinearReducer(Reducer):
 
 
 def _check_loaded(reducer: LinearReducer, _) -> None:
-    """Check a loaded fit. All ranks and scales share fits, so a fit may not support the configured ones."""
+    """Check that a loaded fit is consistent and supports the configured rank and scale, which it does not store."""
     shapes = {name: tuple(getattr(reducer, name).shape) for name in BUFFERS}
     rows, width = len(reducer.deviations), len(reducer.mean)
     expected = {"mean": (width,), "std": (width,), "deviations": (rows,), "explained": (rows,)}
     if reducer.fitted and shapes != expected | {"components": (rows, width)}:
-        raise ValueError(f"the stored {type(reducer).__name__} is inconsistent: its tensors have the shapes {shapes}")
+        raise ValueError(f"the stored {type(reducer).__name__} has tensors of inconsistent shapes {shapes}: fit again")
     if reducer.fitted:
         reducer.require_fit()
     reducer._check_scale()

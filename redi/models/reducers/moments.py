@@ -15,7 +15,7 @@ class Moments:
     """Count, mean and covariance of feature vectors: float64, one pass, O(E^2) memory, on the features' device.
 
     Batches, and the moments of several processes, are merged by the update of Chan, Golub & LeVeque (1979). The same
-    batches in the same order give bit-equal moments; in another order they differ by the rounding of float64.
+    batches in the same order give bit-equal moments; another order changes the rounding.
 
     Examples:
         >>> features = torch.randn(4, 16, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -29,7 +29,7 @@ class Moments:
     def __init__(self) -> None:
         self.count = 0
         self.mean = torch.empty(0, dtype=torch.float64)  # (E,)
-        self.upper = torch.empty(0, 0, dtype=torch.float64)  # (E, E); only its upper triangle is that of `scatter`
+        self.upper = torch.empty(0, 0, dtype=torch.float64)  # (E, E), the scatter in the upper triangle
         self.batches = 0  # batches passed to `add`, for error messages
 
     @torch.no_grad()
@@ -49,7 +49,7 @@ class Moments:
             mean = rows.mean(dim=1)
             if not features.is_cuda and not mean.isfinite().all():
                 require_finite(features, self.batches)
-                raise ValueError(f"batch {self.batches}: the features are so large that their sum overflows")
+                raise ValueError(f"batch {self.batches}: the features are too large: their sum overflows float64")
             if not self.count:
                 self.mean, self.upper = torch.zeros_like(mean), mean.new_zeros(width, width)
             _add_products(rows.sub_(mean[:, None]), self.upper)
@@ -76,14 +76,14 @@ class Moments:
 
     def _require_width(self, width: int) -> None:
         if self.count and len(self.mean) != width:
-            raise ValueError(f"features of width {width} cannot be added to moments of width {len(self.mean)}")
+            raise ValueError(f"features of width {width}: must have the width {len(self.mean)} of the moments so far")
 
     @property
     def scatter(self) -> Tensor:
         """(E, E) sum of outer products of the centred vectors. Raises ValueError if it is not finite."""
         scatter = self.upper.triu() + self.upper.triu(diagonal=1).T
         if not scatter.isfinite().all():
-            raise ValueError("the features contain NaN or infinite values")
+            raise ValueError("the features contain NaN or infinite values: check the weights of the encoder")
         return scatter
 
     @property

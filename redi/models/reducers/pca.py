@@ -29,7 +29,7 @@ class PCA(LinearReducer):
 
     def rows(self, covariance: Tensor) -> Tensor:
         vectors = torch.linalg.eigh(covariance).eigenvectors.flip(1).T  # (E, E), one a row, by decreasing eigenvalue
-        # An eigenvector's sign is arbitrary: make its largest entry positive, as scikit-learn does.
+        # An eigenvector's sign is arbitrary: its largest entry becomes positive, as in scikit-learn.
         largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
         return vectors * largest.sign()
 
@@ -42,6 +42,6 @@ class PCA(LinearReducer):
         if not self.standardize:
             raise ValueError(f"{binding} was fitted to standardised features: set PCA.standardize = True")
         if self.scale != "raw":
-            log.warning("%s: the models published with this file need PCA.scale = 'raw', not %r", binding, self.scale)
+            log.warning("%s: PCA.scale = %r, but the models published with this file need 'raw'", binding, self.scale)
         state, fitted_on = read_published_pca(path)
         self.take_over(state, fitted_on, binding)

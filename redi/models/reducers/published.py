@@ -1,7 +1,6 @@
 """Read the PCA statistics published with the paper's code (dino_pca_model.pth) without executing the pickle.
 
-The file defines z = components ((f - mean) / std - pca_mean). This is `LinearReducer` with the mean
-mean + std * pca_mean.
+The file defines z = components ((f - mean) / std - pca_mean), a `LinearReducer` with the mean mean + std * pca_mean.
 """
 
 from pathlib import Path
@@ -27,7 +26,7 @@ INERT = (
 
 
 def read_published_pca(path: str | Path) -> tuple[dict[str, Tensor], dict]:
-    """Return the state dict of a `PCA` with standardize=True, and the data of the fit if the file names it.
+    """Return the state dict of a `PCA` with standardize=True, and the origin of its fit (`Reducer.fitted_on`).
 
     Raises ValueError for a file that is missing, damaged or malicious, or not {pca_model, mean, std} of one width.
     """
@@ -35,7 +34,7 @@ def read_published_pca(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     if (size := path.stat().st_size) > MAX_BYTES:
-        raise ValueError(f"{path} has {size} bytes, but files of more than {MAX_BYTES} bytes are not read")
+        raise ValueError(f"{path} has {size} bytes: must be at most {MAX_BYTES}")
     try:
         saved: Any = read_weights_file(path, inert=INERT)
         if not isinstance(saved, dict):
@@ -68,9 +67,9 @@ def _state(saved: dict, model: dict) -> dict[str, Tensor]:
     }  # fmt: skip
     for name, (array, shape) in shapes.items():
         if array.shape != shape:
-            raise ValueError(f"holds {name} of shape {array.shape}, but mean and explained_variance_ need {shape}")
+            raise ValueError(f"holds {name} of shape {array.shape}: must be {shape}, as mean and explained_variance_")
     if len(zeros := np.flatnonzero(std <= 0)):
-        raise ValueError(f"holds a std that is not positive, at the features {zeros[:8].tolist()}")
+        raise ValueError(f"holds a std that is not positive, for the features {zeros[:8].tolist()}")
     if (variances < 0).any():
         raise ValueError("holds negative values in explained_variance_")
     state = {
@@ -81,7 +80,7 @@ def _state(saved: dict, model: dict) -> dict[str, Tensor]:
 
 
 def _array(values: dict, name: str) -> np.ndarray:
-    """Return a float64 array from a tensor, or from a pickled state: (version, shape, dtype, columns first, bytes)."""
+    """Return a float64 array from a tensor, or from a pickled array (version, shape, dtype, Fortran order, bytes)."""
     value = values.get(name)
     try:
         if isinstance(value, Inert):
@@ -94,7 +93,7 @@ def _array(values: dict, name: str) -> np.ndarray:
         if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
             raise TypeError("not floating-point numbers")
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RuntimeError):
-        raise ValueError(f"has no {name} that is a little-endian array of floating-point numbers") from None
+        raise ValueError(f"holds a {name} that is not a little-endian floating-point array") from None
     if not np.isfinite(array).all():
         raise ValueError(f"holds NaN or infinite values in {name}")
     return array.astype(np.float64)

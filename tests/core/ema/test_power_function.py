@@ -140,7 +140,7 @@ def test_without_snapshots_none_is_due():
         ({"sigma_rels": ["0.1"]}, "sigma_rels: the length '0.1'"),
         ({"sigma_rels": []}, "must be a list of lengths"),
         ({"sigma_rels": 0.1}, "sigma_rels = 0.1: must be a list of lengths"),
-        ({"sigma_rels": (0.1, 0.1)}, "repeats a length"),
+        ({"sigma_rels": (0.1, 0.1)}, "every length must be different"),
         ({"snapshot_every": -1}, "snapshot_every = -1: must be a number of steps, or 0"),
         ({"snapshot_every": 2.5}, "snapshot_every = 2.5"),
         ({"snapshot_dtype": "int8"}, "snapshot_dtype = 'int8': must be one of float32, float16, bfloat16"),

@@ -139,7 +139,7 @@ def test_a_process_without_channels_takes_every_variance_as_learned_or_refuses()
         DDPM().reverse_step(prediction, x, 0.5, 0.6), bound.reverse_step(prediction, x, 0.5, 0.6), strict=True
     ):
         assert torch.equal(own, theirs)
-    with pytest.raises(ValueError, match="has 3 channels, but 3 for the noise and 3 for learned variances"):
+    with pytest.raises(ValueError, match="has 3 channels: must have 3 for the noise and 3 for learned variances"):
         DDPM().reverse_step(prediction[:, :3], x, 0.5, 0.6)
     with pytest.raises(ValueError, match="for_channels"):
         DDPM(learned_variance=("image",)).reverse_step(prediction, x, 0.5, 0.6)

@@ -283,7 +283,7 @@ def test_weights_that_are_not_there_are_refused(tmp_path):
         Inception(weights=str(tmp_path)).load()
     with pytest.raises(ValueError, match="Inception.weights = .* does not exist: set it to the file"):
         Inception(weights=str(tmp_path / "x.pth")).load()
-    with pytest.raises(ValueError, match="Inception.mode = 'tf' must be one of clean, legacy_tensorflow"):
+    with pytest.raises(ValueError, match="Inception.mode = 'tf': must be one of clean, legacy_tensorflow"):
         Inception(mode="tf")
 
 

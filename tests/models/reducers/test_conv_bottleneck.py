@@ -149,5 +149,5 @@ def test_a_setting_that_cannot_be_is_refused(setting):
 
 
 def test_one_image_is_not_enough():
-    with pytest.raises(ValueError, match="of at least two images, but got [0-9]+ of 1: fit to more"):
+    with pytest.raises(ValueError, match="of at least 2 images, but got [0-9]+ of 1: fit to more"):
         ConvBottleneck(rank=2).fit([circle(1)])

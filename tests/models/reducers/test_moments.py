@@ -163,7 +163,7 @@ def test_a_pca_from_shares_is_that_of_the_whole_stream():
 
 
 def test_shares_of_different_widths_are_refused():
-    with pytest.raises(ValueError, match="width 8 cannot be added to moments of width 16"):
+    with pytest.raises(ValueError, match="width 8: must have the width 16"):
         of(features(2)).merge(of(features(2)[:, :8]))
 
 
