@@ -58,4 +58,7 @@ def test_a_command_is_as_it_was_typed_without_folders_of_the_machine(monkeypatch
     spec = ModuleSpec(module, None) if module else None
     monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=spec))
     monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
     assert command() == line
+    monkeypatch.setitem(sys.modules, "ipykernel", SimpleNamespace())
+    assert command() == "a notebook"
