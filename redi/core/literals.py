@@ -78,7 +78,7 @@ def _literal(value: Any) -> Any:
 def arguments(component: Callable) -> dict[str, inspect.Parameter]:
     """Return {name: parameter} with resolved annotations.
 
-    Arguments that a class passes on as **settings have the annotation of the base class. An annotation that is missing
+    Arguments that a class passes on as `**settings` have the annotation of the base class. An annotation that is missing
     or cannot be resolved becomes Any.
     """
     annotations: dict[str, Any] = {}

@@ -21,7 +21,7 @@ from redi.runtime.randomness import Rows
 class JointObjective:
     """The joint objective (paper, Eq. 6) with noise or velocity errors, depending on the process.
 
-        L = mean |error_image|^2 + sum_m lambda_m mean |error_m|^2,   over the representations m
+    `L = mean |error_image|^2 + sum_m lambda_m mean |error_m|^2` over the representations m
 
     Each mean is over one group, so lambda does not depend on the number of channels. All groups share t.
 
@@ -41,7 +41,7 @@ class JointObjective:
             use 0.5.
 
     Examples:
-        A model that predicts 0 has the mean squared velocity |x - noise|^2 as its loss: 1 + 1 for normal data.
+        A model that predicts 0 has the mean squared velocity `|x - noise|^2` as its loss: 1 + 1 for normal data.
 
         >>> objective = JointObjective(channels=Channels(image=4, dinov2=8), num_classes=10, representation_weight=0.5)
         >>> generator = torch.manual_seed(0)

@@ -101,7 +101,8 @@ class Lab:
 
     def warned_of(self) -> set[str]:
         """The plug-ins that a warning names as edited."""
-        return {name for line in re.findall(r"the code of (.*) was edited after", self.caplog.text) for name in line.split(", ")}
+        lines = re.findall(r"the code of (.*) was edited after", self.caplog.text)
+        return {name for line in lines for name in line.split(", ")}
 
     def run(self, *bindings: str) -> dict[str, bool]:
         """The job in a new process -> what it did, of train, sample and evaluate."""
