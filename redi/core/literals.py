@@ -78,8 +78,8 @@ def _literal(value: Any) -> Any:
 def arguments(component: Callable) -> dict[str, inspect.Parameter]:
     """Return {name: parameter} with resolved annotations.
 
-    Arguments that a class passes on as `**settings` have the annotation of the base class. An annotation that is missing
-    or cannot be resolved becomes Any.
+    Arguments that a class passes on as `**settings` have the annotation of the base class. A missing annotation, or one
+    that cannot be resolved, becomes Any.
     """
     annotations: dict[str, Any] = {}
     for source in reversed(getattr(component, "__mro__", [component])):
