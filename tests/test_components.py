@@ -92,7 +92,7 @@ def test_the_page_of_a_function_shows_its_arguments_as_bindings_with_what_they_m
     assert "a step with a non-finite gradient is skipped" in lines[position + 1]
     assert "train.codec = ...  # must be bound, a component (@JointCodec)" in lines
     position = lines.index("train.ema = @EMA  # a function or class (@...)")
-    assert lines[position - 1].startswith("train.optimizer = @AdamW") and "it alone knows" in lines[position + 1]
+    assert lines[position - 1].startswith("train.optimizer = @AdamW") and "missing arguments" in lines[position + 1]
     assert lines[-1] == "Supplied by the library: run_dir"
     assert not any(line.startswith("train.run_dir") for line in lines)
 

@@ -29,8 +29,8 @@ def parse(
 ) -> None:
     """Replace gin's configuration by that of gin files and bindings.
 
-    Files are searched in the current folder, then among the shipped ones. A saved configuration that is read later may
-    import every module that these files import.
+    Files are searched in the current folder, then among the shipped ones. The modules that these
+    files import are trusted from then on: a saved configuration read later may import them, too.
 
     Args:
         gin_files: paths or names of gin files.

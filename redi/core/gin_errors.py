@@ -102,8 +102,8 @@ def explanation(error: Exception) -> str:
     if match := re.search(r"'([\w./]+)' doesn't have a parameter named '(\w+)'", text):
         info = gin.config._REGISTRY.get_match(match[1].split("/")[-1])
         names = [name for name in inspect.signature(info.wrapped).parameters if name not in (info.denylist or ())]
-        takes = f"{match[1]} takes {', '.join(names) or 'no parameters'}{did_you_mean(match[2], names)}"
-        return f"{what}\n{where}\n  {takes}"
+        allowed = f"parameters of {match[1]}: {', '.join(names) or 'none'}{did_you_mean(match[2], names)}"
+        return f"{what}\n{where}\n  {allowed}"
     if match := re.search(r"'([\w./]+)' has denylisted kwarg '(\w+)'", text):
         return f"{match[1]}.{match[2]} is supplied by the library and cannot be bound\n{where}".rstrip()
     return text

@@ -32,7 +32,7 @@ class Registry(Mapping[str, type]):
     Args:
         kind: plural name, and the module of the components in gin (`reducers.PCA`).
         interface: the class that every component must derive from.
-        runtime, may_change: see `configurable` (`may_change`: its `harmless` and `by_content`).
+        runtime, may_change: passed to `configurable`; `may_change` is its `harmless` and `by_content`.
 
     Examples:
         >>> from redi.core.processes import processes

@@ -2,7 +2,7 @@
 
 
 def keep_old_names(cls: type, **names: str) -> None:
-    """Alias the methods that `cls` itself defines under their other name, for names of the form old="new"."""
+    """Give methods that `cls` itself defines their other name, too. `names` are of the form old="new"."""
     for old, new in names.items():
         for name, other in ((old, new), (new, old)):
             if name in vars(cls) and other not in vars(cls):

@@ -19,10 +19,10 @@ def spreads(channels: Channels, x: Tensor) -> dict[str, float]:
 
 
 def snr_table(channels: Channels, process: Process, weights: Mapping[str, float], spread: Mapping[str, float]) -> str:
-    """Return a table of standard deviation (`spread`), lambda (`weights`) and signal-to-noise ratio per group.
+    """Return a table of the standard deviation (`spread`), lambda (`weights`) and signal-to-noise ratio of each group.
 
-    The ratio alpha^2 spread^2 / sigma^2 is in dB, at `TIMES`. A warning follows for each group whose standard deviation
-    differs from the image's by a factor of more than 2.5: it is denoised earlier or later than the image.
+    The ratio is alpha^2 spread^2 / sigma^2 in dB, at the times `TIMES`. The last lines name the groups whose standard
+    deviation differs from the image's by a factor of more than 2.5: they are denoised earlier or later than the image.
 
     Examples:
         >>> from redi.core.processes import FlowMatching

@@ -36,8 +36,9 @@ def check_evaluation(
     if isinstance(reference, StoredStatistics):
         if endings and reference.network not in endings and reference.images is None:
             raise ValueError(
-                f"StoredStatistics.network = {reference.network!r} is not in evaluate.networks: {', '.join(endings)}"
-                f"{did_you_mean(reference.network, endings)}; or set StoredStatistics.images for these networks"
+                f"StoredStatistics.network = {reference.network!r} is not in evaluate.networks "
+                f"({', '.join(endings)}): correct it, or set StoredStatistics.images"
+                f"{did_you_mean(reference.network, endings)}"
             )
     elif reference is not None:
         datasets.check(reference, "evaluate.reference")

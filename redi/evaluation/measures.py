@@ -97,11 +97,11 @@ def _entry(metric: str, better: str, comparison: Comparison, sets: list[dict], n
 
 
 def _frechet(comparison: Comparison, kind: str):
-    """Return (value, finite-sample error and floor of every set, number of reference images, warnings)."""
+    """Return (entries of every set, number of reference images, warnings), the reason for not measuring, or None."""
     if kind not in comparison.samples[0].tensors:
         return None
     if (reference := comparison.gaussian(kind)) is None:
-        return "the stored statistics are of another network" if kind == "pooled" else "no stored spatial statistics"
+        return "the stored statistics are from another network" if kind == "pooled" else "no stored spatial statistics"
     sets, warnings = [], []
     floor: dict[str, float] = {}
     if (training := comparison.training) is not None:

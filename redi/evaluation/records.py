@@ -51,7 +51,7 @@ def over_seeds(values: list[float], better: str) -> dict:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """Read the entries of metrics.json. Raises BrokenArtefact if the file is truncated, altered or of another kind."""
+    """Read the entries of metrics.json. Raises BrokenArtefact if it is truncated, altered or of another format."""
     try:
         entries = json.loads(path.read_text())
     except ValueError as error:

@@ -28,12 +28,12 @@ class StoredStatistics:
     Args:
         path: the file. Pickled data are never read.
         network: the network that computed the statistics, as in the names of its metrics: 'clean', 'legacy_tensorflow'
-            (ADM and EDM), 'legacy_pytorch', 'dinov2', ... They are used only for distances in this network.
-        images: a data set for all other metrics, such as `@datasets.AdmBatch()` of the same file. Default: they are not
-            measured.
+            (ADM and EDM), 'legacy_pytorch', 'dinov2', ... Only distances in this network use the statistics.
+        images: a data set for all other metrics, such as `@datasets.AdmBatch()` of the same file. Default: these
+            metrics are not measured.
         image_size: side of the images in pixels; samples of another size raise an error. Default: that of `arr_0`.
 
-    Raises ValueError: the file does not exist, is damaged or of another kind, or its arrays are missing or invalid.
+    Raises ValueError: the file does not exist, is damaged or not an .npz file, or its arrays are missing or invalid.
     """
 
     def __init__(self, *, path: str | Path, network: str, images: Dataset | None = None, image_size: int | None = None):

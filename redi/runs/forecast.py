@@ -17,7 +17,7 @@ from redi.training.trainer import train
 
 
 def training_forecast(net: nn.Module, codec: JointCodec, num_images: int, device: torch.device) -> str:
-    """Return shapes, length and compute as text; the time is a lower bound. `net` may be on the meta device."""
+    """Return shapes, epochs, and compute with a lower bound of the time, as text. `net` may be on the meta device."""
     steps, batch_size = setting(train, "num_steps"), setting(train, "batch_size")
     epochs = steps * batch_size / num_images
     flops = 3 * forward_flops(net, align=codec.alignment is not None) * batch_size  # forward once, backward twice

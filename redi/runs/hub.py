@@ -177,8 +177,8 @@ def _portable(run: Run) -> str:
         text = config.text_for([root for root in entry_points if root.__name__ not in omitted], local.match)
     if paths := [name for name, value in config.statements(text).items() if ABSOLUTE.search(value)]:
         log.warning(
-            "the saved configuration contains absolute paths: %s. Save redi.load(run_dir, gin_bindings=[...]) to "
-            "replace them, or pass gin_bindings to from_pretrained later",
+            "the saved configuration contains absolute paths: %s. To replace them, save the run that "
+            "redi.load(run_dir, gin_bindings=[...]) returns, or pass gin_bindings to from_pretrained",
             ", ".join(paths),
         )
     return text

@@ -136,7 +136,7 @@ def open_run(
         net = build_model(build, arguments)
         net.load_state_dict(stored)
     except RuntimeError as error:
-        raise ValueError(f"{folder} does not fit the model that model= (train.model) builds: {error}") from None
+        raise ValueError(f"{folder} does not fit the model that train.model (or model=) builds: {error}") from None
     net.to(device).eval().requires_grad_(False)
     built = objective and objective(channels=channels, num_classes=num_classes)
     if built:

@@ -147,7 +147,7 @@ def evaluate_stage(experiment: Experiment) -> None:
 
 
 def query_stage(experiment: Experiment) -> None:
-    """Sample features given images and images given features, for held-out images or else training images."""
+    """Sample features given images and images given features, on held-out images if any, otherwise training images."""
     try:
         data = experiment.held_out or experiment.train_data
     except (ValueError, OSError) as error:

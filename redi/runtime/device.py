@@ -55,7 +55,7 @@ def local_device(device: torch.device) -> torch.device:
 
 
 def free_memory(device: torch.device) -> tuple[int, int]:
-    """Return the bytes this process can still allocate, and the total; on the host within control groups, with swap."""
+    """Return free and total memory in bytes. On the CPU, control groups limit both, and free memory includes swap."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
@@ -142,7 +142,7 @@ def choose_compile(compile: str | bool, device: torch.device, binding: str = "tr
 
 
 def compile_full_graph(function: Callable, mode: str | None = None) -> Callable:
-    """Compile a function with torch.compile to one graph per set of shapes, with any number of graphs."""
+    """Compile a function with torch.compile into one graph per set of shapes, with a higher limit on their number."""
     dynamo = torch._dynamo.config  # by default torch refuses a ninth graph of one function in a process
     dynamo.recompile_limit = max(dynamo.recompile_limit, dynamo.accumulated_recompile_limit)
     return torch.compile(function, fullgraph=True, dynamic=False, mode=mode)

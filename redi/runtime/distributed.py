@@ -136,7 +136,7 @@ class Vote:
         self.processes, self.pending = processes, None
 
     def cast(self, number: int) -> int:
-        """Submit an integer of at least 0; return the maximum of the previous call, or 0 at the first call."""
+        """Submit an integer of at least 0; return the maximum over processes of the previous call (0 at first)."""
         if self.processes.size == 1:
             return number
         last = self.result()

@@ -120,7 +120,7 @@ def stack(pictures: Sequence[Image.Image]) -> Image.Image:
 
 
 def thumbnails(images: Tensor, like: Tensor) -> list[Image.Image]:
-    """Convert (N, 3, H, W) uint8 to PIL pictures, sized for images `like`. Enlarged images keep sharp pixels."""
+    """Convert (N, 3, H, W) uint8 to PIL pictures, in a size that suits images `like`. Enlarged pixels stay sharp."""
     size = max(64, like.shape[-1]) if like.shape[-1] < 192 else 128
     rule = Image.Resampling.NEAREST if check_images(images).shape[-1] < size else Image.Resampling.LANCZOS
     arrays = images.permute(0, 2, 3, 1).contiguous().numpy()

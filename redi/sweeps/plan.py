@@ -82,7 +82,7 @@ def plan(run_dir: Path, base: str, *, grid: Any, points: Any, names: Any) -> lis
 
 
 def write_plan(run_dir: Path, planned: Sequence[PlannedPoint], keys: Iterable[str] = ()) -> None:
-    """Write `run_dir/sweep.json`. gin sorts keys, so the order of the axes is that of `keys` or of an existing plan."""
+    """Write `run_dir/sweep.json`. Axes are in the order of an existing plan, or of `keys`."""
     axes = sorted(dict.fromkeys([*keys, *(key for entry in planned for key in entry.bindings)]), key=is_seed)
     stored = read_plan(Folder(run_dir))[0]
     axes = stored if set(stored) == set(axes) else axes

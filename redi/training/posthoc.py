@@ -95,6 +95,6 @@ def _add(total: dict[str, Tensor], averages: Stored, shares: dict[float, float],
         if not total:
             total.update({name: torch.zeros(tensor.shape, dtype=torch.float64) for name, tensor in tensors.items()})
         if {name: t.shape for name, t in tensors.items()} != {name: t.shape for name, t in total.items()}:
-            raise ValueError(f"{folder} is of another model than the earlier snapshots: delete it if it is not needed")
+            raise ValueError(f"{folder} is from another model than earlier snapshots: delete it if it is not needed")
         for name, tensor in tensors.items():
             total[name].add_(tensor.double(), alpha=shares[sigma])

@@ -88,17 +88,17 @@ def train(
 
     `run_dir` receives checkpoints, the log and previews. Every random number is a function of (seed, step) and of the
     sample's row in the batch, so on the CPU a resumed run is bit-equal to an uninterrupted one. Under torchrun or srun
-    all processes train one model (docs/launch.md). Their number changes no sample and no noise, and changes the loss
-    by rounding alone.
+    all processes train one model (docs/launch.md). Their number does not affect samples and noise, and affects the
+    loss only by rounding.
 
     Args:
         codec: the fitted codec, see `prepare`.
         dataset: the result of `prepare`: a `Cache`, or a `Dataset` that is encoded in every step.
-        model, objective, optimizer, ema: classes or functions. The loop calls them with arguments that it alone knows:
-            channels, grid and number of classes; the model's parameters. For models see `redi.models.interface.Model`.
+        model, objective, optimizer, ema: classes or functions. Training supplies their missing arguments: channels,
+            grid and number of classes, or the model's parameters. For models see `redi.models.interface.Model`.
         parallel: how several processes share the work; default: `DDP`.
         batch_size: images per step over all processes. Each process computes its share in `accumulate` equal parts.
-        initial_weights: a published checkpoint or the folder of a run, of a plain or smaller model; see `warm_start`.
+        initial_weights: a published checkpoint or the folder of a run with the same or fewer groups; see `warm_start`.
         max_grad_norm: clip the gradient to this norm; 0 disables clipping.
         max_skipped_steps: a step with a non-finite gradient is skipped. If more steps than this are skipped between
             two checkpoints, training stops and reports where the first non-finite value arose.

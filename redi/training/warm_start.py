@@ -24,12 +24,12 @@ NOT_COPIED = ("projector.", "group_embeddings.")
 
 @torch.no_grad()
 def warm_start(model: nn.Module, path: str | Path) -> str:
-    """Copy the weights of a smaller model into `model`, set the weights of further groups to 0, and return a log line.
+    """Copy the weights of a smaller model into `model`, set the weights of its new groups to 0, and return a log line.
 
-    The weights set to 0 are the patch embeddings and heads of further groups, and the last layer of every per-group
-    time embedding. At step 0 the predictions of the source's groups therefore equal those of the source, for any values
-    of the other groups. Projectors keep their initial values, and no random number is drawn. The position table is
-    fixed, so the grids may differ.
+    New groups are those that the smaller model (the source) lacks. Their patch embeddings and heads are set to 0, and
+    so is the last layer of every per-group time embedding. At step 0 the predictions of the other groups therefore
+    equal those of the source, for any values of the new groups. Projectors keep their initial values, and no random
+    number is drawn. The position table is fixed, so the grids may differ.
 
     Shapes cannot show whether two models use the same process: use SiT weights for a velocity network with the same
     direction of time, and DiT weights for noise prediction. A learned variance is copied if both models have one.
@@ -85,8 +85,8 @@ def _of_file(path: Path, model: DiffusionTransformer) -> tuple[Mapping[str, Tens
         if sum(groups.values()) >= layout.in_channels:
             break
     if sum(groups.values()) != layout.in_channels:
-        what = f"it has {layout.in_channels} input channels, but no leading groups of the model's channels"
-        raise _refusal(path, f"{what} {dict(model.channels)} add up to {layout.in_channels}: use other representations")
+        what = f"it has {layout.in_channels} input channels, but the first groups of the model's channels"
+        raise _refusal(path, f"{what} {dict(model.channels)} do not add up to this: use other representations")
     if any(prefix.startswith("projectors.") for prefix in layout.projectors):
         log.warning("in the checkpoint %s (REPA), time runs from data to noise: set FlowMatching.reversed = True", path)
     learned, block = layout.learn_sigma and len(model.fusion.variance_heads) > 0, model.blocks[0]
@@ -111,7 +111,7 @@ def _check(
             shapes = f"{name} is {tuple(state[name].shape)}, but the model's is {tuple(parameters[name].shape)}"
             raise _refusal(path, f"{shapes}: set DiffusionTransformer.size (width, patch size) to the source's")
     if missing := [name for name in parameters if not name.startswith((*NOT_COPIED, "fusion.")) and name not in state]:
-        raise _refusal(path, f"it lacks the weights {', '.join(missing[:3])}: use the weights of such a model")
+        raise _refusal(path, f"it lacks the weights {', '.join(missing[:3])}: use the weights of a model that has them")
 
 
 def _refusal(path: Path, reason: str) -> ValueError:

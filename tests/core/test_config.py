@@ -34,7 +34,7 @@ def refusal(*bindings: str, files=("digits.gin",)) -> str:
 def test_a_mistyped_parameter_is_refused_with_the_nearest_name():
     text = refusal("PCA.rnak = 3")
     assert "'PCA' doesn't have a parameter named 'rnak'" in text and "    PCA.rnak = 3" in text
-    assert text.endswith("PCA takes rank, scale, standardize, store_rank, path; did you mean 'rank'?")
+    assert text.endswith("parameters of PCA: rank, scale, standardize, store_rank, path; did you mean 'rank'?")
 
 
 def test_a_mistyped_component_is_refused_with_the_nearest_name():
@@ -104,7 +104,7 @@ def test_what_the_library_supplies_cannot_be_bound(name):
 
 
 def test_a_supplied_argument_is_not_offered_as_the_nearest_name():
-    assert "run_dir" not in refusal("train.run_dri = 3").split("\n  train takes ")[1]
+    assert "run_dir" not in refusal("train.run_dri = 3").split("\n  parameters of train: ")[1]
 
 
 def test_parsing_forgets_the_configuration_before():

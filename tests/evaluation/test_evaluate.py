@@ -351,7 +351,9 @@ def test_stored_statistics_are_for_their_own_network_alone(measured, statistics)
         networks=[Patches(), Patches(ending="other")], reference=StoredStatistics(path=statistics, network="patches")
     )
     assert "fid_patches" in found and "fid_other" not in found and "inception_score_other" in found
-    with pytest.raises(ValueError, match="'patch' is not in evaluate.networks: patches; did you mean 'patches'"):
+    with pytest.raises(
+        ValueError, match=r"'patch' is not in evaluate.networks \(patches\): correct it, .*; did you mean 'patches'"
+    ):
         measured(reference=StoredStatistics(path=statistics, network="patch"))
 
 

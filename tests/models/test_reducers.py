@@ -330,9 +330,9 @@ def test_a_state_of_tensors_that_do_not_belong_together_is_refused(reducer_class
 @every_reducer
 def test_features_of_another_width_are_refused(reducer_class):
     reducer = fitted(reducer_class)
-    with pytest.raises(ValueError, match=r"fitted to features of width 16, not 8"):
+    with pytest.raises(ValueError, match=r"fitted to features of width 16, not the encoder width 8"):
         reducer(features(2)[:, :8])
-    with pytest.raises(ValueError, match="fitted to features of width 16, not 32|must be the encoder width 32"):
+    with pytest.raises(ValueError, match="of width 16, not the encoder width 32|must be the encoder width 32"):
         reducer.check_width(32)
 
 

@@ -146,7 +146,7 @@ def test_a_fit_for_another_width_is_refused_before_anything_is_encoded(tmp_path)
     fitted(PCA).save(tmp_path / "fit")
     reducer = PCA(rank=4, path=str(tmp_path / "fit"))
     reducer.check_width(WIDTH)
-    with pytest.raises(ValueError, match="fitted to features of width 16, not 768"):
+    with pytest.raises(ValueError, match="fitted to features of width 16, not the encoder width 768"):
         reducer.check_width(768)
 
 

@@ -160,7 +160,7 @@ def test_a_snapshot_of_another_model_is_refused(run, tmp_path):
     folder = shutil.copytree(run, tmp_path / "copy")
     groups = {key: {"other": torch.zeros(3)} for key in ("sigma_rel_0.05", "sigma_rel_0.1")}
     save_snapshot(folder, 20, groups, {})
-    with pytest.raises(ValueError, match="step_00000020 is of another model than the earlier snapshots"):
+    with pytest.raises(ValueError, match="step_00000020 is from another model than earlier snapshots"):
         reconstruct_average(folder, 0.07)
     save_snapshot(folder, 20, {"sigma_rel_0.2": {"other": torch.zeros(3)}}, {})
     with pytest.raises(ValueError, match=r"step_00000020 holds averages of sigma_rels = \(0.2,\), but the run has"):

@@ -43,7 +43,7 @@ class AveragedWeights(ABC):
 
     @abstractmethod
     def load(self, parameters: Mapping[str, Tensor], extra: Mapping[str, Tensor] | None = None) -> None:
-        """Load `parameters` and the result of `extra_state`. Raises ValueError if they belong to other settings."""
+        """Load `parameters` and the result of `extra_state`. Raises ValueError if their settings differ."""
 
     def extra_state(self) -> dict[str, Tensor]:
         """Return the tensors that a checkpoint stores besides `parameters`, in its group "averages"."""

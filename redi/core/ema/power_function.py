@@ -72,7 +72,7 @@ class PowerFunctionEMA(AveragedWeights):
     def load(self, parameters: Mapping[str, Tensor], extra: Mapping[str, Tensor] | None = None) -> None:
         stored = stored_averages(parameters, extra or {})
         if list(stored) != list(self.averages):
-            kind = f"with sigma_rels = {tuple(stored)}" if stored else "of another class"
+            kind = f"with sigma_rels = {tuple(stored)}" if stored else "of another EMA class"
             setting = f"PowerFunctionEMA.sigma_rels = {tuple(self.averages)}"
             advice = "set train.ema as in the training run, or start a new run with train.initial_weights"
             raise ValueError(f"the checkpoint holds averages {kind}, but {setting}: {advice}")
@@ -90,7 +90,7 @@ class PowerFunctionEMA(AveragedWeights):
 
 
 def stored_averages(parameters: Mapping[str, Tensor], extra: Mapping[str, Tensor]) -> dict[float, dict[str, Tensor]]:
-    """Return {sigma_rel: average} from the groups "ema" and "averages" of a checkpoint; {} for another class."""
+    """Return {sigma_rel: average} from the groups "ema" and "averages" of a checkpoint; {} for another EMA class."""
     if LENGTHS not in extra:
         return {}
     first, *others = extra[LENGTHS].tolist()

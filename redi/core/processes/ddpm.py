@@ -83,7 +83,7 @@ class DDPM(Process):
         return tuple(name for name in self._channels or () if learned is None or name in learned)
 
     def step(self, t):
-        """Return k + 1 at t, from 0 (data) to T (most noise): an int for a float, a long tensor for a tensor."""
+        """Return the step at t (timestep + 1), from 0 (data) to T (most noise): an int, or a tensor if t is one."""
         if isinstance(t, Tensor):
             return ((1 - t) * self.num_timesteps).round().long().clamp(0, self.num_timesteps)
         return min(max(round((1 - t) * self.num_timesteps), 0), self.num_timesteps)
@@ -169,7 +169,7 @@ class DDPM(Process):
     def posterior(self, data: Tensor, x_t: Tensor, t, s):
         """Return the mean (N, C, H, W) and log-variance of q(x_s | x_t, data) (Ho et al., Eq. 7).
 
-        At the last step, onto the data, the variance is 0. Its logarithm is replaced by that of the step before it, as
+        At the last step, where x_s is the data, the variance is 0, and the log-variance is that of the step before, as
         in the published code.
         """
         at_t, at_s = self.alpha_cumprod(t), self.alpha_cumprod(s)

@@ -63,7 +63,7 @@ def read_ahead(rows: np.ndarray) -> None:
 
 
 def shard_tensors(rows: Mapping[str, Tensor]) -> dict[str, dict]:
-    """Return the `tensors` argument of `map_shard` for rows to be written. Raises ValueError for other dtypes."""
+    """Return the `tensors` argument of `map_shard` for these rows. Raises ValueError if a dtype cannot be stored."""
     code = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
     tensors = {}
     for name, tensor in rows.items():

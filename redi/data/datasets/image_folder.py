@@ -95,7 +95,7 @@ def _labels_of_folders(names: list[str], class_names: list[str], where: str) -> 
 def labels_of_index(
     read: Callable[[], IO[bytes]], names: list[str], where: str
 ) -> tuple[np.ndarray | None, list[str] | None]:
-    """Read the labels of `names` from dataset.json; return labels and class names, or None for unlabelled."""
+    """Read the labels of `names` from dataset.json; return labels and class names (both None if unlabelled)."""
     where = f"{where}: dataset.json"
     try:
         with read() as file:

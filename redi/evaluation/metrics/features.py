@@ -14,7 +14,7 @@ CHUNK = 4096  # rows converted to float64 at a time
 class Features:
     """Features of a set of images in one network, one row per image.
 
-    Precision, recall and the Inception Score change their meaning if samples and reference are swapped, but values look
+    Precision, recall and the Inception Score change their meaning if samples and reference are swapped, but still look
     plausible. Each set therefore has a role, and swapping them raises an error.
     """
 
@@ -48,7 +48,7 @@ def rows(features: Features, role: Literal["samples", "reference"], name: str = 
             "them: precision, recall and Inception Score would otherwise measure the wrong set"
         )
     if name not in features.tensors:
-        raise ValueError(f"no {name!r} features of the {role}, only {', '.join(features.tensors)}")
+        raise ValueError(f"{role}: no {name!r} features, only {', '.join(features.tensors)}")
     tensor = features.tensors[name]
     if len(tensor) < least:
         raise ValueError(f"{role}: only {len(tensor)} images, but this metric needs at least {least}")

@@ -34,7 +34,7 @@ class EncoderSpace:
     Attributes:
         inverts: whether the reducer has an inverse. If not, "features" are the R reduced ones.
         grid, latent_grid: (h, w) and (H, W).
-        mean: (E,), subtracted to centre features: the reducer's mean or inverse of zeros; zero for reduced features.
+        mean: (E,), subtracted to centre features: the reducer's mean, or its inverse of 0; 0 without an inverse.
     """
 
     @torch.no_grad()

@@ -49,11 +49,11 @@ class Encoder(Checked, nn.Module, ABC):
 
     def fit(self, dataset: Any) -> None:
         """Train on a data set (see `redi.data.datasets.Dataset`). Raises TypeError unless `learns_from_data`."""
-        raise TypeError(f"{type(self).__name__}.learns_from_data = False: it is not trained on a data set")
+        raise TypeError(f"{type(self).__name__}.learns_from_data = False: this encoder cannot be trained on a data set")
 
     def fit_settings(self) -> dict:
         """Return every setting that affects `fit`, as JSON. Raises TypeError unless `learns_from_data`."""
-        raise TypeError(f"{type(self).__name__}.learns_from_data = False: it is not trained on a data set")
+        raise TypeError(f"{type(self).__name__}.learns_from_data = False: this encoder cannot be trained on a data set")
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ class Layout:
 
 
 def parse_layout(state: Mapping[str, Tensor], grid: tuple[int, int] | None = None) -> Layout:
-    """Infer the layout from {published name: tensor}. Raises ValueError for other architectures, with a guess.
+    """Infer the layout from {published name: tensor}. For another architecture, a ValueError suggests what it is.
 
     `grid`, the (H, W) of the joint state, is required for a file without `pos_embed`.
     """

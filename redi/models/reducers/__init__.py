@@ -89,7 +89,7 @@ class Reducer(Checked, nn.Module, ABC):
 
     @abstractmethod
     def provenance(self) -> dict:
-        """Return every setting that affects the output, and the quality of the fit, as JSON."""
+        """Return the quality of the fit and every setting that affects the output, as JSON."""
 
     def stored_provenance(self) -> dict:
         """Return every setting that affects `project`, as JSON. Reducers with equal settings share a cache."""
@@ -99,7 +99,7 @@ class Reducer(Checked, nn.Module, ABC):
         """Raise ValueError if features of this width E cannot be reduced. Called before anything is encoded."""
         name = type(self).__name__
         if self.width not in (None, width):
-            raise ValueError(f"this {name} was fitted to features of width {self.width}, not {width}")
+            raise ValueError(f"this {name} was fitted to features of width {self.width}, not the encoder width {width}")
         if self.rank > width:
             raise ValueError(f"{name}.rank = {self.rank} exceeds the encoder width {width}")
 

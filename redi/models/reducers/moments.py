@@ -36,7 +36,7 @@ class Moments:
     def add(self, features: Tensor) -> None:
         """Add features (N, E, h, w). On a GPU this does not wait for the device.
 
-        Raises ValueError for another width or values that are not finite (on a GPU only when the moments are read).
+        Raises ValueError if the width differs or a value is not finite (on a GPU, only when the moments are read).
         """
         num_images, width, height, columns = features.shape
         self._require_width(width)
@@ -100,7 +100,7 @@ class Moments:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> "Moments":
-        """Restore the moments that `state` returned, bit for bit. Raises ValueError for other tensors."""
+        """Restore the moments that `state` returned, bit for bit. Raises ValueError if the tensors do not match."""
         if set(state) != {"count", "mean", "scatter"} or any(t.dtype != torch.float64 for t in state.values()):
             dtypes = {name: str(tensor.dtype) for name, tensor in state.items()}
             raise ValueError(f"moments need count, mean and scatter in float64, but got {dtypes}")

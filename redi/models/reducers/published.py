@@ -67,7 +67,7 @@ def _state(saved: dict, model: dict) -> dict[str, Tensor]:
     }  # fmt: skip
     for name, (array, shape) in shapes.items():
         if array.shape != shape:
-            raise ValueError(f"holds {name} of shape {array.shape}: must be {shape}, as mean and explained_variance_")
+            raise ValueError(f"holds {name} of shape {array.shape}: must be {shape}, like mean and explained_variance_")
     if len(zeros := np.flatnonzero(std <= 0)):
         raise ValueError(f"holds a std that is not positive, for the features {zeros[:8].tolist()}")
     if (variances < 0).any():

@@ -31,7 +31,7 @@ class Parallel(ABC):
         """Distribute the model's parameters over the processes, in place, before the optimizer is constructed."""
 
     def wrap(self, forward: nn.Module, model: nn.Module) -> nn.Module:
-        """Return a module to call in place of `forward`, which contains `model`; it shares the gradients."""
+        """Return the module to call instead of `forward`, which contains `model`. It may average the gradients."""
         return forward
 
     @abstractmethod

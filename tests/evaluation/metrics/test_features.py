@@ -36,7 +36,7 @@ def test_features_of_the_other_role_are_refused(asked, given):
 def test_what_no_metric_can_use_is_refused():
     with pytest.raises(ValueError, match="the argument samples must be Features, got Tensor"):
         rows(torch.zeros(3, 3), "samples")
-    with pytest.raises(ValueError, match="no 'logits' features of the samples, only pooled"):
+    with pytest.raises(ValueError, match="samples: no 'logits' features, only pooled"):
         rows(features(), "samples", "logits")
     with pytest.raises(ValueError, match="reference: only 5 images, but this metric needs at least 6"):
         rows(features("reference"), "reference", least=6)

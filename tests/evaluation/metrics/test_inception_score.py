@@ -62,7 +62,7 @@ def test_of_features_the_samples_logits_are_taken_and_the_references_refused():
     assert inception_score(Features("samples", tensors), 2) == inception_score(logits(), 2)
     with pytest.raises(ValueError, match="the argument samples got features of the reference"):
         inception_score(Features("reference", tensors))
-    with pytest.raises(ValueError, match="no 'logits' features of the samples"):
+    with pytest.raises(ValueError, match="samples: no 'logits' features"):
         inception_score(Features("samples", {"pooled": torch.zeros(40, 3)}))
 
 

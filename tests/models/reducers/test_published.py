@@ -127,7 +127,7 @@ def test_another_file_does_not_say_which_encoder_it_is_for(tmp_path):
     assert (reducer.fitted_on["source"], reducer.fitted_on["file_sha256"]) == ("published", sha256(path))
     assert reducer.fitted_on["encoder"] is None and reducer.fitted_on["sample"] == {"num_vectors": 500}
     reducer.check_encoder({"encoder": "Any"})
-    with pytest.raises(ValueError, match="fitted to features of width 12, not 384"):
+    with pytest.raises(ValueError, match="fitted to features of width 12, not the encoder width 384"):
         reducer.check_width(384)
 
 
