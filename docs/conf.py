@@ -96,7 +96,7 @@ def write_generated():
 def modules(package: str) -> str:
     """Return the page of a package: every module that defines something public."""
     root = importlib.import_module(f"redi.{package}")
-    names = [root.__name__, *(found.name for found in pkgutil.walk_packages(root.__path__, f"{root.__name__}."))]
+    names = [root.__name__, *(module.name for module in pkgutil.walk_packages(root.__path__, f"{root.__name__}."))]
     shown = [
         f"## {name.removeprefix('redi.')}\n\n```{{eval-rst}}\n.. automodule:: {name}\n```"
         for name in names
@@ -136,6 +136,8 @@ def bindings() -> str:
     ]
     for kind, components in sorted(registries.items()):
         parts += [f"## {kind}", *(entry(f"{kind}.{name}") for name in components)]
+    optimizers = ", ".join(f"`{name}`" for name in bindable_names() if name.startswith("torch."))
+    parts += ["## Optimizers", f"{optimizers}. `python -m redi.components AdamW` prints the arguments of one."]
     return "\n\n".join(parts)
 
 
