@@ -39,10 +39,10 @@ nb_execution_mode = "off"  # tests/test_tutorial.py runs the notebook; its store
 default_role = "literal"  # docstrings write `name`
 autodoc_default_options = {"members": True, "member-order": "bysource", "ignore-module-all": True}
 autodoc_typehints_format = "short"
-nitpicky = True  # a broken reference fails, if it is one to this library: the others' pages are not at hand
+nitpicky = True  # a broken reference to this library fails; those to other libraries are not checked, offline
 nitpick_ignore_regex = [("py:.*", r"(?!redi\.).*"), ("py:.*", r"redi.*\.Result")]  # Result is a TypeVar
 
-# The pages of the API reference: a package, and what it holds.
+# Pages of the API reference: {package: description}.
 PACKAGES = {
     "core": "The method: channels of the joint state, processes, samplers, the objective, averages of the weights.",
     "fusion": "How the tokens of image and representation meet in the transformer.",
@@ -60,20 +60,20 @@ PACKAGES = {
 
 
 def setup(app):
-    """Show equations as MathML, which needs no network, and write the generated pages before others are looked for."""
+    """Show equations as MathML, which needs no network, and write the generated pages before Sphinx reads any."""
     app.add_html_math_renderer("mathml", (inline_math, None), (display_math, None))
     app.add_lexer("gin", PythonLexer)
     app.connect("config-inited", lambda *_: write_generated())
 
 
 def inline_math(translator, node):
-    """Add an equation within a line."""
+    """Add an inline equation."""
     translator.body.append(convert(node.astext()))
     raise SkipNode
 
 
 def display_math(translator, node):
-    """Add an equation of its own, with room for what rises above the line."""
+    """Add a display equation, with space above and below."""
     translator.body.append(f'<div style="padding: 0.5em 0">{convert(node.astext(), display="block")}</div>')
     raise SkipNode
 
@@ -82,7 +82,7 @@ html_math_renderer = "mathml"
 
 
 def write_generated():
-    """Write the pages that are made from the code into docs/generated, where they differ from what is there."""
+    """Write the pages generated from the code to docs/generated. Sphinx skips files that have not changed."""
     pages = {package: modules(package) for package in PACKAGES}
     pages |= {"public_names": public_names(), "bindings": bindings()}
     folder = ROOT / "docs/generated"
@@ -94,9 +94,9 @@ def write_generated():
 
 
 def modules(package: str) -> str:
-    """Return the page of a package: every module that defines something public."""
+    """Return the page of a package, with every module that defines a public class or function."""
     root = importlib.import_module(f"redi.{package}")
-    names = [root.__name__, *(found.name for found in pkgutil.walk_packages(root.__path__, f"{root.__name__}."))]
+    names = [root.__name__, *(module.name for module in pkgutil.walk_packages(root.__path__, f"{root.__name__}."))]
     shown = [
         f"## {name.removeprefix('redi.')}\n\n```{{eval-rst}}\n.. automodule:: {name}\n```"
         for name in names
@@ -106,19 +106,19 @@ def modules(package: str) -> str:
 
 
 def has_public(module) -> bool:
-    """Whether a module defines a public class or function."""
+    """Return whether a module defines a public class or function."""
     members = [value for name, value in vars(module).items() if not name.startswith("_")]
     return any(getattr(value, "__module__", None) == module.__name__ for value in members)
 
 
 def public_names() -> str:
-    """Return the page of the names that `import redi` offers."""
+    """Return the page of the public names of `redi`."""
     lines = ["# Public names", "\n`import redi` loads each name when it is first used.\n", "| name | |", "|---|---|"]
     for name, (module, attribute) in sorted(redi.PUBLIC.items()):
         value = getattr(importlib.import_module(module), attribute)
         role = "class" if inspect.isclass(value) else "func"
         summary = (inspect.getdoc(value) or "").split("\n\n")[0].replace("\n", " ").replace("|", r"\|")
-        target = f"{value.__module__}.{value.__qualname__}"  # redi.core.ema offers the EMA of redi.core.ema.exponential
+        target = f"{value.__module__}.{value.__qualname__}"  # redi.core.ema re-exports EMA
         lines.append(f"| {{py:{role}}}`redi.{name} <{target}>` | {summary} |")
     kinds = ", ".join(f"`redi.{kind}`" for kind in redi.KINDS)
     return "\n".join([*lines, f"\nThe kinds of components are modules: {kinds}. [Bindings](bindings.md) lists them."])
@@ -136,6 +136,8 @@ def bindings() -> str:
     ]
     for kind, components in sorted(registries.items()):
         parts += [f"## {kind}", *(entry(f"{kind}.{name}") for name in components)]
+    optimizers = ", ".join(f"`{name}`" for name in bindable_names() if name.startswith("torch."))
+    parts += ["## Optimizers", f"{optimizers}. `python -m redi.components AdamW` prints the arguments of one."]
     return "\n\n".join(parts)
 
 

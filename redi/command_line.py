@@ -28,7 +28,7 @@ flags.DEFINE_string("trained_dir", None, "Folder to read checkpoints from; defau
 flags.DEFINE_multi_string(
     "plugin", [], "Python package or module that the config.gin in a run folder may import; may be repeated."
 )
-flags.DEFINE_bool("dry_run", False, "Check everything (data, shapes, cost) and stop before the first step.")
+flags.DEFINE_bool("dry_run", False, "Check data, shapes and cost; stop before the first step and write no results.")
 flags.DEFINE_bool("quiet", False, "Print warnings, errors and results only; no progress bars.")
 flags.DEFINE_bool("version", False, "Print the version.")
 flags.DEFINE_bool("traceback", False, "Print the Python traceback of an error.")

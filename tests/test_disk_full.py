@@ -87,8 +87,14 @@ def trained():
     )
     weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     return SimpleNamespace(
-        model=model, codec=codec, process=FlowMatching(), weights={"ema": weights}, step=7, num_classes=3,
-        folder=None, class_names=None,
+        model=model,
+        codec=codec,
+        process=FlowMatching(),
+        weights={"ema": weights},
+        step=7,
+        num_classes=3,
+        folder=None,
+        class_names=None,
     )
 
 

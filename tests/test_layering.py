@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# From the ground up. What shares a floor does not import one another; programs, at the very top, import any floor.
-FLOORS = [
+# From the lowest layer up. Folders in one layer do not import each other; programs, above all layers, import any.
+LAYERS = [
     "runtime",
     "core",
     "fusion guidance",
@@ -23,7 +23,7 @@ FLOORS = [
     "runs",
     "sweeps",
 ]
-FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders.split()}
+LAYER = {folder: number for number, folders in enumerate(LAYERS) for folder in folders.split()}
 GIN_FILES = {
     "core.registry", "core.config", "core.gin_errors", "core.gin_files", "core.literals", "runtime.trusted_imports",
 }  # fmt: skip
@@ -40,14 +40,14 @@ def folder_of(module: str) -> str:
     return module.split(".")[0]
 
 
-def floor(module: str) -> int:
-    return FLOOR.get(folder_of(module), len(FLOORS))
+def layer_of(module: str) -> int:
+    return LAYER.get(folder_of(module), len(LAYERS))
 
 
 def allowed(importer: str, imported: str) -> bool:
     if imported == "" or folder_of(importer) == folder_of(imported):  # `from redi import __version__`
         return True
-    return floor(imported) < floor(importer) or (floor(importer) == len(FLOORS) and imported == "command_line")
+    return layer_of(imported) < layer_of(importer) or (layer_of(importer) == len(LAYERS) and imported == "command_line")
 
 
 def imports(module: str) -> Iterator[str]:
@@ -71,8 +71,8 @@ def own_imports(module: str) -> set[str]:
     return {name.removeprefix("redi").removeprefix(".") for name in imports(module) if name.split(".")[0] == "redi"}
 
 
-def test_every_folder_has_its_floor():
-    assert {folder_of(name) for name, file in FILES.items() if file.parent != ROOT / "redi"} == set(FLOOR)
+def test_every_folder_has_its_layer():
+    assert {folder_of(name) for name, file in FILES.items() if file.parent != ROOT / "redi"} == set(LAYER)
 
 
 @pytest.mark.parametrize("module", FILES)
@@ -111,11 +111,9 @@ def test_gin_is_imported_in_few_files_only():
     assert users <= GIN_FILES
 
 
-@pytest.mark.parametrize(
-    "floor_name", ["runtime", "core", "fusion", "guidance", "models", "data", "sampling", "training"]
-)
-def test_the_library_works_without_a_configuration(floor_name):
-    users = {m for m in FILES if folder_of(m) == floor_name and {"core.config", "core.configurables"} & own_imports(m)}
+@pytest.mark.parametrize("folder", ["runtime", "core", "fusion", "guidance", "models", "data", "sampling", "training"])
+def test_the_library_works_without_a_configuration(folder):
+    users = {m for m in FILES if folder_of(m) == folder and {"core.config", "core.configurables"} & own_imports(m)}
     assert users - {"core.config"} == set()
 
 

@@ -1,6 +1,5 @@
 """What `redi.run` and a sweep take for done, when files of it were damaged since."""
 
-
 import pytest
 import torch
 

@@ -133,7 +133,8 @@ class DiffusionTransformer(nn.Module):
             else:
                 tokens = block(tokens, condition)
             if align and number == self.alignment_layer:
-                assert self.projector is not None
+                if self.projector is None:
+                    raise ValueError("DiffusionTransformer.alignment_dim = None: must be set to return tokens for REPA")
                 aligned = self.projector(self.fusion.tokens_of(tokens)["image"])
         shift, scale = in_float32(self.final_modulation, condition).chunk(2, dim=-1)
         prediction = self.fusion.unembed(modulate(self.final_norm(tokens), shift, scale))

@@ -12,7 +12,7 @@ from redi.fusion.merged import Merged, with_one_bias
 from redi.models.published.file import read_published
 from redi.models.published.layout import parse_layout
 from redi.models.published.weights import from_published
-from redi.models.transformer import Block, DiffusionTransformer
+from redi.models.transformer import DiffusionTransformer
 from redi.runtime.checkpoint import list_checkpoints, newest_good
 from redi.runtime.paths import local_path
 
@@ -90,7 +90,6 @@ def _of_file(path: Path, model: DiffusionTransformer) -> tuple[Mapping[str, Tens
     if any(prefix.startswith("projectors.") for prefix in layout.projectors):
         log.warning("in the checkpoint %s (REPA), time runs from data to noise: set FlowMatching.reversed = True", path)
     learned, block = layout.learn_sigma and len(model.fusion.variance_heads) > 0, model.blocks[0]
-    assert isinstance(block, Block)
     imported = from_published(
         state, channels=groups, learned_variance=learned, num_heads=block.num_heads, grid=model.grid
     )

@@ -43,7 +43,7 @@ def refuses(take) -> None:
     for cases, error in ((WRONG_DTYPES, WrongType), (WRONG_SHAPES, ValueError)):
         for images in cases.values():
             got = re.escape(str(tuple(images.shape))) if isinstance(images, Tensor) else type(images).__name__
-            with pytest.raises(error, match=rf"images (are|must be) uint8 \(N, 3, [HS], [WS]\), (but )?got .*{got}"):
+            with pytest.raises(error, match=rf"images must be uint8 \(N, 3, [HS], [WS]\), got .*{got}"):
                 take(images)
 
 
@@ -174,7 +174,7 @@ def test_the_library_refuses_other_images_wherever_they_go_in():
     refuses(JointCodec(representations=[representation]).encode)
     refuses(lambda images: thumbnails(images, like=IMAGES))
     for images in (UNIT, IMAGES.movedim(1, 3)):
-        with pytest.raises((TypeError, ValueError), match="images (are|must be) uint8"):
+        with pytest.raises((TypeError, ValueError), match="images must be uint8"):
             features_of(Own(), images, 0)
 
 

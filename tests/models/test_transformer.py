@@ -299,3 +299,10 @@ def test_one_time_for_all_may_be_a_number():
     expected = model(x, torch.full((3,), 0.3), y)
     for t in (0.3, torch.tensor(0.3)):
         torch.testing.assert_close(model(x, t, y), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_tokens_for_alignment_need_a_projector():
+    model = tiny(alignment_layer=1)
+    x, t, y = torch.randn(1, model.channels.total, *model.grid), torch.zeros(1), torch.zeros(1, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"DiffusionTransformer\.alignment_dim = None: must be set"):
+        model(x, t, y, align=True)

@@ -175,7 +175,7 @@ def test_resizing_leaves_the_warnings_of_the_process_alone(encoders):
 
 @pytest.mark.parametrize("images", [torch.zeros(1, 3, 32, 32), noise_images(1, 32)[:, :, :16], noise_images(1, 32)[0]])
 def test_other_than_square_byte_images_are_refused(images, encoders):
-    with pytest.raises((TypeError, ValueError), match="images (are|must be) uint8"):
+    with pytest.raises((TypeError, ValueError), match="images must be uint8"):
         encoders["clean"].metric_features(images)
 
 

@@ -291,7 +291,7 @@ def test_images_without_a_whole_grid_are_refused_with_the_binding(side, tiny_enc
 
 @pytest.mark.parametrize("images", [torch.zeros(1, 3, 32, 32), noise_images(1, 32)[:, :, :16], noise_images(1, 32)[0]])
 def test_other_than_square_byte_images_are_refused(images, tiny_encoder):
-    with pytest.raises((TypeError, ValueError), match="images (are|must be) uint8"):
+    with pytest.raises((TypeError, ValueError), match="images must be uint8"):
         tiny_encoder("CLIP")(images)
 
 
