@@ -25,13 +25,16 @@ FOLDERS = {"0": "bag", "1": "boot"}  # digits as if they were clothes
 
 
 def images_gin(tiny: str, images: Path) -> str:
-    return tiny.replace("Digits.held_out_fraction = 0.9", "").replace("'digits.gin'", "'images.gin'") + f"""
+    return (
+        tiny.replace("Digits.held_out_fraction = 0.9", "").replace("'digits.gin'", "'images.gin'")
+        + f"""
 IMAGES = '{images}'
 Preprocessing.image_size = 8
 DomainEncoder.image_size = 16
 evaluator/DomainEncoder.image_size = 16
 train.device = 'cpu'
 """
+    )
 
 
 @pytest.fixture(scope="module")
