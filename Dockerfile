@@ -3,8 +3,8 @@
 #   docker build --target cpu -t redi:cpu .
 #   docker build --target cuda -t redi:cuda .
 # Run a program on the current folder, which also receives the results:
-#   docker run --rm -v "$PWD:/work" redi:cpu redi-run --gin_file=digits.gin --run_dir=runs/quickstart
-#   docker run --rm -v "$PWD:/work" --gpus all --shm-size=8g redi:cuda redi-run --gin_file=images.gin ...
+#   docker run --rm -v "$PWD:/runs" redi:cpu redi-run --gin_file=digits.gin --run_dir=runs/quickstart
+#   docker run --rm -v "$PWD:/runs" --gpus all --shm-size=8g redi:cuda redi-run --gin_file=images.gin ...
 # If your user id is not 1000, add --user "$(id -u):$(id -g)".
 ARG PYTHON=3.12
 
@@ -21,8 +21,8 @@ COPY constraints constraints
 COPY gin gin
 COPY redi redi
 RUN useradd --create-home --uid 1000 redi \
-    && install --directory --owner=redi /work
-ENV REDI_CACHE=/work/.cache/redi
+    && install --directory --owner=redi /runs
+ENV REDI_CACHE=/runs/.cache/redi
 
 # The torch wheels contain the CUDA libraries; the host provides the driver and the NVIDIA container toolkit.
 FROM base AS cuda
@@ -30,7 +30,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     version=$(python -c 'import sys; print("%d%d" % sys.version_info[:2])') \
     && python -m pip install ".[gpu,huggingface,stream]" -c "constraints/py${version}-torch211.txt"
 USER 1000
-WORKDIR /work
+WORKDIR /runs
 CMD ["redi"]
 
 # PyTorch's own index has builds without CUDA. `==2.11.0` in the constraints accepts their version, 2.11.0+cpu.
@@ -40,5 +40,5 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && python -m pip install ".[huggingface,stream]" -c "constraints/py${version}-torch211.txt" \
         --extra-index-url https://download.pytorch.org/whl/cpu
 USER 1000
-WORKDIR /work
+WORKDIR /runs
 CMD ["redi"]
