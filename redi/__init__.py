@@ -45,6 +45,7 @@ PUBLIC = {
 # Kinds of components, under the names that gin files use: redi.reducers.PCA is @reducers.PCA.
 KINDS = {
     "autoencoders": "redi.models.autoencoders",
+    "clocks": "redi.core.clocks",
     "datasets": "redi.data.datasets",
     "ema": "redi.core.ema",
     "encoders": "redi.models.encoders",
@@ -54,6 +55,7 @@ KINDS = {
     "processes": "redi.core.processes",
     "reducers": "redi.models.reducers",
     "samplers": "redi.core.samplers",
+    "time_distributions": "redi.core.time_distributions",
 }
 
 __all__ = ["__version__", *sorted(PUBLIC), *KINDS]

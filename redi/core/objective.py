@@ -5,15 +5,19 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
-from einops import rearrange
 from torch import Tensor
-from torch.nn import functional
 
+from redi.core.alignment import alignment_loss
 from redi.core.channels import Channels
+from redi.core.clocks import Clock, clocks
+from redi.core.clocks.independent import Independent
+from redi.core.clocks.shared import Shared
 from redi.core.processes import Process, per_sample, processes
+from redi.core.processes.clocked import Clocked
 from redi.core.processes.flow_matching import FlowMatching
 from redi.core.registry import configurable
-from redi.core.resize import resized
+from redi.core.time_distributions import TimeDistribution, time_distributions
+from redi.core.time_distributions.uniform import Uniform
 from redi.runtime.randomness import Rows
 
 
@@ -23,18 +27,19 @@ class JointObjective:
 
     `L = mean |error_image|^2 + sum_m lambda_m mean |error_m|^2` over the representations m
 
-    Each mean is over one group, so lambda does not depend on the number of channels. All groups share t.
+    Each mean is over one group, so lambda does not depend on the number of channels.
 
     Args:
         process: the path from noise to data and the target of the prediction. Default: FlowMatching.
+        clock: the time of each group. Default: Shared, one t for all groups, as in the paper.
+        time_distribution: the distribution of the (shared) training times. Default: Uniform.
         representation_weight: lambda, one number for all representations or {name: lambda}.
         label_dropout: probability of the null label, for classifier-free guidance.
         representation_dropout: probability per sample that its noised representations and their loss are set to zero
             (paper, section 3.5: p_drop = 0.2). Representation Guidance needs it.
         dropout_rule: 'paper': as above. 'released': as in the published code, for velocity predictions only. One draw
             decides for the whole batch, and the clean representations are set to zero before noise is added.
-        independent_timesteps: draw a separate t for every group (an extension of the paper). The network needs
-            DiffusionTransformer.group_timesteps = True.
+        independent_timesteps: the former name of clock = Independent(), kept for one version.
         variance_weight: weight of the variational bound that trains a learned variance. The 0.001 of Nichol & Dhariwal
             multiplies a sum over 1,000 steps; it equals 1 here, because the bound is a mean over steps.
         alignment_weight: weight of the REPA term if the codec has an alignment encoder. Yu et al., arXiv 2410.06940,
@@ -56,15 +61,25 @@ class JointObjective:
         representation_weight: float | Mapping[str, float] = 1.0, label_dropout: float = 0.1,
         representation_dropout: float = 0.0, dropout_rule: Literal["paper", "released"] = "paper",
         independent_timesteps: bool = False, variance_weight: float = 1.0, alignment_weight: float = 0.5,
+        clock: Clock | None = None, time_distribution: TimeDistribution | None = None,
     ):  # fmt: skip
         process = FlowMatching() if process is None else process
         processes.check(process, "JointObjective.process")
+        clock = (Independent() if independent_timesteps else Shared()) if clock is None else clock
+        clocks.check(clock, "JointObjective.clock")
+        if independent_timesteps and not clock.independent:
+            what = f"JointObjective.independent_timesteps = True with JointObjective.clock = {type(clock).__name__}"
+            raise ValueError(f"{what}: bind the clock alone; independent_timesteps is the former name of Independent")
+        self.time_distribution = Uniform() if time_distribution is None else time_distribution
+        time_distributions.check(self.time_distribution, "JointObjective.time_distribution")
         for name, value in {"label_dropout": label_dropout, "representation_dropout": representation_dropout}.items():
             if not 0 <= value < 1:
                 raise ValueError(f"JointObjective.{name} = {value}: must be in [0, 1)")
         if dropout_rule not in ("paper", "released"):
             raise ValueError(f"JointObjective.dropout_rule = {dropout_rule!r}: must be 'paper' or 'released'")
         path = getattr(process, "process", process)  # the path inside Shifted
+        process = Clocked(process, clock) if clock.separate else process
+        self.time_distribution.check(process)
         if dropout_rule == "released" and representation_dropout and getattr(path, "prediction", None) != "velocity":
             raise ValueError(
                 "JointObjective.dropout_rule = 'released' reproduces the published loss for velocity predictions only: "
@@ -81,7 +96,7 @@ class JointObjective:
             if not 0 <= value < math.inf:
                 raise ValueError(f"JointObjective.{name} = {value}: must be finite and at least 0")
         self.process, self.channels, self.null_label = process.for_channels(channels), channels, num_classes
-        self.weights, self.independent_timesteps = dict(representation_weight), independent_timesteps
+        self.clock, self.weights = clock.for_channels(channels), dict(representation_weight)
         self.label_dropout, self.representation_dropout = label_dropout, representation_dropout
         self.dropout_rule, self.variance_weight, self.alignment_weight = dropout_rule, variance_weight, alignment_weight
 
@@ -102,8 +117,8 @@ class JointObjective:
         `rows` is the position of x and y in a larger batch. Numbers are drawn for the whole batch and then sliced.
         """
         rows = rows or Rows.whole(len(x))
-        shape = (rows.total, len(self.channels)) if self.independent_timesteps else (rows.total,)
-        times = self.process.draw_times(shape, x.device)
+        shape = (rows.total, len(self.channels)) if self.clock.independent else (rows.total,)
+        times = self.time_distribution.draw(self.process, shape, x.device, tuple(x.shape[1:]))
         noise = torch.randn((rows.total, *x.shape[1:]), dtype=x.dtype, device=x.device)
         dropped = torch.rand(rows.total, device=x.device) < self.representation_dropout
         unlabelled = torch.rand(rows.total, device=x.device) < self.label_dropout
@@ -196,31 +211,17 @@ class JointObjective:
             arguments["variance_groups"] = self.process.variance_groups
         if codec.alignment is not None:
             arguments["alignment_dim"] = codec.alignment.dim
+        if self._times_differ:
+            arguments["group_timesteps"] = True
         return arguments
+
+    @property
+    def _times_differ(self) -> bool:
+        """Whether the network needs the time of every group."""
+        return (self.clock.separate or self.clock.independent) and len(self.channels) > 1
 
     def check_model(self, model: object) -> None:
         """Raise ValueError if the model does not accept the times that this objective draws."""
-        if self.independent_timesteps and not getattr(model, "has_group_times", False):
-            advice = "set DiffusionTransformer.group_timesteps = True and use at least one representation"
-            what = "JointObjective.independent_timesteps = True needs a model with a t per channel group"
-            raise ValueError(f"{what}: {advice}")
-
-
-def alignment_loss(projected: Tensor, features: Tensor, per_sample: bool = False) -> Tensor:
-    """Return the negative mean cosine between projected tokens (N, P, E) and features (N, E, h, w): () or (N,).
-
-    REPA: Yu et al., arXiv 2410.06940, Eq. 6. Features are resized to the square grid of the tokens.
-
-    Examples:
-        >>> features = torch.randn(2, 16, 4, 4)
-        >>> tokens = rearrange(features, "n e h w -> n (h w) e")
-        >>> round(float(alignment_loss(2 * tokens, features)), 4)  # the scale does not matter
-        -1.0
-    """
-    side = math.isqrt(projected.shape[1])
-    if side * side != projected.shape[1]:
-        raise ValueError(f"REPA alignment of {projected.shape[1]} tokens: must be a square number; use square images")
-    if features.shape[-2:] != (side, side):
-        features = resized(features, (side, side))
-    cosine = functional.cosine_similarity(projected, rearrange(features, "n e h w -> n (h w) e"), dim=-1)  # (N, P)
-    return -(cosine.mean(dim=1) if per_sample else cosine.mean())
+        if self._times_differ and not getattr(model, "has_group_times", False):
+            what = f"JointObjective.clock = {type(self.clock).__name__} needs a model with a t per channel group"
+            raise ValueError(f"{what}: has_group_times is not True for {type(model).__name__}; bind clocks.Shared")

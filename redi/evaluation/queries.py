@@ -68,7 +68,7 @@ def query(
             "query.labels = 'null' uses the null label, which is not trained with JointObjective.label_dropout = 0: "
             "set query.labels = 'own'"
         )
-    own_time = trained.objective is not None and trained.objective.independent_timesteps
+    own_time = trained.objective is not None and trained.objective.clock.independent
     positions = torch.linspace(0, len(dataset) - 1, num_images).long()
     batch = dataset.batch(positions.tolist())
     groups = channels.split(codec.encode(batch["images"].to(codec.device)).cpu())

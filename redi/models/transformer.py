@@ -39,7 +39,8 @@ class DiffusionTransformer(nn.Module):
         attention: a backend, or 'auto'; see `choose_attention`.
         checkpointing: recompute the blocks in the backward pass: less memory, about a third more compute.
         timestep_scale: factor of t before its sinusoidal embedding (1 in the published models).
-        group_timesteps: embed the time of every representation, for `JointObjective.independent_timesteps`.
+        group_timesteps: embed the time of every representation. `train` supplies True if `JointObjective.clock` gives
+            the groups different times.
         alignment_layer: number of the block whose output REPA's projector reads; the first block is 1.
         alignment_width: hidden width of the projector.
 

@@ -24,9 +24,8 @@ def clamped(
 
     Args:
         given: {group: (N, C_m, H, W)}, clean values: scaled latents or reduced features.
-        own_time: pass the known groups clean, at t = 1, to a network with a t per group
-            (`DiffusionTransformer.group_timesteps`, trained with `JointObjective.independent_timesteps`). Every sampler
-            then draws from the true conditional.
+        own_time: pass the known groups clean, at t = 1, to a network trained with
+            `JointObjective.clock = clocks.Independent`. Every sampler then draws from the true conditional.
 
     Returns `denoise` and `draw` for the sampler, and a function (x, t = 1) -> x that sets the known groups of a state
     to the network's input at t. At t = 1 this is their clean value.

@@ -308,7 +308,7 @@ def test_independent_timesteps_give_every_group_its_own_noise():
 def test_independent_timesteps_need_a_model_that_is_told_them():
     settings = {"channels": CHANNELS, "grid": (4, 4), "num_classes": NULL, "width": 16, "depth": 1, "num_heads": 2}
     draws_independently = objective(independent_timesteps=True)
-    with pytest.raises(ValueError, match="group_timesteps = True"):
+    with pytest.raises(ValueError, match="clock = Independent needs a model with a t per channel group"):
         draws_independently.check_model(DiffusionTransformer(**settings))
     draws_independently.check_model(DiffusionTransformer(**settings, group_timesteps=True))
 

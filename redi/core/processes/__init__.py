@@ -16,9 +16,10 @@ class Process(ABC):
     """A Gaussian path x_t = alpha(t) x + sigma(t) noise with t = 0 pure noise and t = 1 data (paper, Eq. 5).
 
     A component implements `alpha`, `sigma`, `target`, `velocity`, `clean` and `noise`, or derives from `Interpolant`.
-    It may override `for_channels`, `t_range`, `draw_times`, `model_time`, `error` and `variational_bound`. A discrete
-    process also defines `step`, `time` and `reverse_step` (see `DDPM`). Public attributes are settings and must be
-    JSON values.
+    It may override `for_channels`, `t_range`, `draw_times`, `model_time`, `error` and `variational_bound`, and, if the
+    times of the groups differ, `group_times`, `slope`, `kinks` and `between` (see `clocked.Clocked`). A discrete
+    process also defines `step`, `time` and `reverse_step` (see `DDPM`). Public attributes are settings and must be JSON
+    values.
 
     All methods accept t as a float or as a tensor: (N,) or (N, 1, 1, 1) with one time per sample, or (N, C, 1, 1) with
     one time per channel. With a tensor t, results broadcast against x. If a prediction has more than C channels (see
@@ -80,6 +81,25 @@ class Process(ABC):
         return t
 
     interval, network_time = t_range, model_time  # names in version 0.1
+
+    def group_times(self, channels: Channels, t: float) -> dict[str, float]:
+        """Return {group: its own time} at t."""
+        return dict.fromkeys(channels, t)
+
+    def slope(self, t):
+        """Return the derivative of the own times by t: 1.0, or (1, C, 1, 1)."""
+        return 1.0
+
+    def kinks(self) -> tuple[float, ...]:
+        """Return the times within `t_range` at which a slope jumps, in order. Samplers end a step at each."""
+        return ()
+
+    def between(self, t: float, t_next: float) -> "Process":
+        """Return the process for a step from t to t_next, with the mean slope of this step.
+
+        A velocity times t_next - t then moves every group by exactly the own time that passes in the step.
+        """
+        return self
 
     @abstractmethod
     def target(self, x: Tensor, noise: Tensor, t) -> Tensor:

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from redi.core.alignment import alignment_loss
 from redi.core.channels import Channels
-from redi.core.objective import JointObjective, alignment_loss
+from redi.core.objective import JointObjective
 from redi.fusion.separate import Separate
 from redi.models.transformer import DiffusionTransformer
 
