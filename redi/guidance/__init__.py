@@ -84,7 +84,7 @@ class Guidance(ABC):
         if unknown := [name for name in names if name not in known]:
             raise ValueError(f"{type(self).__name__}.{argument} names {unknown}: must be among {', '.join(known)}")
 
-    def check_training(self, label_dropout: float, representation_dropout: float) -> str:
+    def check_training(self, label_dropout: float, representation_dropout: float, joint_dropout: float = 0.0) -> str:
         """Return a warning if a model trained with these dropouts has not seen the conditions of this rule, or ''."""
         return ""
 
@@ -95,6 +95,12 @@ class Guidance(ABC):
     def provenance(self) -> dict:
         """Return the rule's name and settings, which are stored with the samples."""
         return {"name": type(self).__name__, **vars(self)}
+
+
+def dropouts(objective) -> tuple[float, ...]:
+    """Return the arguments of `check_training` for an objective: two, as in version 0.1, without joint dropout."""
+    joint = getattr(objective, "joint_dropout", 0.0)
+    return (objective.label_dropout, objective.representation_dropout, *([joint] if joint else []))
 
 
 def own_times(channels: Channels, t: float | Mapping[str, float]) -> Mapping[str, float]:

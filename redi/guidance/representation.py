@@ -48,7 +48,7 @@ class RepresentationGuidance(Contrast):
         super().check(channels, num_classes)
         self.check_names("without", self.without or (), channels.representations)
 
-    def check_training(self, label_dropout: float, representation_dropout: float) -> str:
+    def check_training(self, label_dropout: float, representation_dropout: float, joint_dropout: float = 0.0) -> str:
         if representation_dropout:
             return ""
         what = "RepresentationGuidance uses predictions without the representation, which were not trained"

@@ -136,11 +136,11 @@ def generate(
     model_time = times_with_given(process, channels, given or ()) if own_time else process.model_time
     networks = {"self": _Network(model, weights or {}, how, compiled)}
     networks |= {name: _Network(other, {}, how, compiled) for name, other in networks_of(guidance).items()}
-    own_times, shared_times = getattr(process, "group_times", dict.fromkeys), []
+    times: list[float] = []  # one per function evaluation
 
-    def group_times(t: float) -> Mapping[str, float]:  # called once per function evaluation
-        shared_times.append(t)
-        return own_times(channels, t)
+    def group_times(t: float) -> Mapping[str, float]:
+        times.append(t)
+        return process.group_times(channels, t)
 
     batch_size = min(batch_size, len(labels))
     images, states, paths, num_drawn = [], [], [], 0
@@ -166,7 +166,7 @@ def generate(
     record = {
         "seed": seed if draw is None else None, "sampler": sampler.provenance(),
         "guidance": [rule.provenance() for rule in guidance], "given": sorted(given or ()), "precision": how.name,
-        "function_evaluations": len(shared_times) // len(states),
+        "function_evaluations": len(times) // len(states),
         "network_evaluations_per_image": sum(network.evaluations for network in networks.values()) / num_drawn,
     }  # fmt: skip
     if len(networks) > 1:
