@@ -68,11 +68,9 @@ class Guidance(ABC):
 
     @abstractmethod
     def weight_offsets(self, channels: Channels, t: Mapping[str, float]) -> Weights:
-        """Return the offsets to the weights of the unguided model. They sum to 0 over conditions in each group.
+        """Return the offsets to the weights of the unguided model, for the times `t` {group: own t}.
 
-        Args:
-            channels: the channel groups of the joint state.
-            t: {group: own t}, the time of each group.
+        They sum to 0 over conditions in each group.
         """
 
     @abstractmethod
@@ -173,27 +171,22 @@ def guided(
     """
     networks = models if isinstance(models, Mapping) else {"self": models}
 
-    def evaluate(network: Predict, conditions: Sequence[Condition], x: Tensor, t: float) -> Sequence[Tensor]:
-        all_samples = x.new_ones(len(x), dtype=torch.bool)
-        inputs = [channels.mask(x, all_samples, one.without) if one.without else x for one in conditions]
-        labels = [y if one.label else torch.full_like(y, null_label) for one in conditions]
-        times = model_time(x.new_full((len(x) * len(conditions),), t))
-        return network(torch.cat(inputs), times, torch.cat(labels)).chunk(len(conditions))
-
     def denoise(x: Tensor, t: float) -> Tensor:
         weights = total_weights(rules, channels, t if group_times is None else group_times(t))
+        everyone = x.new_ones(len(x), dtype=torch.bool)
         predictions: dict[Condition, Tensor] = {}
         for name in dict.fromkeys(condition.network for condition in weights):
-            conditions = [condition for condition in weights if condition.network == name]
-            predictions.update(zip(conditions, evaluate(networks[name], conditions, x, t), strict=True))
+            batch = [condition for condition in weights if condition.network == name]
+            inputs = [channels.mask(x, everyone, one.without) if one.without else x for one in batch]
+            labels = [y if one.label else torch.full_like(y, null_label) for one in batch]
+            times = model_time(x.new_full((len(x) * len(batch),), t))
+            parts = networks[name](torch.cat(inputs), times, torch.cat(labels)).chunk(len(batch))
+            predictions.update(zip(batch, parts, strict=True))
         first = predictions[next(iter(weights))]
         if list(weights) == [EVERYTHING] and set(weights[EVERYTHING].values()) == {1.0}:
             return first
         c = x.shape[1]
-        weighted = [
-            predictions[condition][:, :c] * channels.per_channel(weight, like=first)
-            for condition, weight in weights.items()
-        ]
+        weighted = [predictions[one][:, :c] * channels.per_channel(w, like=first) for one, w in weights.items()]
         result = sum(weighted[1:], weighted[0])
         return result if first.shape[1] == c else torch.cat([result, first[:, c:]], dim=1)
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from redi.core.channels import Channels
 from redi.guidance import Condition, register
-from redi.guidance.contrast import Contrast
+from redi.guidance.contrast import Contrast, Interval
 
 
 @register
@@ -36,7 +36,7 @@ class ClassifierFree(Contrast):
 
     def __init__(
         self, scale: float | Mapping[str, float] = 2.4, *, groups: tuple[str, ...] | None = None,
-        interval: tuple[float, float] | Mapping[str, tuple[float, float]] = (0.0, 1.0),
+        interval: Interval | Mapping[str, Interval] = (0.0, 1.0),
         null: Literal["label", "label+representations"] = "label",
     ):  # fmt: skip
         super().__init__(scale, groups, interval)
@@ -62,7 +62,7 @@ class ClassifierFree(Contrast):
             share = 100 * label_dropout * representation_dropout
             trained = f"trained on {share:.2g} % of the samples only" if share else "not trained"
             advice.append(f"{rule}: this null was {trained}, because JointObjective.joint_dropout = 0 (V-Co uses 0.1)")
-        if groups := [group for group in self.groups if group != "image"]:
+        if groups := [group for group in self.groups or () if group != "image"]:
             what = f"{rule} guides {', '.join(groups)}: a prediction without its own input has no loss in training"
             advice.append(f"{what}; guide it by another rule with null = 'label'")
         return "; ".join(advice)

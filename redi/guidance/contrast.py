@@ -8,18 +8,19 @@ from numbers import Real
 from redi.core.channels import Channels
 from redi.guidance import EVERYTHING, Condition, Guidance, Weights, own_times
 
+Interval = tuple[float, float]
+
 
 class Contrast(Guidance):
     """p = p_condition + scale (p - p_condition) in the guided groups. A rule implements `condition`.
 
     Args:
-        scale: guidance scale, or {group: scale}, which also names the guided groups.
-        groups: guided groups. Default: those of `scale`, else the image.
-        interval: (first, last), in the guided group's own t, or {group: (first, last)}. Groups that the mapping leaves
-            out are guided at every t. A group is guided where first <= t <= last.
+        scale: guidance scale, or {group: scale}, which names the guided groups.
+        groups: guided groups. Default: those of `scale`, else `default_groups`.
+        interval: range of the guided group's own t, or {group: range}; groups that it leaves out have (0, 1).
 
-    Raises ValueError for a scale that is not a finite number, groups that contradict `scale`, and an interval that is
-    not sorted, leaves [0, 1] or names a group that is not guided.
+    Raises ValueError for a scale that is not a finite number, groups other than those of `scale`, and a range that is
+    not sorted, leaves [0, 1] or is that of a group that is not guided.
 
     Examples:
         >>> from redi.guidance import ClassifierFree
@@ -28,27 +29,29 @@ class Contrast(Guidance):
         {'image': 1.4}
     """
 
+    default_groups: tuple[str, ...] | None = ("image",)  # None: all
+
     def __init__(
         self, scale: float | Mapping[str, float], groups: Sequence[str] | None,
-        interval: tuple[float, float] | Mapping[str, tuple[float, float]],
+        interval: Interval | Mapping[str, Interval],
     ):  # fmt: skip
         rule = type(self).__name__
-        groups = (groups,) if isinstance(groups, str) else groups
-        scales = scale if isinstance(scale, Mapping) else {"": scale}
-        if not scales or not all(_is_finite(value) for value in scales.values()):
+        scales = dict(scale) if isinstance(scale, Mapping) else {"all": scale}
+        numbers = [s for s in scales.values() if isinstance(s, Real) and not isinstance(s, bool) and math.isfinite(s)]
+        if not scales or len(numbers) < len(scales):
             raise ValueError(f"{rule}.scale = {scale!r}: must be a finite number or {{group: number}}")
+        groups = (groups,) if isinstance(groups, str) else groups
         if isinstance(scale, Mapping):
-            if groups is not None and set(groups) != set(scale):
-                what = f"{rule}.groups = {tuple(groups)}, but {rule}.scale names {', '.join(scale)}"
+            if groups is not None and set(groups) != set(scales):
+                what = f"{rule}.groups = {tuple(groups)}, but {rule}.scale names {', '.join(scales)}"
                 raise ValueError(f"{what}: leave groups out, or give one scale for all")
-            scale, groups = dict(scale), tuple(scale)
+            scale, groups = scales, tuple(scales)
         self.scale = scale
-        self.groups = ("image",) if groups is None else tuple(groups)
-        self.interval: tuple[float, float] | dict[str, tuple[float, float]]
+        self.groups = self.default_groups if groups is None else tuple(groups)
+        self.interval: Interval | dict[str, Interval]
         if isinstance(interval, Mapping):
-            if unknown := [group for group in interval if group not in self.groups]:
-                raise ValueError(f"{rule}.interval names {unknown}: must be among the groups {', '.join(self.groups)}")
-            self.interval = {g: _checked(f"{rule}.interval[{g!r}]", value) for g, value in interval.items()}
+            self.interval = {name: _checked(f"{rule}.interval[{name!r}]", one) for name, one in interval.items()}
+            self.check_names("interval", tuple(interval), self.groups or tuple(interval))
         else:
             self.interval = _checked(f"{rule}.interval", interval)
 
@@ -57,24 +60,20 @@ class Contrast(Guidance):
         """Return the condition that predictions move away from."""
 
     def check(self, channels: Channels, num_classes: int) -> None:
-        self.check_names("scale" if isinstance(self.scale, Mapping) else "groups", self.groups, tuple(channels))
+        self.check_names("scale" if isinstance(self.scale, dict) else "groups", self.groups or (), tuple(channels))
+        self.check_names("interval", tuple(self.interval) if isinstance(self.interval, dict) else (), tuple(channels))
 
     def weight_offsets(self, channels: Channels, t: float | Mapping[str, float]) -> Weights:
         times, up, down = own_times(channels, t), {}, {}
-        for group in self.groups:
-            scale = self.scale[group] if isinstance(self.scale, Mapping) else self.scale
-            interval = self.interval
-            first, last = interval.get(group, (0.0, 1.0)) if isinstance(interval, Mapping) else interval
+        for group in channels if self.groups is None else self.groups:
+            scale = self.scale[group] if isinstance(self.scale, dict) else self.scale
+            first, last = self.interval.get(group, (0, 1)) if isinstance(self.interval, dict) else self.interval
             if first <= times[group] <= last:
                 up[group], down[group] = scale - 1, 1 - scale
         return {EVERYTHING: up, self.condition(channels): down} if up else {}
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _checked(binding: str, interval: Sequence[float]) -> tuple[float, float]:
+def _checked(binding: str, interval: Sequence[float]) -> Interval:
     try:
         first, last = map(float, interval)
     except (TypeError, ValueError):

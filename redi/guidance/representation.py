@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from redi.core.channels import Channels
 from redi.guidance import Condition, register
-from redi.guidance.contrast import Contrast
+from redi.guidance.contrast import Contrast, Interval
 
 
 @register
@@ -33,7 +33,7 @@ class RepresentationGuidance(Contrast):
     def __init__(
         self, scale: float | Mapping[str, float] = 1.5, *, without: tuple[str, ...] | None = None,
         groups: tuple[str, ...] | None = None,
-        interval: tuple[float, float] | Mapping[str, tuple[float, float]] = (0.0, 1.0),
+        interval: Interval | Mapping[str, Interval] = (0.0, 1.0),
     ):  # fmt: skip
         super().__init__(scale, groups, interval)
         without = (without,) if isinstance(without, str) else without

@@ -207,7 +207,8 @@ def check_generation(
             total_weights([rule], channels, t=0.5)  # raises TypeError if the scale is not a number
         except TypeError as error:
             settings = ", ".join(f"{type(rule).__name__}.{name} = {value!r}" for name, value in vars(rule).items())
-            raise ValueError(f"{settings}: one of these values has the wrong type ({error})") from error
+            hint = "one of these values has the wrong type, or weight_offsets takes its t {group: own t} for a number"
+            raise ValueError(f"{settings}: {hint} ({error})") from error
 
 
 class _Network:

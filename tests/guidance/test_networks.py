@@ -178,7 +178,7 @@ def test_a_rule_of_version_0_1_gets_the_time_of_the_image():
         ({"scale": {}}, "scale = {}: must be a finite number"),
         ({"scale": {"image": "2"}}, "scale = {'image': '2'}: must be a finite number"),
         ({"scale": {"image": 2.0}, "groups": ("clip",)}, "groups = .*, but .*scale names image: leave groups out"),
-        ({"interval": {"dino": (0.0, 0.5)}}, "interval names .*'dino'.* must be among the groups image"),
+        ({"interval": {"dino": (0.0, 0.5)}}, "interval names .*'dino'.* must be among image"),
         ({"interval": {"image": (0.5, 0.2)}}, "interval.'image'. = .0.5, 0.2.: must be two times"),
         ({"interval": {"image": (0.0, 1.2)}}, "interval.'image'. = .0.0, 1.2.: must be two times"),
     ],
