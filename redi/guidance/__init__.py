@@ -95,10 +95,10 @@ class Guidance(ABC):
         return {"name": type(self).__name__, **vars(self)}
 
 
-def dropouts(objective) -> tuple[float, ...]:
-    """Return the arguments of `check_training` for an objective: two, as in version 0.1, without joint dropout."""
-    joint = getattr(objective, "joint_dropout", 0.0)
-    return (objective.label_dropout, objective.representation_dropout, *([joint] if joint else []))
+def training_advice(rules: Sequence[Guidance], trained_with: Sequence[float]) -> list[str]:
+    """Return the warnings of all rules for a model trained with these dropouts: label, representation, joint."""
+    dropouts = trained_with if any(trained_with[2:]) else trained_with[:2]  # rules of version 0.1 take two
+    return [advice for rule in rules if (advice := rule.check_training(*dropouts))]
 
 
 def own_times(channels: Channels, t: float | Mapping[str, float]) -> Mapping[str, float]:

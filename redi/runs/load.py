@@ -18,7 +18,6 @@ from redi.core.processes import Process
 from redi.core.registry import entry_points
 from redi.data.audit import class_names
 from redi.fusion.merged import with_one_bias
-from redi.guidance import dropouts
 from redi.models.codec import JointCodec
 from redi.models.interface import build_model, state_of
 from redi.models.transformer import DiffusionTransformer
@@ -141,7 +140,7 @@ def open_run(
     net.to(device).eval().requires_grad_(False)
     built = objective and objective(channels=channels, num_classes=num_classes)
     if built:
-        net.trained_with = dropouts(built)  # type: ignore[assignment]  # not a module
+        net.trained_with = (built.label_dropout, built.representation_dropout)  # type: ignore[assignment]  # not a module
     names = record.get("class_names") or class_names(run_dir)
     net.joint_state = state_of(net)._replace(class_names=names)  # type: ignore[assignment]  # not a module
     tensors = with_one_bias(tensors, net.state_dict())

@@ -15,7 +15,7 @@ from redi.core.registry import configurable
 from redi.core.samplers import Draw, ImageNoise, Sampler, samplers
 from redi.core.samplers.ancestral import Ancestral
 from redi.core.samplers.euler_maruyama import EulerMaruyama
-from redi.guidance import Guidance, guidance_rules, guided, networks_of, total_weights
+from redi.guidance import Guidance, guidance_rules, guided, networks_of, total_weights, training_advice
 from redi.models.codec import JointCodec
 from redi.models.interface import choose_attention_of, state_of
 from redi.runtime.device import Precision, choose_compile, choose_precision, compile_full_graph, matmul_precision
@@ -124,7 +124,7 @@ def generate(
         why = f"{type(sampler).__name__} chooses its times for each batch, so a trajectory needs a single batch"
         raise ValueError(f"generate.batch_size = {batch_size}: {why}; set it to {len(labels)}")
     if (trained_with := getattr(model, "trained_with", None)) and not first_index:  # once for a set generated in parts
-        for advice in filter(None, (rule.check_training(*trained_with) for rule in guidance)):
+        for advice in training_advice(guidance, trained_with):
             log.warning("%s", advice)
     device = next(model.parameters()).device
     how = choose_precision(precision, device, "generate.precision")

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from redi.core.channels import Channels
-from redi.core.objective import JointObjective
-from redi.guidance import Condition, dropouts, guided, total_weights
+from redi.guidance import Condition, guided, total_weights, training_advice
 from redi.guidance.classifier_free import ClassifierFree
 from redi.guidance.representation import RepresentationGuidance
 
@@ -81,8 +80,12 @@ def test_the_joint_coin_alone_trains_neither_null_by_itself():
     assert "without the representation" in RepresentationGuidance().check_training(0.0, 0.0, 0.1)
 
 
-def test_the_dropouts_of_an_objective_are_those_it_was_made_with():
-    objective = JointObjective(channels=CHANNELS, num_classes=NULL, label_dropout=0.25, representation_dropout=0.5)
-    assert dropouts(objective) == (0.25, 0.5)
-    objective.joint_dropout = 0.125
-    assert dropouts(objective) == (0.25, 0.5, 0.125)
+def test_a_rule_of_version_0_1_hears_of_two_dropouts():
+    class Older(ClassifierFree):
+        def check_training(self, label_dropout, representation_dropout):
+            return f"{label_dropout} {representation_dropout}"
+
+    rules = [Older(), ClassifierFree(), ClassifierFree(null=JOINT)]
+    advice = training_advice(rules, (0.25, 0.5, 0.0))
+    assert advice[0] == "0.25 0.5" and len(advice) == 2 and "12 %" in advice[1]
+    assert training_advice(rules[1:], (0.25, 0.0, 0.125)) == []
