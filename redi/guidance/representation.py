@@ -32,8 +32,7 @@ class RepresentationGuidance(Contrast):
 
     def __init__(
         self, scale: float | Mapping[str, float] = 1.5, *, without: tuple[str, ...] | None = None,
-        groups: tuple[str, ...] | None = None,
-        interval: Interval | Mapping[str, Interval] = (0.0, 1.0),
+        groups: tuple[str, ...] | None = None, interval: Interval | Mapping[str, Interval] = (0.0, 1.0),
     ):  # fmt: skip
         super().__init__(scale, groups, interval)
         without = (without,) if isinstance(without, str) else without
