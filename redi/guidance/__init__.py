@@ -1,17 +1,18 @@
 """Guidance: the prediction is a weighted sum of predictions under several conditions.
 
-A *condition* is the input of one evaluation: label or null label, and which representations are set to zero. The guided
-prediction of channel group g is
+A *condition* is one evaluation: label or null label, which representations are set to zero, and the network, which is
+the model itself or a weaker one. The guided prediction of channel group g is
 
     prediction_g = sum_k w_gk(t) model(condition k)_g,     sum_k w_gk(t) = 1.
 
-The unguided model has weight 1 on the full condition. Every rule adds offsets to these weights. All conditions are
-evaluated in one batch, equal conditions once, and conditions with weight 0 not at all.
+The unguided model has weight 1 on the full condition. Every rule adds offsets to these weights. All conditions of one
+network are evaluated in one batch, equal conditions once, and conditions with weight 0 not at all.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from redi.core.renamed import keep_old_names
 
 @dataclass(frozen=True)
 class Condition:
-    """The input of one evaluation. By default the network receives the label and all representations.
+    """The input and network of one evaluation. By default the model receives the label and all representations.
 
     Examples:
         >>> Condition() == EVERYTHING, Condition(label=False).without
@@ -32,17 +33,19 @@ class Condition:
 
     label: bool = True  # False: the null label
     without: frozenset[str] = frozenset()  # representations set to zero
+    network: str = "self"  # the model, or one of the rule's `networks`
 
 
 EVERYTHING = Condition()
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_t (N, C, H, W), model time (N,), y (N,)) -> prediction
 Weights = dict[Condition, dict[str, float]]  # {condition: {channel group: weight}}
 
 
 class Guidance(ABC):
     """A guidance rule: offsets to the weights of the conditions, per channel group.
 
-    A component implements `weight_offsets` and `check`, and may override `check_training`. Attributes are settings and
-    must be JSON values.
+    A component implements `weight_offsets` and `check`, and may override `check_training` and `networks`. Attributes
+    are settings and must be JSON values.
 
     Examples:
         >>> class Halfway(Guidance):  # halfway to the unconditional prediction of the image
@@ -55,11 +58,20 @@ class Guidance(ABC):
 
     def __init_subclass__(cls, **settings):
         super().__init_subclass__(**settings)
-        keep_old_names(cls, deviations="weight_offsets")  # name in version 0.1
+        if (older := vars(cls).get("deviations")) and "weight_offsets" not in vars(cls):
+            # The name in version 0.1, whose t was a number.
+            def weight_offsets(self, channels: Channels, t: Mapping[str, float]) -> Weights:
+                return older(self, channels, own_times(channels, t)["image"])
+
+            cls.weight_offsets = weight_offsets  # type: ignore[method-assign]
+        keep_old_names(cls, deviations="weight_offsets")
 
     @abstractmethod
-    def weight_offsets(self, channels: Channels, t: float) -> Weights:
-        """Return the offsets to the weights of the unguided model. They sum to 0 over conditions in each group."""
+    def weight_offsets(self, channels: Channels, t: Mapping[str, float]) -> Weights:
+        """Return the offsets to the weights of the unguided model, for the times `t` {group: own t}.
+
+        They sum to 0 over conditions in each group.
+        """
 
     @abstractmethod
     def check(self, channels: Channels, num_classes: int) -> None:
@@ -70,36 +82,34 @@ class Guidance(ABC):
         if unknown := [name for name in names if name not in known]:
             raise ValueError(f"{type(self).__name__}.{argument} names {unknown}: must be among {', '.join(known)}")
 
-    def check_training(self, label_dropout: float, representation_dropout: float) -> str:
+    def check_training(self, label_dropout: float, representation_dropout: float, joint_dropout: float = 0.0) -> str:
         """Return a warning if a model trained with these dropouts has not seen the conditions of this rule, or ''."""
         return ""
+
+    def networks(self) -> Mapping[str, Any]:
+        """Return the other networks that conditions of this rule name: {name: network, or settings to open it with}."""
+        return {}
 
     def provenance(self) -> dict:
         """Return the rule's name and settings, which are stored with the samples."""
         return {"name": type(self).__name__, **vars(self)}
 
 
-def checked_interval(rule: str, interval: Sequence[float]) -> tuple[float, float]:
-    """Return the argument `interval` of a rule. Raises ValueError unless 0 <= first <= last <= 1."""
-    try:
-        first, last = map(float, interval)
-    except (TypeError, ValueError):
-        first, last = 1.0, 0.0
-    if not 0 <= first <= last <= 1:
-        raise ValueError(f"{rule}.interval = {interval!r}: must be two times, 0 (noise) <= first <= last <= 1 (data)")
-    return first, last
+def training_advice(rules: Sequence[Guidance], trained_with: Sequence[float]) -> list[str]:
+    """Return the warnings of all rules for a model trained with these dropouts: label, representation, joint."""
+    dropouts = trained_with if any(trained_with[2:]) else trained_with[:2]  # rules of version 0.1 take two
+    return [advice for rule in rules if (advice := rule.check_training(*dropouts))]
 
 
-def contrast(rule, condition: Condition, t: float) -> Weights:
-    """Return the offsets of p = p_condition + scale (p_everything - p_condition) for a rule's groups and interval."""
-    if not rule.interval[0] <= t <= rule.interval[1]:
-        return {}
-    up, down = (dict.fromkeys(rule.groups, value) for value in (rule.scale - 1, 1 - rule.scale))
-    return {EVERYTHING: up, condition: down}
+def own_times(channels: Channels, t: float | Mapping[str, float]) -> Mapping[str, float]:
+    """Return the time of each group: t itself if it is a mapping, else the same t for all."""
+    return t if isinstance(t, Mapping) else dict.fromkeys(channels, t)
 
 
-def total_weights(rules: Sequence[Guidance], channels: Channels, t: float) -> Weights:
+def total_weights(rules: Sequence[Guidance], channels: Channels, t: float | Mapping[str, float]) -> Weights:
     """Return the weights of all rules together, without conditions whose weights are all 0.
+
+    t is the time of all groups, or {group: own t}.
 
     Examples:
         Classifier-free guidance of the image at scale 2.4 leaves the other groups unguided.
@@ -109,18 +119,31 @@ def total_weights(rules: Sequence[Guidance], channels: Channels, t: float) -> We
         >>> weights[EVERYTHING], weights[Condition(label=False)]
         ({'image': 2.4, 'dinov2': 1.0}, {'image': -1.4, 'dinov2': 0.0})
     """
+    times = own_times(channels, t)
     total: Weights = {EVERYTHING: dict.fromkeys(channels, 1.0)}
     for rule in rules:
-        for condition, offsets in rule.weight_offsets(channels, t).items():
+        for condition, offsets in rule.weight_offsets(channels, times).items():
             weights = total.setdefault(condition, dict.fromkeys(channels, 0.0))
             for group, value in offsets.items():
                 weights[group] += value
+    for weights in total.values():  # rounding errors would cost an evaluation
+        weights.update({g: exact for g, w in weights.items() for exact in (0.0, 1.0) if abs(w - exact) < 1e-12})
     return {condition: weights for condition, weights in total.items() if any(weights.values())}
 
 
+def networks_of(rules: Sequence[Guidance]) -> dict[str, Any]:
+    """Return the other networks of all rules. Raises ValueError if two of them have the same name."""
+    networks: dict[str, Any] = {}
+    for rule in rules:
+        for name, network in rule.networks().items():
+            if name == "self" or networks.setdefault(name, network) != network:
+                raise ValueError(f"{type(rule).__name__}.networks names {name!r}, which is another network: rename it")
+    return networks
+
+
 def guided(
-    model: Callable[[Tensor, Tensor, Tensor], Tensor], rules: Sequence[Guidance], channels: Channels, y: Tensor,
-    null_label: int, model_time: Callable[[Tensor], Tensor],
+    models: Predict | Mapping[str, Predict], rules: Sequence[Guidance], channels: Channels, y: Tensor, null_label: int,
+    model_time: Callable[[Tensor], Tensor], group_times: Callable[[float], Mapping[str, float]] | None = None,
 ) -> Callable[[Tensor, float], Tensor]:  # fmt: skip
     """Return the guided model as a function (x_t (N, C, H, W), t) -> prediction, the `denoise` of samplers.
 
@@ -128,12 +151,14 @@ def guided(
     which is the full one unless its weight is 0.
 
     Args:
-        model: (x_t (K N, C, H, W), time (K N,), y (K N,)) -> prediction (K N, C, H, W), called once for K conditions.
+        models: the model, or {name: network} with the model as "self". Each is called once for its K conditions:
+            (x_t (K N, C, H, W), time (K N,), y (K N,)) -> prediction (K N, C, H, W).
         rules: guidance rules, whose offsets are added. Without rules the model is not guided.
         channels: the channel groups of the joint state.
         y: labels (N,).
         null_label: the label of the unconditional prediction.
-        model_time: the time input of the model at t, `process.model_time` (DiT: 0 ... 999; REPA: 1 - t).
+        model_time: the time input of the networks at t, `process.model_time` (DiT: 0 ... 999; REPA: 1 - t).
+        group_times: t -> {group: own t}, the times that rules receive, called once per prediction. Default: t for all.
 
     Examples:
         >>> from redi.guidance import ClassifierFree
@@ -144,23 +169,26 @@ def guided(
         >>> torch.equal(denoise(x, 0.5), model(x, 0.5, y))  # scale 1: the model itself
         True
     """
+    networks = models if isinstance(models, Mapping) else {"self": models}
 
     def denoise(x: Tensor, t: float) -> Tensor:
-        weights = total_weights(rules, channels, t)
-        all_samples = x.new_ones(len(x), dtype=torch.bool)
-        inputs = [channels.mask(x, all_samples, condition.without) if condition.without else x for condition in weights]
-        labels = [y if condition.label else torch.full_like(y, null_label) for condition in weights]
-        times = model_time(x.new_full((len(x) * len(weights),), t))
-        predictions = model(torch.cat(inputs), times, torch.cat(labels)).chunk(len(weights))
+        weights = total_weights(rules, channels, t if group_times is None else group_times(t))
+        everyone = x.new_ones(len(x), dtype=torch.bool)
+        predictions: dict[Condition, Tensor] = {}
+        for name in dict.fromkeys(condition.network for condition in weights):
+            batch = [condition for condition in weights if condition.network == name]
+            inputs = [channels.mask(x, everyone, one.without) if one.without else x for one in batch]
+            labels = [y if one.label else torch.full_like(y, null_label) for one in batch]
+            times = model_time(x.new_full((len(x) * len(batch),), t))
+            parts = networks[name](torch.cat(inputs), times, torch.cat(labels)).chunk(len(batch))
+            predictions.update(zip(batch, parts, strict=True))
+        first = predictions[next(iter(weights))]
         if list(weights) == [EVERYTHING] and set(weights[EVERYTHING].values()) == {1.0}:
-            return predictions[0]
+            return first
         c = x.shape[1]
-        weighted = [
-            prediction[:, :c] * channels.per_channel(weight, like=prediction)
-            for prediction, weight in zip(predictions, weights.values(), strict=True)
-        ]
+        weighted = [predictions[one][:, :c] * channels.per_channel(w, like=first) for one, w in weights.items()]
         result = sum(weighted[1:], weighted[0])
-        return result if predictions[0].shape[1] == c else torch.cat([result, predictions[0][:, c:]], dim=1)
+        return result if first.shape[1] == c else torch.cat([result, first[:, c:]], dim=1)
 
     return denoise
 

@@ -1,19 +1,28 @@
 """Classifier-free guidance on chosen channel groups."""
 
+from collections.abc import Mapping
+from typing import Literal
+
 from redi.core.channels import Channels
-from redi.guidance import Condition, Guidance, Weights, checked_interval, contrast, register
+from redi.guidance import Condition, register
+from redi.guidance.contrast import Contrast, Interval
 
 
 @register
-class ClassifierFree(Guidance):
+class ClassifierFree(Contrast):
     """Classifier-free guidance p = p_null + scale (p_label - p_null) (Ho & Salimans, arXiv 2207.12598).
 
     Args:
-        scale: guidance scale. 1 is the unguided model at no extra cost; the best value of the paper is 2.4.
-        groups: channel groups to guide. The paper guides the image alone ("VAE-only", Figure 6): the FID is better than
-            with a guided representation, and depends less on the scale.
-        interval: range of t (0 noise, 1 data) in which guidance is applied (Kynkäänniemi et al., arXiv 2404.07724).
-            Outside it, guidance has no cost.
+        scale: guidance scale, or {group: scale}. 1 is the unguided model at no extra cost; the best value of the paper
+            is 2.4.
+        groups: channel groups to guide. Default: those of `scale`, else the image. The paper guides the image alone
+            ("VAE-only", Figure 6): the FID is better than with a guided representation, and depends less on the scale.
+        interval: range of the group's own t (0 noise, 1 data) in which guidance is applied (Kynkäänniemi et al., arXiv
+            2404.07724), or {group: range}. Outside it, guidance has no cost.
+        null: what the null prediction does without. 'label+representations' also sets the representations to zero, as
+            in V-Co (arXiv 2603.16792: scale 1.8 for both groups); train with `JointObjective.joint_dropout`. The
+            prediction of a representation that does not see itself has no loss in training, there and here, so a
+            warning advises to guide it with a second rule: ClassifierFree(groups=(...)) with the null label.
 
     Examples:
         >>> rule = ClassifierFree(scale=2.0, interval=(0.0, 0.8))
@@ -21,25 +30,48 @@ class ClassifierFree(Guidance):
         {'image': -1.0}
         >>> rule.weight_offsets(Channels(image=4, dinov2=8), t=0.9)
         {}
+        >>> list(ClassifierFree(null="label+representations").weight_offsets(Channels(image=4, dinov2=8), t=0.5))[1]
+        Condition(label=False, without=frozenset({'dinov2'}), network='self')
     """
 
     def __init__(
-        self, scale: float = 2.4, *, groups: tuple[str, ...] = ("image",), interval: tuple[float, float] = (0.0, 1.0)
-    ):
-        self.scale = scale
-        self.groups = (groups,) if isinstance(groups, str) else tuple(groups)
-        self.interval = checked_interval("ClassifierFree", interval)
+        self, scale: float | Mapping[str, float] = 2.4, *, groups: tuple[str, ...] | None = None,
+        interval: Interval | Mapping[str, Interval] = (0.0, 1.0),
+        null: Literal["label", "label+representations"] = "label",
+    ):  # fmt: skip
+        super().__init__(scale, groups, interval)
+        if null not in ("label", "label+representations"):
+            raise ValueError(f"ClassifierFree.null = {null!r}: must be 'label' or 'label+representations'")
+        self.null = null
 
     def check(self, channels: Channels, num_classes: int) -> None:
-        self.check_names("groups", self.groups, tuple(channels))
+        super().check(channels, num_classes)
+        if self.null != "label" and not channels.representations:
+            what = f"ClassifierFree.null = {self.null!r} needs a representation, but this model has only the image"
+            raise ValueError(f"{what}: set it to 'label'")
         if num_classes == 1:
             what = "ClassifierFree guidance needs labels, but this model is unconditional (num_classes = 1)"
             raise ValueError(f"{what}: remove it from generate.guidance, or use guidance.RepresentationGuidance")
 
-    def check_training(self, label_dropout: float, representation_dropout: float) -> str:
-        if label_dropout:
-            return ""
-        return "ClassifierFree guidance uses the null label, which was not trained: JointObjective.label_dropout = 0"
+    def check_training(self, label_dropout: float, representation_dropout: float, joint_dropout: float = 0.0) -> str:
+        if self.null == "label":
+            what = "ClassifierFree guidance uses the null label, which was not trained"
+            return "" if label_dropout else f"{what}: JointObjective.label_dropout = 0"
+        advice, rule = [], f"ClassifierFree.null = {self.null!r}"
+        if not joint_dropout:
+            share = 100 * label_dropout * representation_dropout
+            trained = f"trained on {share:.2g} % of the samples only" if share else "not trained"
+            advice.append(f"{rule}: this null was {trained}, because JointObjective.joint_dropout = 0 (V-Co uses 0.1)")
+        if groups := [group for group in self.groups or () if group != "image"]:
+            what = f"{rule} guides {', '.join(groups)}: a prediction without its own input has no loss in training"
+            advice.append(f"{what}; guide it by another rule with null = 'label'")
+        return "; ".join(advice)
 
-    def weight_offsets(self, channels: Channels, t: float) -> Weights:
-        return contrast(self, Condition(label=False), t)
+    def condition(self, channels: Channels) -> Condition:
+        return Condition(label=False, without=frozenset(() if self.null == "label" else channels.representations))
+
+    def provenance(self) -> dict:
+        settings = super().provenance()
+        if self.null == "label":
+            del settings["null"]  # records of older samples do not have it
+        return settings

@@ -18,7 +18,7 @@ from redi.evaluation.checking import check_evaluation
 from redi.evaluation.evaluate import evaluate
 from redi.evaluation.samples.sample import check_sampling, sample
 from redi.evaluation.stored_statistics import StoredStatistics
-from redi.guidance import Guidance
+from redi.guidance import Guidance, training_advice
 from redi.models.codec import JointCodec
 from redi.models.encoders import Encoder
 from redi.models.interface import build_model, choose_attention_of
@@ -89,9 +89,9 @@ def check_training(
                 setting(train, "model"), model_arguments, objective, device=device, compiled=compiled,
                 processes=Processes(*process_rank()), parallel=parallel, precision=precision, **settings,
             )  # fmt: skip
-    for rule in rules:
-        if advice := rule.check_training(objective.label_dropout, objective.representation_dropout):
-            log.warning("%s", advice)
+    dropouts = objective.label_dropout, objective.representation_dropout, getattr(objective, "joint_dropout", 0.0)
+    for advice in training_advice(rules, dropouts):
+        log.warning("%s", advice)
     if isinstance(net, DiffusionTransformer):
         token_dim = codec.channels.total * math.prod(net.grid) // net.fusion.num_tokens
         if token_dim > (width := net.label_embedding.embedding_dim):

@@ -15,7 +15,7 @@ from redi.core.registry import configurable
 from redi.core.samplers import Draw, ImageNoise, Sampler, samplers
 from redi.core.samplers.ancestral import Ancestral
 from redi.core.samplers.euler_maruyama import EulerMaruyama
-from redi.guidance import Guidance, guidance_rules, guided, total_weights
+from redi.guidance import Guidance, guidance_rules, guided, networks_of, total_weights, training_advice
 from redi.models.codec import JointCodec
 from redi.models.interface import choose_attention_of, state_of
 from redi.runtime.device import Precision, choose_compile, choose_precision, compile_full_graph, matmul_precision
@@ -124,7 +124,7 @@ def generate(
         why = f"{type(sampler).__name__} chooses its times for each batch, so a trajectory needs a single batch"
         raise ValueError(f"generate.batch_size = {batch_size}: {why}; set it to {len(labels)}")
     if (trained_with := getattr(model, "trained_with", None)) and not first_index:  # once for a set generated in parts
-        for advice in filter(None, (rule.check_training(*trained_with) for rule in guidance)):
+        for advice in training_advice(guidance, trained_with):
             log.warning("%s", advice)
     device = next(model.parameters()).device
     how = choose_precision(precision, device, "generate.precision")
@@ -134,7 +134,14 @@ def generate(
         what = "own_time = True needs a model with a t per channel group"
         raise ValueError(f"{what}: train one with DiffusionTransformer.group_timesteps = True")
     model_time = times_with_given(process, channels, given or ()) if own_time else process.model_time
-    network = _Network(model, weights or {}, how, compiled)
+    networks = {"self": _Network(model, weights or {}, how, compiled)}
+    networks |= {name: _Network(other, {}, how, compiled) for name, other in networks_of(guidance).items()}
+    times: list[float] = []  # one per function evaluation
+
+    def group_times(t: float) -> Mapping[str, float]:
+        times.append(t)
+        return process.group_times(channels, t)
+
     batch_size = min(batch_size, len(labels))
     images, states, paths, num_drawn = [], [], [], 0
     with torch.no_grad(), progress(total=len(labels), desc="sampling", unit="img") as bar:
@@ -145,7 +152,7 @@ def generate(
             y = labels[rows].to(device)
             indices = (first_index + rows).tolist()
             noise: Draw = ImageNoise(seed, indices, shape, device) if draw is None else _replayed(draw, rows, device)
-            denoise = guided(network, guidance, channels, y, null_label, model_time)
+            denoise = guided(networks, guidance, channels, y, null_label, model_time, group_times)
             known = {name: group[rows].to(device) for name, group in (given or {}).items()}
             path: list[tuple[float, Tensor]] = []
             denoise, noise, insert = clamped(denoise, process, noise, channels, known, own_time=own_time)
@@ -159,9 +166,12 @@ def generate(
     record = {
         "seed": seed if draw is None else None, "sampler": sampler.provenance(),
         "guidance": [rule.provenance() for rule in guidance], "given": sorted(given or ()), "precision": how.name,
-        "function_evaluations": network.calls // len(states),
-        "network_evaluations_per_image": network.evaluations / num_drawn,
+        "function_evaluations": len(times) // len(states),
+        "network_evaluations_per_image": sum(network.evaluations for network in networks.values()) / num_drawn,
     }  # fmt: skip
+    if len(networks) > 1:
+        counts = {name: network.evaluations / num_drawn for name, network in networks.items()}
+        record["evaluations_by_network"] = counts
     generated = Generated(torch.cat(images), torch.cat(states), labels, record)
     if trajectory:
         generated.times = [t for t, _ in paths[0]]
@@ -197,7 +207,8 @@ def check_generation(
             total_weights([rule], channels, t=0.5)  # raises TypeError if the scale is not a number
         except TypeError as error:
             settings = ", ".join(f"{type(rule).__name__}.{name} = {value!r}" for name, value in vars(rule).items())
-            raise ValueError(f"{settings}: one of these values has the wrong type ({error})") from error
+            hint = "one of these values has the wrong type, or weight_offsets takes its t {group: own t} for a number"
+            raise ValueError(f"{settings}: {hint} ({error})") from error
 
 
 class _Network:
@@ -211,10 +222,9 @@ class _Network:
         choose_attention_of(net, device, how.dtype)
         self.how, self.graphs = how, compiled and device.type == "cuda"
         self.predict = compile_full_graph(net, "reduce-overhead" if self.graphs else None) if compiled else net
-        self.calls = self.evaluations = 0  # calls count batches; evaluations count images times conditions
+        self.evaluations = 0  # images times conditions
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        self.calls += 1
         self.evaluations += len(x)
         with matmul_precision(self.how.name), self.how.autocast(x.device):
             prediction = self.predict(x, t, y)

@@ -8,11 +8,14 @@ import torch
 from torch import nn
 
 from redi.core.processes.flow_matching import FlowMatching
+from redi.core.processes.shifted import Shifted
 from redi.core.samplers import ImageNoise, Sampler, samplers
 from redi.core.samplers.euler import Euler
 from redi.core.samplers.euler_maruyama import EulerMaruyama
 from redi.core.samplers.ode import AdaptiveODE
+from redi.guidance import Condition
 from redi.guidance.classifier_free import ClassifierFree
+from redi.guidance.contrast import Contrast
 from redi.guidance.representation import RepresentationGuidance
 from redi.models.autoencoders.pixels import Pixels
 from redi.models.codec import JointCodec, Representation
@@ -201,6 +204,55 @@ def test_both_guidance_rules_cost_three_evaluations_a_step(model, codec):
     record = draw(model, codec, guidance=[ClassifierFree(), RepresentationGuidance()]).record
     assert record["function_evaluations"] == 4
     assert record["network_evaluations_per_image"] == 12
+
+
+class Weaker(Contrast):
+    """Away from the prediction of another network."""
+
+    def __init__(self, scale, network, interval=(0.0, 1.0)):
+        super().__init__(scale, ("image", "z"), interval)
+        self.network = network
+
+    def condition(self, channels):
+        return Condition(network="weak")
+
+    def networks(self):
+        return {"weak": self.network}
+
+    def provenance(self):
+        return {"name": "Weaker"}
+
+
+def test_evaluations_are_counted_for_each_network(model, codec):
+    weak = random_model(codec, seed=1)
+    rules = [Weaker(0.0, weak, interval=(0.5, 1.0)), ClassifierFree(2.0, interval=(0.25, 0.25))]  # t = 0, 1/4, 1/2, 3/4
+    record = json.loads(json.dumps(draw(model, codec, guidance=rules).record))
+    assert record["function_evaluations"] == 4
+    assert record["evaluations_by_network"] == {"self": 3.0, "weak": 2.0}  # at scale 0 the weak network is alone
+    assert record["network_evaluations_per_image"] == 5.0
+
+
+def test_guidance_by_the_model_itself_draws_the_samples_of_the_model(model, codec):
+    guided = draw(model, codec, guidance=[Weaker(3.0, model)])
+    torch.testing.assert_close(guided.x, draw(model, codec).x, rtol=1e-4, atol=1e-4)
+
+
+def test_an_interval_is_in_the_time_that_the_process_gives_its_group(model, codec):
+    process = Shifted(shift={"z": 0.25})  # t of z is at least 1/2 from s = 1/5 on
+    settings = {"labels": [0], "sampler": Euler(num_evaluations=4)}
+    for group, count in {"z": 7.0, "image": 6.0}.items():
+        rule = ClassifierFree(groups=(group,), interval=(0.5, 1.0))
+        record = generate(model, codec, process, guidance=[rule], **settings).record
+        assert record["network_evaluations_per_image"] == count
+
+
+def test_a_rule_that_takes_its_times_for_one_number_is_refused(model, codec):
+    class Linear(ClassifierFree):
+        def weight_offsets(self, channels, t):
+            return {Condition(): {"image": 0.5 * t}}
+
+    with pytest.raises(ValueError, match="Linear.scale = 2.4.*weight_offsets takes its t {group: own t} for a number"):
+        draw(model, codec, guidance=[Linear()])
 
 
 def test_the_default_sampler_is_the_paper_s(model, codec):

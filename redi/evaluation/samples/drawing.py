@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 import redi
 from redi.core.plug_ins import plug_ins
@@ -26,7 +26,8 @@ from redi.sampling.generate import Generated
 
 log = logging.getLogger(__name__)
 
-COUNTED = ("function_evaluations", "network_evaluations_per_image")  # they vary over parts with adaptive solvers
+# They vary over parts with adaptive solvers.
+COUNTED = ("function_evaluations", "network_evaluations_per_image", "evaluations_by_network")
 
 
 class SamplingJob:
@@ -139,9 +140,12 @@ class SamplingJob:
         for index, ((seed, start, stop), record) in enumerate(zip(self.parts, records, strict=True)):
             part = {"file": f"{self.job.name(index)}.safetensors", "seed": seeds[0] if seed is None else seed}
             parts.append(part | {"start": start, "stop": stop, "labels_sha256": record["labels_sha256"]})
-        for name in COUNTED:  # the mean over images; an integer if all parts have the same value
-            values = [one[name] for one in generated]
-            common[name] = values[0] if len(set(values)) == 1 else float(np.average(values, weights=self.job.sizes))
+
+        def mean(*values: float) -> float:  # over images; an integer if all parts have the same value
+            return values[0] if len(set(values)) == 1 else float(np.average(values, weights=self.job.sizes))
+
+        for name in filter(generated[0].__contains__, COUNTED):
+            common[name] = tree_map(mean, *(one[name] for one in generated))
         common.pop("seed")
         autoencoder = self.trained.codec.autoencoder
         return {
