@@ -45,6 +45,8 @@ class Observer:
             model = state.model
             if state.processes.size > 1 and not state.parallel.keeps_whole:
                 model = self.build().to(state.device)
+            # Rules that name another network by settings are left out: it may not exist yet.
+            model.open_network = lambda *_: None  # type: ignore[assignment]  # not a module
             if draws:
                 self.guards.at("drawing a preview")
                 self._draw(model, weights, step)
