@@ -168,8 +168,8 @@ def network_opener(run_dir: Path) -> OpenNetwork:
     def open_network(settings: Mapping[str, Any], device: torch.device) -> Opened:
         record = network_record(settings, run_dir)
         if (key := f"{record} on {device}") not in opened:
-            log.info("guidance: opening step %d of %s", record["trained_steps"], record["folder"])
-            opened[key] = load(record["folder"], step=record["trained_steps"], device=str(device)).model
+            log.info("guidance: opening step %d of %s", record["trained_steps"], record["weak"])
+            opened[key] = load(record["weak"], step=record["trained_steps"], device=str(device)).model
         return opened[key], record
 
     return open_network

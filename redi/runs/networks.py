@@ -15,30 +15,21 @@ from redi.runs.checks import setting
 from redi.runtime.checkpoint import Retention, checkpoint_dir, list_checkpoints, step_of
 from redi.runtime.paths import local_path
 from redi.sampling.generate import generate
-from redi.sampling.networks import Opened, OpenNetwork, network_record, open_networks
+from redi.sampling.networks import Opened, OpenNetwork, open_networks
 from redi.training.trainer import train
 
 
-def check_networks(
-    net: nn.Module, codec: JointCodec, run_dir: Path, open_network: OpenNetwork, *, samples: bool
-) -> None:
+def check_networks(net: nn.Module, codec: JointCodec, run_dir: Path, open_network: OpenNetwork) -> None:
     """Raise ValueError if `generate.guidance` names a network that does not fit `net`, or will not exist.
 
-    Groups that the codec is not fitted for are not compared: call this again after `prepare`.
-
-    Args:
-        net: the model to train, perhaps on the meta device.
-        open_network: opens the networks of other runs.
-        samples: whether sampling follows training at once. An average of the run must then exist.
+    `open_network` opens those of other runs. Call this again after `prepare`: parts not yet fitted are not compared.
     """
 
     def checked(settings: Mapping[str, Any], device: torch.device) -> Opened | None:
         if settings["weak"] is not None and local_path(settings["weak"]).resolve() != run_dir.resolve():
             return open_network(settings, torch.device("cpu"))
-        if settings["average"] is None and settings["step"] is not None:
+        if settings["step"] is not None:
             _check_kept(settings["step"], run_dir)
-        elif samples and settings["average"] is not None:
-            network_record(settings, run_dir)
         return net, {}
 
     with config.explained(types=True):
@@ -58,8 +49,8 @@ def _check_kept(step: int, run_dir: Path) -> None:
     due = {last, *(each for spacing in spacings for each in range(spacing, last, spacing))}
     written = stored | {each for each in due if each > max(stored, default=0)}
     if step not in written:
-        allowed = f"a multiple of train.checkpoint_every = {every} up to train.num_steps = {last}"
-        raise ValueError(f"{run_dir} will have no checkpoint of this step: it must be {allowed}")
+        allowed = f"must be a multiple of train.checkpoint_every = {every} up to train.num_steps = {last}"
+        raise ValueError(f"{run_dir} has no checkpoint of this step, and training will write none: {allowed}")
     keep = Retention(setting(train, "keep_checkpoints"), setting(train, "keep_every"))
     kept = keep.keeps([checkpoint_dir(run_dir, each) for each in sorted(written)])
     if written != stored and checkpoint_dir(run_dir, step) not in kept:

@@ -36,7 +36,7 @@ def prepare_run(experiment: Experiment, *, evaluates: bool = False, monitor=None
     if evaluates:
         check_results(codec, data, reference=experiment.reference, networks=experiment.metric_networks)
     open_network = network_opener(run_dir)
-    check_networks(net, codec, run_dir, open_network, samples=evaluates)
+    check_networks(net, codec, run_dir, open_network)
     experiment.checked(lambda: training_forecast(net, codec, len(data), experiment.device))
     codec.to(experiment.device)
     if monitor is not None:
@@ -45,5 +45,5 @@ def prepare_run(experiment: Experiment, *, evaluates: bool = False, monitor=None
         codec.load_learned_state(newest[1]["codec"])
     if not streams_alone:
         data = config.call(prepare, codec=codec, dataset=data)
-    check_networks(net, codec, run_dir, open_network, samples=evaluates)  # the codec is fitted now
+    check_networks(net, codec, run_dir, open_network)  # the codec is fitted now
     return data

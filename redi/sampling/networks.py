@@ -16,7 +16,6 @@ from redi.models.interface import state_of
 from redi.runtime.artefact import read_record
 from redi.runtime.checkpoint import list_checkpoints, step_of
 from redi.runtime.checksums import json_sha256, tensors_sha256
-from redi.runtime.paths import local_path
 
 log = logging.getLogger(__name__)
 
@@ -45,36 +44,27 @@ class Origin:
 
 
 def network_record(settings: Mapping[str, Any], run_dir: str | Path = "") -> dict[str, Any]:
-    """Return where the network with these settings (see `Autoguidance`) is, with the SHA-256 of its weights file.
+    """Return {"weak": run folder, "step": step or None for the newest} with the steps and SHA-256 of the weights file.
 
-    A record is accepted as settings. Raises ValueError: there is no such checkpoint or average.
+    Without a folder in `settings`, it is `run_dir`. Raises ValueError: there is no such checkpoint.
     """
-    weak, step, average = str(settings["weak"] or run_dir), settings["step"], settings["average"]
-    folder = local_path(weak)
-    if average is not None:
-        name = f"sigma_rel_{average:g}_step_{'*' if step is None else f'{step:08d}'}"
-        if not (averages := sorted((folder / "averages").glob(name))):
-            command = f"python -m redi.average --run_dir={weak} --sigma_rel={average:g}"
-            command += "" if step is None else f" --at_step={step}"
-            raise ValueError(f"{folder / 'averages' / name} does not exist: after training, write it with {command}")
-        folder = averages[-1]
-    checkpoints = {step_of(path): path for path in list_checkpoints(folder)}
+    weak, step = str(settings["weak"] or run_dir), settings["step"]
+    checkpoints = {step_of(path): path for path in list_checkpoints(weak)}
     if not checkpoints:
-        raise ValueError(f"{folder} holds no checkpoints: name the folder of a run that has saved one")
+        raise ValueError(f"{weak} holds no checkpoints: name the folder of a run that has saved one")
     trained = max(checkpoints) if step is None else step
     if trained not in checkpoints:
-        what = f"{folder} has no checkpoint of step {step}, only of {', '.join(map(str, checkpoints))}"
+        what = f"{weak} has no checkpoint of step {step}, only of {', '.join(map(str, checkpoints))}"
         raise ValueError(f"{what}. Training deletes old checkpoints: keep this one with train.keep_every = {step}")
     digest = read_record(checkpoints[trained])["files"]["ema.safetensors"]["sha256"]
-    found = {"folder": str(folder), "trained_steps": trained, "file_sha256": digest}
-    return {"weak": weak, "step": step, "average": average, **found}
+    return {"weak": weak, "step": step, "trained_steps": trained, "file_sha256": digest}
 
 
 def are_current(records: Mapping[str, Mapping[str, Any]]) -> bool:
     """Return whether the networks in the record of samples still have the same weights."""
     try:
         return all(network_record(one) == one for one in records.values() if "file_sha256" in one)
-    except ValueError:  # also BrokenArtefact; opening the network reports the cause
+    except (ValueError, LookupError, TypeError, AttributeError):  # not found, damaged, or not such a record
         return False
 
 
@@ -106,7 +96,7 @@ def _opened(rule: Guidance, given: Any, model: nn.Module, codec: JointCodec, pro
             settings = {name: type(given).__name__ for name, value in vars(rule).items() if value is given}
             opened = given, {"weights_sha256": tensors_sha256(dict(given.named_parameters()))}
         elif all(value is None for value in given.values()):
-            raise ValueError("no network is named: bind weak = <run folder>, or a step or average of the same run")
+            raise ValueError("no network is named: bind weak to a run folder, or step to an earlier one of the run")
         elif open_network := getattr(model, "open_network", None):
             opened = open_network(given, next(model.parameters()).device)
         else:
@@ -133,7 +123,7 @@ def check_fit(network: nn.Module, model: nn.Module, codec: JointCodec, process: 
     other, own = origin.process.provenance(), process.provenance()
     if json_sha256(other) != json_sha256(own):
         what = f"the network was trained with the process {other}, but the model with {own}"
-        raise ValueError(f"{what}: bind the same JointObjective.process in both runs")
+        raise ValueError(f"{what}: bind the same JointObjective.process and clock in both runs")
     if groups := codec.differing_groups(origin.codec):
         what = f"the codec of the network computes {' and '.join(groups)} differently"
         raise ValueError(f"{what}: train both on the same autoencoder, encoders and fitted reducers")

@@ -54,7 +54,7 @@ def trained(tiny_gin, tmp_path_factory):
 def main(trained):
     """Six steps with a checkpoint and a snapshot of the averages after every second, and an average of its own."""
     folder = trained(*STEPS, *EMA)
-    average(folder, 0.08, at_step=4)
+    average(folder, 0.08, at_step=4, to=folder / "average")
     return folder
 
 
@@ -91,7 +91,7 @@ def test_the_prediction_moves_away_from_the_weak_network(main, small, weak):
     folder, step, settings = {
         "a folder": (small, 2, {"weak": small}),
         "an earlier step": (main, 2, {"step": 2}),
-        "an average": (main / "averages/sigma_rel_0.08_step_00000004", 4, {"average": 0.08, "step": 4}),
+        "an average": (main / "average", 4, {"weak": main / "average"}),
         "the network of a run": (small, 2, {"weak": opened(small).model}),
     }[weak]
     other = opened(folder, step=step)
@@ -132,15 +132,13 @@ def test_the_record_of_the_samples_names_the_network_and_the_hash_of_its_file(sa
         return hashlib.sha256((checkpoint / "ema.safetensors").read_bytes()).hexdigest()
 
     [record] = sampled("Autoguidance.step = 2")["networks"].values()
-    expected = {"weak": str(main), "step": 2, "average": None, "folder": str(main), "trained_steps": 2}
+    expected = {"weak": str(main), "step": 2, "trained_steps": 2}
     assert record == expected | {"file_sha256": sha256(main / "checkpoints/step_00000002")}
     assert sampled(f"Autoguidance.weak = '{small}'")["networks"] == {
         str(small): expected
-        | {"weak": str(small), "step": None, "folder": str(small)}
+        | {"weak": str(small), "step": None}
         | {"file_sha256": sha256(small / "checkpoints/step_00000002")}
     }
-    [record] = sampled("Autoguidance.average = 0.08")["networks"].values()
-    assert (record["trained_steps"], record["average"], record["step"]) == (4, 0.08, None)
 
 
 def test_samples_are_drawn_again_when_the_weak_network_has_changed(sampled, trained, small, tmp_path, caplog):
@@ -172,6 +170,7 @@ def test_a_finished_job_samples_again_when_the_weak_network_has_changed(tiny_gin
 
 
 UNFIT = {
+    "clock": ("JointObjective.clock = @clocks.Lead()", "trained with the process .*Lead.* and clock in both runs"),
     "channels": ("PCA.rank = 3", r"channels = Channels\(image=1, domain=3\), but the model has .*domain=2"),
     "codec": ("prepare.num_fit_images = 32", "the codec of the network computes domain differently"),
     "process": ("FlowMatching.reversed = True", "trained with the process .*'reversed': True.*JointObjective.process"),
@@ -180,8 +179,11 @@ UNFIT = {
 
 @pytest.mark.parametrize("binding, message", UNFIT.values(), ids=UNFIT)
 def test_a_network_that_does_not_fit_is_refused(tiny_gin, trained, main, tmp_path, binding, message):
-    process = ("JointObjective.process = @processes.FlowMatching()",) if "Flow" in binding else ()
-    weak = trained(binding, *process, "train.num_steps = 1")
+    further = {
+        "FlowMatching": ["JointObjective.process = @processes.FlowMatching()"],
+        "JointObjective": ["DiffusionTransformer.group_timesteps = True"],
+    }
+    weak = trained(binding, "train.num_steps = 1", *further.get(binding.partition(".")[0], []))
     rule = Autoguidance(weak=weak)
     with pytest.raises(ValueError, match=rf"^Autoguidance.weak = '{re.escape(str(weak))}': .*{message}"):
         drawn(opened(main), rule)
@@ -204,8 +206,10 @@ MISSING = {
         "step = 2: training deletes this checkpoint before",
     ),
     "between checkpoints": (["Autoguidance.step = 3"], "must be a multiple of train.checkpoint_every = 2 up to"),
-    "beyond the last step": (["Autoguidance.step = 10"], "must be .* up to train.num_steps = 8"),
-    "no average": (["Autoguidance.average = 0.1"], "sigma_rel_0.1_step_.* does not exist: .*redi.average --run_dir="),
+    "beyond the last step": (
+        ["Autoguidance.step = 10"],
+        "training will write none: must be .* up to train.num_steps = 8",
+    ),
     "nothing": ([], "Autoguidance: no network is named: bind weak"),
 }
 
