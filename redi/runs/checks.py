@@ -30,6 +30,7 @@ from redi.runtime.distributed import Processes, process_rank
 from redi.runtime.paths import local_path
 from redi.runtime.ranges import SEED, check_number
 from redi.sampling.generate import check_generation, generate
+from redi.sampling.networks import open_networks
 from redi.training.guards import NUMBERS, check_settings, make_optimizer
 from redi.training.memory import check_memory
 from redi.training.parallel.ddp import DDP
@@ -112,7 +113,8 @@ def check_sample_settings(run: Run) -> None:
     """Raise ValueError for settings that `sample` would refuse for this run."""
     with config.explained(types=True):
         _check_sample(run)
-        _check_generate(run.process, run.codec.channels, run.num_classes, run.codec.device)
+        rules = _check_generate(run.process, run.codec.channels, run.num_classes, run.codec.device)
+        open_networks(rules, run.model, run.codec, run.process)
 
 
 def _check_sample(classes: Run | Dataset) -> dict:

@@ -19,6 +19,7 @@ from redi.runtime.checkpoint import checkpoint_dir, ended_early, is_good, list_c
 from redi.runtime.checksums import json_sha256, sha256
 from redi.runtime.distributed import process_rank
 from redi.runtime.shared_work import complete
+from redi.sampling.networks import are_current
 from redi.training.trainer import train
 
 log = logging.getLogger("redi")
@@ -75,7 +76,10 @@ def is_current(stages: Path, key: dict, results: Sequence[str]) -> bool:
         hashes = stored.pop("files", {})
         if stored != key:
             return False
-        Samples(stages.parent / "samples").verify()
+        samples = Samples(stages.parent / "samples")
+        samples.verify()
+        if not are_current(samples.record.get("networks", {})):
+            return False
         damaged = [name for name in results if sha256(stages.parent / name) != hashes.get(name)]
     except FileNotFoundError:
         return False

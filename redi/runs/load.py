@@ -26,6 +26,7 @@ from redi.runtime.checkpoint import checkpoint_dir, list_checkpoints, load_check
 from redi.runtime.device import choose_device
 from redi.runtime.paths import local_path
 from redi.sampling.generate import Generated, generate
+from redi.sampling.networks import Opened, OpenNetwork, Origin, network_record
 from redi.sampling.pictures import ColourBasis
 
 log = logging.getLogger(__name__)
@@ -150,7 +151,25 @@ def open_run(
     }
     process = process or (built or JointObjective(channels=channels, num_classes=num_classes)).process
     warn_of_edits(record, folder, net, codec, built, process)
+    codec = codec.to(device)
+    net.origin = Origin(run_dir, record["step"], process, codec)  # type: ignore[assignment]  # not a module
+    net.open_network = network_opener(run_dir)  # type: ignore[assignment]
     return Run(
-        net, codec.to(device), process, built, weights, ColourBasis(tensors.get("colours", {})),
+        net, codec, process, built, weights, ColourBasis(tensors.get("colours", {})),
         record["step"], num_classes, record["image_size"], run_dir, record, gin_bindings, names,
     )  # fmt: skip
+
+
+def network_opener(run_dir: Path) -> OpenNetwork:
+    """Return the function that opens the networks of guidance rules for a model of `run_dir`, each of them once."""
+    opened: dict[str, nn.Module] = {}
+
+    # A function: copies of the model, as `generate` makes them, share it.
+    def open_network(settings: Mapping[str, Any], device: torch.device) -> Opened:
+        record = network_record(settings, run_dir)
+        if (key := f"{record} on {device}") not in opened:
+            log.info("guidance: opening step %d of %s", record["trained_steps"], record["weak"])
+            opened[key] = load(record["weak"], step=record["trained_steps"], device=str(device)).model
+        return opened[key], record
+
+    return open_network

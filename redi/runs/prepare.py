@@ -5,6 +5,8 @@ from redi.data.cache.prepare import prepare
 from redi.runs.checks import check_results, check_settings_of_training, check_training
 from redi.runs.experiment import Experiment
 from redi.runs.forecast import training_forecast
+from redi.runs.load import network_opener
+from redi.runs.networks import check_networks
 from redi.runtime.checkpoint import list_checkpoints, newest_good
 
 
@@ -33,10 +35,15 @@ def prepare_run(experiment: Experiment, *, evaluates: bool = False, monitor=None
     net = check_training(codec, data, monitor=monitor, resumes=bool(list_checkpoints(run_dir)), trains=trains)
     if evaluates:
         check_results(codec, data, reference=experiment.reference, networks=experiment.metric_networks)
+    open_network = network_opener(run_dir)
+    check_networks(net, codec, run_dir, open_network)
     experiment.checked(lambda: training_forecast(net, codec, len(data), experiment.device))
     codec.to(experiment.device)
     if monitor is not None:
         monitor.prepare(data, experiment.reference)
     if (newest := newest_good(run_dir, ("codec",), set_aside=False)) is not None:
         codec.load_learned_state(newest[1]["codec"])
-    return data if streams_alone else config.call(prepare, codec=codec, dataset=data)
+    if not streams_alone:
+        data = config.call(prepare, codec=codec, dataset=data)
+    check_networks(net, codec, run_dir, open_network)  # the codec is fitted now
+    return data

@@ -22,6 +22,7 @@ from redi.models.cost import forward_flops, matmul_rate, nominal_rate
 from redi.models.interface import build_model, choose_attention_of, state_of
 from redi.runs.checks import setting
 from redi.runs.experiment import Experiment
+from redi.runs.load import network_opener
 from redi.runs.prepare import prepare_run
 from redi.runtime.artefact import write_json
 from redi.runtime.device import Precision, choose_compile, choose_precision, device_name, matmul_precision
@@ -100,6 +101,7 @@ def _subject(experiment: Experiment, stage: str) -> Iterator[Subject]:
     compiled = choose_compile(setting(function, "compile"), device, f"{function.__name__}.compile")
     images = setting(function, "batch_size")
     if stage == "sampling":
+        model.open_network = network_opener(experiment.trained_dir)  # type: ignore[assignment]  # not a module
         yield Subject(_draw_batch(codec, model, objective, images), images, model, precision, compiled)
         return
     log.info("attention: %s", choose_attention_of(model.train(), device, precision.dtype))

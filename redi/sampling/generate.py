@@ -15,7 +15,7 @@ from redi.core.registry import configurable
 from redi.core.samplers import Draw, ImageNoise, Sampler, samplers
 from redi.core.samplers.ancestral import Ancestral
 from redi.core.samplers.euler_maruyama import EulerMaruyama
-from redi.guidance import Guidance, guidance_rules, guided, networks_of, total_weights, training_advice
+from redi.guidance import Guidance, guidance_rules, guided, total_weights, training_advice
 from redi.models.codec import JointCodec
 from redi.models.interface import choose_attention_of, state_of
 from redi.runtime.device import Precision, choose_compile, choose_precision, compile_full_graph, matmul_precision
@@ -23,6 +23,7 @@ from redi.runtime.progress import progress
 from redi.runtime.ranges import SEED, check_number
 from redi.sampling.conditional import check_given, clamped, times_with_given
 from redi.sampling.labels import label_numbers
+from redi.sampling.networks import open_networks
 
 log = logging.getLogger(__name__)
 
@@ -126,16 +127,18 @@ def generate(
     if (trained_with := getattr(model, "trained_with", None)) and not first_index:  # once for a set generated in parts
         for advice in training_advice(guidance, trained_with):
             log.warning("%s", advice)
+    guidance, others = open_networks(guidance, model, codec, process)
     device = next(model.parameters()).device
     how = choose_precision(precision, device, "generate.precision")
     compiled = choose_compile(compile, device, "generate.compile")
     process = process.for_channels(channels, device)
-    if own_time and not getattr(model, "has_group_times", False):
+    every_network = [model, *(other for other, _ in others.values())]
+    if own_time and not all(getattr(network, "has_group_times", False) for network in every_network):
         what = "own_time = True needs a model with a t per channel group"
         raise ValueError(f"{what}: train one with DiffusionTransformer.group_timesteps = True")
     model_time = times_with_given(process, channels, given or ()) if own_time else process.model_time
-    networks = {"self": _Network(model, weights or {}, how, compiled)}
-    networks |= {name: _Network(other, {}, how, compiled) for name, other in networks_of(guidance).items()}
+    networks = {"self": _Network(model, weights or {}, how, compiled, device)}
+    networks |= {name: _Network(other, {}, how, compiled, device) for name, (other, _) in others.items()}
     times: list[float] = []  # one per function evaluation
 
     def group_times(t: float) -> Mapping[str, float]:
@@ -171,7 +174,7 @@ def generate(
     }  # fmt: skip
     if len(networks) > 1:
         counts = {name: network.evaluations / num_drawn for name, network in networks.items()}
-        record["evaluations_by_network"] = counts
+        record |= {"evaluations_by_network": counts, "networks": {name: one for name, (_, one) in others.items()}}
     generated = Generated(torch.cat(images), torch.cat(states), labels, record)
     if trajectory:
         generated.times = [t for t, _ in paths[0]]
@@ -214,11 +217,13 @@ def check_generation(
 class _Network:
     """A copy of the model with `weights` and a precision, which counts evaluations. The model itself is not changed."""
 
-    def __init__(self, model: nn.Module, weights: Mapping[str, Tensor], how: Precision, compiled: bool):
+    def __init__(
+        self, model: nn.Module, weights: Mapping[str, Tensor], how: Precision, compiled: bool, device: torch.device
+    ):  # fmt: skip
         tensors = {id(p): weights.get(name, p) for name, p in model.named_parameters()}
         memo = {key: nn.Parameter(tensor.detach(), requires_grad=False) for key, tensor in tensors.items()}
         net = copy.deepcopy(model, memo).eval()  # parameters in `memo` are used as they are, not copied
-        device = next(net.parameters()).device
+        net.to(device)
         choose_attention_of(net, device, how.dtype)
         self.how, self.graphs = how, compiled and device.type == "cuda"
         self.predict = compile_full_graph(net, "reduce-overhead" if self.graphs else None) if compiled else net

@@ -17,6 +17,7 @@ from redi.runtime import trusted_imports
 from redi.runtime.artefact import write_json
 from redi.runtime.checksums import sealed
 from redi.runtime.distributed import process_rank
+from redi.sampling.networks import are_current
 from redi.sweeps.owner import working_on
 from redi.sweeps.plan import PlannedPoint
 
@@ -32,7 +33,9 @@ def is_done(run_dir: Path, entry: PlannedPoint) -> bool:
     before = result.get("plug_ins", {})
     if edited := sorted(name for name in before.keys() & entry.plug_ins if before[name] != entry.plug_ins[name]):
         log.warning("%s: sampling and measuring again, because of edited plug-ins: %s", entry.name, ", ".join(edited))
-    return not edited
+    if changed := not are_current(result.get("networks", {})):
+        log.warning("%s: sampling and measuring again, because a network of its guidance has changed", entry.name)
+    return not edited and not changed
 
 
 def run_point(run_dir: Path, entry: PlannedPoint) -> None:
@@ -65,5 +68,6 @@ def write_result(folder: Path, entry: PlannedPoint, seconds: dict[str, float]) -
     result |= {"model": entry.model, "status": "done"}
     result |= {"metrics": [{key: m[key] for key in KEYS if key in m} for m in metrics]}
     result |= {"seconds": {stage: seconds.get(stage) for stage in ("train", "sample", "evaluate")}}
+    result |= {"networks": networks} if (networks := metrics and metrics[0]["samples"].get("networks")) else {}
     result |= {"plug_ins": entry.plug_ins} if entry.plug_ins else {}
     write_json(folder / "result.json", sealed(result | {"versions": {"redi": redi.__version__}}))

@@ -13,6 +13,10 @@ from redi.training.guards import Guards
 log = logging.getLogger(__name__)
 
 
+def unopened(*_) -> None:
+    """Open no network, because those that guidance rules name may not exist yet: `open_network` during training."""
+
+
 class Observer:
     """Draws sample grids and calls the monitor, on rank 0. Every grid has the same labels and noise.
 
@@ -31,6 +35,7 @@ class Observer:
         num_classes = guards.dataset.num_classes
         columns = min(10, num_classes)
         self.labels = torch.arange(preview_images) % columns * num_classes // columns
+        self.state.model.open_network = unopened  # type: ignore[assignment]  # not a module
 
     def __call__(self, step: int) -> dict[str, float] | None:
         """Draw and measure what is due, on all processes; return the measurements ({} on other ranks), or None."""
@@ -45,6 +50,7 @@ class Observer:
             model = state.model
             if state.processes.size > 1 and not state.parallel.keeps_whole:
                 model = self.build().to(state.device)
+                model.open_network = unopened  # type: ignore[assignment]  # not a module
             if draws:
                 self.guards.at("drawing a preview")
                 self._draw(model, weights, step)

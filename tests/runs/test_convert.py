@@ -111,6 +111,17 @@ def test_images_and_features_are_drawn_with_the_decoder_alone(redi_run):
     assert redi.sample_grid(drawn, run.codec, run.colours).width > 0
 
 
+def test_an_imported_run_guides_another_without_an_encoder_s_weights(redi_run, vae, pca, tmp_path):
+    path = saved(tmp_path / "weak.pt", {"ema": published_state(12, seed=2), "steps": 9})
+    bindings = [f"StableVAE.weights = '{vae}'"]
+    convert.import_checkpoint(path, tmp_path / "run", framework="sit", pca=pca, gin_bindings=bindings)
+    run, weak = (redi.load(folder, device="cpu") for folder in (redi_run[0], tmp_path / "run"))
+    euler, rule = redi.samplers.Euler(num_evaluations=1), redi.guidance.Autoguidance(1.5, weak=tmp_path / "run")
+    plain, away = (one.generate([0, 4], sampler=euler).x for one in (run, weak))
+    guided = run.generate([0, 4], sampler=euler, guidance=[rule]).x
+    torch.testing.assert_close(guided, away + 1.5 * (plain - away), rtol=1e-4, atol=1e-5)  # one step is linear
+
+
 def test_the_sample_program_works_on_an_imported_run(redi_run):
     folder = redi_run[0]
     config.parse([folder / "config.gin"], ["sample.num_images = 2", "EulerMaruyama.num_evaluations = 2"])

@@ -23,6 +23,7 @@ from redi.runtime.checksums import BrokenArtefact, json_sha256, tensors_sha256
 from redi.runtime.progress import part_of
 from redi.runtime.shared_work import SharedJob
 from redi.sampling.generate import Generated
+from redi.sampling.networks import are_current
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +88,11 @@ class SamplingJob:
             shutil.rmtree(self.job.work, ignore_errors=True)
         if self.folder.exists():
             try:
-                read_record(self.folder)
-                if self._finished():
+                networks = read_record(self.folder).get("networks", {})
+                if not are_current(networks):
+                    log.info("drawing the samples again, because %s changed", ", ".join(networks))
+                    self.refused = stamp(self.folder)
+                elif self._finished():
                     Samples(self.folder).verify()
                     log.info("samples with these settings already exist: %s", self.folder)
             except BrokenArtefact as error:
