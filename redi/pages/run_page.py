@@ -39,7 +39,7 @@ def run_page(run_dir: Path, trained_dir: Path, title: str) -> str:
     sections = {
         "pictures": {heading: picture for heading, picture in pictures.items() if picture},
         "metrics": metrics,
-        "panels": training.pop("panels", []) + run_panels(read_log(trained_dir)),
+        "panels": run_panels(read_log(trained_dir)) + training.pop("panels", []),
         "training": training,
         "previews": _previews(trained),
         "audit": data and data["all"],

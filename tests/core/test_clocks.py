@@ -1,5 +1,6 @@
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from redi.core.clocks import Clock, Independent, Lead, Shared, Shift, clocks
 from redi.core.objective import JointObjective
 from redi.core.processes import DDPM, VP, FlowMatching, Shifted
 from redi.core.processes.clocked import Clocked
+from redi.models.transformer import DiffusionTransformer
 
 CHANNELS = Channels(image=4, dinov2=8, clip=2)
 CLOCKS = {
@@ -105,6 +107,11 @@ def test_every_group_may_have_an_offset_of_its_own():
     assert len(clock.kinks()) == 4
     alone = CLOCKS["Lead one group"]
     assert alone.time("dinov2", s) == alone.time("image", s) == pytest.approx(alone.time("clip", s) - 0.3)
+
+
+def test_groups_that_start_and_end_together_share_their_kinks():
+    clock = Lead({"dinov2": 0.7, "clip": -0.3}).for_channels(CHANNELS)  # dinov2 ends where clip starts
+    assert len(clock.kinks()) == 3
 
 
 def test_a_lead_of_1_denoises_one_group_after_the_other():
@@ -211,3 +218,51 @@ def test_a_clock_of_few_lines_can_be_composed_with_a_path():
     assert process.group_times(CHANNELS, 0.5) == {"image": 0.5, "dinov2": 0.25, "clip": 0.25}
     assert process.slope(0.75).flatten().tolist() == [1.0] * 4 + [1.5] * 10
     assert process.slope(torch.tensor([0.75]))[0, :, 0, 0].tolist() == [1.0] * 4 + [1.5] * 10
+
+
+def losses(**settings):
+    objective = JointObjective(channels=CHANNELS, num_classes=10, **settings)
+    torch.manual_seed(0)
+    x, y = torch.randn(8, 14, 4, 4), torch.zeros(8, dtype=torch.long)
+    return objective(lambda x_t, t, y: 0.3 * x_t, x, y)
+
+
+def test_the_former_name_of_the_independent_clock_draws_the_same():
+    assert losses(independent_timesteps=True) == losses(clock=Independent()) != losses()
+
+
+def test_the_former_name_of_the_shift_trains_the_same():
+    shift = {"dinov2": 0.5, "image": 2.0}
+    assert losses(process=Shifted(shift=shift)) == losses(clock=Shift(shift=shift)) != losses()
+
+
+def test_the_former_name_beside_another_clock_is_refused():
+    with pytest.raises(
+        ValueError, match=r"independent_timesteps = True with JointObjective\.clock = Lead: bind the clock"
+    ):
+        JointObjective(channels=CHANNELS, num_classes=1, independent_timesteps=True, clock=Lead())
+
+
+class Data:
+    image_size, num_classes = 8, 10
+
+
+@pytest.mark.parametrize(
+    ("clock", "representations", "expected"),
+    [(Shared(), {"z": 2}, None), (Lead(), {"z": 2}, True), (Shift(shift={"image": 2.0}), {"z": 2}, True),
+     (Independent(), {"z": 2}, True), (Shift(shift={"image": 2.0}), {}, None)],
+)  # fmt: skip
+def test_the_model_embeds_a_time_per_group_where_the_clock_needs_it(clock, representations, expected):
+    channels = Channels(image=4, **representations)
+    objective = JointObjective(channels=channels, num_classes=10, clock=clock)
+    codec = SimpleNamespace(channels=channels, grid=lambda size: (size, size), alignment=None)
+    arguments = objective.model_arguments(codec, Data())
+    assert arguments.get("group_timesteps") is expected
+    model = DiffusionTransformer(**arguments, width=16, depth=1, num_heads=2)
+    objective.check_model(model)
+    assert model.has_group_times is bool(expected)
+    if expected:
+        with pytest.raises(
+            ValueError, match=rf"clock = {type(clock).__name__} needs a model with a t per channel group"
+        ):
+            objective.check_model(DiffusionTransformer(**arguments | {"group_timesteps": False}, width=16, num_heads=2))

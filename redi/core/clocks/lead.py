@@ -74,7 +74,8 @@ class Lead(Clock):
         return (moving.to(s.dtype) if isinstance(s, Tensor) else moving) / (end - start)
 
     def kinks(self) -> tuple[float, ...]:
-        return tuple(sorted({s for move in self._moves.values() for s in move if 0 < s < 1}))
+        ends = sorted(s for move in self._moves.values() for s in move if 0 < s < 1)
+        return tuple({round(s, 9): s for s in ends}.values())  # equal ones may differ by rounding
 
     def _move(self, group: str) -> tuple[float, float]:
         if not self._moves:

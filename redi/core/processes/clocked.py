@@ -108,7 +108,7 @@ class Clocked(Process):
             mean = (self._time(name, stop) - self._time(name, start)) / (stop - start)
             return torch.full_like(s, mean) if isinstance(s, Tensor) else mean
         t, (first, last) = self.clock.time(name, s), self.process.t_range()
-        moving = ((t >= first) & (t <= last)).to(t.dtype) if isinstance(t, Tensor) else first <= t <= last
+        moving = (t >= first) & (t <= last) if isinstance(t, Tensor) else first <= t <= last
         return moving * self.clock.slope(name, s)
 
     def _per_channel(self, function, s):
