@@ -9,12 +9,15 @@ import pytest
 import torch
 
 import redi
+from redi.core.clocks import Clock
 from redi.core.configurables import import_all
 from redi.core.ema import AveragedWeights, copied
 from redi.core.objective import JointObjective
 from redi.core.processes import Process, per_sample
+from redi.core.processes.clocked import Clocked
 from redi.core.registry import registries
 from redi.core.samplers import Sampler
+from redi.core.time_distributions import TimeDistribution
 from redi.data.cache.prepare import prepare
 from redi.data.datasets import Dataset
 from redi.evaluation.evaluate import evaluate
@@ -153,6 +156,21 @@ class Circular(Process):
         return self.sigma(t) * x_t - self.alpha(t) * prediction / (math.pi / 2)
 
 
+class Later(Clock):
+    """The representation starts slowly."""
+
+    def time(self, group, s):
+        return s if group == "image" else s**2
+
+    def slope(self, group, s):
+        return 1.0 if group == "image" else 2 * s
+
+
+class Noisy(TimeDistribution):
+    def draw(self, process, shape, device, state):
+        return torch.rand(shape, device=device) ** 2
+
+
 class Leaps(Sampler):
     def run(self, denoise, process, draw, start, end, keep):
         x, step = keep(start, draw()), (end - start) / self.num_evaluations
@@ -198,7 +216,9 @@ class Alone(Parallel):
         return nullcontext()
 
 
-COMPONENTS = [Halved, Stripes, Latest, Whitened, Concatenated, Away, Alone, Circular, Loudest, Leaps]
+COMPONENTS = [
+    Halved, Later, Stripes, Latest, Whitened, Concatenated, Away, Alone, Circular, Loudest, Leaps, Noisy
+]  # fmt: skip
 LEAPS = Leaps(num_evaluations=2)
 GENERATE = partial(redi.generate, sampler=LEAPS, guidance=[Away()])
 MODEL = partial(DiffusionTransformer, fusion=Concatenated, width=16, depth=1, num_heads=2, patch_size=2)
@@ -216,10 +236,11 @@ def run(tmp_path_factory) -> redi.Run:
     for num_steps in (1, 2):
         train(
             folder / "run", codec=codec, dataset=dataset, model=MODEL,
-            objective=partial(JointObjective, process=Circular()), ema=Latest, parallel=Alone(),
+            objective=partial(JointObjective, process=Circular(), clock=Later(), time_distribution=Noisy()),
+            ema=Latest, parallel=Alone(),
             preview=GENERATE, preview_every=1, preview_images=2, num_steps=num_steps, batch_size=8,
         )  # fmt: skip
-    return redi.load(folder / "run", device="cpu", codec=new_codec(), model=MODEL, process=Circular())
+    return redi.load(folder / "run", device="cpu", codec=new_codec(), model=MODEL, process=Clocked(Circular(), Later()))
 
 
 def test_there_is_one_of_every_kind():

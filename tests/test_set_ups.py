@@ -32,6 +32,10 @@ SET_UPS = {
         "JointObjective.independent_timesteps = True",
         "DiffusionTransformer.group_timesteps = True",
     ],
+    "a lead and logit-normal times": [
+        "JointObjective.clock = @clocks.Lead()",
+        "JointObjective.time_distribution = @time_distributions.LogitNormal()",
+    ],
     "REPA": [
         "JointCodec.alignment = @alignment/encoders.DomainEncoder()",
         "alignment/DomainEncoder.seed = 5",

@@ -26,6 +26,12 @@ def run_panels(entries: list[dict]) -> list[Panel]:
     ]  # fmt: skip
 
 
+def schedule_panel(curves: Mapping) -> Panel:
+    """Return a panel of `snr_curves`. A curve ends where its group is pure noise or clean."""
+    groups = [Series(name, curves["s"], ratios) for name, ratios in curves["snr"].items()]
+    return Panel("signal-to-noise ratio of each group, dB", "shared time s, from noise (0) to data (1)", groups)
+
+
 def model_panels(logs: Mapping[str, list[dict]]) -> list[Panel]:
     """Return a panel of the loss and of every monitored metric, with a curve for each model."""
     names = dict.fromkeys(name for entries in logs.values() for name in _names(entries))

@@ -7,7 +7,7 @@ from pathlib import Path
 from redi.data import audit
 from redi.evaluation.records import read_metrics
 from redi.evaluation.samples.stored import load_samples
-from redi.pages.curves import run_panels
+from redi.pages.curves import run_panels, schedule_panel
 from redi.pages.files import Folder, Picture
 from redi.pages.render import render
 from redi.pages.wording import with_spread
@@ -34,12 +34,12 @@ def run_page(run_dir: Path, trained_dir: Path, title: str) -> str:
         listings |= {f"{name} of the training run": trained.text(name) for name in LISTINGS}
     metrics = _metrics(run)
     pictures = {heading: run.picture(name, alt) for heading, (name, alt) in PICTURES.items()}
-    training = trained.json("training.json", lambda record: history.in_brief(record) | {"record": record}) or {}
+    training = trained.json("training.json", _training) or {}
     data = trained.json("audit.json", lambda r: {"brief": audit.summary(r), "all": audit.format_audit(r)})
     sections = {
         "pictures": {heading: picture for heading, picture in pictures.items() if picture},
         "metrics": metrics,
-        "panels": run_panels(read_log(trained_dir)),
+        "panels": run_panels(read_log(trained_dir)) + training.pop("panels", []),
         "training": training,
         "previews": _previews(trained),
         "audit": data and data["all"],
@@ -55,6 +55,11 @@ def run_page(run_dir: Path, trained_dir: Path, title: str) -> str:
         record=json.dumps(metrics, indent=2), **sections,
         class_names={str(label): name for label, name in enumerate(audit.class_names(trained_dir) or ())},
     )  # fmt: skip
+
+
+def _training(record: dict) -> dict:
+    panels = [schedule_panel(record["noise_schedule"])] if "noise_schedule" in record else []
+    return history.in_brief(record) | {"record": record, "panels": panels}
 
 
 def _metrics(folder: Folder) -> list[dict]:

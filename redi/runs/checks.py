@@ -11,7 +11,9 @@ from torch import nn
 
 from redi.core import config
 from redi.core.channels import Channels
+from redi.core.objective import JointObjective
 from redi.core.processes import Process
+from redi.core.processes.shifted import Shifted
 from redi.data.datasets import Dataset
 from redi.data.loader import check_shuffle
 from redi.evaluation.checking import check_evaluation
@@ -77,6 +79,7 @@ def check_training(
             make_optimizer(setting(train, "optimizer"), net.parameters())
             setting(train, "ema")(model=net)
         objective.check_model(net)
+        _warn_of_former_names(objective, net)
         if not resumes and (initial := setting(train, "initial_weights")) is not None:
             warm_start(net, initial)
             if local_path(initial).is_file():
@@ -107,6 +110,19 @@ def check_training(
     if codec.alignment is None and unused:
         log.warning("unused bindings: %s need JointCodec.alignment, which is not bound (repa.gin)", ", ".join(unused))
     return net
+
+
+def _warn_of_former_names(objective: JointObjective, net: nn.Module) -> None:
+    """Warn of bindings that `JointObjective.clock` replaces or overrides."""
+    old = "JointObjective.independent_timesteps"
+    former = {old: "Independent"} if config.bound(old) else {}
+    former |= {"processes.Shifted": "Shift"} if isinstance(objective.process, Shifted) else {}
+    for name, clock in former.items():
+        new = f"JointObjective.clock = @clocks.{clock}()"
+        log.warning("%s is a former name, which works until the next minor version: bind %s", name, new)
+    name, has_times = "DiffusionTransformer.group_timesteps", getattr(net, "has_group_times", False)
+    if has_times and config.bound(name) is False:
+        log.warning("%s = False has no effect, because JointObjective.clock gives the groups different times", name)
 
 
 def check_sample_settings(run: Run) -> None:

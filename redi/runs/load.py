@@ -75,7 +75,7 @@ def load(
         gin_bindings: override the run's config.gin, for example "StableVAE.weights = '/path/on/this/machine'".
         plugins: packages or modules that the run's config.gin may import, for example 'my_lab'. Their code runs.
         codec, model, process: for a run trained without gin: an unfitted codec, `model` as passed to `train`, and the
-            process if it is not FlowMatching.
+            process if it is not FlowMatching; with a clock, `redi.core.processes.clocked.Clocked(process, clock)`.
 
     Raises ValueError: no run, no such checkpoint, or a damaged or incompatible one; `gin_bindings` together with
     `codec`; a configuration that imports a module that is not allowed.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from redi.core.channels import Channels
 from redi.core.processes import Process, processes
+from redi.core.processes.clocked import Clocked
 from redi.core.registry import configurable
 from redi.core.samplers import Draw, ImageNoise, Sampler, samplers
 from redi.core.samplers.ancestral import Ancestral
@@ -74,7 +75,7 @@ def generate(
         first_index: index of the first image, for generating a set in parts.
         given: {group: (N, C_m, H, W)}, known groups of the joint state, for example from `codec.channels.split(
             codec.encode(images))`. The other groups are sampled given these (see `redi.sampling.conditional`).
-        own_time: pass the given groups clean, with their own t, to a model trained with independent timesteps.
+        own_time: pass the given groups clean, at t = 1, to a model trained with clocks.Independent.
         draw: noise to use instead of that of `seed`, each entry (N, C, H, W): the initial noise, then the noise of the
             steps of an SDE sampler.
         trajectory: also return the joint states at the start and after every step: steps + 1 times the memory of x.
@@ -133,9 +134,11 @@ def generate(
     compiled = choose_compile(compile, device, "generate.compile")
     process = process.for_channels(channels, device)
     every_network = [model, *(other for other, _ in others.values())]
-    if own_time and not all(getattr(network, "has_group_times", False) for network in every_network):
-        what = "own_time = True needs a model with a t per channel group"
-        raise ValueError(f"{what}: train one with DiffusionTransformer.group_timesteps = True")
+    reads_times = all(getattr(network, "has_group_times", False) for network in every_network)
+    if own_time and (type(process) is Clocked or not reads_times):
+        # A model with another clock has seen clean groups beside noisy ones only where its clock shows them.
+        clock = type(process.clock).__name__ if isinstance(process, Clocked) else "one t for all groups"
+        raise ValueError(f"own_time = True with a model of {clock}: must be False, or train with clocks.Independent")
     model_time = times_with_given(process, channels, given or ()) if own_time else process.model_time
     networks = {"self": _Network(model, weights or {}, how, compiled, device)}
     networks |= {name: _Network(other, {}, how, compiled, device) for name, (other, _) in others.items()}

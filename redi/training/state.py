@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from redi.core.ema import AveragedWeights
 from redi.core.objective import JointObjective
 from redi.core.plug_ins import plug_ins, warn_of_edits
-from redi.core.snr_table import snr_table, spreads
+from redi.core.snr_table import snr_curves, snr_table, spreads
 from redi.data.cache.cache import EncodedRows
 from redi.data.storage.contents import same_images
 from redi.fusion.merged import with_one_bias
@@ -77,6 +77,7 @@ class TrainingState:
             self.colours, spread = ColourBasis.fit(channels, sample), spreads(channels, sample)
             record = {"step": 0, "window": None, "spread": spread}
         components: tuple[object, ...] = (self.model, self.codec, self.optimizer, self.ema, loss_of, loss_of.process)
+        components += loss_of.clock, loss_of.time_distribution
         components += *vars(loss_of.process).values(), monitor, *getattr(monitor, "networks", ())
         components += (dataset.source if isinstance(dataset, EncodedRows) else dataset,)
         names = dataset.num_classes > 1 and dataset.class_names and list(dataset.class_names[: dataset.num_classes])
@@ -85,6 +86,7 @@ class TrainingState:
             table = snr_table(channels, loss_of.process, loss_of.weights, record["spread"])
             log.info("noise schedule of each group\n%s", table)
         self.history = History(self.run_dir, record["step"], self.model, self.processes, self.codec, dataset.image_size)
+        self.history.record["noise_schedule"] = snr_curves(channels, loss_of.process, record["spread"])
         self.description = {
             "model_arguments": {**model_arguments, "channels": dict(channels)},
             "image_size": dataset.image_size, "seed": seed, "dataset": dataset.fingerprint(),

@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from redi.core.channels import Channels
+from redi.core.clocks import Lead
+from redi.core.processes.clocked import Clocked
 from redi.core.processes.ddpm import DDPM
 from redi.core.processes.flow_matching import FlowMatching
 from redi.core.processes.shifted import Shifted
-from redi.core.snr_table import TIMES, snr_table, spreads
+from redi.core.snr_table import TIMES, snr_curves, snr_table, spreads
 
 CHANNELS = Channels(image=4, dinov2=8)
 
@@ -54,6 +56,28 @@ def test_a_shift_moves_one_group_alone():
     assert row(shifted, "image") == row(table(spread=equal), "image")
     lifted = [value + 20 * math.log10(2) for value in row(table(spread=equal), "dinov2")[2:]]
     assert row(shifted, "dinov2")[2:] == pytest.approx(lifted, abs=0.11)
+
+
+def test_with_a_clock_every_group_has_the_ratio_at_its_own_time():
+    lines = table(Clocked(FlowMatching(), Lead(0.3)), {"image": 1.0, "dinov2": 1.0}).splitlines()
+    assert lines[1].split() == [f"s={s}" for s in TIMES]
+    for ratios, own, time in ((lines[2], lines[3], lambda s: 1.3 * s - 0.3), (lines[4], lines[5], lambda s: 1.3 * s)):
+        times = [min(max(time(s), 0), 1) for s in TIMES]
+        assert own.split() == [f"t={round(t, 3):g}" for t in times]
+        for shown, t in zip(ratios.split()[3:], times, strict=True):
+            expected = {0: "noise", 1: "clean"}.get(t) or f"{20 * math.log10(t / (1 - t)):.1f}"
+            assert shown == expected
+
+
+def test_the_curves_are_those_of_the_table_and_end_at_the_kinks():
+    process = Clocked(FlowMatching(), Lead(0.3))
+    curves = snr_curves(CHANNELS, process, {"image": 1.0, "dinov2": 2.0})
+    image, dinov2 = ({s: dB for s, dB in zip(curves["s"], curves["snr"][name], strict=True)} for name in CHANNELS)
+    assert {0.2308, 0.7692} <= image.keys() and list(image) == sorted(image)
+    assert [s for s, dB in image.items() if dB is None] == [s for s in image if s <= 0.2308]
+    assert [s for s, dB in dinov2.items() if dB is None] == [s for s in dinov2 if s >= 0.7692]
+    assert image[0.5] == pytest.approx(20 * math.log10(0.35 / 0.65), abs=0.01)
+    assert dinov2[0.5] == pytest.approx(20 * math.log10(2 * 0.65 / 0.35), abs=0.01)
 
 
 def test_a_discrete_process_has_a_table_too():

@@ -125,6 +125,18 @@ def test_a_run_is_said_in_a_line_and_its_samples_come_first(run_dir, make):
     assert "training.json cannot be shown" in read(run_dir).text
 
 
+def test_the_signal_to_noise_ratio_of_every_group_has_a_panel(run_dir):
+    curves = {"s": [0.1, 0.5, 0.9], "snr": {"image": [None, -5.4, 16.5], "dinov2": [-16.5, 5.4, None]}}
+    session = {"command": "a", "began": "2026-11-30", "device": "CPU", "first_step": 0, "num_steps": 1, "seconds": 1.0}
+    record = {"model": "DiT", "num_parameters": 1, "image_size": 64, "channels": {}, "reducers": {}}
+    record |= {"sessions": [session], "noise_schedule": curves}
+    (run_dir / "training.json").write_text(json.dumps(record))
+    page = read(run_dir)
+    assert "signal-to-noise ratio of each group, dB" in page.text and "shared time s" in page.text
+    (run_dir / "training.json").write_text(json.dumps(record | {"noise_schedule": {"s": [0.1], "snr": 5}}))
+    assert "training.json cannot be shown" in read(run_dir).text
+
+
 def test_a_single_seed_is_said_to_tell_no_spread(run_dir, make):
     make.metrics(run_dir, {"per_seed": [12.3], "spread": None})
     text = read(run_dir).text

@@ -111,6 +111,75 @@ def test_what_training_would_refuse_is_refused_before_encoding(refused, binding,
     assert message in refused(binding)
 
 
+CLOCKS = {
+    "an offset beyond 1": (
+        ["JointObjective.clock = @clocks.Lead()", "Lead.offset = 2"],
+        "Lead.offset = 2: every offset must be a number in [-1, 1]",
+    ),
+    "a lead of a group that does not exist": (
+        ["JointObjective.clock = @clocks.Lead()", "Lead.groups = ['dinov2']"],
+        "Lead.groups = ('dinov2',): must name representations of the codec (domain)",
+    ),
+    "a lead of the image alone": (
+        ["JointObjective.clock = @clocks.Lead()", "JointCodec.representations = []"],
+        "clocks.Lead needs a representation, but the codec has only the image: bind clocks.Shared",
+    ),
+    "a clock for timesteps": (
+        ["JointObjective.clock = @clocks.Lead()", "JointObjective.process = @processes.DDPM()"],
+        "JointObjective.clock = Lead with JointObjective.process = DDPM, which has discrete timesteps: must be",
+    ),
+    "a shift of 0": (
+        ["JointObjective.clock = @clocks.Shift()", "Shift.shift = {'domain': 0}"],
+        "Shift.shift = {'domain': 0}: every shift must be finite and greater than 0",
+    ),
+    "a process as the clock": (
+        ["JointObjective.clock = @processes.GVP()"],
+        "JointObjective.clock must be one of clocks (Independent, Lead, Shared, Shift), got GVP, which is of kind",
+    ),
+    "a clock as the distribution": (
+        ["JointObjective.time_distribution = @clocks.Shared()"],
+        "JointObjective.time_distribution must be one of time_distributions (LogitNormal, Uniform), got Shared",
+    ),
+    "one time": (
+        ["JointObjective.time_distribution = @time_distributions.LogitNormal()", "LogitNormal.std = 0"],
+        "LogitNormal.std = 0: must be finite and greater than 0",
+    ),
+    "timesteps by the logit": (
+        [
+            "JointObjective.time_distribution = @time_distributions.LogitNormal()",
+            "JointObjective.process = @processes.DDPM()",
+        ],
+        "JointObjective.time_distribution = LogitNormal with shift = 1.0 and the discrete timesteps of DDPM: must be",
+    ),
+}
+
+
+@pytest.mark.parametrize(("bindings", "message"), CLOCKS.values(), ids=CLOCKS)
+def test_clocks_and_times_that_cannot_be_are_refused_before_encoding(refused, bindings, message):
+    assert message in refused(*bindings)
+
+
+@pytest.mark.parametrize(
+    ("bindings", "message"),
+    [
+        (["JointObjective.independent_timesteps = True"], "bind JointObjective.clock = @clocks.Independent()"),
+        (
+            ["JointObjective.process = @processes.Shifted()", "Shifted.shift = {'domain': 0.5}"],
+            "bind JointObjective.clock = @clocks.Shift()",
+        ),
+        (
+            ["JointObjective.clock = @clocks.Lead()", "DiffusionTransformer.group_timesteps = False"],
+            "DiffusionTransformer.group_timesteps = False has no effect",
+        ),
+    ],
+)
+def test_bindings_that_a_clock_replaces_are_named_once(tiny_gin, tmp_path, caplog, bindings, message):
+    config.parse([tiny_gin], ["train.device = 'cpu'", *bindings])
+    prepare_run(Experiment(tmp_path))
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert sum(message in warning for warning in warnings) == 1
+
+
 def test_settings_are_checked_before_any_image_is_read(refused):
     nowhere = ["train.dataset = @datasets.ImageFolder()", "ImageFolder.path = '/no/such/folder'"]
     assert refused(*nowhere, "train.log_every = 0").startswith("train.log_every = 0")

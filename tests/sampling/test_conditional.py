@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from redi.core.channels import Channels
+from redi.core.clocks import Lead, Shift
+from redi.core.processes.clocked import Clocked
 from redi.core.processes.ddpm import DDPM
 from redi.core.processes.flow_matching import FlowMatching
 from redi.core.samplers import samplers
@@ -93,6 +95,50 @@ def test_the_network_sees_the_given_group_on_its_path_with_the_first_noise():
     first = noise(3)()[:, 1:]
     for t, group in seen:
         torch.testing.assert_close(group, t * z + (1 - t) * first)
+
+
+@pytest.mark.parametrize("clock", [Lead(0.3), Lead(-0.5), Shift(shift={"z": 0.4})])
+def test_with_a_clock_the_given_group_is_on_its_path_at_its_own_time(clock):
+    z, seen = torch.full((3, 1, 1, 1), 2.0, dtype=torch.float64), []
+    process = Clocked(FlowMatching(), clock).for_channels(CHANNELS)
+
+    def record(x, s):
+        seen.append((s, x[:, 1:].clone()))
+        return torch.zeros_like(x)
+
+    denoise, draw, insert = clamped(record, process, noise(3), CHANNELS, {"z": z})
+    x = Euler(num_evaluations=5)(denoise, process, draw)
+    first, bound = noise(3)()[:, 1:], clock.for_channels(CHANNELS)
+    assert len(seen) == 5
+    for s, group in seen:
+        t = bound.time("z", s)
+        torch.testing.assert_close(group, t * z + (1 - t) * first, rtol=1e-6, atol=1e-6)
+    assert torch.equal(insert(x)[:, 1:], z)
+
+
+def exact_prediction(process):
+    """E[x - noise | x_s] for the Gaussian of `exact_velocity`, if each group has its own time."""
+
+    def denoise(x, s):
+        t = torch.diag(torch.tensor(list(process.group_times(CHANNELS, s).values()), dtype=x.dtype))
+        identity = torch.eye(2, dtype=x.dtype)
+        covariance = torch.tensor([[1.0, CORRELATION], [CORRELATION, 1.0]], dtype=x.dtype)
+        at_s = t @ covariance @ t + (identity - t) ** 2
+        return torch.einsum("ij,njhw->nihw", (covariance @ t - (identity - t)) @ torch.linalg.inv(at_s), x)
+
+    return denoise
+
+
+@pytest.mark.parametrize(("offset", "given"), [(1.0, "z"), (-1.0, "image")])
+def test_a_given_group_that_leads_by_1_gives_the_conditional_with_an_ode(offset, given):
+    """The given group is clean before the other one starts, so the replacement conditions on the clean group."""
+    process = Clocked(FlowMatching(), Lead(offset)).for_channels(CHANNELS)
+    known = torch.linspace(-2, 2, 20_000, dtype=torch.float64)[:, None, None, None]
+    denoise, draw, insert = clamped(exact_prediction(process), process, noise(20_000), CHANNELS, {given: known})
+    groups = CHANNELS.split(insert(Euler(num_evaluations=400)(denoise, process, draw)))
+    rest = groups["image" if given == "z" else "z"] - CORRELATION * known  # N(0, 0.36)
+    assert abs(rest.mean()) < 4 * 0.6 / 20_000**0.5
+    assert rest.var() == pytest.approx(0.36, abs=0.02)
 
 
 @pytest.mark.parametrize("name", [name for name in samplers if name in ("Euler", "Heun", "EulerMaruyama")])

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from redi.core.clocks import Lead
+from redi.core.processes.clocked import Clocked
 from redi.core.processes.flow_matching import FlowMatching
 from redi.core.processes.shifted import Shifted
 from redi.core.samplers import ImageNoise, Sampler, samplers
@@ -166,6 +168,23 @@ def test_a_sampler_written_for_version_0_1_still_draws(model, codec):
 
     old, new = (draw(model, codec, sampler=sampler(num_evaluations=1)).x for sampler in (Older, Euler))
     torch.testing.assert_close(old, new)
+
+
+def test_own_times_are_refused_with_a_clock_that_does_not_train_them(model, codec):
+    z = torch.zeros(3, 2, 4, 4)
+    process = Clocked(FlowMatching(), Lead())
+    told = DiffusionTransformer(
+        channels=codec.channels, grid=(4, 4), num_classes=NUM_CLASSES, width=16, depth=1, num_heads=2, patch_size=2,
+        group_timesteps=True,
+    )  # fmt: skip
+    settings = {"labels": [0, 1, 2], "given": {"z": z}, "own_time": True, "sampler": Euler(num_evaluations=2)}
+    with pytest.raises(
+        ValueError, match=r"own_time = True with a model of Lead: must be False, or train with clocks\.I"
+    ):
+        generate(told, codec, process, **settings)
+    with pytest.raises(ValueError, match=r"own_time = True with a model of one t for all groups: must be False"):
+        generate(model, codec, FlowMatching(), **settings)
+    assert torch.equal(generate(told, codec, FlowMatching(), **settings).x[:, 1:], z)
 
 
 def test_other_weights_are_used_where_they_are_given(model, codec):

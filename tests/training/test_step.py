@@ -9,10 +9,11 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from redi.core.channels import Channels
+from redi.core.clocks import Lead
 from redi.core.ema import EMA
 from redi.core.objective import JointObjective
 from redi.core.processes.ddpm import DDPM
-from redi.core.processes.shifted import Shifted
+from redi.core.time_distributions import LogitNormal
 from redi.fusion.separate import Separate
 from redi.models import transformer
 from redi.models.transformer import DiffusionTransformer
@@ -66,7 +67,10 @@ SET_UPS = {
     "checkpointing": {"model": {"checkpointing": True}},
     "released dropout": {"objective": {"dropout_rule": "released"}},
     "a time for every group": {"objective": {"independent_timesteps": True}, "model": {"group_timesteps": True}},
-    "a group that leads": {"objective": {"process": Shifted(shift={"z": 0.5})}},
+    "a group that leads": {
+        "objective": {"clock": Lead(), "time_distribution": LogitNormal()},
+        "model": {"group_timesteps": True},
+    },
 }
 
 

@@ -14,16 +14,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from redi.core.channels import Channels
+from redi.core.clocks import Independent, Lead
 from redi.core.ema import EMA
 from redi.core.objective import JointObjective
 from redi.core.processes.ddpm import DDPM
 from redi.core.processes.flow_matching import FlowMatching
 from redi.core.processes.shifted import Shifted
+from redi.core.processes.vp import VP
 from redi.core.samplers import ImageNoise
 from redi.core.samplers.ancestral import Ancestral
 from redi.core.samplers.ddim import DDIM
 from redi.core.samplers.euler_maruyama import EulerMaruyama
 from redi.core.samplers.heun import Heun
+from redi.core.time_distributions import LogitNormal, Uniform
 from redi.fusion.separate import Separate
 from redi.guidance import guided
 from redi.guidance.classifier_free import ClassifierFree
@@ -57,12 +60,12 @@ def pretended_gpu():
         yield
 
 
-def built(process=None, device="cuda", *, independent=False, **model):
+def built(process=None, device="cuda", *, clock=None, time_distribution=None, **model):
     objective = JointObjective(
-        channels=CHANNELS, num_classes=10, process=process, representation_dropout=0.2,
-        independent_timesteps=independent,
+        channels=CHANNELS, num_classes=10, process=process, representation_dropout=0.2, clock=clock,
+        time_distribution=time_distribution,
     )  # fmt: skip
-    settings = {"width": 32, "depth": 1, "num_heads": 4, "patch_size": 2, "group_timesteps": independent} | model
+    settings = {"width": 32, "depth": 1, "num_heads": 4, "patch_size": 2, "group_timesteps": clock is not None} | model
     variances = objective.process.variance_groups
     with torch.device("meta"):
         net = DiffusionTransformer(
@@ -82,7 +85,9 @@ PROCESSES = {
     "flow matching": {"process": FlowMatching()},
     "DDPM, learned variance": {"process": DDPM(learned_variance=("image",))},
     "shifted": {"process": Shifted(process=FlowMatching(), shift={"dinov2": 3.0})},
-    "independent times": {"independent": True},
+    "independent times": {"clock": Independent()},
+    "a lead": {"clock": Lead(), "time_distribution": LogitNormal(shift="dimension")},
+    "a lead on a path with poles": {"clock": Lead(), "process": VP(), "time_distribution": Uniform(shift=2.0)},
     "separate tokens": {"fusion": Separate},
 }
 

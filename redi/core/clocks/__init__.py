@@ -18,12 +18,11 @@ class Clock(ABC):
     settings and must be JSON values.
 
     Examples:
-        >>> class Late(Clock):  # the features wait until s = 1/2
-        ...     def time(self, group, s): return s if group == "image" else max(2 * s - 1, 0)
-        ...     def slope(self, group, s): return 1.0 if group == "image" else 2.0 * (s >= 0.5)
-        ...     def kinks(self): return (0.5,)
-        >>> round(Late().shared_time("dinov2", 0.5), 6)
-        0.75
+        >>> class Late(Clock):  # the features start slowly
+        ...     def time(self, group, s): return s if group == "image" else s**2
+        ...     def slope(self, group, s): return 1.0 if group == "image" else 2 * s
+        >>> Late().time("dinov2", 0.5), round(Late().shared_time("dinov2", 0.25), 6)
+        (0.25, 0.5)
     """
 
     # False: every group has t = s, in sampling and unless `independent` in training. The path is then used as it is.

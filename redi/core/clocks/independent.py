@@ -21,7 +21,8 @@ class Independent(Clock):
 
     def for_channels(self, channels: Channels) -> "Independent":
         if not channels.representations:
-            raise ValueError("clocks.Independent needs a representation, but the codec has only the image: bind Shared")
+            what = "clocks.Independent needs a representation, but the codec has only the image"
+            raise ValueError(f"{what}: bind clocks.Shared")
         return self
 
     def time(self, group: str, s):

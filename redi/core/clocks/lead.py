@@ -41,51 +41,43 @@ class Lead(Clock):
         self.offset = dict(offset) if isinstance(offset, Mapping) else offset
         self.groups = None if groups is None else tuple(groups)
         if isinstance(self.offset, dict) and self.groups is not None:
-            raise ValueError(f"Lead.groups = {self.groups}: must be None if Lead.offset names its groups")
+            raise ValueError(f"Lead.groups = {self.groups}: must be None, because Lead.offset names its groups")
         for value in self.offset.values() if isinstance(self.offset, dict) else [self.offset]:
             if isinstance(value, bool) or not isinstance(value, int | float) or not -1 <= value <= 1:
                 raise ValueError(f"Lead.offset = {offset!r}: every offset must be a number in [-1, 1]")
-        self._offsets: dict[str, float] = {}
+        self._moves: dict[str, tuple[float, float]] = {}  # {group: (s of its start, s of its end)}
 
     def for_channels(self, channels: Channels) -> "Lead":
-        names = tuple(self.offset) if isinstance(self.offset, dict) else self.groups
-        names = channels.representations if names is None else names
-        if not names:
-            raise ValueError("clocks.Lead needs a representation, but the codec has only the image: bind Shared")
-        if unknown := [name for name in names if name not in channels.representations]:
-            known = ", ".join(channels.representations) or "none: the codec has only the image"
-            raise ValueError(f"Lead names the groups {unknown}: must be representations of the codec ({known})")
-        bound = copy.copy(self)
+        if not channels.representations:
+            raise ValueError("clocks.Lead needs a representation, but the codec has only the image: bind clocks.Shared")
+        named, binding = (self.offset, "offset") if isinstance(self.offset, dict) else (self.groups, "groups")
+        names = channels.representations if named is None else tuple(named)
+        if not names or any(name not in channels.representations for name in names):
+            known = ", ".join(channels.representations)
+            raise ValueError(f"Lead.{binding} = {named}: must name representations of the codec ({known})")
         offsets = self.offset if isinstance(self.offset, dict) else dict.fromkeys(names, self.offset)
-        bound._offsets = {name: float(offsets.get(name, 0.0)) for name in channels}
+        offsets = {name: offsets.get(name, 0.0) for name in channels}
+        first, last = max(offsets.values()), min(offsets.values())  # the offsets of the first and the last group
+        duration = 1 + first - last  # in units of u
+        bound = copy.copy(self)
+        bound._moves = {n: ((first - d) / duration, (1 + first - d) / duration) for n, d in offsets.items()}
         return bound
 
     def time(self, group: str, s):
-        t = self._unclamped(group, s)
+        start, end = self._move(group)
+        t = (s - start) / (end - start)
         return t.clamp(0, 1) if isinstance(t, Tensor) else min(max(t, 0.0), 1.0)
 
     def slope(self, group: str, s):
-        t = self._unclamped(group, s)
-        moving = (t >= 0) & (t <= 1) if isinstance(t, Tensor) else 0 <= t <= 1
-        return moving * (self._last - self._first)
+        start, end = self._move(group)
+        moving = (s >= start) & (s <= end)
+        return (moving.to(s.dtype) if isinstance(s, Tensor) else moving) / (end - start)
 
     def kinks(self) -> tuple[float, ...]:
-        ends = {
-            (end - offset - self._first) / (self._last - self._first)
-            for offset in self._offsets.values() for end in (0, 1)
-        }  # fmt: skip
-        return tuple(sorted(s for s in ends if 0 < s < 1))
+        ends = sorted(s for move in self._moves.values() for s in move if 0 < s < 1)
+        return tuple({round(s, 9): s for s in ends}.values())  # equal ones may differ by rounding
 
-    @property
-    def _first(self) -> float:
-        """The u of the docstring at s = 0."""
-        return -max(self._offsets.values())
-
-    @property
-    def _last(self) -> float:
-        return 1 - min(self._offsets.values())
-
-    def _unclamped(self, group: str, s):
-        if not self._offsets:
+    def _move(self, group: str) -> tuple[float, float]:
+        if not self._moves:
             raise ValueError("Lead does not know the channel groups yet: call for_channels(channels) first")
-        return self._first + (self._last - self._first) * s + self._offsets[group]
+        return self._moves[group]

@@ -33,9 +33,12 @@ class Clocked(Process):
     def __init__(self, process: Process, clock: Clock):
         processes.check(process, "JointObjective.process")
         clocks.check(clock, "JointObjective.clock")
+        what = f"JointObjective.clock = {type(clock).__name__} with JointObjective.process = {type(process).__name__}"
         if process.num_timesteps is not None:
-            name, allowed = type(process).__name__, "must be a continuous process, for example processes.FlowMatching()"
-            raise ValueError(f"{type(clock).__name__} with the discrete timesteps of {name}: {allowed}")
+            allowed = "must be a continuous process, for example processes.FlowMatching(), or bind clocks.Shared"
+            raise ValueError(f"{what}, which has discrete timesteps: {allowed}")
+        if isinstance(process, Clocked):
+            raise ValueError(f"{what}, which has a clock of its own: bind its path as the process, and one clock")
         self.process, self.clock = process, clock
         self._channels: Channels | None = None
         self._device: torch.device | str = "cpu"

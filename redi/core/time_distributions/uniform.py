@@ -4,12 +4,15 @@ import torch
 from torch import Tensor
 
 from redi.core.processes import Process
-from redi.core.time_distributions import TimeDistribution, register
+from redi.core.time_distributions import ShiftedTimes, register
 
 
 @register
-class Uniform(TimeDistribution):
+class Uniform(ShiftedTimes):
     """Times uniform over the range of the process, as in the paper; the timesteps of a discrete process.
+
+    Args:
+        shift: see `ShiftedTimes`. A discrete process has none.
 
     Examples:
         >>> from redi.core.processes import FlowMatching
@@ -18,7 +21,9 @@ class Uniform(TimeDistribution):
         True
     """
 
-    def draw(
-        self, process: Process, shape: tuple[int, ...], device: torch.device | str, state: tuple[int, ...]
-    ) -> Tensor:
+    def check(self, process: Process) -> None:
+        if self.shift != 1:
+            super().check(process)
+
+    def unshifted(self, process: Process, shape: tuple[int, ...], device: torch.device | str) -> Tensor:
         return process.draw_times(shape, device)

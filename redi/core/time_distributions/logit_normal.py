@@ -1,0 +1,39 @@
+"""Logit-normal training times."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from redi.core.processes import Process
+from redi.core.time_distributions import Shift, ShiftedTimes, register
+
+
+@register
+class LogitNormal(ShiftedTimes):
+    """Times t = sigmoid(n), n normal: fewer at the ends than Uniform (SD3, arXiv 2403.03206, section 3.1).
+
+    SFD (arXiv 2512.04926) and LightningDiT (arXiv 2501.01423) use mean 0 and std 1; JiT, on pixels, -0.8 and 0.8. RAE
+    (arXiv 2510.11690) uses mean 0, std 1 and shift='dimension'.
+
+    Args:
+        mean, std: of the logit of t. With a negative mean, training sees more noise.
+        shift: see `ShiftedTimes`.
+
+    Examples:
+        >>> from redi.core.processes import FlowMatching
+        >>> times = LogitNormal(mean=-0.8).draw(FlowMatching(), (10_000,), "cpu", (4, 8, 8))
+        >>> abs(float(times.logit().mean()) + 0.8) < 0.05
+        True
+    """
+
+    def __init__(self, *, mean: float = 0.0, std: float = 1.0, shift: Shift = 1.0):
+        super().__init__(shift=shift)
+        if not -math.inf < mean < math.inf:
+            raise ValueError(f"LogitNormal.mean = {mean}: must be finite")
+        if not 0 < std < math.inf:
+            raise ValueError(f"LogitNormal.std = {std}: must be finite and greater than 0")
+        self.mean, self.std = mean, std
+
+    def unshifted(self, process: Process, shape: tuple[int, ...], device: torch.device | str) -> Tensor:
+        return torch.sigmoid(self.mean + self.std * torch.randn(shape, device=device))
