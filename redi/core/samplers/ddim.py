@@ -54,7 +54,7 @@ class DDIM(Respaced):
             times = self.steps(process, start, end)
         x = keep(times[0], draw())
         for t, s in pairwise(times):
-            prediction = denoise(x, t)
+            prediction, before = denoise(x, t), x
             data, noise = process.clean(prediction, x, t), process.noise(prediction, x, t)
             x = process.alpha(s) * data
             if s < 1:
@@ -63,5 +63,6 @@ class DDIM(Respaced):
                 x = x + process.sigma(s) * (1 - self.eta**2 * (1 - explained)) ** 0.5 * noise
                 if self.eta:
                     x = x + self.eta * process.sigma(s) * (1 - explained) ** 0.5 * draw()
-            x = keep(s, x)
+            moving = process.between(t, s).slope(t) > 0
+            x = keep(s, x.where(moving, before) if isinstance(moving, Tensor) else x)
         return x
