@@ -5,7 +5,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from redi.core.processes import Process
-from redi.core.samplers import Denoise, Draw, Keep, clipped, register, uniform_times
+from redi.core.samplers import Denoise, Draw, Keep, clipped, moving_groups, register, uniform_times
 from redi.core.samplers.respacing import Respaced, Respacing
 
 
@@ -63,6 +63,5 @@ class DDIM(Respaced):
                 x = x + process.sigma(s) * (1 - self.eta**2 * (1 - explained)) ** 0.5 * noise
                 if self.eta:
                     x = x + self.eta * process.sigma(s) * (1 - explained) ** 0.5 * draw()
-            moving = process.between(t, s).slope(t) > 0
-            x = keep(s, x.where(moving, before) if isinstance(moving, Tensor) else x)
+            x = keep(s, moving_groups(process, t, s, before, x))
         return x

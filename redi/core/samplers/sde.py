@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from redi.core.processes import Process
-from redi.core.samplers import Denoise, Draw, clipped, uniform_times
+from redi.core.samplers import Denoise, Draw, clipped, moving_groups, uniform_times
 from redi.core.samplers.grid import FixedSteps
 
 Form = Literal["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"]
@@ -162,7 +162,7 @@ class SDE(FixedSteps):
         """Take the last step, from t to 1, in one evaluation."""
         prediction, process = denoise(x, t), process.between(t, 1.0)
         if self.last_step == "tweedie":
-            return process.clean(prediction, x, t)
+            return moving_groups(process, t, 1.0, x, process.clean(prediction, x, t))
         if self.last_step == "euler":
             return x + (1 - t) * process.velocity(prediction, x, t)
         return x + (1 - t) * self.drift(prediction, process, x, t)
