@@ -10,7 +10,8 @@ from torch import Tensor
 
 from redi.core.processes import Process
 from redi.core.samplers import Denoise
-from redi.core.samplers.ode import ADAPTIVE, EVALUATIONS_PER_STEP, integrate
+from redi.core.samplers.grid import through_kinks
+from redi.core.samplers.ode import ADAPTIVE, EVALUATIONS_PER_STEP, equal_times, integrate
 from redi.runtime.randomness import mix_seeds
 
 
@@ -108,9 +109,11 @@ def log_likelihood(
         return velocity.detach(), divergence
 
     first, last = process.t_range()
-    solver: dict[str, Any] = {"method": method, "num_steps": num_steps, "rtol": rtol, "atol": atol}
+    times = equal_times(last, first, num_steps) if num_steps else [last, first]
+    times = through_kinks(times, process.kinks()) if num_steps else times
+    solver: dict[str, Any] = {"method": method, "kinks": process.kinks(), "rtol": rtol, "atol": atol}
     with torch.no_grad():
-        noise, integral = integrate(slope, (x, x.new_zeros(len(x))), last, first, **solver)
+        noise, integral = integrate(slope, (x, x.new_zeros(len(x))), times, **solver)
     sigma = torch.as_tensor(process.sigma(first), dtype=torch.float64, device=x.device)
     log_normal = -0.5 * (noise.double() / sigma).square() - sigma.log() - 0.5 * math.log(2 * math.pi)
     # The integral runs backwards, from last to first, so it already has the minus sign.

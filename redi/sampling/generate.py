@@ -203,7 +203,7 @@ def check_generation(
     """Raise ValueError for an object of the wrong kind, or a sampler or rule that does not support the model."""
     if sampler is not None:
         samplers.check(sampler, "generate.sampler")
-        sampler.check(process)
+        sampler.check(process.for_channels(channels))
     if not isinstance(guidance, Sequence):
         raise ValueError(f"generate.guidance = {guidance!r}: must be a list, for example [guidance.ClassifierFree()]")
     for rule in guidance:

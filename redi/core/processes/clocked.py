@@ -9,12 +9,14 @@ from redi.core.channels import Channels
 from redi.core.clocks import Clock, clocks
 from redi.core.processes import Process, per_sample, processes
 
+ROUNDING = 1e-12  # own times that differ by less are equal
+
 
 class Clocked(Process):
     """A continuous path in which every channel group follows its own time t(s).
 
     Its time argument is the shared time s of the clock. `velocity`, `d_alpha` and `d_sigma` are derivatives by s, and 0
-    for a group that does not move. Own times stay within the `t_range` of the path, away from its poles.
+    for a group that does not move. Where the path has a pole, it is evaluated at the nearest time of its `t_range`.
     `JointObjective` composes its `process` and `clock` in this way.
 
     Args:
@@ -73,14 +75,8 @@ class Clocked(Process):
         return bound
 
     def kinks(self) -> tuple[float, ...]:
-        (first, last), ends = self.t_range(), self.process.t_range()
-        poles = {self.clock.shared_time(name, end) for name in self.channels for end in ends if ends != (0, 1)}
-        kinks = sorted(s for s in {*self.clock.kinks(), *poles} if first < s < last)
-        return tuple(s for s in kinks if any(self._jumps(name, s) for name in self.channels))
-
-    def _jumps(self, name: str, s: float) -> bool:
-        """Whether the slope of a group jumps at s. It need not at a kink of the clock beyond a pole of the path."""
-        return abs(self._slope(name, s + 1e-9) - self._slope(name, s - 1e-9)) > 1e-6
+        first, last = self.t_range()
+        return tuple(s for s in self.clock.kinks() if first < s < last)
 
     def t_range(self) -> tuple[float, float]:
         first, last = self.process.t_range()
@@ -105,11 +101,10 @@ class Clocked(Process):
     def _slope(self, name: str, s):
         if self._step is not None:
             start, stop = self._step
-            mean = (self._time(name, stop) - self._time(name, start)) / (stop - start)
+            elapsed = self.clock.time(name, stop) - self.clock.time(name, start)
+            mean = elapsed / (stop - start) if elapsed > ROUNDING else 0.0
             return torch.full_like(s, mean) if isinstance(s, Tensor) else mean
-        t, (first, last) = self.clock.time(name, s), self.process.t_range()
-        moving = (t >= first) & (t <= last) if isinstance(t, Tensor) else first <= t <= last
-        return moving * self.clock.slope(name, s)
+        return self.clock.slope(name, s)
 
     def _per_channel(self, function, s):
         """Return function(group, s) for every channel."""

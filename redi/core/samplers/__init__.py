@@ -109,6 +109,12 @@ def clipped(process: Process, start: float, end: float) -> tuple[float, float]:
     return max(first, start), min(last, end)
 
 
+def moving_groups(process: Process, t: float, t_next: float, x: Tensor, x_next: Tensor) -> Tensor:
+    """Return x_next with x in the groups that stand still from t to t_next."""
+    slope = process.between(t, t_next).slope(t)
+    return x_next.where(slope > 0, x) if isinstance(slope, Tensor) else x_next
+
+
 def uniform_times(first: float, last: float, num_steps: int) -> list[float]:
     """Return num_steps + 1 equally spaced times. Both ends are exact."""
     return [first + (last - first) * k / num_steps for k in range(num_steps)] + [last]

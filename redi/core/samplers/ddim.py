@@ -5,7 +5,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from redi.core.processes import Process
-from redi.core.samplers import Denoise, Draw, Keep, clipped, register, uniform_times
+from redi.core.samplers import Denoise, Draw, Keep, clipped, moving_groups, register, uniform_times
 from redi.core.samplers.respacing import Respaced, Respacing
 
 
@@ -54,7 +54,7 @@ class DDIM(Respaced):
             times = self.steps(process, start, end)
         x = keep(times[0], draw())
         for t, s in pairwise(times):
-            prediction = denoise(x, t)
+            prediction, before = denoise(x, t), x
             data, noise = process.clean(prediction, x, t), process.noise(prediction, x, t)
             x = process.alpha(s) * data
             if s < 1:
@@ -63,5 +63,5 @@ class DDIM(Respaced):
                 x = x + process.sigma(s) * (1 - self.eta**2 * (1 - explained)) ** 0.5 * noise
                 if self.eta:
                     x = x + self.eta * process.sigma(s) * (1 - explained) ** 0.5 * draw()
-            x = keep(s, x)
+            x = keep(s, moving_groups(process, t, s, before, x))
         return x

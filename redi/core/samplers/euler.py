@@ -5,12 +5,13 @@ from itertools import pairwise
 from torch import Tensor
 
 from redi.core.processes import Process
-from redi.core.samplers import ContinuousSampler, Denoise, Draw, Keep, clipped, register, uniform_times
+from redi.core.samplers import Denoise, Draw, Keep, register
+from redi.core.samplers.grid import FixedSteps
 
 
 @register
-class Euler(ContinuousSampler):
-    """The Euler method x <- x + dt v(x, t), with equal steps in t and one evaluation per step.
+class Euler(FixedSteps):
+    """The Euler method x <- x + dt v(x, t), with one evaluation per step. For arguments see `FixedSteps`.
 
     Examples:
         A constant velocity is integrated exactly with any number of steps.
@@ -24,8 +25,9 @@ class Euler(ContinuousSampler):
     """
 
     def run(self, denoise: Denoise, process: Process, draw: Draw, start: float, end: float, keep: Keep) -> Tensor:
-        times = uniform_times(*clipped(process, start, end), self.num_evaluations)
+        times = self.grid(process, start, end)
         x = keep(times[0], draw())
         for t, t_next in pairwise(times):
-            x = keep(t_next, x + (t_next - t) * process.velocity(denoise(x, t), x, t))
+            velocity = process.between(t, t_next).velocity(denoise(x, t), x, t)
+            x = keep(t_next, x + (t_next - t) * velocity)
         return x

@@ -30,10 +30,10 @@ class EulerMaruyama(SDE):
     """
 
     def run(self, denoise: Denoise, process: Process, draw: Draw, start: float, end: float, keep: Keep) -> Tensor:
-        ends_on_data = self.last_step is not None and end == 1
-        times = self.times(process, self.num_evaluations - ends_on_data, start, end)
+        times = self.grid(process, start, end)
         x = keep(times[0], draw())
         for t, t_next in pairwise(times):
-            mean = x + (t_next - t) * self.drift(denoise(x, t), process, x, t)
-            x = keep(t_next, self.add_noise(process, mean, t, t_next - t, draw))
-        return keep(1.0, self.final_step(denoise, process, x, times[-1])) if ends_on_data else x
+            step = process.between(t, t_next)
+            mean = x + (t_next - t) * self.drift(denoise(x, t), step, x, t, t_next)
+            x = keep(t_next, self.add_noise(step, mean, t, t_next - t, draw))
+        return keep(1.0, self.final_step(denoise, process, x, times[-1])) if self.ends_on_data(end) else x

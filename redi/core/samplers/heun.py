@@ -1,20 +1,23 @@
 """Heun's method on the probability-flow ODE."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor
 
 from redi.core.processes import Process
-from redi.core.samplers import ContinuousSampler, Denoise, Draw, Keep, clipped, register, uniform_times
+from redi.core.samplers import Denoise, Draw, Keep, register
+from redi.core.samplers.grid import FixedSteps
 
 
 @register
-class Heun(ContinuousSampler):
-    """The second-order method of Heun, with equal steps in t (Karras et al., arXiv 2206.00364, Algorithm 1).
+class Heun(FixedSteps):
+    """The second-order method of Heun (Karras et al., arXiv 2206.00364, Algorithm 1).
 
         d = v(x, t),   x' = x + dt d,   x <- x + dt (d + v(x', t + dt)) / 2
 
-    Every step, the last one too, takes two evaluations, so `num_evaluations` must be even.
+    Every step, the last one too, takes two evaluations, so `num_evaluations` must be even. For
+    arguments see `FixedSteps`.
 
     Examples:
         The method is exact if the velocity is linear in t: x(1) = noise + 1 for v = 2 t.
@@ -27,18 +30,20 @@ class Heun(ContinuousSampler):
         True
     """
 
-    def __init__(self, num_evaluations: int = 250):
-        super().__init__(num_evaluations=num_evaluations)
+    evaluations_per_step = 2
+
+    def __init__(self, num_evaluations: int = 250, *, shift: float = 1.0, times: Sequence[float] | None = None):
+        super().__init__(num_evaluations=num_evaluations, shift=shift, times=times)
         if num_evaluations % 2:
             raise ValueError(f"Heun.num_evaluations = {num_evaluations}: must be even, because each step takes two")
 
     def run(self, denoise: Denoise, process: Process, draw: Draw, start: float, end: float, keep: Keep) -> Tensor:
-        times = uniform_times(*clipped(process, start, end), self.num_evaluations // 2)
+        times = self.grid(process, start, end)
         x = keep(times[0], draw())
         for t, t_next in pairwise(times):
-            dt = t_next - t
-            velocity = process.velocity(denoise(x, t), x, t)
+            dt, step = t_next - t, process.between(t, t_next)
+            velocity = step.velocity(denoise(x, t), x, t)
             predicted = x + dt * velocity
-            velocity_next = process.velocity(denoise(predicted, t_next), predicted, t_next)
+            velocity_next = step.velocity(denoise(predicted, t_next), predicted, t_next)
             x = keep(t_next, x + dt * (velocity + velocity_next) / 2)
         return x

@@ -1,6 +1,7 @@
 """ODE solvers of torchdiffeq on the probability-flow ODE, with fixed and adaptive steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -8,19 +9,22 @@ from torch import Tensor
 
 from redi.core.processes import Process
 from redi.core.samplers import ContinuousSampler, Denoise, Draw, Keep, clipped, register
+from redi.core.samplers.grid import FixedSteps
 
 State = tuple[Tensor, ...]  # each (N, ...)
 EVALUATIONS_PER_STEP = {"euler": 1, "midpoint": 2, "heun3": 3, "rk4": 4}
+NUDGE = 1e-9  # distance from a kink, above the rounding of own times
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
 
 
 @register
-class FixedODE(ContinuousSampler):
-    """A Runge-Kutta method with equal steps in t.
+class FixedODE(FixedSteps):
+    """A Runge-Kutta method with a fixed number of steps.
 
     Args:
         num_evaluations: network evaluations, a multiple of the method's evaluations per step.
         method: 'euler', 'midpoint', 'heun3' or 'rk4' (the 3/8 rule). Order and evaluations per step are 1, 2, 3 and 4.
+        shift, times: see `FixedSteps`.
 
     Examples:
         A method of order 2 is exact for a velocity linear in t: x(1) = noise + 1 for v = 2 t.
@@ -34,20 +38,30 @@ class FixedODE(ContinuousSampler):
     """
 
     def __init__(
-        self, num_evaluations: int = 250, *, method: Literal["euler", "midpoint", "heun3", "rk4"] = "midpoint"
-    ):
-        super().__init__(num_evaluations=num_evaluations)
+        self, num_evaluations: int = 250, *, method: Literal["euler", "midpoint", "heun3", "rk4"] = "midpoint",
+        shift: float = 1.0, times: Sequence[float] | None = None,
+    ):  # fmt: skip
         if method not in EVALUATIONS_PER_STEP:
             raise ValueError(f"FixedODE.method = {method!r}: must be one of {', '.join(EVALUATIONS_PER_STEP)}")
-        if num_evaluations % EVALUATIONS_PER_STEP[method]:
-            allowed = f"must be a multiple of {EVALUATIONS_PER_STEP[method]}, the evaluations per step of {method!r}"
-            raise ValueError(f"FixedODE.num_evaluations = {num_evaluations}: {allowed}")
         self.method = method
+        super().__init__(num_evaluations=num_evaluations, shift=shift, times=times)
+        if self.num_evaluations % self.evaluations_per_step:
+            allowed = f"must be a multiple of {self.evaluations_per_step}, the evaluations per step of {method!r}"
+            raise ValueError(f"FixedODE.num_evaluations = {num_evaluations}: {allowed}")
+
+    @property
+    def evaluations_per_step(self) -> int:  # type: ignore[override]  # depends on the method
+        """Network evaluations per step."""
+        return EVALUATIONS_PER_STEP[self.method]
+
+    def grid(self, process: Process, start: float = 0.0, end: float = 1.0) -> list[float]:
+        num_steps = self.num_evaluations // self.evaluations_per_step
+        return self.adapted(process, equal_times(*clipped(process, start, end), num_steps))
 
     def run(self, denoise: Denoise, process: Process, draw: Draw, start: float, end: float, keep: Keep) -> Tensor:
-        num_steps = self.num_evaluations // EVALUATIONS_PER_STEP[self.method]
-        settings: dict[str, Any] = {"method": self.method, "num_steps": num_steps, "keep": keep}
-        return integrate(_velocity(denoise, process), (draw(),), *clipped(process, start, end), **settings)[0]
+        times = self.grid(process, start, end)
+        settings: dict[str, Any] = {"method": self.method, "kinks": process.kinks(), "keep": keep}
+        return integrate(_velocity(denoise, process), (draw(),), times, **settings)[0]
 
 
 @register
@@ -81,50 +95,70 @@ class AdaptiveODE(ContinuousSampler):
         self.num_evaluations, self.method, self.rtol, self.atol = None, method, rtol, atol
 
     def run(self, denoise: Denoise, process: Process, draw: Draw, start: float, end: float, keep: Keep) -> Tensor:
-        settings: dict[str, Any] = {"method": self.method, "rtol": self.rtol, "atol": self.atol, "keep": keep}
-        return integrate(_velocity(denoise, process), (draw(),), *clipped(process, start, end), **settings)[0]
+        settings: dict[str, Any] = {"method": self.method, "rtol": self.rtol, "atol": self.atol}
+        settings |= {"kinks": process.kinks(), "keep": keep}
+        return integrate(_velocity(denoise, process), (draw(),), clipped(process, start, end), **settings)[0]
+
+
+def equal_times(first: float, last: float, num_steps: int) -> list[float]:
+    """Return num_steps + 1 equal times, rounded as by `torch.linspace`."""
+    return torch.linspace(first, last, num_steps + 1, dtype=torch.float64).tolist()
 
 
 def integrate(
-    slope: Callable[[State, float], State], state: State, start: float, end: float, *, method: str,
-    num_steps: int | None = None, rtol: float = 1e-3, atol: float = 1e-6, keep: Keep = lambda t, x: x,
+    slope: Callable[[State, float], State], state: State, times: Sequence[float], *, method: str,
+    kinks: Sequence[float] = (), rtol: float = 1e-3, atol: float = 1e-6, keep: Keep = lambda t, x: x,
 ) -> State:  # fmt: skip
-    """Integrate d state / dt = slope(state, t) from `start` to `end` and return the state at `end`.
+    """Integrate d state / dt = slope(state, t) from the first of the `times` to the last and return the state there.
 
-    `slope` is never evaluated outside [start, end]. Raises ValueError if the slope is not finite, or the tolerance is
-    below the rounding error.
+    `slope` is never evaluated outside of the times, which increase or decrease. Raises ValueError if the slope is not
+    finite, or the tolerance is below the rounding error.
 
     Args:
-        num_steps: number of steps of a fixed-step method, which ignores the tolerances. None for adaptive methods.
+        times: the ends of the steps of a fixed-step method, which ignores the tolerances. For adaptive methods, only
+            the first and the last one.
+        kinks: times at which the slope jumps. No step crosses them, and the slope is evaluated on the side of the step.
+            `times` of a fixed-step method must contain them (`grid.through_kinks`).
         keep: called with t and the first tensor of the state, at the start and after every accepted step.
     """
+    low, high = min(times[0], times[-1]), max(times[0], times[-1])
+    inside = sorted((kink for kink in kinks if low < kink < high), reverse=times[0] > times[-1])
+    for first, last in pairwise([times[0], *inside, times[-1]]):
+        between = [t for t in times if min(first, last) <= t <= max(first, last)]
+        steps = (first, last) if method in ADAPTIVE else between
+        state = _integrate(slope, state, steps, NUDGE if kinks else 0.0, method, rtol, atol, keep)
+    keep(times[-1], state[0])
+    return state
+
+
+def _integrate(slope, state: State, times: Sequence[float], nudge: float, method, rtol, atol, keep: Keep) -> State:
+    """Integrate without a kink between the times, with the slope of `nudge` inside them at both ends."""
     from torchdiffeq import odeint
 
-    low, high = min(start, end), max(start, end)
-    times = torch.tensor([start, end], dtype=torch.float64, device=state[0].device)
+    low, high = min(times[0], times[-1]) + nudge, max(times[0], times[-1]) - nudge
+    grid = torch.tensor(times, dtype=torch.float64, device=state[0].device)
 
     def function(t: Tensor, y: State) -> State:
-        # Clamped, because torchdiffeq's first probe and rounding can leave [start, end].
+        # Clamped, because torchdiffeq's first probe and rounding can leave the times.
         return slope(y, min(max(float(t), low), high))
 
     # torchdiffeq reads its callbacks from attributes of the function, and passes the state before the step.
     options: dict[str, Any]
-    if num_steps is None:
-        options = {"step_t": times[1:], "norm": _worst_sample}  # a step ends at `end`, without interpolation
+    if method in ADAPTIVE:
+        options = {"step_t": grid[1:], "norm": _worst_sample}  # a step ends at the last time, without interpolation
         function.callback_accept_step = lambda t, y, dt: keep(float(t), y[0])  # type: ignore[attr-defined]  # see above
     else:
-        grid = torch.linspace(start, end, num_steps + 1, dtype=torch.float64, device=times.device)
         options = {"grid_constructor": lambda *_: grid}
         function.callback_step = lambda t, y, dt: keep(float(t), y[0])  # type: ignore[attr-defined]  # see above
+    ends = grid[[0, -1]]
     try:
-        solution = odeint(function, state, times, method=method, rtol=rtol, atol=atol, options=options)
+        solution = odeint(function, state, ends, method=method, rtol=rtol, atol=atol, options=options)
     except AssertionError as error:
         raise ValueError(
             f"the ODE solver {method} failed ({str(error)[:80]}): the prediction of the network is not finite, or the "
             f"tolerances rtol = {rtol}, atol = {atol} are below the rounding error of {state[0].dtype}: check the "
             "network, or raise the tolerances"
         ) from error
-    keep(end, solution[0][-1])
     return tuple(values[-1] for values in solution)
 
 

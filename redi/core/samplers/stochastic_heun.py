@@ -32,21 +32,21 @@ class StochasticHeun(SDE):
     """
 
     latest = 1 - MARGIN  # the corrector is evaluated at the end of the step
+    evaluations_per_step = 2
 
     def run(self, denoise: Denoise, process: Process, draw: Draw, start: float, end: float, keep: Keep) -> Tensor:
-        ends_on_data = self.last_step is not None and end == 1
-        num_noisy = self.num_evaluations - ends_on_data
-        times = self.times(process, (num_noisy + 1) // 2, start, end)
+        num_noisy = self.num_evaluations - self.ends_on_data(end)
+        times = self.grid(process, start, end)
         x = keep(times[0], draw())
-        for step, (t, t_next) in enumerate(pairwise(times)):
-            dt = t_next - t
-            if step == 0 and num_noisy % 2:
-                mean = x + dt * self.drift(denoise(x, t), process, x, t)
-                x = keep(t_next, self.add_noise(process, mean, t, dt, draw))
+        for k, (t, t_next) in enumerate(pairwise(times)):
+            dt, step = t_next - t, process.between(t, t_next)
+            if k == 0 and num_noisy % 2:
+                mean = x + dt * self.drift(denoise(x, t), step, x, t, t_next)
+                x = keep(t_next, self.add_noise(step, mean, t, dt, draw))
                 continue
-            x = self.add_noise(process, x, t, dt, draw)
-            drift = self.drift(denoise(x, t), process, x, t)
+            x = self.add_noise(step, x, t, dt, draw)
+            drift = self.drift(denoise(x, t), step, x, t, t_next)
             predicted = x + dt * drift
-            corrected = self.drift(denoise(predicted, t_next), process, predicted, t_next)
+            corrected = self.drift(denoise(predicted, t_next), step, predicted, t_next, t_next)
             x = keep(t_next, x + dt * (drift + corrected) / 2)
-        return keep(1.0, self.final_step(denoise, process, x, times[-1])) if ends_on_data else x
+        return keep(1.0, self.final_step(denoise, process, x, times[-1])) if self.ends_on_data(end) else x

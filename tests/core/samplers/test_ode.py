@@ -12,7 +12,7 @@ from redi.core.processes.shifted import Shifted
 from redi.core.processes.vp import VP
 from redi.core.samplers.euler import Euler
 from redi.core.samplers.heun import Heun
-from redi.core.samplers.ode import EVALUATIONS_PER_STEP, AdaptiveODE, FixedODE, integrate
+from redi.core.samplers.ode import EVALUATIONS_PER_STEP, AdaptiveODE, FixedODE, equal_times, integrate
 
 MEAN, STD = 0.7, 0.5
 PATHS = {
@@ -88,7 +88,7 @@ def test_the_error_of_a_method_falls_with_its_order(method):
         def slope(state, t):
             return (torch.sin(3 * state[0]) + 4 * t * torch.cos(state[0]),)
 
-        return integrate(slope, (normal(),), 0.0, 1.0, method=method, num_steps=num_steps)[0]
+        return integrate(slope, (normal(),), equal_times(0.0, 1.0, num_steps), method=method)[0]
 
     exact = run("rk4", 2000)
     errors = [(run(method, num_steps) - exact).abs().max() for num_steps in (100, 200)]
@@ -190,11 +190,11 @@ def test_integration_backwards_returns_to_the_start():
     def slope(state, t):
         return (torch.sin(state[0]) + t,)
 
-    there = integrate(slope, (normal(),), 0.1, 0.9, method="dopri5", rtol=1e-9, atol=1e-9)
-    back = integrate(slope, there, 0.9, 0.1, method="dopri5", rtol=1e-9, atol=1e-9)
+    there = integrate(slope, (normal(),), (0.1, 0.9), method="dopri5", rtol=1e-9, atol=1e-9)
+    back = integrate(slope, there, (0.9, 0.1), method="dopri5", rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(back[0], normal(), rtol=1e-6, atol=1e-6)
-    there = integrate(slope, (normal(),), 0.1, 0.9, method="rk4", num_steps=50)
-    back = integrate(slope, there, 0.9, 0.1, method="rk4", num_steps=50)
+    there = integrate(slope, (normal(),), equal_times(0.1, 0.9, 50), method="rk4")
+    back = integrate(slope, there, equal_times(0.9, 0.1, 50), method="rk4")
     torch.testing.assert_close(back[0], normal(), rtol=1e-6, atol=1e-6)
 
 
