@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,14 @@ from redi.core.time_distributions.uniform import Uniform
 from redi.runtime.randomness import Rows
 
 
+class TrainedWith(NamedTuple):
+    """The dropout probabilities of a training, which decide what guidance can ask of the model."""
+
+    label_dropout: float
+    representation_dropout: float
+    joint_dropout: float = 0.0
+
+
 @configurable(runtime=("channels", "num_classes"))
 class JointObjective:
     """The joint objective (paper, Eq. 6) with noise or velocity errors, depending on the process.
@@ -37,6 +45,9 @@ class JointObjective:
         label_dropout: probability of the null label, for classifier-free guidance.
         representation_dropout: probability per sample that its noised representations and their loss are set to zero
             (paper, section 3.5: p_drop = 0.2). Representation Guidance needs it.
+        joint_dropout: probability per sample that its label and its representations are dropped together, in addition
+            to the two above (V-Co, arXiv 2603.16792, uses 0.1 and sets the other two to 0). It trains the joint null of
+            `ClassifierFree(null='label+representations')`.
         dropout_rule: 'paper': as above. 'released': as in the published code, for velocity predictions only. One draw
             decides for the whole batch, and the clean representations are set to zero before noise is added.
         independent_timesteps: the former name of clock = Independent(), kept for one version.
@@ -61,7 +72,7 @@ class JointObjective:
         representation_weight: float | Mapping[str, float] = 1.0, label_dropout: float = 0.1,
         representation_dropout: float = 0.0, dropout_rule: Literal["paper", "released"] = "paper",
         independent_timesteps: bool = False, variance_weight: float = 1.0, alignment_weight: float = 0.5,
-        clock: Clock | None = None, time_distribution: TimeDistribution | None = None,
+        clock: Clock | None = None, time_distribution: TimeDistribution | None = None, joint_dropout: float = 0.0,
     ):  # fmt: skip
         process = FlowMatching() if process is None else process
         processes.check(process, "JointObjective.process")
@@ -72,7 +83,9 @@ class JointObjective:
             raise ValueError(f"{what}: bind the clock alone; independent_timesteps is the former name of Independent")
         self.time_distribution = Uniform() if time_distribution is None else time_distribution
         time_distributions.check(self.time_distribution, "JointObjective.time_distribution")
-        for name, value in {"label_dropout": label_dropout, "representation_dropout": representation_dropout}.items():
+        self.label_dropout, self.representation_dropout = label_dropout, representation_dropout
+        self.joint_dropout = joint_dropout
+        for name, value in self.trained_with._asdict().items():
             if not 0 <= value < 1:
                 raise ValueError(f"JointObjective.{name} = {value}: must be in [0, 1)")
         if dropout_rule not in ("paper", "released"):
@@ -85,6 +98,9 @@ class JointObjective:
                 "JointObjective.dropout_rule = 'released' reproduces the published loss for velocity predictions only: "
                 "set it to 'paper', or set JointObjective.process to one with prediction = 'velocity'"
             )
+        if dropout_rule == "released" and joint_dropout:
+            what = f"JointObjective.joint_dropout = {joint_dropout} with JointObjective.dropout_rule = 'released'"
+            raise ValueError(f"{what}: the published loss has no joint dropout; set dropout_rule to 'paper'")
         if not isinstance(representation_weight, Mapping):
             representation_weight = dict.fromkeys(channels.representations, representation_weight)
         if set(representation_weight) != set(channels.representations):
@@ -97,7 +113,6 @@ class JointObjective:
                 raise ValueError(f"JointObjective.{name} = {value}: must be finite and at least 0")
         self.process, self.channels, self.null_label = process.for_channels(channels), channels, num_classes
         self.clock, self.weights = clock.for_channels(channels), dict(representation_weight)
-        self.label_dropout, self.representation_dropout = label_dropout, representation_dropout
         self.dropout_rule, self.variance_weight, self.alignment_weight = dropout_rule, variance_weight, alignment_weight
 
     def __call__(
@@ -122,6 +137,9 @@ class JointObjective:
         noise = torch.randn((rows.total, *x.shape[1:]), dtype=x.dtype, device=x.device)
         dropped = torch.rand(rows.total, device=x.device) < self.representation_dropout
         unlabelled = torch.rand(rows.total, device=x.device) < self.label_dropout
+        if self.joint_dropout:
+            both = torch.rand(rows.total, device=x.device) < self.joint_dropout
+            dropped, unlabelled = dropped | both, unlabelled | both
         if self.dropout_rule == "released":
             dropped = dropped[:1].expand(rows.total)
         num_kept = (~dropped).sum() * (rows.count / rows.total)
@@ -202,6 +220,11 @@ class JointObjective:
             return per_sample(times)
         columns = zip(times.split(1, dim=1), self.channels.values(), strict=True)
         return torch.cat([t.expand(-1, size) for t, size in columns], dim=1)[:, :, None, None]
+
+    @property
+    def trained_with(self) -> TrainedWith:
+        """The dropout probabilities, which guidance compares with what it needs."""
+        return TrainedWith(self.label_dropout, self.representation_dropout, self.joint_dropout)
 
     def model_arguments(self, codec, dataset) -> dict:
         """Return the constructor arguments that a model needs for a codec and data set."""

@@ -124,7 +124,7 @@ def generate(
         why = f"{type(sampler).__name__} chooses its times for each batch, so a trajectory needs a single batch"
         raise ValueError(f"generate.batch_size = {batch_size}: {why}; set it to {len(labels)}")
     if (trained_with := getattr(model, "trained_with", None)) and not first_index:  # once for a set generated in parts
-        for advice in filter(None, (rule.check_training(*trained_with) for rule in guidance)):
+        for advice in filter(None, (rule.check_training(*trained_with[:2]) for rule in guidance)):
             log.warning("%s", advice)
     device = next(model.parameters()).device
     how = choose_precision(precision, device, "generate.precision")
