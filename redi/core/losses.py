@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from redi.core.channels import Channels
-from redi.core.processes import Process
+from redi.core.processes import Process, per_sample
 from redi.core.registry import configurable
 from redi.runtime.ranges import check_number
 
@@ -133,11 +133,17 @@ def sums_by_time(errors: Mapping[str, Tensor], keep: Tensor, own_time: Tensor, c
     return sums
 
 
-def check_time_weight(weight: Callable[[Process, Tensor], Tensor] | None) -> None:
-    """Raise ValueError, naming the binding, unless `weight` is None or a function."""
-    if weight is not None and (inspect.isclass(weight) or not callable(weight)):
+def check_time_weight(weight: Callable[[Process, Tensor], Tensor] | None, process: Process) -> None:
+    """Raise ValueError, naming the binding, unless `weight` is None or a function with finite values of at least 0."""
+    if weight is None:
+        return
+    if inspect.isclass(weight) or not callable(weight):
         how = "must be a function of (process, t), bound without parentheses, for example @min_snr"
         raise ValueError(f"JointObjective.time_weight = {weight!r}: {how}")
+    (first, last), centres = process.t_range(), (torch.arange(NUM_BINS) + 0.5) / NUM_BINS
+    values = torch.as_tensor(weight(process, per_sample(first + (last - first) * centres)))
+    if not (values.isfinite() & (values >= 0)).all():
+        raise ValueError(f"JointObjective.time_weight = {weight!r}: its values must be finite and at least 0")
 
 
 @configurable

@@ -107,8 +107,8 @@ class JointObjective:
         self.weights = group_weights(representation_weight, channels)
         self.cosine = Cosine(weight=cosine_weight, over=cosine_over)
         self.cosine.check(process)
-        check_time_weight(time_weight)
         self.process, self.channels, self.null_label = process.for_channels(channels), channels, num_classes
+        check_time_weight(time_weight, self.process)
         self.clock, self.time_weight = clock.for_channels(channels), time_weight
         self.dropout_rule, self.variance_weight, self.alignment_weight = dropout_rule, variance_weight, alignment_weight
 

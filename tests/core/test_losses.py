@@ -193,6 +193,7 @@ def test_errors_are_summed_in_bins_of_each_groups_own_time(clock):
             "cosine_weight = 1.0 with DDPM, which has no velocity: set it to 0",
         ),
         ({"time_weight": "min_snr"}, "JointObjective.time_weight = 'min_snr': must be a function of .* @min_snr"),
+        ({"time_weight": lambda process, t: t - 0.5}, "time_weight = .* its values must be finite and at least 0"),
         ({"time_weight": FlowMatching}, "JointObjective.time_weight = <class .*: must be a function"),
     ],
 )

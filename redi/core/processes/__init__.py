@@ -87,8 +87,8 @@ class Process(ABC):
         return dict.fromkeys(channels, t)
 
     def own_time(self, t):
-        """Return the own times of the channels at t, which broadcast against x."""
-        return per_sample(t)
+        """Return the own times of the channels at t: t itself, or (N or 1, C, 1, 1)."""
+        return t
 
     def slope(self, t):
         """Return the derivative of the own times by t: 1.0, or (1, C, 1, 1)."""
