@@ -79,7 +79,7 @@ class DiffusionTransformer(nn.Module):
         self.null_label = num_classes
         self.attention, self.checkpointing = attention, checkpointing
         self.attention_for: tuple | None = None  # device and dtype that the backend was chosen for
-        self.trained_with: tuple[float, float] | None = None  # label and representation dropout, if known
+        self.trained_with: tuple[float, ...] | None = None  # `JointObjective.trained_with`, if known
         runtime = {"variance_groups": tuple(variance_groups)} if variance_groups else {}
         self.fusion = fusion(channels=channels, grid=grid, patch_size=patch_size, width=width, **runtime)
         self.timestep_embedding = TimestepEmbedding(width, scale=timestep_scale)

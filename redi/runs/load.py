@@ -141,7 +141,7 @@ def open_run(
     net.to(device).eval().requires_grad_(False)
     built = objective and objective(channels=channels, num_classes=num_classes)
     if built:
-        net.trained_with = (built.label_dropout, built.representation_dropout)  # type: ignore[assignment]  # not a module
+        net.trained_with = built.trained_with  # type: ignore[assignment]  # not a module
     names = record.get("class_names") or class_names(run_dir)
     net.joint_state = state_of(net)._replace(class_names=names)  # type: ignore[assignment]  # not a module
     tensors = with_one_bias(tensors, net.state_dict())

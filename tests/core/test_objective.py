@@ -202,6 +202,34 @@ def test_label_and_representation_dropout_are_independent():
     assert abs(int(both.sum()) - n / 4) < 5 * math.sqrt(n * 3 / 16)
 
 
+def test_joint_dropout_drops_label_and_representations_of_the_same_samples():
+    n, rate = 20_000, 0.3
+    x, y = torch.ones(n, 2, 1, 1), torch.zeros(n, dtype=torch.int64)
+    torch.manual_seed(0)
+    objective(Channels(image=1, a=1), joint_dropout=rate)(model := Recorder(), x, y)
+    without_label, without_features = model.y == NULL, model.x_t[:, 1, 0, 0] == 0
+    assert torch.equal(without_label, without_features)
+    assert abs(int(without_label.sum()) - rate * n) <= 5 * math.sqrt(n * rate * (1 - rate))
+
+
+def test_joint_dropout_is_a_further_draw_that_leaves_the_others_as_they_are():
+    x, y = torch.ones(20_000, 2, 1, 1), torch.zeros(20_000, dtype=torch.int64)
+    rates, drawn = {"label_dropout": 0.2, "representation_dropout": 0.5}, []
+    for joint in (0.0, 0.4):
+        torch.manual_seed(0)
+        drop = objective(Channels(image=1, a=1), **rates, joint_dropout=joint)
+        labels, times, noise, dropped, num_kept = drop.draw(x, y)
+        assert num_kept == (~dropped).sum()
+        drawn.append((labels == NULL, dropped, times, noise))
+    assert drop.trained_with == (0.2, 0.5, 0.4)
+    (labels, dropped, *fixed), (more_labels, more_dropped, *same) = drawn
+    assert all(torch.equal(one, other) for one, other in zip(fixed, same, strict=True))
+    assert not (labels & ~more_labels).any() and not (dropped & ~more_dropped).any()
+    kept = ~labels & ~dropped
+    assert torch.equal(more_labels[kept], more_dropped[kept])
+    assert abs(int(more_labels[kept].sum()) / int(kept.sum()) - 0.4) < 5 * math.sqrt(0.24 / int(kept.sum()))
+
+
 def test_labels_that_are_kept_are_unchanged():
     x, y = batch(200)
     torch.manual_seed(0)
@@ -245,6 +273,8 @@ def test_the_same_seed_gives_the_same_loss():
     [
         ({"label_dropout": 1.0}, r"JointObjective.label_dropout = 1.0: must be in \[0, 1\)"),
         ({"representation_dropout": -0.1}, r"JointObjective.representation_dropout = -0.1: must be in"),
+        ({"joint_dropout": 1.5}, r"JointObjective.joint_dropout = 1.5: must be in \[0, 1\)"),
+        ({"joint_dropout": 0.1, "dropout_rule": "released"}, "the published loss has no joint dropout; set"),
         ({"representation_weight": {"a": 1.0}}, r"representation_weight names \['a'\]: must name \['a', 'b'\]"),
         ({"process": torch.nn.Identity()}, "JointObjective.process must be one of processes"),
     ],

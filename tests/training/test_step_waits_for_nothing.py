@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from redi.core.channels import Channels
 from redi.core.clocks import Independent, Lead
 from redi.core.ema import EMA
+from redi.core.losses import min_snr
 from redi.core.objective import JointObjective
 from redi.core.processes.ddpm import DDPM
 from redi.core.processes.flow_matching import FlowMatching
@@ -60,10 +61,10 @@ def pretended_gpu():
         yield
 
 
-def built(process=None, device="cuda", *, clock=None, time_distribution=None, **model):
+def built(process=None, device="cuda", *, clock=None, time_distribution=None, terms=None, **model):
     objective = JointObjective(
         channels=CHANNELS, num_classes=10, process=process, representation_dropout=0.2, clock=clock,
-        time_distribution=time_distribution,
+        time_distribution=time_distribution, **(terms or {}),
     )  # fmt: skip
     settings = {"width": 32, "depth": 1, "num_heads": 4, "patch_size": 2, "group_timesteps": clock is not None} | model
     variances = objective.process.variance_groups
@@ -89,6 +90,11 @@ PROCESSES = {
     "a lead": {"clock": Lead(), "time_distribution": LogitNormal(shift="dimension")},
     "a lead on a path with poles": {"clock": Lead(), "process": VP(), "time_distribution": Uniform(shift=2.0)},
     "separate tokens": {"fusion": Separate},
+    "velocity loss, cosine and time weight": {
+        "process": FlowMatching(prediction="data", loss_on="velocity"),
+        "clock": Lead(offset=0.3),
+        "terms": {"cosine_weight": 1.0, "time_weight": min_snr, "joint_dropout": 0.2},
+    },
 }
 
 

@@ -5,7 +5,7 @@ import math
 import torch
 
 from redi.core.processes import per_sample, register
-from redi.core.processes.interpolant import Interpolant, Prediction
+from redi.core.processes.interpolant import Interpolant, LossOn, Prediction
 
 
 @register
@@ -18,7 +18,7 @@ class VP(Interpolant):
 
     Args:
         beta_min, beta_max: ends of the linear noise schedule beta(s).
-        prediction, reversed, margin: see `Interpolant`.
+        prediction, reversed, margin, loss_on, velocity_clamp: see `Interpolant`.
 
     Examples:
         >>> process = VP()
@@ -33,9 +33,11 @@ class VP(Interpolant):
 
     def __init__(
         self, *, beta_min: float = 0.1, beta_max: float = 20.0, prediction: Prediction = "velocity",
-        reversed: bool = False, margin: float = 1e-3,
+        reversed: bool = False, margin: float = 1e-3, loss_on: LossOn = "prediction", velocity_clamp: float = 0.05,
     ):  # fmt: skip
-        super().__init__(prediction=prediction, reversed=reversed, margin=margin)
+        super().__init__(
+            prediction=prediction, reversed=reversed, margin=margin, loss_on=loss_on, velocity_clamp=velocity_clamp
+        )
         if not 0 < beta_min <= beta_max:
             values = f"VP.beta_min = {beta_min}, VP.beta_max = {beta_max}"
             raise ValueError(f"{values}: must satisfy 0 < beta_min <= beta_max")
