@@ -126,6 +126,7 @@ class LogWindow:
             if skipped is not None and name != "skipped":  # where(): the values of a skipped step may not be finite
                 value = torch.where(skipped > 0, 0.0, value)
             self.totals[name] = self.totals.get(name, 0.0) + value
+        self.totals = {name: self.totals[name] for name in values}  # without terms that ended within the window
         self.steps += 1
         self.timed += 1
 

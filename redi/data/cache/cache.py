@@ -163,8 +163,7 @@ def code_of(codec: JointCodec) -> dict[str, dict]:
     parts: dict[str, Any] = {"autoencoder": codec.autoencoder}
     for name, representation in codec.representations.items():
         parts |= {f"{name}.encoder": representation.encoder, f"{name}.reducer": representation.reducer}
-    if codec.alignment is not None:
-        parts["alignment"] = codec.alignment
+    parts |= codec.alignments
     return {name: identity(part) for name, part in parts.items()}
 
 
