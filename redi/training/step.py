@@ -107,7 +107,7 @@ class TrainingStep:
             stored = batch if "image" in batch else self._encoded(batch["images"], step)
             x = self.codec.join(stored, rows.randn)  # (n, C, H, W)
         y, times, noise, dropped, num_kept = self.objective.draw(x, batch["labels"], rows)
-        arguments = {"x": x, "y": y, "times": times, "noise": noise, "dropped": dropped}
+        arguments: dict[str, Any] = {"x": x, "y": y, "times": times, "noise": noise, "dropped": dropped}
         if self.objective.alignment.active(step) and self.codec.alignments:
             arguments["alignment"] = {name: stored[name] for name in self.codec.alignments}
 
