@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from redi.models.encoders import Encoder, encoders
-from redi.runtime.checksums import json_sha256
 
 
 def alignment_encoders(alignment: Encoder | Sequence[Encoder] | Mapping[str, Encoder] | None) -> nn.ModuleDict:
@@ -38,8 +37,6 @@ def alignment_encoders(alignment: Encoder | Sequence[Encoder] | Mapping[str, Enc
 
 def check_distinct(alignments: Mapping[str, Encoder]) -> None:
     """Raise ValueError if two fitted encoders compute the same features. May read weights."""
-    names: dict[str, str] = {}
-    for name, encoder in alignments.items():
-        if (other := names.setdefault(json_sha256(encoder.provenance()), name)) != name:
-            what = f"{other} and {name} are the same {type(encoder).__name__}"
-            raise ValueError(f"JointCodec.alignment: {what} (equal settings and weights): remove one of them")
+    provenances = [encoder.provenance() for encoder in alignments.values()]
+    if twice := [name for i, name in enumerate(alignments) if provenances[i] in provenances[:i]]:
+        raise ValueError(f"JointCodec.alignment: {twice[0]} has the settings and weights of another: remove one")

@@ -105,6 +105,8 @@ def check_training(
     unused = [name for name in names if config.is_bound(name)]
     if not codec.alignments and unused:
         log.warning("unused bindings: %s need JointCodec.alignment, which is not bound (repa.gin)", ", ".join(unused))
+    elif names[-1] in unused and config.bound(names[-2], "mlp") == "conv":
+        log.warning("unused binding: %s belongs to the MLP, but %s = 'conv'", names[-1], names[-2])
     return net
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from redi.data.cache.cache import EncodedRows
 from redi.data.loader import batches, check_shuffle
 from redi.runtime.atomic import only_process
 from redi.runtime.checkpoint import check_best
@@ -124,7 +125,10 @@ class Guards:
             exits.enter_context(self.watchdog)
             exits.enter_context(self.stop)
             pin = self.state.device.type == "cuda"
-            reader = batches(self.dataset, start=self.step, stop=self.num_steps, pin=pin, **self.reading)
+            ends: dict[str, int] = {}
+            if self.alignment_off is not None and isinstance(self.dataset, EncodedRows):
+                ends = dict.fromkeys(self.take_step.codec.alignments, self.alignment_off)
+            reader = batches(self.dataset, start=self.step, stop=self.num_steps, pin=pin, ends=ends, **self.reading)
             self.data = exits.enter_context(closing(reader))
             options = {"desc": "training", "unit": "step", "smoothing": 0.1, "leave": True, "disable": not first}
             self.bar = exits.enter_context(progress(total=self.num_steps, initial=self.step, **options))
