@@ -229,8 +229,8 @@ def test_the_count_that_rows_are_compared_with_gives_the_published_numbers():
 def test_repa_aligns_block_8_with_plain_dinov2_b_at_weight_a_half(name, images):
     config.parse([path(name)], [images])
     codec, _, objective, model = build()
-    assert codec.alignment.architecture.name == "vit_base_patch14_dinov2.lvd142m"
-    assert (objective.alignment_weight, model.alignment_layer) == (0.5, 8)
+    assert codec.alignments["alignment"].architecture.name == "vit_base_patch14_dinov2.lvd142m"
+    assert (objective.alignment.weight, model.alignment_layer) == (0.5, 8)
 
 
 def test_the_representation_is_dinov2_b_with_registers_reduced_to_components_of_unit_scale(images):

@@ -42,6 +42,15 @@ SET_UPS = {
         "DiffusionTransformer.alignment_layer = 1",
         "DiffusionTransformer.alignment_width = 8",
     ],
+    "REPA with two encoders, a convolution, normalised, that ends": [
+        "JointCodec.alignment = {'small': @small/encoders.DomainEncoder(), 'large': @large/encoders.DomainEncoder()}",
+        "small/DomainEncoder.width = 6",
+        "large/DomainEncoder.width = 10",
+        "DiffusionTransformer.alignment_layer = 1",
+        "DiffusionTransformer.alignment_projector = 'conv'",
+        "JointObjective.alignment_normalisation = 0.6",
+        "JointObjective.alignment_end_step = 3",
+    ],
     "two representations": TWO,
     "the image alone": ["JointCodec.representations = []"],
     "separate tokens": ["DiffusionTransformer.fusion = @fusion.Separate"],
@@ -100,6 +109,15 @@ def test_terms_of_the_objective_are_in_the_log(job):
     assert -1 <= repa["alignment"] <= 1
     dit = read_log(job("DiT with a learned variance", "dit", 2))[-1]
     assert dit["vlb"] > 0
+
+
+def test_the_alignment_with_each_encoder_is_in_the_log_until_its_end(job, caplog):
+    caplog.set_level("INFO")
+    entries = read_log(job("REPA with two encoders, a convolution, normalised, that ends", "run", 4))
+    assert [sorted(name for name in entry if "alignment" in name) for entry in entries] == [
+        *[["alignment_large", "alignment_small"]] * 3, []
+    ]  # fmt: skip
+    assert caplog.text.count("REPA's alignment is off since step 3 (JointObjective.alignment_end_step)") == 1
 
 
 def test_a_rule_that_the_model_was_not_trained_for_is_named_when_it_samples(job, caplog):

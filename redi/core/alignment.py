@@ -1,18 +1,69 @@
-"""REPA: hidden tokens of the network are aligned with the features of an encoder (Yu et al., arXiv 2410.06940)."""
+"""REPA: hidden tokens of the network are aligned with the features of encoders (Yu et al., arXiv 2410.06940)."""
 
 import math
+from collections.abc import Mapping
 
+import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
 from redi.core.resize import resized
+from redi.runtime.ranges import check_number
+
+Features = Tensor | Mapping[str, Tensor]  # of one encoder, or of several by name
 
 
-def alignment_loss(projected: Tensor, features: Tensor, per_sample: bool = False) -> Tensor:
+class Alignment:
+    """REPA's term of the objective, with the settings `JointObjective.alignment_...`.
+
+    Args:
+        weight: factor of the term, at least 0.
+        end_step: the first step without the term (HASTE stops early in training); 0: never; None: it never ends.
+        normalisation: alpha in [0, 1] of iREPA's targets, see `normalised`; None: the features as they are.
+
+    Examples:
+        >>> alignment = Alignment(end_step=250_000)
+        >>> alignment.active(249_999), alignment.active(250_000)
+        (True, False)
+    """
+
+    def __init__(self, *, weight: float = 0.5, end_step: int | None = None, normalisation: float | None = None):
+        check_number("JointObjective.alignment_weight", weight, least=0, whole=False)
+        if end_step is not None:
+            check_number("JointObjective.alignment_end_step", end_step, least=0, note="None: the term never ends")
+        if normalisation is not None and not 0 <= normalisation <= 1:
+            allowed = "must be in [0, 1], or None for features as they are"
+            raise ValueError(f"JointObjective.alignment_normalisation = {normalisation}: {allowed}")
+        self.weight, self.end_step, self.normalisation = weight, end_step, normalisation
+
+    def active(self, step: int) -> bool:
+        """Return whether the loss of this step, counted from 0, has the term."""
+        return self.end_step is None or step < self.end_step
+
+    def __call__(
+        self, projected: Features, features: Features, per_sample: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the term, and the `alignment_loss` of every encoder by name: each () or (N,).
+
+        Tokens (N, P, E) and features (N, E, h, w) of one encoder are called "alignment"; those of several are mappings.
+        The term is the weight times the mean over the encoders.
+        """
+        tokens, targets = (v if isinstance(v, Mapping) else {"alignment": v} for v in (projected, features))
+        losses = {
+            name: alignment_loss(tokens[name].float(), target.float(), per_sample, self.normalisation)
+            for name, target in targets.items()
+        }
+        return self.weight * torch.stack([*losses.values()]).mean(dim=0), losses
+
+
+def alignment_loss(
+    projected: Tensor, features: Tensor, per_sample: bool = False, normalisation: float | None = None
+) -> Tensor:
     """Return the negative mean cosine between projected tokens (N, P, E) and features (N, E, h, w): () or (N,).
 
-    REPA: Yu et al., arXiv 2410.06940, Eq. 6. Features are resized to the square grid of the tokens.
+    REPA: Yu et al., arXiv 2410.06940, Eq. 6. Features are resized to the square grid of the tokens, and `normalised`
+    there unless `normalisation` is None.
 
     Examples:
         >>> import torch
@@ -26,5 +77,26 @@ def alignment_loss(projected: Tensor, features: Tensor, per_sample: bool = False
         raise ValueError(f"REPA alignment of {projected.shape[1]} tokens: must be a square number; use square images")
     if features.shape[-2:] != (side, side):
         features = resized(features, (side, side))
+    if normalisation is not None:
+        features = normalised(features, normalisation)
     cosine = functional.cosine_similarity(projected, rearrange(features, "n e h w -> n (h w) e"), dim=-1)  # (N, P)
     return -(cosine.mean(dim=1) if per_sample else cosine.mean())
+
+
+def normalised(features: Tensor, alpha: float) -> Tensor:
+    """Return (f - alpha mean) / (std + 1e-6) for features f (N, E, h, w), per image and channel.
+
+    Mean and (unbiased) standard deviation are over the positions. The normalisation removes what the positions of an
+    image share and keeps its spatial structure. iREPA uses alpha = 0.6 in latent space.
+
+    Examples:
+        >>> import torch
+        >>> features = normalised(5 + torch.randn(2, 16, 4, 4), 1.0)
+        >>> bool(features.mean(dim=(2, 3)).abs().max() < 1e-5)
+        True
+    """
+    if features[0, 0].numel() < 2:
+        grid = "x".join(map(str, features.shape[-2:]))
+        raise ValueError(f"JointObjective.alignment_normalisation = {alpha}: must be None for tokens on a {grid} grid")
+    mean = features.mean(dim=(2, 3), keepdim=True)
+    return (features - alpha * mean) / (features.std(dim=(2, 3), keepdim=True) + 1e-6)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from redi.core.alignment import alignment_loss
+from redi.core.alignment import Alignment, Features
 from redi.core.channels import Channels
 from redi.core.clocks import Clock, clocks
 from redi.core.clocks.independent import Independent
@@ -53,8 +53,12 @@ class JointObjective:
             for each group, weighted by lambda like its error.
         time_weight: a function (process, t) -> weight of the squared errors, which broadcasts against (N, C, H, W), for
             example `min_snr`. `process.own_time(t)` gives the own times of the groups. Default: 1.
-        alignment_weight: weight of the REPA term if the codec has an alignment encoder. Yu et al., arXiv 2410.06940,
-            use 0.5.
+        alignment_weight: weight of the REPA term if the codec has an alignment encoder (its mean over several). Yu et
+            al., arXiv 2410.06940, use 0.5.
+        alignment_end_step: the first step without the REPA term (HASTE: 250,000 of 400,000); 0: it is never on.
+            Default: it never ends.
+        alignment_normalisation: alpha of iREPA's targets (f - alpha mean) / std over the positions of each image, in
+            [0, 1]. iREPA uses 0.6. Default: the features as they are.
 
     Examples:
         A model that predicts 0 has the mean squared velocity `|x - noise|^2` as its loss: 1 + 1 for normal data.
@@ -75,6 +79,7 @@ class JointObjective:
         clock: Clock | None = None, time_distribution: TimeDistribution | None = None, joint_dropout: float = 0.0,
         cosine_weight: float = 0.0, cosine_over: Literal["state", "groups"] = "state",
         time_weight: Callable[[Process, Tensor], Tensor] | None = None,
+        alignment_end_step: int | None = None, alignment_normalisation: float | None = None,
     ):  # fmt: skip
         process = FlowMatching() if process is None else process
         processes.check(process, "JointObjective.process")
@@ -101,25 +106,28 @@ class JointObjective:
         if dropout_rule == "released" and joint_dropout:
             what = f"JointObjective.joint_dropout = {joint_dropout} with JointObjective.dropout_rule = 'released'"
             raise ValueError(f"{what}: the published loss has no joint dropout; set dropout_rule to 'paper'")
-        for name, value in {"variance_weight": variance_weight, "alignment_weight": alignment_weight}.items():
-            if not 0 <= value < math.inf:
-                raise ValueError(f"JointObjective.{name} = {value}: must be finite and at least 0")
+        if not 0 <= variance_weight < math.inf:
+            raise ValueError(f"JointObjective.variance_weight = {variance_weight}: must be finite and at least 0")
         self.weights = group_weights(representation_weight, channels)
         self.cosine = Cosine(weight=cosine_weight, over=cosine_over)
         self.cosine.check(process)
+        self.alignment = Alignment(
+            weight=alignment_weight, end_step=alignment_end_step, normalisation=alignment_normalisation
+        )
         self.process, self.channels, self.null_label = process.for_channels(channels), channels, num_classes
         check_time_weight(time_weight, self.process)
         self.clock, self.time_weight = clock.for_channels(channels), time_weight
-        self.dropout_rule, self.variance_weight, self.alignment_weight = dropout_rule, variance_weight, alignment_weight
+        self.dropout_rule, self.variance_weight = dropout_rule, variance_weight
 
     def __call__(
-        self, model: Callable[..., Tensor], x: Tensor, y: Tensor, alignment: Tensor | None = None
+        self, model: Callable[..., Tensor], x: Tensor, y: Tensor, alignment: Features | None = None
     ) -> dict[str, Tensor]:
         """Return {"loss": (), "image": (), "<representation>": ()} for clean states (N, C, H, W) and labels (N,).
 
         Train on "loss"; the other entries are for logging. The error of a representation is a mean over the samples in
         which it was not dropped. A learned variance adds "vlb" (bits per dimension). The features `alignment`
-        (N, E, h, w) add "alignment", REPA's negative cosine. Random numbers come from torch's default generator.
+        (N, E, h, w) add "alignment", REPA's negative cosine (a mapping: one for each encoder). Random numbers come from
+        torch's default generator.
         """
         return self.losses(model, x, *self.draw(x, y), alignment=alignment)
 
@@ -141,7 +149,7 @@ class JointObjective:
 
     def losses(
         self, model: Callable[..., Tensor], x: Tensor, y: Tensor, times: Tensor, noise: Tensor, dropped: Tensor,
-        num_kept: Tensor | None = None, alignment: Tensor | None = None, per_sample: bool = False,
+        num_kept: Tensor | None = None, alignment: Features | None = None, per_sample: bool = False,
         by_time: bool = False,
     ) -> dict[str, Tensor]:  # fmt: skip
         """Return the losses of `__call__` for fixed draws. Compiles as one graph: no randomness, no branches on values.
@@ -154,7 +162,7 @@ class JointObjective:
             dropped: (N,) bool, True for samples whose representations are dropped.
             num_kept: (), the divisor of the errors of representations. Default: the number of samples that are not
                 dropped. For part of a batch, pass its share of the number in the whole batch.
-            alignment: target features (N, E, h, w) of REPA.
+            alignment: target features (N, E, h, w) of REPA; of several encoders {name: features}.
             per_sample: return (N,) for every entry, with errors of 0 for dropped representations. The mean of "loss" is
                 the loss of the batch.
             by_time: add "loss_by_t/<group>" (2, 10): the sum of the squared errors, without `time_weight`, and the
@@ -193,8 +201,8 @@ class JointObjective:
             losses["cosine"] = means.total(angles)
             loss = loss + self.cosine.weight * losses["cosine"]
         if aligned is not None and alignment is not None:
-            losses["alignment"] = alignment_loss(aligned.float(), alignment.float(), per_sample)
-            loss = loss + self.alignment_weight * losses["alignment"]
+            term, named = self.alignment(aligned, alignment, per_sample)
+            loss, losses = loss + term, losses | named
         return {"loss": loss, **losses, **sums}
 
     def _group_means(self, values: Tensor) -> dict[str, Tensor]:
@@ -224,8 +232,8 @@ class JointObjective:
         arguments["num_classes"] = dataset.num_classes
         if self.process.variance_groups:
             arguments["variance_groups"] = self.process.variance_groups
-        if codec.alignment is not None:
-            arguments["alignment_dim"] = codec.alignment.dim
+        if dims := {name: encoder.dim for name, encoder in codec.alignments.items()}:
+            arguments["alignment_dim"] = dims.get("alignment", dims)
         if self._times_differ:
             arguments["group_timesteps"] = True
         return arguments

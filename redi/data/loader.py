@@ -1,7 +1,7 @@
 """Load batches in a seeded order that can resume at any step."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
@@ -58,7 +58,7 @@ def check_shuffle(shuffle: str) -> None:
 
 def batches(
     source, *, batch_size: int, seed: int, start: int, stop: int, prefetch: int = 4, shuffle: str = "global",
-    pin: bool = False, rows: Rows | None = None,
+    pin: bool = False, rows: Rows | None = None, ends: Mapping[str, int] | None = None,
 ) -> Generator[dict[str, Tensor], None, None]:  # fmt: skip
     """Yield the batches of steps start, ..., stop - 1, which one thread reads ahead.
 
@@ -70,6 +70,7 @@ def batches(
             consecutive rows are shuffled (see `Blocks`).
         pin: copy the batches to page-locked memory, for asynchronous copies to a GPU.
         rows: read only these rows of each batch, for one of several processes.
+        ends: {tensor of a cache: first step that does not read it}.
 
     Raises ValueError if `shuffle` is not an order, or the source cannot be read in this order.
     """
@@ -87,6 +88,8 @@ def batches(
         positions, options = rows.of(batch_positions(len(source), batch_size, seed, step, blocks)), {}
         if getattr(source, "mirrored", False):
             options["mirror"] = rows.of(batch_mirror(len(source), batch_size, seed, step))
+        if without := [name for name, end in (ends or {}).items() if step >= end]:
+            options["without"] = without
         batch = source.batch(positions, **options)
         return {name: tensor.pin_memory() for name, tensor in batch.items()} if pin else batch
 

@@ -12,6 +12,7 @@ from redi.core.channels import Channels
 from redi.core.inputs import check_maps
 from redi.core.registry import configurable
 from redi.core.resize import resized
+from redi.models.alignments import alignment_encoders
 from redi.models.autoencoders import Autoencoder, autoencoders
 from redi.models.autoencoders.pixels import Pixels
 from redi.models.encoders import Encoder, encoders
@@ -71,7 +72,7 @@ class JointCodec(nn.Module):
     Args:
         autoencoder: default: `Pixels`.
         representations: without representations, the model is the DiT or SiT baseline.
-        alignment: encoder whose features REPA aligns hidden tokens with (see `JointObjective`). The features are
+        alignment: encoder, or several, whose features REPA aligns hidden tokens with (see `JointObjective`). They are
             precomputed, but are not part of the joint state.
         precision: precision of encoders and pretrained autoencoders: 'float32' (their own setting; by default torch
             rounds convolutions on a GPU to TF32), 'tf32' (matrix products too) or 'bfloat16' (autocast; relative errors
@@ -87,10 +88,12 @@ class JointCodec(nn.Module):
     """
 
     representations: Any  # nn.ModuleDict {name: Representation}
+    alignments: Any  # nn.ModuleDict {name of the features: Encoder}
 
     def __init__(
         self, autoencoder: Autoencoder | None = None, representations: Sequence[Representation] = (), *,
-        alignment: Encoder | None = None, precision: Literal["float32", "tf32", "bfloat16"] = "float32",
+        alignment: Encoder | Sequence[Encoder] | Mapping[str, Encoder] | None = None,
+        precision: Literal["float32", "tf32", "bfloat16"] = "float32",
     ):  # fmt: skip
         super().__init__()
         if precision not in PRECISIONS:
@@ -102,13 +105,12 @@ class JointCodec(nn.Module):
             if not isinstance(representation, Representation):
                 allowed = "must be Representation objects, for example [@Representation()]"
                 raise ValueError(f"JointCodec.representations holds {representation!r}: {allowed}")
-        if alignment is not None:
-            encoders.check(alignment, "JointCodec.alignment")
+        self.alignments = alignment_encoders(alignment)
         names = [r.name for r in representations]
-        if len({"image", *names}) <= len(names):
-            allowed = "must differ from each other and from image; set Representation.name"
+        if len({"image", *names} - set(self.alignments)) <= len(names):
+            allowed = "must differ from each other, image and alignment_<encoder>; set Representation.name"
             raise ValueError(f"JointCodec.representations have the names {names}: {allowed}")
-        self.representations, self.alignment = nn.ModuleDict({r.name: r for r in representations}), alignment
+        self.representations = nn.ModuleDict({r.name: r for r in representations})
         self.channels = Channels(image=self.autoencoder.channels, **{r.name: r.reducer.rank for r in representations})
         self.eval().requires_grad_(False)
 
@@ -121,19 +123,19 @@ class JointCodec(nn.Module):
         return (image_size // self.autoencoder.downsample,) * 2
 
     @torch.no_grad()
-    def precompute(self, images: Tensor) -> dict[str, Tensor]:
+    def precompute(self, images: Tensor, *, alignment: bool = True) -> dict[str, Tensor]:
         """Run the networks on uint8 images (N, 3, S, S). Return the tensors that a cache stores.
 
         "image": the moments. "<representation>": (N, S, h, w) float16, where S is the number of stored channels (see
-        `Reducer`). "alignment", with an alignment encoder: (N, E, h, w) float16.
+        `Reducer`). The names in `alignments`, unless `alignment` is False: (N, E, h, w) float16.
         """
         with networks_in(self.precision):
             # Contiguous, as in a cache: random numbers drawn for a tensor may depend on its memory layout.
             stored = {"image": self.autoencoder.moments(images).contiguous()}
         for name, representation in self.representations.items():
             stored[name] = representation.reducer.project(self._features(representation.encoder, images)).half()
-        if self.alignment is not None:
-            stored["alignment"] = self._features(self.alignment, images).half()
+        for name, encoder in self.alignments.items() if alignment else ():
+            stored[name] = self._features(encoder, images).half()
         return stored
 
     def _features(self, encoder: Encoder, images: Tensor) -> Tensor:
@@ -186,14 +188,14 @@ class JointCodec(nn.Module):
     @property
     def fitted(self) -> bool:
         """Whether every encoder and reducer is ready for use."""
-        alignment_ready = self.alignment is None or self.alignment.fitted
-        return alignment_ready and all(r.encoder.fitted and r.reducer.fitted for r in self.representations.values())
+        encoders = (*(r.encoder for r in self.representations.values()), *self.alignments.values())
+        return all(e.fitted for e in encoders) and all(r.reducer.fitted for r in self.representations.values())
 
     def load(self) -> None:
         """Read all pretrained weights now instead of at first use. Raises ValueError if any are missing."""
-        for network in (self.autoencoder, *(r.encoder for r in self.representations.values()), self.alignment):
-            if network is not None:
-                network.load()
+        encoders = (r.encoder for r in self.representations.values())
+        for network in (self.autoencoder, *encoders, *self.alignments.values()):
+            network.load()
 
     def learned_state(self) -> dict[str, Tensor]:
         """Return the state of all parts learned from data: reducers, and encoders with `learns_from_data`."""
@@ -219,8 +221,7 @@ class JointCodec(nn.Module):
             if representation.encoder.learns_from_data:
                 yield name, "encoder", representation.encoder
             yield name, "reducer", representation.reducer
-        if self.alignment is not None and self.alignment.learns_from_data:
-            yield "alignment", "encoder", self.alignment
+        yield from ((name, "encoder", e) for name, e in self.alignments.items() if e.learns_from_data)
 
     def provenance(self) -> dict:
         """Return everything that affects x, as JSON."""
@@ -259,8 +260,7 @@ class JointCodec(nn.Module):
         representations = {name: {"encoder": r.encoder.provenance(), "reducer": of(r.reducer)} for name, r in groups}
         parts: dict[str, Any] = {"autoencoder": of(self.autoencoder), "representations": representations}
         parts["learned_sha256"] = tensors_sha256(self.learned_state())
-        if self.alignment is not None:
-            parts["alignment"] = self.alignment.provenance()
+        parts |= {name: encoder.provenance() for name, encoder in self.alignments.items()}
         if self.precision != "float32":
             parts["precision"] = self.precision
         return parts

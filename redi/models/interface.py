@@ -20,6 +20,7 @@ class Model(Protocol):
 
     - `choose_attention(device, dtype) -> str` sets the attention backend and returns a line for the log;
     - `blocks`: submodules that FSDP shards one by one;
+    - `projector`: the submodule that only `align=True` uses, for `JointObjective.alignment_end_step`;
     - `has_group_times`: True for a model that reads one time per group, t (N, groups).
 
     Examples:

@@ -1,8 +1,8 @@
 """The diffusion transformer: DiT's adaLN-zero blocks between the embedding and the heads of a fusion."""
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -15,6 +15,7 @@ from redi.fusion import Fusion, fusions
 from redi.fusion.merged import Merged
 from redi.models.attention import attend_sdpa, choose_attention
 from redi.models.attention_backends import Attention
+from redi.models.projector import build_projector
 
 # width, depth, heads (Peebles & Xie, arXiv 2212.09748, table 1)
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
@@ -31,7 +32,7 @@ class DiffusionTransformer(nn.Module):
         channels, grid: groups and (H, W) of the joint state. `train` supplies these and the next three arguments.
         num_classes: K; row K of the label table is the null label.
         variance_groups: groups with a learned variance. Their variances follow the C channels of the prediction.
-        alignment_dim: E of the encoder that REPA aligns hidden tokens with; None: no projector.
+        alignment_dim: E of the encoder that REPA aligns hidden tokens with, {name: E} of several; None: no projector.
         size: S, B, L or XL, a slash and a patch size, such as 'B/2'.
         width, depth, num_heads, patch_size: override the corresponding part of `size`.
         mlp_ratio: hidden width of the MLPs, relative to `width`.
@@ -42,7 +43,8 @@ class DiffusionTransformer(nn.Module):
         group_timesteps: embed the time of every representation. `train` supplies True if `JointObjective.clock` gives
             the groups different times.
         alignment_layer: number of the block whose output REPA's projector reads; the first block is 1.
-        alignment_width: hidden width of the projector.
+        alignment_projector: 'mlp', or 'conv': iREPA's convolution on the grid of the tokens.
+        alignment_width: hidden width of the MLP.
 
     Examples:
         >>> channels = Channels(image=4, dinov2=8)
@@ -59,11 +61,11 @@ class DiffusionTransformer(nn.Module):
 
     def __init__(
         self, *, channels: Channels, grid: tuple[int, int], num_classes: int, variance_groups: Sequence[str] = (),
-        alignment_dim: int | None = None,
+        alignment_dim: int | Mapping[str, int] | None = None,
         size: str = "B/2", width: int | None = None, depth: int | None = None, num_heads: int | None = None,
         patch_size: int | None = None, mlp_ratio: float = 4.0, fusion: type = Merged, attention: str = "auto",
         checkpointing: bool = False, timestep_scale: float = 1.0, group_timesteps: bool = False,
-        alignment_layer: int = 8, alignment_width: int = 2048,
+        alignment_layer: int = 8, alignment_width: int = 2048, alignment_projector: Literal["mlp", "conv"] = "mlp",
     ):  # fmt: skip
         super().__init__()
         fusions.check_class(fusion, "DiffusionTransformer.fusion")
@@ -91,16 +93,12 @@ class DiffusionTransformer(nn.Module):
         self.group_embeddings = nn.ModuleDict({n: TimestepEmbedding(width, scale=timestep_scale) for n in names})
         self._initialise()
         self.alignment_layer = alignment_layer
-        self.projector: nn.Sequential | None = None
+        self.projector: nn.Module | None = None
         if alignment_dim is not None:
             if not 1 <= alignment_layer <= depth:
                 raise ValueError(f"DiffusionTransformer.alignment_layer = {alignment_layer}: must be in 1 ... {depth}")
-            self.projector = nn.Sequential(  # REPA (Yu et al., arXiv 2410.06940): three layers, SiLU between them
-                nn.Linear(width, alignment_width), nn.SiLU(),
-                nn.Linear(alignment_width, alignment_width), nn.SiLU(),
-                nn.Linear(alignment_width, alignment_dim),
-            )  # fmt: skip
-            _xavier(self.projector)
+            grid = self.fusion.patch_grid
+            self.projector = build_projector(alignment_projector, width, alignment_width, alignment_dim, grid)
 
     def _initialise(self) -> None:
         for block in self.blocks:
@@ -114,7 +112,7 @@ class DiffusionTransformer(nn.Module):
             nn.init.zeros_(layer.weight)  # adaLN-zero: every block starts as the identity
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, align: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, align: bool = False) -> Tensor | tuple[Tensor, Any]:
         """Return the prediction (N, C, H, W), followed by the channels of learned variances.
 
         Args:
@@ -122,7 +120,7 @@ class DiffusionTransformer(nn.Module):
             t: `model_time` of the process, () or (N,); or (N, groups), of which a model without `group_timesteps` uses
                 that of the image.
             y: labels (N,) in 0 ... K.
-            align: also return the projected hidden image tokens (N, P, E), for REPA.
+            align: also return the projected hidden image tokens for REPA: (N, P, E), or {name: (N, P, E)}.
         """
         t = torch.as_tensor(t, device=x.device)
         tokens = self.fusion.embed(x)  # (N, T, D)

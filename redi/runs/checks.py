@@ -104,11 +104,13 @@ def check_training(
                 "a width of %d, so noise is lost and image quality drops: lower the reducer's rank or the patch size, "
                 "or raise DiffusionTransformer.width", token_dim, width,
             )  # fmt: skip
-    names = ("JointObjective.alignment_weight", "DiffusionTransformer.alignment_layer",
-             "DiffusionTransformer.alignment_width")  # fmt: skip
+    names = [f"JointObjective.alignment_{name}" for name in ("weight", "end_step", "normalisation")]
+    names += [f"DiffusionTransformer.alignment_{name}" for name in ("layer", "projector", "width")]
     unused = [name for name in names if config.is_bound(name)]
-    if codec.alignment is None and unused:
+    if not codec.alignments and unused:
         log.warning("unused bindings: %s need JointCodec.alignment, which is not bound (repa.gin)", ", ".join(unused))
+    elif names[-1] in unused and config.bound(names[-2], "mlp") == "conv":
+        log.warning("unused binding: %s belongs to the MLP, but %s = 'conv'", names[-1], names[-2])
     return net
 
 

@@ -20,7 +20,7 @@ def training_forecast(net: nn.Module, codec: JointCodec, num_images: int, device
     """Return shapes, epochs, and compute with a lower bound of the time, as text. `net` may be on the meta device."""
     steps, batch_size = setting(train, "num_steps"), setting(train, "batch_size")
     epochs = steps * batch_size / num_images
-    flops = 3 * forward_flops(net, align=codec.alignment is not None) * batch_size  # forward once, backward twice
+    flops = 3 * forward_flops(net, align=bool(codec.alignments)) * batch_size  # forward once, backward twice
     rate = matmul_rate(device, choose_precision(setting(train, "precision"), device).dtype)
     grid = state_of(net).grid
     tokens = f", {net.fusion.num_tokens} tokens" if isinstance(net, DiffusionTransformer) else ""

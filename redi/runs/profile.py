@@ -121,7 +121,7 @@ def _subject(experiment: Experiment, stage: str) -> Iterator[Subject]:
             take_step(batch, number)
             return 3.0
 
-        yield Subject(train_step, images, model, precision, compiled, align=codec.alignment is not None)
+        yield Subject(train_step, images, model, precision, compiled, align=bool(codec.alignments))
 
 
 def _draw_batch(codec, model: nn.Module, objective, images: int) -> Callable[[], float]:

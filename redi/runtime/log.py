@@ -133,6 +133,7 @@ class LogWindow:
                 value = torch.where(skipped > 0, 0.0, value)
             total = self.totals.get(name, 0.0)
             self.totals[name] = (total.to(value.device) if isinstance(total, Tensor) else total) + value
+        self.totals = {name: self.totals[name] for name in values}  # without terms that ended within the window
         self.steps += 1
         self.timed += 1
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from redi.data.cache.cache import EncodedRows
 from redi.data.loader import batches, check_shuffle
 from redi.runtime.atomic import only_process
 from redi.runtime.checkpoint import check_best
@@ -98,6 +99,8 @@ class Guards:
         self.num_steps, self.batch_size, self.log_every = num_steps, batch_size, log_every
         self.window = LogWindow(record["window"])
         self.pending: list[tuple[int, AsyncScalars, dict[str, float]]] = []  # log entries still on the device
+        end = take_step.objective.alignment.end_step if take_step.codec.alignments else None
+        self.alignment_off = None if end is None else max(end, self.began)  # its first step here; it compiles again
         self.skipped = SkipGuard(max_skipped_steps, warns=self.processes.is_first)
         rows = self.processes.rows(batch_size)
         self.reading: dict[str, Any] = {
@@ -122,7 +125,10 @@ class Guards:
             exits.enter_context(self.watchdog)
             exits.enter_context(self.stop)
             pin = self.state.device.type == "cuda"
-            reader = batches(self.dataset, start=self.step, stop=self.num_steps, pin=pin, **self.reading)
+            ends: dict[str, int] = {}
+            if self.alignment_off is not None and isinstance(self.dataset, EncodedRows):
+                ends = dict.fromkeys(self.take_step.codec.alignments, self.alignment_off)
+            reader = batches(self.dataset, start=self.step, stop=self.num_steps, pin=pin, ends=ends, **self.reading)
             self.data = exits.enter_context(closing(reader))
             options = {"desc": "training", "unit": "step", "smoothing": 0.1, "leave": True, "disable": not first}
             self.bar = exits.enter_context(progress(total=self.num_steps, initial=self.step, **options))
@@ -155,12 +161,14 @@ class Guards:
         while self.step < self.num_steps:
             self.at(WAITING)
             batch = next(self.data)
-            self.at("compiling" if compiles and self.step == self.began else COMPUTING)
+            if self.step == self.alignment_off:
+                log.info("REPA's alignment is off since step %d (JointObjective.alignment_end_step)", self.step)
+            self.at("compiling" if compiles and self.step in (self.began, self.alignment_off) else COMPUTING)
             yield {name: tensor.to(self.state.device, non_blocking=True) for name, tensor in batch.items()}
 
     def after(self, losses: Mapping[str, Tensor]) -> None:
         """Count and log a step without waiting for the device. Raises ValueError after too many skipped steps."""
-        if self.take_step.compiled and self.step == self.began:
+        if self.take_step.compiled and self.step in (self.began, self.alignment_off):
             self.window.restart_clock()
         self.window.add(losses)
         self.step += 1

@@ -3,7 +3,7 @@
 import copy
 import logging
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 import torch
@@ -65,7 +65,8 @@ class MemoryCount(TorchDispatchMode):
 def predicted_memory(
     model: nn.Module, objective: JointObjective, batch_size: int, *, grid: tuple[int, int], accumulate: int = 1,
     precision: Precision = FLOAT32, optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
-    ema: Callable[..., AveragedWeights] = EMA, alignment_dim: int | None = None, num_first_steps: int = 0,
+    ema: Callable[..., AveragedWeights] = EMA, alignment_dim: int | Mapping[str, int] | None = None,
+    num_first_steps: int = 0,
 ) -> int:  # fmt: skip
     """Predict the peak bytes of a training step on encoded data, in seconds, with tensors that have no memory.
 
@@ -75,7 +76,7 @@ def predicted_memory(
     Args:
         model: may be on the meta device.
         grid: (H, W) of the joint state.
-        alignment_dim: E of REPA's features, if the model has a projector.
+        alignment_dim: E of REPA's features, if the model has a projector; {name: E} if it has several.
         num_first_steps: number of steps before the counted one, needed if losses are traced at their first call.
     """
     from torch._subclasses import FakeTensorMode
@@ -83,15 +84,16 @@ def predicted_memory(
     with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True):
         # On the CPU, because a backward pass needs its device. The same tensors are stored on both.
         fake = without_memory(model, "cpu").train()
+        dims = alignment_dim if isinstance(alignment_dim, Mapping) else {"alignment": alignment_dim or 0}
+        dims = {name: dim for name, dim in dims.items() if dim}
         take_step = TrainingStep(
-            codec=JoinedCodec(),  # type: ignore[arg-type]  # a step on encoded data calls only its `join`
+            codec=JoinedCodec(dims),  # type: ignore[arg-type]  # a step on encoded data calls only its `join`
             model=fake, objective=copy.copy(objective), ema=ema(model=fake), precision=precision,
             optimizer=torch.optim.SGD(fake.parameters(), lr=0.0, fused=True), accumulate=accumulate,
         )  # fmt: skip
         x = torch.empty(batch_size, objective.channels.total, *grid)
         batch = {"image": x, "labels": torch.zeros(batch_size, dtype=torch.int64)}
-        if alignment_dim is not None:
-            batch["alignment"] = torch.empty(batch_size, alignment_dim, 1, 1)
+        batch |= {name: torch.empty(batch_size, dim, 1, 1) for name, dim in dims.items()}
         for step in range(num_first_steps):
             take_step(batch, step)
         averages = [*take_step.ema.parameters.values(), *take_step.ema.extra_state().values()]
@@ -113,7 +115,10 @@ def optimizer_share(optimizer: Callable[..., torch.optim.Optimizer]) -> float:
 
 
 class JoinedCodec:
-    """Stands in for a codec if the stored "image" is already the joint state."""
+    """Stands in for a codec if the stored "image" is already the joint state; `alignments`: names of features."""
+
+    def __init__(self, alignments: Collection[str] = ()):
+        self.alignments = alignments
 
     def join(self, stored: Mapping[str, Tensor], randn: Callable[..., Tensor] = torch.randn) -> Tensor:
         """Return the joint state (N, C, H, W)."""

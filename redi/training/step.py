@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
+from torch.utils._pytree import tree_map
 
 from redi.core.ema import AveragedWeights
 from redi.core.objective import JointObjective
@@ -50,8 +51,11 @@ class TrainingStep:
         self.compiled = compiled  # as a whole, or block by block if `parallel` requires that
         whole = compiled and (self.processes.size == 1 or self.parallel.whole_graph)
         self.forward: nn.Module = _Losses(model, objective, whole)
+        self.idle: list[nn.Parameter] = []  # whose gradients the strategy needs although nothing uses them
         if self.processes.size > 1:
             self.forward = self.parallel.wrap(self.forward, model)
+            if self.parallel.needs_every_gradient and (projector := getattr(model, "projector", None)) is not None:
+                self.idle = list(projector.parameters())
 
     def __call__(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """Update the weights and their averages, unless the gradient is not finite.
@@ -101,18 +105,23 @@ class TrainingStep:
         torch.manual_seed(mix_seeds(self.seed, step))
         rows = self.processes.rows(len(batch["labels"]) * self.processes.size)
         with record_function("encode"):
-            stored = batch if "image" in batch else self._encoded(batch["images"])
+            stored = batch if "image" in batch else self._encoded(batch["images"], step)
             x = self.codec.join(stored, rows.randn)  # (n, C, H, W)
         y, times, noise, dropped, num_kept = self.objective.draw(x, batch["labels"], rows)
-        arguments = {"x": x, "y": y, "times": times, "noise": noise, "dropped": dropped}
-        if "alignment" in stored:
-            arguments["alignment"] = stored["alignment"]
-        parts = zip(*(tensor.chunk(self.accumulate) for tensor in arguments.values()), strict=True)
-        return [dict(zip(arguments, part, strict=True), num_kept=num_kept / self.accumulate) for part in parts]
+        arguments: dict[str, Any] = {"x": x, "y": y, "times": times, "noise": noise, "dropped": dropped}
+        if self.objective.alignment.active(step) and self.codec.alignments:
+            arguments["alignment"] = {name: stored[name] for name in self.codec.alignments}
 
-    def _encoded(self, images: Tensor) -> dict[str, Tensor]:
+        def part(number: int) -> dict[str, Any]:
+            parts = tree_map(lambda tensor: tensor.chunk(self.accumulate)[number], arguments)
+            return parts | {"num_kept": num_kept / self.accumulate}
+
+        return [part(number) for number in range(self.accumulate)]
+
+    def _encoded(self, images: Tensor, step: int) -> dict[str, Tensor]:
         """Encode images part by part, because the encoders need memory too."""
-        parts = [self.codec.precompute(part) for part in images.chunk(self.accumulate)]
+        aligns = self.objective.alignment.active(step)
+        parts = [self.codec.precompute(part, alignment=aligns) for part in images.chunk(self.accumulate)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _accumulate_gradients(self, part: dict[str, Any], last: bool) -> dict[str, Tensor]:
@@ -121,7 +130,13 @@ class TrainingStep:
             with record_function("forward"), self.precision.autocast(part["x"].device):
                 losses = self.forward(**part)
             with record_function("backward"):
-                (losses["loss"] / self.accumulate).backward()
+                loss = losses["loss"] / self.accumulate
+                idle = self.idle if "alignment" not in part else ()
+                for parameter in idle:
+                    loss = loss + 0 * parameter.sum()
+                loss.backward()
+                for parameter in idle:  # the optimizer leaves them alone, as in a single process
+                    parameter.grad = None
         return losses
 
     def _update(self, skipped: Tensor) -> None:

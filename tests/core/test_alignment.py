@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from redi.core.alignment import alignment_loss
+from redi.core.alignment import Alignment, alignment_loss, normalised
 from redi.core.channels import Channels
 from redi.core.objective import JointObjective
 from redi.fusion.separate import Separate
@@ -38,6 +38,59 @@ def test_features_on_another_grid_are_resized_to_the_tokens():
     projected, features = pair(side=2)[0], pair(side=4)[1]
     resized = functional.interpolate(features, (2, 2), mode="bilinear", align_corners=False, antialias=True)
     torch.testing.assert_close(alignment_loss(projected, features), alignment_loss(projected, resized))
+
+
+def test_a_normalised_target_is_that_of_the_formula_in_float64():
+    features = 3 + pair()[1].double().numpy()
+    mean, std = features.mean(axis=(2, 3), keepdims=True), features.std(axis=(2, 3), ddof=1, keepdims=True)
+    expected = torch.from_numpy((features - 0.6 * mean) / (std + 1e-6))
+    torch.testing.assert_close(normalised(torch.from_numpy(features), 0.6), expected, rtol=1e-12, atol=1e-12)
+    projected = pair()[0].double()
+    cosine = functional.cosine_similarity(projected, expected.flatten(2).mT, dim=-1)
+    found = alignment_loss(projected, torch.from_numpy(features), normalisation=0.6)
+    torch.testing.assert_close(found, -cosine.mean(), rtol=1e-12, atol=1e-12)
+
+
+def test_a_fully_normalised_target_does_not_depend_on_offset_and_scale_of_a_channel():
+    projected, features = pair()
+    moved = features * torch.tensor([1.0, 2, 3, 4, 5, 6])[:, None, None] + torch.arange(6.0)[:, None, None]
+    losses = [alignment_loss(projected, part, normalisation=1.0) for part in (features, moved)]
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-6)
+
+
+def test_one_token_cannot_be_normalised():
+    with pytest.raises(ValueError, match="alignment_normalisation = 0.6: must be None for tokens on a 1x1 grid"):
+        alignment_loss(torch.zeros(1, 1, 2), torch.zeros(1, 2, 4, 4), normalisation=0.6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alignment_end_step": -1}, r"JointObjective\.alignment_end_step = -1 must be an integer of at least 0"),
+        ({"alignment_end_step": 2.5}, r"JointObjective\.alignment_end_step = 2\.5 must be an integer"),
+        ({"alignment_normalisation": 1.1}, r"JointObjective\.alignment_normalisation = 1\.1: must be in \[0, 1\]"),
+        ({"alignment_normalisation": float("nan")}, r"JointObjective\.alignment_normalisation = nan: must be in"),
+        ({"alignment_weight": -0.5}, r"JointObjective\.alignment_weight = -0\.5 must be a finite number of at least 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        JointObjective(channels=CHANNELS, num_classes=3, **settings)
+
+
+def test_the_term_is_on_before_the_end_step_and_never_with_0():
+    assert [Alignment(end_step=3).active(step) for step in range(5)] == [True, True, True, False, False]
+    assert not Alignment(end_step=0).active(0)
+    assert Alignment().active(10**9)
+
+
+def test_the_term_of_several_encoders_is_the_weight_times_the_mean_of_their_losses():
+    (a, f), (b, g) = pair(), pair(side=2, width=4)
+    term, named = Alignment(weight=0.3)({"alignment_a": a, "alignment_b": b}, {"alignment_a": f, "alignment_b": g})
+    assert named == {"alignment_a": alignment_loss(a, f), "alignment_b": alignment_loss(b, g)}
+    torch.testing.assert_close(term, 0.3 * (named["alignment_a"] + named["alignment_b"]) / 2)
+    term, named = Alignment(weight=0.3)(a, f)
+    assert named == {"alignment": alignment_loss(a, f)} and torch.equal(term, 0.3 * alignment_loss(a, f))
 
 
 def test_a_grid_of_tokens_that_is_no_square_is_refused():

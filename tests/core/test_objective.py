@@ -388,7 +388,7 @@ def test_a_fixed_variance_adds_no_term():
 @pytest.mark.parametrize("process", [DDPM, lambda **_: FlowMatching()])
 def test_the_model_is_told_what_it_must_give(process):
     class Codec:
-        channels, alignment = CHANNELS, None
+        channels, alignments = CHANNELS, {}
 
         def grid(self, image_size):
             return image_size, image_size

@@ -47,18 +47,21 @@ class Broken(Noisy):
         return latents
 
 
-def trained(run_dir: Path, cached: bool = True, autoencoder=Noisy, **settings) -> None:
-    """A tiny run of 4 steps of 8 digits, half of which lose their representation."""
+def trained(run_dir: Path, cached: bool = True, autoencoder=Noisy, aligned: bool = False, **settings) -> None:
+    """A tiny run of 4 steps of 8 digits, half of which lose their representation; REPA ends after 2 steps."""
     encoder = DomainEncoder(width=8, depth=1, image_size=8, num_steps=2, batch_size=16)
     representations = [Representation(encoder=encoder, reducer=PCA(rank=2))]
-    codec = JointCodec(autoencoder=autoencoder(channels=1), representations=representations)
+    alignment = [DomainEncoder(width=6, depth=1, image_size=8, num_steps=2, batch_size=16)] * aligned
+    codec = JointCodec(autoencoder(channels=1), representations, alignment=alignment)
     dataset = Digits().without(range(50, 1438))
     data = prepare(codec=codec, dataset=dataset, cache_dir=run_dir.parent / "cache", cache=cached, mirror=cached)
     given = {name: NAMED[value]() if value in NAMED else value for name, value in settings.items()}
-    model = partial(DiffusionTransformer, width=16, depth=2, num_heads=2, patch_size=4)
+    model = partial(
+        DiffusionTransformer, width=16, depth=2, num_heads=2, patch_size=4, alignment_layer=1, alignment_width=8
+    )
     defaults = {
         "model": model, "ema": partial(EMA, decay=0.9), "preview": partial(generate, sampler=Euler(num_evaluations=1)),
-        "objective": partial(JointObjective, representation_dropout=0.5),
+        "objective": partial(JointObjective, representation_dropout=0.5, alignment_end_step=2),
         "num_steps": 4, "batch_size": 8, "log_every": 1, "checkpoint_every": 2, "preview_images": 2, "device": "cpu",
         "preview_every": 2, "warmup_steps": 2, "check_memory": False,
     }  # fmt: skip

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from redi.data.datasets.digits import Digits
+from redi.models.alignments import check_distinct
 from redi.models.autoencoders.pixels import Pixels
 from redi.models.autoencoders.tiny_vae import TinyVAE
 from redi.models.codec import JointCodec, Representation
@@ -288,7 +289,7 @@ def test_in_float32_the_networks_run_as_they_are():
     own = codec.representations["smoothing"]
     stored = codec.precompute(images())
     assert torch.equal(stored["smoothing"], own.reducer.project(own.encoder(images())).half())
-    assert torch.equal(stored["alignment"], codec.alignment(images()).half())
+    assert torch.equal(stored["alignment"], codec.alignments["alignment"](images()).half())
 
 
 def test_bfloat16_gives_nearly_what_float32_gives():
@@ -303,7 +304,7 @@ def test_bfloat16_gives_nearly_what_float32_gives():
 def test_float32_products_may_be_rounded_in_the_networks_alone(precision, matmul):
     codec = smooth_codec(precision=precision)
     codec.precompute(images())
-    assert codec.representations["smoothing"].encoder.matmul == codec.alignment.matmul == matmul
+    assert codec.representations["smoothing"].encoder.matmul == codec.alignments["alignment"].matmul == matmul
     assert torch.get_float32_matmul_precision() == "highest"
 
 
@@ -349,7 +350,7 @@ def test_another_precision_is_refused():
 
 @pytest.mark.parametrize("names", [["a", "a"], ["image"], ["b", "image"]])
 def test_groups_of_the_same_name_are_refused(names):
-    with pytest.raises(ValueError, match="must differ from each other and from image; set Representation.name"):
+    with pytest.raises(ValueError, match="must differ from each other, image and alignment_<encoder>"):
         JointCodec(representations=[representation(name=name) for name in names])
 
 
@@ -407,3 +408,45 @@ def test_an_upgrade_of_a_library_makes_no_other_codec():
     encoder.version = "2.0"
     assert (codec.fingerprint(), codec.cache_fingerprint()) == before[:2]
     assert codec.provenance() != before[2]  # but the record says it
+
+
+# Encoders of REPA
+
+
+def test_one_alignment_encoder_gives_the_same_codec_alone_and_in_a_list():
+    alone, listed, named = (
+        JointCodec(alignment=part) for part in (PatchEncoder(), [PatchEncoder()], {"a": PatchEncoder()})
+    )
+    assert list(alone.precompute(images())) == ["image", "alignment"]
+    assert alone.provenance()["alignment"] == PatchEncoder().provenance()
+    assert alone.fingerprint() == listed.fingerprint() == named.fingerprint()
+    assert JointCodec(alignment=[]).fingerprint() == JointCodec().fingerprint()
+
+
+def test_each_of_several_alignment_encoders_is_stored_and_part_of_the_fingerprint():
+    codec = JointCodec(alignment={"fine": PatchEncoder(2), "coarse": PatchEncoder(4)})
+    stored = codec.precompute(images())
+    assert {name: tuple(t.shape) for name, t in stored.items() if name != "image"} == {
+        "alignment_fine": (4, 12, 4, 4), "alignment_coarse": (4, 48, 2, 2)
+    }  # fmt: skip
+    assert list(codec.precompute(images(), alignment=False)) == ["image"]
+    fingerprints = {JointCodec(alignment=part).cache_fingerprint() for part in (None, PatchEncoder(2), PatchEncoder(4))}
+    assert len(fingerprints | {codec.cache_fingerprint()}) == 4
+
+
+def test_alignment_encoders_of_one_name_and_of_other_kinds_are_refused():
+    with pytest.raises(
+        ValueError, match=r"JointCodec\.alignment has encoders named \['patch', 'patch'\].*bind \{'small'"
+    ):
+        JointCodec(alignment=[PatchEncoder(2), PatchEncoder(4)])
+    with pytest.raises(ValueError, match=r"JointCodec\.alignment must be one of encoders"):
+        JointCodec(alignment=[PatchEncoder(2), PCA(rank=2)])
+    with pytest.raises(ValueError, match="must differ from each other, image and alignment_<encoder>"):
+        parts = {"a": PatchEncoder(2), "b": PatchEncoder(4)}
+        JointCodec(representations=[representation(name="alignment_b")], alignment=parts)
+
+
+def test_the_same_alignment_encoder_twice_is_refused_before_it_encodes():
+    codec = JointCodec(alignment={"a": PatchEncoder(), "b": PatchEncoder()})
+    with pytest.raises(ValueError, match=r"JointCodec\.alignment: alignment_b has the settings and weights of another"):
+        check_distinct(codec.alignments)

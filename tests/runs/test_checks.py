@@ -88,6 +88,14 @@ TRAINING = {
         "JointObjective.representation_weight = -1",
         "JointObjective.representation_weight = {'domain': -1}: must be finite and at least 0",
     ),
+    "an alignment that ended before it began": (
+        "JointObjective.alignment_end_step = -1",
+        "JointObjective.alignment_end_step = -1 must be an integer of at least 0",
+    ),
+    "more than the mean": (
+        "JointObjective.alignment_normalisation = 1.5",
+        "JointObjective.alignment_normalisation = 1.5: must be in [0, 1], or None for features as they are",
+    ),
     "an empty step": ("train.batch_size = -4", "train.batch_size = -4 must be an integer of at least 1"),
     "unequal parts": ("train.accumulate = 3", "train.accumulate = 3 must divide train.batch_size = 16"),
     "an average of the start alone": ("EMA.decay = 1", "EMA.decay = 1"),
@@ -184,6 +192,28 @@ def test_settings_are_checked_before_any_image_is_read(refused):
     nowhere = ["train.dataset = @datasets.ImageFolder()", "ImageFolder.path = '/no/such/folder'"]
     assert refused(*nowhere, "train.log_every = 0").startswith("train.log_every = 0")
     assert refused(*nowhere).startswith("ImageFolder.path = '/no/such/folder' does not exist")
+
+
+@pytest.mark.parametrize(
+    ("bindings", "message"),
+    [
+        (
+            ["JointObjective.alignment_end_step = 5", "DiffusionTransformer.alignment_projector = 'conv'"],
+            "unused bindings: JointObjective.alignment_end_step, DiffusionTransformer.alignment_projector need "
+            "JointCodec.alignment",
+        ),
+        (
+            ["DiffusionTransformer.alignment_projector = 'conv'", "DiffusionTransformer.alignment_width = 8",
+             "DiffusionTransformer.alignment_layer = 1", "JointCodec.alignment = @a/encoders.DomainEncoder()"],
+            "unused binding: DiffusionTransformer.alignment_width belongs to the MLP",
+        ),
+    ],
+)  # fmt: skip
+def test_settings_of_repa_that_have_no_effect_are_pointed_out(tiny_gin, tmp_path, caplog, bindings, message):
+    (tmp_path / "run").mkdir()
+    config.parse([tiny_gin], ["train.device = 'cpu'", f"prepare.cache_dir = '{tmp_path}'", *bindings])
+    prepare_run(Experiment(tmp_path / "run"), evaluates=False)
+    assert message in caplog.text
 
 
 def test_a_value_of_the_wrong_type_is_refused_with_the_component_it_was_given_to(refused):

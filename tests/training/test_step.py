@@ -23,11 +23,12 @@ from redi.runtime.device import Precision
 from redi.training.step import TrainingStep
 
 CHANNELS = Channels(image=2, z=3)
-JOINED = SimpleNamespace(join=lambda stored, randn: stored["image"])  # in place of a codec: already one state
+# In place of a codec: already one state.
+JOINED = SimpleNamespace(join=lambda stored, randn: stored["image"], alignments=())
 BFLOAT16 = Precision("bfloat16", torch.bfloat16)
 
 
-def step_of(*, objective=None, model=None, depth=2, seed=0, **settings):
+def step_of(*, objective=None, model=None, depth=2, seed=0, codec=JOINED, **settings):
     torch.manual_seed(seed)
     loss_of = JointObjective(channels=CHANNELS, num_classes=4, representation_dropout=0.3, **(objective or {}))
     variances = loss_of.process.variance_groups
@@ -38,7 +39,7 @@ def step_of(*, objective=None, model=None, depth=2, seed=0, **settings):
     for parameter in net.parameters():  # the initial ones predict 0, whatever happens inside
         torch.nn.init.normal_(parameter, std=0.1)
     return TrainingStep(
-        codec=JOINED, model=net, objective=loss_of, optimizer=torch.optim.AdamW(net.parameters(), lr=1e-2),
+        codec=codec, model=net, objective=loss_of, optimizer=torch.optim.AdamW(net.parameters(), lr=1e-2),
         ema=EMA(model=net, decay=0.5), **settings,
     )  # fmt: skip
 
@@ -97,6 +98,55 @@ def test_the_step_compiles_as_one_graph_and_computes_the_same(set_up, monkeypatc
     assert_same(run(fast), run(plain), rtol=1e-5)
     for name, average in plain.ema.parameters.items():
         torch.testing.assert_close(fast.ema.parameters[name], average, rtol=1e-4, atol=1e-6)
+
+
+def aligned(names=("alignment",), **settings):
+    """A step with REPA, and a function that returns its losses of some steps."""
+    dims = {name: 5 + number for number, name in enumerate(names)}
+    model = {"alignment_dim": dims if len(dims) > 1 else 5, "alignment_layer": 1, "alignment_width": 8}
+    codec = SimpleNamespace(join=JOINED.join, alignments=names)
+    step = step_of(model=model, codec=codec, **settings)
+
+    def losses(num_steps=3):
+        features = {
+            name: torch.randn(6, dim, 3, 3, generator=torch.Generator().manual_seed(dim)) for name, dim in dims.items()
+        }
+        steps = (step(batch(k) | features, k) for k in range(num_steps))
+        return [{name: float(value) for name, value in losses.items()} for losses in steps]
+
+    return step, losses
+
+
+def test_from_the_end_step_on_a_run_is_one_without_alignment():
+    never, plain = aligned(objective={"alignment_end_step": 0}), aligned(names=())
+    before = copy.deepcopy(never[0].model.projector.state_dict())
+    assert never[1]() == plain[1]()
+    for name, weight in plain[0].model.state_dict().items():
+        assert torch.equal(never[0].model.state_dict()[name], weight), name
+    assert all(torch.equal(never[0].model.projector.state_dict()[name], weight) for name, weight in before.items())
+    ends, always = (aligned(objective={"alignment_end_step": end}) for end in (2, None))
+    losses, longer = ends[1](), always[1]()
+    assert losses[:2] == longer[:2] and ["alignment" in entry for entry in losses] == [True, True, False]
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_several_encoders_are_compiled_and_the_end_step_is_a_graph_of_its_own(accumulate, monkeypatch):
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    settings = {"objective": {"alignment_end_step": 2, "alignment_normalisation": 0.6}, "accumulate": accumulate}
+    fast, plain = (aligned(("alignment_a", "alignment_b"), compiled=c, depth=1, **settings) for c in (True, False))
+    found, expected = fast[1](5), plain[1](5)
+    assert_same(found, expected, rtol=1e-4)
+    assert len(graphs) == 2
+    assert [sorted(name for name in entry if "alignment" in name) for entry in found[1:3]] == [
+        ["alignment_a", "alignment_b"], []
+    ]  # fmt: skip
 
 
 @pytest.mark.chaos

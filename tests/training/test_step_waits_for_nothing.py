@@ -38,7 +38,8 @@ from redi.runtime.device import Precision
 from redi.training.step import TrainingStep
 
 CHANNELS = Channels(image=4, dinov2=8)
-JOINED = SimpleNamespace(join=lambda stored, randn: stored["image"])  # in place of a codec: already one state
+# In place of a codec: already one state.
+JOINED = SimpleNamespace(join=lambda stored, randn: stored["image"], alignments=())
 READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal")
 
 

@@ -3,7 +3,7 @@
 import itertools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -66,11 +66,13 @@ class EncodedRows(ABC):
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def batch(self, positions: Sequence[int], mirror: np.ndarray | None = None) -> dict[str, Tensor]:
+    def batch(
+        self, positions: Sequence[int], mirror: np.ndarray | None = None, without: Collection[str] = ()
+    ) -> dict[str, Tensor]:
         """Return the rows at `positions`: {"image": ..., "<representation>": ..., "labels": (N,) int64}.
 
-        Rows where `mirror` (N,) is true come from the mirrored images. Raises IndexError for positions outside
-        [0, len), ValueError for `mirror` without mirrored images.
+        The tensors in `without` are not read. Rows where `mirror` (N,) is true come from the mirrored images. Raises
+        IndexError for positions outside [0, len), ValueError for `mirror` without mirrored images.
         """
         index = np.asarray(positions, dtype=np.int64)
         if len(index) and not 0 <= index.min() <= index.max() < len(self):
@@ -81,7 +83,7 @@ class EncodedRows(ABC):
         shards = np.searchsorted(self.starts, index, side="right") - 1
         rows = index - self.starts[shards]
         stored = self.manifest["tensors"]
-        names = [name for name in stored if not name.startswith(MIRRORED)]
+        names = [name for name in stored if not name.startswith(MIRRORED) and name not in without]
         mirrored = [MIRRORED + name if MIRRORED + name in stored else name for name in names]
         arrays = [np.empty((len(rows), *stored[name]["shape"]), DTYPES[stored[name]["dtype"]]) for name in names]
         # Shard by shard, because only one may be in memory. Row by row, because indexing a shard would copy twice.
@@ -163,8 +165,7 @@ def code_of(codec: JointCodec) -> dict[str, dict]:
     parts: dict[str, Any] = {"autoencoder": codec.autoencoder}
     for name, representation in codec.representations.items():
         parts |= {f"{name}.encoder": representation.encoder, f"{name}.reducer": representation.reducer}
-    if codec.alignment is not None:
-        parts["alignment"] = codec.alignment
+    parts |= codec.alignments
     return {name: identity(part) for name, part in parts.items()}
 
 

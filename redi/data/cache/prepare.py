@@ -14,6 +14,7 @@ from redi.data.cache.verify import verify_cache
 from redi.data.cache.write import write_cache
 from redi.data.datasets import Dataset
 from redi.data.storage.contents import same_images
+from redi.models.alignments import check_distinct
 from redi.models.codec import JointCodec
 from redi.runtime.checksums import json_sha256
 from redi.runtime.distributed import process_rank
@@ -84,9 +85,10 @@ def prepare(
         raise ValueError("no data set: pass dataset= (train.dataset), or prepare.cache_url")
     ranks = dict(zip(("rank", "world_size"), process_rank(rank, world_size), strict=True))
     pairs = [(representation.encoder, representation.reducer) for representation in codec.representations.values()]
-    for encoder in (*(encoder for encoder, _ in pairs), codec.alignment):
-        if encoder is not None and not encoder.fitted:
+    for encoder in (*(encoder for encoder, _ in pairs), *codec.alignments.values()):
+        if not encoder.fitted:
             fit_encoder(cache_dir / "encoders", encoder, dataset)
+    check_distinct(codec.alignments)
     for encoder, reducer in pairs:
         if not reducer.fitted:
             sample = {"num_images": num_fit_images, "seed": seed, "batch_size": batch_size}

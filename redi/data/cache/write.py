@@ -135,7 +135,7 @@ def check_encoded(tensor: Tensor, what: str, names: Sequence[str]) -> None:
 def _source(codec: JointCodec, name: str) -> str:
     if name == "image":
         return f"the moments ('image') of {type(codec.autoencoder).__name__}"
-    if name == "alignment":
-        return f"the features ('alignment') of {type(codec.alignment).__name__}"
+    if name in codec.alignments:
+        return f"the features ({name!r}) of {type(codec.alignments[name]).__name__}"
     encoder, reducer = codec.representations[name].encoder, codec.representations[name].reducer
     return f"the features ({name!r}) of {type(encoder).__name__}, reduced by {type(reducer).__name__}"

@@ -21,10 +21,12 @@ class Parallel(ABC):
     Attributes:
         whole_graph: True if corruption, network and losses compile as one graph, False if each block compiles alone.
         keeps_whole: True if every process has the whole model, and can sample from it.
+        needs_every_gradient: True if a parameter that no loss uses is an error, such as REPA's projector at the end.
     """
 
     whole_graph = True
     keeps_whole = True
+    needs_every_gradient = False
 
     @abstractmethod
     def distribute(self, model: nn.Module, processes: Processes, *, compiled: bool) -> None:

@@ -16,6 +16,8 @@ class DDP(Parallel):
         bucket_mib: size of the buckets in which gradients are sent, in MiB.
     """
 
+    needs_every_gradient = True  # without it, every step would wait for the device (find_unused_parameters)
+
     def __init__(self, *, bucket_mib: float = 25.0):
         if not bucket_mib > 0:
             raise ValueError(f"DDP.bucket_mib = {bucket_mib} must be greater than 0")

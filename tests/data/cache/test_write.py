@@ -12,6 +12,7 @@ from tqdm import tqdm
 from redi.data.cache.cache import Cache
 from redi.data.cache.write import write_cache
 from redi.data.datasets.digits import Digits
+from redi.data.loader import batches
 from redi.models.autoencoders.pixels import Pixels
 from redi.models.autoencoders.stable_vae import StableVAE
 from redi.models.codec import JointCodec, Representation
@@ -144,6 +145,8 @@ def test_alignment_features_are_stored_for_both_mirrors(tmp_path, encoder, image
     positions, mirror = range(BATCH), np.ones(BATCH, bool)
     expected = encoder(images.batch(positions, mirror=mirror)["images"]).half()
     assert torch.equal(cache.batch(positions, mirror=mirror)["alignment"], expected)
+    reader = batches(cache, batch_size=BATCH, seed=0, start=0, stop=4, ends={"alignment": 2})
+    assert ["alignment" in batch for batch in reader] == [True, True, False, False]
 
 
 class Interrupted(Digits):

@@ -283,7 +283,12 @@ def test_a_variance_that_is_not_there_cannot_be_learned():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"fusion": Separate}, "Separate tokens"), ({"group_timesteps": True}, "the time of every group")],
+    [
+        ({"fusion": Separate}, "Separate tokens"),
+        ({"group_timesteps": True}, "the time of every group"),
+        ({"alignment_dim": 6, "alignment_layer": 1, "alignment_projector": "conv"}, "a convolution"),
+        ({"alignment_dim": {"alignment_a": 6, "alignment_b": 6}, "alignment_layer": 1}, "several projectors"),
+    ],
 )
 def test_a_model_without_a_place_in_the_layout_is_not_exported(settings, message):
     imported = from_published(published_state(), num_heads=HEADS)
