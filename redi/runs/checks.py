@@ -30,8 +30,9 @@ from redi.runtime.distributed import Processes, process_rank
 from redi.runtime.paths import local_path
 from redi.runtime.ranges import SEED, check_number
 from redi.sampling.generate import check_generation, generate
-from redi.training.guards import NUMBERS, check_settings, make_optimizer
+from redi.training.guards import NUMBERS, check_settings
 from redi.training.memory import check_memory
+from redi.training.optimizers import make_optimizer
 from redi.training.parallel.ddp import DDP
 from redi.training.trainer import train
 from redi.training.warm_start import warm_start
@@ -42,7 +43,7 @@ log = logging.getLogger("redi")
 def check_settings_of_training() -> None:
     """Raise ValueError for settings of `train` that are invalid whatever the data."""
     with config.explained(types=True):
-        check_settings({name: setting(train, name) for name in (*NUMBERS, "on_log")})
+        check_settings({name: setting(train, name) for name in (*NUMBERS, "on_log", "schedule")})
         check_shuffle(setting(train, "shuffle"))
         Processes(*process_rank()).check(setting(train, "batch_size"), setting(train, "accumulate"))
         device = choose_device(setting(train, "device"))
@@ -73,7 +74,7 @@ def check_training(
         model_arguments = objective.model_arguments(codec, dataset)
         with torch.device("meta"):
             net = build_model(setting(train, "model"), model_arguments)
-            make_optimizer(setting(train, "optimizer"), net.parameters())
+            make_optimizer(setting(train, "optimizer"), net)
             setting(train, "ema")(model=net)
         objective.check_model(net)
         if not resumes and (initial := setting(train, "initial_weights")) is not None:
