@@ -1,6 +1,7 @@
 """Muon for the matrices of the blocks."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,8 @@ class Muon(ModelOptimizer):
     of the modulation. Orthogonalization runs in bfloat16 on every device. The state is one tensor per matrix, where
     Adam has two.
 
-    A step is skipped on the device if the gradient is not finite. This copies one matrix and its momentum at a time.
+    A step is skipped on the device if the gradient is not finite: it is taken on copies, one matrix at a time. Under
+    DDP and FSDP every process orthogonalizes all matrices; with FSDP it gathers weight, gradient and momentum of each.
 
     Args:
         lr: learning rate of the matrices; default: that of `others`, which `adjust_lr_fn` makes suitable.
@@ -29,8 +31,8 @@ class Muon(ModelOptimizer):
             0.2 max(rows, columns)^1/2, with steps about as large as those of AdamW (Liu et al., arXiv 2502.16982,
             section 2.2), so that its learning rate can be kept. 'original': max(1, rows / columns)^1/2.
         weight_decay: of the matrices. torch's own default is 0.1; ReDi, PRX and RAEv2 have none.
-        others: class or function that constructs the optimizer of all other parameters; default: AdamW with the
-            settings of `train`. `plain.gin` binds it to `torch.optim.AdamW`, so that bindings of AdamW keep their effect.
+        others: class or function that constructs the optimizer of all other parameters; default: AdamW as in `train`.
+            `plain.gin` binds `torch.optim.AdamW`, so that its bindings keep their effect.
     """
 
     def __init__(
@@ -63,24 +65,41 @@ class Muon(ModelOptimizer):
         """Update all parameters, unless the attribute `found_inf`, a tensor that torch's GradScaler has too, is 1."""
         found_inf = getattr(self, "found_inf", None)
         matrices, *self.rest.param_groups = self.param_groups
-        self.rest.state = self.muon.state = self.state
+        self.rest.state = self.state
         self.rest.found_inf = found_inf  # type: ignore[attr-defined]
         loss = self.rest.step(closure)
         for matrix in matrices["params"]:
             if matrix.grad is None:
                 continue
-            self.muon.param_groups = [matrices | {"params": [matrix]}]
             if "momentum_buffer" not in (state := self.state[matrix]):
                 state["momentum_buffer"] = torch.zeros_like(matrix)
-            tensors = [_local(matrix), _local(state["momentum_buffer"])]
-            before = [tensor.clone() for tensor in tensors]
-            self.muon.step()
-            if found_inf is not None:
-                for tensor, old in zip(tensors, before, strict=True):
-                    tensor.copy_(torch.where(found_inf.bool(), old, tensor))
+            self._step_of(matrix, state["momentum_buffer"], matrices, found_inf)
         return loss
 
+    def _step_of(self, matrix: Tensor, momentum: Tensor, group: dict, found_inf: Tensor | None) -> None:
+        """Take the step on copies of the whole matrix and momentum, and keep the results unless `found_inf` is 1."""
+        tensors = (matrix, momentum)
+        before = [_whole(tensor) for tensor in tensors]
+        after = [nn.Parameter(before[0].clone()), before[1].clone()]
+        after[0].grad = _whole(matrix.grad)
+        self.muon.param_groups = [group | {"params": after[:1]}]
+        self.muon.state[after[0]] = {"momentum_buffer": after[1]}
+        self.muon.step()
+        self.muon.state.clear()
+        for tensor, old, new in zip(tensors, before, after, strict=True):
+            result = new if found_inf is None else torch.where(found_inf.bool(), old, new)
+            tensor.copy_(_sharded(result, like=tensor))
 
-def _local(tensor: Tensor) -> Tensor:
-    """Return this process's part of a sharded tensor, or the tensor itself."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+def _whole(tensor: Any) -> Tensor:
+    """Return a tensor that may be sharded as a whole one."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _sharded(whole: Tensor, like: Any) -> Tensor:
+    """Return a whole tensor in the form of another one. Without communication: every process keeps its part."""
+    if not hasattr(like, "full_tensor"):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
