@@ -90,6 +90,9 @@ def check_training(
                 setting(train, "model"), model_arguments, objective, device=device, compiled=compiled,
                 processes=Processes(*process_rank()), parallel=parallel, precision=precision, **settings,
             )  # fmt: skip
+    length, num_steps = getattr(setting(train, "schedule"), "num_steps", None), setting(train, "num_steps")
+    if length not in (None, num_steps):
+        log.warning("train.schedule has a length of %d steps, but train.num_steps = %d", length, num_steps)
     for rule in rules:
         if advice := rule.check_training(objective.label_dropout, objective.representation_dropout):
             log.warning("%s", advice)

@@ -25,6 +25,7 @@ from redi.training.memory import check_memory as check_step_memory
 from redi.training.observer import Observer
 from redi.training.optimizers import ADAMW, make_optimizer
 from redi.training.parallel import Parallel, parallels
+from redi.training.schedules import Schedule
 from redi.training.state import TrainingState
 from redi.training.step import TrainingStep
 from redi.training.warm_start import warm_start
@@ -59,7 +60,7 @@ def train(
     max_grad_norm: float = 1.0,
     max_skipped_steps: int = 10,
     warmup_steps: int = 0,
-    schedule: Callable[[int], float] | None = None,
+    schedule: Schedule | Callable[[int], float] | None = None,
     precision: str = "auto",
     compile: str | bool = "auto",
     check_memory: bool = True,

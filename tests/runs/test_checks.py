@@ -90,6 +90,11 @@ TRAINING = {
     ),
     "an empty step": ("train.batch_size = -4", "train.batch_size = -4 must be an integer of at least 1"),
     "unequal parts": ("train.accumulate = 3", "train.accumulate = 3 must divide train.batch_size = 16"),
+    "a model without matrices": (
+        "train.optimizer = @optimizers.Muon\nDiffusionTransformer.depth = 0",
+        "train.optimizer: Muon refuses its settings: DiffusionTransformer.blocks has no matrices",
+    ),
+    "a schedule without steps": ("train.schedule = @schedules.Cosine()\nCosine.num_steps = 0", "Cosine.num_steps = 0"),
     "an average of the start alone": ("EMA.decay = 1", "EMA.decay = 1"),
     "a device that nobody has": ("train.device = 'nonsense'", "train.device = 'nonsense' is not available"),
     "attention for a GPU": (
@@ -109,6 +114,14 @@ TRAINING = {
 @pytest.mark.parametrize(("binding", "message"), TRAINING.values(), ids=TRAINING)
 def test_what_training_would_refuse_is_refused_before_encoding(refused, binding, message):
     assert message in refused(binding)
+
+
+def test_a_schedule_that_ends_with_another_step_than_the_run_is_pointed_out(tiny_gin, tmp_path, caplog):
+    bindings = ["train.schedule = @schedules.Linear()", "Linear.num_steps = 77"]
+    config.parse([tiny_gin], ["train.device = 'cpu'", *bindings])
+    (tmp_path / "run").mkdir()
+    prepare_run(Experiment(tmp_path / "run"), trains=True)
+    assert "train.schedule has a length of 77 steps, but train.num_steps = " in caplog.text
 
 
 def test_settings_are_checked_before_any_image_is_read(refused):
