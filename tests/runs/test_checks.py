@@ -9,6 +9,7 @@ from PIL import Image
 
 from redi.core import config
 from redi.core.configurables import import_all
+from redi.core.registry import configurable
 from redi.models.encoders import encoders
 from redi.runs.checks import check_label_order
 from redi.runs.experiment import Experiment
@@ -90,9 +91,9 @@ TRAINING = {
     ),
     "an empty step": ("train.batch_size = -4", "train.batch_size = -4 must be an integer of at least 1"),
     "unequal parts": ("train.accumulate = 3", "train.accumulate = 3 must divide train.batch_size = 16"),
-    "a model without matrices": (
-        "train.optimizer = @optimizers.Muon\nDiffusionTransformer.depth = 0",
-        "train.optimizer: Muon refuses its settings: DiffusionTransformer.blocks has no matrices",
+    "no iterations of Muon": (
+        "train.optimizer = @optimizers.Muon\nMuon.ns_steps = 0",
+        "train.optimizer: Muon refuses its settings: Muon.ns_steps = 0 must be an integer of at least 1",
     ),
     "a schedule without steps": ("train.schedule = @schedules.Cosine()\nCosine.num_steps = 0", "Cosine.num_steps = 0"),
     "an average of the start alone": ("EMA.decay = 1", "EMA.decay = 1"),
@@ -114,6 +115,20 @@ TRAINING = {
 @pytest.mark.parametrize(("binding", "message"), TRAINING.values(), ids=TRAINING)
 def test_what_training_would_refuse_is_refused_before_encoding(refused, binding, message):
     assert message in refused(binding)
+
+
+def test_muon_is_refused_for_a_model_without_matrices(refused):
+    @configurable
+    class Flat(torch.nn.Module):
+        def __init__(self, channels):
+            super().__init__()
+            self.layer = torch.nn.Conv2d(channels.total, channels.total, 3, padding=1)
+
+        def forward(self, x, t, y):
+            return self.layer(x)
+
+    text = refused("train.model = @Flat", "train.optimizer = @optimizers.Muon")
+    assert "train.optimizer: Muon refuses its settings: Flat.blocks has no matrices" in text
 
 
 def test_a_schedule_that_ends_with_another_step_than_the_run_is_pointed_out(tiny_gin, tmp_path, caplog):
