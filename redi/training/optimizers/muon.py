@@ -31,8 +31,8 @@ class Muon(ModelOptimizer):
             0.2 max(rows, columns)^1/2, with steps about as large as those of AdamW (Liu et al., arXiv 2502.16982,
             section 2.2), so that its learning rate can be kept. 'original': max(1, rows / columns)^1/2.
         weight_decay: of the matrices. torch's own default is 0.1; ReDi, PRX and RAEv2 have none.
-        others: class or function that constructs the optimizer of all other parameters; default: AdamW as in `train`.
-            `plain.gin` binds `torch.optim.AdamW`, so that its bindings keep their effect.
+        others: class or function that constructs the optimizer of all other parameters; default: AdamW as in `train`,
+            with a learning rate of 1e-4. In a gin file bind `@torch.optim.AdamW`, so that its bindings have an effect.
     """
 
     def __init__(
