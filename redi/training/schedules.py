@@ -25,12 +25,7 @@ register = schedules.register
 
 @register
 class Constant(Schedule):
-    """The same learning rate in all steps, as in ReDi (section 4.1), REPA and SFD.
-
-    Examples:
-        >>> Constant()(100)
-        1.0
-    """
+    """The same learning rate in all steps, as in ReDi (section 4.1), REPA and SFD."""
 
     def __call__(self, step: int) -> float:
         return 1.0
@@ -77,13 +72,7 @@ class Cosine(Decay):
 
 @register
 class Linear(Decay):
-    """A straight line from 1 to `end`.
-
-    Examples:
-        >>> schedule = Linear(100, end=0.5)
-        >>> [schedule(step) for step in (0, 50, 100, 200)]
-        [1.0, 0.75, 0.5, 0.5]
-    """
+    """A straight line from 1 to `end`."""
 
     def decayed(self, progress: float) -> float:
         return progress

@@ -20,7 +20,7 @@ from redi.models.reducers.pca import PCA
 from redi.models.transformer import DiffusionTransformer
 from redi.sampling.generate import generate
 from redi.training import state
-from redi.training.optimizers.muon import Muon
+from redi.training.optimizers import Muon
 from redi.training.parallel.fsdp import FSDP
 from redi.training.trainer import train
 

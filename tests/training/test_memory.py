@@ -13,7 +13,7 @@ from redi.runtime.device import Precision
 from redi.runtime.distributed import Processes
 from redi.training import memory
 from redi.training.memory import MemoryCount, check_memory, predicted_memory
-from redi.training.optimizers.muon import Muon
+from redi.training.optimizers import Muon
 from redi.training.parallel.ddp import DDP
 
 CHANNELS = Channels(image=4, dinov2=8)

@@ -10,8 +10,7 @@ import torch
 
 from redi.core.channels import Channels
 from redi.models.transformer import DiffusionTransformer
-from redi.training.optimizers import ADAMW, make_optimizer
-from redi.training.optimizers.muon import Muon
+from redi.training.optimizers import ADAMW, Muon, make_optimizer
 
 
 def model_of(seed=0):

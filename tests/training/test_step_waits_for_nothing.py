@@ -32,8 +32,7 @@ from redi.guidance.representation import RepresentationGuidance
 from redi.models.cost import without_memory
 from redi.models.transformer import DiffusionTransformer
 from redi.runtime.device import Precision
-from redi.training.optimizers import make_optimizer
-from redi.training.optimizers.muon import Muon
+from redi.training.optimizers import Muon, make_optimizer
 from redi.training.schedules import Cosine
 from redi.training.step import TrainingStep
 

@@ -39,8 +39,7 @@ from redi.runtime.checkpoint import ended_early, list_checkpoints, load_checkpoi
 from redi.runtime.interrupt import Stopped
 from redi.runtime.log import read_log
 from redi.sampling.generate import generate
-from redi.training.optimizers import ADAMW
-from redi.training.optimizers.muon import Muon
+from redi.training.optimizers import ADAMW, Muon
 from redi.training.schedules import Cooldown, Cosine, Linear
 from redi.training.trainer import train
 
