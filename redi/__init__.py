@@ -51,10 +51,12 @@ KINDS = {
     "encoders": "redi.models.encoders",
     "fusion": "redi.fusion",
     "guidance": "redi.guidance",
+    "optimizers": "redi.training.optimizers",
     "parallel": "redi.training.parallel",
     "processes": "redi.core.processes",
     "reducers": "redi.models.reducers",
     "samplers": "redi.core.samplers",
+    "schedules": "redi.training.schedules",
     "time_distributions": "redi.core.time_distributions",
 }
 

@@ -63,11 +63,11 @@ def test_a_component_has_a_docstring_of_its_own_that_begins_with_a_sentence(kind
 @pytest.mark.parametrize(("kind", "name"), EVERY)
 def test_the_settings_of_a_component_are_keywords_with_defaults_or_supplied(kind, name):
     paths = {name: {"path"} for name in ("ImageFolder", "HuggingFace", "AdmBatch")}
-    needed = (paths | {"WebDataset": {"shards"}}).get(name, set())
+    needed = paths | {"WebDataset": {"shards"}} | dict.fromkeys(("Cooldown", "Cosine", "Linear"), {"num_steps"})
     for place, (argument, parameter) in enumerate(inspect.signature(registries[kind][name]).parameters.items()):
         assert parameter.kind is parameter.KEYWORD_ONLY or place == 0, argument
         if argument not in registries[kind].runtime:
-            assert (parameter.default is parameter.empty) is (argument in needed), argument
+            assert (parameter.default is parameter.empty) is (argument in needed.get(name, ())), argument
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -30,7 +30,9 @@ from redi.models.codec import JointCodec, Representation
 from redi.models.encoders import Encoder
 from redi.models.reducers import Reducer
 from redi.models.transformer import DiffusionTransformer
+from redi.training.optimizers import ModelOptimizer
 from redi.training.parallel import Parallel
+from redi.training.schedules import Schedule
 from redi.training.trainer import train
 
 
@@ -216,8 +218,27 @@ class Alone(Parallel):
         return nullcontext()
 
 
+class Descent(ModelOptimizer):
+    """Gradient descent of the matrices alone."""
+
+    def __init__(self, model, *, lr=1e-3):
+        super().__init__([p for p in model.parameters() if p.ndim == 2], {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter -= group["lr"] * parameter.grad
+
+
+class Halving(Schedule):
+    def __call__(self, step):
+        return 0.5**step
+
+
 COMPONENTS = [
-    Halved, Later, Stripes, Latest, Whitened, Concatenated, Away, Alone, Circular, Loudest, Leaps, Noisy
+    Halved, Later, Stripes, Latest, Whitened, Concatenated, Away, Descent, Alone, Circular, Loudest, Leaps, Halving,
+    Noisy,
 ]  # fmt: skip
 LEAPS = Leaps(num_evaluations=2)
 GENERATE = partial(redi.generate, sampler=LEAPS, guidance=[Away()])
@@ -237,7 +258,7 @@ def run(tmp_path_factory) -> redi.Run:
         train(
             folder / "run", codec=codec, dataset=dataset, model=MODEL,
             objective=partial(JointObjective, process=Circular(), clock=Later(), time_distribution=Noisy()),
-            ema=Latest, parallel=Alone(),
+            ema=Latest, parallel=Alone(), optimizer=Descent, schedule=Halving(),
             preview=GENERATE, preview_every=1, preview_images=2, num_steps=num_steps, batch_size=8,
         )  # fmt: skip
     return redi.load(folder / "run", device="cpu", codec=new_codec(), model=MODEL, process=Clocked(Circular(), Later()))

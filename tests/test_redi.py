@@ -76,6 +76,8 @@ POSITIONAL = {
     "samplers": dict.fromkeys(
         ("Ancestral", "DDIM", "Euler", "EulerMaruyama", "FixedODE", "Heun", "StochasticHeun"), "num_evaluations"
     ) | {"AdaptiveODE": "method"},
+    "optimizers": {"Muon": "model"},
+    "schedules": dict.fromkeys(("Cooldown", "Cosine", "Linear"), "num_steps"),
 }  # fmt: skip
 
 

@@ -33,8 +33,9 @@ from redi.runtime.paths import local_path
 from redi.runtime.ranges import SEED, check_number
 from redi.sampling.generate import check_generation, generate
 from redi.sampling.networks import open_networks
-from redi.training.guards import NUMBERS, check_settings, make_optimizer
+from redi.training.guards import NUMBERS, check_settings
 from redi.training.memory import check_memory
+from redi.training.optimizers import make_optimizer
 from redi.training.parallel.ddp import DDP
 from redi.training.trainer import train
 from redi.training.warm_start import warm_start
@@ -45,7 +46,7 @@ log = logging.getLogger("redi")
 def check_settings_of_training() -> None:
     """Raise ValueError for settings of `train` that are invalid whatever the data."""
     with config.explained(types=True):
-        check_settings({name: setting(train, name) for name in (*NUMBERS, "on_log")})
+        check_settings({name: setting(train, name) for name in (*NUMBERS, "on_log", "schedule")})
         check_shuffle(setting(train, "shuffle"))
         Processes(*process_rank()).check(setting(train, "batch_size"), setting(train, "accumulate"))
         device = choose_device(setting(train, "device"))
@@ -76,7 +77,7 @@ def check_training(
         model_arguments = objective.model_arguments(codec, dataset)
         with torch.device("meta"):
             net = build_model(setting(train, "model"), model_arguments)
-            make_optimizer(setting(train, "optimizer"), net.parameters())
+            make_optimizer(setting(train, "optimizer"), net)
             setting(train, "ema")(model=net)
         objective.check_model(net)
         _warn_of_former_names(objective, net)
@@ -93,8 +94,10 @@ def check_training(
                 setting(train, "model"), model_arguments, objective, device=device, compiled=compiled,
                 processes=Processes(*process_rank()), parallel=parallel, precision=precision, **settings,
             )  # fmt: skip
-    dropouts = objective.label_dropout, objective.representation_dropout, getattr(objective, "joint_dropout", 0.0)
-    for advice in training_advice(rules, dropouts):
+    length, num_steps = getattr(setting(train, "schedule"), "num_steps", None), setting(train, "num_steps")
+    if length not in (None, num_steps):
+        log.warning("train.schedule has a length of %d steps, but train.num_steps = %d", length, num_steps)
+    for advice in training_advice(rules, objective.trained_with):
         log.warning("%s", advice)
     if isinstance(net, DiffusionTransformer):
         token_dim = codec.channels.total * math.prod(net.grid) // net.fusion.num_tokens

@@ -29,6 +29,7 @@ from redi.runtime.device import Precision, choose_compile, choose_precision, dev
 from redi.runtime.paths import local_path
 from redi.runtime.ranges import check_number
 from redi.sampling.generate import generate
+from redi.training.optimizers import make_optimizer
 from redi.training.step import TrainingStep
 from redi.training.trainer import train
 
@@ -106,9 +107,9 @@ def _subject(experiment: Experiment, stage: str) -> Iterator[Subject]:
         return
     log.info("attention: %s", choose_attention_of(model.train(), device, precision.dtype))
     take_step = TrainingStep(
-        codec=codec, model=model, objective=objective, optimizer=setting(train, "optimizer")(model.parameters()),
+        codec=codec, model=model, objective=objective, optimizer=make_optimizer(setting(train, "optimizer"), model),
         ema=setting(train, "ema")(model=model), precision=precision, compiled=compiled,
-        **{name: setting(train, name) for name in ("accumulate", "max_grad_norm", "warmup_steps", "seed")},
+        **{name: setting(train, name) for name in ("accumulate", "max_grad_norm", "warmup_steps", "schedule", "seed")},
     )  # fmt: skip
     reading = {name: setting(train, name) for name in ("batch_size", "seed", "shuffle")}
     with closing(batches(data, **reading, start=0, stop=1_000_000, pin=device.type == "cuda")) as loader:

@@ -2,12 +2,10 @@
 
 import inspect
 import logging
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from redi.data.cache.cache import EncodedRows
@@ -22,6 +20,7 @@ from redi.runtime.ranges import SEED, check_number
 from redi.runtime.watchdog import COMPUTING, WAITING, Watchdog
 from redi.training.nonfinite import SkipGuard, diagnosis
 from redi.training.parallel import parallels
+from redi.training.schedules import schedules
 from redi.training.snapshots import drop_snapshots
 from redi.training.state import TrainingState
 from redi.training.step import TrainingStep
@@ -46,29 +45,20 @@ END = 1  # the vote to end training by `train.on_log`; the numbers of signals ar
 
 
 def check_settings(settings: Mapping) -> None:
-    """Raise ValueError if a number is out of range, `accumulate` does not divide `batch_size`, or `on_log` is wrong."""
+    """Raise ValueError for a number out of range, a wrong `accumulate` or `on_log`, or a `schedule` that fails."""
     for name, rule in NUMBERS.items():
         if name != "keep_every" or settings[name] is not None:
             check_number(f"train.{name}", settings[name], **rule)
     if settings["batch_size"] % settings["accumulate"]:
         batch_size = f"train.batch_size = {settings['batch_size']}"
         raise ValueError(f"train.accumulate = {settings['accumulate']} must divide {batch_size}")
+    if (schedule := settings["schedule"]) is not None:
+        if inspect.isclass(schedule) or not callable(schedule):
+            schedules.check(schedule, "train.schedule")
+        check_number("train.schedule: the factor in step 0", schedule(0), 0, whole=False)
     if (on_log := settings["on_log"]) is not None and (inspect.isclass(on_log) or not callable(on_log)):
         how = "bind a function without parentheses, @my_function, or an object with them, @MyClass()"
         raise ValueError(f"train.on_log = {on_log!r} must be a function: {how}")
-
-
-def make_optimizer(optimizer: Callable[..., torch.optim.Optimizer], parameters) -> torch.optim.Optimizer:
-    """Call `optimizer`. Raise ValueError, naming it, for settings that it refuses or that are not finite."""
-    name = getattr(getattr(optimizer, "func", optimizer), "__name__", "train.optimizer")
-    try:
-        optim = optimizer(parameters)
-    except ValueError as error:
-        raise ValueError(f"train.optimizer: {name} refuses its settings: {error}") from error
-    for setting, value in optim.defaults.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name}.{setting} = {value} must be a finite number")
-    return optim
 
 
 def check_objects(codec, dataset, parallel, shuffle: str, keep_best: str | None, monitor) -> None:

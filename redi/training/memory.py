@@ -18,6 +18,7 @@ from redi.models.cost import without_memory
 from redi.models.interface import build_model
 from redi.runtime.device import Precision, free_memory
 from redi.runtime.distributed import Processes
+from redi.training.optimizers import make_optimizer
 from redi.training.parallel import Parallel
 from redi.training.step import FLOAT32, TrainingStep
 
@@ -100,18 +101,23 @@ def predicted_memory(
         with MemoryCount() as memory:
             memory.add(*fake.parameters(), *fake.buffers(), *averages, *batch.values())
             take_step(batch, num_first_steps)
-    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    return memory.peak + round(trained * optimizer_share(optimizer))
+    return memory.peak + optimizer_memory(optimizer, model)
 
 
-def optimizer_share(optimizer: Callable[..., torch.optim.Optimizer]) -> float:
-    """Return the bytes of optimizer state per byte of weights (2 for Adam), measured with one small matrix."""
-    weight = nn.Parameter(torch.zeros(64, 64))
-    weight.grad = torch.zeros_like(weight)
-    optim = optimizer([weight])
+def optimizer_memory(optimizer: Callable[..., torch.optim.Optimizer], model: nn.Module) -> int:
+    """Return the bytes of optimizer state (twice the weights for Adam), measured with a small copy of each weight."""
+    sizes = {p: nn.Parameter(torch.zeros([8] * p.ndim, dtype=p.dtype), p.requires_grad) for p in model.parameters()}
+    memo: dict[int, Tensor] = {id(b): b for b in model.buffers()} | {id(p): small for p, small in sizes.items()}
+    optim = make_optimizer(optimizer, copy.deepcopy(model, memo))
+    for small in sizes.values():
+        small.grad = torch.zeros_like(small) if small.requires_grad else None
     optim.step()
-    state = [value for value in tree_leaves(dict(optim.state)) if isinstance(value, Tensor) and value is not weight]
-    return sum(value.nbytes for value in state if value.ndim) / weight.nbytes
+
+    def share(small: nn.Parameter) -> float:
+        state = [value for value in tree_leaves(optim.state.get(small, {})) if isinstance(value, Tensor) and value.ndim]
+        return sum(value.nbytes for value in state) / small.nbytes
+
+    return round(sum(p.nbytes * share(small) for p, small in sizes.items()))
 
 
 class JoinedCodec:

@@ -58,7 +58,8 @@ class TrainingState:
     history: History | None = None
 
     def __post_init__(self):
-        self.names = [name for name, _ in self.model.named_parameters()]  # in the optimizer's order
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        self.names = [names[p] for group in self.optimizer.param_groups for p in group["params"]]
         self.device = next(self.model.parameters()).device
         self.retention = Retention(*self.keep)
 
@@ -66,7 +67,9 @@ class TrainingState:
         """Return the folder of the checkpoint of this step."""
         return checkpoint_dir(self.run_dir, step)
 
-    def begin(self, model_arguments: Mapping, loss_of: JointObjective, dataset, *, seed: int, monitor=None) -> dict:
+    def begin(
+        self, model_arguments: Mapping, loss_of: JointObjective, dataset, *, seed: int, monitor=None, schedule=None
+    ) -> dict:
         """Resume from the newest intact checkpoint, or begin at step 0; return {"step", "window", "spread", ...}.
 
         Raises ValueError if all checkpoints are damaged, or the newest one does not match these objects.
@@ -78,7 +81,7 @@ class TrainingState:
             record = {"step": 0, "window": None, "spread": spread}
         components: tuple[object, ...] = (self.model, self.codec, self.optimizer, self.ema, loss_of, loss_of.process)
         components += loss_of.clock, loss_of.time_distribution
-        components += *vars(loss_of.process).values(), monitor, *getattr(monitor, "networks", ())
+        components += *vars(loss_of.process).values(), schedule, monitor, *getattr(monitor, "networks", ())
         components += (dataset.source if isinstance(dataset, EncodedRows) else dataset,)
         names = dataset.num_classes > 1 and dataset.class_names and list(dataset.class_names[: dataset.num_classes])
         if self.processes.is_first:
@@ -107,7 +110,7 @@ class TrainingState:
             if (good := newest_good(self.run_dir)) is None:
                 return None
             folder, tensors, record = good
-            tensors = with_one_bias(tensors, self.names)
+            tensors = with_one_bias(tensors, dict(self.model.named_parameters()))
             groups.update({name: tensors[name] for name in RESUMED if name in tensors})
             layout = {name: {key: t.to("meta") for key, t in group.items()} for name, group in groups.items()}
             return folder, record, layout
@@ -144,6 +147,9 @@ class TrainingState:
                 f"{folder} was trained with other encoders or reducers than this codec's: before prepare, call "
                 "codec.load_learned_state(load_checkpoint(folder)[0]['codec']), as the programs do, or start a new run"
             )
+        if len(record["optimizer"]["param_groups"]) != len(self.optimizer.param_groups):
+            name, advice = type(self.optimizer).__name__, "bind the same one, or start a new run in another folder"
+            raise ValueError(f"{folder} was trained with another train.optimizer than {name}: {advice}")
         parts = {name: self._received(group) for name, group in tensors.items()}
         try:
             self.model.load_state_dict(parts["model"])

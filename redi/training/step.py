@@ -17,6 +17,7 @@ from redi.runtime.distributed import Processes
 from redi.runtime.randomness import mix_seeds
 from redi.training.parallel import Parallel
 from redi.training.parallel.ddp import DDP
+from redi.training.schedules import Constant
 
 FLOAT32 = Precision("float32", torch.float32)
 
@@ -31,6 +32,7 @@ class TrainingStep:
 
     Args:
         codec, model, objective, optimizer, ema: built for each other, on one device. Other arguments: see `train`.
+        schedule: factor for the learning rates, a function of the step.
         compiled: compile the losses into one graph (torch.compile) at the first call.
         processes: determines which rows of the batch this process computes.
         parallel: how processes share gradients. Call `parallel.distribute(model)` first.
@@ -39,12 +41,13 @@ class TrainingStep:
     def __init__(
         self, *, codec: JointCodec, model: nn.Module, objective: JointObjective, optimizer: torch.optim.Optimizer,
         ema: AveragedWeights, precision: Precision = FLOAT32, accumulate: int = 1, max_grad_norm: float = 1.0,
-        warmup_steps: int = 0, seed: int = 0, compiled: bool = False, processes: Processes | None = None,
-        parallel: Parallel | None = None,
+        warmup_steps: int = 0, schedule: Callable[[int], float] | None = None, seed: int = 0, compiled: bool = False,
+        processes: Processes | None = None, parallel: Parallel | None = None,
     ):  # fmt: skip
         self.codec, self.model, self.optimizer, self.ema = codec, model, optimizer, ema
         self.precision, self.accumulate, self.seed = precision, accumulate, seed
         self.max_grad_norm, self.warmup_steps = max_grad_norm, warmup_steps
+        self.schedule = schedule or Constant()
         self.processes, self.parallel = processes or Processes(), parallel or DDP()
         self.objective = objective.to(next(model.parameters()).device)
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
@@ -69,8 +72,9 @@ class TrainingStep:
         losses are means over these rows before the update, and sums by time are divided by `accumulate`; the norm is
         that of the whole batch's gradient; "skipped" is 1 if it is not finite.
         """
+        factor = min(1.0, (step + 1) / max(self.warmup_steps, 1)) * self.schedule(step)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-            group["lr"] = rate * min(1.0, (step + 1) / max(self.warmup_steps, 1))
+            group["lr"] = rate * factor
         means: dict[str, Tensor] = {}
         for number, part in enumerate(self._parts(batch, step), start=1):
             for name, value in self._accumulate_gradients(part, last=number == self.accumulate).items():

@@ -20,22 +20,17 @@ from redi.runtime.device import choose_compile, choose_device, choose_precision,
 from redi.runtime.distributed import process_group
 from redi.runtime.paths import local_path
 from redi.sampling.generate import generate
-from redi.training.guards import Guards, check_objects, check_settings, make_optimizer
+from redi.training.guards import Guards, check_objects, check_settings
 from redi.training.memory import check_memory as check_step_memory
 from redi.training.observer import Observer
+from redi.training.optimizers import ADAMW, make_optimizer
 from redi.training.parallel import Parallel, parallels
+from redi.training.schedules import Schedule
 from redi.training.state import TrainingState
 from redi.training.step import TrainingStep
 from redi.training.warm_start import warm_start
 
 log = logging.getLogger(__name__)
-
-# Paper, section 4.1: constant learning rate, no weight decay.
-ADAMW = partial(torch.optim.AdamW, lr=1e-4, weight_decay=0.0, fused=True)
-
-configurable(torch.optim.AdamW, module="torch.optim", harmless=("fused",))
-configurable(torch.optim.Adam, module="torch.optim")
-configurable(torch.optim.SGD, module="torch.optim")
 
 
 @configurable(
@@ -65,6 +60,7 @@ def train(
     max_grad_norm: float = 1.0,
     max_skipped_steps: int = 10,
     warmup_steps: int = 0,
+    schedule: Schedule | Callable[[int], float] | None = None,
     precision: str = "auto",
     compile: str | bool = "auto",
     check_memory: bool = True,
@@ -95,14 +91,17 @@ def train(
         codec: the fitted codec, see `prepare`.
         dataset: the result of `prepare`: a `Cache`, or a `Dataset` that is encoded in every step.
         model, objective, optimizer, ema: classes or functions. Training supplies their missing arguments: channels,
-            grid and number of classes, or the model's parameters. For models see `redi.models.interface.Model`.
+            grid and number of classes, or the model's parameters. For models see `redi.models.interface.Model`, for
+            optimizers docs/optimizers.md.
         parallel: how several processes share the work; default: `DDP`.
         batch_size: images per step over all processes. Each process computes its share in `accumulate` equal parts.
         initial_weights: a published checkpoint or the folder of a run with the same or fewer groups; see `warm_start`.
         max_grad_norm: clip the gradient to this norm; 0 disables clipping.
         max_skipped_steps: a step with a non-finite gradient is skipped. If more steps than this are skipped between
             two checkpoints, training stops and reports where the first non-finite value arose.
-        warmup_steps: number of steps over which the learning rate rises linearly; afterwards it is constant.
+        warmup_steps: number of steps over which the learning rate rises linearly.
+        schedule: a further factor for the learning rates, a function of the step such as `schedules.Cosine(400_000)`;
+            default: constant.
         precision: 'float32', 'tf32' (float32 with products rounded by the GPU), 'bfloat16' (autocast), or 'auto':
             bfloat16 on a GPU that supports it, float32 elsewhere.
         compile: compile corruption, network and losses into one graph (torch.compile). The first step then takes a
@@ -157,15 +156,15 @@ def train(
         if processes.size > 1:
             parallel.distribute(net, processes, compiled=compiled)
             log.info("%d processes, %s", processes.size, type(parallel).__name__)
-        optim, average = make_optimizer(optimizer, net.parameters()), ema(model=net)
+        optim, average = make_optimizer(optimizer, net), ema(model=net)
         take_step = TrainingStep(
             codec=codec, model=net, objective=loss_of, optimizer=optim, ema=average, precision=numerics,
-            accumulate=accumulate, max_grad_norm=max_grad_norm, warmup_steps=warmup_steps, seed=seed,
-            compiled=compiled, processes=processes, parallel=parallel,
+            accumulate=accumulate, max_grad_norm=max_grad_norm, warmup_steps=warmup_steps, schedule=schedule,
+            seed=seed, compiled=compiled, processes=processes, parallel=parallel,
         )  # fmt: skip
         keep = (keep_checkpoints, keep_every, keep_best)
         state = TrainingState(run_dir, codec, net, optim, average, processes, parallel, keep)
-        record = state.begin(model_arguments, loss_of, dataset, seed=seed, monitor=monitor)
+        record = state.begin(model_arguments, loss_of, dataset, seed=seed, monitor=monitor, schedule=schedule)
         step = record["step"]
 
         with Guards(

@@ -20,12 +20,13 @@ from redi.models.reducers.pca import PCA
 from redi.models.transformer import DiffusionTransformer
 from redi.sampling.generate import generate
 from redi.training import state
+from redi.training.optimizers import Muon
 from redi.training.parallel.fsdp import FSDP
 from redi.training.trainer import train
 
 NAMED = {
     "FSDP": FSDP, "PowerFunctionEMA": lambda: partial(PowerFunctionEMA, snapshot_every=2),
-    "ends at 2": lambda: lambda record: record["step"] == 2,
+    "ends at 2": lambda: lambda record: record["step"] == 2, "Muon": lambda: Muon,
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from redi.core import config
 from redi.core.configurables import import_all
+from redi.core.registry import configurable
 from redi.models.encoders import encoders
 from redi.runs.checks import check_label_order
 from redi.runs.experiment import Experiment
@@ -98,6 +99,11 @@ TRAINING = {
     ),
     "an empty step": ("train.batch_size = -4", "train.batch_size = -4 must be an integer of at least 1"),
     "unequal parts": ("train.accumulate = 3", "train.accumulate = 3 must divide train.batch_size = 16"),
+    "no iterations of Muon": (
+        "train.optimizer = @optimizers.Muon\nMuon.ns_steps = 0",
+        "train.optimizer: Muon refuses its settings: Muon.ns_steps = 0 must be an integer of at least 1",
+    ),
+    "a schedule without steps": ("train.schedule = @schedules.Cosine()\nCosine.num_steps = 0", "Cosine.num_steps = 0"),
     "an average of the start alone": ("EMA.decay = 1", "EMA.decay = 1"),
     "a device that nobody has": ("train.device = 'nonsense'", "train.device = 'nonsense' is not available"),
     "attention for a GPU": (
@@ -186,6 +192,28 @@ def test_bindings_that_a_clock_replaces_are_named_once(tiny_gin, tmp_path, caplo
     prepare_run(Experiment(tmp_path))
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert sum(message in warning for warning in warnings) == 1
+
+
+def test_muon_is_refused_for_a_model_without_matrices(refused):
+    @configurable
+    class Flat(torch.nn.Module):
+        def __init__(self, channels):
+            super().__init__()
+            self.layer = torch.nn.Conv2d(channels.total, channels.total, 3, padding=1)
+
+        def forward(self, x, t, y):
+            return self.layer(x)
+
+    text = refused("train.model = @Flat", "train.optimizer = @optimizers.Muon")
+    assert "train.optimizer: Muon refuses its settings: Flat.blocks has no matrices" in text
+
+
+def test_a_schedule_that_ends_with_another_step_than_the_run_is_pointed_out(tiny_gin, tmp_path, caplog):
+    bindings = ["train.schedule = @schedules.Linear()", "Linear.num_steps = 77"]
+    config.parse([tiny_gin], ["train.device = 'cpu'", *bindings])
+    (tmp_path / "run").mkdir()
+    prepare_run(Experiment(tmp_path / "run"), trains=True)
+    assert "train.schedule has a length of 77 steps, but train.num_steps = " in caplog.text
 
 
 def test_settings_are_checked_before_any_image_is_read(refused):

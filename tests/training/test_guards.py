@@ -12,7 +12,7 @@ import torch
 from redi.data.cache.prepare import prepare
 from redi.evaluation.evaluate import evaluate
 from redi.evaluation.samples.sample import sample
-from redi.training.guards import make_optimizer
+from redi.training.optimizers import make_optimizer
 from redi.training.trainer import train
 
 RUNTIME = {"rank", "world_size"}  # of the process, not of the user
@@ -67,7 +67,7 @@ def test_all_numbers_of_train_are_found():
 )
 def test_an_optimizer_of_numbers_that_cannot_be_is_refused_by_name(settings, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        make_optimizer(partial(torch.optim.AdamW, **settings), [torch.nn.Parameter(torch.zeros(2))])
+        make_optimizer(partial(torch.optim.AdamW, **settings), torch.nn.Linear(2, 2))
 
 
 def test_what_switches_a_setting_off_is_in_the_message():

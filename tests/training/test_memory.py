@@ -13,6 +13,7 @@ from redi.runtime.device import Precision
 from redi.runtime.distributed import Processes
 from redi.training import memory
 from redi.training.memory import MemoryCount, check_memory, predicted_memory
+from redi.training.optimizers import Muon
 from redi.training.parallel.ddp import DDP
 
 CHANNELS = Channels(image=4, dinov2=8)
@@ -53,6 +54,12 @@ def test_adam_s_two_moments_are_counted():
     parameters = sum(p.nbytes for p in net.parameters())
     plain = partial(torch.optim.SGD, lr=0.1)
     assert predicted() - predicted(optimizer=plain) == pytest.approx(2 * parameters, rel=1e-3)
+
+
+def test_muon_s_single_momentum_of_the_matrices_is_counted():
+    with torch.device("meta"):
+        matrices = sum(p.nbytes for p in Block(64, 4, 4.0).parameters() if p.ndim == 2)
+    assert predicted() - predicted(optimizer=Muon) == pytest.approx(3 * matrices, rel=1e-6)
 
 
 def test_a_checkpointed_block_keeps_its_input_and_no_more():

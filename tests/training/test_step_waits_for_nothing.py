@@ -5,6 +5,7 @@ what they do not have; a copy to the host or from it is refused by `NoCopies`.
 """
 
 import contextlib
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -35,6 +36,8 @@ from redi.guidance.representation import RepresentationGuidance
 from redi.models.cost import without_memory
 from redi.models.transformer import DiffusionTransformer
 from redi.runtime.device import Precision
+from redi.training.optimizers import Muon, make_optimizer
+from redi.training.schedules import Cosine
 from redi.training.step import TrainingStep
 
 CHANNELS = Channels(image=4, dinov2=8)
@@ -102,13 +105,21 @@ PROCESSES = {
 @pytest.mark.parametrize("settings", PROCESSES.values(), ids=PROCESSES)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_training_step_waits_for_nothing(settings, accumulate, monkeypatch):
+    assert_waits_for_nothing(settings, accumulate, monkeypatch, partial(torch.optim.AdamW, fused=True))
+
+
+def test_a_step_of_muon_with_a_schedule_waits_for_nothing(monkeypatch):
+    assert_waits_for_nothing({}, 1, monkeypatch, Muon, schedule=Cosine(10))
+
+
+def assert_waits_for_nothing(settings, accumulate, monkeypatch, optimizer, **further):
     with pretended_gpu():
         model, objective = built(**settings)
         monkeypatch.setattr(torch.Tensor, "backward", lambda loss: leave_gradients(model, loss))
-        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         step = TrainingStep(
-            codec=JOINED, model=model, objective=objective, optimizer=optimizer, ema=EMA(model=model),
-            accumulate=accumulate, warmup_steps=3, precision=Precision("tf32", torch.float32),
+            codec=JOINED, model=model, objective=objective, optimizer=make_optimizer(optimizer, model),
+            ema=EMA(model=model), accumulate=accumulate, warmup_steps=3, precision=Precision("tf32", torch.float32),
+            **further,
         )  # fmt: skip
         x = torch.empty(8, CHANNELS.total, 8, 8, device="cuda")
         batch = {"image": x, "labels": torch.empty(8, dtype=torch.int64, device="cuda")}

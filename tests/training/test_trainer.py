@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import re
 import signal
@@ -38,7 +39,9 @@ from redi.runtime.checkpoint import ended_early, list_checkpoints, load_checkpoi
 from redi.runtime.interrupt import Stopped
 from redi.runtime.log import read_log
 from redi.sampling.generate import generate
-from redi.training.trainer import ADAMW, train
+from redi.training.optimizers import ADAMW, Muon
+from redi.training.schedules import Cooldown, Cosine, Linear
+from redi.training.trainer import train
 
 MODEL = partial(DiffusionTransformer, width=16, depth=1, num_heads=2, patch_size=4)
 
@@ -109,6 +112,7 @@ VARIANTS = {
     "with momentum": {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9)},
     "with a warmed-up average": {"ema": partial(EMA, decay=0.99, warmup=True)},
     "with another seed": {"seed": 7},
+    "with Muon, warmed up, and a cosine": {"optimizer": Muon, "schedule": Cosine(8), "warmup_steps": 3},
 }
 
 
@@ -233,6 +237,51 @@ def test_the_learning_rate_warms_up_linearly_and_stays(start):
     run_dir = start("run", warmup_steps=4, log_every=1, optimizer=partial(ADAMW, lr=1e-3))
     rates = [entry["learning_rate"] for entry in read_log(run_dir)]
     assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 1e-3, 1e-3, 1e-3])
+
+
+def test_a_schedule_is_multiplied_with_the_warm_up_in_every_parameter_group(start):
+    settings = {"warmup_steps": 2, "schedule": Linear(8, end=0.0), "log_every": 1}
+    run_dir = start("run", optimizer=partial(Muon, lr=1e-2, others=partial(ADAMW, lr=1e-3)), **settings)
+    rates = [entry["learning_rate"] for entry in read_log(run_dir)]
+    factors = [0.5, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]
+    assert rates == pytest.approx([1e-2 * factor for factor in factors])
+    groups = load_checkpoint(list_checkpoints(run_dir)[-1])[1]["optimizer"]["param_groups"]
+    assert [group["lr"] for group in groups] == pytest.approx([1e-2 / 8, 1e-3 / 8])
+
+
+def test_a_run_is_resumed_with_the_optimizer_that_began_it(start):
+    start("run", num_steps=2)
+    with pytest.raises(ValueError, match="step_00000002 was trained with another train.optimizer than Muon"):
+        start("run", optimizer=Muon)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (Cosine, "train.schedule must be one of schedules .*, got the class Cosine"),
+        (0.5, "train.schedule must be one of schedules .*, got 0.5"),
+        (lambda step: math.nan, "the factor in step 0 = nan must be a finite number of at least 0"),
+    ],
+)
+def test_a_schedule_that_gives_no_factor_is_refused(start, schedule, message):
+    with pytest.raises(ValueError, match=message):
+        start("run", schedule=schedule)
+
+
+def test_muon_a_schedule_a_warmed_up_average_and_the_best_checkpoint_work_together(start):
+    settings = {"optimizer": Muon, "schedule": Cooldown(8, share=0.5), "warmup_steps": 3}
+    settings["ema"] = partial(EMA, decay=0.99, warmup=True)
+    values = iter([3.0, 1.0, 2.0, 4.0])  # at steps 2, 4, 6 and 8
+    best = {"monitor": lambda *_, **__: {"x": next(values)}, "monitor_every": 2, "keep_best": "lowest x"}
+    for num_steps in (4, 8):
+        folders = list_checkpoints(start("best", **settings, **best, keep_checkpoints=1, num_steps=num_steps))
+    assert [step_of(folder) for folder in folders] == [4, 8]
+    found, expected = (
+        load_checkpoint(list_checkpoints(run_dir)[-1])[0]
+        for run_dir in (folders[0].parents[1], start("plain", **settings))
+    )
+    for group in ("model", "ema", "optimizer"):
+        assert all(torch.equal(found[group][name], tensor) for name, tensor in expected[group].items())
 
 
 def test_gradients_are_scaled_down_to_their_largest_norm(start, codec):
