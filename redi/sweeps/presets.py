@@ -25,4 +25,9 @@ def _with_bindings(entry: Mapping[str, Any]) -> dict[str, Any]:
     with config.isolated():
         config.parse(names)
         bindings = config.bindings()
-    return bindings | {config.canonical(key): value for key, value in entry.items() if key != KEY}
+    bindings |= {config.canonical(key): value for key, value in entry.items() if key != KEY}
+    # gin resolves macros in the value of sweep.points, where those of a point do not exist yet.
+    macros = {key: repr(value)[1:] for key, value in bindings.items() if repr(value).startswith("%")}
+    return {
+        key: bindings.get(macros.get(key, key), value) for key, value in bindings.items() if key not in macros.values()
+    }

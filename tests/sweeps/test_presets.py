@@ -21,12 +21,12 @@ def preset(tmp_path):
 
 
 def test_a_file_stands_for_its_bindings(preset):
-    preset("rank.gin", "RANK = 4", "reducers.PCA.rank = %RANK")
+    preset("rank.gin", "reducers.PCA.rank = 4")
     rule = ["generate.guidance = [", "    @guidance.ClassifierFree(),  # one", "]"]
     file = preset("guided.gin", "include 'rank.gin'", *rule)
     plain, guided = read_presets([{"PCA.rank": 2}, {"gin_file": file}])
     assert plain == {"PCA.rank": 2}
-    texts = {"RANK": "4", "PCA.rank": "%RANK", "generate.guidance": "[@guidance.ClassifierFree()]"}
+    texts = {"PCA.rank": "4", "generate.guidance": "[@guidance.ClassifierFree()]"}
     assert {key: repr(value) for key, value in guided.items()} == texts
 
 
@@ -35,6 +35,12 @@ def test_later_files_win_and_bindings_beside_them_win_over_all(preset):
     assert read_presets([{"gin_file": [first, second]}]) == [{"PCA.rank": 8, "EMA.decay": 0.5}]
     (entry,) = read_presets([{"gin_file": [first, second], "reducers.PCA.rank": 16}])
     assert entry == {"PCA.rank": 16, "EMA.decay": 0.5}
+
+
+def test_macros_of_a_file_are_replaced_by_their_values(preset):
+    file = preset("rank.gin", "RANK = 4", "PCA.rank = %RANK", "EMA.decay = 0.5", "OTHER = 1")
+    assert read_presets([{"gin_file": file}]) == [{"PCA.rank": 4, "EMA.decay": 0.5, "OTHER": 1}]
+    assert read_presets([{"gin_file": file, "RANK": 8}]) == [{"PCA.rank": 8, "EMA.decay": 0.5, "OTHER": 1}]
 
 
 def test_the_configuration_at_hand_stays_as_it_is(preset):
