@@ -46,7 +46,9 @@ def test_a_table_has_the_differences_from_the_baseline(sweep_dir):
     (sweep_dir / "sweep.json").write_text(json.dumps(plan | {"baseline": "rank=2"}))
     path = sweep_dir / "points" / "rank=10,seed=1" / "result.json"
     path.write_text(json.dumps(sealed(json.loads(path.read_text().replace("11.05", "10.05")))))
-    heads, rank10, rank1 = tables(read(sweep_dir))[1]
+    groups, differences, _ = tables(read(sweep_dir))
+    assert [row[:2] for row in groups] == [["point", "points"], ["rank=2", "2"], ["rank=10", "2"], ["rank=1", "1 of 2"]]
+    heads, rank10, rank1 = differences
     assert heads == ["point", "fid_clean (lower is better)", "recall (higher is better)"]
     assert rank10[:2] == ["rank=10", "-40.7 ± 0.71 (0.00782)"] and rank1 == ["rank=1", "–", "–"]
 
