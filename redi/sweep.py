@@ -8,7 +8,9 @@ Rerun the same command to finish what is missing.
 WHAT IS SWEPT: keys are binding names or macros; values are gin values, components included.
     sweep.grid = {'PCA.rank': [4, 8], 'train.seed': [0, 1, 2]}    every combination; results are averaged over seeds
     sweep.points = [{'A.x': 1, 'B.y': 2}, {'A.x': 3}]    sets of bindings, each combined with the whole grid
+    sweep.points = [{}, {'gin_file': 'levers/lead.gin'}]    the bindings of a gin file
     sweep.names = ['one', 'other']    names of the entries of sweep.points
+    sweep.baseline = 'one'    compare the other points with this one, seed by seed
 
 HOW IT RUNS
     sweep.launcher    'local', 'torchrun', 'slurm' (through submitit), or 'print' (print the commands, start nothing)
@@ -33,6 +35,7 @@ def main(run_dir: Path) -> None:
     from redi.core import config
     from redi.core.configurables import import_all
     from redi.sweeps.plan import plan
+    from redi.sweeps.presets import read_presets
     from redi.sweeps.sweep import sweep
 
     if FLAGS.trained_dir:
@@ -48,6 +51,9 @@ def main(run_dir: Path) -> None:
             f"{saved} binds sweep.slurm, and Slurm options can contain shell commands. Read the file; if you trust it, "
             f"pass --gin_file={saved}"
         )
+    if FLAGS.gin_file:  # a saved sweep file holds the bindings themselves
+        points = read_presets(config.unevaluated("sweep.points"))
+        config.parse(FLAGS.gin_file, [*FLAGS.gin_bindings, f"sweep.points = {points!r}"])
     # Unevaluated: components in these values are built for each point.
     axes = {name: config.unevaluated(f"sweep.{name}") for name in ("grid", "points", "names")}
     texts = {"text": config.full_text(), "base": config.text_without(sweep)}

@@ -196,9 +196,29 @@ def test_a_row_is_what_the_paper_trains_and_samples(name, images, warnings):
     sampler.check(objective.process)
     assert type(sampler).__name__ == {"SiT": "EulerMaruyama", "DiT": "Ancestral"}[framework]
     assert sampler.num_evaluations == 250 and config.bound("sample.num_images") == 50_000
+    assert config.bound("sample.labels") == "random"  # equal counts per class lower the FID
     given = [(type(rule).__name__, rule.scale, rule.groups) for rule in rules]
     assert given == ([row.guidance] if row.guidance else [])
     assert len(total_weights(rules, codec.channels, 0.5)) == (2 if row.guidance else 1)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_text_of_a_row_states_how_it_is_sampled_and_decoded(name):
+    row, stated = ROWS[name], config.statements(path(name).read_text())  # without the files that it includes
+    sampler = "EulerMaruyama" if row.model.startswith("SiT") else "Ancestral"
+    expected = {
+        "StableVAE.weights": "'stabilityai/sd-vae-ft-ema'",
+        "sample.labels": "'random'",
+        "generate.sampler": f"@samplers.{sampler}()",
+        f"{sampler}.num_evaluations": "250",
+        "generate.guidance": f"[@guidance.{row.guidance[0]}()]" if row.guidance else "[]",
+    }
+    if row.guidance:
+        rule, scale, groups = row.guidance
+        macro = stated.get(f"{rule}.scale", "").removeprefix("%")
+        expected[f"{rule}.groups"] = repr(groups)
+        assert float(stated.get(macro, macro)) == scale
+    assert {key: stated.get(key) for key in expected} == expected
 
 
 def num_parameters(size, classes, groups: int, channels: int, variance: bool, repa: bool, separate: bool) -> int:

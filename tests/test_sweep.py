@@ -161,6 +161,17 @@ def test_printed_commands_start_nothing(call, sweep_file, tmp_path, capsys):
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"config.gin", "sweep.json"}
 
 
+def test_a_saved_sweep_file_holds_the_bindings_of_presets(call, sweep_file, tmp_path, capsys):
+    (tmp_path / "preset.gin").write_text("PCA.rank = 3  # components\n")
+    points = f"sweep.points = [{{}}, {{'gin_file': '{tmp_path / 'preset.gin'}'}}]"
+    printing = "sweep.launcher = 'print'"
+    assert call(tmp_path / "new", points, printing, gin_file=sweep_file) == 0
+    (tmp_path / "preset.gin").unlink()
+    assert call(tmp_path / "new") == 0  # prints again, from the saved file
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(" --point=")[2] for line in lines] == ["base", "rank=3"] * 2
+
+
 @pytest.mark.parametrize(
     ("bindings", "point", "message"),
     [
@@ -168,6 +179,9 @@ def test_printed_commands_start_nothing(call, sweep_file, tmp_path, capsys):
         (["sweep.points = [{'PCA.rank': 2}, {'PCA.rank': 2}]"], None, "2 points of the sweep are called 'rank=2'"),
         (["sweep.points = [{'PCA.rnak': 2}]"], None, "did you mean 'rank'"),
         (["sweep.launcher = 'slrum'"], None, "must be one of local, torchrun, slurm, print; did you mean 'slurm'?"),
+        (["sweep.baseline = 'scale=3.0'"], None, "one of scale=1.0; scale=2.0; rank=3; did you mean 'scale=2.0'?"),
+        (["sweep.points = [{'gin_file': 3}]"], None, "must be the name of a gin file, or a list of names"),
+        (["sweep.points = [{'gin_file': 'digit.gin'}]"], None, "no gin file digit.gin"),
         (["sweep.parallel = 0"], None, "sweep.parallel = 0 must be an integer of at least 1"),
         (["sweep.processes = 2"], None, "sweep.processes = 2 needs sweep.launcher = 'torchrun'"),
         ([], "scale=2", "the sweep has no point 'scale=2'; did you mean 'scale=2.0'?"),

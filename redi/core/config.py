@@ -109,6 +109,16 @@ def is_bound(name: str, default: bool = False) -> bool:
     return unevaluated(name, default or None) is not None
 
 
+def bindings() -> dict[str, Any]:
+    """Return {name: value} of all bindings and macros, without building references."""
+    owners = gin.config._CONFIG.items()
+    return {
+        binding_name(scope, selector, name): value
+        for (scope, selector), values in owners
+        for name, value in values.items()
+    }
+
+
 def text_without(function: Callable) -> str:
     """Return the configuration as a gin file, without the bindings of one function."""
     selector = gin.config._INVERSE_REGISTRY[function].selector

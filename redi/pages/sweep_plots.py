@@ -22,6 +22,9 @@ def sweep_panels(results: SweepResults, metrics: Iterable[str]) -> list[Panel]:
     axes = results.group_axes
     groups = {g.name: {axis: g.bindings[axis] for axis in axes if axis in g.bindings} for g in results.groups}
     axis, places, names = place_groups(groups)
+    if results.baseline:  # points to compare with one of them, whatever they bind
+        axis, names = "point", list(groups)
+        places = {name: Place(x, "") for x, name in enumerate(names)}
     panels = []
     for metric in metrics:
         better = results.metrics[metric]

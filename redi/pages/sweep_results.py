@@ -5,7 +5,7 @@ import statistics
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 from redi.pages.files import Folder
 from redi.pages.wording import is_number
@@ -13,6 +13,14 @@ from redi.runtime.checksums import BrokenArtefact, read_sealed
 from redi.runtime.paths import local_path
 
 log = logging.getLogger("redi")
+
+
+class Difference(NamedTuple):
+    """How a group differs from the baseline, over the seeds that both have."""
+
+    mean: float
+    spread: float  # sample standard deviation
+    p: float  # of the paired t-test, two-sided
 
 
 @dataclass
@@ -72,6 +80,7 @@ class SweepResults:
     def __init__(self, path: str | Path):
         self.folder = Folder(local_path(path))
         self.axes, self.points = read_plan(self.folder)
+        self.baseline = str((self.folder.json("sweep.json") or {}).get("baseline") or "")
         for point in self.points:
             self._read(point)
 
@@ -117,6 +126,24 @@ class SweepResults:
         value, best = min(means, key=lambda pair: pair[0])
         others = [(other - value, spreads[group.name]) for other, group in means if group is not best]
         return best if all(gap > spreads[best.name] + spread for gap, spread in others) else None
+
+    def difference(self, group: Group, metric: str) -> Difference | None:
+        """Compare a group with the baseline; None without a baseline, or if the differences have no spread."""
+        base = next((other for other in self.groups if other.name == self.baseline and other is not group), None)
+        if base is None:
+            return None
+        ours, theirs = (
+            {tuple(point.bindings.get(axis) for axis in self.axes if axis not in self.group_axes): value
+             for point in each.points if (value := point.value(metric)) is not None}
+            for each in (group, base)
+        )  # fmt: skip
+        differences = [value - theirs[seeds] for seeds, value in ours.items() if seeds in theirs]
+        if len(differences) < 2 or not (spread := statistics.stdev(differences)):
+            return None
+        from scipy.special import stdtr  # the distribution function of Student's t
+
+        mean, freedom = statistics.fmean(differences), len(differences) - 1
+        return Difference(mean, spread, 2 * float(stdtr(freedom, -abs(mean) / spread * len(differences) ** 0.5)))
 
     @property
     def missing(self) -> dict[str, str]:

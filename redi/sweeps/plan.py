@@ -81,13 +81,16 @@ def plan(run_dir: Path, base: str, *, grid: Any, points: Any, names: Any) -> lis
     return planned
 
 
-def write_plan(run_dir: Path, planned: Sequence[PlannedPoint], keys: Iterable[str] = ()) -> None:
+def write_plan(
+    run_dir: Path, planned: Sequence[PlannedPoint], keys: Iterable[str] = (), baseline: str | None = None
+) -> None:
     """Write `run_dir/sweep.json`. Axes are in the order of an existing plan, or of `keys`."""
     axes = sorted(dict.fromkeys([*keys, *(key for entry in planned for key in entry.bindings)]), key=is_seed)
     stored = read_plan(Folder(run_dir))[0]
     axes = stored if set(stored) == set(axes) else axes
     points = [{"name": p.name, "bindings": p.bindings, "model": p.model, "group": p.group} for p in planned]
-    write_json(run_dir / "sweep.json", {"name": run_dir.resolve().name, "axes": axes, "points": points})
+    plan = {"name": run_dir.resolve().name, "axes": axes, "points": points}
+    write_json(run_dir / "sweep.json", plan | ({"baseline": baseline} if baseline else {}))
 
 
 def _parse(base: str, point: Point, stored: dict[str, int]) -> None:

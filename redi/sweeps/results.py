@@ -28,12 +28,14 @@ def table_csv(results: SweepResults) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     axes = [axis for axis in results.group_axes if not is_seed(axis)]
-    columns = [f"{metric}_{what}" for metric in results.metrics for what in ("mean", "std")]
+    kinds = ("mean", "std", *(("difference", "difference_std", "p") if results.baseline else ()))
+    columns = [f"{metric}_{kind}" for metric in results.metrics for kind in kinds]
     writer.writerow(["group", *axes, "num_points", *columns])
     for group in results.groups:
         numbers = []
         for metric in results.metrics:
             numbers += [group.mean(metric), group.spread(metric) if len(group.values(metric)) > 1 else None]
+            numbers += [*(results.difference(group, metric) or [None] * 3)] if results.baseline else []
         cells = [group.bindings.get(axis, "") for axis in axes]
         writer.writerow([group.name, *cells, group.num_done, *("" if n is None else repr(n) for n in numbers)])
     return text.getvalue()
@@ -47,6 +49,7 @@ def table_markdown(results: SweepResults, title: str) -> str:
     for group in results.groups:
         cells = [_cell(group, metric, group is best[metric]) for metric in results.metrics]
         lines.append(_line([group.name, *cells, str(group.num_done)]))
+    lines += _differences(results, heads) if results.baseline else []
     note = "Mean ± sample standard deviation over seeds. ↓ lower is better, ↑ higher is better. Bold: better than every"
     lines += ["", f"{note} other value by more than the sum of both ±."]
     if any("†" in line for line in lines):
@@ -54,6 +57,19 @@ def table_markdown(results: SweepResults, title: str) -> str:
     if results.missing:
         lines += ["", "Missing:", ""] + [f"- {name}: {' '.join(why.split())}" for name, why in results.missing.items()]
     return "\n".join(lines) + "\n"
+
+
+def _differences(results: SweepResults, heads: Sequence[str]) -> list[str]:
+    """Return a table of the differences from the baseline."""
+    name = results.baseline
+    lines = ["", f"Difference from {name}, seed by seed (p: paired t-test):", "", _line(["point", *heads])]
+    lines.append(_line(["---"] + ["---:"] * len(heads)))
+    for group in results.groups:
+        each = [results.difference(group, metric) for metric in results.metrics]
+        if group.name != name:
+            cells = [f"{d.mean:+.3g} ± {d.spread:.2g} (p {d.p:.2g})" if d else "–" for d in each]
+            lines.append(_line([group.name, *cells]))
+    return lines
 
 
 def _cell(group: Group, metric: str, best: bool) -> str:

@@ -32,6 +32,7 @@ def sweep(
     grid: Mapping[str, Sequence] | None = None,
     points: Sequence[Mapping[str, Any]] | None = None,
     names: Sequence[str] | None = None,
+    baseline: str | None = None,
     launcher: str = "local",
     parallel: int = 1,
     threads: int | None = None,
@@ -47,6 +48,7 @@ def sweep(
         grid: {binding: list of values}; every combination is run.
         points: list of {binding: value}; with a grid, every entry is combined with the whole grid.
         names: names of the entries of `points`.
+        baseline: a point, by its name without seeds. The tables also state how the others differ from it, seed by seed.
         launcher: 'local' (one process per point), 'torchrun' (several per point), 'slurm' (jobs through submitit) or
             'print' (print the commands for another scheduler and start nothing).
         parallel: number of points that run at once on this machine.
@@ -59,6 +61,9 @@ def sweep(
     run_dir = local_path(run_dir)
     check_launcher(launcher, parallel, threads, processes)
     planned = plan(run_dir, base, grid=grid, points=points, names=names)
+    if baseline is not None and baseline not in (groups := dict.fromkeys(entry.group for entry in planned)):
+        hint = did_you_mean(baseline, groups)
+        raise ValueError(f"sweep.baseline = {baseline!r}: must be one of {'; '.join(groups)}{hint}")
     if only is not None:
         by_name = {entry.name: entry for entry in planned}
         if only not in by_name:
@@ -68,7 +73,7 @@ def sweep(
         return
     run_dir.mkdir(parents=True, exist_ok=True)
     trusted_imports.write(run_dir / "config.gin", text)  # atomically, because running points read it
-    write_plan(run_dir, planned, [key for part in (*(points or ()), grid or {}) for key in part])
+    write_plan(run_dir, planned, [key for part in (*(points or ()), grid or {}) for key in part], baseline)
     missing = [entry for entry in planned if not is_done(run_dir, entry)]
     models = len({entry.model for entry in planned})
     log.info("%d points with %d models, %d points done", len(planned), models, len(planned) - len(missing))

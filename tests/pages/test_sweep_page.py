@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from redi.pages.report import report
+from redi.runtime.checksums import sealed
 
 EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>"
 
@@ -38,6 +39,18 @@ def test_a_table_of_points_has_values_status_and_times(sweep_dir):
     assert points[0][0] == "point" and points[0][-3:] == ["status", "train, s", "sample, s"]
     assert points[1] == ["rank=2,seed=0", "2", "Merged", "0", "50.25", "0.125 ± 0.01", "done", "11", "1.5"]
     assert points[6] == ["rank=1,seed=1", "1", "Merged", "1", "–", "–", "failed", "–", "–"]
+
+
+def test_a_table_has_the_differences_from_the_baseline(sweep_dir):
+    plan = json.loads((sweep_dir / "sweep.json").read_text())
+    (sweep_dir / "sweep.json").write_text(json.dumps(plan | {"baseline": "rank=2"}))
+    path = sweep_dir / "points" / "rank=10,seed=1" / "result.json"
+    path.write_text(json.dumps(sealed(json.loads(path.read_text().replace("11.05", "10.05")))))
+    groups, differences, _ = tables(read(sweep_dir))
+    assert [row[:2] for row in groups] == [["point", "points"], ["rank=2", "2"], ["rank=10", "2"], ["rank=1", "1 of 2"]]
+    heads, rank10, rank1 = differences
+    assert heads == ["point", "fid_clean (lower is better)", "recall (higher is better)"]
+    assert rank10[:2] == ["rank=10", "-40.7 ± 0.71 (0.00782)"] and rank1 == ["rank=1", "–", "–"]
 
 
 def test_headers_are_buttons_and_cells_carry_the_values_that_they_are_sorted_by(sweep_dir):

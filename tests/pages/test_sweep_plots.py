@@ -74,6 +74,12 @@ def test_every_metric_is_plotted_against_the_number_that_is_swept_with_error_bar
     assert second.title == "recall (higher is better)" and recall["rank"][0] == (1, 0.0625, 0.01)  # its own spread
 
 
+def test_points_that_are_compared_with_a_baseline_are_places_of_their_own(panels):
+    (first, _), (fid, _) = panels(baseline="rank=2")
+    assert (first.x_label, first.names) == ("point", ["rank=2", "rank=10", "rank=1"])
+    assert [place[:2] for place in fid["point"]] == [(0, 50.75), (1, pytest.approx(10.55)), (2, 100.5)]
+
+
 def test_a_group_without_the_swept_number_is_a_level_across_the_panel(panels):
     def change(point):
         if point["group"] == "rank=1":

@@ -11,11 +11,18 @@ from redi.core import config
 from redi.core.configurables import import_all
 from redi.runtime.checkpoint import checkpoint_dir
 from redi.sweeps.plan import plan, write_plan
+from redi.sweeps.presets import read_presets
 from redi.sweeps.sweep import sweep
 
 import_all()
 SHIPPED = sorted(f"sweeps/{file.name}" for file in (config.config_dir() / "sweeps").glob("*.gin"))
 EULER = "EulerMaruyama.num_evaluations"
+
+
+def asked() -> dict:
+    """What the parsed configuration sweeps."""
+    swept = {name: config.unevaluated(f"sweep.{name}") for name in ("grid", "points", "names")}
+    return swept | {"points": read_presets(swept["points"])}
 
 
 @pytest.fixture
@@ -24,8 +31,7 @@ def planned(tiny_gin, tmp_path):
 
     def planned(*lines: str, base: str = tiny_gin):
         config.parse([base], lines)
-        asked = {name: config.unevaluated(f"sweep.{name}") for name in ("grid", "points", "names")}
-        return plan(tmp_path / "sweep", config.text_without(sweep), **asked)
+        return plan(tmp_path / "sweep", config.text_without(sweep), **asked())
 
     return planned
 
@@ -246,8 +252,7 @@ def test_the_plan_on_disk(planned, tmp_path):
 def shipped(name: str):
     """The plan of a shipped sweep file: made once, for it takes a second."""
     config.parse([name])
-    asked = {name: config.unevaluated(f"sweep.{name}") for name in ("grid", "points", "names")}
-    return plan(Path("nowhere"), config.text_without(sweep), **asked)
+    return plan(Path("nowhere"), config.text_without(sweep), **asked())
 
 
 @pytest.mark.parametrize("name", SHIPPED)

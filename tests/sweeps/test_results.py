@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import ttest_rel
 
 from redi.pages.sweep_results import SweepResults
 from redi.sweeps.launchers import note_end, start
@@ -68,6 +69,31 @@ def test_the_markdown_marks_direction_and_lists_what_is_missing(sweep):
     assert lines[4:7] == [plain, "| rank=4 | 4.542 ± 0.83 | 0.4542 ± 0.083 | 0.5 ± 0 | 3 |",
                           "| rank=8 | 3 | 0.3 | 0.5 | 1 |"]  # fmt: skip
     assert lines[-2:] == ["- rank=8,seed=1: out of memory | really", "- rank=8,seed=2: not done"]
+
+
+def test_differences_from_the_baseline_are_paired_by_seed(sweep):
+    folder, planned = sweep
+    write_plan(folder, planned, baseline="plain")
+    results = SweepResults(folder)
+    plain, rank4, _ = list(csv.DictReader(io.StringIO(table_csv(results))))
+    differences = np.subtract(VALUES["rank=4"], VALUES["plain"])
+    assert float(rank4["fid_clean_difference"]) == pytest.approx(differences.mean(), rel=1e-12)
+    assert float(rank4["fid_clean_difference_std"]) == pytest.approx(differences.std(ddof=1), rel=1e-12)
+    p = ttest_rel(VALUES["rank=4"], VALUES["plain"]).pvalue
+    assert float(rank4["fid_clean_p"]) == pytest.approx(p, rel=1e-9)
+    assert plain["fid_clean_p"] == ""
+    text = table_markdown(results, "ranks")
+    assert "Difference from plain, seed by seed" in text
+    assert f"| rank=4 | {differences.mean():+.3g} ± {differences.std(ddof=1):.2g} (p {p:.2g}) |" in text
+    assert "| rank=8 | – | – | – |" in text  # one seed has no spread
+
+
+def test_the_difference_is_that_of_the_seeds_that_both_have(sweep):
+    folder, planned = sweep
+    (planned[1].folder(folder) / "result.json").unlink()  # plain, seed 1
+    write_plan(folder, planned, baseline="plain")
+    results = SweepResults(folder)
+    assert results.difference(results.groups[1], "fid_clean").mean == pytest.approx((4.125 + 4.0 - 9.0 - 8.9) / 2)
 
 
 def test_the_spread_of_one_point_s_own_sampling_is_marked(sweep):
