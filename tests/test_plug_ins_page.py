@@ -24,7 +24,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "plug-ins.md").read_text()
 MODULES = dict(re.findall(r"^```python\n# my_lab/(\w+)\.py\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
 BINDINGS = dict(re.findall(r"^```gin\nimport my_lab\.(\w+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
 BASES = {
-    "edges": "Encoder", "top_variance": "Reducer", "gated": "Merged", "ramp": "Guidance",
+    "edges": "Encoder", "top_variance": "Reducer", "gated": "Merged", "late": "Clock", "ramp": "Guidance",
     "late_euler": "ContinuousSampler", "csv_images": "EncodedImages", "logit_normal": "JointObjective",
     "conv_net": "nn.Module", "brighter": None,
 }  # fmt: skip
@@ -70,8 +70,8 @@ def test_there_is_an_example_of_every_kind():
     assert bases == BASES and list(BINDINGS) == list(MODULES)
 
 
-def test_all_examples_but_the_model_work_in_one_run(lab, tiny_gin):
-    folder = run(lab, tiny_gin, "all", [name for name in MODULES if name != "conv_net"])
+def test_all_examples_but_the_clock_and_the_model_work_in_one_run(lab, tiny_gin):
+    folder = run(lab, tiny_gin, "all", [name for name in MODULES if name not in ("late", "conv_net")])
     (checkpoint,) = (folder / "checkpoints").iterdir()
     record = json.loads((checkpoint / "record.json").read_text())
     assert record["model_arguments"]["channels"] == {"image": 1, "edges": 4}
@@ -91,6 +91,14 @@ def test_the_model_is_trained_sampled_measured_and_opened_again(lab, tiny_gin):
     folder = run(lab, tiny_gin, "model", ["conv_net", "csv_images"])
     assert (folder / "metrics.json").exists()
     assert "ConvNet(\n" in str(redi.load(folder, device="cpu", plugins=["my_lab"]).model)
+
+
+def test_the_clock_is_trained_sampled_and_opened_again(lab, tiny_gin):
+    folder = run(lab, tiny_gin, "clock", ["late"])
+    assert "Late.power = 3.0" in (folder / "operative.gin").read_text()
+    opened = redi.load(folder, device="cpu")
+    assert opened.process.group_times(opened.codec.channels, 0.5) == {"image": 0.5, "domain": 0.125}
+    assert opened.model.has_group_times and "my_lab.late.Late" in opened.record["plug_ins"]
 
 
 def module(name: str):

@@ -124,7 +124,7 @@ def _warn_of_former_names(objective: JointObjective, net: nn.Module) -> None:
     former |= {"processes.Shifted": "Shift"} if isinstance(objective.process, Shifted) else {}
     for name, clock in former.items():
         new = f"JointObjective.clock = @clocks.{clock}()"
-        log.warning("%s is a former name, which works until the next minor version: bind %s", name, new)
+        log.warning("%s works until the next minor version: in new runs, bind %s", name, new)
     name, has_times = "DiffusionTransformer.group_timesteps", getattr(net, "has_group_times", False)
     if has_times and config.bound(name) is False:
         log.warning("%s = False has no effect, because JointObjective.clock gives the groups different times", name)
