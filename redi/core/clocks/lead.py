@@ -74,7 +74,7 @@ class Lead(Clock):
             (end - offset - self._first) / (self._last - self._first)
             for offset in self._offsets.values() for end in (0, 1)
         }  # fmt: skip
-        return tuple({round(s, 9): s for s in sorted(ends) if 0 < s < 1}.values())  # equal ones may differ by rounding
+        return tuple(sorted(s for s in ends if 0 < s < 1))
 
     @property
     def _first(self) -> float:
