@@ -109,9 +109,10 @@ def log_likelihood(
         return velocity.detach(), divergence
 
     first, last = process.t_range()
-    times = equal_times(last, first, num_steps) if num_steps else [last, first]
-    times = through_kinks(times, process.kinks()) if num_steps else times
-    solver: dict[str, Any] = {"method": method, "kinks": process.kinks(), "rtol": rtol, "atol": atol}
+    kinks, times = process.kinks(), [last, first]
+    if num_steps is not None:
+        times = through_kinks(equal_times(last, first, num_steps), kinks, f"log_likelihood: num_steps = {num_steps}")
+    solver: dict[str, Any] = {"method": method, "kinks": kinks, "rtol": rtol, "atol": atol}
     with torch.no_grad():
         noise, integral = integrate(slope, (x, x.new_zeros(len(x))), times, **solver)
     sigma = torch.as_tensor(process.sigma(first), dtype=torch.float64, device=x.device)

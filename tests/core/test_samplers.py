@@ -246,7 +246,7 @@ def test_no_evaluations_are_refused(name):
 
 
 def test_an_odd_number_of_evaluations_is_refused_by_heun():
-    with pytest.raises(ValueError, match="must be even"):
+    with pytest.raises(ValueError, match="Heun.num_evaluations = .*: must be a multiple of 2"):
         Heun(num_evaluations=7)
 
 

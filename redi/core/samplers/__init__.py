@@ -88,6 +88,8 @@ class Sampler:
 class ContinuousSampler(Sampler):
     """A sampler that follows the velocity. `check` raises ValueError for discrete processes, which have none.
 
+    A step from t to t_next takes its velocity from `process.between(t, t_next)`, which is exact under a clock.
+
     Examples:
         >>> from redi.core.samplers import DDIM, Euler
         >>> isinstance(Euler(), ContinuousSampler), isinstance(DDIM(), ContinuousSampler)

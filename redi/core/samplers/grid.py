@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from redi.core.processes import Process
 from redi.core.samplers import ContinuousSampler, clipped, uniform_times
@@ -30,6 +31,7 @@ class FixedSteps(ContinuousSampler):
     """
 
     evaluations_per_step = 1
+    whole_steps = True  # whether num_evaluations must be a multiple
 
     def __init__(self, num_evaluations: int = 250, *, shift: float = 1.0, times: Sequence[float] | None = None):
         name = type(self).__name__
@@ -37,7 +39,7 @@ class FixedSteps(ContinuousSampler):
             raise ValueError(f"{name}.shift = {shift}: must be finite and greater than 0")
         if times is not None:
             times = [float(t) for t in times]
-            if len(times) < 2 or sorted(set(times)) != times or (times[0], times[-1]) != (0, 1):
+            if times[:1] + times[-1:] != [0, 1] or not all(t < t_next for t, t_next in pairwise(times)):
                 raise ValueError(f"{name}.times = {times}: must increase strictly from 0 to 1, both included")
             if shift != 1:
                 raise ValueError(f"{name}.shift = {shift} has no effect on {name}.times: set only one of the two")
@@ -47,6 +49,9 @@ class FixedSteps(ContinuousSampler):
                 raise ValueError(f"{name}.times means {total} evaluations, but {other}: set only one of the two")
             num_evaluations = total
         super().__init__(num_evaluations=num_evaluations)
+        if self.whole_steps and num_evaluations % self.evaluations_per_step:
+            allowed = f"must be a multiple of {self.evaluations_per_step}, the evaluations per step"
+            raise ValueError(f"{name}.num_evaluations = {num_evaluations}: {allowed}")
         self.shift, self.times = shift, times
 
     def count(self, num_steps: int) -> int:
@@ -65,44 +70,39 @@ class FixedSteps(ContinuousSampler):
     def adapted(self, process: Process, times: list[float]) -> list[float]:
         """Return equal steps shifted, or replaced by the list of times, with a time at each kink of the process."""
         name, num_steps, first, last = type(self).__name__, len(times) - 1, times[0], times[-1]
-        if self.shift != 1:
+        if self.times is not None:
+            times = [first, *self.times[1:num_steps], last]
+            if bad := [t for t in times[1:-1] if not first < t < last]:
+                raise ValueError(f"{name}.times has {bad}: must be between {first:g} and {last:g}, where the steps end")
+        elif self.shift != 1:
             fractions = (k / num_steps for k in range(1, num_steps))
             inner = [first + (last - first) * u / (u + self.shift * (1 - u)) for u in fractions]
             times = [first, *inner, last]
-        elif self.times is not None:
-            inner = self.times[1:num_steps]
-            if bad := [t for t in inner if not first < t < last]:
-                raise ValueError(f"{name}.times has {bad}: must be between {first:g} and {last:g}, where the steps end")
-            times = [first, *inner, last]
-        try:
-            return through_kinks(times, process.kinks())
-        except ValueError as error:
-            raise ValueError(f"{name}.num_evaluations = {self.num_evaluations}: {error}") from None
+        return through_kinks(times, process.kinks(), f"{name}.num_evaluations = {self.num_evaluations}")
 
     def provenance(self) -> dict:
         """Return name and settings. Equal steps are left out, so that records of version 0.1 stay valid."""
-        defaults = {"shift": 1.0, "times": None}
-        record = super().provenance()
-        return {key: value for key, value in record.items() if key not in defaults or value != defaults[key]}
+        equal = {"shift": 1.0, "times": None}.items()
+        return {name: value for name, value in super().provenance().items() if (name, value) not in equal}
 
 
-def through_kinks(times: list[float], kinks: Sequence[float]) -> list[float]:
+def through_kinks(times: list[float], kinks: Sequence[float], binding: str) -> list[float]:
     """Move the nearest inner time onto each kink between the first and the last time. `times` may also decrease.
 
-    Raises ValueError if there are fewer inner times than kinks.
+    Raises ValueError, naming the `binding`, if there are fewer inner times than kinks.
 
     Examples:
-        >>> through_kinks([0, 0.25, 0.5, 0.75, 1], [0.3, 0.4])
+        >>> through_kinks([0, 0.25, 0.5, 0.75, 1], [0.3, 0.4], "num_steps = 4")
         [0, 0.3, 0.4, 0.75, 1]
     """
     if times[-1] < times[0]:
-        return through_kinks(times[::-1], kinks)[::-1]
+        return through_kinks(times[::-1], kinks, binding)[::-1]
     inside = [kink for kink in kinks if times[0] < kink < times[-1]]
     num_inner = len(times) - 2
-    if inside and len(inside) > num_inner:
+    if len(inside) > num_inner:
         shown = ", ".join(f"{kink:.4g}" for kink in inside)
-        what = f"{num_inner + 1} steps cannot end at the {len(inside)} times at which groups start or stop ({shown})"
-        raise ValueError(f"{what}: must be at least {len(inside) + 1} steps")
+        what = f"{binding} gives {num_inner + 1} steps, but groups start or stop at the times {shown}"
+        raise ValueError(f"{what}: must give at least {len(inside) + 1} steps")
     times, index = list(times), 0
     for k, kink in enumerate(inside):
         # Leaves an inner time for each of the later kinks.

@@ -1,6 +1,5 @@
 """Heun's method on the probability-flow ODE."""
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor
@@ -31,11 +30,6 @@ class Heun(FixedSteps):
     """
 
     evaluations_per_step = 2
-
-    def __init__(self, num_evaluations: int = 250, *, shift: float = 1.0, times: Sequence[float] | None = None):
-        super().__init__(num_evaluations=num_evaluations, shift=shift, times=times)
-        if num_evaluations % 2:
-            raise ValueError(f"Heun.num_evaluations = {num_evaluations}: must be even, because each step takes two")
 
     def run(self, denoise: Denoise, process: Process, draw: Draw, start: float, end: float, keep: Keep) -> Tensor:
         times = self.grid(process, start, end)

@@ -45,9 +45,6 @@ class FixedODE(FixedSteps):
             raise ValueError(f"FixedODE.method = {method!r}: must be one of {', '.join(EVALUATIONS_PER_STEP)}")
         self.method = method
         super().__init__(num_evaluations=num_evaluations, shift=shift, times=times)
-        if self.num_evaluations % self.evaluations_per_step:
-            allowed = f"must be a multiple of {self.evaluations_per_step}, the evaluations per step of {method!r}"
-            raise ValueError(f"FixedODE.num_evaluations = {num_evaluations}: {allowed}")
 
     @property
     def evaluations_per_step(self) -> int:  # type: ignore[override]  # depends on the method
@@ -95,8 +92,8 @@ class AdaptiveODE(ContinuousSampler):
         self.num_evaluations, self.method, self.rtol, self.atol = None, method, rtol, atol
 
     def run(self, denoise: Denoise, process: Process, draw: Draw, start: float, end: float, keep: Keep) -> Tensor:
-        settings: dict[str, Any] = {"method": self.method, "rtol": self.rtol, "atol": self.atol}
-        settings |= {"kinks": process.kinks(), "keep": keep}
+        settings: dict[str, Any] = {"method": self.method, "kinks": process.kinks(), "keep": keep}
+        settings |= {"rtol": self.rtol, "atol": self.atol}
         return integrate(_velocity(denoise, process), (draw(),), clipped(process, start, end), **settings)[0]
 
 

@@ -73,9 +73,8 @@ class SDE(FixedSteps):
         self.diffusion_form, self.diffusion_norm = diffusion_form, diffusion_norm
 
     def count(self, num_steps: int) -> int:
-        if self.last_step is None:
-            return super().count(num_steps)
-        return super().count(num_steps - 1) + 1
+        ends_on_data = self.ends_on_data(1)
+        return super().count(num_steps - ends_on_data) + ends_on_data
 
     def check(self, process: Process) -> None:
         if process.num_timesteps is None and self.diffusion_form == "sbdm" and not hasattr(process, "d_alpha"):
@@ -109,42 +108,34 @@ class SDE(FixedSteps):
     def diffusion(self, process: Process, t: float, t_next: float | None = None):
         """Return D(t) per unit of shared time: a float, or (1, C, 1, 1) if the times of the groups differ.
 
-        In a noisy step to `t_next` it is 0 for groups that come within the last step of their data.
+        In a noisy step to `t_next` it is 0 for groups that come within `last_step_size` of their data.
         """
-        rate = self._rate(process, t, process.own_time(t))
-        if not isinstance(rate, Tensor):
-            return rate
-        active = process.slope(t) > 0
-        if t_next is not None:
-            active = active & (process.own_time(t_next) < self._noisy_end + ROUNDING)
-        return rate.where(active, 0.0)
-
-    def _rate(self, process: Process, t: float, own):
-        norm, slope = self.diffusion_norm, process.slope(t)
+        norm, slope, own = self.diffusion_norm, process.slope(t), process.own_time(t)
+        sin, cos = (torch.sin, torch.cos) if isinstance(own, Tensor) else (math.sin, math.cos)
         match self.diffusion_form:
             case "constant":
-                return slope * norm
+                diffusion = slope * norm
             case "sigma":
-                return slope * norm * process.sigma(t)
+                diffusion = slope * norm * process.sigma(t)
             case "linear":
-                return slope * norm * (1 - own)
+                diffusion = slope * norm * (1 - own)
             case "decreasing":
-                return slope * 0.25 * (norm * _cos(math.pi * own) + 1) ** 2
+                diffusion = slope * 0.25 * (norm * cos(math.pi * own) + 1) ** 2
             case "increasing-decreasing":
-                return slope * norm * _sin(math.pi * own) ** 2
+                diffusion = slope * norm * sin(math.pi * own) ** 2
             case "sbdm":  # the derivatives contain the slope
                 alpha, sigma = process.alpha(t), process.sigma(t)
-                if isinstance(alpha, Tensor):  # a group may start later than the others, at its pole alpha = 0
+                if isinstance(alpha, Tensor):  # a group that starts after the others is at its pole, alpha = 0
                     alpha = alpha.clamp(min=MARGIN)
-                return norm * sigma * (process.d_alpha(t) / alpha * sigma - process.d_sigma(t))
-
-    @property
-    def _noisy_end(self) -> float:
-        """The own time up to which a group receives noise."""
-        if self.last_step is None:
-            return self.latest
-        size = LAST_STEP_SIZE if self.last_step_size is None else self.last_step_size
-        return 1 - size if self.times is None else self.times[-2]
+                diffusion = norm * sigma * (process.d_alpha(t) / alpha * sigma - process.d_sigma(t))
+        if not isinstance(own, Tensor):
+            return diffusion
+        noisy = slope > 0
+        if t_next is not None:
+            size = LAST_STEP_SIZE if self.last_step_size is None else self.last_step_size
+            end = 1 - size if self.times is None else self.times[-2]
+            noisy = noisy & (process.own_time(t_next) < (end if self.last_step else self.latest) + ROUNDING)
+        return diffusion.where(noisy, 0.0)
 
     def drift(self, prediction: Tensor, process: Process, x: Tensor, t: float, t_next: float | None = None) -> Tensor:
         """Return the drift v + D score."""
@@ -168,11 +159,3 @@ class SDE(FixedSteps):
         return x + (1 - t) * self.drift(prediction, process, x, t)
 
     kick, land = add_noise, final_step  # names in version 0.1
-
-
-def _cos(angle):
-    return torch.cos(angle) if isinstance(angle, Tensor) else math.cos(angle)
-
-
-def _sin(angle):
-    return torch.sin(angle) if isinstance(angle, Tensor) else math.sin(angle)

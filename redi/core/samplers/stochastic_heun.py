@@ -32,7 +32,7 @@ class StochasticHeun(SDE):
     """
 
     latest = 1 - MARGIN  # the corrector is evaluated at the end of the step
-    evaluations_per_step = 2
+    evaluations_per_step, whole_steps = 2, False
 
     def run(self, denoise: Denoise, process: Process, draw: Draw, start: float, end: float, keep: Keep) -> Tensor:
         num_noisy = self.num_evaluations - self.ends_on_data(end)

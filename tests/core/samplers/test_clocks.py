@@ -187,7 +187,7 @@ def test_smooth_clocks_keep_the_order_of_the_solvers():
 
 def test_too_few_steps_for_the_clock_are_refused_before_the_first_evaluation():
     process, _ = leading(0.3)
-    what = r"Euler.num_evaluations = 2: 2 steps cannot end at the 2 times .* \(0.2308, 0.7692\): must be at least 3"
+    what = "Euler.num_evaluations = 2 gives 2 steps, but .* at the times 0.2308, 0.7692: must give at least 3 steps"
     with pytest.raises(ValueError, match=what):
         Euler(2).check(process)
     Euler(3).check(process)

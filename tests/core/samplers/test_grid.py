@@ -82,9 +82,9 @@ def test_records_of_equal_steps_are_those_of_version_0_1(sampler_class):
 
 def test_each_kink_takes_the_nearest_inner_time_and_no_other_moves():
     times = [k / 10 for k in range(11)]
-    assert through_kinks(times, (0.23, 0.77)) == [0, 0.1, 0.23, 0.3, 0.4, 0.5, 0.6, 0.7, 0.77, 0.9, 1]
-    assert through_kinks(times, (0.501, 0.502, 1.0)) == [0, 0.1, 0.2, 0.3, 0.4, 0.501, 0.502, 0.7, 0.8, 0.9, 1]
-    assert through_kinks(times[::-1], (0.01, 0.97)) == [1, 0.97, *times[8:1:-1], 0.01, 0]
+    assert through_kinks(times, (0.23, 0.77), "n") == [0, 0.1, 0.23, 0.3, 0.4, 0.5, 0.6, 0.7, 0.77, 0.9, 1]
+    assert through_kinks(times, (0.501, 0.502, 1.0), "n") == [0, 0.1, 0.2, 0.3, 0.4, 0.501, 0.502, 0.7, 0.8, 0.9, 1]
+    assert through_kinks(times[::-1], (0.01, 0.97), "n") == [1, 0.97, *times[8:1:-1], 0.01, 0]
 
 
 def test_times_stay_in_order_for_any_kinks():
@@ -94,10 +94,10 @@ def test_times_stay_in_order_for_any_kinks():
         kinks = sorted(torch.rand(num_kinks, generator=generator).double().tolist())
         times = [k / num_steps for k in range(num_steps + 1)]
         if num_kinks > num_steps - 1:
-            with pytest.raises(ValueError, match=f"{num_steps} steps cannot end at the {num_kinks} times"):
-                through_kinks(times, kinks)
+            with pytest.raises(ValueError, match=f"n gives {num_steps} steps, .* at least {num_kinks + 1} steps"):
+                through_kinks(times, kinks, "n")
             continue
-        moved = through_kinks(times, kinks)
+        moved = through_kinks(times, kinks, "n")
         assert moved == sorted(set(moved)) and set(kinks) <= set(moved) and len(moved) == len(times)
         assert len(set(times) - set(moved)) <= num_kinks
 
