@@ -99,9 +99,7 @@ class JointObjective:
             raise ValueError(f"JointObjective.representation_weight = {bad}: must be finite and at least 0")
         if not 0 <= variance_weight < math.inf:
             raise ValueError(f"JointObjective.variance_weight = {variance_weight}: must be finite and at least 0")
-        self.alignment = Alignment(
-            weight=alignment_weight, end_step=alignment_end_step, normalisation=alignment_normalisation
-        )
+        self.alignment = Alignment(alignment_weight, alignment_end_step, alignment_normalisation)
         self.process, self.channels, self.null_label = process.for_channels(channels), channels, num_classes
         self.clock, self.weights = clock.for_channels(channels), dict(representation_weight)
         self.label_dropout, self.representation_dropout = label_dropout, representation_dropout
