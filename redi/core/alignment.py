@@ -28,7 +28,7 @@ class Alignment:
         (True, False)
     """
 
-    def __init__(self, *, weight: float = 0.5, end_step: int | None = None, normalisation: float | None = None):
+    def __init__(self, weight: float = 0.5, end_step: int | None = None, normalisation: float | None = None):
         check_number("JointObjective.alignment_weight", weight, least=0, whole=False)
         if end_step is not None:
             check_number("JointObjective.alignment_end_step", end_step, least=0, note="None: the term never ends")
@@ -77,8 +77,7 @@ def alignment_loss(
         raise ValueError(f"REPA alignment of {projected.shape[1]} tokens: must be a square number; use square images")
     if features.shape[-2:] != (side, side):
         features = resized(features, (side, side))
-    if normalisation is not None:
-        features = normalised(features, normalisation)
+    features = features if normalisation is None else normalised(features, normalisation)
     cosine = functional.cosine_similarity(projected, rearrange(features, "n e h w -> n (h w) e"), dim=-1)  # (N, P)
     return -(cosine.mean(dim=1) if per_sample else cosine.mean())
 
@@ -86,8 +85,7 @@ def alignment_loss(
 def normalised(features: Tensor, alpha: float) -> Tensor:
     """Return (f - alpha mean) / (std + 1e-6) for features f (N, E, h, w), per image and channel.
 
-    Mean and (unbiased) standard deviation are over the positions. The normalisation removes what the positions of an
-    image share and keeps its spatial structure. iREPA uses alpha = 0.6 in latent space.
+    Mean and (unbiased) standard deviation are over the positions, at least two. iREPA uses alpha = 0.6 in latent space.
 
     Examples:
         >>> import torch
@@ -95,8 +93,5 @@ def normalised(features: Tensor, alpha: float) -> Tensor:
         >>> bool(features.mean(dim=(2, 3)).abs().max() < 1e-5)
         True
     """
-    if features[0, 0].numel() < 2:
-        grid = "x".join(map(str, features.shape[-2:]))
-        raise ValueError(f"JointObjective.alignment_normalisation = {alpha}: must be None for tokens on a {grid} grid")
     mean = features.mean(dim=(2, 3), keepdim=True)
     return (features - alpha * mean) / (features.std(dim=(2, 3), keepdim=True) + 1e-6)

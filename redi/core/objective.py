@@ -111,9 +111,7 @@ class JointObjective:
         self.weights = group_weights(representation_weight, channels)
         self.cosine = Cosine(weight=cosine_weight, over=cosine_over)
         self.cosine.check(process)
-        self.alignment = Alignment(
-            weight=alignment_weight, end_step=alignment_end_step, normalisation=alignment_normalisation
-        )
+        self.alignment = Alignment(alignment_weight, alignment_end_step, alignment_normalisation)
         self.process, self.channels, self.null_label = process.for_channels(channels), channels, num_classes
         check_time_weight(time_weight, self.process)
         self.clock, self.time_weight = clock.for_channels(channels), time_weight

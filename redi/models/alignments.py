@@ -18,25 +18,15 @@ def alignment_encoders(alignment: Encoder | Sequence[Encoder] | Mapping[str, Enc
         >>> list(alignment_encoders(DINOv2("B"))), list(alignment_encoders([DINOv2("B"), CLIP("B/16")]))
         (['alignment'], ['alignment_dinov2', 'alignment_clip'])
     """
-    if alignment is None:
-        return nn.ModuleDict()
-    if isinstance(alignment, Mapping):
-        names, parts = list(alignment), list(alignment.values())
-    else:
-        parts = list(alignment) if isinstance(alignment, Sequence) else [alignment]
-        names = [encoder.name if isinstance(encoder, Encoder) else "" for encoder in parts]
+    if not isinstance(alignment, Mapping | Sequence):
+        alignment = [] if alignment is None else [alignment]
+    parts = list(alignment.values() if isinstance(alignment, Mapping) else alignment)
     for encoder in parts:
         encoders.check(encoder, "JointCodec.alignment")
     if len(parts) == 1:
         return nn.ModuleDict({"alignment": parts[0]})
+    names = list(alignment) if isinstance(alignment, Mapping) else [encoder.name for encoder in parts]
     how = "{'small': @small/encoders.DINOv2(), 'large': @large/encoders.DINOv2()}"
     if len(set(names)) < len(names) or not all(str(name).isidentifier() for name in names):
         raise ValueError(f"JointCodec.alignment has encoders named {names}: must be different identifiers; bind {how}")
     return nn.ModuleDict({f"alignment_{name}": encoder for name, encoder in zip(names, parts, strict=True)})
-
-
-def check_distinct(alignments: Mapping[str, Encoder]) -> None:
-    """Raise ValueError if two fitted encoders compute the same features. May read weights."""
-    provenances = [encoder.provenance() for encoder in alignments.values()]
-    if twice := [name for i, name in enumerate(alignments) if provenances[i] in provenances[:i]]:
-        raise ValueError(f"JointCodec.alignment: {twice[0]} has the settings and weights of another: remove one")

@@ -1,11 +1,9 @@
 """REPA's projectors: from hidden tokens of the transformer to features of an encoder (Yu et al., arXiv 2410.06940)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from einops import rearrange
 from torch import Tensor, nn
-
-PROJECTORS = ("mlp", "conv")
 
 
 class Convolution(nn.Module):
@@ -46,16 +44,14 @@ def build_projector(
 ) -> nn.Module:
     """Return a projector to features of width `dim`, or `Projectors` for a mapping {name: dim}.
 
-    `kind` is 'mlp' (three layers of width `hidden` with SiLU between them, as in REPA) or 'conv'.
+    `kind` is 'mlp' (three layers with SiLU between them, as in REPA) or 'conv'.
     """
-    if kind not in PROJECTORS:
+    if kind not in ("mlp", "conv"):
         raise ValueError(f"DiffusionTransformer.alignment_projector = {kind!r}: must be 'mlp' or 'conv'")
-    build: Callable[[int], nn.Module]
-    build = (lambda e: Convolution(width, e, grid=grid)) if kind == "conv" else (lambda e: _mlp(width, hidden, e))
-    return Projectors({name: build(e) for name, e in dim.items()}) if isinstance(dim, Mapping) else build(dim)
-
-
-def _mlp(width: int, hidden: int, dim: int) -> nn.Sequential:
+    if isinstance(dim, Mapping):
+        return Projectors({name: build_projector(kind, width, hidden, e, grid) for name, e in dim.items()})
+    if kind == "conv":
+        return Convolution(width, dim, grid=grid)
     layers = nn.Linear(width, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, dim)
     for layer in layers:
         nn.init.xavier_uniform_(layer.weight)

@@ -4,6 +4,7 @@ import copy
 import logging
 import weakref
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -85,8 +86,8 @@ def predicted_memory(
     with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True):
         # On the CPU, because a backward pass needs its device. The same tensors are stored on both.
         fake = without_memory(model, "cpu").train()
-        dims = alignment_dim if isinstance(alignment_dim, Mapping) else {"alignment": alignment_dim or 0}
-        dims = {name: dim for name, dim in dims.items() if dim}
+        one = {"alignment": alignment_dim} if isinstance(alignment_dim, int) else {}
+        dims = alignment_dim if isinstance(alignment_dim, Mapping) else one
         take_step = TrainingStep(
             codec=JoinedCodec(dims),  # type: ignore[arg-type]  # a step on encoded data calls only its `join`
             model=fake, objective=copy.copy(objective), ema=ema(model=fake), precision=precision,
@@ -120,11 +121,11 @@ def optimizer_memory(optimizer: Callable[..., torch.optim.Optimizer], model: nn.
     return round(sum(p.nbytes * share(small) for p, small in sizes.items()))
 
 
+@dataclass
 class JoinedCodec:
     """Stands in for a codec if the stored "image" is already the joint state; `alignments`: names of features."""
 
-    def __init__(self, alignments: Collection[str] = ()):
-        self.alignments = alignments
+    alignments: Collection[str]
 
     def join(self, stored: Mapping[str, Tensor], randn: Callable[..., Tensor] = torch.randn) -> Tensor:
         """Return the joint state (N, C, H, W)."""

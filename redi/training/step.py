@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from redi.core.ema import AveragedWeights
 from redi.core.objective import JointObjective
@@ -115,12 +115,9 @@ class TrainingStep:
         arguments: dict[str, Any] = {"x": x, "y": y, "times": times, "noise": noise, "dropped": dropped}
         if self.objective.alignment.active(step) and self.codec.alignments:
             arguments["alignment"] = {name: stored[name] for name in self.codec.alignments}
-
-        def part(number: int) -> dict[str, Any]:
-            parts = tree_map(lambda tensor: tensor.chunk(self.accumulate)[number], arguments)
-            return parts | {"num_kept": num_kept / self.accumulate}
-
-        return [part(number) for number in range(self.accumulate)]
+        tensors, structure = tree_flatten(arguments)
+        parts = zip(*(tensor.chunk(self.accumulate) for tensor in tensors), strict=True)
+        return [dict(tree_unflatten(part, structure), num_kept=num_kept / self.accumulate) for part in parts]
 
     def _encoded(self, images: Tensor, step: int) -> dict[str, Tensor]:
         """Encode images part by part, because the encoders need memory too."""

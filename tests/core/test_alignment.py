@@ -58,11 +58,6 @@ def test_a_fully_normalised_target_does_not_depend_on_offset_and_scale_of_a_chan
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-6)
 
 
-def test_one_token_cannot_be_normalised():
-    with pytest.raises(ValueError, match="alignment_normalisation = 0.6: must be None for tokens on a 1x1 grid"):
-        alignment_loss(torch.zeros(1, 1, 2), torch.zeros(1, 2, 4, 4), normalisation=0.6)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

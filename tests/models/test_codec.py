@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from redi.data.datasets.digits import Digits
-from redi.models.alignments import check_distinct
 from redi.models.autoencoders.pixels import Pixels
 from redi.models.autoencoders.tiny_vae import TinyVAE
 from redi.models.codec import JointCodec, Representation
@@ -444,9 +443,3 @@ def test_alignment_encoders_of_one_name_and_of_other_kinds_are_refused():
     with pytest.raises(ValueError, match="must differ from each other, image and alignment_<encoder>"):
         parts = {"a": PatchEncoder(2), "b": PatchEncoder(4)}
         JointCodec(representations=[representation(name="alignment_b")], alignment=parts)
-
-
-def test_the_same_alignment_encoder_twice_is_refused_before_it_encodes():
-    codec = JointCodec(alignment={"a": PatchEncoder(), "b": PatchEncoder()})
-    with pytest.raises(ValueError, match=r"JointCodec\.alignment: alignment_b has the settings and weights of another"):
-        check_distinct(codec.alignments)

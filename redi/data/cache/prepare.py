@@ -14,7 +14,6 @@ from redi.data.cache.verify import verify_cache
 from redi.data.cache.write import write_cache
 from redi.data.datasets import Dataset
 from redi.data.storage.contents import same_images
-from redi.models.alignments import check_distinct
 from redi.models.codec import JointCodec
 from redi.runtime.checksums import json_sha256
 from redi.runtime.distributed import process_rank
@@ -88,7 +87,9 @@ def prepare(
     for encoder in (*(encoder for encoder, _ in pairs), *codec.alignments.values()):
         if not encoder.fitted:
             fit_encoder(cache_dir / "encoders", encoder, dataset)
-    check_distinct(codec.alignments)
+    provenances = [encoder.provenance() for encoder in codec.alignments.values()]
+    if any(provenance in provenances[:number] for number, provenance in enumerate(provenances)):
+        raise ValueError(f"JointCodec.alignment: two of {', '.join(codec.alignments)} are the same encoder: remove one")
     for encoder, reducer in pairs:
         if not reducer.fitted:
             sample = {"num_images": num_fit_images, "seed": seed, "batch_size": batch_size}

@@ -76,6 +76,24 @@ def test_preparing_twice_does_the_work_once(tmp_path, images):
     assert files(tmp_path) == before
 
 
+def test_features_of_several_alignment_encoders_are_cached_and_reused(tmp_path, images):
+    def codec(**widths) -> JointCodec:
+        settings = {"depth": 1, "image_size": 8, "num_steps": 2, "batch_size": 16}
+        parts = {name: DomainEncoder(width=width, **settings) for name, width in widths.items()}
+        return JointCodec(autoencoder=Pixels(channels=1), alignment=parts)
+
+    first, second = codec(narrow=6, wide=10), codec(narrow=6, wide=10)
+    cache = prepare(codec=first, dataset=images, cache_dir=tmp_path, batch_size=40)
+    expected, batch = first.precompute(images.batch(range(40))["images"]), cache.batch(range(40))
+    assert all(torch.equal(batch[name], expected[name]) for name in ("alignment_narrow", "alignment_wide"))
+    before = files(tmp_path)
+    prepare(codec=second, dataset=images, cache_dir=tmp_path).check(first)
+    assert files(tmp_path) == before
+    assert first.learned_state().keys() == second.learned_state().keys()
+    with pytest.raises(ValueError, match="JointCodec.alignment: two of alignment_a, alignment_b are the same encoder"):
+        prepare(codec=codec(a=6, b=6), dataset=images, cache_dir=tmp_path)
+
+
 def test_what_was_fitted_is_restored_equal(tmp_path, images):
     first, second = tiny_codec(), tiny_codec()
     prepare(codec=first, dataset=images, cache_dir=tmp_path)
