@@ -102,9 +102,10 @@ class Clocked(Process):
         if self._step is not None:
             start, stop = self._step
             elapsed = self.clock.time(name, stop) - self.clock.time(name, start)
-            mean = elapsed / (stop - start) if elapsed > ROUNDING else 0.0
-            return torch.full_like(s, mean) if isinstance(s, Tensor) else mean
-        return self.clock.slope(name, s)
+            slope = elapsed / (stop - start) if elapsed > ROUNDING else 0.0
+        else:
+            slope = self.clock.slope(name, s)
+        return slope + torch.zeros_like(s) if isinstance(s, Tensor) else slope
 
     def _per_channel(self, function, s):
         """Return function(group, s) for every channel."""
