@@ -177,7 +177,7 @@ def test_own_times_are_refused_with_a_clock_that_does_not_train_them(model, code
         channels=codec.channels, grid=(4, 4), num_classes=NUM_CLASSES, width=16, depth=1, num_heads=2, patch_size=2,
         group_timesteps=True,
     )  # fmt: skip
-    settings = {"labels": [0, 1, 2], "given": {"z": z}, "own_time": True, "sampler": Euler(num_evaluations=2)}
+    settings = {"labels": [0, 1, 2], "given": {"z": z}, "own_time": True, "sampler": Euler(num_evaluations=4)}
     with pytest.raises(
         ValueError, match=r"own_time = True with a model of Lead: must be False, or train with clocks\.I"
     ):
