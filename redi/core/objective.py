@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from redi.core.channels import Channels
 from redi.core.clocks import Clock, clocks
 from redi.core.clocks.independent import Independent
 from redi.core.clocks.shared import Shared
+from redi.core.dropout import TrainedWith, check_dropout
+from redi.core.losses import GroupMeans, TimeWeight, check_terms, cosine_errors, group_weights, sums_by_time
 from redi.core.processes import Process, per_sample, processes
 from redi.core.processes.clocked import Clocked
 from redi.core.processes.flow_matching import FlowMatching
@@ -19,14 +21,6 @@ from redi.core.registry import configurable
 from redi.core.time_distributions import TimeDistribution, time_distributions
 from redi.core.time_distributions.uniform import Uniform
 from redi.runtime.randomness import Rows
-
-
-class TrainedWith(NamedTuple):
-    """The dropout probabilities of a training, which decide what guidance can ask of the model."""
-
-    label_dropout: float
-    representation_dropout: float
-    joint_dropout: float = 0.0
 
 
 @configurable(runtime=("channels", "num_classes"))
@@ -45,14 +39,19 @@ class JointObjective:
         label_dropout: probability of the null label, for classifier-free guidance.
         representation_dropout: probability per sample that its noised representations and their loss are set to zero
             (paper, section 3.5: p_drop = 0.2). Representation Guidance needs it.
-        joint_dropout: probability per sample that its label and its representations are dropped together, in addition
-            to the two above (V-Co, arXiv 2603.16792, uses 0.1 and sets the other two to 0). It trains the joint null of
-            `ClassifierFree(null='label+representations')`.
+        joint_dropout: probability per sample of a further draw that drops its label and its representations together,
+            for `ClassifierFree(null='label+representations')`. V-Co, arXiv 2603.16792: 0.1, and 0 for the other two.
         dropout_rule: 'paper': as above. 'released': as in the published code, for velocity predictions only. One draw
             decides for the whole batch, and the clean representations are set to zero before noise is added.
         independent_timesteps: the former name of clock = Independent(), kept for one version.
         variance_weight: weight of the variational bound that trains a learned variance. The 0.001 of Nichol & Dhariwal
             multiplies a sum over 1,000 steps; it equals 1 here, because the bound is a mean over steps.
+        cosine_weight: weight of 1 - the cosine over the channels between the predicted and the true velocity, a mean
+            over positions (LightningDiT, arXiv 2501.01423, and SFD use 1). Dropped representations do not count.
+        cosine_over: 'state': one cosine over the channels of all groups, as in SFD, whatever lambda is. 'groups': one
+            for each group, weighted by lambda like its error.
+        time_weight: a function (process, t) -> weight of the squared errors, which broadcasts against (N, C, H, W), for
+            example `min_snr`. `process.own_time(t)` gives the own times of the groups. Default: 1.
         alignment_weight: weight of the REPA term if the codec has an alignment encoder. Yu et al., arXiv 2410.06940,
             use 0.5.
 
@@ -73,6 +72,8 @@ class JointObjective:
         representation_dropout: float = 0.0, dropout_rule: Literal["paper", "released"] = "paper",
         independent_timesteps: bool = False, variance_weight: float = 1.0, alignment_weight: float = 0.5,
         clock: Clock | None = None, time_distribution: TimeDistribution | None = None, joint_dropout: float = 0.0,
+        cosine_weight: float = 0.0, cosine_over: Literal["state", "groups"] = "state",
+        time_weight: TimeWeight | None = None,
     ):  # fmt: skip
         process = FlowMatching() if process is None else process
         processes.check(process, "JointObjective.process")
@@ -85,35 +86,19 @@ class JointObjective:
         time_distributions.check(self.time_distribution, "JointObjective.time_distribution")
         self.label_dropout, self.representation_dropout = label_dropout, representation_dropout
         self.joint_dropout = joint_dropout
-        for name, value in self.trained_with._asdict().items():
-            if not 0 <= value < 1:
-                raise ValueError(f"JointObjective.{name} = {value}: must be in [0, 1)")
-        if dropout_rule not in ("paper", "released"):
-            raise ValueError(f"JointObjective.dropout_rule = {dropout_rule!r}: must be 'paper' or 'released'")
         path = getattr(process, "process", process)  # the path inside Shifted
         process = Clocked(process, clock) if clock.separate else process
         self.time_distribution.check(process)
-        if dropout_rule == "released" and representation_dropout and getattr(path, "prediction", None) != "velocity":
-            raise ValueError(
-                "JointObjective.dropout_rule = 'released' reproduces the published loss for velocity predictions only: "
-                "set it to 'paper', or set JointObjective.process to one with prediction = 'velocity'"
-            )
-        if dropout_rule == "released" and joint_dropout:
-            what = f"JointObjective.joint_dropout = {joint_dropout} with JointObjective.dropout_rule = 'released'"
-            raise ValueError(f"{what}: the published loss has no joint dropout; set dropout_rule to 'paper'")
-        if not isinstance(representation_weight, Mapping):
-            representation_weight = dict.fromkeys(channels.representations, representation_weight)
-        if set(representation_weight) != set(channels.representations):
-            names = f"names {sorted(representation_weight)}: must name {sorted(channels.representations)}"
-            raise ValueError(f"JointObjective.representation_weight {names}, the representations of the codec")
-        if bad := {name: value for name, value in representation_weight.items() if not 0 <= value < math.inf}:
-            raise ValueError(f"JointObjective.representation_weight = {bad}: must be finite and at least 0")
-        for name, value in {"variance_weight": variance_weight, "alignment_weight": alignment_weight}.items():
-            if not 0 <= value < math.inf:
+        check_dropout(self.trained_with, dropout_rule, path)
+        self.variance_weight, self.alignment_weight = variance_weight, alignment_weight
+        self.cosine_weight, self.cosine_over, self.time_weight = cosine_weight, cosine_over, time_weight
+        for name in ("variance_weight", "alignment_weight", "cosine_weight"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
                 raise ValueError(f"JointObjective.{name} = {value}: must be finite and at least 0")
         self.process, self.channels, self.null_label = process.for_channels(channels), channels, num_classes
-        self.clock, self.weights = clock.for_channels(channels), dict(representation_weight)
-        self.dropout_rule, self.variance_weight, self.alignment_weight = dropout_rule, variance_weight, alignment_weight
+        self.clock, self.weights = clock.for_channels(channels), group_weights(representation_weight, channels)
+        check_terms(self.process, cosine_weight, cosine_over, time_weight)
+        self.dropout_rule = dropout_rule
 
     def __call__(
         self, model: Callable[..., Tensor], x: Tensor, y: Tensor, alignment: Tensor | None = None
@@ -137,7 +122,7 @@ class JointObjective:
         noise = torch.randn((rows.total, *x.shape[1:]), dtype=x.dtype, device=x.device)
         dropped = torch.rand(rows.total, device=x.device) < self.representation_dropout
         unlabelled = torch.rand(rows.total, device=x.device) < self.label_dropout
-        if self.joint_dropout:
+        if self.joint_dropout:  # drawn last, so that the other numbers are the same without it
             both = torch.rand(rows.total, device=x.device) < self.joint_dropout
             dropped, unlabelled = dropped | both, unlabelled | both
         if self.dropout_rule == "released":
@@ -149,6 +134,7 @@ class JointObjective:
     def losses(
         self, model: Callable[..., Tensor], x: Tensor, y: Tensor, times: Tensor, noise: Tensor, dropped: Tensor,
         num_kept: Tensor | None = None, alignment: Tensor | None = None, per_sample: bool = False,
+        by_time: bool = False,
     ) -> dict[str, Tensor]:  # fmt: skip
         """Return the losses of `__call__` for fixed draws. Compiles as one graph: no randomness, no branches on values.
 
@@ -163,6 +149,8 @@ class JointObjective:
             alignment: target features (N, E, h, w) of REPA.
             per_sample: return (N,) for every entry, with errors of 0 for dropped representations. The mean of "loss" is
                 the loss of the batch.
+            by_time: add "loss_by_t/<group>" (2, 10): the sum of the squared errors, without `time_weight`, and the
+                number of samples that keep the group, in ten equal bins of the group's own t.
         """
         if self.dropout_rule == "released":
             x = self.channels.mask(x, dropped)
@@ -180,34 +168,30 @@ class JointObjective:
             raise ValueError(f"train.model: {what}: the prediction must have shape {expected}")
         prediction = prediction.float()
         squared = self.process.error(prediction, x, noise, t).square()
-        errors = {name: part.mean(dim=(1, 2, 3)) for name, part in self.channels.split(squared).items()}  # each (N,)
+        errors = self._group_means(squared)
         bounds = self.process.variational_bound(prediction, x, x_t, t)
 
-        keep = (~dropped).float()
-        num_kept = (keep.sum() if num_kept is None else num_kept).clamp(min=1e-6)  # an error of 0 if all are dropped
-
-        def mean(values: Tensor) -> Tensor:  # (N,)
-            return values if per_sample else values.mean()
-
-        def mean_kept(values: Tensor) -> Tensor:  # (N,)
-            return values * keep if per_sample else (values * keep).sum() / num_kept
-
-        losses = {"image": mean(errors["image"])}
-        loss = losses["image"]
-        for name, weight in self.weights.items():
-            loss = loss + weight * mean(errors[name] * keep)
-            losses[name] = mean_kept(errors[name])
+        means = GroupMeans(self.weights, (~dropped).float(), num_kept, per_sample)
+        sums = sums_by_time(errors, means.keep, self.process.own_time(t), self.channels) if by_time else {}
+        if self.time_weight is not None:
+            errors = self._group_means(squared * self.time_weight(self.process, t))
+        losses = {name: means.of(name, error) for name, error in errors.items()}
+        loss = means.total(errors)
         if bounds:
-            shown, terms = [], []
-            for name, bound in bounds.items():
-                shown.append(mean(bound) if name == "image" else mean_kept(bound))
-                terms.append(mean(bound) if name == "image" else self.weights[name] * mean(bound * keep))
-            losses["vlb"] = torch.stack(shown).mean(dim=0)
-            loss = loss + self.variance_weight * sum(terms)
+            losses["vlb"] = torch.stack([means.of(name, bound) for name, bound in bounds.items()]).mean(dim=0)
+            loss = loss + self.variance_weight * means.total(bounds)
+        if self.cosine_weight:
+            state = (prediction, x, noise, x_t, t, dropped)
+            losses["cosine"] = means.total(cosine_errors(self.process, self.channels, self.cosine_over, *state))
+            loss = loss + self.cosine_weight * losses["cosine"]
         if aligned is not None and alignment is not None:
             losses["alignment"] = alignment_loss(aligned.float(), alignment.float(), per_sample)
             loss = loss + self.alignment_weight * losses["alignment"]
-        return {"loss": loss, **losses}
+        return {"loss": loss, **losses, **sums}
+
+    def _group_means(self, values: Tensor) -> dict[str, Tensor]:
+        """Return {group: (N,)}, the mean of (N, C, H, W) over channels and positions."""
+        return {name: part.mean(dim=(1, 2, 3)) for name, part in self.channels.split(values).items()}
 
     def to(self, device: torch.device) -> "JointObjective":
         """Move the tables of the process to the device, so that training steps do not copy them."""

@@ -86,6 +86,10 @@ class Process(ABC):
         """Return {group: its own time} at t."""
         return dict.fromkeys(channels, t)
 
+    def own_time(self, t):
+        """Return the own times of the channels at t: t itself, or (N or 1, C, 1, 1)."""
+        return t
+
     def slope(self, t):
         """Return the derivative of the own times by t: 1.0, or (1, C, 1, 1)."""
         return 1.0
