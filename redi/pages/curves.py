@@ -1,9 +1,11 @@
 """Panels of training logs: of one run, of several models, and of the convergence of a method and a baseline."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from redi.core.losses import BY_TIME
 from redi.evaluation.convergence import PREFIX, Curve
 from redi.pages.plots import Panel, Series
 
@@ -12,7 +14,7 @@ RATES = {"images_per_second": "training speed, images per second", "gradient_nor
 
 
 def run_panels(entries: list[dict]) -> list[Panel]:
-    """Return a panel of all losses, and one for each monitored metric and each rate that is not always 0."""
+    """Return a panel of all losses, one of the losses against t, one for each monitored metric and each rate but 0."""
     series = {name: _series(entries, name) for name in _names(entries)}
     if not any(len(curve.x) > 1 for curve in series.values()):
         return []
@@ -20,10 +22,24 @@ def run_panels(entries: list[dict]) -> list[Panel]:
     losses = [curve for name, curve in series.items() if name not in (*monitored, *RATES)]
     return [
         Panel("losses, mean squared error", "step", losses, y_scale="zero"),
+        *_time_panels(entries),
         *(Panel(_title(name), "step", [series[name]], marks=True) for name in monitored),
         *(Panel(title, "step", [series[name]], y_scale="zero" if name == "images_per_second" else "auto")
           for name, title in RATES.items() if name in series and any(series[name].y)),
     ]  # fmt: skip
+
+
+def _time_panels(entries: list[dict]) -> list[Panel]:
+    """Return a panel of the last log line's losses against the own t of each group, and of an earlier line's."""
+    if not (lines := [entry for entry in entries if any(name.startswith(BY_TIME) for name in entry)]):
+        return []
+    curves: dict[str, dict[float, float]] = {}
+    for entry in lines[-1:] + lines[len(lines) // 4 : -1][:1]:
+        for name, value in entry.items():
+            if match := re.fullmatch(rf"{BY_TIME}(.+)/(0\.\d+)", name):
+                curves.setdefault(f"{match[1]}, step {entry['step']:,}", {})[float(match[2])] = value
+    series = [Series(label, list(points), list(points.values())) for label, points in curves.items()]
+    return [Panel("mean squared error against t", "t of the group, from noise (0) to data (1)", series, marks=True)]
 
 
 def model_panels(logs: Mapping[str, list[dict]]) -> list[Panel]:
@@ -56,7 +72,8 @@ def _title(name: str) -> str:
 
 
 def _names(entries: list[dict]) -> list[str]:
-    return list(dict.fromkeys(name for entry in entries for name in entry if name != "step"))
+    names = dict.fromkeys(name for entry in entries for name in entry if name != "step")
+    return [name for name in names if not name.startswith(BY_TIME)]
 
 
 def _series(entries: list[dict], name: str, label: str | None = None) -> Series:

@@ -123,7 +123,7 @@ def _draw(axes, panel: Panel) -> None:
     else:
         _scale(axes, "x", panel.x, panel.log_x)
         if not panel.swept:
-            axes.locator_params(axis="x", integer=True)
+            axes.locator_params(axis="x", integer=all(x == int(x) for x in panel.x))
         elif len(panel.x) <= 8:
             axes.set_xticks(panel.x)
     _scale(axes, "y", panel.y, panel.log_y)

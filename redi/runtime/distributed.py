@@ -79,15 +79,16 @@ class Processes:
             )
 
     def mean(self, values: Mapping[str, Tensor | float]) -> dict[str, Tensor | float]:
-        """Average named scalars over the processes; every process passes the same names. Keeps the device."""
+        """Average named numbers or tensors over the processes, which pass the same names. Keeps the device."""
         if self.size == 1 or not values:
             return dict(values)
         tensors = [torch.as_tensor(value, dtype=torch.float32) for value in values.values()]
         device = next((tensor.device for tensor in tensors if tensor.is_cuda), torch.device("cpu"))
-        stacked = torch.stack([tensor.to(device) for tensor in tensors])
+        joined = torch.cat([tensor.to(device).flatten() for tensor in tensors])
         with as_lost_process():
-            dist.all_reduce(stacked)
-        return dict(zip(values, stacked / self.size, strict=True))
+            dist.all_reduce(joined)
+        parts = (joined / self.size).split([tensor.numel() for tensor in tensors])
+        return {name: part.view(tensor.shape) for name, part, tensor in zip(values, parts, tensors, strict=True)}
 
     def on_first(self, do: Callable[[], Result]) -> Result:
         """Call `do` on rank 0 and return its result on all ranks; a ValueError or OSError is raised on all ranks."""

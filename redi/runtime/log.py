@@ -116,16 +116,23 @@ class LogWindow:
     def __init__(self, stored: Mapping | None = None):
         self.steps: int = stored["steps"] if stored else 0  # includes skipped steps
         # Sums over the steps that were not skipped; "skipped" counts the others.
-        self.totals: dict[str, Tensor | float] = dict(stored["totals"]) if stored else {}
+        totals = stored["totals"].items() if stored else ()
+        self.totals: dict[str, Tensor | float] = {
+            name: torch.tensor(total) if isinstance(total, list) else total for name, total in totals
+        }
         self.restart_clock()
 
     def add(self, values: Mapping[str, Tensor]) -> None:
-        """Add the values of one step without waiting for the device; a step with "skipped" 1 is only counted."""
+        """Add the values of one step without waiting for the device; a step with "skipped" 1 is only counted.
+
+        A value is a scalar or, for means by bins, (2, bins): the sums and the counts.
+        """
         skipped = values.get("skipped")
         for name, value in values.items():
             if skipped is not None and name != "skipped":  # where(): the values of a skipped step may not be finite
                 value = torch.where(skipped > 0, 0.0, value)
-            self.totals[name] = self.totals.get(name, 0.0) + value
+            total = self.totals.get(name, 0.0)
+            self.totals[name] = (total.to(value.device) if isinstance(total, Tensor) else total) + value
         self.steps += 1
         self.timed += 1
 
@@ -138,14 +145,22 @@ class LogWindow:
         return self.timed / (time.perf_counter() - self.started)
 
     def means(self) -> AsyncScalars:
-        """Return means over the steps that were not skipped (NaN if all were) and the number of "skipped_steps"."""
+        """Return means over the steps that were not skipped (NaN if all were) and the number of "skipped_steps".
+
+        A bin is called <name>/<its centre in [0, 1]>, and NaN if it is empty.
+        """
+        means: dict[str, Tensor | float] = {}
         totals = dict(self.totals)
-        if (skipped := totals.pop("skipped", None)) is None:
-            return AsyncScalars({name: total / self.steps for name, total in totals.items()})
-        skipped = torch.as_tensor(skipped)
-        means = {name: total / (self.steps - skipped) for name, total in totals.items()}
-        return AsyncScalars(means | {"skipped_steps": skipped})
+        skipped = torch.as_tensor(totals.pop("skipped", 0.0))
+        for name, total in totals.items():
+            if isinstance(total, Tensor) and total.ndim:
+                bins = total[0] / total[1]
+                means |= {f"{name}/{(i + 0.5) / len(bins):.4g}": mean for i, mean in enumerate(bins)}
+            else:
+                means[name] = total / (self.steps - skipped)
+        return AsyncScalars(means | ({"skipped_steps": skipped} if "skipped" in self.totals else {}))
 
     def state(self) -> dict:
         """Return the sums as JSON values, for a checkpoint."""
-        return {"steps": self.steps, "totals": {name: float(total) for name, total in self.totals.items()}}
+        totals = {name: t.tolist() if isinstance(t, Tensor) else float(t) for name, t in self.totals.items()}
+        return {"steps": self.steps, "totals": totals}

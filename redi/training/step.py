@@ -61,8 +61,9 @@ class TrainingStep:
                 `JointCodec.precompute`.
             step: counts from 0.
 
-        Returns {"loss": (), <group>: (), ..., "gradient_norm": (), "skipped": ()}. The losses are means over these rows
-        before the update; the norm is that of the whole batch's gradient; "skipped" is 1 if it is not finite.
+        Returns {"loss": (), <group>: (), ..., "loss_by_t/<group>": (2, 10), "gradient_norm": (), "skipped": ()}. The
+        losses are means over these rows before the update, and sums by time are divided by `accumulate`; the norm is
+        that of the whole batch's gradient; "skipped" is 1 if it is not finite.
         """
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * min(1.0, (step + 1) / max(self.warmup_steps, 1))
@@ -139,4 +140,4 @@ class _Losses(nn.Module):
         self.compiled = compile_full_graph(objective.losses) if compiled else None
 
     def forward(self, **part: Any) -> dict[str, Tensor]:
-        return (self.compiled or self.objective.losses)(self.model, **part)
+        return (self.compiled or self.objective.losses)(self.model, by_time=True, **part)

@@ -19,6 +19,8 @@ with process_group(torch.device("cpu")) as processes:
 
     means = processes.mean({"a": torch.tensor(1.0 + rank), "b": 10.0 * rank})
     assert {name: float(value) for name, value in means.items()} == {"a": 1.5, "b": 5.0}
+    means = processes.mean({"bins": torch.tensor([[1.0, 2.0, 3.0]]) + rank, "a": 2.0 * rank})
+    assert means["bins"].tolist() == [[1.5, 2.5, 3.5]] and float(means["a"]) == 1.0
     assert processes.gathered(f"rank {rank}") == ["rank 0", "rank 1"]
 
     read = {"half": torch.arange(6).bfloat16().view(2, 3), "step": torch.tensor(3), "flag": torch.tensor([True])}

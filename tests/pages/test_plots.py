@@ -119,6 +119,16 @@ def test_losses_share_a_panel_and_what_else_was_logged_has_panels_of_its_own():
     assert [curve.label for curve in panels[0].curves] == ["loss", "image"]
 
 
+def test_losses_against_t_are_those_of_the_last_line_and_of_an_earlier_one():
+    bins = {"loss_by_t/image/0.25": 2.0, "loss_by_t/image/0.75": None, "loss_by_t/odd": 1.0}
+    entries = [{"step": step, "loss": 1.0} | bins for step in (10, 20, 30, 40)]
+    entries[-1]["loss_by_t/image/0.25"] = 1.5
+    losses, panel = run_panels(entries)
+    assert [curve.label for curve in losses.curves] == ["loss"]
+    assert [(curve.label, curve.y[0]) for curve in panel.curves] == [("image, step 40", 1.5), ("image, step 20", 2.0)]
+    assert panel.curves[0].x == [0.25, 0.75] and not np.isfinite(panel.curves[0].y[1])
+
+
 def test_skipped_steps_are_a_panel_of_their_own_where_there_are_any():
     entries = [{"step": step, "loss": 1.0, "skipped_steps": 0.0} for step in (1, 2)]
     assert [[curve.label for curve in panel.curves] for panel in run_panels(entries)] == [["loss"]]

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import random
 import resource
@@ -174,6 +175,26 @@ def test_the_means_of_several_processes_are_those_of_all_their_rows():
             window.add(values(step + rank, skipped))
     windows[0].totals = {name: (total + windows[1].totals[name]) / 2 for name, total in windows[0].totals.items()}
     assert windows[0].means().get() == {"loss": 1.5, "gradient_norm": 3.0, "skipped_steps": 1.0}
+
+
+def binned(step: int, skipped: float = 0.0) -> dict[str, torch.Tensor]:
+    sums = torch.tensor([[step + 0.5, 0.0], [step, 0.0]]) if not skipped else torch.full((2, 2), math.nan)
+    return {"loss_by_t/image": sums, "loss": torch.tensor(1.0), "skipped": torch.tensor(skipped)}
+
+
+def test_a_mean_by_bins_is_over_the_samples_of_all_steps_that_were_taken():
+    window, first = LogWindow(), LogWindow()
+    for step, skipped in ((1, 0.0), (2, 1.0), (3, 0.0)):
+        window.add(binned(step, skipped))
+        first.add(binned(step, skipped))
+    resumed = LogWindow(json.loads(json.dumps(first.state())))
+    for one in (window, resumed):
+        one.add(binned(4))
+        means = one.means().get()
+        assert means["loss_by_t/image/0.25"] == (1.5 + 3.5 + 4.5) / (1 + 3 + 4)
+        assert math.isnan(means["loss_by_t/image/0.75"])  # no sample
+        assert means["loss"] == 1.0 and means["skipped_steps"] == 1.0
+    assert resumed.state() == window.state()
 
 
 def test_a_window_counts_steps_that_say_nothing_about_skipping():

@@ -9,9 +9,12 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from redi.core.channels import Channels
+from redi.core.clocks import Lead
 from redi.core.ema import EMA
+from redi.core.losses import min_snr
 from redi.core.objective import JointObjective
 from redi.core.processes.ddpm import DDPM
+from redi.core.processes.flow_matching import FlowMatching
 from redi.core.processes.shifted import Shifted
 from redi.fusion.separate import Separate
 from redi.models import transformer
@@ -49,7 +52,7 @@ def batch(seed=1, n=6):
 
 
 def run(step, num_steps=3):
-    return [{name: float(value) for name, value in step(batch(k), k).items()} for k in range(num_steps)]
+    return [{name: value.flatten().tolist() for name, value in step(batch(k), k).items()} for k in range(num_steps)]
 
 
 def assert_same(found, expected, rtol):
@@ -67,6 +70,16 @@ SET_UPS = {
     "released dropout": {"objective": {"dropout_rule": "released"}},
     "a time for every group": {"objective": {"independent_timesteps": True}, "model": {"group_timesteps": True}},
     "a group that leads": {"objective": {"process": Shifted(shift={"z": 0.5})}},
+    "velocity loss, cosine and time weight": {
+        "objective": {
+            "process": FlowMatching(prediction="data", loss_on="velocity"),
+            "clock": Lead(offset=0.3),
+            "cosine_weight": 1.0,
+            "time_weight": min_snr,
+            "joint_dropout": 0.2,
+        },
+        "model": {"group_timesteps": True},
+    },
 }
 
 
@@ -172,7 +185,7 @@ def test_what_a_step_gives_is_detached_and_of_the_whole_batch():
     torch.manual_seed(0)
     step = step_of(accumulate=3)
     given = step(batch(), 0)
-    assert set(given) == {"loss", "image", "z", "gradient_norm", "skipped"}
+    assert set(given) == {"loss", "image", "z", "loss_by_t/image", "loss_by_t/z", "gradient_norm", "skipped"}
     assert not any(value.requires_grad for value in given.values())
     assert all(p.grad is None for p in step.model.parameters())
 

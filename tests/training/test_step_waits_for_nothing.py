@@ -14,7 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from redi.core.channels import Channels
+from redi.core.clocks import Lead
 from redi.core.ema import EMA
+from redi.core.losses import min_snr
 from redi.core.objective import JointObjective
 from redi.core.processes.ddpm import DDPM
 from redi.core.processes.flow_matching import FlowMatching
@@ -57,10 +59,10 @@ def pretended_gpu():
         yield
 
 
-def built(process=None, device="cuda", *, independent=False, **model):
+def built(process=None, device="cuda", *, independent=False, terms=None, **model):
     objective = JointObjective(
         channels=CHANNELS, num_classes=10, process=process, representation_dropout=0.2,
-        independent_timesteps=independent,
+        independent_timesteps=independent, **(terms or {}),
     )  # fmt: skip
     settings = {"width": 32, "depth": 1, "num_heads": 4, "patch_size": 2, "group_timesteps": independent} | model
     variances = objective.process.variance_groups
@@ -84,6 +86,11 @@ PROCESSES = {
     "shifted": {"process": Shifted(process=FlowMatching(), shift={"dinov2": 3.0})},
     "independent times": {"independent": True},
     "separate tokens": {"fusion": Separate},
+    "velocity loss, cosine and time weight": {
+        "process": FlowMatching(prediction="data", loss_on="velocity"),
+        "group_timesteps": True,
+        "terms": {"clock": Lead(offset=0.3), "cosine_weight": 1.0, "time_weight": min_snr, "joint_dropout": 0.2},
+    },
 }
 
 

@@ -201,6 +201,7 @@ def test_the_log_has_one_line_per_log_every_steps_and_no_duplicates_after_resumi
 def test_the_log_names_all_losses(start):
     names = {"step", "loss", "image", "domain", "gradient_norm", "skipped_steps"}
     names |= {"images_per_second", "learning_rate"}
+    names |= {f"loss_by_t/{group}/0.{tenth}5" for group in ("image", "domain") for tenth in range(10)}
     assert all(set(entry) == names for entry in read_log(start("run")))
 
 
@@ -494,7 +495,11 @@ def test_every_line_of_the_log_and_every_checkpoint_is_reported(start):
     records = []
     monitored = {"monitor": lambda *_, **__: {"x": 1.0}, "monitor_every": 4}
     run_dir = start("run", checkpoint_every=4, on_log=records.append, **monitored)
-    assert [record for record in records if "checkpoint" not in record] == read_log(run_dir)
+    lines = [record for record in records if "checkpoint" not in record]
+    assert [
+        {name: None if value != value else value for name, value in line.items()}
+        for line in lines  # empty bins of t
+    ] == read_log(run_dir)
     assert [record["checkpoint"] for record in records if "checkpoint" in record] == [
         str(folder) for folder in list_checkpoints(run_dir)
     ]
