@@ -1,35 +1,36 @@
-"""Which samples of a batch lose their label, and which their representations."""
+"""Dropout of the label and of the representations in training, for guidance."""
 
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
+from redi.core.processes import Process
 
 
 class TrainedWith(NamedTuple):
     """The dropout probabilities of a training, which decide what guidance can ask of the model.
 
     Examples:
-        >>> unlabelled, dropped = TrainedWith(0.0, 0.0, joint_dropout=0.5).draw(100, "cpu")
-        >>> bool((unlabelled == dropped).all()), 20 < int(dropped.sum()) < 80
-        (True, True)
+        >>> TrainedWith(label_dropout=0.1, representation_dropout=0.2).joint_dropout
+        0.0
     """
 
     label_dropout: float
     representation_dropout: float
     joint_dropout: float = 0.0
 
-    def check(self) -> None:
-        """Raise ValueError, naming the binding, if a probability is not in [0, 1)."""
-        for name, value in self._asdict().items():
-            if not 0 <= value < 1:
-                raise ValueError(f"JointObjective.{name} = {value}: must be in [0, 1)")
 
-    def draw(self, num_samples: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
-        """Draw the samples without label and those without representations, both (num_samples,) bool."""
-        dropped = torch.rand(num_samples, device=device) < self.representation_dropout
-        unlabelled = torch.rand(num_samples, device=device) < self.label_dropout
-        if self.joint_dropout:  # last, and only if it is on: the other numbers are the same without it
-            both = torch.rand(num_samples, device=device) < self.joint_dropout
-            unlabelled, dropped = unlabelled | both, dropped | both
-        return unlabelled, dropped
+def check_dropout(trained_with: TrainedWith, rule: str, path: Process) -> None:
+    """Raise ValueError, naming the binding, for wrong probabilities and for rules that do not suit them or the path."""
+    for name, value in trained_with._asdict().items():
+        if not 0 <= value < 1:
+            raise ValueError(f"JointObjective.{name} = {value}: must be in [0, 1)")
+    if rule not in ("paper", "released"):
+        raise ValueError(f"JointObjective.dropout_rule = {rule!r}: must be 'paper' or 'released'")
+    if rule == "released" and trained_with.joint_dropout:
+        what = f"JointObjective.joint_dropout = {trained_with.joint_dropout} with dropout_rule = 'released'"
+        raise ValueError(f"{what}: the published loss has no joint dropout; set dropout_rule to 'paper'")
+    of_velocity = getattr(path, "prediction", None) == "velocity"
+    if rule == "released" and trained_with.representation_dropout and not of_velocity:
+        raise ValueError(
+            "JointObjective.dropout_rule = 'released' reproduces the published loss for velocity predictions only: "
+            "set it to 'paper', or set JointObjective.process to one with prediction = 'velocity'"
+        )

@@ -3,18 +3,17 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from redi.core.channels import Channels
-from redi.core.processes import Process, per_sample
+from redi.core.processes import Process
 from redi.core.registry import configurable
-from redi.runtime.ranges import check_number
 
 NUM_BINS, BY_TIME = 10, "loss_by_t/"  # of `sums_by_time`; the prefix of its names in a log
+TimeWeight = Callable[[Process, Tensor], Tensor]
 
 
 def group_weights(weight: float | Mapping[str, float], channels: Channels) -> dict[str, float]:
@@ -66,49 +65,26 @@ class GroupMeans:
         return values if self.per_sample else values.mean()
 
 
-class Cosine:
-    """1 - the cosine between the predicted and the true velocity, with the settings `JointObjective.cosine_...`.
+def cosine_errors(
+    process: Process, channels: Channels, over: str, prediction: Tensor, x: Tensor, noise: Tensor, x_t: Tensor,
+    t: Tensor, dropped: Tensor,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Return {group: (N,)}, 1 - the cosine of the predicted and the true velocity, a mean over positions.
 
-    Examples:
-        >>> from redi.core.processes import FlowMatching
-        >>> x, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
-        >>> term, t, dropped = Cosine(weight=1.0), torch.full((2, 1, 1, 1), 0.5), torch.zeros(2) > 0
-        >>> errors = term(FlowMatching(), Channels(image=4), noise - x, x, noise, (x + noise) / 2, t, dropped)
-        >>> [round(value, 3) for value in errors["image"].tolist()]  # of the opposite velocity
-        [2.0, 2.0]
+    Velocities are derivatives by a group's own time. One cosine over the state is called "image", and dropped
+    representations are no part of it. A norm below 1e-3 counts as 1e-3: at a prediction of 0, where training starts,
+    the gradient would have no bound.
     """
-
-    def __init__(self, *, weight: float = 0.0, over: Literal["state", "groups"] = "state"):
-        check_number("JointObjective.cosine_weight", weight, least=0, whole=False)
-        if over not in ("state", "groups"):
-            raise ValueError(f"JointObjective.cosine_over = {over!r}: must be 'state' or 'groups'")
-        self.weight, self.over = weight, over
-
-    def check(self, process: Process) -> None:
-        """Raise ValueError if the term is on and the process has no velocity."""
-        if self.weight and process.num_timesteps is not None:
-            what = f"JointObjective.cosine_weight = {self.weight} with {type(process).__name__}, which has no velocity"
-            raise ValueError(f"{what}: set it to 0, or bind a continuous process, for example FlowMatching")
-
-    def __call__(
-        self, process: Process, channels: Channels, prediction: Tensor, x: Tensor, noise: Tensor, x_t: Tensor,
-        t: Tensor, dropped: Tensor,
-    ) -> dict[str, Tensor]:  # fmt: skip
-        """Return {group: (N,)}, a mean over positions. One cosine over the state is called "image".
-
-        Velocities are derivatives by a group's own time. Dropped representations are no part of the cosine over the
-        state. Norms below 1e-3 count as 1e-3, because a network that predicts 0 would have a gradient without bound.
-        """
-        path, own = getattr(process, "process", process), process.own_time(t)  # the path inside Clocked
-        pair = [path.velocity(values, x_t, own) for values in (prediction, path.target(x, noise, own))]
-        if self.over == "state":
-            pairs = {"image": [channels.mask(velocity, dropped) for velocity in pair]}
-        else:
-            pairs = {name: [channels.split(velocity)[name] for velocity in pair] for name in channels}
-        return {
-            name: (1 - functional.cosine_similarity(one, other, dim=1, eps=1e-3)).mean(dim=(1, 2))
-            for name, (one, other) in pairs.items()
-        }
+    path, own = getattr(process, "process", process), process.own_time(t)  # the path inside Clocked
+    pair = [path.velocity(values, x_t, own) for values in (prediction, path.target(x, noise, own))]
+    if over == "state":
+        pairs = {"image": [channels.mask(velocity, dropped) for velocity in pair]}
+    else:
+        pairs = {name: [channels.split(velocity)[name] for velocity in pair] for name in channels}
+    return {
+        name: (1 - functional.cosine_similarity(one, other, dim=1, eps=1e-3)).mean(dim=(1, 2))
+        for name, (one, other) in pairs.items()
+    }
 
 
 def sums_by_time(errors: Mapping[str, Tensor], keep: Tensor, own_time: Tensor, channels: Channels) -> dict[str, Tensor]:
@@ -133,17 +109,16 @@ def sums_by_time(errors: Mapping[str, Tensor], keep: Tensor, own_time: Tensor, c
     return sums
 
 
-def check_time_weight(weight: Callable[[Process, Tensor], Tensor] | None, process: Process) -> None:
-    """Raise ValueError, naming the binding, unless `weight` is None or a function with finite values of at least 0."""
-    if weight is None:
-        return
-    if inspect.isclass(weight) or not callable(weight):
+def check_terms(process: Process, cosine_weight: float, cosine_over: str, time_weight: TimeWeight | None) -> None:
+    """Raise ValueError, naming the binding, if the settings of a term are invalid or do not suit the process."""
+    if cosine_over not in ("state", "groups"):
+        raise ValueError(f"JointObjective.cosine_over = {cosine_over!r}: must be 'state' or 'groups'")
+    if cosine_weight and process.num_timesteps is not None:
+        what = f"JointObjective.cosine_weight = {cosine_weight} with {type(process).__name__}, which has no velocity"
+        raise ValueError(f"{what}: set it to 0, or bind a continuous process, for example FlowMatching")
+    if time_weight is not None and (inspect.isclass(time_weight) or not callable(time_weight)):
         how = "must be a function of (process, t), bound without parentheses, for example @min_snr"
-        raise ValueError(f"JointObjective.time_weight = {weight!r}: {how}")
-    (first, last), centres = process.t_range(), (torch.arange(NUM_BINS) + 0.5) / NUM_BINS
-    values = torch.as_tensor(weight(process, per_sample(first + (last - first) * centres)))
-    if not (values.isfinite() & (values >= 0)).all():
-        raise ValueError(f"JointObjective.time_weight = {weight!r}: its values must be finite and at least 0")
+        raise ValueError(f"JointObjective.time_weight = {time_weight!r}: {how}")
 
 
 @configurable
@@ -151,13 +126,8 @@ def min_snr(process: Process, t: Tensor, gamma: float = 5.0) -> Tensor:
     """Return the weight min(SNR, gamma) of the error of the data, for the error that training uses.
 
     SNR = alpha^2 / sigma^2. A predicted noise has the weight min(SNR, gamma) / SNR, and a velocity on the linear path
-    min(SNR, gamma) (1 - t)^2. Source: Hang et al., arXiv 2303.09556, section 3.4. Bind it without parentheses:
-    `JointObjective.time_weight = @min_snr`.
-
-    Args:
-        process: with a clock, each group has the weight of its own time.
-        t: (N, 1, 1, 1) or (N, C, 1, 1).
-        gamma: the largest weight of the error of the data; 5 in the paper.
+    min(SNR, gamma) (1 - t)^2. Source: Hang et al., arXiv 2303.09556, section 3.4, where gamma is 5. t is (N, 1, 1, 1)
+    or (N, C, 1, 1). With a clock, each group has the weight of its own time.
 
     Examples:
         >>> from redi.core.processes import FlowMatching

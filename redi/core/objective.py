@@ -12,8 +12,8 @@ from redi.core.channels import Channels
 from redi.core.clocks import Clock, clocks
 from redi.core.clocks.independent import Independent
 from redi.core.clocks.shared import Shared
-from redi.core.dropout import TrainedWith
-from redi.core.losses import Cosine, GroupMeans, check_time_weight, group_weights, sums_by_time
+from redi.core.dropout import TrainedWith, check_dropout
+from redi.core.losses import GroupMeans, TimeWeight, check_terms, cosine_errors, group_weights, sums_by_time
 from redi.core.processes import Process, per_sample, processes
 from redi.core.processes.clocked import Clocked
 from redi.core.processes.flow_matching import FlowMatching
@@ -39,9 +39,8 @@ class JointObjective:
         label_dropout: probability of the null label, for classifier-free guidance.
         representation_dropout: probability per sample that its noised representations and their loss are set to zero
             (paper, section 3.5: p_drop = 0.2). Representation Guidance needs it.
-        joint_dropout: probability per sample that its label and its representations are dropped together, in addition
-            to the two above (V-Co, arXiv 2603.16792, uses 0.1 and sets the other two to 0). It trains the joint null of
-            `ClassifierFree(null='label+representations')`.
+        joint_dropout: probability per sample of a further draw that drops its label and its representations together,
+            for `ClassifierFree(null='label+representations')`. V-Co, arXiv 2603.16792: 0.1, and 0 for the other two.
         dropout_rule: 'paper': as above. 'released': as in the published code, for velocity predictions only. One draw
             decides for the whole batch, and the clean representations are set to zero before noise is added.
         independent_timesteps: the former name of clock = Independent(), kept for one version.
@@ -78,7 +77,7 @@ class JointObjective:
         independent_timesteps: bool = False, variance_weight: float = 1.0, alignment_weight: float = 0.5,
         clock: Clock | None = None, time_distribution: TimeDistribution | None = None, joint_dropout: float = 0.0,
         cosine_weight: float = 0.0, cosine_over: Literal["state", "groups"] = "state",
-        time_weight: Callable[[Process, Tensor], Tensor] | None = None,
+        time_weight: TimeWeight | None = None,
         alignment_end_step: int | None = None, alignment_normalisation: float | None = None,
     ):  # fmt: skip
         process = FlowMatching() if process is None else process
@@ -92,30 +91,20 @@ class JointObjective:
         time_distributions.check(self.time_distribution, "JointObjective.time_distribution")
         self.label_dropout, self.representation_dropout = label_dropout, representation_dropout
         self.joint_dropout = joint_dropout
-        self.trained_with.check()
-        if dropout_rule not in ("paper", "released"):
-            raise ValueError(f"JointObjective.dropout_rule = {dropout_rule!r}: must be 'paper' or 'released'")
         path = getattr(process, "process", process)  # the path inside Shifted
         process = Clocked(process, clock) if clock.separate else process
         self.time_distribution.check(process)
-        if dropout_rule == "released" and representation_dropout and getattr(path, "prediction", None) != "velocity":
-            raise ValueError(
-                "JointObjective.dropout_rule = 'released' reproduces the published loss for velocity predictions only: "
-                "set it to 'paper', or set JointObjective.process to one with prediction = 'velocity'"
-            )
-        if dropout_rule == "released" and joint_dropout:
-            what = f"JointObjective.joint_dropout = {joint_dropout} with JointObjective.dropout_rule = 'released'"
-            raise ValueError(f"{what}: the published loss has no joint dropout; set dropout_rule to 'paper'")
-        if not 0 <= variance_weight < math.inf:
-            raise ValueError(f"JointObjective.variance_weight = {variance_weight}: must be finite and at least 0")
-        self.weights = group_weights(representation_weight, channels)
-        self.cosine = Cosine(weight=cosine_weight, over=cosine_over)
-        self.cosine.check(process)
+        check_dropout(self.trained_with, dropout_rule, path)
         self.alignment = Alignment(alignment_weight, alignment_end_step, alignment_normalisation)
+        self.variance_weight = variance_weight
+        self.cosine_weight, self.cosine_over, self.time_weight = cosine_weight, cosine_over, time_weight
+        for name in ("variance_weight", "cosine_weight"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise ValueError(f"JointObjective.{name} = {value}: must be finite and at least 0")
         self.process, self.channels, self.null_label = process.for_channels(channels), channels, num_classes
-        check_time_weight(time_weight, self.process)
-        self.clock, self.time_weight = clock.for_channels(channels), time_weight
-        self.dropout_rule, self.variance_weight = dropout_rule, variance_weight
+        self.clock, self.weights = clock.for_channels(channels), group_weights(representation_weight, channels)
+        check_terms(self.process, cosine_weight, cosine_over, time_weight)
+        self.dropout_rule = dropout_rule
 
     def __call__(
         self, model: Callable[..., Tensor], x: Tensor, y: Tensor, alignment: Features | None = None
@@ -138,7 +127,11 @@ class JointObjective:
         shape = (rows.total, len(self.channels)) if self.clock.independent else (rows.total,)
         times = self.time_distribution.draw(self.process, shape, x.device, tuple(x.shape[1:]))
         noise = torch.randn((rows.total, *x.shape[1:]), dtype=x.dtype, device=x.device)
-        unlabelled, dropped = self.trained_with.draw(rows.total, x.device)
+        dropped = torch.rand(rows.total, device=x.device) < self.representation_dropout
+        unlabelled = torch.rand(rows.total, device=x.device) < self.label_dropout
+        if self.joint_dropout:  # drawn last, so that the other numbers are the same without it
+            both = torch.rand(rows.total, device=x.device) < self.joint_dropout
+            dropped, unlabelled = dropped | both, unlabelled | both
         if self.dropout_rule == "released":
             dropped = dropped[:1].expand(rows.total)
         num_kept = (~dropped).sum() * (rows.count / rows.total)
@@ -194,10 +187,10 @@ class JointObjective:
         if bounds:
             losses["vlb"] = torch.stack([means.of(name, bound) for name, bound in bounds.items()]).mean(dim=0)
             loss = loss + self.variance_weight * means.total(bounds)
-        if self.cosine.weight:
-            angles = self.cosine(self.process, self.channels, prediction, x, noise, x_t, t, dropped)
-            losses["cosine"] = means.total(angles)
-            loss = loss + self.cosine.weight * losses["cosine"]
+        if self.cosine_weight:
+            state = (prediction, x, noise, x_t, t, dropped)
+            losses["cosine"] = means.total(cosine_errors(self.process, self.channels, self.cosine_over, *state))
+            loss = loss + self.cosine_weight * losses["cosine"]
         if aligned is not None and alignment is not None:
             term, named = self.alignment(aligned, alignment, per_sample)
             loss, losses = loss + term, losses | named

@@ -150,17 +150,16 @@ class LogWindow:
 
         A bin is called <name>/<its centre in [0, 1]>, and NaN if it is empty.
         """
-        binned = {name: total for name, total in self.totals.items() if isinstance(total, Tensor) and total.ndim}
-        totals = {name: total for name, total in self.totals.items() if name not in binned}
-        bins = {
-            f"{name}/{(i + 0.5) / total.shape[1]:.4g}": mean
-            for name, total in binned.items() for i, mean in enumerate(total[0] / total[1])
-        }  # fmt: skip
-        if (skipped := totals.pop("skipped", None)) is None:
-            return AsyncScalars({name: total / self.steps for name, total in totals.items()} | bins)
-        skipped = torch.as_tensor(skipped)
-        means = {name: total / (self.steps - skipped) for name, total in totals.items()}
-        return AsyncScalars(means | {"skipped_steps": skipped} | bins)
+        means: dict[str, Tensor | float] = {}
+        totals = dict(self.totals)
+        skipped = torch.as_tensor(totals.pop("skipped", 0.0))
+        for name, total in totals.items():
+            if isinstance(total, Tensor) and total.ndim:
+                bins = total[0] / total[1]
+                means |= {f"{name}/{(i + 0.5) / len(bins):.4g}": mean for i, mean in enumerate(bins)}
+            else:
+                means[name] = total / (self.steps - skipped)
+        return AsyncScalars(means | ({"skipped_steps": skipped} if "skipped" in self.totals else {}))
 
     def state(self) -> dict:
         """Return the sums as JSON values, for a checkpoint."""

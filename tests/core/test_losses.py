@@ -185,15 +185,17 @@ def test_errors_are_summed_in_bins_of_each_groups_own_time(clock):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"cosine_weight": -1.0}, "JointObjective.cosine_weight = -1.0 must be a finite number of at least 0"),
-        ({"cosine_weight": math.inf}, "JointObjective.cosine_weight = inf must be"),
+        ({"cosine_weight": -1.0}, "JointObjective.cosine_weight = -1.0: must be finite and at least 0"),
+        ({"cosine_weight": math.inf}, "JointObjective.cosine_weight = inf: must be"),
         ({"cosine_over": "image"}, "JointObjective.cosine_over = 'image': must be 'state' or 'groups'"),
         (
             {"cosine_weight": 1.0, "process": DDPM()},
             "cosine_weight = 1.0 with DDPM, which has no velocity: set it to 0",
         ),
-        ({"time_weight": "min_snr"}, "JointObjective.time_weight = 'min_snr': must be a function of .* @min_snr"),
-        ({"time_weight": lambda process, t: t - 0.5}, "time_weight = .* its values must be finite and at least 0"),
+        (
+            {"time_weight": "min_snr"},
+            "JointObjective.time_weight = 'min_snr': must be a function of .* @min_snr",
+        ),
         ({"time_weight": FlowMatching}, "JointObjective.time_weight = <class .*: must be a function"),
     ],
 )

@@ -112,7 +112,7 @@ def aligned(names=("alignment",), **settings):
             name: torch.randn(6, dim, 3, 3, generator=torch.Generator().manual_seed(dim)) for name, dim in dims.items()
         }
         steps = (step(batch(k) | features, k) for k in range(num_steps))
-        return [{name: float(value) for name, value in losses.items()} for losses in steps]
+        return [{name: value.flatten().tolist() for name, value in losses.items()} for losses in steps]
 
     return step, losses
 
