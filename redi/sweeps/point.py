@@ -68,6 +68,7 @@ def write_result(folder: Path, entry: PlannedPoint, seconds: dict[str, float]) -
     result |= {"model": entry.model, "status": "done"}
     result |= {"metrics": [{key: m[key] for key in KEYS if key in m} for m in metrics]}
     result |= {"seconds": {stage: seconds.get(stage) for stage in ("train", "sample", "evaluate")}}
-    result |= {"networks": networks} if (networks := metrics and metrics[0]["samples"].get("networks")) else {}
+    networks = [m["samples"]["networks"] for m in metrics if "networks" in m.get("samples", {})]
+    result |= {"networks": networks[0]} if networks else {}
     result |= {"plug_ins": entry.plug_ins} if entry.plug_ins else {}
     write_json(folder / "result.json", sealed(result | {"versions": {"redi": redi.__version__}}))

@@ -255,6 +255,44 @@ def test_fingerprint_changes_with_one_learned_weight(part):
     assert changed.fingerprint() != codec.fingerprint()
 
 
+def changed(name: str, reducer, seed: int = 9) -> JointCodec:
+    """The codec `two` with another reducer of the group `name`, fitted to the images of `seed`."""
+    codec = two()
+    reducer.fit([codec.representations[name].encoder(images(32, seed=seed))])
+    codec.representations[name].reducer = reducer
+    return codec
+
+
+# Joint states
+
+
+@pytest.mark.parametrize(
+    ("other", "groups"),
+    [
+        (two, []),
+        (lambda: JointCodec(Pixels(channels=1), list(two().representations.values()), alignment=PatchEncoder()), []),
+        (lambda: JointCodec(Pixels(channels=1), list(two().representations.values()), precision="tf32"), []),
+        (lambda: JointCodec(Pixels(channels=3), list(two().representations.values())), ["image"]),
+        (lambda: changed("a", PCA(rank=2, scale="raw")), ["a"]),
+        (lambda: changed("a", PCA(rank=2), seed=3), ["a"]),
+        (lambda: JointCodec(Pixels(channels=1), [representation(PCA(rank=2), name="a", fit=False)]), []),
+    ],
+    ids=["same", "alignment", "precision", "autoencoder", "scale", "fit", "not fitted"],
+)
+def test_codecs_differ_in_the_groups_that_they_compute_differently(other, groups):
+    assert two().differing_groups(other()) == groups and other().differing_groups(two()) == groups
+
+
+def test_a_fit_of_images_that_have_moved_is_the_same():
+    here, there = two(), two()
+    for codec, path in ((here, "images"), (there, "disk/images")):
+        encoder = codec.representations["a"].encoder.provenance()
+        codec.representations["a"].reducer.record_fit(encoder=encoder, sample={"path": path})
+    assert here.fingerprint() != there.fingerprint() and here.differing_groups(there) == []
+    there.representations["a"].reducer.record_fit(encoder={"encoder": "another"}, sample={})
+    assert here.differing_groups(there) == ["a"]
+
+
 # Precision of the networks
 
 

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.stats import ttest_rel
 
 from redi.pages.sweep_results import SweepResults
+from redi.runtime.checkpoint import Retention, save_checkpoint
+from redi.sampling.networks import network_record
 from redi.sweeps.launchers import note_end, start
 from redi.sweeps.plan import PlannedPoint, write_plan
 from redi.sweeps.point import is_done, write_result
@@ -143,6 +146,25 @@ def test_a_point_counts_as_done_until_one_of_its_plug_ins_is_edited(sweep):
     write(folder, mine, 9.0)
     assert is_done(folder, mine)
     assert not is_done(folder, replace(mine, plug_ins={"lab.Mine": "2" * 64, "lab.typed_in": None}))
+
+
+def test_a_point_counts_as_done_until_a_network_of_its_guidance_changes(sweep):
+    folder, (plain, *_) = sweep
+    weights = {"weak": torch.zeros(1)}
+
+    def train(step: int) -> None:
+        save_checkpoint(folder / "weak", step, {"ema": weights}, {}, keep=Retention(1))
+
+    train(1)
+    settings = {"weak": str(folder / "weak"), "step": None}
+    write(folder, plain, 9.0, samples={"networks": {"weak": network_record(settings)}})
+    train(2)
+    assert not is_done(folder, plain)
+    write(folder, plain, 9.0, samples={"networks": {"weak": network_record(settings)}})
+    assert is_done(folder, plain)
+    weights["weak"] += 1
+    train(2)
+    assert not is_done(folder, plain)
 
 
 def test_a_result_of_before_does_not_pass_for_that_of_a_process_that_dies(sweep, caplog):
