@@ -35,6 +35,8 @@ SET_UPS = {
     "a lead and logit-normal times": [
         "JointObjective.clock = @clocks.Lead()",
         "JointObjective.time_distribution = @time_distributions.LogitNormal()",
+        "generate.sampler = @samplers.Euler()",
+        "Euler.num_evaluations = 4",
     ],
     "REPA": [
         "JointCodec.alignment = @alignment/encoders.DomainEncoder()",

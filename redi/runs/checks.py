@@ -119,12 +119,11 @@ def check_training(
 
 def _warn_of_former_names(objective: JointObjective, net: nn.Module) -> None:
     """Warn of bindings that `JointObjective.clock` replaces or overrides."""
-    old = "JointObjective.independent_timesteps"
-    former = {old: "Independent"} if config.bound(old) else {}
-    former |= {"processes.Shifted": "Shift"} if isinstance(objective.process, Shifted) else {}
-    for name, clock in former.items():
-        new = f"JointObjective.clock = @clocks.{clock}()"
-        log.warning("%s works until the next minor version: in new runs, bind %s", name, new)
+    message = "%s works until the next minor version: in new runs, bind JointObjective.clock = @clocks.%s()"
+    if config.bound("JointObjective.independent_timesteps"):
+        log.warning(message, "JointObjective.independent_timesteps", "Independent")
+    if isinstance(objective.process, Shifted):
+        log.warning(message, "processes.Shifted", "Shift")
     name, has_times = "DiffusionTransformer.group_timesteps", getattr(net, "has_group_times", False)
     if has_times and config.bound(name) is False:
         log.warning("%s = False has no effect, because JointObjective.clock gives the groups different times", name)

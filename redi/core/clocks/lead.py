@@ -57,9 +57,8 @@ class Lead(Clock):
             raise ValueError(f"Lead.{binding} = {named}: must name representations of the codec ({known})")
         offsets = self.offset if isinstance(self.offset, dict) else dict.fromkeys(names, self.offset)
         offsets = {name: offsets.get(name, 0.0) for name in channels}
-        first, last = max(offsets.values()), min(offsets.values())  # the offsets of the first and the last group
-        duration = 1 + first - last  # in units of u
-        bound = copy.copy(self)
+        first, bound = max(offsets.values()), copy.copy(self)
+        duration = 1 + first - min(offsets.values())  # in units of u
         bound._moves = {n: ((first - d) / duration, (1 + first - d) / duration) for n, d in offsets.items()}
         return bound
 

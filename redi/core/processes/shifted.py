@@ -27,9 +27,8 @@ class Shifted(Clocked):
         super().__init__(FlowMatching() if process is None else process, Shift(shift=shift))
 
     def t_range(self) -> tuple[float, float]:
-        ends = ([self.clock.shared_time(name, t) for name in self.channels] for t in self.process.t_range())
-        starts, stops = ends  # as in version 0.1, every group stays away from the poles
-        return max(starts), min(stops)
+        ends = [[self.clock.shared_time(name, t) for name in self.channels] for t in self.process.t_range()]
+        return max(ends[0]), min(ends[1])  # as in version 0.1: every group stays away from the poles
 
     def model_time(self, t: Tensor) -> Tensor:
         return super().model_time(t) if self.clock.shift else self.process.model_time(t)  # type: ignore[attr-defined]  # a Shift
