@@ -149,7 +149,7 @@ def open_run(
         for name in ("ema", "model")
     }
     process = process or (built or JointObjective(channels=channels, num_classes=num_classes)).process
-    warn_of_edits(record, folder, net, codec, built, process)
+    warn_of_edits(record, folder, net, codec, built, process, *vars(process).values())
     return Run(
         net, codec.to(device), process, built, weights, ColourBasis(tensors.get("colours", {})),
         record["step"], num_classes, record["image_size"], run_dir, record, gin_bindings, names,
