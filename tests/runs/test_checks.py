@@ -176,7 +176,10 @@ def test_clocks_and_times_that_cannot_be_are_refused_before_encoding(refused, bi
 @pytest.mark.parametrize(
     ("bindings", "message"),
     [
-        (["JointObjective.independent_timesteps = True"], "bind JointObjective.clock = @clocks.Independent()"),
+        (
+            ["JointObjective.independent_timesteps = True"],
+            "in new runs, bind JointObjective.clock = @clocks.Independent()",
+        ),
         (
             ["JointObjective.process = @processes.Shifted()", "Shifted.shift = {'domain': 0.5}"],
             "in new runs, bind JointObjective.clock = @clocks.Shift()",
