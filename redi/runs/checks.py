@@ -96,7 +96,8 @@ def check_training(
             )  # fmt: skip
     length, num_steps = getattr(setting(train, "schedule"), "num_steps", None), setting(train, "num_steps")
     if length not in (None, num_steps):
-        log.warning("train.schedule has a length of %d steps, but train.num_steps = %d", length, num_steps)
+        effect = "later steps keep its last factor" if length < num_steps else "training ends before it does"
+        log.warning("train.schedule has %d steps, but train.num_steps = %d: %s", length, num_steps, effect)
     for advice in training_advice(rules, objective.trained_with):
         log.warning("%s", advice)
     if isinstance(net, DiffusionTransformer):

@@ -255,7 +255,7 @@ class Data:
 def test_the_model_embeds_a_time_per_group_where_the_clock_needs_it(clock, representations, expected):
     channels = Channels(image=4, **representations)
     objective = JointObjective(channels=channels, num_classes=10, clock=clock)
-    codec = SimpleNamespace(channels=channels, grid=lambda size: (size, size), alignment=None)
+    codec = SimpleNamespace(channels=channels, grid=lambda size: (size, size), alignments={})
     arguments = objective.model_arguments(codec, Data())
     assert arguments.get("group_timesteps") is expected
     model = DiffusionTransformer(**arguments, width=16, depth=1, num_heads=2)

@@ -163,7 +163,7 @@ CLOCKS = {
             "JointObjective.time_distribution = @time_distributions.LogitNormal()",
             "JointObjective.process = @processes.DDPM()",
         ],
-        "JointObjective.time_distribution = LogitNormal with shift = 1.0 and the discrete timesteps of DDPM: must be",
+        "time_distribution = LogitNormal with JointObjective.process = DDPM, which has discrete timesteps",
     ),
 }
 
@@ -217,7 +217,7 @@ def test_a_schedule_that_ends_with_another_step_than_the_run_is_pointed_out(tiny
     config.parse([tiny_gin], ["train.device = 'cpu'", *bindings])
     (tmp_path / "run").mkdir()
     prepare_run(Experiment(tmp_path / "run"), trains=True)
-    assert "train.schedule has a length of 77 steps, but train.num_steps = " in caplog.text
+    assert "train.schedule has 77 steps, but train.num_steps = " in caplog.text
 
 
 def test_settings_are_checked_before_any_image_is_read(refused):
