@@ -150,7 +150,7 @@ def open_run(
         for name in ("ema", "model")
     }
     process = process or (built or JointObjective(channels=channels, num_classes=num_classes)).process
-    warn_of_edits(record, folder, net, codec, built, process)
+    warn_of_edits(record, folder, net, codec, built, process, *vars(process).values())
     codec = codec.to(device)
     net.origin = Origin(run_dir, record["step"], process, codec)  # type: ignore[assignment]  # not a module
     net.open_network = network_opener(run_dir)  # type: ignore[assignment]

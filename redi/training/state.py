@@ -79,9 +79,9 @@ class TrainingState:
             sample = self.codec.encode_sample(dataset)  # (n, C, H, W)
             self.colours, spread = ColourBasis.fit(channels, sample), spreads(channels, sample)
             record = {"step": 0, "window": None, "spread": spread}
-        components: tuple[object, ...] = (self.model, self.codec, self.optimizer, self.ema, loss_of, loss_of.process)
-        components += loss_of.clock, loss_of.time_distribution
-        components += *vars(loss_of.process).values(), schedule, monitor, *getattr(monitor, "networks", ())
+        components: tuple[object, ...] = (self.model, self.codec, self.optimizer, self.ema, schedule, loss_of)
+        components += *vars(loss_of).values(), *vars(loss_of.process).values()
+        components += monitor, *getattr(monitor, "networks", ())
         components += (dataset.source if isinstance(dataset, EncodedRows) else dataset,)
         names = dataset.num_classes > 1 and dataset.class_names and list(dataset.class_names[: dataset.num_classes])
         if self.processes.is_first:

@@ -170,7 +170,10 @@ def test_a_finished_job_samples_again_when_the_weak_network_has_changed(tiny_gin
 
 
 UNFIT = {
-    "clock": ("JointObjective.clock = @clocks.Lead()", "trained with the process .*Lead.* and clock in both runs"),
+    "clock": (
+        "JointObjective.clock = @clocks.Shift()",
+        "trained with the process .*'domain': 0.5.* and clock in both runs",
+    ),
     "channels": ("PCA.rank = 3", r"channels = Channels\(image=1, domain=3\), but the model has .*domain=2"),
     "codec": ("prepare.num_fit_images = 32", "the codec of the network computes domain differently"),
     "process": ("FlowMatching.reversed = True", "trained with the process .*'reversed': True.*JointObjective.process"),
@@ -181,7 +184,7 @@ UNFIT = {
 def test_a_network_that_does_not_fit_is_refused(tiny_gin, trained, main, tmp_path, binding, message):
     further = {
         "FlowMatching": ["JointObjective.process = @processes.FlowMatching()"],
-        "JointObjective": ["DiffusionTransformer.group_timesteps = True"],
+        "JointObjective": ["Shift.shift = {'domain': 0.5}", "DiffusionTransformer.group_timesteps = True"],
     }
     weak = trained(binding, "train.num_steps = 1", *further.get(binding.partition(".")[0], []))
     rule = Autoguidance(weak=weak)

@@ -79,8 +79,7 @@ class ShiftedTimes(TimeDistribution):
 
     def shift_for(self, state: tuple[int, ...]) -> float:
         """Return the shift for joint states (C, H, W)."""
-        c, h, w = state
-        sizes = {"dimension": c * h * w / 4096, "resolution": h * w / 1024}
+        sizes = {"dimension": math.prod(state) / 4096, "resolution": math.prod(state[1:]) / 1024}
         return math.sqrt(sizes[self.shift]) if isinstance(self.shift, str) else self.shift
 
     def draw(

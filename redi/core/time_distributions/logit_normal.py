@@ -13,8 +13,7 @@ from redi.core.time_distributions import Shift, ShiftedTimes, register
 class LogitNormal(ShiftedTimes):
     """Times t = sigmoid(n), n normal: fewer at the ends than Uniform (SD3, arXiv 2403.03206, section 3.1).
 
-    SFD (arXiv 2512.04926) and LightningDiT (arXiv 2501.01423) use mean 0 and std 1; JiT, on pixels, -0.8 and 0.8. RAE
-    (arXiv 2510.11690) uses mean 0, std 1 and shift='dimension'.
+    Published: mean 0, std 1 (SFD, arXiv 2512.04926; RAE, arXiv 2510.11690, with shift='dimension'); -0.8, 0.8 (JiT).
 
     Args:
         mean, std: of the logit of t. With a negative mean, training sees more noise.
