@@ -60,6 +60,7 @@ class DiffusionTransformer(nn.Module):
     fusion: Fusion
     blocks: Any  # nn.ModuleList of Block
     group_embeddings: Any  # nn.ModuleDict {group: TimestepEmbedding}
+    inner_head: Any  # nn.ModuleDict {"modulation", "fusion"}
 
     def __init__(
         self, *, channels: Channels, grid: tuple[int, int], num_classes: int, variance_groups: Sequence[str] = (),

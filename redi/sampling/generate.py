@@ -209,7 +209,7 @@ def check_generation(sampler: Sampler | None, process: Process, guidance: Sequen
         guidance_rules.check(rule, "generate.guidance")
         rule.check(channels, num_classes)
         if rule.uses_inner and getattr(model, "inner_layer", None) is None:
-            what = f"{type(rule).__name__} needs a model with an inner prediction, which this one was not trained for"
+            what = f"{type(rule).__name__} needs an inner prediction, which this model does not have"
             raise ValueError(f"{what}: train with JointObjective.inner_layer, or remove it from generate.guidance")
         try:
             total_weights([rule], channels, t=0.5)  # raises TypeError if the scale is not a number

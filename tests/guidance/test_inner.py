@@ -126,7 +126,9 @@ def test_an_evaluation_with_its_inner_prediction_is_counted_once():
 def test_a_model_without_an_inner_head_is_refused():
     codec = JointCodec(Pixels(channels=1))
     model = tiny(channels=codec.channels, inner_layer=None)
-    with pytest.raises(ValueError, match="InnerGuidance needs a model .* train with JointObjective.inner_layer"):
+    with pytest.raises(
+        ValueError, match="InnerGuidance needs an inner prediction.* train with JointObjective.inner_layer"
+    ):
         generate(model, codec, FlowMatching(), labels=[0], sampler=Euler(4), guidance=[InnerGuidance()])
     with pytest.raises(ValueError, match="^JointObjective.inner_layer = None: must be a block"):
         both(tiny(inner_layer=None))
