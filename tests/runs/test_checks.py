@@ -118,7 +118,7 @@ TRAINING = {
     ),
     "a model without an inner head": (
         "generate.guidance = [@guidance.InnerGuidance()]",
-        "InnerGuidance needs an inner prediction, which this model does not have: train with JointObjective.inner_layer",
+        "InnerGuidance needs an inner prediction, which this model does not have: train with JointObjective",
     ),
     "an inner block beyond the depth": (
         "JointObjective.inner_layer = 2",
