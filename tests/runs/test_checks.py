@@ -116,6 +116,14 @@ TRAINING = {
         "generate.guidance = @guidance.ClassifierFree()",
         "must be a list, for example [guidance.ClassifierFree()]",
     ),
+    "a model without an inner head": (
+        "generate.guidance = [@guidance.InnerGuidance()]",
+        "InnerGuidance needs an inner prediction, which this model does not have: train with JointObjective",
+    ),
+    "an inner block beyond the depth": (
+        "JointObjective.inner_layer = 2",
+        "JointObjective.inner_layer = 2: must be in 1 ... 1, the depth",
+    ),
     "a scale in letters": ("ClassifierFree.scale = 'a'", "ClassifierFree.scale = 'a': must be a number"),
 }
 
