@@ -119,7 +119,8 @@ def test_the_alignment_with_each_encoder_is_in_the_log_until_its_end(job, caplog
     assert [sorted(name for name in entry if "alignment" in name) for entry in entries] == [
         *[["alignment_large", "alignment_small"]] * 3, []
     ]  # fmt: skip
-    assert caplog.text.count("REPA's alignment is off since step 3 (JointObjective.alignment_end_step)") == 1
+    job("REPA with two encoders, a convolution, normalised, that ends", "run", 5)  # resumes after the end
+    assert caplog.text.count("REPA's alignment ended at step 3 (JointObjective.alignment_end_step)") == 2
 
 
 def test_a_rule_that_the_model_was_not_trained_for_is_named_when_it_samples(job, caplog):

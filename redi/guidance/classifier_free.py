@@ -22,7 +22,7 @@ class ClassifierFree(Contrast):
         null: what the null prediction does without. 'label+representations' also sets the representations to zero, as
             in V-Co (arXiv 2603.16792: scale 1.8 for both groups); train with `JointObjective.joint_dropout`. The
             prediction of a representation that does not see itself has no loss in training, there and here, so a
-            warning advises to guide it with a second rule: ClassifierFree(groups=(...)) with the null label.
+            warning advises guiding it with a second rule: ClassifierFree(groups=(...)) with the null label.
 
     Examples:
         >>> rule = ClassifierFree(scale=2.0, interval=(0.0, 0.8))

@@ -232,22 +232,6 @@ class JointCodec(nn.Module):
         """Return a hash of `provenance` without library versions: the key of results computed with this codec."""
         return json_sha256(without_versions(self.provenance()))
 
-    def differing_groups(self, other: "JointCodec") -> list[str]:
-        """Return the channel groups that another codec computes differently. Groups not fitted are not compared."""
-        ours, theirs = self._group_provenance(), other._group_provenance()
-        return [name for name in ours if name in theirs and json_sha256(ours[name]) != json_sha256(theirs[name])]
-
-    def _group_provenance(self) -> dict[str, dict]:
-        parts = {"image": self.autoencoder.provenance()}
-        for name, r in self.representations.items():
-            if r.encoder.fitted and r.reducer.fitted:
-                learned = {k: t for k, t in self.learned_state().items() if k.startswith(f"{name}.")}
-                learned.pop(f"{name}.reducer.origin", None)  # the images of the fit may have moved
-                # The encoder as the fit records it: its weights may be missing where only sampling is needed.
-                fit = r.reducer.provenance() | {"fitted_on": (r.reducer.fitted_on or {}).get("encoder")}
-                parts[name] = {"encoder": type(r.encoder).__name__, **fit, "learned": tensors_sha256(learned)}
-        return {name: without_versions(part) for name, part in parts.items()}
-
     def cache_provenance(self) -> dict:
         """Return everything that affects `precompute`, as JSON, without the rank and scale that `join` applies."""
         return self._provenance(lambda part: part.stored_provenance())

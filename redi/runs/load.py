@@ -153,15 +153,18 @@ def open_run(
     warn_of_edits(record, folder, net, codec, built, process, *vars(process).values())
     codec = codec.to(device)
     net.origin = Origin(run_dir, record["step"], process, codec)  # type: ignore[assignment]  # not a module
-    net.open_network = network_opener(run_dir)  # type: ignore[assignment]
+    net.open_network = network_opener(run_dir, gin_bindings)  # type: ignore[assignment]
     return Run(
         net, codec, process, built, weights, ColourBasis(tensors.get("colours", {})),
         record["step"], num_classes, record["image_size"], run_dir, record, gin_bindings, names,
     )  # fmt: skip
 
 
-def network_opener(run_dir: Path) -> OpenNetwork:
-    """Return the function that opens the networks of guidance rules for a model of `run_dir`, each of them once."""
+def network_opener(run_dir: Path, gin_bindings: Sequence[str] = ()) -> OpenNetwork:
+    """Return the function that opens the networks of guidance rules for a model of `run_dir`, each of them once.
+
+    `gin_bindings` override the configuration of `run_dir`, also for its earlier steps, but not that of other runs.
+    """
     opened: dict[str, nn.Module] = {}
 
     # A function: copies of the model, as `generate` makes them, share it.
@@ -169,7 +172,9 @@ def network_opener(run_dir: Path) -> OpenNetwork:
         record = network_record(settings, run_dir)
         if (key := f"{record} on {device}") not in opened:
             log.info("guidance: opening step %d of %s", record["trained_steps"], record["weak"])
-            opened[key] = load(record["weak"], step=record["trained_steps"], device=str(device)).model
+            same_run = local_path(record["weak"]).resolve() == run_dir.resolve()
+            options = {"device": str(device), "gin_bindings": gin_bindings if same_run else ()}
+            opened[key] = load(record["weak"], step=record["trained_steps"], **options).model
         return opened[key], record
 
     return open_network

@@ -126,9 +126,8 @@ def _subject(experiment: Experiment, stage: str) -> Iterator[Subject]:
 
 
 def _draw_batch(codec, model: nn.Module, objective, images: int) -> Callable[[], float]:
-    draw = config.bound("sample.generate", generate)
     codec.decode = record_function("decode")(codec.decode)
-    labels = torch.arange(images) % state_of(model).num_classes
+    draw, labels = config.bound("sample.generate", generate), torch.arange(images) % state_of(model).num_classes
 
     def draw_batch() -> float:
         with record_function("sampling"):
@@ -157,8 +156,7 @@ def _speed(subject: Subject, device: torch.device, num_steps: int, num_warmup_st
     flops = passes * forward_flops(subject.model, align=subject.align)  # per image
     speed = flops * subject.images * num_steps / seconds  # FLOP/s
     with matmul_precision(subject.precision.name):
-        rate = matmul_rate(device, subject.precision.dtype)
-    name = device_name(device)
+        name, rate = device_name(device), matmul_rate(device, subject.precision.dtype)
     result = {
         "device": name, "torch": torch.__version__, "precision": subject.precision.name, "compiled": subject.compiled,
         "images_per_step": subject.images, "num_steps": num_steps, "step_seconds": seconds / num_steps,
@@ -175,8 +173,7 @@ def _breakdown(subject: Subject, device: torch.device, num_steps: int, num_costs
     """Trace steps; return their parts and most expensive operations (GPU: kernels) as shares of the time."""
     if not subject.compiled:
         _name_parts(subject.model)
-    on_gpu = device.type == "cuda"
-    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA][: 1 + on_gpu]
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA][: 1 + (on_gpu := device.type == "cuda")]
     with torch.profiler.profile(activities=activities, record_shapes=True, acc_events=True) as trace:
         seconds, _ = _repeat(subject, device, num_steps)
     trace.export_chrome_trace(str(path))

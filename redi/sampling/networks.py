@@ -15,7 +15,7 @@ from redi.models.codec import JointCodec
 from redi.models.interface import state_of
 from redi.runtime.artefact import read_record
 from redi.runtime.checkpoint import list_checkpoints, step_of
-from redi.runtime.checksums import json_sha256, tensors_sha256
+from redi.runtime.checksums import json_sha256, tensors_sha256, without_versions
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def check_fit(network: nn.Module, model: nn.Module, codec: JointCodec, process: 
         has, needs = (", ".join(f"{n} = {one[n]}" for n in differing if n in one) for one in (other, own))
         what = f"the network was trained with {has or 'other settings'}, but the model with {needs or 'others'}"
         raise ValueError(f"{what}: bind the same JointObjective.process and clock in both runs")
-    if groups := codec.differing_groups(origin.codec):
+    if groups := differing_groups(codec, origin.codec):
         what = f"the codec of the network computes {' and '.join(groups)} differently"
         raise ValueError(f"{what}: train both on the same autoencoder, encoders and fitted reducers")
 
@@ -135,3 +135,21 @@ def _settings(process: Process) -> dict[str, Any]:
     record = process.provenance()
     parts = {"process": record.get("process", record), "clock": record.get("clock", {"name": "Shared"})}
     return {f"{part}.{name}": value for part, settings in parts.items() for name, value in settings.items()}
+
+
+def differing_groups(codec: JointCodec, other: JointCodec) -> list[str]:
+    """Return the channel groups that two codecs compute differently. Groups not fitted are not compared."""
+    ours, theirs = (_group_provenance(one) for one in (codec, other))
+    return [name for name in ours if name in theirs and json_sha256(ours[name]) != json_sha256(theirs[name])]
+
+
+def _group_provenance(codec: JointCodec) -> dict[str, dict]:
+    parts = {"image": codec.autoencoder.provenance()}
+    for name, r in codec.representations.items():
+        if r.encoder.fitted and r.reducer.fitted:
+            learned = {k: t for k, t in codec.learned_state().items() if k.startswith(f"{name}.")}
+            learned.pop(f"{name}.reducer.origin", None)  # the images of the fit may have moved
+            # The encoder as the fit records it: its weights may be missing where only sampling is needed.
+            fit = r.reducer.provenance() | {"fitted_on": (r.reducer.fitted_on or {}).get("encoder")}
+            parts[name] = {"encoder": type(r.encoder).__name__, **fit, "learned": tensors_sha256(learned)}
+    return {name: without_versions(part) for name, part in parts.items()}

@@ -152,7 +152,8 @@ class Guards:
             self.at(WAITING)
             batch = next(self.data)
             if self.step == self.alignment_off:
-                log.info("REPA's alignment is off since step %d (JointObjective.alignment_end_step)", self.step)
+                end = self.take_step.objective.alignment.end_step  # earlier than this step in a resumed run
+                log.info("REPA's alignment ended at step %d (JointObjective.alignment_end_step)", end)
             self.at("compiling" if compiles and self.step in (self.began, self.alignment_off) else COMPUTING)
             yield {name: tensor.to(self.state.device, non_blocking=True) for name, tensor in batch.items()}
 

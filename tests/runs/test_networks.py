@@ -111,6 +111,11 @@ def test_a_model_that_guides_itself_is_unguided(main):
         torch.testing.assert_close(drawn(run, rule).x, drawn(run).x, rtol=1e-5, atol=1e-6)
 
 
+def test_an_earlier_step_is_opened_with_the_bindings_of_the_run(main):
+    bindings = ["JointObjective.process = @processes.FlowMatching()", "FlowMatching.margin = 0.01"]
+    assert drawn(opened(main, gin_bindings=bindings), Autoguidance(step=2)).x.isfinite().all()
+
+
 def test_the_weak_network_guides_raw_weights_with_its_averaged_ones(main, small):
     run = opened(main)
     raw, away = drawn(run, weights=run.weights["model"]), drawn(opened(small))

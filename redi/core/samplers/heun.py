@@ -15,8 +15,8 @@ class Heun(FixedSteps):
 
         d = v(x, t),   x' = x + dt d,   x <- x + dt (d + v(x', t + dt)) / 2
 
-    Every step, the last one too, takes two evaluations, so `num_evaluations` must be even. For
-    arguments see `FixedSteps`.
+    Every step, the last one too, takes two evaluations, so `num_evaluations` must be even. For arguments see
+    `FixedSteps`.
 
     Examples:
         The method is exact if the velocity is linear in t: x(1) = noise + 1 for v = 2 t.
