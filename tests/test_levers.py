@@ -30,6 +30,7 @@ OTHERS = [name for name in LEVERS if name not in GUIDANCE]
 COMBINATIONS = [(name,) for name in LEVERS] + [(*OTHERS, rule) for rule in GUIDANCE]
 # Bindings without a preset, with all others.
 MORE = {
+    "inner_guidance": ["JointObjective.inner_layer = 1"],  # of one block
     "cosine_schedule": ["train.schedule = @schedules.Cosine()", "schedules.Cosine.num_steps = 4"],
     "independent": ["JointObjective.clock = @clocks.Independent()"],
     "shift": ["JointObjective.clock = @clocks.Shift()", "Shift.shift = {'domain': 0.5}"],
@@ -99,6 +100,9 @@ def test_a_preset_opens_with_its_command_the_published_and_our_measured_effect(n
 @pytest.mark.parametrize("name", LEVERS)
 def test_the_measured_effect_of_a_preset_is_that_of_the_record(name):
     rows = json.loads((ROOT / "experiments" / "levers" / "results.json").read_text())
+    if f"levers/{name}.gin" not in (config.config_dir() / "sweeps" / "digits_levers.gin").read_text():
+        assert "\n# Measured: not yet.\n" in TEXTS[name]
+        return
     distances = {f"{row['mean']:.2f} ± {row['std']:.2f}": point for point, row in rows.items()}
     measured, plain = re.search(
         r"^# Measured: .*, distance (\S+ ± \S+), (\S+ ± \S+) without", TEXTS[name], re.M

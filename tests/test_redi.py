@@ -68,7 +68,7 @@ POSITIONAL = {
     "encoders": {
         "CLIP": "size", "DINOv2": "size", "DINOv3": "size", "SigLIP2": "size", "Timm": "model", "Inception": "mode",
     },
-    "guidance": {"ClassifierFree": "scale", "RepresentationGuidance": "scale"},
+    "guidance": dict.fromkeys(("Autoguidance", "ClassifierFree", "InnerGuidance", "RepresentationGuidance"), "scale"),
     "processes": {"DDPM": "num_timesteps", "Shifted": "process"},
     "reducers": dict.fromkeys(
         ("ConvBottleneck", "GaussianRandomProjection", "Identity", "PCA", "SparseRandomProjection"), "rank"

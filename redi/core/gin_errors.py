@@ -76,7 +76,7 @@ def explained(types: bool = False) -> Iterator[None]:
             raise
         names = re.findall(r"'(\w+)'", match[1])
         if set(names) <= set(gin.config._REGISTRY.get_match(match[2]).denylist or ()):
-            what = f"{match[2]} is built by the library, which supplies {', '.join(names)}"
+            what = f"{match[2]} is called by the library, which supplies {', '.join(names)}"
             raise ValueError(f"{what}: bind it without parentheses, as @{match[2]}") from error
         required = " and ".join(f"{match[2]}.{name}" for name in names)
         raise ValueError(f"{required} must be bound: there is no default") from error

@@ -121,7 +121,7 @@ def check_terms(process: Process, cosine_weight: float, cosine_over: str, time_w
         raise ValueError(f"JointObjective.time_weight = {time_weight!r}: {how}")
 
 
-@configurable
+@configurable(runtime=("process", "t"))
 def min_snr(process: Process, t: Tensor, gamma: float = 5.0) -> Tensor:
     """Return the weight min(SNR, gamma) of the error of the data, for the error that training uses.
 

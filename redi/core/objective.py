@@ -21,6 +21,7 @@ from redi.core.registry import configurable
 from redi.core.time_distributions import TimeDistribution, time_distributions
 from redi.core.time_distributions.uniform import Uniform
 from redi.runtime.randomness import Rows
+from redi.runtime.ranges import check_number
 
 
 @configurable(runtime=("channels", "num_classes"))
@@ -52,6 +53,9 @@ class JointObjective:
             for each group, weighted by lambda like its error.
         time_weight: a function (process, t) -> weight of the squared errors, which broadcasts against (N, C, H, W), for
             example `min_snr`. `process.own_time(t)` gives the own times of the groups. Default: 1.
+        inner_layer: number of the block that gets a prediction of its own, trained with the same loss, for
+            `InnerGuidance`; the first block is 1. RAEv2, arXiv 2605.18324, uses 8. Default: None.
+        inner_weight: weight of that loss. RAEv2 uses 1.
         alignment_weight: weight of the REPA term if the codec has an alignment encoder (its mean over several). Yu et
             al., arXiv 2410.06940, use 0.5.
         alignment_end_step: the first step without the REPA term (HASTE: 250,000 of 400,000); 0: it is never on.
@@ -77,7 +81,7 @@ class JointObjective:
         independent_timesteps: bool = False, variance_weight: float = 1.0, alignment_weight: float = 0.5,
         clock: Clock | None = None, time_distribution: TimeDistribution | None = None, joint_dropout: float = 0.0,
         cosine_weight: float = 0.0, cosine_over: Literal["state", "groups"] = "state",
-        time_weight: TimeWeight | None = None,
+        time_weight: TimeWeight | None = None, inner_layer: int | None = None, inner_weight: float = 1.0,
         alignment_end_step: int | None = None, alignment_normalisation: float | None = None,
     ):  # fmt: skip
         process = FlowMatching() if process is None else process
@@ -96,11 +100,15 @@ class JointObjective:
         self.time_distribution.check(process)
         check_dropout(self.trained_with, dropout_rule, path)
         self.alignment = Alignment(alignment_weight, alignment_end_step, alignment_normalisation)
-        self.variance_weight = variance_weight
+        self.variance_weight, self.inner_layer, self.inner_weight = variance_weight, inner_layer, inner_weight
         self.cosine_weight, self.cosine_over, self.time_weight = cosine_weight, cosine_over, time_weight
         for name in ("variance_weight", "cosine_weight"):
             if not 0 <= (value := getattr(self, name)) < math.inf:
                 raise ValueError(f"JointObjective.{name} = {value}: must be finite and at least 0")
+        if inner_layer is not None:
+            check_number("JointObjective.inner_layer", inner_layer, note="None: no inner prediction")
+            if not 0 < inner_weight < math.inf:
+                raise ValueError(f"JointObjective.inner_weight = {inner_weight}: must be finite and above 0")
         self.process, self.channels, self.null_label = process.for_channels(channels), channels, num_classes
         self.clock, self.weights = clock.for_channels(channels), group_weights(representation_weight, channels)
         check_terms(self.process, cosine_weight, cosine_over, time_weight)
@@ -113,8 +121,8 @@ class JointObjective:
 
         Train on "loss"; the other entries are for logging. The error of a representation is a mean over the samples in
         which it was not dropped. A learned variance adds "vlb" (bits per dimension). The features `alignment`
-        (N, E, h, w) add "alignment", REPA's negative cosine (a mapping: one for each encoder). Random numbers come from
-        torch's default generator.
+        (N, E, h, w) add "alignment", REPA's negative cosine (a mapping: one for each encoder), and `inner_layer` adds
+        "inner", the loss of the inner prediction. Random numbers come from torch's default generator.
         """
         return self.losses(model, x, *self.draw(x, y), alignment=alignment)
 
@@ -146,7 +154,8 @@ class JointObjective:
         """Return the losses of `__call__` for fixed draws. Compiles as one graph: no randomness, no branches on values.
 
         Args:
-            model: (x_t, model time, y) -> prediction; with align=True also the tokens projected for REPA.
+            model: (x_t, model time, y) -> prediction; with inner=True also the inner prediction, and with align=True
+                also the tokens projected for REPA, in this order.
             x, noise: clean states and noise (N, C, H, W).
             y: labels (N,), already with null labels.
             times: t, (N,) or (N, groups).
@@ -167,23 +176,38 @@ class JointObjective:
             x_t = self.channels.mask(x_t, dropped)
 
         inputs = (x_t, self.process.model_time(times), y)
-        prediction, aligned = (model(*inputs), None) if alignment is None else model(*inputs, align=True)
+        asks = {"inner": True} if self.inner_layer else {}
+        asks |= {} if alignment is None else {"align": True}
+        outputs = model(*inputs, **asks)
+        prediction, *further = outputs if asks else [outputs]
         num_variances = sum(self.channels[name] for name in self.process.variance_groups)
         expected = (len(x), x.shape[1] + num_variances, *x.shape[2:])
         if prediction.shape != expected:
             what = f"the model returns {tuple(prediction.shape)} for x of shape {tuple(x.shape)}"
             raise ValueError(f"train.model: {what}: the prediction must have shape {expected}")
-        prediction = prediction.float()
+        means = GroupMeans(self.weights, (~dropped).float(), num_kept, per_sample)
+        state = (x, noise, x_t, t, dropped)
+        loss, losses, errors = self._of_prediction(prediction.float(), *state, means)
+        sums = sums_by_time(errors, means.keep, self.process.own_time(t), self.channels) if by_time else {}
+        if alignment is not None:
+            term, named = self.alignment(further[-1], alignment, per_sample)
+            loss, losses = loss + term, losses | named
+        if self.inner_layer:
+            losses["inner"], *_ = self._of_prediction(further[0].float(), *state, means)
+            loss = loss + self.inner_weight * losses["inner"]
+        return {"loss": loss, **losses, **sums}
+
+    def _of_prediction(
+        self, prediction: Tensor, x: Tensor, noise: Tensor, x_t: Tensor, t: Tensor, dropped: Tensor, means: GroupMeans
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Return the loss of a prediction, its terms by name, and {group: (N,)}, the errors without `time_weight`."""
         squared = self.process.error(prediction, x, noise, t).square()
         errors = self._group_means(squared)
         bounds = self.process.variational_bound(prediction, x, x_t, t)
-
-        means = GroupMeans(self.weights, (~dropped).float(), num_kept, per_sample)
-        sums = sums_by_time(errors, means.keep, self.process.own_time(t), self.channels) if by_time else {}
-        if self.time_weight is not None:
-            errors = self._group_means(squared * self.time_weight(self.process, t))
-        losses = {name: means.of(name, error) for name, error in errors.items()}
-        loss = means.total(errors)
+        w = self.time_weight
+        weighted = errors if w is None else self._group_means(squared * w(self.process, t))
+        losses = {name: means.of(name, error) for name, error in weighted.items()}
+        loss = means.total(weighted)
         if bounds:
             losses["vlb"] = torch.stack([means.of(name, bound) for name, bound in bounds.items()]).mean(dim=0)
             loss = loss + self.variance_weight * means.total(bounds)
@@ -191,10 +215,7 @@ class JointObjective:
             state = (prediction, x, noise, x_t, t, dropped)
             losses["cosine"] = means.total(cosine_errors(self.process, self.channels, self.cosine_over, *state))
             loss = loss + self.cosine_weight * losses["cosine"]
-        if aligned is not None and alignment is not None:
-            term, named = self.alignment(aligned, alignment, per_sample)
-            loss, losses = loss + term, losses | named
-        return {"loss": loss, **losses, **sums}
+        return loss, losses, errors
 
     def _group_means(self, values: Tensor) -> dict[str, Tensor]:
         """Return {group: (N,)}, the mean of (N, C, H, W) over channels and positions."""
@@ -225,6 +246,8 @@ class JointObjective:
             arguments["variance_groups"] = self.process.variance_groups
         if dims := {name: encoder.dim for name, encoder in codec.alignments.items()}:
             arguments["alignment_dim"] = dims.get("alignment", dims)
+        if self.inner_layer:
+            arguments["inner_layer"] = self.inner_layer
         if self._times_differ:
             arguments["group_timesteps"] = True
         return arguments

@@ -38,7 +38,7 @@ def snr_table(channels: Channels, process: Process, weights: Mapping[str, float]
         dinov2       1     0.5   -19.1    -9.5     0.0     9.5    19.1
         >>> from redi.core.clocks import Lead
         >>> print(snr_table(channels, Clocked(FlowMatching(), Lead(0.3)), {"dinov2": 0.5}, spread))
-        group      std  lambda  signal-to-noise ratio in dB
+        group      std  lambda  signal-to-noise ratio in dB at the shared time s, and the own time t
                                  s=0.1  s=0.25   s=0.5  s=0.75   s=0.9
         image        1       1   noise   -31.8    -5.4     6.3    16.5
                                    t=0 t=0.025  t=0.35 t=0.675  t=0.87
@@ -48,7 +48,8 @@ def snr_table(channels: Channels, process: Process, weights: Mapping[str, float]
     process = process.for_channels(channels)
     width, symbol = max(len(name) for name in channels), "s" if isinstance(process, Clocked) else "t"
     heads = "".join(f"{f'{symbol}={t}':>8}" for t in TIMES)
-    lines = [f"{'group':<{width}}  {'std':>6}  {'lambda':>6}  signal-to-noise ratio in dB", " " * (width + 16) + heads]
+    title = "signal-to-noise ratio in dB" + (" at the shared time s, and the own time t" if symbol == "s" else "")
+    lines = [f"{'group':<{width}}  {'std':>6}  {'lambda':>6}  {title}", " " * (width + 16) + heads]
     for name in channels:
         weight = f"{weights[name]:>6.3g}" if name in weights else f"{1:>6}"
         ratios = [_decibels(process, channels, name, spread[name], t) for t in TIMES]

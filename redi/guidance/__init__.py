@@ -1,7 +1,8 @@
 """Guidance: the prediction is a weighted sum of predictions under several conditions.
 
 A *condition* is one evaluation: label or null label, which representations are set to zero, and the network, which is
-the model itself or a weaker one. The guided prediction of channel group g is
+the model itself or a weaker one; a network may also predict from an inner block, in the same evaluation. The guided
+prediction of channel group g is
 
     prediction_g = sum_k w_gk(t) model(condition k)_g,     sum_k w_gk(t) = 1.
 
@@ -11,7 +12,8 @@ network are evaluated in one batch, equal conditions once, and conditions with w
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -34,10 +36,12 @@ class Condition:
     label: bool = True  # False: the null label
     without: frozenset[str] = frozenset()  # representations set to zero
     network: str = "self"  # the model, or one of the rule's `networks`
+    inner: bool = False  # True: the prediction from the inner block (`JointObjective.inner_layer`)
 
 
 EVERYTHING = Condition()
-Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_t (N, C, H, W), model time (N,), y (N,)) -> prediction
+# (x_t (N, C, H, W), model time (N,), y (N,)) -> prediction; with inner=True: (prediction, inner prediction)
+Predict = Callable[..., Any]
 Weights = dict[Condition, dict[str, float]]  # {condition: {channel group: weight}}
 
 
@@ -55,6 +59,8 @@ class Guidance(ABC):
         >>> total_weights([Halfway()], Channels(image=4), t=0.5)[Condition(label=False)]
         {'image': 0.5}
     """
+
+    uses_inner = False  # True: its offsets apply in every condition of the model, times the weight of that condition
 
     def __init_subclass__(cls, **settings):
         super().__init_subclass__(**settings)
@@ -121,11 +127,15 @@ def total_weights(rules: Sequence[Guidance], channels: Channels, t: float | Mapp
     """
     times = own_times(channels, t)
     total: Weights = {EVERYTHING: dict.fromkeys(channels, 1.0)}
-    for rule in rules:
-        for condition, offsets in rule.weight_offsets(channels, times).items():
-            weights = total.setdefault(condition, dict.fromkeys(channels, 0.0))
-            for group, value in offsets.items():
-                weights[group] += value
+    for nested in (False, True):
+        outer = {one: dict(weights) for one, weights in total.items() if one.network == "self"}
+        for rule in (rule for rule in rules if rule.uses_inner is nested):
+            offsets = rule.weight_offsets(channels, times)
+            for (one, factors), (condition, values) in product(outer.items(), offsets.items()):
+                condition = replace(one, inner=condition.inner) if nested else condition
+                weights = total.setdefault(condition, dict.fromkeys(channels, 0.0))
+                for group, value in values.items():
+                    weights[group] += factors[group] * value
     for weights in total.values():  # rounding errors would cost an evaluation
         weights.update({g: exact for g, w in weights.items() for exact in (0.0, 1.0) if abs(w - exact) < 1e-12})
     return {condition: weights for condition, weights in total.items() if any(weights.values())}
@@ -152,7 +162,8 @@ def guided(
 
     Args:
         models: the model, or {name: network} with the model as "self". Each is called once for its K conditions:
-            (x_t (K N, C, H, W), time (K N,), y (K N,)) -> prediction (K N, C, H, W).
+            (x_t (K N, C, H, W), time (K N,), y (K N,)) -> prediction (K N, C, H, W); with inner=True, if a condition
+            requires it, -> (prediction, inner prediction).
         rules: guidance rules, whose offsets are added. Without rules the model is not guided.
         channels: the channel groups of the joint state.
         y: labels (N,).
@@ -176,12 +187,16 @@ def guided(
         everyone = x.new_ones(len(x), dtype=torch.bool)
         predictions: dict[Condition, Tensor] = {}
         for name in dict.fromkeys(condition.network for condition in weights):
-            batch = [condition for condition in weights if condition.network == name]
+            conditions = [condition for condition in weights if condition.network == name]
+            batch = list(dict.fromkeys(replace(condition, inner=False) for condition in conditions))
             inputs = [channels.mask(x, everyone, one.without) if one.without else x for one in batch]
             labels = [y if one.label else torch.full_like(y, null_label) for one in batch]
             times = model_time(x.new_full((len(x) * len(batch),), t))
-            parts = networks[name](torch.cat(inputs), times, torch.cat(labels)).chunk(len(batch))
-            predictions.update(zip(batch, parts, strict=True))
+            asks = {"inner": True} if any(condition.inner for condition in conditions) else {}
+            outputs = networks[name](torch.cat(inputs), times, torch.cat(labels), **asks)
+            for inner, output in enumerate(outputs if asks else [outputs]):
+                parts = zip(batch, output.chunk(len(batch)), strict=True)
+                predictions.update({replace(condition, inner=bool(inner)): part for condition, part in parts})
         first = predictions[next(iter(weights))]
         if list(weights) == [EVERYTHING] and set(weights[EVERYTHING].values()) == {1.0}:
             return first

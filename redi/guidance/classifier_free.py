@@ -31,7 +31,7 @@ class ClassifierFree(Contrast):
         >>> rule.weight_offsets(Channels(image=4, dinov2=8), t=0.9)
         {}
         >>> list(ClassifierFree(null="label+representations").weight_offsets(Channels(image=4, dinov2=8), t=0.5))[1]
-        Condition(label=False, without=frozenset({'dinov2'}), network='self')
+        Condition(label=False, without=frozenset({'dinov2'}), network='self', inner=False)
     """
 
     def __init__(

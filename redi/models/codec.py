@@ -23,7 +23,8 @@ from redi.runtime.device import PRECISIONS
 
 # Names that batches, losses and the log use beside those of groups.
 RESERVED = {
-    "images", "labels", "alignment", "vlb", "loss", "step", "gradient_norm", "images_per_second", "learning_rate",
+    "images", "labels", "alignment", "inner", "vlb", "loss", "step", "gradient_norm", "images_per_second",
+    "learning_rate",
 }  # fmt: skip
 
 

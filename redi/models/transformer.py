@@ -1,5 +1,6 @@
 """The diffusion transformer: DiT's adaLN-zero blocks between the embedding and the heads of a fusion."""
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -22,17 +23,18 @@ SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152
 
 
 @configurable(
-    runtime=("channels", "grid", "num_classes", "variance_groups", "alignment_dim"),
+    runtime=("channels", "grid", "num_classes", "variance_groups", "alignment_dim", "inner_layer"),
     harmless=("attention", "checkpointing"),
 )
 class DiffusionTransformer(nn.Module):
     """The DiT or SiT network on the joint state: x_t (N, C, H, W), t (N,), y (N,) -> prediction (N, C, H, W).
 
     Args:
-        channels, grid: groups and (H, W) of the joint state. `train` supplies these and the next three arguments.
+        channels, grid: groups and (H, W) of the joint state. `train` supplies these and the next four arguments.
         num_classes: K; row K of the label table is the null label.
         variance_groups: groups with a learned variance. Their variances follow the C channels of the prediction.
         alignment_dim: E of the encoder that REPA aligns hidden tokens with, {name: E} of several; None: no projector.
+        inner_layer: number of the block whose output an inner head reads (`JointObjective.inner_layer`); None: no head.
         size: S, B, L or XL, a slash and a patch size, such as 'B/2'.
         width, depth, num_heads, patch_size: override the corresponding part of `size`.
         mlp_ratio: hidden width of the MLPs, relative to `width`.
@@ -58,10 +60,11 @@ class DiffusionTransformer(nn.Module):
     fusion: Fusion
     blocks: Any  # nn.ModuleList of Block
     group_embeddings: Any  # nn.ModuleDict {group: TimestepEmbedding}
+    inner_head: Any  # nn.ModuleDict {"modulation", "fusion"}
 
     def __init__(
         self, *, channels: Channels, grid: tuple[int, int], num_classes: int, variance_groups: Sequence[str] = (),
-        alignment_dim: int | Mapping[str, int] | None = None,
+        alignment_dim: int | Mapping[str, int] | None = None, inner_layer: int | None = None,
         size: str = "B/2", width: int | None = None, depth: int | None = None, num_heads: int | None = None,
         patch_size: int | None = None, mlp_ratio: float = 4.0, fusion: type = Merged, attention: str = "auto",
         checkpointing: bool = False, timestep_scale: float = 1.0, group_timesteps: bool = False,
@@ -99,6 +102,13 @@ class DiffusionTransformer(nn.Module):
                 raise ValueError(f"DiffusionTransformer.alignment_layer = {alignment_layer}: must be in 1 ... {depth}")
             grid = self.fusion.patch_grid
             self.projector = build_projector(alignment_projector, width, alignment_width, alignment_dim, grid)
+        self.inner_layer = inner_layer
+        if inner_layer is not None:
+            if not 1 <= inner_layer <= depth:
+                raise ValueError(f"JointObjective.inner_layer = {inner_layer}: must be in 1 ... {depth}, the depth")
+            parts = {"modulation": copy.deepcopy(self.final_modulation), "fusion": copy.deepcopy(self.fusion)}
+            parts["fusion"].embeddings = nn.ModuleDict()  # only heads, which are zero, as the modulation is
+            self.inner_head = nn.ModuleDict(parts)
 
     def _initialise(self) -> None:
         for block in self.blocks:
@@ -112,7 +122,9 @@ class DiffusionTransformer(nn.Module):
             nn.init.zeros_(layer.weight)  # adaLN-zero: every block starts as the identity
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, align: bool = False) -> Tensor | tuple[Tensor, Any]:
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor, *, align: bool = False, inner: bool = False
+    ) -> Tensor | tuple[Any, ...]:
         """Return the prediction (N, C, H, W), followed by the channels of learned variances.
 
         Args:
@@ -120,24 +132,33 @@ class DiffusionTransformer(nn.Module):
             t: `model_time` of the process, () or (N,); or (N, groups), of which a model without `group_timesteps` uses
                 that of the image.
             y: labels (N,) in 0 ... K.
-            align: also return the projected hidden image tokens for REPA: (N, P, E), or {name: (N, P, E)}.
+            inner: also return the inner prediction, of the same shape.
+            align: also return, last, the projected hidden image tokens for REPA: (N, P, E), or {name: (N, P, E)}.
         """
         t = torch.as_tensor(t, device=x.device)
         tokens = self.fusion.embed(x)  # (N, T, D)
-        condition = self._embed_times(t) + self.label_embedding(y)  # (N, D)
+        times = self._embed_times(t)
+        condition = times + self.label_embedding(y)  # (N, D)
+        further: list[Any] = []
+        if inner and self.inner_layer is None:
+            raise ValueError("JointObjective.inner_layer = None: must be a block in training for inner=True")
         for number, block in enumerate(self.blocks, start=1):
             if self.checkpointing and self.training and torch.is_grad_enabled():
                 # preserve_rng_state: blocks draw no random numbers
                 tokens = checkpoint(block, tokens, condition, use_reentrant=False, preserve_rng_state=False)
             else:
                 tokens = block(tokens, condition)
+            if inner and number == self.inner_layer:
+                # RAEv2: modulated token by token, by SiLU(token + embedded time)
+                shift, scale = self.inner_head["modulation"](times[:, None] + tokens).chunk(2, dim=-1)  # (N, T, D)
+                further.insert(0, self.inner_head["fusion"].unembed(self.final_norm(tokens) * (1 + scale) + shift))
             if align and number == self.alignment_layer:
                 if self.projector is None:
                     raise ValueError("DiffusionTransformer.alignment_dim = None: must be set to return tokens for REPA")
-                aligned = self.projector(self.fusion.tokens_of(tokens)["image"])
+                further.append(self.projector(self.fusion.tokens_of(tokens)["image"]))
         shift, scale = in_float32(self.final_modulation, condition).chunk(2, dim=-1)
         prediction = self.fusion.unembed(modulate(self.final_norm(tokens), shift, scale))
-        return (prediction, aligned) if align else prediction
+        return (prediction, *further) if further else prediction
 
     @property
     def has_group_times(self) -> bool:

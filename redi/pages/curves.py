@@ -21,7 +21,7 @@ def run_panels(entries: list[dict]) -> list[Panel]:
     monitored = [name for name in series if name.startswith(PREFIX)]
     losses = [curve for name, curve in series.items() if name not in (*monitored, *RATES)]
     return [
-        Panel("losses, mean squared error", "step", losses, y_scale="zero"),
+        Panel("losses", "step", losses, y_scale="zero"),
         *_time_panels(entries),
         *(Panel(_title(name), "step", [series[name]], marks=True) for name in monitored),
         *(Panel(title, "step", [series[name]], y_scale="zero" if name == "images_per_second" else "auto")

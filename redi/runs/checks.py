@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from redi.core import config
-from redi.core.channels import Channels
 from redi.core.objective import JointObjective
 from redi.core.processes import Process
 from redi.core.processes.shifted import Shifted
@@ -86,7 +85,7 @@ def check_training(
             if local_path(initial).is_file():
                 check_label_order(dataset.class_names or [])
         choose_attention_of(net, device, precision.dtype)
-        rules = _check_generate(objective.process, codec.channels, dataset.num_classes, device)
+        rules = _check_generate(objective.process, net, device)
         if trains and setting(train, "check_memory"):
             settings = {name: setting(train, name) for name in ("batch_size", "accumulate", "optimizer", "ema")}
             parallel = setting(train, "parallel") or DDP()
@@ -96,7 +95,8 @@ def check_training(
             )  # fmt: skip
     length, num_steps = getattr(setting(train, "schedule"), "num_steps", None), setting(train, "num_steps")
     if length not in (None, num_steps):
-        log.warning("train.schedule has a length of %d steps, but train.num_steps = %d", length, num_steps)
+        effect = "later steps keep its last factor" if length < num_steps else "training ends before it does"
+        log.warning("train.schedule has %d steps, but train.num_steps = %d: %s", length, num_steps, effect)
     for advice in training_advice(rules, objective.trained_with):
         log.warning("%s", advice)
     if isinstance(net, DiffusionTransformer):
@@ -133,7 +133,7 @@ def check_sample_settings(run: Run) -> None:
     """Raise ValueError for settings that `sample` would refuse for this run."""
     with config.explained(types=True):
         _check_sample(run)
-        rules = _check_generate(run.process, run.codec.channels, run.num_classes, run.codec.device)
+        rules = _check_generate(run.process, run.model, run.codec.device)
         open_networks(rules, run.model, run.codec, run.process)
 
 
@@ -145,14 +145,14 @@ def _check_sample(classes: Run | Dataset) -> dict:
     return settings
 
 
-def _check_generate(process: Process, channels: Channels, num_classes: int, device: torch.device) -> Sequence[Guidance]:
+def _check_generate(process: Process, model: nn.Module, device: torch.device) -> Sequence[Guidance]:
     """Check the settings of `generate`; return its guidance rules."""
     check_number("generate.batch_size", setting(generate, "batch_size"))
     check_number("generate.seed", setting(generate, "seed"), **SEED)
     choose_precision(setting(generate, "precision"), device, "generate.precision")
     choose_compile(setting(generate, "compile"), device, "generate.compile")
     rules = setting(generate, "guidance")
-    check_generation(setting(generate, "sampler"), process, rules, channels, num_classes)
+    check_generation(setting(generate, "sampler"), process, rules, model)
     return rules
 
 

@@ -28,8 +28,9 @@ def check_networks(net: nn.Module, codec: JointCodec, run_dir: Path, open_networ
     def checked(settings: Mapping[str, Any], device: torch.device) -> Opened | None:
         if settings["weak"] is not None and local_path(settings["weak"]).resolve() != run_dir.resolve():
             return open_network(settings, torch.device("cpu"))
-        if settings["step"] is not None:
-            _check_kept(settings["step"], run_dir)
+        if settings["step"] is None:
+            raise ValueError("this is the run itself, and its newest step is the model: bind step to an earlier one")
+        _check_kept(settings["step"], run_dir)
         return net, {}
 
     with config.explained(types=True):

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from redi.core.channels import Channels
 from redi.core.processes import Process, processes
 from redi.core.processes.clocked import Clocked
 from redi.core.registry import configurable
@@ -104,7 +104,7 @@ def generate(
     processes.check(process, "JointObjective.process")
     state = state_of(model)
     channels, null_label = state.channels, state.num_classes
-    check_generation(sampler, process, guidance, channels, state.num_classes)
+    check_generation(sampler, process, guidance, model)
     labels = torch.as_tensor(label_numbers(labels, state.class_names, "generate: labels"))
     check_number("generate.batch_size", batch_size)
     check_number("generate.seed", seed, SEED["least"], below=SEED["below"])
@@ -197,10 +197,9 @@ def _replayed(draw: Sequence[Tensor] | Tensor, rows: Tensor, device: torch.devic
     return replay().__next__
 
 
-def check_generation(
-    sampler: Sampler | None, process: Process, guidance: Sequence[Guidance], channels: Channels, num_classes: int
-) -> None:
+def check_generation(sampler: Sampler | None, process: Process, guidance: Sequence[Guidance], model: nn.Module) -> None:
     """Raise ValueError for an object of the wrong kind, or a sampler or rule that does not support the model."""
+    channels, _, num_classes, _ = state_of(model)
     if sampler is not None:
         samplers.check(sampler, "generate.sampler")
         sampler.check(process.for_channels(channels))
@@ -209,6 +208,9 @@ def check_generation(
     for rule in guidance:
         guidance_rules.check(rule, "generate.guidance")
         rule.check(channels, num_classes)
+        if rule.uses_inner and getattr(model, "inner_layer", None) is None:
+            what = f"{type(rule).__name__} needs an inner prediction, which this model does not have"
+            raise ValueError(f"{what}: train with JointObjective.inner_layer, or remove it from generate.guidance")
         try:
             total_weights([rule], channels, t=0.5)  # raises TypeError if the scale is not a number
         except TypeError as error:
@@ -232,8 +234,9 @@ class _Network:
         self.predict = compile_full_graph(net, "reduce-overhead" if self.graphs else None) if compiled else net
         self.evaluations = 0  # images times conditions
 
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor, **asks: bool) -> Any:
         self.evaluations += len(x)
         with matmul_precision(self.how.name), self.how.autocast(x.device):
-            prediction = self.predict(x, t, y)
-        return prediction.to(torch.float32, copy=self.graphs)  # copied, because the next replay reuses the memory
+            outputs = self.predict(x, t, y, **asks)
+        # Copied, because the next replay reuses the memory.
+        return tree_map(lambda output: output.to(torch.float32, copy=self.graphs), outputs)

@@ -82,7 +82,7 @@ def open_networks(
     for rule in rules:
         opened = {name: _opened(rule, given, model, codec, process) for name, given in rule.networks().items()}
         if None in opened.values():
-            log.info("without %s: networks named by settings are not opened during training", type(rule).__name__)
+            log.info("during training: sampling without %s, whose network is opened afterwards", type(rule).__name__)
             continue
         applied.append(rule)
         networks |= opened
@@ -96,7 +96,7 @@ def _opened(rule: Guidance, given: Any, model: nn.Module, codec: JointCodec, pro
             settings = {name: type(given).__name__ for name, value in vars(rule).items() if value is given}
             opened = given, {"weights_sha256": tensors_sha256(dict(given.named_parameters()))}
         elif all(value is None for value in given.values()):
-            raise ValueError("no network is named: bind weak to a run folder, or step to an earlier one of the run")
+            raise ValueError("no network is named: bind weak to a run folder, or step to an earlier step of this run")
         elif open_network := getattr(model, "open_network", None):
             opened = open_network(given, next(model.parameters()).device)
         else:
@@ -120,13 +120,21 @@ def check_fit(network: nn.Module, model: nn.Module, codec: JointCodec, process: 
     origin: Origin | None = getattr(network, "origin", None)
     if origin is None:
         return
-    other, own = origin.process.provenance(), process.provenance()
-    if json_sha256(other) != json_sha256(own):
-        what = f"the network was trained with the process {other}, but the model with {own}"
+    other, own = _settings(origin.process), _settings(process)
+    if differing := [name for name in other | own if json_sha256(other.get(name)) != json_sha256(own.get(name))]:
+        has, needs = (", ".join(f"{n} = {one[n]}" for n in differing if n in one) for one in (other, own))
+        what = f"the network was trained with {has or 'other settings'}, but the model with {needs or 'others'}"
         raise ValueError(f"{what}: bind the same JointObjective.process and clock in both runs")
     if groups := differing_groups(codec, origin.codec):
         what = f"the codec of the network computes {' and '.join(groups)} differently"
         raise ValueError(f"{what}: train both on the same autoencoder, encoders and fitted reducers")
+
+
+def _settings(process: Process) -> dict[str, Any]:
+    """Return {"process.name": ..., "clock.name": ..., ...} of a process, which may have a clock."""
+    record = process.provenance()
+    parts = {"process": record.get("process", record), "clock": record.get("clock", {"name": "Shared"})}
+    return {f"{part}.{name}": value for part, settings in parts.items() for name, value in settings.items()}
 
 
 def differing_groups(codec: JointCodec, other: JointCodec) -> list[str]:

@@ -62,7 +62,8 @@ def table_markdown(results: SweepResults, title: str) -> str:
 def _differences(results: SweepResults, heads: Sequence[str]) -> list[str]:
     """Return a table of the differences from the baseline."""
     name = results.baseline
-    lines = ["", f"Difference from {name}, seed by seed (p: paired t-test):", "", _line(["point", *heads])]
+    title = f"Difference from {name}, seed by seed (p: paired t-test, which needs two seeds):"
+    lines = ["", title, "", _line(["point", *heads])]
     lines.append(_line(["---"] + ["---:"] * len(heads)))
     for group in results.groups:
         each = [results.difference(group, metric) for metric in results.metrics]

@@ -19,7 +19,7 @@ from redi.runtime.paths import local_path
 log = logging.getLogger(__name__)
 
 # These parameters are not copied. They keep their initial values.
-NOT_COPIED = ("projector.", "group_embeddings.")
+NOT_COPIED = ("projector.", "group_embeddings.", "inner_head.")
 
 
 @torch.no_grad()
@@ -28,8 +28,8 @@ def warm_start(model: nn.Module, path: str | Path) -> str:
 
     New groups are those that the smaller model (the source) lacks. Their patch embeddings and heads are set to 0, and
     so is the last layer of every per-group time embedding. At step 0 the predictions of the other groups therefore
-    equal those of the source, for any values of the new groups. Projectors keep their initial values, and no random
-    number is drawn. The position table is fixed, so the grids may differ.
+    equal those of the source, for any values of the new groups. Projectors and inner heads keep their initial values,
+    and no random number is drawn. The position table is fixed, so the grids may differ.
 
     Shapes cannot show whether two models use the same process: use SiT weights for a velocity network with the same
     direction of time, and DiT weights for noise prediction. A learned variance is copied if both models have one.

@@ -229,7 +229,7 @@ def test_an_argument_without_default_is_named_where_nothing_is_bound():
 
 def test_a_class_that_the_library_builds_is_refused_with_parentheses():
     config.parse(["digits.gin"], ["DiffusionTransformer.fusion = @Merged()"])
-    with pytest.raises(ValueError, match="Merged is built by the library, .* without parentheses, as @Merged"):
+    with pytest.raises(ValueError, match="Merged is called by the library, .* without parentheses, as @Merged"):
         config.call(builds_a_model_for_a_test, model=config.bound("train.model"))
 
 

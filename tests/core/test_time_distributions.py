@@ -116,5 +116,5 @@ def test_a_mean_that_is_not_finite_is_refused():
 
 @pytest.mark.parametrize("distribution", [LogitNormal(), Uniform(shift=2.0), Uniform(shift="dimension")])
 def test_a_discrete_process_is_refused_with_what_is_allowed(distribution):
-    with pytest.raises(ValueError, match=r"discrete timesteps of DDPM: must be .* bind a continuous process"):
+    with pytest.raises(ValueError, match=r"DDPM, which has discrete timesteps: must be .* bind a continuous process"):
         JointObjective(channels=CHANNELS, num_classes=1, process=DDPM(), time_distribution=distribution)

@@ -62,7 +62,7 @@ def trained(run_dir: Path, cached: bool = True, autoencoder=Noisy, aligned: bool
     )
     defaults = {
         "model": model, "ema": partial(EMA, decay=0.9), "preview": partial(generate, sampler=Euler(num_evaluations=1)),
-        "objective": partial(JointObjective, representation_dropout=0.5, alignment_end_step=2),
+        "objective": partial(JointObjective, representation_dropout=0.5, alignment_end_step=2, inner_layer=1),
         "num_steps": 4, "batch_size": 8, "log_every": 1, "checkpoint_every": 2, "preview_images": 2, "device": "cpu",
         "preview_every": 2, "warmup_steps": 2, "check_memory": False,
     }  # fmt: skip

@@ -114,7 +114,7 @@ def test_losses_share_a_panel_and_what_else_was_logged_has_panels_of_its_own():
     entries = [{"step": step} | entry for step in (1, 2)]
     panels = run_panels(entries)
     assert [panel.title for panel in panels] == [
-        "losses, mean squared error", "fd_of_5, on few samples during training",
+        "losses", "fd_of_5, on few samples during training",
         "training speed, images per second", "gradient norm"]  # fmt: skip
     assert [curve.label for curve in panels[0].curves] == ["loss", "image"]
 

@@ -116,6 +116,14 @@ TRAINING = {
         "generate.guidance = @guidance.ClassifierFree()",
         "must be a list, for example [guidance.ClassifierFree()]",
     ),
+    "a model without an inner head": (
+        "generate.guidance = [@guidance.InnerGuidance()]",
+        "InnerGuidance needs an inner prediction, which this model does not have: train with JointObjective",
+    ),
+    "an inner block beyond the depth": (
+        "JointObjective.inner_layer = 2",
+        "JointObjective.inner_layer = 2: must be in 1 ... 1, the depth",
+    ),
     "a scale in letters": ("ClassifierFree.scale = 'a'", "ClassifierFree.scale = 'a': must be a number"),
 }
 
@@ -163,7 +171,7 @@ CLOCKS = {
             "JointObjective.time_distribution = @time_distributions.LogitNormal()",
             "JointObjective.process = @processes.DDPM()",
         ],
-        "JointObjective.time_distribution = LogitNormal with shift = 1.0 and the discrete timesteps of DDPM: must be",
+        "time_distribution = LogitNormal with JointObjective.process = DDPM, which has discrete timesteps",
     ),
 }
 
@@ -217,7 +225,7 @@ def test_a_schedule_that_ends_with_another_step_than_the_run_is_pointed_out(tiny
     config.parse([tiny_gin], ["train.device = 'cpu'", *bindings])
     (tmp_path / "run").mkdir()
     prepare_run(Experiment(tmp_path / "run"), trains=True)
-    assert "train.schedule has a length of 77 steps, but train.num_steps = " in caplog.text
+    assert "train.schedule has 77 steps, but train.num_steps = " in caplog.text
 
 
 def test_settings_are_checked_before_any_image_is_read(refused):

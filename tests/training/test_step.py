@@ -67,7 +67,10 @@ SET_UPS = {
     "sit": {},
     "separate tokens": {"model": {"fusion": Separate}},
     "dit with learned variances": {"objective": {"process": DDPM(num_timesteps=20)}},
-    "checkpointing": {"model": {"checkpointing": True}},
+    "checkpointing, an inner prediction": {
+        "objective": {"inner_layer": 1},
+        "model": {"inner_layer": 1, "checkpointing": True},
+    },
     "released dropout": {"objective": {"dropout_rule": "released"}},
     "a time for every group": {"objective": {"independent_timesteps": True}, "model": {"group_timesteps": True}},
     "a group that leads": {

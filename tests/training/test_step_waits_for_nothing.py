@@ -93,7 +93,7 @@ PROCESSES = {
     "independent times": {"clock": Independent()},
     "a lead": {"clock": Lead(), "time_distribution": LogitNormal(shift="dimension")},
     "a lead on a path with poles": {"clock": Lead(), "process": VP(), "time_distribution": Uniform(shift=2.0)},
-    "separate tokens": {"fusion": Separate},
+    "separate tokens, an inner prediction": {"fusion": Separate, "terms": {"inner_layer": 1}, "inner_layer": 1},
     "velocity loss, cosine and time weight": {
         "process": FlowMatching(prediction="data", loss_on="velocity"),
         "clock": Lead(offset=0.3),

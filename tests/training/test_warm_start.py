@@ -96,15 +96,16 @@ def test_another_grid_is_fine_for_positions_are_fixed(tmp_path):
 
 
 def test_projectors_and_the_first_layer_of_group_embeddings_stay_and_nothing_is_drawn(tmp_path):
-    joint = random_model(JOINT, seed=1, alignment_dim=6, alignment_layer=1, alignment_width=8, group_timesteps=True)
+    projector = {"alignment_dim": 6, "alignment_layer": 1, "alignment_width": 8}
+    joint = random_model(JOINT, seed=1, **projector, group_timesteps=True, inner_layer=1)
     before = {name: tensor.clone() for name, tensor in joint.state_dict().items()}
-    path = publish(random_model(alignment_dim=6, alignment_layer=1, alignment_width=8), tmp_path / "sit.pt")
+    path = publish(random_model(**projector), tmp_path / "sit.pt")
     state = torch.random.get_rng_state()
     warm_start(joint, path)
     assert torch.equal(torch.random.get_rng_state(), state)
     kept = [name for name in before if torch.equal(before[name], joint.state_dict()[name])]
-    assert kept and all(name.startswith(("projector.", "group_embeddings.")) for name in kept)
-    assert len(kept) == 6 + 2
+    assert kept and all(name.startswith(("projector.", "group_embeddings.", "inner_head.")) for name in kept)
+    assert len(kept) == 6 + 2 + 2 + 2 * len(JOINT)
 
 
 def test_the_first_prediction_is_the_source_s_where_every_group_has_a_time_of_its_own(tmp_path):

@@ -54,7 +54,8 @@ class Lead(Clock):
         names = channels.representations if named is None else tuple(named)
         if not names or any(name not in channels.representations for name in names):
             known = ", ".join(channels.representations)
-            raise ValueError(f"Lead.{binding} = {named}: must name representations of the codec ({known})")
+            image = "; with a negative offset the image leads" if "image" in names else ""
+            raise ValueError(f"Lead.{binding} = {named}: must name representations of the codec ({known}){image}")
         offsets = self.offset if isinstance(self.offset, dict) else dict.fromkeys(names, self.offset)
         offsets = {name: offsets.get(name, 0.0) for name in channels}
         first, bound = max(offsets.values()), copy.copy(self)

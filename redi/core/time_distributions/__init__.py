@@ -67,11 +67,10 @@ class ShiftedTimes(TimeDistribution):
 
     def check(self, process: Process) -> None:
         if process.num_timesteps is not None:
-            what = f"JointObjective.time_distribution = {type(self).__name__} with shift = {self.shift!r}"
-            allowed = (
-                "must be Uniform() without a shift, or bind a continuous process, such as processes.FlowMatching()"
-            )
-            raise ValueError(f"{what} and the discrete timesteps of {type(process).__name__}: {allowed}")
+            name = type(self).__name__ + (f"(shift={self.shift!r})" if self.shift != 1 else "")
+            what = f"JointObjective.time_distribution = {name} with JointObjective.process = {type(process).__name__}"
+            allowed = "must be Uniform() without a shift, or bind a continuous process, such as FlowMatching()"
+            raise ValueError(f"{what}, which has discrete timesteps: {allowed}")
 
     @abstractmethod
     def unshifted(self, process: Process, shape: tuple[int, ...], device: torch.device | str) -> Tensor:

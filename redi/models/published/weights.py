@@ -186,6 +186,8 @@ def _check_exportable(model: DiffusionTransformer) -> None:
         reason = f"has {type(model.fusion).__name__} tokens, not merged ones with one patch embedding and one head"
     elif len(model.group_embeddings):
         reason = "embeds the time of every group (group_timesteps)"
+    elif model.inner_layer is not None:
+        reason = "has an inner head (JointObjective.inner_layer)"
     elif model.projector is not None and not isinstance(model.projector, nn.Sequential):
         reason = "has a convolution, or several projectors, for REPA"
     elif len(model.fusion.variance_heads) not in (0, len(model.channels)):

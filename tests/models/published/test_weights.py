@@ -286,6 +286,7 @@ def test_a_variance_that_is_not_there_cannot_be_learned():
     [
         ({"fusion": Separate}, "Separate tokens"),
         ({"group_timesteps": True}, "the time of every group"),
+        ({"inner_layer": 1}, "an inner head"),
         ({"alignment_dim": 6, "alignment_layer": 1, "alignment_projector": "conv"}, "a convolution"),
         ({"alignment_dim": {"alignment_a": 6, "alignment_b": 6}, "alignment_layer": 1}, "several projectors"),
     ],
