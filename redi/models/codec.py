@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -22,10 +21,7 @@ from redi.runtime.checksums import json_sha256, tensors_sha256, without_versions
 from redi.runtime.device import PRECISIONS
 
 # Names that batches, losses and the log use beside those of groups.
-RESERVED = {
-    "images", "labels", "alignment", "inner", "vlb", "loss", "step", "gradient_norm", "images_per_second",
-    "learning_rate",
-}  # fmt: skip
+RESERVED = {*"images labels alignment inner vlb loss step gradient_norm images_per_second learning_rate".split()}
 
 
 @configurable
@@ -150,8 +146,8 @@ class JointCodec(nn.Module):
         """Return x (N, C, H, W) float32 from the output of `precompute`; `randn` as for `Autoencoder.latents`."""
         groups = {"image": self.autoencoder.latents(stored["image"], randn)}
         height, width = groups["image"].shape[-2:]
-        for name, representation in self.representations.items():
-            groups[name] = resized(representation.reducer.finish(stored[name]), (height, width))
+        for name, r in self.representations.items():
+            groups[name] = resized(r.reducer.finish(stored[name]), (height, width))
         return self.channels.join(groups)
 
     def encode(self, images: Tensor) -> Tensor:
@@ -184,7 +180,7 @@ class JointCodec(nn.Module):
     def device(self) -> torch.device:
         """Device of the networks, where images must be. Without networks: the CPU."""
         # Pretrained networks whose weights are not read yet have buffers, but no parameters.
-        return next((tensor.device for tensor in chain(self.parameters(), self.buffers())), torch.device("cpu"))
+        return next((tensor.device for tensor in (*self.parameters(), *self.buffers())), torch.device("cpu"))
 
     @property
     def fitted(self) -> bool:
@@ -194,9 +190,9 @@ class JointCodec(nn.Module):
 
     def load(self) -> None:
         """Read all pretrained weights now instead of at first use. Raises ValueError if any are missing."""
-        parts = (self.autoencoder, *(r.encoder for r in self.representations.values()), *self.alignments.values())
-        for part in parts:
-            part.load()
+        self.autoencoder.load()
+        for encoder in (*(r.encoder for r in self.representations.values()), *self.alignments.values()):
+            encoder.load()
 
     def learned_state(self) -> dict[str, Tensor]:
         """Return the state of all parts learned from data: reducers, and encoders with `learns_from_data`."""
