@@ -51,9 +51,8 @@ class JointObjective:
             for each group, weighted by lambda like its error.
         time_weight: a function (process, t) -> weight of the squared errors, which broadcasts against (N, C, H, W), for
             example `min_snr`. `process.own_time(t)` gives the own times of the groups. Default: 1.
-        inner_layer: number of the block that gets a prediction of its own, trained with the same loss, for
-            `InnerGuidance`; the first block is 1. RAEv2, arXiv 2605.18324, uses 8. Default: None.
-        inner_weight: weight of that loss. RAEv2 uses 1.
+        inner_layer: number of the block (from 1) with its own prediction, for `InnerGuidance`. RAEv2: 8. Default: none.
+        inner_weight: weight of the loss of that prediction. RAEv2, arXiv 2605.18324, uses 1.
         alignment_weight: weight of the REPA term if the codec has an alignment encoder (its mean over several). Yu et
             al., arXiv 2410.06940, use 0.5.
         alignment_end_step: the first step without the REPA term (HASTE: 250,000 of 400,000); 0: it is never on.
@@ -144,8 +143,7 @@ class JointObjective:
         """Return the losses of `__call__` for fixed draws. Compiles as one graph: no randomness, no branches on values.
 
         Args:
-            model: (x_t, model time, y) -> prediction; with inner=True also the inner prediction, and with align=True
-                also the tokens projected for REPA, in this order.
+            model: (x_t, model time, y) -> prediction; with inner=True, then align=True, also these outputs.
             x, noise: clean states and noise (N, C, H, W).
             y: labels (N,), already with null labels.
             times: t, (N,) or (N, groups).

@@ -24,9 +24,9 @@ def snr_table(channels: Channels, process: Process, weights: Mapping[str, float]
     """Return a table of the standard deviation (`spread`), lambda (`weights`) and signal-to-noise ratio of each group.
 
     The ratio is alpha^2 spread^2 / sigma^2 in dB, at the times `TIMES`. With a clock these are shared times s, and a
-    second line has the own time t of the group; "noise" is a group that has not started, "clean" one that is done. The
-    last lines name the groups whose standard deviation differs from the image's by a factor of more than 2.5: they are
-    denoised earlier or later than the image.
+    second line has the own time t of the group; "noise" is a group that has not started, and "clean" one that is done.
+    The last lines name the groups whose standard deviation differs from the image's by a factor of more than 2.5: they
+    are denoised earlier or later than the image.
 
     Examples:
         >>> from redi.core.processes import FlowMatching

@@ -40,8 +40,7 @@ class Condition:
 
 
 EVERYTHING = Condition()
-# (x_t (N, C, H, W), model time (N,), y (N,)) -> prediction; with inner=True: (prediction, inner prediction)
-Predict = Callable[..., Any]
+Predict = Callable[..., Any]  # (x_t (N, C, H, W), model time (N,), y (N,)) -> prediction; with inner=True: a pair
 Weights = dict[Condition, dict[str, float]]  # {condition: {channel group: weight}}
 
 

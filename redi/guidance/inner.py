@@ -11,8 +11,7 @@ from redi.guidance.contrast import Contrast, Interval
 class InnerGuidance(Contrast):
     """Guidance by an inner block, p = p_inner + scale (p - p_inner), without a further evaluation.
 
-    Source: RAEv2, arXiv 2605.18324. Needs a model trained with `JointObjective.inner_layer`. It applies inside each
-    condition of other rules.
+    Source: RAEv2, arXiv 2605.18324. Train with `JointObjective.inner_layer`. It applies inside other rules' conditions.
 
     Args:
         scale, groups, interval: as of `Autoguidance`; the defaults are RAEv2's.

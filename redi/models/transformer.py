@@ -105,9 +105,8 @@ class DiffusionTransformer(nn.Module):
         if inner_layer is not None:
             if not 1 <= inner_layer <= depth:
                 raise ValueError(f"JointObjective.inner_layer = {inner_layer}: must be in 1 ... {depth}, the depth")
-            parts = {"modulation": copy.deepcopy(self.final_modulation), "fusion": copy.deepcopy(self.fusion)}
-            parts["fusion"].embeddings = nn.ModuleDict()  # only heads, which are zero, as the modulation is
-            self.inner_head = nn.ModuleDict(parts)
+            self.inner_head = copy.deepcopy(nn.ModuleDict({"modulation": self.final_modulation, "fusion": self.fusion}))
+            self.inner_head["fusion"].embeddings = nn.ModuleDict()  # only heads, which are zero, as the modulation is
 
     def _initialise(self) -> None:
         for block in self.blocks:

@@ -18,8 +18,8 @@ class Lead(Clock):
 
         t_image = max((1 + d) s - d, 0),    t_representation = min((1 + d) s, 1).
 
-    A group at t = 0 or t = 1 does not move in sampling. In training its loss stays, as in SFD: the network then
-    predicts from pure noise or from clean data.
+    A group at t = 0 or t = 1 does not move in sampling. In training its loss stays, as in SFD: the network predicts it
+    from pure noise or from clean data.
 
     Args:
         offset: how far a group is ahead of the image, in [-1, 1], one number for all groups or {group: offset}. With a

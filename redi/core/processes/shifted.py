@@ -27,6 +27,8 @@ class Shifted(Clocked):
         super().__init__(FlowMatching() if process is None else process, Shift(shift=shift))
 
     def t_range(self) -> tuple[float, float]:
+        if self.process.t_range() == (0, 1):  # exact
+            return 0.0, 1.0
         ends = [[self.clock.shared_time(name, t) for name in self.channels] for t in self.process.t_range()]
         return max(ends[0]), min(ends[1])  # as in version 0.1: every group stays away from the poles
 
