@@ -146,8 +146,8 @@ def networks_of(rules: Sequence[Guidance]) -> dict[str, Any]:
     for rule in rules:
         for name, network in rule.networks().items():
             if name == "self" or networks.setdefault(name, network) != network:
-                advice = "rename it; networks opened by redi.load have the names of their folders"
-                raise ValueError(f"{type(rule).__name__}.networks names {name!r}, the name of another network: {advice}")
+                what = f"{type(rule).__name__}.networks names {name!r}, the name of another network"
+                raise ValueError(f"{what}: rename it; networks opened by redi.load have the names of their folders")
     return networks
 
 
