@@ -20,7 +20,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from redi.models.attention import BACKENDS, attend_math, choose_attention, errors, problem_of
-from redi.models.transformer import Block
+from redi.models.block import Block
 
 HEADS = {64: 12, 72: 16}  # {head dimension: number of heads} of B/2 and XL/2
 

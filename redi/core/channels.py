@@ -66,6 +66,10 @@ class Channels(Mapping[str, int]):
         self._check(x)
         return x
 
+    def means(self, x: Tensor) -> dict[str, Tensor]:
+        """Return {group: (N,)}, the mean of (N, C, H, W) over its channels and positions."""
+        return {name: part.mean(dim=(1, 2, 3)) for name, part in self.split(x).items()}
+
     def mask(self, x: Tensor, drop: Tensor, groups: Iterable[str] | None = None) -> Tensor:
         """Zero the named groups (default: all representations) of the samples where drop, (N,) bool, is True.
 

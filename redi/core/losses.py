@@ -11,6 +11,7 @@ from torch.nn import functional
 from redi.core.channels import Channels
 from redi.core.processes import Process
 from redi.core.registry import configurable
+from redi.runtime.ranges import check_number
 
 NUM_BINS, BY_TIME = 10, "loss_by_t/"  # of `sums_by_time`; the prefix of its names in a log
 TimeWeight = Callable[[Process, Tensor], Tensor]
@@ -109,8 +110,18 @@ def sums_by_time(errors: Mapping[str, Tensor], keep: Tensor, own_time: Tensor, c
     return sums
 
 
-def check_terms(process: Process, cosine_weight: float, cosine_over: str, time_weight: TimeWeight | None) -> None:
+def check_terms(
+    process: Process, variance_weight: float, cosine_weight: float, cosine_over: str, time_weight: TimeWeight | None,
+    inner_layer: int | None, inner_weight: float,
+) -> None:  # fmt: skip
     """Raise ValueError, naming the binding, if the settings of a term are invalid or do not suit the process."""
+    for name, weight in {"variance_weight": variance_weight, "cosine_weight": cosine_weight}.items():
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"JointObjective.{name} = {weight}: must be finite and at least 0")
+    if inner_layer is not None:
+        check_number("JointObjective.inner_layer", inner_layer, note="None: no inner prediction")
+        if not 0 < inner_weight < math.inf:
+            raise ValueError(f"JointObjective.inner_weight = {inner_weight}: must be finite and greater than 0")
     if cosine_over not in ("state", "groups"):
         raise ValueError(f"JointObjective.cosine_over = {cosine_over!r}: must be 'state' or 'groups'")
     if cosine_weight and process.num_timesteps is not None:

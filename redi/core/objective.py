@@ -1,6 +1,5 @@
 """The training objective of the joint state: one prediction, and a loss per channel group."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -21,7 +20,6 @@ from redi.core.registry import configurable
 from redi.core.time_distributions import TimeDistribution, time_distributions
 from redi.core.time_distributions.uniform import Uniform
 from redi.runtime.randomness import Rows
-from redi.runtime.ranges import check_number
 
 
 @configurable(runtime=("channels", "num_classes"))
@@ -93,7 +91,7 @@ class JointObjective:
         self.time_distribution = Uniform() if time_distribution is None else time_distribution
         time_distributions.check(self.time_distribution, "JointObjective.time_distribution")
         self.label_dropout, self.representation_dropout = label_dropout, representation_dropout
-        self.joint_dropout = joint_dropout
+        self.joint_dropout, self.dropout_rule = joint_dropout, dropout_rule
         path = getattr(process, "process", process)  # the path inside Shifted
         process = Clocked(process, clock) if clock.separate else process
         self.time_distribution.check(process)
@@ -101,17 +99,9 @@ class JointObjective:
         self.alignment = Alignment(alignment_weight, alignment_end_step, alignment_normalisation)
         self.variance_weight, self.inner_layer, self.inner_weight = variance_weight, inner_layer, inner_weight
         self.cosine_weight, self.cosine_over, self.time_weight = cosine_weight, cosine_over, time_weight
-        for name in ("variance_weight", "cosine_weight"):
-            if not 0 <= (value := getattr(self, name)) < math.inf:
-                raise ValueError(f"JointObjective.{name} = {value}: must be finite and at least 0")
-        if inner_layer is not None:
-            check_number("JointObjective.inner_layer", inner_layer, note="None: no inner prediction")
-            if not 0 < inner_weight < math.inf:
-                raise ValueError(f"JointObjective.inner_weight = {inner_weight}: must be finite and above 0")
         self.process, self.channels, self.null_label = process.for_channels(channels), channels, num_classes
         self.clock, self.weights = clock.for_channels(channels), group_weights(representation_weight, channels)
-        check_terms(self.process, cosine_weight, cosine_over, time_weight)
-        self.dropout_rule = dropout_rule
+        check_terms(self.process, variance_weight, cosine_weight, cosine_over, time_weight, inner_layer, inner_weight)
 
     def __call__(
         self, model: Callable[..., Tensor], x: Tensor, y: Tensor, alignment: Features | None = None
@@ -200,10 +190,10 @@ class JointObjective:
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Return the loss of a prediction, its terms by name, and {group: (N,)}, the errors without `time_weight`."""
         squared = self.process.error(prediction, x, noise, t).square()
-        errors = self._group_means(squared)
+        errors = self.channels.means(squared)
         bounds = self.process.variational_bound(prediction, x, x_t, t)
         w = self.time_weight
-        weighted = errors if w is None else self._group_means(squared * w(self.process, t))
+        weighted = errors if w is None else self.channels.means(squared * w(self.process, t))
         losses = {name: means.of(name, error) for name, error in weighted.items()}
         loss = means.total(weighted)
         if bounds:
@@ -214,10 +204,6 @@ class JointObjective:
             losses["cosine"] = means.total(cosine_errors(self.process, self.channels, self.cosine_over, *state))
             loss = loss + self.cosine_weight * losses["cosine"]
         return loss, losses, errors
-
-    def _group_means(self, values: Tensor) -> dict[str, Tensor]:
-        """Return {group: (N,)}, the mean of (N, C, H, W) over channels and positions."""
-        return {name: part.mean(dim=(1, 2, 3)) for name, part in self.channels.split(values).items()}
 
     def to(self, device: torch.device) -> "JointObjective":
         """Move the tables of the process to the device, so that training steps do not copy them."""
@@ -244,10 +230,8 @@ class JointObjective:
             arguments["variance_groups"] = self.process.variance_groups
         if dims := {name: encoder.dim for name, encoder in codec.alignments.items()}:
             arguments["alignment_dim"] = dims.get("alignment", dims)
-        if self.inner_layer:
-            arguments["inner_layer"] = self.inner_layer
-        if self._times_differ:
-            arguments["group_timesteps"] = True
+        arguments |= {"inner_layer": self.inner_layer} if self.inner_layer else {}
+        arguments |= {"group_timesteps": True} if self._times_differ else {}
         return arguments
 
     @property

@@ -146,7 +146,8 @@ def networks_of(rules: Sequence[Guidance]) -> dict[str, Any]:
     for rule in rules:
         for name, network in rule.networks().items():
             if name == "self" or networks.setdefault(name, network) != network:
-                raise ValueError(f"{type(rule).__name__}.networks names {name!r}, which is another network: rename it")
+                what = f"{type(rule).__name__}.networks names {name!r}, the name of another network"
+                raise ValueError(f"{what}: rename it; networks opened by redi.load have the names of their folders")
     return networks
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -22,10 +21,7 @@ from redi.runtime.checksums import json_sha256, tensors_sha256, without_versions
 from redi.runtime.device import PRECISIONS
 
 # Names that batches, losses and the log use beside those of groups.
-RESERVED = {
-    "images", "labels", "alignment", "inner", "vlb", "loss", "step", "gradient_norm", "images_per_second",
-    "learning_rate",
-}  # fmt: skip
+RESERVED = {*"images labels alignment inner vlb loss step gradient_norm images_per_second learning_rate".split()}
 
 
 @configurable
@@ -148,15 +144,15 @@ class JointCodec(nn.Module):
     @torch.no_grad()
     def join(self, stored: Mapping[str, Tensor], randn: Callable[..., Tensor] = torch.randn) -> Tensor:
         """Return x (N, C, H, W) float32 from the output of `precompute`; `randn` as for `Autoencoder.latents`."""
-        latents = self.autoencoder.latents(stored["image"], randn)
-        groups = {"image": latents}
-        for name, representation in self.representations.items():
-            groups[name] = resized(representation.reducer.finish(stored[name]), (latents.shape[-2], latents.shape[-1]))
+        groups = {"image": self.autoencoder.latents(stored["image"], randn)}
+        height, width = groups["image"].shape[-2:]
+        for name, r in self.representations.items():
+            groups[name] = resized(r.reducer.finish(stored[name]), (height, width))
         return self.channels.join(groups)
 
     def encode(self, images: Tensor) -> Tensor:
         """Return x (N, C, H, W) float32 of uint8 images (N, 3, S, S)."""
-        return self.join(self.precompute(images))
+        return self.join(self.precompute(images, alignment=False))
 
     def encode_sample(self, dataset: Any, num_images: int = 1024) -> Tensor:
         """Return x, on the CPU, of at most `num_images` images spread evenly over a `Dataset` or `Cache`.
@@ -172,7 +168,7 @@ class JointCodec(nn.Module):
         parts = []
         for start in range(0, len(positions), 64):
             batch = {name: t.to(self.device) for name, t in dataset.batch(positions[start : start + 64]).items()}
-            parts.append(self.join(batch if "image" in batch else self.precompute(batch["images"])).cpu())
+            parts.append((self.join(batch) if "image" in batch else self.encode(batch["images"])).cpu())
         return torch.cat(parts)
 
     @torch.no_grad()
@@ -184,19 +180,19 @@ class JointCodec(nn.Module):
     def device(self) -> torch.device:
         """Device of the networks, where images must be. Without networks: the CPU."""
         # Pretrained networks whose weights are not read yet have buffers, but no parameters.
-        return next((tensor.device for tensor in chain(self.parameters(), self.buffers())), torch.device("cpu"))
+        return next((tensor.device for tensor in (*self.parameters(), *self.buffers())), torch.device("cpu"))
 
     @property
     def fitted(self) -> bool:
         """Whether every encoder and reducer is ready for use."""
-        encoders = (*(r.encoder for r in self.representations.values()), *self.alignments.values())
-        return all(e.fitted for e in encoders) and all(r.reducer.fitted for r in self.representations.values())
+        parts = (part for r in self.representations.values() for part in (r.encoder, r.reducer))
+        return all(part.fitted for part in (*parts, *self.alignments.values()))
 
     def load(self) -> None:
         """Read all pretrained weights now instead of at first use. Raises ValueError if any are missing."""
-        encoders = (r.encoder for r in self.representations.values())
-        for network in (self.autoencoder, *encoders, *self.alignments.values()):
-            network.load()
+        self.autoencoder.load()
+        for encoder in (*(r.encoder for r in self.representations.values()), *self.alignments.values()):
+            encoder.load()
 
     def learned_state(self) -> dict[str, Tensor]:
         """Return the state of all parts learned from data: reducers, and encoders with `learns_from_data`."""

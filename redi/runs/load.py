@@ -172,9 +172,9 @@ def network_opener(run_dir: Path, gin_bindings: Sequence[str] = ()) -> OpenNetwo
         record = network_record(settings, run_dir)
         if (key := f"{record} on {device}") not in opened:
             log.info("guidance: opening step %d of %s", record["trained_steps"], record["weak"])
-            same_run = local_path(record["weak"]).resolve() == run_dir.resolve()
-            options = {"device": str(device), "gin_bindings": gin_bindings if same_run else ()}
-            opened[key] = load(record["weak"], step=record["trained_steps"], **options).model
+            bindings = gin_bindings if local_path(record["weak"]).resolve() == run_dir.resolve() else ()
+            run = load(record["weak"], step=record["trained_steps"], device=str(device), gin_bindings=bindings)
+            opened[key] = run.model
         return opened[key], record
 
     return open_network

@@ -215,9 +215,7 @@ def check_generation(sampler: Sampler | None, process: Process, guidance: Sequen
             total_weights([rule], channels, t=0.5)  # raises TypeError if the scale is not a number
         except TypeError as error:
             settings = ", ".join(f"{type(rule).__name__}.{name} = {value!r}" for name, value in vars(rule).items())
-            hint = (
-                "one of these values has the wrong type, or weight_offsets uses its t as a number: it is {group: own t}"
-            )
+            hint = "one of these values has the wrong type, or weight_offsets uses t as a number: it is {group: own t}"
             raise ValueError(f"{settings}: {hint} ({error})") from error
 
 

@@ -228,7 +228,7 @@ def test_a_layer_beyond_the_depth_is_refused():
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_weight_without_effect_is_refused(weight):
-    with pytest.raises(ValueError, match="^JointObjective.inner_weight = .*: must be finite and above 0"):
+    with pytest.raises(ValueError, match="^JointObjective.inner_weight = .*: must be finite and greater than 0"):
         JointObjective(channels=CHANNELS, num_classes=NULL, inner_layer=1, inner_weight=weight)
 
 

@@ -472,6 +472,17 @@ def test_each_of_several_alignment_encoders_is_stored_and_part_of_the_fingerprin
     assert len(fingerprints | {codec.cache_fingerprint()}) == 4
 
 
+class Unused(PatchEncoder):
+    def forward(self, images: Tensor) -> Tensor:
+        raise AssertionError("the joint state does not need these features")
+
+
+def test_the_joint_state_is_encoded_without_the_alignment_encoders():
+    codec, plain = (JointCodec(representations=[representation()], alignment=part) for part in (Unused(), None))
+    assert torch.equal(codec.encode(images()), plain.encode(images()))
+    assert torch.equal(codec.encode_sample(Digits(), 8), plain.encode_sample(Digits(), 8))
+
+
 def test_alignment_encoders_of_one_name_and_of_other_kinds_are_refused():
     with pytest.raises(
         ValueError, match=r"JointCodec\.alignment has encoders named \['patch', 'patch'\].*bind \{'small'"

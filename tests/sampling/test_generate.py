@@ -270,7 +270,7 @@ def test_a_rule_that_takes_its_times_for_one_number_is_refused(model, codec):
         def weight_offsets(self, channels, t):
             return {Condition(): {"image": 0.5 * t}}
 
-    with pytest.raises(ValueError, match="Linear.scale = 2.4.*weight_offsets uses its t as a number: it is {group"):
+    with pytest.raises(ValueError, match="Linear.scale = 2.4.*weight_offsets uses t as a number: it is {group"):
         draw(model, codec, guidance=[Linear()])
 
 
