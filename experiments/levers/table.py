@@ -15,8 +15,11 @@ DISTANCE, RECOGNISED = "frechet_distance_domain_network", "recognised_as_label"
 HERE = Path(__file__).parent
 PRESETS = HERE.parents[1] / "gin" / "levers"
 # Points that sample with guidance are also compared with ReDi under classifier-free guidance.
-GUIDED = ("joint_null", "earlier", "smaller", "best")
-POINTS = {"lead": "lead=0.3", "autoguidance_earlier": "earlier=1.5", "autoguidance_smaller": "smaller=1.5"}
+GUIDED = ("joint_null", "earlier", "smaller", "best", "inner")
+POINTS = {
+    "lead": "lead=0.3", "autoguidance_earlier": "earlier=1.5", "autoguidance_smaller": "smaller=1.5",
+    "inner_guidance": "inner=1.78",
+}  # fmt: skip
 
 
 def record(results: SweepResults, group: Group) -> dict:
