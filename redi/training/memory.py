@@ -125,7 +125,7 @@ def optimizer_memory(optimizer: Callable[..., torch.optim.Optimizer], model: nn.
 class JoinedCodec:
     """Stands in for a codec if the stored "image" is already the joint state; `alignments`: names of features."""
 
-    alignments: Collection[str]
+    alignments: Collection[str] = ()
 
     def join(self, stored: Mapping[str, Tensor], randn: Callable[..., Tensor] = torch.randn) -> Tensor:
         """Return the joint state (N, C, H, W)."""
