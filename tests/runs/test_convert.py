@@ -186,7 +186,8 @@ def test_export_gives_every_bit_of_the_checkpoint_back(redi_run, tmp_path, weigh
 
 def test_an_imported_run_is_not_trained_on_but_begun_from(redi_run):
     module = torch.nn.Linear(1, 1)
-    state = TrainingState(redi_run[0], None, module, None, None, Processes(), DDP())
+    optimizer = torch.optim.SGD(module.parameters())
+    state = TrainingState(redi_run[0], None, module, optimizer, None, Processes(), DDP())
     with pytest.raises(ValueError, match=r"it was imported or averaged: .*train\.initial_weights = '.*run'"):
         state.resume(seed=0, dataset=None)
 
