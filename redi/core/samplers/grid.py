@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+from redi.core.clocks.shift import shifted
 from redi.core.processes import Process
 from redi.core.samplers import ContinuousSampler, clipped, uniform_times
 
@@ -75,8 +76,7 @@ class FixedSteps(ContinuousSampler):
             if bad := [t for t in times[1:-1] if not first < t < last]:
                 raise ValueError(f"{name}.times has {bad}: must be between {first:g} and {last:g}, where the steps end")
         elif self.shift != 1:
-            fractions = (k / num_steps for k in range(1, num_steps))
-            inner = [first + (last - first) * u / (u + self.shift * (1 - u)) for u in fractions]
+            inner = [first + (last - first) * shifted(k / num_steps, self.shift) for k in range(1, num_steps)]
             times = [first, *inner, last]
         return through_kinks(times, process.kinks(), f"{name}.num_evaluations = {self.num_evaluations}")
 
