@@ -1,5 +1,6 @@
 """For every test: an empty gin configuration, and folders for caches and a user's state that no other run shares."""
 
+import json
 import logging
 import os
 import subprocess
@@ -128,3 +129,14 @@ def tiny_gin(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("gin") / "tiny.gin"
     path.write_text(TINY)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def thousand_classes(tmp_path_factory) -> str:
+    """A binding of IMAGES: a folder of 1,000 classes with one small image, of the last class."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("images")
+    Image.new("RGB", (40, 30), "teal").save(folder / "only.png")
+    (folder / "dataset.json").write_text(json.dumps({"labels": [["only.png", 999]]}))
+    return f"IMAGES = '{folder}'"

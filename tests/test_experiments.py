@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from PIL import Image
 
 from redi.core import config
 from redi.core.configurables import import_all
@@ -96,15 +95,6 @@ ROWS = {
 SIZES = {"B/2": (768, 12), "L/2": (1024, 24), "XL/2": (1152, 28)}  # width, depth
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> str:
-    """An image folder of 1,000 classes with one small image, of the last class."""
-    folder = tmp_path_factory.mktemp("images")
-    Image.new("RGB", (40, 30), "teal").save(folder / "only.png")
-    (folder / "dataset.json").write_text(json.dumps({"labels": [["only.png", 999]]}))
-    return f"IMAGES = '{folder}'"
-
-
 @pytest.fixture
 def warnings(caplog):
     """What the library warns of."""
@@ -168,9 +158,9 @@ def test_an_experiment_opens_with_the_command_that_runs_it(file):
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_row_is_what_the_paper_trains_and_samples(name, images, warnings):
+def test_a_row_is_what_the_paper_trains_and_samples(name, thousand_classes, warnings):
     row = ROWS[name]
-    config.parse([path(name)], [images])
+    config.parse([path(name)], [thousand_classes])
     codec, dataset, objective, model = build()
     check_training(codec, dataset)
     results = {name: config.bound(f"evaluate.{name}") for name in ("reference", "networks")}
@@ -246,15 +236,15 @@ def test_the_count_that_rows_are_compared_with_gives_the_published_numbers():
 
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.method == "REPA"])
-def test_repa_aligns_block_8_with_plain_dinov2_b_at_weight_a_half(name, images):
-    config.parse([path(name)], [images])
+def test_repa_aligns_block_8_with_plain_dinov2_b_at_weight_a_half(name, thousand_classes):
+    config.parse([path(name)], [thousand_classes])
     codec, _, objective, model = build()
     assert codec.alignments["alignment"].architecture.name == "vit_base_patch14_dinov2.lvd142m"
     assert (objective.alignment.weight, model.alignment_layer) == (0.5, 8)
 
 
-def test_the_representation_is_dinov2_b_with_registers_reduced_to_components_of_unit_scale(images):
-    config.parse([path("table1_sit_xl2_redi_400k")], [images])
+def test_the_representation_is_dinov2_b_with_registers_reduced_to_components_of_unit_scale(thousand_classes):
+    config.parse([path("table1_sit_xl2_redi_400k")], [thousand_classes])
     (representation,) = config.bound("train.codec").representations.values()
     assert representation.encoder.architecture.name == "vit_base_patch14_reg4_dinov2.lvd142m"
     assert representation.encoder.side(256) == 224 and representation.encoder.resize == "antialiased"
@@ -262,8 +252,8 @@ def test_the_representation_is_dinov2_b_with_registers_reduced_to_components_of_
 
 
 @pytest.mark.parametrize("rank", [1, 2, 4, 8, 12, 16, 32])
-def test_every_rank_of_figure_7_is_a_binding_and_all_share_one_cache(rank, images):
-    config.parse([path("figure7_dit_b2_rank")], [images, f"RANK = {rank}"])
+def test_every_rank_of_figure_7_is_a_binding_and_all_share_one_cache(rank, thousand_classes):
+    config.parse([path("figure7_dit_b2_rank")], [thousand_classes, f"RANK = {rank}"])
     codec = config.bound("train.codec")
     (representation,) = codec.representations.values()
     assert codec.channels["dinov2"] == rank
@@ -272,8 +262,8 @@ def test_every_rank_of_figure_7_is_a_binding_and_all_share_one_cache(rank, image
 
 @pytest.mark.parametrize("scale", [1.0, 1.5, 4.5])
 @pytest.mark.parametrize(("name", "groups"), [("image", IMAGE), ("both", BOTH)])
-def test_every_scale_of_figure_6_is_a_binding(name, groups, scale, images):
-    config.parse([path(f"figure6_sit_xl2_redi_cfg_{name}")], [images, f"GUIDANCE_SCALE = {scale}"])
+def test_every_scale_of_figure_6_is_a_binding(name, groups, scale, thousand_classes):
+    config.parse([path(f"figure6_sit_xl2_redi_cfg_{name}")], [thousand_classes, f"GUIDANCE_SCALE = {scale}"])
     (rule,) = config.bound("generate.guidance")
     assert (rule.scale, rule.groups) == (scale, groups)
 
@@ -353,8 +343,8 @@ def test_rows_of_different_folders_are_different_trainings():
 
 
 @pytest.mark.parametrize("framework", ["sit.gin", "dit.gin"])
-def test_512_pixels_are_one_binding(framework, images, warnings):
-    config.parse(["imagenet.gin", framework], [images, "Preprocessing.image_size = 512"])
+def test_512_pixels_are_one_binding(framework, thousand_classes, warnings):
+    config.parse(["imagenet.gin", framework], [thousand_classes, "Preprocessing.image_size = 512"])
     codec, dataset, _, model = build()
     check_training(codec, dataset)
     assert warnings() == [] and codec.grid(512) == (64, 64) and model.fusion.num_tokens == 1024
@@ -372,19 +362,19 @@ PARTS = {
 
 @pytest.mark.parametrize("framework", ["sit.gin", "dit.gin"])
 @pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
-def test_parts_go_together(parts, framework, images, warnings):
+def test_parts_go_together(parts, framework, thousand_classes, warnings):
     # What the released code dropped from predictions of noise is not known.
     rule = ["JointObjective.dropout_rule = 'paper'"] if framework == "dit.gin" else []
-    config.parse(["imagenet.gin", framework, *parts], [images, *rule])
+    config.parse(["imagenet.gin", framework, *parts], [thousand_classes, *rule])
     codec, dataset, _, _ = build()
     check_training(codec, dataset)
     assert warnings() == [] and config.without_effect(entry_points) == []
 
 
-def test_each_of_two_representations_has_its_own_reducer_scale_and_weight(images):
+def test_each_of_two_representations_has_its_own_reducer_scale_and_weight(thousand_classes):
     bindings = ["clip/PCA.rank = 4", "clip/PCA.scale = 'whiten'"]
     bindings += ["JointObjective.representation_weight = {'dinov2': 1.0, 'clip': 0.5}"]
-    config.parse(["imagenet.gin", "sit.gin", "two_representations.gin"], [images, *bindings])
+    config.parse(["imagenet.gin", "sit.gin", "two_representations.gin"], [thousand_classes, *bindings])
     codec, _, objective, model = build()
     assert dict(codec.channels) == {"image": 4, "dinov2": 8, "clip": 4} == dict(model.channels)
     assert [r.reducer.scale for r in codec.representations.values()] == ["unit_rms", "whiten"]
@@ -393,8 +383,8 @@ def test_each_of_two_representations_has_its_own_reducer_scale_and_weight(images
     assert objective.weights == {"dinov2": 1.0, "clip": 0.5}
 
 
-def test_the_released_code_s_choices_reach_the_components(images):
-    config.parse(["imagenet.gin", "sit.gin", "published.gin"], [images])
+def test_the_released_code_s_choices_reach_the_components(thousand_classes):
+    config.parse(["imagenet.gin", "sit.gin", "published.gin"], [thousand_classes])
     codec, _, objective, _ = build()
     (representation,) = codec.representations.values()
     assert representation.encoder.resize == "released" and codec.autoencoder.uint8_rule == "truncate"
@@ -402,8 +392,8 @@ def test_the_released_code_s_choices_reach_the_components(images):
     assert objective.dropout_rule == "released"
 
 
-def test_the_shared_settings_are_the_paper_s(images):
-    config.parse(["imagenet.gin", "sit.gin"], [images])
+def test_the_shared_settings_are_the_paper_s(thousand_classes):
+    config.parse(["imagenet.gin", "sit.gin"], [thousand_classes])
     optimizer = config.bound("train.optimizer")([torch.nn.Parameter(torch.zeros(1))])
     assert isinstance(optimizer, torch.optim.AdamW)
     assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"]) == (1e-4, 0.0)

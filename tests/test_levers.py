@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 import redi
 from redi.core import config
@@ -116,22 +115,13 @@ def test_a_preset_has_at_most_five_bindings(name):
     assert 1 <= len(lines) <= 5
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> str:
-    """An image folder of 1,000 classes with one small image, of the last class."""
-    folder = tmp_path_factory.mktemp("images")
-    Image.new("RGB", (40, 30), "teal").save(folder / "only.png")
-    (folder / "dataset.json").write_text(json.dumps({"labels": [["only.png", 999]]}))
-    return f"IMAGES = '{folder}'"
-
-
 BASES = {"digits": ["digits.gin"], "images": ["images.gin"], "imagenet": ["imagenet.gin", "sit.gin"]}
 
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("name", LEVERS)
-def test_a_preset_goes_with_every_base_file(name, base, images):
-    config.parse([*BASES[base], f"levers/{name}.gin"], [images] if base != "digits" else [])
+def test_a_preset_goes_with_every_base_file(name, base, thousand_classes):
+    config.parse([*BASES[base], f"levers/{name}.gin"], [thousand_classes] if base != "digits" else [])
     assert [key for key in config.without_effect(entry_points) if f"{key} = " in TEXTS[name]] == []
     codec, dataset = config.bound("train.codec"), config.bound("train.dataset")
     config.bound("train.objective")(channels=codec.channels, num_classes=dataset.num_classes)
