@@ -6,18 +6,42 @@ Letters in the shape comments of the library:
     P patches        T tokens                         D model width
 """
 
+import math
 from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from redi.core.inputs import WrongType
 
 
+class Vector(NamedTuple):
+    """A group without a grid: `length` numbers per image, stored in `channels` channels of the joint state.
+
+    Examples:
+        >>> Vector.on_grid(768, (16, 16))
+        Vector(length=768, channels=3)
+    """
+
+    length: int
+    channels: int
+
+    @classmethod
+    def on_grid(cls, length: int, grid: tuple[int, int]) -> "Vector":
+        """Return the vector that takes as few channels of this grid (H, W) as possible."""
+        return cls(length, math.ceil(length / math.prod(grid)))
+
+
 class Channels(Mapping[str, int]):
     """Ordered, named channel groups of the joint state x (N, C, H, W); the image comes first.
 
-    A mapping {group: number of channels}.
+    A mapping {group: number of channels}. A group is a map on the grid, or a `Vector`: its channels hold one vector per
+    image, row by row, and zeros after it. These zeros, the padding, stay 0 in noise, states, predictions and errors.
+
+    Args:
+        sizes: {group: number of channels, or a `Vector`}. The settings of `record` are accepted too.
 
     Examples:
         >>> channels = Channels(image=4, dinov2=8)
@@ -28,14 +52,28 @@ class Channels(Mapping[str, int]):
         True
         >>> channels.mask(x, torch.tensor([True, False]))[:, 4:].abs().amax(dim=(1, 2, 3)) > 0
         tensor([False,  True])
+
+        A vector of 5 numbers on a grid of 2 x 2 takes two channels.
+
+        >>> channels = Channels(image=1, dinov2_class=Vector.on_grid(5, (2, 2)))
+        >>> channels.total, channels.vectors
+        (3, {'dinov2_class': 5})
+        >>> stored = channels.stored("dinov2_class", torch.ones(1, 5), (2, 2))
+        >>> stored.flatten().tolist(), torch.equal(channels.vector("dinov2_class", stored), torch.ones(1, 5))
+        ([1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0], True)
     """
 
-    def __init__(self, /, **sizes: int):
+    def __init__(self, /, **sizes: Any):
         if next(iter(sizes), None) != "image":
             raise ValueError(f"channel groups {list(sizes)}: the first must be 'image'")
-        if bad := {name: size for name, size in sizes.items() if size < 1}:
+        vectors = {name: Vector(**size) for name, size in sizes.items() if isinstance(size, Mapping)}
+        vectors |= {name: size for name, size in sizes.items() if isinstance(size, Vector)}
+        self.vectors = {name: vector.length for name, vector in vectors.items()}  # {group: numbers per image}
+        self._sizes = {name: vectors[name].channels if name in vectors else size for name, size in sizes.items()}
+        if bad := {name: size for name, size in (self._sizes | self.vectors).items() if size < 1}:
             raise ValueError(f"channel groups {bad}: every size must be at least 1")
-        self._sizes = dict(sizes)
+        if "image" in vectors:
+            raise ValueError("channel group 'image' is a Vector: must be a map on the grid")
 
     @property
     def total(self) -> int:
@@ -46,6 +84,11 @@ class Channels(Mapping[str, int]):
     def representations(self) -> tuple[str, ...]:
         """The groups after the image."""
         return tuple(self._sizes)[1:]
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """The groups on the grid: the image, and representations that are not vectors."""
+        return tuple(name for name in self._sizes if name not in self.vectors)
 
     def slice(self, name: str) -> slice:
         """Return the slice of a group along the channel dimension."""
@@ -67,8 +110,27 @@ class Channels(Mapping[str, int]):
         return x
 
     def means(self, x: Tensor) -> dict[str, Tensor]:
-        """Return {group: (N,)}, the mean of (N, C, H, W) over its channels and positions."""
-        return {name: part.mean(dim=(1, 2, 3)) for name, part in self.split(x).items()}
+        """Return {group: (N,)}, the mean of (N, C, H, W) over its channels and positions, without padding."""
+        parts = self.split(x)
+        vectors = {name: self.vector(name, parts[name]).mean(dim=1) for name in self.vectors}
+        return {name: vectors[name] if name in vectors else part.mean(dim=(1, 2, 3)) for name, part in parts.items()}
+
+    def vector(self, name: str, part: Tensor) -> Tensor:
+        """Return the vectors (N, length) that the channels of a group, (N, C_m, H, W), hold."""
+        return part.flatten(1)[:, : self.vectors[name]]
+
+    def stored(self, name: str, vectors: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return the channels (N, C_m, H, W) that hold vectors (N, length): the inverse of `vector`."""
+        height, width = grid
+        values = torch.nn.functional.pad(vectors, (0, self[name] * height * width - vectors.shape[1]))
+        return rearrange(values, "n (c h w) -> n c h w", h=height, w=width)
+
+    def trim(self, x: Tensor) -> Tensor:
+        """Set the padding of vectors in (N, C, H, W) to 0. Without vectors, return x itself."""
+        if not self.vectors:
+            return x
+        parts, grid = self.split(x), (x.shape[2], x.shape[3])
+        return self.join(parts | {n: self.stored(n, self.vector(n, parts[n]), grid) for n in self.vectors})
 
     def mask(self, x: Tensor, drop: Tensor, groups: Iterable[str] | None = None) -> Tensor:
         """Zero the named groups (default: all representations) of the samples where drop, (N,) bool, is True.
@@ -86,6 +148,11 @@ class Channels(Mapping[str, int]):
         # Filled on the device: copying a list to the device would make the host wait.
         return torch.cat([like.new_full((1, size, 1, 1), values[name]) for name, size in self._sizes.items()], dim=1)
 
+    def record(self) -> dict[str, Any]:
+        """Return {group: number of channels, or the settings of its `Vector`} as JSON, for `Channels(**record)`."""
+        vectors = {name: Vector(length, self[name])._asdict() for name, length in self.vectors.items()}
+        return self._sizes | vectors
+
     def _check(self, x: Tensor) -> None:
         if not x.is_floating_point():
             raise WrongType(f"joint state of dtype {x.dtype}: must be floating-point; use JointCodec.encode for images")
@@ -102,4 +169,5 @@ class Channels(Mapping[str, int]):
         return len(self._sizes)
 
     def __repr__(self) -> str:
-        return f"Channels({', '.join(f'{name}={size}' for name, size in self._sizes.items())})"
+        sizes = self._sizes | {name: Vector(length, self[name]) for name, length in self.vectors.items()}
+        return f"Channels({', '.join(f'{name}={size}' for name, size in sizes.items())})"

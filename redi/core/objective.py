@@ -123,7 +123,7 @@ class JointObjective:
         rows = rows or Rows.whole(len(x))
         shape = (rows.total, len(self.channels)) if self.clock.independent else (rows.total,)
         times = self.time_distribution.draw(self.process, shape, x.device, tuple(x.shape[1:]))
-        noise = torch.randn((rows.total, *x.shape[1:]), dtype=x.dtype, device=x.device)
+        noise = self.channels.trim(torch.randn((rows.total, *x.shape[1:]), dtype=x.dtype, device=x.device))
         dropped = torch.rand(rows.total, device=x.device) < self.representation_dropout
         unlabelled = torch.rand(rows.total, device=x.device) < self.label_dropout
         if self.joint_dropout:  # drawn last, so that the other numbers are the same without it
@@ -189,7 +189,7 @@ class JointObjective:
         self, prediction: Tensor, x: Tensor, noise: Tensor, x_t: Tensor, t: Tensor, dropped: Tensor, means: GroupMeans
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Return the loss of a prediction, its terms by name, and {group: (N,)}, the errors without `time_weight`."""
-        squared = self.process.error(prediction, x, noise, t).square()
+        squared = self.channels.trim(self.process.error(prediction, x, noise, t).square())
         errors = self.channels.means(squared)
         bounds = self.process.variational_bound(prediction, x, x_t, t)
         w = self.time_weight

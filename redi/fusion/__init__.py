@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -15,9 +16,10 @@ from redi.core.registry import Registry, discover
 class Fusion(nn.Module, ABC):
     """Patch embeddings W_emb and output heads W_dec, one pair per channel group (paper, section 3.3).
 
-    All groups share the latent grid (H, W) and one table of 2-D sin-cos positions. A component implements `embed`,
-    `tokens_of` and `num_tokens`, and passes the arguments below to `super().__init__`. It may override `unembed` and
-    `embed_group`.
+    All maps share the latent grid (H, W) and one table of 2-D sin-cos positions. A vector (see `Channels`) is one token
+    without a position, embedded by a linear layer and LayerNorm as in REG (arXiv 2507.01467); the V vectors come first
+    in the sequence. A component implements `embed`, `tokens_of` and `num_tokens`, and passes the arguments below to
+    `super().__init__`. It may override `unembed` and `embed_group`.
 
     Args:
         channels: the channel groups of the joint state.
@@ -49,16 +51,21 @@ class Fusion(nn.Module, ABC):
             raise ValueError(f"{setting}: must divide both sides of the latent grid {grid[0]}x{grid[1]}")
         self.channels, self.patch_size, p = channels, patch_size, patch_size
         self.patch_grid = (grid[0] // p, grid[1] // p)
-        embeddings = {name: nn.Conv2d(c, width, p, stride=p) for name, c in channels.items()}
-        heads = {name: nn.Linear(width, p * p * c) for name, c in channels.items()}
-        variance_heads = {name: nn.Linear(width, p * p * channels[name]) for name in variance_groups}
+        outputs = {name: channels.vectors.get(name, p * p * c) for name, c in channels.items()}
+        embeddings: dict[str, nn.Module] = {n: nn.Conv2d(channels[n], width, p, stride=p) for n in channels.maps}
+        heads = {name: nn.Linear(width, number) for name, number in outputs.items()}
+        variance_heads = {name: nn.Linear(width, outputs[name]) for name in variance_groups}
+        embeddings |= {
+            name: nn.Sequential(nn.Linear(length, width), nn.LayerNorm(width, eps=1e-6))
+            for name, length in channels.vectors.items()
+        }
         self.embeddings, self.heads = nn.ModuleDict(embeddings), nn.ModuleDict(heads)
         self.variance_heads = nn.ModuleDict(variance_heads)
         self.register_buffer("positions", sincos_positions(self.patch_grid, width), persistent=False)
         for embedding in embeddings.values():
-            nn.init.xavier_uniform_(embedding.weight.flatten(1))  # initialized as a linear layer on patches
-            assert embedding.bias is not None
-            nn.init.zeros_(embedding.bias)
+            layer: Any = embedding[0] if isinstance(embedding, nn.Sequential) else embedding
+            nn.init.xavier_uniform_(layer.weight.flatten(1))  # convolutions too, as linear layers on patches
+            nn.init.zeros_(layer.bias)
         for head in (*heads.values(), *variance_heads.values()):  # adaLN-zero: the untrained model predicts 0
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
@@ -69,19 +76,45 @@ class Fusion(nn.Module, ABC):
 
     @abstractmethod
     def tokens_of(self, tokens: Tensor) -> Mapping[str, Tensor]:
-        """Return the tokens that each head reads: (N, T, D) -> {group: (N, P, D)}."""
+        """Return the tokens that each head reads: (N, T, D) -> {group: (N, P, D)}; (N, 1, D) for a vector."""
 
     def unembed(self, tokens: Tensor) -> Tensor:
         """Return the prediction (N, C, H, W) from tokens (N, T, D), followed by the channels of `variance_groups`."""
         groups, (h, w), p = self.tokens_of(tokens), self.patch_grid, self.patch_size
-        patches = [head(groups[name]) for name, head in (*self.heads.items(), *self.variance_heads.items())]
-        # The outputs of a head are ordered (row, column, channel), as in the published checkpoints.
-        maps = [rearrange(part, "n (h w) (p q c) -> n c (h p) (w q)", h=h, w=w, p=p, q=p) for part in patches]
-        return torch.cat(maps, dim=1)
+
+        def channels_of(name: str, head: nn.Module) -> Tensor:
+            predicted = head(groups[name])
+            if name in self.channels.vectors:
+                return self.channels.stored(name, predicted[:, 0], (h * p, w * p))
+            # The outputs of a head are ordered (row, column, channel), as in the published checkpoints.
+            return rearrange(predicted, "n (h w) (p q c) -> n c (h p) (w q)", h=h, w=w, p=p, q=p)
+
+        return torch.cat([channels_of(*head) for head in (*self.heads.items(), *self.variance_heads.items())], dim=1)
 
     def embed_group(self, name: str, group: Tensor) -> Tensor:
-        """Embed one group without positions: (N, C_m, H, W) -> (N, P, D)."""
+        """Embed one group without positions: (N, C_m, H, W) -> (N, P, D); a vector -> (N, 1, D)."""
+        if name in self.channels.vectors:
+            return self.embeddings[name](self.channels.vector(name, group))[:, None]
         return rearrange(self.embeddings[name](group), "n d h w -> n (h w) d")
+
+    def embed_vectors(self, groups: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the tokens of all vectors, each (N, 1, D), the first ones of the sequence."""
+        return [self.embed_group(name, groups[name]) for name in self.channels.vectors]
+
+    def split_vectors(self, tokens: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Split (N, T, D) into {vector: (N, 1, D)} and the tokens of maps, (N, T - V, D)."""
+        vectors = {name: tokens[:, i : i + 1] for i, name in enumerate(self.channels.vectors)}
+        return vectors, tokens[:, len(vectors) :]
+
+    @property
+    def coordinates(self) -> Tensor:
+        """The (row, column) of every token on the grid of patches, (T, 2); (0, 0) for a vector.
+
+        Tokens of maps follow those of vectors, one grid after the other.
+        """
+        grid = torch.cartesian_prod(*(torch.arange(side, device=self.positions.device) for side in self.patch_grid))
+        number = len(self.channels.vectors)
+        return torch.cat([grid.new_zeros(number, 2), grid.repeat((self.num_tokens - number) // len(grid), 1)])
 
     @property
     @abstractmethod

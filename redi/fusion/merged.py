@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection, Mapping
 from functools import wraps
 
+import torch
 from torch import Tensor
 
 from redi.fusion import Fusion, register
@@ -16,11 +17,10 @@ log = logging.getLogger(__name__)
 class Merged(Fusion):
     """Summed embeddings h = x_t W^x_emb + z_t W^z_emb + ...; all heads read the same tokens (paper, Eq. 7-8).
 
-    T = P, so a representation adds almost no compute. As in the published models, only the embedding of the image has
-    a bias: with a bias per group, Adam would take a larger step on their sum.
+    T = P + V, so a representation adds almost no compute; each of V vectors has a token of its own. As in the published
+    models, only the embedding of the image has a bias: with a bias per map, Adam would take a larger step on their sum.
 
     Examples:
-        >>> import torch
         >>> from redi.core.channels import Channels
         >>> fusion = Merged(channels=Channels(image=4, dinov2=8), grid=(8, 8), patch_size=2, width=32)
         >>> x = torch.randn(1, 12, 8, 8)
@@ -32,20 +32,22 @@ class Merged(Fusion):
     @wraps(Fusion.__init__)  # type: ignore[misc]  # the same arguments, which gin reads from the signature
     def __init__(self, **arguments):
         super().__init__(**arguments)
-        for name in self.channels.representations:  # removed afterwards: initialization draws the same numbers
+        for name in self.channels.maps[1:]:  # removed afterwards: initialization draws the same numbers
             self.embeddings[name].register_parameter("bias", None)
         self.register_load_state_dict_pre_hook(_take_one_bias)
 
     def embed(self, x: Tensor) -> Tensor:
         groups = self.channels.split(x)
-        return sum(self.embed_group(name, group) for name, group in groups.items()) + self.positions
+        maps = sum(self.embed_group(name, groups[name]) for name in self.channels.maps) + self.positions
+        return torch.cat([*vectors, maps], dim=1) if (vectors := self.embed_vectors(groups)) else maps
 
     def tokens_of(self, tokens: Tensor) -> dict[str, Tensor]:
-        return dict.fromkeys(self.channels, tokens)
+        vectors, maps = self.split_vectors(tokens)
+        return dict.fromkeys(self.channels.maps, maps) | vectors
 
     @property
     def num_tokens(self) -> int:
-        return len(self.positions)
+        return len(self.positions) + len(self.channels.vectors)
 
 
 EMBEDDING_BIAS = re.compile(r"\bembeddings\.[^./]+\.bias$")

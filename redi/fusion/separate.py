@@ -10,8 +10,8 @@ from redi.fusion import Fusion, register
 class Separate(Fusion):
     """Concatenated embeddings h = [x_t W^x_emb, z_t W^z_emb, ...]; each head reads its own tokens (paper, Eq. 9-10).
 
-    T is P times the number of groups. With one representation this is about twice the compute of `Merged`; the paper
-    reports a slightly better FID (Table 5).
+    T is P times the number of maps, plus one for every vector. With one representation this is about twice the compute
+    of `Merged`; the paper reports a slightly better FID (Table 5).
 
     Examples:
         The second half of the sequence is the embedding of the representation.
@@ -26,11 +26,14 @@ class Separate(Fusion):
 
     def embed(self, x: Tensor) -> Tensor:
         groups = self.channels.split(x)
-        return torch.cat([self.embed_group(name, group) + self.positions for name, group in groups.items()], dim=1)
+        maps = [self.embed_group(name, groups[name]) + self.positions for name in self.channels.maps]
+        return torch.cat([*self.embed_vectors(groups), *maps], dim=1)
 
     def tokens_of(self, tokens: Tensor) -> dict[str, Tensor]:
-        return dict(zip(self.channels, tokens.chunk(len(self.channels), dim=1), strict=True))
+        vectors, maps = self.split_vectors(tokens)
+        names = self.channels.maps
+        return dict(zip(names, maps.chunk(len(names), dim=1), strict=True)) | vectors
 
     @property
     def num_tokens(self) -> int:
-        return len(self.positions) * len(self.channels)
+        return len(self.channels.vectors) + len(self.positions) * len(self.channels.maps)

@@ -7,14 +7,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from redi.core.channels import Channels
+from redi.core.channels import Channels, Vector
 from redi.core.inputs import check_maps
 from redi.core.registry import configurable
 from redi.core.resize import resized
 from redi.models.alignments import alignment_encoders
 from redi.models.autoencoders import Autoencoder, autoencoders
 from redi.models.autoencoders.pixels import Pixels
-from redi.models.encoders import Encoder, encoders
+from redi.models.encoders import Encoder, encoders, features_of
 from redi.models.pretrained_network import networks_in
 from redi.models.reducers import Reducer, reducers
 from redi.runtime.checksums import json_sha256, tensors_sha256, without_versions
@@ -30,7 +30,9 @@ class Representation(nn.Module):
 
     Args:
         encoder, reducer: images -> features (N, E, h, w), and features -> (N, R, h, w).
-        name: name of the channel group; default: the encoder's name.
+        name: name of the channel group; default: the encoder's name, followed by _class or _pooled for a vector.
+        vector: 'class' takes the encoder's class token instead of its patch features, 'pooled' its `pooled` vector.
+            The group is then a vector of R numbers (see `Channels`), one token in every fusion (REG, arXiv 2507.01467).
 
     Examples:
         >>> from redi.models.encoders import CLIP
@@ -39,7 +41,10 @@ class Representation(nn.Module):
         'clip'
     """
 
-    def __init__(self, encoder: Encoder, reducer: Reducer, *, name: str | None = None):
+    def __init__(
+        self, encoder: Encoder, reducer: Reducer, *, name: str | None = None,
+        vector: Literal["class", "pooled"] | None = None,
+    ):  # fmt: skip
         super().__init__()
         encoders.check(encoder, "Representation.encoder")
         reducers.check(reducer, "Representation.reducer")
@@ -47,15 +52,25 @@ class Representation(nn.Module):
             reducer.check_width(encoder.dim)
         except ValueError as error:
             raise ValueError(f"{error} of {type(encoder).__name__}") from None
-        self.encoder, self.reducer, self.name = encoder, reducer, name or encoder.name
+        if vector not in (None, "class", "pooled"):
+            raise ValueError(f"Representation.vector = {vector!r}: must be 'class', 'pooled' or None")
+        if vector == "class" and not encoder.has_class_token:
+            what = f"Representation.vector = 'class': {type(encoder).__name__} has no class token"
+            raise ValueError(f"{what}; bind 'pooled', or an encoder that has one, such as DINOv2")
+        self.encoder, self.reducer, self.vector = encoder, reducer, vector
+        self.name = name or (f"{encoder.name}_{vector}" if vector else encoder.name)
         if not self.name.isidentifier() or self.name in RESERVED or hasattr(nn.ModuleDict, self.name):
             others = f"{', '.join(sorted(RESERVED))} and the attributes of nn.ModuleDict"
             allowed = f"must be an identifier other than {others}, such as {encoder.name!r}"
             raise ValueError(f"Representation.name = {self.name!r}: {allowed}")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return reduced features (N, R, h, w) float32 on the encoder's grid, from uint8 images (N, 3, S, S)."""
-        return self.reducer(self.encoder(images))
+        """Return reduced features (N, R, h, w) float32 from uint8 images (N, 3, S, S); (N, R, 1, 1) of a vector."""
+        return self.reducer(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the features before reduction, (N, E, h, w), or (N, E, 1, 1) of a vector."""
+        return features_of(self.encoder, images, self.vector)
 
 
 @configurable
@@ -108,11 +123,32 @@ class JointCodec(nn.Module):
             allowed = "must differ from each other, image and alignment_<encoder>; set Representation.name"
             raise ValueError(f"JointCodec.representations have the names {names}: {allowed}")
         self.representations = nn.ModuleDict({r.name: r for r in representations})
-        self.channels = Channels(image=self.autoencoder.channels, **{r.name: r.reducer.rank for r in representations})
+        self._image_size: int | None = None  # the size that the channels of vectors were chosen for
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> "JointCodec":
         return super().train(False)
+
+    def for_image_size(self, image_size: int) -> "JointCodec":
+        """Choose the channels of vectors for square images of this size in pixels; return this codec.
+
+        `prepare`, `train`, `load` and `encode` call it. Without vectors, the channels do not depend on the size.
+        """
+        self._image_size = image_size
+        return self
+
+    @property
+    def channels(self) -> Channels:
+        """The channel groups of the joint state. Raises ValueError for a codec with vectors before `for_image_size`."""
+        sizes: dict[str, Any] = {"image": self.autoencoder.channels}
+        for name, representation in self.representations.items():
+            sizes[name] = rank = representation.reducer.rank
+            if representation.vector:
+                if self._image_size is None:
+                    what = f"JointCodec.channels depend on the size of the images, because {name} is a vector"
+                    raise ValueError(f"{what}: call codec.for_image_size(256), or the size of your images, first")
+                sizes[name] = Vector.on_grid(rank, self.grid(self._image_size))
+        return Channels(**sizes)
 
     def grid(self, image_size: int) -> tuple[int, int]:
         """Return (H, W) of the joint state for square images of this size in pixels."""
@@ -130,28 +166,37 @@ class JointCodec(nn.Module):
             # Contiguous, as in a cache: random numbers drawn for a tensor may depend on its memory layout.
             stored = {"image": self.autoencoder.moments(images).contiguous()}
         for name, representation in self.representations.items():
-            stored[name] = representation.reducer.project(self._features(representation.encoder, images)).half()
+            features = self._features(representation.features, representation.encoder, images)
+            stored[name] = representation.reducer.project(features).half()
         for name, encoder in self.alignments.items() if alignment else ():
-            stored[name] = self._features(encoder, images).half()
+            stored[name] = self._features(encoder, encoder, images).half()
         return stored
 
-    def _features(self, encoder: Encoder, images: Tensor) -> Tensor:
+    def _features(self, of: Callable[[Tensor], Tensor], encoder: Encoder, images: Tensor) -> Tensor:
         # Autocast is for encoders that are not pretrained networks. It may return bfloat16.
         autocast = torch.autocast(images.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
         with networks_in(self.precision), autocast:
-            return check_maps(encoder(images), f"features of {type(encoder).__name__}").float()
+            return check_maps(of(images), f"features of {type(encoder).__name__}").float()
 
     @torch.no_grad()
     def join(self, stored: Mapping[str, Tensor], randn: Callable[..., Tensor] = torch.randn) -> Tensor:
         """Return x (N, C, H, W) float32 from the output of `precompute`; `randn` as for `Autoencoder.latents`."""
         groups = {"image": self.autoencoder.latents(stored["image"], randn)}
         height, width = groups["image"].shape[-2:]
+        channels = self.channels
         for name, r in self.representations.items():
-            groups[name] = resized(r.reducer.finish(stored[name]), (height, width))
-        return self.channels.join(groups)
+            reduced = r.reducer.finish(stored[name])
+            is_vector = name in channels.vectors
+            groups[name] = (
+                channels.stored(name, reduced[:, :, 0, 0], (height, width))
+                if is_vector
+                else resized(reduced, (height, width))
+            )
+        return channels.join(groups)
 
     def encode(self, images: Tensor) -> Tensor:
         """Return x (N, C, H, W) float32 of uint8 images (N, 3, S, S)."""
+        self.for_image_size(images.shape[-1])
         return self.join(self.precompute(images, alignment=False))
 
     def encode_sample(self, dataset: Any, num_images: int = 1024) -> Tensor:
@@ -159,7 +204,7 @@ class JointCodec(nn.Module):
 
         There are fewer images if x would exceed 64 million values, which limits the memory of statistics in float64.
         """
-        height, width = self.grid(dataset.image_size)
+        height, width = self.for_image_size(dataset.image_size).grid(dataset.image_size)
         num_images = max(1, min(num_images, 2**26 // (self.channels.total * height * width)))
         if hasattr(dataset, "sample_positions"):  # a streamed cache: evenly spread positions would fetch all shards
             positions = dataset.sample_positions(num_images).tolist()
@@ -238,7 +283,11 @@ class JointCodec(nn.Module):
 
     def _provenance(self, of: Callable[[Any], dict]) -> dict:
         groups = self.representations.items()
-        representations = {name: {"encoder": r.encoder.provenance(), "reducer": of(r.reducer)} for name, r in groups}
+        representations: dict[str, Any] = {
+            name: {"encoder": r.encoder.provenance(), "reducer": of(r.reducer)} for name, r in groups
+        }
+        for name, r in groups:
+            representations[name] |= {"vector": r.vector} if r.vector else {}
         parts: dict[str, Any] = {"autoencoder": of(self.autoencoder), "representations": representations}
         parts["learned_sha256"] = tensors_sha256(self.learned_state())
         parts |= {name: encoder.provenance() for name, encoder in self.alignments.items()}

@@ -72,6 +72,7 @@ def check_training(
         device = choose_device(setting(train, "device"))
         precision = choose_precision(setting(train, "precision"), device)
         compiled = choose_compile(setting(train, "compile"), device)
+        codec.for_image_size(dataset.image_size)
         objective = setting(train, "objective")(channels=codec.channels, num_classes=dataset.num_classes)
         model_arguments = objective.model_arguments(codec, dataset)
         with torch.device("meta"):

@@ -64,7 +64,7 @@ def import_checkpoint(
         "file": file.path.name, "sha256": digest, "args": file.args, "framework": framework,
         "evidence": [reason], "dtypes": {which: imported.dtypes for which, imported in both.items()},
     }  # fmt: skip
-    arguments = both["ema"].runtime | {"channels": dict(codec.channels)}
+    arguments = both["ema"].runtime | {"channels": codec.channels.record()}
     image_size = both["ema"].layout.grid[0] * codec.autoencoder.downsample
     record = {"model_arguments": arguments, "image_size": image_size, "published": published}
     folder = save_checkpoint(run_dir, step or 0, tensors, record, keep=Retention(1))

@@ -128,7 +128,7 @@ def open_run(
     """Build the run whose tensors and record were read from `folder`. EMA weights replace missing raw weights."""
     arguments = record["model_arguments"] | {"channels": Channels(**record["model_arguments"]["channels"])}
     channels, num_classes = arguments["channels"], arguments["num_classes"]
-    codec.load_learned_state(tensors["codec"])
+    codec.for_image_size(record["image_size"]).load_learned_state(tensors["codec"])
     build, stored = model or DiffusionTransformer, dict(tensors.get("model", {})) | dict(tensors["ema"])
     try:
         # First on the meta device: an untrusted configuration could request any amount of memory.

@@ -95,7 +95,8 @@ def _subject(experiment: Experiment, stage: str) -> Iterator[Subject]:
     """Yield the operation to profile, with random weights."""
     codec, data, device = experiment.codec, prepare_run(experiment, trains=stage == "training"), experiment.device
     torch.manual_seed(setting(train, "seed"))
-    objective = setting(train, "objective")(channels=codec.channels, num_classes=data.num_classes)
+    channels = codec.for_image_size(data.image_size).channels
+    objective = setting(train, "objective")(channels=channels, num_classes=data.num_classes)
     model = build_model(setting(train, "model"), objective.model_arguments(codec, data)).to(device)
     function = train if stage == "training" else generate
     precision = choose_precision(setting(function, "precision"), device, f"{function.__name__}.precision")

@@ -4,12 +4,14 @@ import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from redi.core.channels import Channels
 from redi.core.processes import Process, processes
 from redi.core.processes.clocked import Clocked
 from redi.core.registry import configurable
@@ -158,6 +160,8 @@ def generate(
             y = labels[rows].to(device)
             indices = (first_index + rows).tolist()
             noise: Draw = ImageNoise(seed, indices, shape, device) if draw is None else _replayed(draw, rows, device)
+            if channels.vectors:
+                noise = partial(_trimmed, channels, noise)
             denoise = guided(networks, guidance, channels, y, null_label, model_time, group_times)
             known = {name: group[rows].to(device) for name, group in (given or {}).items()}
             path: list[tuple[float, Tensor]] = []
@@ -184,6 +188,11 @@ def generate(
         steps = zip(*paths, strict=True)
         generated.trajectory = torch.stack([torch.cat([state for _, state in batches]) for batches in steps])
     return generated
+
+
+def _trimmed(channels: Channels, draw: Draw) -> Tensor:
+    """Draw noise with zeros in the padding of vectors, which then stay zero in every state."""
+    return channels.trim(draw())
 
 
 def _replayed(draw: Sequence[Tensor] | Tensor, rows: Tensor, device: torch.device) -> Draw:

@@ -43,7 +43,7 @@ class History:
             "num_parameters": sum(p.numel() for p in parameters),
             "num_trainable": sum(p.numel() for p in parameters if p.requires_grad),
             "image_size": image_size,
-            "channels": dict(codec.channels),
+            "channels": codec.channels.record(),
             "reducers": {name: type(r.reducer).__name__ for name, r in codec.representations.items()},
             "sessions": [],
         }

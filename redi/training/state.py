@@ -91,7 +91,7 @@ class TrainingState:
         self.history = History(self.run_dir, record["step"], self.model, self.processes, self.codec, dataset.image_size)
         self.history.record["noise_schedule"] = snr_curves(channels, loss_of.process, record["spread"])
         self.description = {
-            "model_arguments": {**model_arguments, "channels": dict(channels)},
+            "model_arguments": {**model_arguments, "channels": channels.record()},
             "image_size": dataset.image_size, "seed": seed, "dataset": dataset.fingerprint(),
             "dataset_contents": dataset.content_fingerprint(),
             "spread": record["spread"], "codec": self.codec.provenance(),
@@ -138,7 +138,7 @@ class TrainingState:
             what = f"{folder} holds no optimizer state, because it was imported or averaged"
             advice = f"start a new run with train.initial_weights = {str(folder.parent.parent)!r}"
             raise ValueError(f"{what}: to continue training, {advice}")
-        channels = dict(self.codec.channels)
+        channels = self.codec.channels.record()
         if (stored := record["model_arguments"]["channels"]) != channels:
             advice = "set the same representations, or start a new run in another folder"
             raise ValueError(f"{folder} was trained with channels {stored}, but this run has {channels}: {advice}")

@@ -14,7 +14,7 @@ from redi.core.inputs import check_maps
 from redi.core.registry import identity
 from redi.data.cache.write import check_encoded
 from redi.data.datasets import Dataset
-from redi.models.encoders import Encoder
+from redi.models.encoders import Encoder, features_of
 from redi.models.reducers import Reducer
 from redi.models.reducers.linear import LinearReducer
 from redi.models.reducers.moments import Moments
@@ -47,7 +47,7 @@ def fit_encoder(folder: Path, encoder: Encoder, dataset: Dataset) -> None:
 
 def fit_reducer(
     folder: Path, reducer: Reducer, encoder: Encoder, dataset: Dataset, *, num_images: int, seed: int, batch_size: int,
-    device: torch.device, rank: int = 0, world_size: int = 1,
+    device: torch.device, vector: str | None = None, rank: int = 0, world_size: int = 1,
 ) -> None:  # fmt: skip
     """Load or fit a reducer like `fit_encoder`, on the features of a random sample of the images drawn from `seed`.
 
@@ -55,11 +55,12 @@ def fit_reducer(
     of 1,024 images are stored and merged in the order of the blocks, so the fit is bit-equal for any number of
     processes, and an interrupted fit resumes. Other reducers are fitted by one process.
 
-    The argument `path` of a reducer can point to the folder of the fit.
+    The argument `path` of a reducer can point to the folder of the fit. `vector`: see `Representation`.
     """
     sample = {"num_images": min(num_images, len(dataset)), "seed": seed}
     encoder_provenance, fingerprint = encoder.provenance(), dataset.fingerprint()
     key = {"encoder": encoder_provenance, "sample": sample, "dataset": fingerprint, "fit": reducer.fit_settings()}
+    key |= {"vector": vector} if vector else {}
     path = _fit_folder(folder, reducer, key)
     positions = sample_positions(len(dataset), **sample)
     linear = reducer if isinstance(reducer, LinearReducer) and type(reducer).fit is LinearReducer.fit else None
@@ -70,7 +71,7 @@ def fit_reducer(
 
     def features(positions: np.ndarray) -> Iterator[Tensor]:
         batches = (positions[i : i + batch_size] for i in range(0, len(positions), batch_size))
-        for batch in _features(encoder, reducer, dataset, batches, device):
+        for batch in _features(encoder, reducer, dataset, batches, device, vector):
             test_features[:] = [batch[:1].clone()]
             yield batch
             del batch
@@ -107,8 +108,9 @@ def fit_reducer(
 
 
 def _features(
-    encoder: Encoder, reducer: Reducer, dataset: Dataset, batches: Iterable[np.ndarray], device: torch.device
-) -> Iterator[Tensor]:
+    encoder: Encoder, reducer: Reducer, dataset: Dataset, batches: Iterable[np.ndarray], device: torch.device,
+    vector: str | None,
+) -> Iterator[Tensor]:  # fmt: skip
     """Compute features (N, E, h, w) of the images at each batch of positions (N,); refuse NaN and infinity."""
     maxima: list[Tensor] = []  # (N, 1): the largest magnitude in each image that is not checked yet
     names: list[str] = []  # of these images
@@ -123,7 +125,8 @@ def _features(
         images = dataset.batch(positions)["images"]
         if device.type == "cuda":
             images = images.pin_memory()
-        features = check_maps(encoder(images.to(device, non_blocking=True)), f"features of {type(encoder).__name__}")
+        features = features_of(encoder, images.to(device, non_blocking=True), vector)
+        check_maps(features, f"features of {type(encoder).__name__}")
         reducer.check_width(features.shape[1])
         maxima.append(torch.linalg.vector_norm(features, torch.inf, dim=(1, 2, 3))[:, None])  # NaN propagates
         names += [dataset.names[position] for position in positions]

@@ -82,18 +82,21 @@ def prepare(
         return _check_stream(CacheStream(cache_url, folder=cache_dir / "streamed", **limits), codec, dataset, mirror)
     if dataset is None:
         raise ValueError("no data set: pass dataset= (train.dataset), or prepare.cache_url")
+    codec.for_image_size(dataset.image_size)
     ranks = dict(zip(("rank", "world_size"), process_rank(rank, world_size), strict=True))
-    pairs = [(representation.encoder, representation.reducer) for representation in codec.representations.values()]
-    for encoder in (*(encoder for encoder, _ in pairs), *codec.alignments.values()):
+    for encoder in (*(r.encoder for r in codec.representations.values()), *codec.alignments.values()):
         if not encoder.fitted:
             fit_encoder(cache_dir / "encoders", encoder, dataset)
     provenances = [encoder.provenance() for encoder in codec.alignments.values()]
     if any(provenance in provenances[:number] for number, provenance in enumerate(provenances)):
         raise ValueError(f"JointCodec.alignment: two of {', '.join(codec.alignments)} are the same encoder: remove one")
-    for encoder, reducer in pairs:
+    for representation in codec.representations.values():
+        encoder, reducer = representation.encoder, representation.reducer
         if not reducer.fitted:
-            sample = {"num_images": num_fit_images, "seed": seed, "batch_size": batch_size}
-            fit_reducer(cache_dir / "reducers", reducer, encoder, dataset, device=codec.device, **sample, **ranks)
+            fit_reducer(
+                cache_dir / "reducers", reducer, encoder, dataset, num_images=num_fit_images, seed=seed,
+                batch_size=batch_size, device=codec.device, vector=representation.vector, **ranks,
+            )  # fmt: skip
         reducer.check_encoder(encoder.provenance())
     if not cache:
         if mirror != dataset.mirrored:

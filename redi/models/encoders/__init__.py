@@ -20,7 +20,8 @@ class Encoder(Checked, nn.Module, ABC):
     """Map uint8 images (N, 3, S, S) to patch features (N, E, h, w) float32 with a frozen network.
 
     An encoder resizes and normalises the images itself. A component sets `dim` and implements `forward` and
-    `provenance`. It may override `name`, `load`, and for metrics `pooled`, `metric_features` and `metric_name`. An
+    `provenance`. It may override `name`, `load`, `pooled`, `class_token` with `has_class_token`, and for metrics
+    `metric_features` and `metric_name`. An
     encoder that is trained on the user's images also sets `learns_from_data`, implements `fit`, `fit_settings` and
     `fitted`, and stores what it learns in parameters and buffers that `__init__` creates.
 
@@ -34,9 +35,10 @@ class Encoder(Checked, nn.Module, ABC):
         torch.Size([2, 3, 16, 16])
     """
 
-    takes = dict.fromkeys(("forward", "pooled", "metric_features"), check_square)
+    takes = dict.fromkeys(("forward", "pooled", "class_token", "metric_features"), check_square)
     dim: int  # E
     learns_from_data = False  # True: `prepare` trains it on the data set, and checkpoints store its weights
+    has_class_token = False  # True: it implements `class_token`
     fitted = True  # False: `fit` must be called first
 
     @property
@@ -63,6 +65,10 @@ class Encoder(Checked, nn.Module, ABC):
         """Return one vector per uint8 image (N, 3, S, S): the mean of the features over the grid, (N, E) float32."""
         return self(images).mean(dim=(2, 3))
 
+    def class_token(self, images: Tensor) -> Tensor:
+        """Return the class tokens (N, E) float32 of uint8 images (N, 3, S, S), for `Representation.vector`."""
+        raise ValueError(f"{type(self).__name__} has no class token: must be an encoder that has one, such as DINOv2")
+
     def metric_features(self, images: Tensor) -> dict[str, Tensor]:
         """Return {"pooled": (N, E) float32} of uint8 images (N, 3, S, S). `Inception` returns more features."""
         return {"pooled": self.pooled(images)}
@@ -74,6 +80,13 @@ class Encoder(Checked, nn.Module, ABC):
     @abstractmethod
     def provenance(self) -> dict:
         """Return everything that affects the features, as JSON: name, settings, weights, resize rule."""
+
+
+def features_of(encoder: Encoder, images: Tensor, vector: str | None = None) -> Tensor:
+    """Return patch features (N, E, h, w); with `vector` 'class' or 'pooled' the class token or mean as (N, E, 1, 1)."""
+    if vector is None:
+        return encoder(images)
+    return (encoder.class_token if vector == "class" else encoder.pooled)(images)[:, :, None, None]
 
 
 encoders = Registry("encoders", Encoder, harmless=("weights",))

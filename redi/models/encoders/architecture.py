@@ -1,5 +1,6 @@
 """The architecture of a timm model, inspected on the meta device: without weights or computation."""
 
+import inspect
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -23,6 +24,7 @@ class Architecture:
     widths: tuple[int, ...]  # channels of every layer (block or stage)
     strides: tuple[int, ...]  # input pixels per feature, for every layer
     fixed_size: int | None  # the only input size in pixels that the network takes; None: any multiple of a stride
+    has_class_token: bool  # whether `forward_intermediates` returns a class token
     names: frozenset[str] = field(repr=False)  # names of the weights
     options: dict = field(repr=False)  # arguments of `timm.create_model` with which the network takes any size
     config: dict = field(repr=False)  # timm's `pretrained_cfg`: normalisation, hub id, name of the classifier
@@ -61,6 +63,9 @@ def timm_architecture(model: str, binding: str) -> Architecture:
         widths=tuple(features.shape[1] for features in maps),
         strides=tuple(size // features.shape[-1] for features in maps),
         fixed_size=size if config.get("fixed_input_size") and not options else None,
+        # Some models (CaiT, XCiT) add the class token only after the patch layers, and timm does not return it.
+        has_class_token=getattr(network, "cls_token", None) is not None
+        and "return_prefix_tokens" in inspect.signature(network.forward_intermediates).parameters,
         names=frozenset(network.state_dict()),
         options=options,
         config=config,

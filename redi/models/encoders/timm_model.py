@@ -1,6 +1,5 @@
 """Features of any timm vision model, chosen by its name or by family and size."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -74,11 +73,18 @@ class Timm(PretrainedNetwork, Encoder):
         The class tokens of all `layers` are concatenated, after the final norm. FD-DINOv2 (Stein et al., arXiv
         2306.04675) uses those of DINOv2(size='L', registers=False, image_size=224).
         """
-        network = self.network
-        # Some models (CaiT, XCiT) add the class token only after the patch layers, and timm does not return it.
-        gives_tokens = "return_prefix_tokens" in inspect.signature(network.forward_intermediates).parameters
-        if getattr(network, "cls_token", None) is None or not gives_tokens:
-            return super().pooled(images)
+        return self.class_token(images) if self.has_class_token else super().pooled(images)
+
+    @property
+    def has_class_token(self) -> bool:  # type: ignore[override]  # a plug-in may set the attribute
+        """Whether timm returns the class token of this network. It has 'cls_token' in the architecture."""
+        return self.architecture.has_class_token
+
+    @torch.no_grad()
+    def class_token(self, images: Tensor) -> Tensor:
+        """Return the class tokens (N, E) float32 of uint8 images (N, 3, S, S), those of all `layers` concatenated."""
+        if not self.has_class_token:
+            return super().class_token(images)
         by_layer = self._by_layer(images, return_prefix_tokens=True)
         # Register tokens follow the class token.
         return torch.cat([by_layer[layer][1][:, 0].float() for layer in self.layers], dim=1)
