@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from redi.models.blocks import AdaLN
 from redi.models.codec import JointCodec
-from redi.models.transformer import Block, DiffusionTransformer
+from redi.models.transformer import DiffusionTransformer
 from redi.runtime.device import matmul_precision
 from redi.runtime.randomness import mix_seeds
 
 
-def plain_block(block: Block, tokens: Tensor, condition: Tensor) -> Tensor:
+def plain_block(block: AdaLN, tokens: Tensor, condition: Tensor) -> Tensor:
     """(N, T, D) and (N, D) -> (N, T, D)"""
     shift1, scale1, gate1, shift2, scale2, gate2 = block.modulation(condition)[:, None].chunk(6, dim=-1)
     n, t, d = tokens.shape

@@ -45,6 +45,7 @@ PUBLIC = {
 # Kinds of components, under the names that gin files use: redi.reducers.PCA is @reducers.PCA.
 KINDS = {
     "autoencoders": "redi.models.autoencoders",
+    "blocks": "redi.models.blocks",
     "clocks": "redi.core.clocks",
     "datasets": "redi.data.datasets",
     "ema": "redi.core.ema",

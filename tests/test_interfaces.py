@@ -26,6 +26,7 @@ from redi.evaluation.samples.sample import sample
 from redi.fusion import Fusion
 from redi.guidance import Condition, Guidance
 from redi.models.autoencoders import Autoencoder
+from redi.models.blocks import Block
 from redi.models.codec import JointCodec, Representation
 from redi.models.encoders import Encoder
 from redi.models.reducers import Reducer
@@ -158,6 +159,20 @@ class Circular(Process):
         return self.sigma(t) * x_t - self.alpha(t) * prediction / (math.pi / 2)
 
 
+class Gated(Block):
+    """A gated linear layer, without attention."""
+
+    def __init__(self, *, width, num_heads, mlp_ratio=4.0):
+        super().__init__(width=width, num_heads=num_heads)
+        self.layer, self.modulation = torch.nn.Linear(width, width), torch.nn.Linear(width, width)
+
+    def forward(self, tokens, condition, rotation=None):
+        return tokens + self.modulation(condition)[:, None] * self.layer(tokens)
+
+    def make_norm(self):
+        return torch.nn.Identity()
+
+
 class Later(Clock):
     """The representation starts slowly."""
 
@@ -237,12 +252,12 @@ class Halving(Schedule):
 
 
 COMPONENTS = [
-    Halved, Later, Stripes, Latest, Whitened, Concatenated, Away, Descent, Alone, Circular, Loudest, Leaps, Halving,
-    Noisy,
+    Halved, Gated, Later, Stripes, Latest, Whitened, Concatenated, Away, Descent, Alone, Circular, Loudest, Leaps,
+    Halving, Noisy,
 ]  # fmt: skip
 LEAPS = Leaps(num_evaluations=2)
 GENERATE = partial(redi.generate, sampler=LEAPS, guidance=[Away()])
-MODEL = partial(DiffusionTransformer, fusion=Concatenated, width=16, depth=1, num_heads=2, patch_size=2)
+MODEL = partial(DiffusionTransformer, fusion=Concatenated, block=Gated, width=16, depth=1, num_heads=2, patch_size=2)
 
 
 def new_codec() -> JointCodec:

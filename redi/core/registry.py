@@ -63,7 +63,11 @@ class Registry(Mapping[str, type]):
             self._refuse(value, binding, parentheses="()")
 
     def check_class(self, value: object, binding: str) -> None:
-        """Raise ValueError unless `value` is a class of this kind, or a gin reference to one without parentheses."""
+        """Raise ValueError unless `value` is a class of this kind, or a gin reference to one without parentheses.
+
+        `functools.partial(Class, setting=...)` counts as its class.
+        """
+        value = value.func if isinstance(value, partial) else value
         if not (inspect.isclass(value) and issubclass(value, self.interface)):
             self._refuse(value, binding, parentheses="")
 

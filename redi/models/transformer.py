@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,8 +14,10 @@ from redi.core.registry import configurable
 from redi.fusion import Fusion, fusions
 from redi.fusion.merged import Merged
 from redi.models.attention import choose_attention
-from redi.models.block import Block, in_float32, modulate
+from redi.models.blocks import Block, blocks, in_float32, modulate, modulations
+from redi.models.blocks.adaln import AdaLN
 from redi.models.projector import build_projector
+from redi.models.rotary import rotation_table
 
 # width, depth, heads (Peebles & Xie, arXiv 2212.09748, table 1)
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
@@ -37,6 +39,7 @@ class DiffusionTransformer(nn.Module):
         size: S, B, L or XL, a slash and a patch size, such as 'B/2'.
         width, depth, num_heads, patch_size: override the corresponding part of `size`.
         mlp_ratio: hidden width of the MLPs, relative to `width`.
+        block: class of the blocks between them, of kind `blocks`; its options are bindings such as Modern.qk_norm.
         fusion: class that embeds the channel groups as tokens and reads the prediction from tokens.
         attention: a backend, or 'auto'; see `choose_attention`.
         checkpointing: recompute the blocks in the backward pass: less memory, about a third more compute.
@@ -60,6 +63,7 @@ class DiffusionTransformer(nn.Module):
     blocks: Any  # nn.ModuleList of Block
     group_embeddings: Any  # nn.ModuleDict {group: TimestepEmbedding}
     inner_head: Any  # nn.ModuleDict {"modulation", "fusion"}
+    rotation: Tensor | None  # (2, T, D / heads), of rotary positions
 
     def __init__(
         self, *, channels: Channels, grid: tuple[int, int], num_classes: int, variance_groups: Sequence[str] = (),
@@ -68,9 +72,11 @@ class DiffusionTransformer(nn.Module):
         patch_size: int | None = None, mlp_ratio: float = 4.0, fusion: type = Merged, attention: str = "auto",
         checkpointing: bool = False, timestep_scale: float = 1.0, group_timesteps: bool = False,
         alignment_layer: int = 8, alignment_width: int = 2048, alignment_projector: Literal["mlp", "conv"] = "mlp",
+        block: Callable[..., Block] = AdaLN,
     ):  # fmt: skip
         super().__init__()
         fusions.check_class(fusion, "DiffusionTransformer.fusion")
+        blocks.check_class(block, "DiffusionTransformer.block")
         for name, value in {"width": width, "depth": depth, "num_heads": num_heads, "patch_size": patch_size}.items():
             if value is not None and value < 1:
                 raise ValueError(f"DiffusionTransformer.{name} = {value}: must be at least 1")
@@ -88,12 +94,16 @@ class DiffusionTransformer(nn.Module):
         self.fusion = fusion(channels=channels, grid=grid, patch_size=patch_size, width=width, **runtime)
         self.timestep_embedding = TimestepEmbedding(width, scale=timestep_scale)
         self.label_embedding = nn.Embedding(num_classes + 1, width)
-        self.blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio) for _ in range(depth))
-        self.final_norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        settings = {"width": width, "num_heads": num_heads, "mlp_ratio": mlp_ratio}
+        self.blocks = nn.ModuleList(block(**settings) for _ in range(depth))
+        self.final_norm = self.blocks[-1].make_norm()
         self.final_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
         names = channels.representations if group_timesteps else ()
         self.group_embeddings = nn.ModuleDict({n: TimestepEmbedding(width, scale=timestep_scale) for n in names})
         self._initialise()
+        rotary = self.blocks[0].rotary
+        table = rotation_table(self.fusion.coordinates, width // num_heads) if rotary else None
+        self.register_buffer("rotation", table, persistent=False)
         self.alignment_layer = alignment_layer
         self.projector: nn.Module | None = None
         if alignment_dim is not None:
@@ -110,7 +120,7 @@ class DiffusionTransformer(nn.Module):
 
     def _initialise(self) -> None:
         for block in self.blocks:
-            _xavier(block.qkv, block.projection, block.mlp)
+            _xavier(*(layers for name, layers in block.named_children() if name != "modulation"))
         nn.init.normal_(self.label_embedding.weight, std=0.02)
         for embedding in (self.timestep_embedding, *self.group_embeddings.values()):
             for layer in _linear_layers(embedding.mlp):
@@ -141,11 +151,12 @@ class DiffusionTransformer(nn.Module):
         if inner and self.inner_layer is None:
             raise ValueError("JointObjective.inner_layer = None: must be a block in training for inner=True")
         for number, block in enumerate(self.blocks, start=1):
+            inputs = tokens, condition, self.rotation
             if self.checkpointing and self.training and torch.is_grad_enabled():
                 # preserve_rng_state: blocks draw no random numbers
-                tokens = checkpoint(block, tokens, condition, use_reentrant=False, preserve_rng_state=False)
+                tokens = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
-                tokens = block(tokens, condition)
+                tokens = block(*inputs)
             if inner and number == self.inner_layer:
                 # RAEv2: modulated token by token, by SiLU(token + embedded time)
                 shift, scale = self.inner_head["modulation"](times[:, None] + tokens).chunk(2, dim=-1)  # (N, T, D)
@@ -154,7 +165,7 @@ class DiffusionTransformer(nn.Module):
                 if self.projector is None:
                     raise ValueError("DiffusionTransformer.alignment_dim = None: must be set to return tokens for REPA")
                 further.append(self.projector(self.fusion.tokens_of(tokens)["image"]))
-        shift, scale = in_float32(self.final_modulation, condition).chunk(2, dim=-1)
+        shift, scale = modulations(self.final_modulation, condition, 2)
         prediction = self.fusion.unembed(modulate(self.final_norm(tokens), shift, scale))
         return (prediction, *further) if further else prediction
 
@@ -173,7 +184,7 @@ class DiffusionTransformer(nn.Module):
 
     def choose_attention(self, device: torch.device | str, dtype: torch.dtype) -> str:
         """Set the attention backend for this device and dtype. Return one line for the log, with name and reason."""
-        head_dim = self.blocks[0].qkv.in_features // self.blocks[0].num_heads
+        head_dim = self.blocks[0].width // self.blocks[0].num_heads
         shape = {"head_dim": head_dim, "num_tokens": self.fusion.num_tokens}
         attend, reason = choose_attention(self.attention, device=device, dtype=dtype, **shape)
         for block in self.blocks:

@@ -8,7 +8,8 @@ import torch
 
 from redi.core.channels import Channels
 from redi.core.objective import JointObjective
-from redi.models.transformer import Block, DiffusionTransformer
+from redi.models.blocks import AdaLN
+from redi.models.transformer import DiffusionTransformer
 from redi.runtime.device import Precision
 from redi.runtime.distributed import Processes
 from redi.training import memory
@@ -58,14 +59,14 @@ def test_adam_s_two_moments_are_counted():
 
 def test_muon_s_single_momentum_of_the_matrices_is_counted():
     with torch.device("meta"):
-        matrices = sum(p.nbytes for p in Block(64, 4, 4.0).parameters() if p.ndim == 2)
+        matrices = sum(p.nbytes for p in AdaLN(width=64, num_heads=4).parameters() if p.ndim == 2)
     assert predicted() - predicted(optimizer=Muon) == pytest.approx(3 * matrices, rel=1e-6)
 
 
 def test_a_checkpointed_block_keeps_its_input_and_no_more():
     deeper = predicted(64, depth=3, checkpointing=True) - predicted(64, depth=2, checkpointing=True)
     weights = sum(
-        p.nbytes for p in Block(64, 4, 4.0).parameters()
+        p.nbytes for p in AdaLN(width=64, num_heads=4).parameters()
     )  # and as many for the EMA and each of Adam's moments
     state = 64 * 64 * 64 * 4  # (N, T, D) in float32
     assert deeper - 4 * weights == pytest.approx(state, rel=0.01)
