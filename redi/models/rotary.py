@@ -18,7 +18,10 @@ def rotation_table(coordinates: Tensor, head_dim: int) -> Tensor:
     """
     if head_dim % 4:
         what = f"rotary positions turn pairs of numbers for rows and columns, but a head has {head_dim}"
-        raise ValueError(f"{what}: set DiffusionTransformer.num_heads so that width / num_heads is a multiple of 4")
+        raise ValueError(
+            f"{what}: set DiffusionTransformer.num_heads so that width / num_heads is a multiple of 4 "
+            "(of a wide head: head_num_heads and head_width)"
+        )
     steps = torch.arange(head_dim // 4, dtype=torch.float64, device=coordinates.device)
     angles = coordinates.double()[..., None] * 10000 ** (-4 * steps / head_dim)  # (T, 2, head_dim / 4)
     angles = rearrange(angles, "t side k -> t (side k)").repeat_interleave(2, dim=-1)

@@ -8,7 +8,7 @@ from math import isqrt
 from torch import Tensor
 
 from redi.core.channels import Channels
-from redi.models.transformer import SIZES
+from redi.models.sizes import SIZES
 
 # Names that identify other architectures. They cannot be read; the error message names the architecture.
 OTHERS = {
