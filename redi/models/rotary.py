@@ -29,7 +29,7 @@ def rotation_table(coordinates: Tensor, head_dim: int) -> Tensor:
 
 
 def rotated(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn every pair of adjacent numbers of x (N, T, heads, head_dim), in float32; return it in the dtype of x.
+    """Turn every pair of adjacent numbers of x (N, T, heads, head_dim), at least in float32; keep the dtype of x.
 
     Examples:
         Products of queries and keys depend only on the difference of their positions.
@@ -42,6 +42,7 @@ def rotated(x: Tensor, rotation: Tensor) -> Tensor:
         True
     """
     cos, sin = rotation[:, :, None]  # (T, 1, head_dim)
-    pairs = rearrange(x.float(), "... (pair two) -> ... pair two", two=2)
+    numbers = x.to(torch.promote_types(x.dtype, cos.dtype))
+    pairs = rearrange(numbers, "... (pair two) -> ... pair two", two=2)
     turned = rearrange(torch.stack([-pairs[..., 1], pairs[..., 0]], dim=-1), "... pair two -> ... (pair two)")
-    return (x.float() * cos + turned * sin).to(x.dtype)
+    return (numbers * cos + turned * sin).to(x.dtype)
