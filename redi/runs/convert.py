@@ -13,7 +13,7 @@ from redi.core.configurables import import_all
 from redi.models.codec import JointCodec
 from redi.models.published.bindings import choose_framework, layout_bindings, model_bindings, process_bindings
 from redi.models.published.file import PublishedFile, read_published
-from redi.models.published.layout import parse_layout
+from redi.models.published.parse import parse_layout
 from redi.models.published.weights import Imported, from_published, to_published
 from redi.runs.load import load
 from redi.runtime import trusted_imports

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from redi.core.channels import Channels
 from redi.fusion.merged import Merged, with_one_bias
 from redi.models.published.file import read_published
-from redi.models.published.layout import parse_layout
+from redi.models.published.parse import parse_layout
 from redi.models.published.weights import from_published
 from redi.models.transformer import DiffusionTransformer
 from redi.runtime.checkpoint import list_checkpoints, newest_good

@@ -15,7 +15,8 @@ import redi
 from redi.core import config
 from redi.data.datasets import Dataset
 from redi.fusion import sincos_positions
-from redi.models.published.layout import Layout, published_shapes
+from redi.models.published.layout import Layout
+from redi.models.published.parse import published_shapes
 from redi.models.published.weights import from_published
 from redi.runs import convert
 from redi.runs.experiment import Experiment

@@ -15,7 +15,8 @@ import torch
 import redi
 from redi.core import config
 from redi.fusion import sincos_positions
-from redi.models.published.layout import Layout, published_shapes
+from redi.models.published.layout import Layout
+from redi.models.published.parse import published_shapes
 from redi.runs.convert import import_checkpoint
 from redi.runtime.checkpoint import list_checkpoints
 from redi.runtime.checksums import OWN_HASH

@@ -11,7 +11,8 @@ from redi.core.processes import DDPM, FlowMatching
 from redi.core.samplers import Ancestral, Euler, EulerMaruyama, ImageNoise
 from redi.fusion import Separate
 from redi.guidance import ClassifierFree, RepresentationGuidance, guided
-from redi.models.published.layout import Layout, parse_layout, published_shapes
+from redi.models.published.layout import Layout
+from redi.models.published.parse import parse_layout, published_shapes
 from redi.models.published.weights import from_published, to_published
 from redi.models.transformer import DiffusionTransformer
 
@@ -233,7 +234,7 @@ BROKEN = [
         lambda s: s | {"blocks.1.attn.qkv.weight": torch.zeros(3 * 40, D)},
         r"blocks\.1\.attn\.qkv\.weight \(120, 48\) inst",
     ),
-    (lambda s: s | {"pos_embed": torch.zeros(1, 16, D)}, r"pos_embed differs by up to 1 from DiT's fixed 2-D sin-cos"),
+    (lambda s: s | {"pos_embed": torch.zeros(1, 16, D)}, r"pos_embed differs by up to 1 from the fixed table of DiT"),
     (lambda s: s | {"pos_embed": torch.zeros(1, 20, D)}, "20 positions: must be a square"),
     (lambda s: rename(s, "blocks.", "transformer_blocks."), "lacks blocks.0.*looks like a transformer of diffusers"),
     (lambda s: s | {"decoder_embed.weight": torch.zeros(2)}, "holds decoder_embed.weight, which no .*masked variant"),
