@@ -63,7 +63,12 @@ SET_UPS = {
     ],
     "mirrored images": ["prepare.mirror = True"],
     "encoders in every step": ["prepare.cache = False", "prepare.mirror = True"],
-    "today's parts": ["WEAK_STEP = 2", "train.checkpoint_every = 2", "EulerMaruyama.num_evaluations = 4"],
+    "today's parts": [
+        "WEAK_STEP = 2",
+        "train.checkpoint_every = 2",
+        "EulerMaruyama.num_evaluations = 4",
+        "token/PCA.rank = 2",
+    ],
 }
 FILES = {"today's parts": ["modern.gin"]}
 every_set_up = pytest.mark.parametrize("name", SET_UPS)
