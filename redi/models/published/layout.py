@@ -12,7 +12,8 @@ from redi.core.channels import Channels
 from redi.fusion import sincos_positions
 from redi.models.blocks import Block
 from redi.models.blocks.adaln import AdaLN
-from redi.models.transformer import SIZES, DiffusionTransformer
+from redi.models.sizes import SIZES
+from redi.models.transformer import DiffusionTransformer
 
 SPECIFICATION = "docs/published-weights.md specifies the layout"
 
