@@ -47,6 +47,7 @@ class Layout:
     mark: ClassVar[str] = "blocks.0.mlp.fc1.weight"  # the tensor that identifies the layout
     patches: ClassVar[str] = "x_embedder.proj"  # the patch embedding of the model's width
     mlp: ClassVar[str] = "mlp.fc1"
+    num_vectors: ClassVar[int] = 0  # tokens without a position, the first ones
     times: ClassVar[tuple[str, ...]] = ("t_embedder.mlp.0.weight",)
     # {published stem: this library's stem} inside of blocks, in the order of the published code
     in_block: ClassVar[Mapping[str, str]] = {
@@ -76,7 +77,7 @@ class Layout:
             "patch_size": p,
             "in_channels": channels,
             "out_channels": rows // (p * p),
-            "patch_grid": _patch_grid(state, p, grid),
+            "patch_grid": _patch_grid(state, p, grid, cls.num_vectors),
             "num_classes": len(state["y_embedder.embedding_table.weight"]) - 1,
             "mlp_hidden": len(state[f"blocks.0.{cls.mlp}.weight"]),
             "projectors": projectors,
@@ -152,7 +153,8 @@ class Layout:
     @classmethod
     def of_model(cls, model: DiffusionTransformer) -> bool:
         """Whether this layout can hold the blocks, times and heads of a model."""
-        return isinstance(model.blocks[0], cls.block) and not model.group_embeddings
+        one_kind = isinstance(model.blocks[0], cls.block) and not model.group_embeddings
+        return one_kind and len(model.channels.vectors) == cls.num_vectors
 
     @classmethod
     def names(cls, channels: Channels, depth: int) -> dict[str, str]:
@@ -197,9 +199,11 @@ def projector_prefixes(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(f"projectors.{number}." for number in sorted(numbers))
 
 
-def _patch_grid(state: Mapping[str, Tensor], patch_size: int, grid: tuple[int, int] | None) -> tuple[int, int]:
+def _patch_grid(
+    state: Mapping[str, Tensor], patch_size: int, grid: tuple[int, int] | None, num_vectors: int
+) -> tuple[int, int]:
     if "pos_embed" in state:
-        tokens = state["pos_embed"].shape[1]
+        tokens = state["pos_embed"].shape[1] - num_vectors
         if isqrt(tokens) ** 2 != tokens:
             raise ValueError(f"the checkpoint has {tokens} positions: must be a square number; {SPECIFICATION}")
         return isqrt(tokens), isqrt(tokens)

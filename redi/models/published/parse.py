@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from redi.models.published.layout import SPECIFICATION, Layout, rows_of
+from redi.models.published.reg import REGLayout
 from redi.models.published.tensors import to_theirs
 from redi.models.transformer import DiffusionTransformer
 
 # The layouts that can be read. The first whose `mark` a state dict holds is its layout; without any it is the last.
-LAYOUTS: tuple[type[Layout], ...] = (Layout,)
+LAYOUTS: tuple[type[Layout], ...] = (REGLayout, Layout)
 # Names that identify other architectures. They cannot be read; the error message names the architecture.
 OTHERS = {
     r"^fusion\.embeddings\.": "this library's own model: open its run folder with redi.load",
