@@ -136,14 +136,15 @@ class JointCodec(nn.Module):
         `prepare`, `train`, `load` and `encode` call it. Without vectors, the channels do not depend on the size.
         Raises ValueError if a vector has other channels than for the size that was chosen before.
         """
-        first, self._image_size = self._image_size, self._image_size or image_size
-        vectors = [(name, r.reducer.rank) for name, r in self.representations.items() if r.vector]
-        for name, length in vectors if first not in (None, image_size) else ():
-            before, now = (Vector.on_grid(length, self.grid(size)).channels for size in (first, image_size))
-            if before != now:
-                what = f"images of {image_size} pixels, but the codec is used with images of {first} pixels"
-                counts = f"{name}, a vector, takes {now} channels of the joint state and not {before}"
-                raise ValueError(f"{what}: {counts}; use images of {first} pixels, or another codec")
+        first = self._image_size = self._image_size or image_size
+        for name, representation in self.representations.items():
+            if representation.vector and image_size != first:
+                length = representation.reducer.rank
+                before, now = (Vector.on_grid(length, self.grid(size)).channels for size in (first, image_size))
+                if before != now:
+                    what = f"images of {image_size} pixels, but the codec is used with images of {first} pixels"
+                    counts = f"{name}, a vector, would take {now} channels of the joint state and not {before}"
+                    raise ValueError(f"{what}: {counts}; use images of {first} pixels, or another codec")
         return self
 
     @property

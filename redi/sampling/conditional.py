@@ -85,7 +85,7 @@ def check_given(
     for name, group in given.items():
         if name not in channels:
             raise ValueError(f"given names {name!r}: must be among {', '.join(channels)}")
-        shapes = [(shape[0], channels[name], *shape[1:])]
+        shapes: list[tuple[int, ...]] = [(shape[0], channels[name], *shape[1:])]
         if length := channels.vectors.get(name):
             shapes = [(shape[0], length), (shape[0], length, 1, 1), *shapes]
         if tuple(group.shape) not in shapes:

@@ -14,7 +14,7 @@ LEGEND = (
     "image; per representation: encoder features of the image, generated features, "
     "their agreement (white: cosine 1, black: 0 or below)"
 )
-NEAREST = "; per vector: the training images nearest to the generated vector"
+NEAREST = "; per vector: nearest training images"
 NUM_NEAREST = 3
 
 
