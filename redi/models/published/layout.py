@@ -48,6 +48,7 @@ class Layout:
     patches: ClassVar[str] = "x_embedder.proj"  # the patch embedding of the model's width
     mlp: ClassVar[str] = "mlp.fc1"
     times: ClassVar[tuple[str, ...]] = ("t_embedder.mlp.0.weight",)
+    alignment_layer: ClassVar[int] = 8  # the block that REPA aligned, if the file does not say
     # {published stem: this library's stem} inside of blocks, in the order of the published code
     in_block: ClassVar[Mapping[str, str]] = {
         "attn.qkv": "qkv", "attn.proj": "projection", "mlp.fc1": "mlp.0", "mlp.fc2": "mlp.2",
@@ -95,6 +96,11 @@ class Layout:
         return self.out_channels == 2 * self.in_channels
 
     @property
+    def num_blocks(self) -> int:
+        """Number of blocks, including those of a wide head."""
+        return self.depth
+
+    @property
     def grid(self) -> tuple[int, int]:
         """(H, W) of the joint state."""
         return self.patch_grid[0] * self.patch_size, self.patch_grid[1] * self.patch_size
@@ -138,7 +144,10 @@ class Layout:
         if (ratio := self.mlp_ratio()) != 4:
             settings["mlp_ratio"] = ratio
         if self.projectors:
-            settings |= {"alignment_width": self.projector_width, "alignment_layer": min(8, self.depth)}
+            settings |= {
+                "alignment_width": self.projector_width,
+                "alignment_layer": min(self.alignment_layer, self.depth),
+            }
         return settings
 
     def mlp_ratio(self) -> float:
@@ -152,7 +161,17 @@ class Layout:
     @classmethod
     def of_model(cls, model: DiffusionTransformer) -> bool:
         """Whether this layout can hold the blocks, times and heads of a model."""
-        return isinstance(model.blocks[0], cls.block) and not model.group_embeddings
+        return isinstance(model.blocks[0], cls.block) and cls.of_times(model)
+
+    @classmethod
+    def of_times(cls, model: DiffusionTransformer) -> bool:
+        """Whether this layout can hold the time embeddings and the wide head of a model."""
+        return not model.group_embeddings and model.timestep_embedding.frequencies is None and model.wide_head is None
+
+    @classmethod
+    def heads_of(cls, model: DiffusionTransformer) -> dict[str, Any]:
+        """Return the fields with numbers of attention heads, which only the model knows."""
+        return {"num_heads": model.blocks[0].num_heads}
 
     @classmethod
     def names(cls, channels: Channels, depth: int) -> dict[str, str]:
