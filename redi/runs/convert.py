@@ -167,8 +167,8 @@ def _take_pca(codec: JointCodec, pca: str | Path | None) -> None:
 def _colours(codec: JointCodec) -> dict[str, Tensor]:
     """Return a colour basis that needs no images: the first channels, in the 1st to 99th percentile of a Gaussian."""
     tensors = {}
-    for name, representation in codec.representations.items():
-        reducer = representation.reducer
+    for name in codec.channels.maps[1:]:
+        reducer = codec.representations[name].reducer
         spread = torch.ones(reducer.rank)
         if isinstance(deviations := getattr(reducer, "deviations", None), Tensor):
             spread = (deviations[: reducer.rank] * reducer.factors).cpu()

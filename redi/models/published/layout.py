@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import isqrt
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from redi.core.channels import Channels
 from redi.fusion import sincos_positions
@@ -47,6 +47,7 @@ class Layout:
     mark: ClassVar[str] = "blocks.0.mlp.fc1.weight"  # the tensor that identifies the layout
     patches: ClassVar[str] = "x_embedder.proj"  # the patch embedding of the model's width
     mlp: ClassVar[str] = "mlp.fc1"
+    num_vectors: ClassVar[int] = 0  # tokens without a position, the first ones
     times: ClassVar[tuple[str, ...]] = ("t_embedder.mlp.0.weight",)
     alignment_layer: ClassVar[int] = 8  # the block that REPA aligned, if the file does not say
     # {published stem: this library's stem} inside of blocks, in the order of the published code
@@ -77,7 +78,7 @@ class Layout:
             "patch_size": p,
             "in_channels": channels,
             "out_channels": rows // (p * p),
-            "patch_grid": _patch_grid(state, p, grid),
+            "patch_grid": _patch_grid(state, p, grid, cls.num_vectors),
             "num_classes": len(state["y_embedder.embedding_table.weight"]) - 1,
             "mlp_hidden": len(state[f"blocks.0.{cls.mlp}.weight"]),
             "projectors": projectors,
@@ -160,8 +161,13 @@ class Layout:
 
     @classmethod
     def of_model(cls, model: DiffusionTransformer) -> bool:
-        """Whether this layout can hold the blocks, times and heads of a model."""
-        return isinstance(model.blocks[0], cls.block) and cls.of_times(model)
+        """Whether this layout can hold a model."""
+        return cls.of_block(model.blocks[0]) and cls.of_times(model) and len(model.channels.vectors) == cls.num_vectors
+
+    @classmethod
+    def of_block(cls, block: nn.Module) -> bool:
+        """Whether this layout can hold this block."""
+        return isinstance(block, cls.block)
 
     @classmethod
     def of_times(cls, model: DiffusionTransformer) -> bool:
@@ -216,9 +222,11 @@ def projector_prefixes(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(f"projectors.{number}." for number in sorted(numbers))
 
 
-def _patch_grid(state: Mapping[str, Tensor], patch_size: int, grid: tuple[int, int] | None) -> tuple[int, int]:
+def _patch_grid(
+    state: Mapping[str, Tensor], patch_size: int, grid: tuple[int, int] | None, num_vectors: int
+) -> tuple[int, int]:
     if "pos_embed" in state:
-        tokens = state["pos_embed"].shape[1]
+        tokens = state["pos_embed"].shape[1] - num_vectors
         if isqrt(tokens) ** 2 != tokens:
             raise ValueError(f"the checkpoint has {tokens} positions: must be a square number; {SPECIFICATION}")
         return isqrt(tokens), isqrt(tokens)

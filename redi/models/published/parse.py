@@ -9,11 +9,12 @@ from torch import Tensor
 from redi.models.published.dit_dh import DiTDH
 from redi.models.published.layout import SPECIFICATION, Layout, rows_of
 from redi.models.published.lightningdit import SFD, LightningDiT
+from redi.models.published.reg import REGLayout
 from redi.models.published.tensors import to_theirs
 from redi.models.transformer import DiffusionTransformer
 
 # The layouts that can be read. The first whose `mark` a state dict holds is its layout; without any it is the last.
-LAYOUTS: tuple[type[Layout], ...] = (DiTDH, SFD, LightningDiT, Layout)
+LAYOUTS: tuple[type[Layout], ...] = (DiTDH, SFD, LightningDiT, REGLayout, Layout)
 # Names that identify other architectures. They cannot be read; the error message names the architecture.
 OTHERS = {
     r"^fusion\.embeddings\.": "this library's own model: open its run folder with redi.load",

@@ -1,4 +1,4 @@
-"""Convert the published state dicts of DiT and related models to this library's model and back, without loss."""
+"""Convert the published state dicts of DiT, SiT and related models to this library's model and back, without loss."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -54,10 +54,13 @@ def from_published(
     Raises ValueError for another architecture or number of channels, missing variances, or values that are not finite.
     """
     layout = parse_layout(state, grid)
-    groups = layout.channels() if channels is None else Channels(**channels)
+    groups = layout.channels() if channels is None else channels
+    groups = groups if isinstance(groups, Channels) else Channels(**groups)
     total = layout.in_channels
-    if groups.total != total:
-        raise ValueError(f"{groups} has {groups.total} channels: must have {total}, as the checkpoint does")
+    if (number := sum(groups[name] for name in groups.maps)) != total:
+        raise ValueError(f"{groups} has {number} channels: must have {total}, as the checkpoint does")
+    if [*groups.vectors.values()] != (lengths := [*layout.example_channels().vectors.values()]):
+        raise ValueError(f"{groups}: must have vectors of the lengths {lengths}, as the checkpoint does")
     if learned_variance and not layout.learn_sigma:
         advice = "pass learned_variance=False, or set DDPM.learned_variance = ()"
         raise ValueError(f"the checkpoint's head has {total} outputs per pixel and no learned variance: {advice}")
@@ -150,6 +153,8 @@ def _kind(model: DiffusionTransformer) -> type[Layout]:
         reason = "has a learned variance for some groups only"
     elif kind := next((kind for kind in LAYOUTS if kind.of_model(model)), None):
         return kind
+    elif len(model.channels.vectors) > 1:
+        reason = f"has {len(model.channels.vectors)} vectors, and published models at most one"
     elif len(model.group_embeddings):
         reason = "embeds the time of every group (group_timesteps)"
     else:

@@ -1,0 +1,63 @@
+"""The layouts of REG (arXiv 2507.01467) and REGLUE (arXiv 2512.16636): SiT with an encoder's class token."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from redi.core.channels import Channels, Vector
+from redi.models.published.layout import Layout
+
+
+@dataclass(frozen=True)
+class REGLayout(Layout):
+    """SiT whose first token is a class token: a vector of 768 numbers with its own embedding, norm and head.
+
+    REG's maps are 4 latents, REGLUE's 4 latents and 16 channels of compressed features.
+    """
+
+    length: int = 768  # of the class token
+
+    title: ClassVar[str] = "REG or REGLUE"
+    mark: ClassVar[str] = "wg_norm.weight"
+    num_vectors: ClassVar[int] = 1
+
+    @classmethod
+    def anchors(cls) -> dict[str, int]:
+        return super().anchors() | {"cls_projectors2.weight": 2}
+
+    @classmethod
+    def options(cls, state: Mapping[str, Tensor], fields: Mapping) -> dict[str, Any]:
+        return {"length": state["cls_projectors2.weight"].shape[1]}
+
+    def channels(self) -> Channels:
+        return self._with_class(super().channels())
+
+    def example_channels(self) -> Channels:
+        return self._with_class(super().example_channels())
+
+    def _with_class(self, maps: Channels) -> Channels:
+        return Channels(**maps, dinov2_class=Vector.on_grid(self.length, self.grid))
+
+    def model_settings(self, num_heads: int | None = None) -> dict:
+        settings = super().model_settings(num_heads)
+        if self.depth <= 12 and "alignment_layer" in settings:  # B
+            settings["alignment_layer"] = min(4, self.depth)
+        return settings
+
+    @classmethod
+    def before_blocks(cls, channels: Channels) -> dict[str, str]:
+        (vector,) = channels.vectors
+        embedding = f"fusion.embeddings.{vector}"
+        return super().before_blocks(channels) | {"cls_projectors2": f"{embedding}.0", "wg_norm": f"{embedding}.1"}
+
+    @classmethod
+    def after_blocks(cls, channels: Channels) -> dict[str, str]:
+        (vector,) = channels.vectors
+        return super().after_blocks(channels) | {"final_layer.linear_cls": f"fusion.heads.{vector}"}
+
+    def tables(self) -> dict[str, Tensor]:
+        positions = super().tables()["pos_embed"]
+        return {"pos_embed": torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)}  # (1, 1 + P, D)
