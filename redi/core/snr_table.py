@@ -15,9 +15,12 @@ CURVE = [k / 50 for k in range(1, 50)]  # the times of the curves, besides the k
 
 
 def spreads(channels: Channels, x: Tensor) -> dict[str, float]:
-    """Return {group: root mean square of the standard deviations of its channels} for joint states (N, C, H, W)."""
-    variances = x.double().var(dim=(0, 2, 3))  # (C,)
-    return {name: float(variances[channels.slice(name)].mean().sqrt()) for name in channels}
+    """Return {group: root mean square of the standard deviations of its channels} for joint states (N, C, H, W).
+
+    Of a vector, it is that of the standard deviations of its numbers.
+    """
+    values = channels.unpadded(x.double())
+    return {name: float(part.var(dim=(0, 2, 3)).mean().sqrt()) for name, part in values.items()}
 
 
 def snr_table(channels: Channels, process: Process, weights: Mapping[str, float], spread: Mapping[str, float]) -> str:

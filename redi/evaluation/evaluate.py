@@ -145,7 +145,7 @@ def _of_representation(representation, trained, samples: Samples, dataset, refer
         return []
     if not (entries := representation(trained, samples, dataset, images)):
         return []
-    representation_picture(trained, samples).save(samples.folder.parent / "representation.png")
+    representation_picture(trained, samples, dataset).save(samples.folder.parent / "representation.png")
     network = codec.provenance() | {"sha256": codec.fingerprint()}
     common = conditions(samples.record, network, reference_record(images or dataset))
     common |= {"warnings": list(warnings)} if warnings else {}

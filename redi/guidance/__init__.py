@@ -219,15 +219,23 @@ def guided(
             for inner, output in enumerate(outputs if asks else [outputs]):
                 pairs = zip(batch, output.chunk(len(batch)), strict=True)
                 predictions.update({replace(condition, inner=bool(inner)): part for condition, part in pairs})
-        first = predictions[next(iter(weights))]
+        first, c = predictions[next(iter(weights))], x.shape[1]
         if list(weights) == [EVERYTHING] and set(weights[EVERYTHING].values()) == {1.0}:
-            return first
-        c = x.shape[1]
+            return _without_padding(channels, first)
         weighted = [predictions[one][:, :c] * parts.per_channel(w, like=first) for one, w in weights.items()]
         result = sum(weighted[1:], weighted[0])
-        return result if first.shape[1] == c else torch.cat([result, first[:, c:]], dim=1)
+        result = result if first.shape[1] == c else torch.cat([result, first[:, c:]], dim=1)
+        return _without_padding(channels, result)
 
     return denoise
+
+
+def _without_padding(channels: Channels, prediction: Tensor) -> Tensor:
+    """Set the padding of vectors to 0 in a prediction, so that the states of the sampler keep it 0."""
+    if not channels.vectors:
+        return prediction
+    c = channels.total
+    return torch.cat([channels.trim(prediction[:, :c]), prediction[:, c:]], dim=1)
 
 
 guidance_rules = Registry("guidance", Guidance)

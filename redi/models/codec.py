@@ -133,8 +133,17 @@ class JointCodec(nn.Module):
         """Choose the channels of vectors for square images of this size in pixels; return this codec.
 
         `prepare`, `train`, `load` and `encode` call it. Without vectors, the channels do not depend on the size.
+        Raises ValueError if a vector has other channels than for the size that was chosen before.
         """
-        self._image_size = image_size
+        first = self._image_size = self._image_size or image_size
+        for name, representation in self.representations.items():
+            if representation.vector and image_size != first:
+                length = representation.reducer.rank
+                before, now = (Vector.on_grid(length, self.grid(size)).channels for size in (first, image_size))
+                if before != now:
+                    what = f"images of {image_size} pixels, but the codec is used with images of {first} pixels"
+                    counts = f"{name}, a vector, would take {now} channels of the joint state and not {before}"
+                    raise ValueError(f"{what}: {counts}; use images of {first} pixels, or another codec")
         return self
 
     @property
@@ -183,16 +192,15 @@ class JointCodec(nn.Module):
         """Return x (N, C, H, W) float32 from the output of `precompute`; `randn` as for `Autoencoder.latents`."""
         groups = {"image": self.autoencoder.latents(stored["image"], randn)}
         height, width = groups["image"].shape[-2:]
-        channels = self.channels
         for name, r in self.representations.items():
-            reduced = r.reducer.finish(stored[name])
-            is_vector = name in channels.vectors
-            groups[name] = (
-                channels.stored(name, reduced[:, :, 0, 0], (height, width))
-                if is_vector
-                else resized(reduced, (height, width))
-            )
-        return channels.join(groups)
+            groups[name] = self.on_grid(name, r.reducer.finish(stored[name]), (height, width))
+        return self.channels.join(groups)
+
+    def on_grid(self, name: str, reduced: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return the channels (N, C_m, H, W) of a group from reduced features (N, R, h, w), or (N, R, 1, 1)."""
+        if self.representations[name].vector:
+            return self.channels.stored(name, reduced[:, :, 0, 0], grid)
+        return resized(reduced, grid)
 
     def encode(self, images: Tensor) -> Tensor:
         """Return x (N, C, H, W) float32 of uint8 images (N, 3, S, S)."""

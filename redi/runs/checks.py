@@ -101,8 +101,16 @@ def check_training(
     for advice in training_advice(rules, objective.trained_with):
         log.warning("%s", advice)
     if isinstance(net, DiffusionTransformer):
-        token_dim = codec.channels.total * math.prod(net.grid) // net.fusion.num_tokens
-        if token_dim > (width := net.label_embedding.embedding_dim):
+        channels, width = codec.channels, net.label_embedding.embedding_dim
+        num_values = sum(channels[name] for name in channels.maps) * math.prod(net.grid)
+        token_dim = num_values // (net.fusion.num_tokens - len(channels.vectors))
+        for name, length in channels.vectors.items():
+            if length > width:
+                log.warning(
+                    "%s packs %d values into a token of width %d, so noise is lost: lower the rank of its reducer, or "
+                    "raise DiffusionTransformer.width", name, length, width,
+                )  # fmt: skip
+        if token_dim > width:
             log.warning(
                 "each token packs %d values (channels x patch size squared, features resized to the latent grid) into "
                 "a width of %d, so noise is lost and image quality drops: lower the reducer's rank or the patch size, "

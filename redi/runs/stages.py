@@ -77,7 +77,7 @@ def _picture(experiment: Experiment, samples, rows: int = 4) -> None:
         return
     columns, names = num_columns(samples.labels), run.class_names
     some = samples.take(class_ordered(samples.labels, columns, rows))
-    features = ", ".join(run.codec.channels.representations) if samples.has_x else ""
+    features = ", ".join(run.codec.channels.maps[1:]) if samples.has_x else ""
     caption = f" images above their features ({features}; one colour basis)" if features else " images"
     sheets = [sample_grid(some, run.codec, run.colours, "generated" + caption, columns, names)]
     real = _if_readable(lambda: _real_images(experiment, rows), "leaving real images out of the picture")

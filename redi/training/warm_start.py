@@ -28,8 +28,9 @@ def warm_start(model: nn.Module, path: str | Path) -> str:
 
     New groups are those that the smaller model (the source) lacks. Their patch embeddings and heads are set to 0, and
     so is the last layer of every per-group time embedding. At step 0 the predictions of the other groups therefore
-    equal those of the source, for any values of the new groups. Projectors and inner heads keep their initial values,
-    and no random number is drawn. The position table is fixed, so the grids may differ.
+    equal those of the source, for any values of the new groups. A new vector keeps its initial embedding: its
+    token changes the attention of the others anyway. Projectors and inner heads keep their initial values, and no
+    random number is drawn. The position table is fixed, so the grids may differ.
 
     Shapes cannot show whether two models use the same process: use SiT weights for a velocity network with the same
     direction of time, and DiT weights for noise prediction. A learned variance is copied if both models have one.
@@ -56,7 +57,9 @@ def warm_start(model: nn.Module, path: str | Path) -> str:
     state = with_one_bias({"model": state}, parameters)["model"]
     _check(path, state, parameters, model)
     for name, parameter in parameters.items():
-        group = name.split(".")[2] if name.startswith("fusion.") else None
+        part, group = name.split(".")[1:3] if name.startswith("fusion.") else ("", "")
+        if group in model.channels.vectors and group in further and part == "embeddings":
+            continue
         if group in further or (name.startswith("group_embeddings.") and ".mlp.2." in name):
             parameter.zero_()
         elif not name.startswith(NOT_COPIED) and name in state:  # the source may lack a learned variance
