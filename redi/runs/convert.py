@@ -1,4 +1,4 @@
-"""Import published checkpoints (DiT, SiT, REPA, ReDi) as runs, and export weights in the published layout."""
+"""Import published checkpoints (DiT, SiT, REPA, ReDi, REG, ...) as runs, and export weights in the published layout."""
 
 import logging
 from collections.abc import Sequence
@@ -36,8 +36,8 @@ def import_checkpoint(
         framework: see `choose_framework`.
         pca: the fit of the reducer, if exactly one reducer is not fitted; copied into the run.
         step: training step; default: the step in the file, else 0.
-        gin_files: default: imagenet.gin (imagenet_plain.gin without features), sit.gin or dit.gin, and published.gin.
-            The sizes and process of the checkpoint override them.
+        gin_files: default: imagenet.gin (imagenet_plain.gin without features), sit.gin or dit.gin, and published.gin;
+            reg.gin and reglue.gin for these. The sizes and process of the checkpoint override them.
         gin_bindings: override everything else.
 
     Raises ValueError: the file is not supported, the configuration does not fit it, or `run_dir` holds a run.
@@ -54,6 +54,7 @@ def import_checkpoint(
         framework, reason, grid = _configure(file, framework, gin_files, gin_bindings)
         codec = config.bound("train.codec") or JointCodec()
         _take_pca(codec, pca)
+        codec.for_image_size(parse_layout(file.state(), grid).grid[0] * codec.autoencoder.downsample)
         both = _take_weights(file, codec, grid)
         text = config.full_text()
     leftovers = {f"{which}/{name}": t for which, imported in both.items() for name, t in imported.leftovers.items()}
@@ -109,6 +110,7 @@ def _configure(
         network = f"{'dit' if framework == 'dit' else 'sit'}.gin"
         plain = layout.in_channels == 4
         files = ["imagenet_plain.gin", network] if plain else ["imagenet.gin", network, "published.gin"]
+        files = [f"{framework}.gin"] if len(layout.frameworks) == 1 else files  # its own recipe
         bindings = [*layout_bindings(layout), *bindings]
     config.parse(files, [*bindings, *gin_bindings])  # for the number of heads, which no checkpoint contains
     sizes = model_bindings(layout, file.args, config.bound("DiffusionTransformer.num_heads"))

@@ -3,20 +3,21 @@
 from collections.abc import Mapping
 
 from redi.models.published.layout import Layout
+from redi.models.published.reg import REGLayout
 
-FRAMEWORKS = ("sit", "dit", "repa")
+REVERSED = ("repa", "reg", "reglue")  # t = 0 is data and t = 1 is noise
 # path_type and prediction in the settings of SiT's and REPA's training programs, and this library's names.
 PATHS = {"linear": "FlowMatching", "gvp": "GVP", "cosine": "GVP", "vp": "VP"}
 PREDICTIONS = {"velocity": "velocity", "v": "velocity", "noise": "noise", "score": "score"}
 
 
 def choose_framework(layout: Layout, args: Mapping, requested: str | None) -> tuple[str, str]:
-    """Return the framework 'sit', 'dit' or 'repa', and the reason: the file's settings `args`, or `requested`.
+    """Return one of the layout's `frameworks`, and the reason: the file's settings `args`, or `requested`.
 
     The framework defines the process, which the shapes do not show. In SiT and ReDi t = 0 is noise, t = 1 is data, and
-    the model predicts x - noise. In REPA t = 0 is data, t = 1 is noise, and the model predicts noise - x. DiT predicts
-    the noise at steps 0 (data) ... 999. Raises ValueError if `requested` (--framework) contradicts the file, or is None
-    and the file allows several frameworks.
+    the model predicts x - noise. In REPA and REG t = 0 is data, t = 1 is noise, and the model predicts noise - x. DiT
+    predicts the noise at steps 0 (data) ... 999. Raises ValueError if `requested` (--framework) contradicts the file,
+    or is None and the file allows several frameworks.
     """
     allowed, reason = _stated(layout, args)
     if requested is None and len(allowed) == 1:
@@ -32,6 +33,8 @@ def choose_framework(layout: Layout, args: Mapping, requested: str | None) -> tu
 def _stated(layout: Layout, args: Mapping) -> tuple[tuple[str, ...], str]:
     """Return the frameworks that the file allows, and the reason."""
     name = str(args.get("model", ""))
+    if len(layout.frameworks) == 1:
+        return layout.frameworks, f"it holds {layout.mark}"
     if name.startswith("DiT"):
         return ("dit",), f"its settings name {name}"
     if any(prefix.startswith("projectors.") for prefix in layout.projectors):
@@ -40,13 +43,16 @@ def _stated(layout: Layout, args: Mapping) -> tuple[tuple[str, ...], str]:
         return ("sit",), f"its settings name {name}, without REPA's enc_type and proj_coeff"
     if name.startswith("SiT") or "path_type" in args:
         return ("sit", "repa"), f"its settings name {name or 'a path_type'}, as SiT's and REPA's do"
-    return FRAMEWORKS, "it holds no settings that name a model"
+    return layout.frameworks, "it holds no settings that name a model"
 
 
 def layout_bindings(layout: Layout) -> list[str]:
     """Return the bindings that the shapes determine, in addition to the ImageNet configuration files."""
     bindings = [f"Preprocessing.image_size = {8 * layout.grid[0]}"]  # the Stable Diffusion VAE downsamples by 8
-    if layout.in_channels == 4:
+    if isinstance(layout, REGLayout):
+        bindings.append(f"Identity.rank = {layout.length}")
+        bindings += [f"ConvCompressor.rank = {layout.in_channels - 4}"] if layout.in_channels > 4 else []
+    if isinstance(layout, REGLayout) or layout.in_channels == 4:
         return [*bindings, "StableVAE.uint8_rule = 'truncate'"]
     return [*bindings, f"PCA.rank = {layout.channels()['dinov2']}"]
 
@@ -61,7 +67,7 @@ def process_bindings(layout: Layout, framework: str, args: Mapping) -> list[str]
         allowed = f"path_type must be one of {', '.join(PATHS)}, prediction one of {', '.join(PREDICTIONS)}"
         raise ValueError(f"the checkpoint has path_type = {path!r}, prediction = {prediction!r}: {allowed}")
     name = PATHS[path]
-    bindings = [f"JointObjective.process = @processes.{name}()", f"{name}.reversed = {framework == 'repa'}"]
+    bindings = [f"JointObjective.process = @processes.{name}()", f"{name}.reversed = {framework in REVERSED}"]
     return [*bindings, f"{name}.prediction = {PREDICTIONS[prediction]!r}"]
 
 

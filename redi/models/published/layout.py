@@ -117,6 +117,11 @@ class Layout:
             "the groups with channels=, or in a gin file whose codec has these groups"
         )
 
+    @property
+    def frameworks(self) -> tuple[str, ...]:
+        """The frameworks whose models have this layout: the values of --framework."""
+        return "sit", "dit", "repa"
+
     def example_channels(self) -> Channels:
         """Return groups that a model of these shapes may have, for any number of channels."""
         return Channels(image=self.in_channels)

@@ -32,6 +32,10 @@ class REGLayout(Layout):
     def options(cls, state: Mapping[str, Tensor], fields: Mapping) -> dict[str, Any]:
         return {"length": state["cls_projectors2.weight"].shape[1]}
 
+    @property
+    def frameworks(self) -> tuple[str, ...]:
+        return ("reg",) if self.in_channels == 4 else ("reglue",)
+
     def channels(self) -> Channels:
         return self._with_class(super().channels())
 

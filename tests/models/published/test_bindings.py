@@ -2,8 +2,9 @@
 
 import pytest
 
-from redi.models.published.bindings import FRAMEWORKS, choose_framework, model_bindings, process_bindings
+from redi.models.published.bindings import choose_framework, model_bindings, process_bindings
 from redi.models.published.layout import Layout
+from redi.models.published.reg import REGLayout
 
 
 def layout(**changes) -> Layout:
@@ -12,6 +13,7 @@ def layout(**changes) -> Layout:
 
 
 PLAIN, REPA = layout(), layout(projectors=("projectors.0.",))
+FRAMEWORKS = PLAIN.frameworks
 
 
 @pytest.mark.parametrize(
@@ -31,6 +33,17 @@ def test_the_file_decides_where_it_says_it(args, of, expected):
     for other in set(FRAMEWORKS) - {expected}:
         with pytest.raises(ValueError, match=f"--framework={other}: must be {expected} for this checkpoint: it"):
             choose_framework(of, args, other)
+
+
+@pytest.mark.parametrize(("c", "framework"), [(4, "reg"), (20, "reglue")])
+def test_a_class_token_says_the_framework(c, framework):
+    sizes = {"width": 32, "depth": 12, "patch_size": 2, "patch_grid": (4, 4), "num_classes": 5, "mlp_hidden": 128}
+    of = REGLayout(**sizes, in_channels=c, out_channels=c)
+    assert choose_framework(of, {"model": "SiT-XL/2"}, None) == (framework, "it holds wg_norm.weight")
+    with pytest.raises(ValueError, match=f"--framework=sit: must be {framework} for this checkpoint: it holds wg_norm"):
+        choose_framework(of, {}, "sit")
+    bindings = ["JointObjective.process = @processes.FlowMatching()", "FlowMatching.reversed = True"]
+    assert process_bindings(of, framework, {"path_type": "linear", "prediction": "v"})[:2] == bindings
 
 
 def test_a_file_without_settings_needs_the_flag():
