@@ -248,9 +248,10 @@ class JointCodec(nn.Module):
             encoder.load()
 
     def learned_state(self) -> dict[str, Tensor]:
-        """Return the state of all parts learned from data: reducers, and encoders with `learns_from_data`."""
-        modules = self._learned_modules()
-        return {f"{name}.{part}.{key}": t for name, part, module in modules for key, t in module.state_dict().items()}
+        """Return a copy of the state of all parts learned from data: reducers, and encoders with `learns_from_data`."""
+        states = [(f"{name}.{part}", module.state_dict()) for name, part, module in self._learned_modules()]
+        # Copied, because representations may share an encoder, and safetensors refuses shared memory.
+        return {f"{prefix}.{key}": tensor.clone() for prefix, state in states for key, tensor in state.items()}
 
     def load_learned_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore the output of `learned_state`. Raises ValueError if it belongs to another codec."""
