@@ -263,12 +263,13 @@ class JointCodec(nn.Module):
             encoder.load()
 
     def learned_state(self, for_cache: bool = False) -> dict[str, Tensor]:
-        """Return the state of all parts learned from data: reducers, and encoders and statistics that learn from it.
+        """Return a copy of the state of all parts learned from data: reducers, encoders, statistics of latents.
 
         With `for_cache`, only of the parts that affect `precompute`.
         """
-        modules = self._learned_modules(for_cache)
-        return {f"{name}.{part}.{key}": t for name, part, module in modules for key, t in module.state_dict().items()}
+        states = [(f"{name}.{part}", module.state_dict()) for name, part, module in self._learned_modules(for_cache)]
+        # Copied, because representations may share an encoder, and safetensors refuses shared memory.
+        return {f"{prefix}.{key}": tensor.clone() for prefix, state in states for key, tensor in state.items()}
 
     def load_learned_state(self, state: Mapping[str, Tensor], for_cache: bool = False) -> None:
         """Restore the output of `learned_state`. Raises ValueError if it belongs to another codec."""
