@@ -277,7 +277,7 @@ class JointCodec(nn.Module):
         stored = {".".join(key.split(".")[:2]) for key in state}
         if expected != stored:
             what = f"the stored codec has {sorted(stored)}, but the configured one has {sorted(expected)}"
-            raise ValueError(f"{what}: set JointCodec.representations to those of the stored codec")
+            raise ValueError(f"{what}: set JointCodec.representations, and statistics, to those of the stored codec")
         for name, part, module in self._learned_modules(for_cache):
             prefix = f"{name}.{part}."
             try:

@@ -52,7 +52,7 @@ class Flux2VAE(PretrainedAutoencoder):
         self.factor = self.config.get("patch_size", (2, 2))[0]
         self.channels, self.downsample = self.channels * self.factor**2, self.downsample * self.factor
         if statistics is None:
-            self.statistics = BatchNormStatistics(self._read_weights, self.config.get("batch_norm_eps", 1e-4))
+            self.statistics = _BatchNormStatistics(self._read_weights, self.config.get("batch_norm_eps", 1e-4))
 
     def moments(self, images: Tensor) -> Tensor:
         return self._encode(images, lambda part: self.network.encode(part).latent_dist.mode().half())
@@ -64,14 +64,8 @@ class Flux2VAE(PretrainedAutoencoder):
         return unfold(super()._raw(latents), self.factor)
 
 
-class BatchNormStatistics(LatentStatistics):
-    """The running statistics of a batch norm in an autoencoder's weights file. `read` reads and checks the file.
-
-    Examples:
-        >>> tensors = {"bn.running_mean": torch.tensor([1.0]), "bn.running_var": torch.tensor([4.0])}
-        >>> BatchNormStatistics(lambda: (Path("file"), tensors), eps=0.0)(torch.full((1, 1, 2, 2), 5.0)).unique()
-        tensor([2.])
-    """
+class _BatchNormStatistics(LatentStatistics):
+    """The running statistics of the batch norm in the weights file, which `read` reads at first use."""
 
     def __init__(self, read: Callable[[], tuple[Path, dict[str, Tensor]]], eps: float):
         super().__init__("the weights", rule="variance", eps=eps)

@@ -86,17 +86,16 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
         return self._in_passes(lambda part: encode(part.float() / 127.5 - 1), images)
 
     def _check_statistics(self, statistics: LatentStatistics | None) -> LatentStatistics | None:
-        if statistics is None:
-            return None
-        if not isinstance(statistics, LatentStatistics):
-            how = "must be a LatentStatistics object, in a gin file @LatentStatistics()"
-            raise ValueError(f"{self._binding('statistics')} = {statistics!r}: {how}")
-        # A saved configuration holds the defaults, too.
-        defaults = inspect.signature(type(self)).parameters
-        for name in ("scale", "shift"):
-            if name in defaults and (value := getattr(self, name)) != defaults[name].default:
-                what = f"{self._binding(name)} = {value} has no effect with {self._binding('statistics')}"
-                raise ValueError(f"{what}: remove one of the two bindings")
+        binding = self._binding("statistics")
+        if not isinstance(statistics, LatentStatistics | None):
+            raise ValueError(
+                f"{binding} = {statistics!r}: must be a LatentStatistics object, such as @LatentStatistics()"
+            )
+        parameters = inspect.signature(type(self)).parameters
+        for name in ("scale", "shift") if statistics is not None else ():
+            value = getattr(self, name)
+            if name in parameters and value != parameters[name].default:  # a saved configuration holds the default
+                raise ValueError(f"{self._binding(name)} = {value} has no effect with {binding}: remove one of the two")
         return statistics
 
     def latents(self, moments: Tensor, randn: Callable[..., Tensor] = torch.randn) -> Tensor:

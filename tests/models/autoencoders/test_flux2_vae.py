@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from redi.models.autoencoders import Flux2VAE, LatentStatistics, StableVAE
 from redi.models.codec import JointCodec
 
+PAGE = Path(__file__).parents[3] / "docs" / "autoencoders.md"
 FILE = "diffusion_pytorch_model.safetensors"
 
 
@@ -99,6 +101,7 @@ def test_the_bindings_of_sd3_and_flux_1_are_the_factors_of_diffusers_configurati
     vae_folders, tmp_path, caplog, name
 ):
     scale, shift = BINDINGS[name]
+    assert f"StableVAE.scale = {scale}\nStableVAE.shift = {shift}" in PAGE.read_text()
     copy = shutil.copytree(vae_folders["wide"], tmp_path / name)
     config = json.loads((copy / "config.json").read_text()) | {"scaling_factor": scale, "shift_factor": shift}
     (copy / "config.json").write_text(json.dumps(config))
