@@ -72,7 +72,11 @@ POSITIONAL = {
     "guidance": dict.fromkeys(("Autoguidance", "ClassifierFree", "InnerGuidance", "RepresentationGuidance"), "scale"),
     "processes": {"DDPM": "num_timesteps", "Shifted": "process"},
     "reducers": dict.fromkeys(
-        ("ConvBottleneck", "GaussianRandomProjection", "Identity", "PCA", "SparseRandomProjection"), "rank"
+        (
+            "ConvBottleneck", "ConvCompressor", "GaussianRandomProjection", "Identity", "PCA", "SemVAE",
+            "SparseRandomProjection",
+        ),
+        "rank",
     ),
     "samplers": dict.fromkeys(
         ("Ancestral", "DDIM", "Euler", "EulerMaruyama", "FixedODE", "Heun", "StochasticHeun"), "num_evaluations"
