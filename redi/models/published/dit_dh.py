@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from redi.core.channels import Channels
+from redi.core.clocks.shift import shifted
 from redi.models.published.layout import rows_of
 from redi.models.published.lightningdit import LightningDiT, columns_of, number_of_heads
 from redi.models.transformer import DiffusionTransformer
@@ -44,6 +45,12 @@ class DiTDH(LightningDiT):
             "head_depth": blocks - depth,
             "head_num_heads": number_of_heads(head_width, columns_of(state, "dec_feat_rope.freqs_cos")),
         }
+
+    def bindings(self) -> list[str]:
+        # RAE's 50 times: equal steps from noise-time 1 to 0.001, shifted. It decodes the last state; we add a step.
+        shift = (self.in_channels * self.grid[0] * self.grid[1] / 4096) ** 0.5
+        times = [*(shifted(0.999 * step / 49, shift) for step in range(50)), 1.0]
+        return [*super().bindings(), "Euler.shift = 1.0", f"Euler.times = {times}"]
 
     @property
     def num_blocks(self) -> int:

@@ -122,6 +122,13 @@ class Layout:
         """The frameworks whose models have this layout: the values of --framework."""
         return "sit", "dit", "repa"
 
+    def bindings(self) -> list[str]:
+        """Return the bindings of data and features that the shapes determine, in addition to configuration files."""
+        rank = self.channels().get("dinov2")
+        features = [f"PCA.rank = {rank}"] if rank else []
+        size = 8 * self.grid[0]  # the Stable Diffusion VAE downsamples by 8
+        return [f"Preprocessing.image_size = {size}", "StableVAE.uint8_rule = 'truncate'", *features]
+
     def example_channels(self) -> Channels:
         """Return groups that a model of these shapes may have, for any number of channels."""
         return Channels(image=self.in_channels)

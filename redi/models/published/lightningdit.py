@@ -55,6 +55,13 @@ class LightningDiT(Layout):
     def channels(self) -> Channels:
         return Channels(image=self.in_channels)
 
+    @property
+    def frameworks(self) -> tuple[str, ...]:
+        return (self.title.lower(),)
+
+    def bindings(self) -> list[str]:
+        return [f"Preprocessing.image_size = {16 * self.grid[0]}"]  # its autoencoder downsamples by 16
+
     def mlp_ratio(self) -> float:
         if int(2 / 3 * 4 * self.width) == self.mlp_hidden:
             return 4.0
@@ -111,6 +118,9 @@ class SFD(LightningDiT):
             what = f"the checkpoint has {self.in_channels} input channels, not 32 of the texture and some of semantics"
             raise ValueError(f"{what}: name the groups with channels=, or in a gin file whose codec has these groups")
         return Channels(image=32, dinov2=self.in_channels - 32)
+
+    def bindings(self) -> list[str]:
+        return [*super().bindings(), f"SemVAE.rank = {self.in_channels - 32}"]
 
     def example_channels(self) -> Channels:
         return Channels(image=self.in_channels - 1, dinov2=1)

@@ -12,7 +12,7 @@ from redi.core.clocks import Lead
 from redi.core.processes import FlowMatching
 from redi.core.processes.clocked import Clocked
 from redi.core.samplers import Euler, ImageNoise
-from redi.guidance import guided
+from redi.guidance import ClassifierFree, guided
 from redi.models.blocks import Modern
 from redi.models.published.dit_dh import DiTDH
 from redi.models.published.lightningdit import SFD, LightningDiT
@@ -287,6 +287,23 @@ def test_another_block_has_no_published_layout(settings):
     model = DiffusionTransformer(channels=Channels(image=2), grid=(4, 4), num_classes=2, depth=1, **settings)
     with pytest.raises(ValueError, match="cannot be exported .* has Modern blocks with options that no published"):
         to_published(model)
+
+
+def test_a_guided_trajectory_of_lightningdit_is_that_of_a_loop():
+    """Three channels are guided, from t = 0.1 on; the grid is 0.3 t / (1 - 0.7 t)."""
+    state, y = modern_state("lightningdit"), torch.tensor([1, 4])
+    model, imported = imported_model(state, "lightningdit")
+    rules = [ClassifierFree(scale=10.0, channels={"image": 3}, interval=(0.1, 1.0))]
+    denoise = guided(model, rules, imported.runtime["channels"], y, K, FlowMatching().model_time)
+    drawn = Euler(num_evaluations=7, shift=1 / 0.3)(denoise, FlowMatching(), ImageNoise(0, [0, 1], (6, SIDE, SIDE)))
+    x, times = ImageNoise(0, [0, 1], (6, SIDE, SIDE))(), torch.linspace(0, 1, 8)
+    times = 0.3 * times / (1 - 0.7 * times)
+    for t, t_next in zip(times, times[1:], strict=False):
+        v, null = reference(state, x, t.repeat(2), y), reference(state, x, t.repeat(2), torch.full_like(y, K))
+        if t >= 0.1:
+            v = torch.cat([(null + 10 * (v - null))[:, :3], v[:, 3:]], dim=1)
+        x = x + (t_next - t) * v
+    assert (drawn - x).abs().max() < 1e-4 * x.abs().max()
 
 
 def test_a_trajectory_of_sfd_is_that_of_a_loop_with_masked_velocities():
