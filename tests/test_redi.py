@@ -66,12 +66,17 @@ POSITIONAL = {
     "datasets": {"AdmBatch": "path", "HuggingFace": "path", "ImageFolder": "path", "WebDataset": "shards"},
     "ema": {"EMA": "model", "PowerFunctionEMA": "model"},
     "encoders": {
-        "CLIP": "size", "DINOv2": "size", "DINOv3": "size", "SigLIP2": "size", "Timm": "model", "Inception": "mode",
+        **dict.fromkeys(("CLIP", "DINOv2", "DINOv3", "EfficientNetLite", "SigLIP2"), "size"),
+        "Timm": "model", "Inception": "mode",
     },
     "guidance": dict.fromkeys(("Autoguidance", "ClassifierFree", "InnerGuidance", "RepresentationGuidance"), "scale"),
     "processes": {"DDPM": "num_timesteps", "Shifted": "process"},
     "reducers": dict.fromkeys(
-        ("ConvBottleneck", "GaussianRandomProjection", "Identity", "PCA", "SparseRandomProjection"), "rank"
+        (
+            "ConvBottleneck", "ConvCompressor", "GaussianRandomProjection", "Identity", "PCA", "SemVAE",
+            "SparseRandomProjection",
+        ),
+        "rank",
     ),
     "samplers": dict.fromkeys(
         ("Ancestral", "DDIM", "Euler", "EulerMaruyama", "FixedODE", "Heun", "StochasticHeun"), "num_evaluations"

@@ -1,6 +1,7 @@
 """The base class of pretrained encoders and autoencoders: a frozen network with published weights."""
 
 import contextlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -37,7 +38,25 @@ def with_defaults(method: Any, first: object, **others: object) -> Callable:
     copy = FunctionType(method.__code__, method.__globals__, method.__name__, (first,), method.__closure__)
     copy.__kwdefaults__ = (method.__kwdefaults__ or {}) | others
     copy.__annotations__ = method.__annotations__
+    if hasattr(method, "__signature__"):
+        itself, size, *keywords = method.__signature__.parameters.values()
+        copy.__signature__ = inspect.Signature([itself, size.replace(default=first), *keywords])  # type: ignore[attr-defined]
     return copy
+
+
+def with_keywords_of(target: Callable) -> Callable:
+    """Return a decorator: the signature of a method lists the keywords of `target` in place of its own `**settings`.
+
+    gin, the documentation and editors read the signature.
+    """
+
+    def decorate(method: Any) -> Any:
+        own = [p for p in inspect.signature(method).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        keywords = [p for p in inspect.signature(target).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        method.__signature__ = inspect.Signature([*own, *(k for k in keywords if k.name not in {p.name for p in own})])
+        return method
+
+    return decorate
 
 
 class PretrainedNetwork(nn.Module, ABC):

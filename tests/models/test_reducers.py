@@ -9,10 +9,12 @@ from torch import Tensor
 
 from redi.models.reducers import reducers
 from redi.models.reducers.conv_bottleneck import ConvBottleneck
+from redi.models.reducers.conv_compressor import ConvCompressor
 from redi.models.reducers.identity import Identity
 from redi.models.reducers.linear import LinearReducer
 from redi.models.reducers.pca import PCA
 from redi.models.reducers.random_projection import GaussianRandomProjection, SparseRandomProjection
+from redi.models.reducers.sem_vae import SemVAE
 
 REDUCERS = list(reducers.values())
 RANDOM = {
@@ -21,7 +23,12 @@ RANDOM = {
 }
 WIDTH = 16
 # Enough for the contract; what is particular to a component is tested for itself.
-SETTINGS = {ConvBottleneck: {"hidden": 8, "num_steps": 5, "batch_size": 8}, Identity: {"rank": WIDTH}}
+TRAINED = {"hidden": 8, "num_steps": 5, "batch_size": 8}
+LONGER = {"num_steps": 20, "learning_rate": 2e-2}  # these do not start as PCA
+SETTINGS = {
+    ConvBottleneck: TRAINED, ConvCompressor: TRAINED | LONGER,
+    SemVAE: TRAINED | LONGER | {"depth": 1, "num_heads": 2}, Identity: {"rank": WIDTH},
+}  # fmt: skip
 
 every_reducer = pytest.mark.parametrize("reducer_class", REDUCERS)
 every_linear = pytest.mark.parametrize("reducer_class", [r for r in REDUCERS if issubclass(r, LinearReducer)])

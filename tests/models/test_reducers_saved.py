@@ -9,12 +9,18 @@ from torch import Tensor
 import redi
 from redi.models.reducers import reducers
 from redi.models.reducers.conv_bottleneck import ConvBottleneck
+from redi.models.reducers.conv_compressor import ConvCompressor
 from redi.models.reducers.identity import Identity
 from redi.models.reducers.pca import PCA
 from redi.models.reducers.random_projection import GaussianRandomProjection
+from redi.models.reducers.sem_vae import SemVAE
 
 WIDTH = 16
-SETTINGS = {ConvBottleneck: {"hidden": 8, "num_steps": 2, "batch_size": 8}, Identity: {"rank": WIDTH}}
+TRAINED = {"hidden": 8, "num_steps": 2, "batch_size": 8}
+SETTINGS = {
+    ConvBottleneck: TRAINED, ConvCompressor: TRAINED, SemVAE: TRAINED | {"depth": 1, "num_heads": 2},
+    Identity: {"rank": WIDTH},
+}  # fmt: skip
 ENCODER = {"encoder": "Some", "timm_model": "vit", "timm": "1.0", "resize": "released", "weights_sha256": "ab" * 32}
 SAMPLE = {"num_images": 20, "seed": 3, "num_vectors": 300}
 

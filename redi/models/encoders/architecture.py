@@ -53,6 +53,8 @@ def timm_architecture(model: str, binding: str) -> Architecture:
             raise ValueError(f"{binding} = {model!r} is not a model of {version}: {error}") from None
         config = network.pretrained_cfg
         size = config["input_size"][-1]
+        if not options and not config.get("fixed_input_size"):
+            size += -size % 64  # a grid of whole strides: EfficientNet-Lite2 was trained on 260 pixels
         try:
             maps = network.eval().forward_intermediates(torch.empty(1, 3, size, size), **FEATURES)
         except (AttributeError, AssertionError):

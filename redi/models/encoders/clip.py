@@ -13,7 +13,7 @@ class CLIP(Family):
 
     Args:
         size: 'B/32', 'B/16' or 'L/14'; the number is the patch size.
-        image_size, resize, layers, weights, weights_sha256, precision: see `Timm`.
+        image_size, resize, layers, combine, final_norm, weights, weights_sha256, precision: see `Timm`.
 
     Examples:
         >>> clip = CLIP("B/16")  # weights are read at first use

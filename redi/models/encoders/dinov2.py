@@ -1,7 +1,6 @@
 """DINOv2, the representation that the paper uses."""
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from torch.nn import functional
 
 from redi.models.encoders import register
 from redi.models.encoders.timm_model import Family, Timm
+from redi.models.pretrained_network import with_keywords_of
 
 
 @register
@@ -24,7 +24,7 @@ class DINOv2(Family):
     Args:
         size: 'S', 'B', 'L' or 'g'.
         registers: use the models with four register tokens.
-        image_size, resize, layers, weights, weights_sha256, precision: see `Timm`.
+        image_size, resize, layers, combine, final_norm, weights, weights_sha256, precision: see `Timm`.
 
     Examples:
         >>> dino = DINOv2("B")  # weights are read at first use
@@ -39,23 +39,17 @@ class DINOv2(Family):
         "g": "vit_giant_patch14_reg4_dinov2.lvd142m",
     }
 
-    def __init__(
-        self, size: Literal["S", "B", "L", "g"] = "B", *, registers: bool = True, image_size: int | None = None,
-        resize: Literal["antialiased", "released"] = "antialiased", layers: int | Sequence[int] | None = None,
-        weights: str | None = None, weights_sha256: str | None = None,
-        precision: Literal["float32", "bfloat16"] = "float32",
-    ):  # fmt: skip
+    @with_keywords_of(Timm.__init__)
+    def __init__(self, size: Literal["S", "B", "L", "g"] = "B", *, registers: bool = True, **settings: Any):
         model = self.model_of(size)
-        Timm.__init__(
-            self, model=model if registers else model.replace("reg4_", ""), image_size=image_size, resize=resize,
-            layers=layers, weights=weights, weights_sha256=weights_sha256, precision=precision,
-        )  # fmt: skip
+        Timm.__init__(self, model=model if registers else model.replace("reg4_", ""), **settings)
         self.size, self.registers = size, registers
 
     def metric_name(self, metric: str) -> str:
         """Return '<metric>_dinov2' for the features of FD-DINOv2 (see `pooled`), else '<metric>_dinov2_<size>'."""
         last, standard = len(self.architecture.widths) - 1, (self.size, self.registers) == ("L", False)
-        if standard and (self.image_size, self.resize, self.layers) == (224, "antialiased", (last,)):
+        features = (self.image_size, self.resize, self.layers, self.final_norm)
+        if standard and features == (224, "antialiased", (last,), True):
             return f"{metric}_dinov2"
         return f"{metric}_dinov2_{self.size}{'_registers' if self.registers else ''}".lower()
 

@@ -13,7 +13,7 @@ class DINOv3(Family):
 
     Args:
         size: 'S', 'S+', 'B', 'L', 'H+' or '7B'.
-        image_size, resize, layers, weights, weights_sha256, precision: see `Timm`.
+        image_size, resize, layers, combine, final_norm, weights, weights_sha256, precision: see `Timm`.
 
     Examples:
         >>> dino = DINOv3("S")  # weights are read at first use

@@ -16,7 +16,7 @@ class SigLIP2(Family):
         size: 'B/32', 'B/16', 'L/16', 'So400m/14', 'So400m/16' or 'g/16'; the number is the patch size. The weights
             were trained on images of 256 pixels (224 for patch size 14); for another size write, for example,
             'B/16@512'.
-        image_size, resize, layers, weights, weights_sha256, precision: see `Timm`.
+        image_size, resize, layers, combine, final_norm, weights, weights_sha256, precision: see `Timm`.
 
     Examples:
         >>> siglip = SigLIP2("So400m/14")  # weights are read at first use

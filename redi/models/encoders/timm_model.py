@@ -11,7 +11,7 @@ from torch.nn import functional
 from redi.models.encoders import Encoder, check_square, register
 from redi.models.encoders.architecture import FEATURES, timm_architecture
 from redi.models.encoders.weights import build, hub_weights
-from redi.models.pretrained_network import PretrainedNetwork
+from redi.models.pretrained_network import PretrainedNetwork, with_keywords_of
 
 
 @register
@@ -25,8 +25,11 @@ class Timm(PretrainedNetwork, Encoder):
             pixels of the image (256 -> 224 for patch size 14), or the fixed size of the network.
         resize: 'antialiased' (bicubic, before normalising), or 'released' (bicubic without antialiasing, after
             normalising), as in the paper's released code; its published weights need this.
-        layers: index of the block (or stage) that gives the features, or several indices, concatenated along E in this
-            order. Negative indices count from the end; default: the last layer. The final norm is applied to all.
+        layers: index of the block (or stage) that gives the features, or several indices. Negative indices count from
+            the end; default: the last layer.
+        combine: how several layers become one: 'concatenate' (along E, in the order of `layers`), 'sum' or 'mean'.
+        final_norm: apply the network's final norm to every layer (timm has none after the inner stages of ConvNeXt);
+            'plain': without its learned weight and bias, as in RAE (arXiv 2510.11690) and RAEv2; False: apply none.
         weights: a weights file (.safetensors, .pth, .bin; timm's format or the authors'), or a folder with one.
             Default: from the model hub, or its local cache.
         weights_sha256, precision: see `PretrainedNetwork`. The features are float32 in any precision.
@@ -43,13 +46,18 @@ class Timm(PretrainedNetwork, Encoder):
     def __init__(
         self, model: str = "vit_base_patch16_224.mae", *, image_size: int | None = None,
         resize: Literal["antialiased", "released"] = "antialiased", layers: int | Sequence[int] | None = None,
+        combine: Literal["concatenate", "sum", "mean"] = "concatenate",
+        final_norm: Literal[True, False, "plain"] = True,
         weights: str | None = None, weights_sha256: str | None = None,
         precision: Literal["float32", "bfloat16"] = "float32",
     ):  # fmt: skip
         super().__init__(weights=weights, weights_sha256=weights_sha256, precision=precision)
         self.architecture = architecture = timm_architecture(model, self._binding("model"))
         self.layers = self._checked_layers(-1 if layers is None else layers)
-        self.dim = sum(architecture.widths[i] for i in self.layers)
+        self._check_combination(combine, final_norm)
+        self.combine, self.final_norm = combine, final_norm
+        widths = [architecture.widths[i] for i in self.layers]
+        self.dim = sum(widths) if combine == "concatenate" else widths[0]
         self.stride = architecture.strides[self.layers[0]]
         if image_size is not None:
             self._check_image_size(image_size)
@@ -64,13 +72,13 @@ class Timm(PretrainedNetwork, Encoder):
     def forward(self, images: Tensor) -> Tensor:
         """Return features (N, E, h, w) float32 of uint8 images (N, 3, S, S). Raises ValueError as `side` does."""
         by_layer = self._by_layer(images)
-        return torch.cat([by_layer[layer].float() for layer in self.layers], dim=1)
+        return self._combined([by_layer[layer].float() for layer in self.layers])
 
     @torch.no_grad()
     def pooled(self, images: Tensor) -> Tensor:
         """Return the class tokens (N, E) float32 of uint8 images (N, 3, S, S); for models without them, grid means.
 
-        The class tokens of all `layers` are concatenated, after the final norm. FD-DINOv2 (Stein et al., arXiv
+        The class tokens of several `layers` are combined as the features are. FD-DINOv2 (Stein et al., arXiv
         2306.04675) uses those of DINOv2(size='L', registers=False, image_size=224).
         """
         return self.class_token(images) if self.has_class_token else super().pooled(images)
@@ -82,12 +90,12 @@ class Timm(PretrainedNetwork, Encoder):
 
     @torch.no_grad()
     def class_token(self, images: Tensor) -> Tensor:
-        """Return the class tokens (N, E) float32 of uint8 images (N, 3, S, S), those of all `layers` concatenated."""
+        """Return the class tokens (N, E) float32 of uint8 images (N, 3, S, S), combined as the features are."""
         if not self.has_class_token:
             return super().class_token(images)
         by_layer = self._by_layer(images, return_prefix_tokens=True)
         # Register tokens follow the class token.
-        return torch.cat([by_layer[layer][1][:, 0].float() for layer in self.layers], dim=1)
+        return self._combined([by_layer[layer][1][:, 0].float() for layer in self.layers])
 
     def inputs(self, images: Tensor) -> Tensor:
         """Return the network's input (N, 3, side, side) float32 from uint8 images (N, 3, S, S)."""
@@ -115,18 +123,29 @@ class Timm(PretrainedNetwork, Encoder):
         import timm
 
         config = self.architecture.config
+        changed = {"combine": self.combine} if self.combine != "concatenate" else {}  # other keys keep older caches
+        changed |= {"final_norm": self.final_norm} if self.final_norm is not True else {}
         return {
             "encoder": type(self).__name__, "timm_model": self.architecture.name, "timm": timm.__version__,
             "layers": list(self.layers), "image_size": self.image_size or f"{self.stride}/16", "resize": self.resize,
             "mean": list(config["mean"]), "std": list(config["std"]), "precision": self.precision,
             "weights_sha256": self._sha256(),  # before timm's conversion, whose rounding depends on the machine
+            **changed,
         }  # fmt: skip
 
     def _by_layer(self, images: Tensor, **options: Any) -> dict[int, Any]:
         network, inputs = self.network, self.inputs(images.to(self.anchor.device))
         with self._autocast():
-            outputs = network.forward_intermediates(inputs, indices=list(self.layers), **FEATURES, **options)
+            options = FEATURES | {"norm": bool(self.final_norm)} | options
+            outputs = network.forward_intermediates(inputs, indices=list(self.layers), **options)
         return dict(zip(sorted(self.layers), outputs, strict=True))  # timm returns them in the network's order
+
+    def _combined(self, by_layer: list[Tensor]) -> Tensor:
+        """Return one tensor (N, E, ...) of those of the layers."""
+        if self.combine == "concatenate":
+            return torch.cat(by_layer, dim=1)
+        total = torch.stack(by_layer).sum(dim=0)
+        return total / len(by_layer) if self.combine == "mean" else total
 
     def _weights_path(self) -> Path:
         return Path(self.weights) if self.weights else hub_weights(self.architecture, self._binding("weights"))
@@ -134,6 +153,9 @@ class Timm(PretrainedNetwork, Encoder):
     def _build(self, path: Path, tensors: dict[str, Tensor]) -> Any:
         network = build(self.architecture, path, tensors, self._binding("weights"))
         network.prune_intermediate_layers(list(self.layers), prune_norm=False, prune_head=True)
+        if self.final_norm == "plain":
+            for name, parameter in network.norm.named_parameters():
+                parameter.detach().fill_(name == "weight")
         return network
 
     def _checked_layers(self, layers: int | Sequence[int]) -> tuple[int, ...]:
@@ -149,6 +171,15 @@ class Timm(PretrainedNetwork, Encoder):
             grids = ", ".join(f"layer {i}: {strides[i]}" for i in numbers)
             raise ValueError(f"{setting}: the layers have different strides ({grids}); choose layers of one stride")
         return numbers
+
+    def _check_combination(self, combine: str, final_norm: bool | str) -> None:
+        if combine not in ("concatenate", "sum", "mean"):
+            raise ValueError(f"{self._binding('combine')} = {combine!r}: must be 'concatenate', 'sum' or 'mean'")
+        if final_norm not in (True, False, "plain"):
+            raise ValueError(f"{self._binding('final_norm')} = {final_norm!r}: must be True, False or 'plain'")
+        if final_norm == "plain" and "norm.weight" not in self.architecture.names:
+            what = f"must be True or False, because {self.architecture.name} has no final norm with weights"
+            raise ValueError(f"{self._binding('final_norm')} = 'plain': {what}")
 
     def _check_image_size(self, image_size: int) -> None:
         setting, name = f"{self._binding('image_size')} = {image_size}", self.architecture.name
@@ -173,16 +204,9 @@ class Family(Timm):
 
     models: ClassVar[Mapping[str, str]]  # {size: timm's name with the tag of the weights}
 
-    def __init__(
-        self, size: str, *, image_size: int | None = None,
-        resize: Literal["antialiased", "released"] = "antialiased", layers: int | Sequence[int] | None = None,
-        weights: str | None = None, weights_sha256: str | None = None,
-        precision: Literal["float32", "bfloat16"] = "float32",
-    ):  # fmt: skip
-        super().__init__(
-            model=self.model_of(size), image_size=image_size, resize=resize, layers=layers,
-            weights=weights, weights_sha256=weights_sha256, precision=precision,
-        )  # fmt: skip
+    @with_keywords_of(Timm.__init__)
+    def __init__(self, size: str, **settings: Any):
+        super().__init__(model=self.model_of(size), **settings)
 
     @classmethod
     def model_of(cls, size: str) -> str:

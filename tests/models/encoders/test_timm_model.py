@@ -122,6 +122,32 @@ def test_pooled_of_several_layers_is_their_class_tokens_in_the_order_given(tiny_
     assert torch.equal(tiny_encoder("DINOv2", layers=(1, 0)).pooled(images), torch.cat(separate, dim=1))
 
 
+@pytest.mark.parametrize("final_norm", [True, False, "plain"])
+@pytest.mark.parametrize("combine", ["concatenate", "sum", "mean"])
+def test_layers_are_combined_after_the_norm_that_is_asked_for(combine, final_norm, tiny_encoder):
+    encoder = tiny_encoder("DINOv2", layers=(2, 0), combine=combine, final_norm=final_norm)
+    images = noise_images(2, 64)
+    overlay = {"file": encoder.weights}
+    network = timm.create_model(REG4, pretrained=True, pretrained_cfg_overlay=overlay, img_size=56).eval()
+    norm = torch.nn.LayerNorm(32, eps=network.norm.eps, elementwise_affine=False)
+    norm = {True: network.norm, False: torch.nn.Identity(), "plain": norm}[final_norm]
+    with torch.no_grad():
+        first = network.blocks[:1](network._pos_embed(network.patch_embed(encoder.inputs(images))))
+        layers = [norm(network.blocks[1:](first)), norm(first)]  # in the order (2, 0)
+    tokens = torch.cat(layers, dim=-1) if combine == "concatenate" else sum(layers) / (2 if combine == "mean" else 1)
+    torch.testing.assert_close(encoder(images).flatten(2).mT, tokens[:, 5:], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(encoder.class_token(images), tokens[:, 0], rtol=1e-5, atol=1e-5)
+    assert encoder.dim == tokens.shape[-1]
+
+
+def test_only_settings_that_differ_from_the_default_enter_the_provenance(tiny_encoder):
+    """So that caches and runs of earlier versions stay valid."""
+    before = tiny_encoder("CLIP").provenance()
+    assert not {"combine", "final_norm"} & set(before)
+    changed = tiny_encoder("CLIP", combine="sum", final_norm=False).provenance()
+    assert changed == before | {"combine": "sum", "final_norm": False}
+
+
 # Against transformers written out, from the authors' own file formats
 
 
@@ -309,6 +335,8 @@ def test_other_than_square_byte_images_are_refused(images, tiny_encoder):
         ({"layers": 3}, "DINOv2.layers = 3: must be in -3 ... 2"),
         ({"layers": (0, -3)}, "DINOv2.layers = .* names a layer twice"),
         ({"layers": ()}, "DINOv2.layers = .*: must be in -3 ... 2"),
+        ({"combine": "max"}, "DINOv2.combine = 'max': must be 'concatenate', 'sum' or 'mean'"),
+        ({"final_norm": "raw"}, "DINOv2.final_norm = 'raw': must be True, False or 'plain'"),
     ],
 )
 def test_impossible_settings_are_refused_with_their_binding(settings, message, tiny_encoder):
@@ -327,6 +355,10 @@ def test_impossible_settings_are_refused_with_their_binding(settings, message, t
             "Timm.image_size = 256: must be 224, the only size of mixer",
         ),
         ({"model": "test_convnext", "layers": (0, 3)}, "the layers have different strides"),
+        (
+            {"model": "test_convnext", "final_norm": "plain"},
+            "Timm.final_norm = 'plain': must be True or False",
+        ),
     ],
 )
 def test_models_that_timm_has_not_or_cannot_run_so_are_refused(settings, message):
@@ -453,6 +485,6 @@ def test_only_the_features_of_fd_dinov2_give_its_name():
     standard = DINOv2(size="L", registers=False, image_size=224)
     assert standard.metric_name("frechet_distance") == "frechet_distance_dinov2"
     assert DINOv2().metric_name("frechet_distance") == "frechet_distance_dinov2_b_registers"
-    for changed in ({"image_size": 448}, {"layers": 3}, {"resize": "released"}):
+    for changed in ({"image_size": 448}, {"layers": 3}, {"resize": "released"}, {"final_norm": "plain"}):
         other = DINOv2(**{"size": "L", "registers": False, "image_size": 224} | changed)
         assert other.metric_name("recall") == "recall_dinov2_l"
