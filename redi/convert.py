@@ -16,7 +16,7 @@ log = logging.getLogger("redi")
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("checkpoint", None, "Published checkpoint to import: .safetensors, .pt, .pth, .ckpt, .bin, folder.")
-FRAMEWORKS = ["sit", "dit", "repa", "reg", "reglue"]
+FRAMEWORKS = ["sit", "dit", "repa", "lightningdit", "sfd", "dit-dh", "reg", "reglue"]
 flags.DEFINE_enum("framework", None, FRAMEWORKS, "Framework of the checkpoint, if the file does not say.")
 flags.DEFINE_string("pca", None, "PCA of the features: dino_pca_model.pth, or the folder of a saved reducer.")
 flags.DEFINE_integer("step", None, "Training step of the checkpoint, if the file does not say.")

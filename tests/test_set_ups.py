@@ -63,7 +63,14 @@ SET_UPS = {
     ],
     "mirrored images": ["prepare.mirror = True"],
     "encoders in every step": ["prepare.cache = False", "prepare.mirror = True"],
+    "today's parts": [
+        "WEAK_STEP = 2",
+        "train.checkpoint_every = 2",
+        "EulerMaruyama.num_evaluations = 4",
+        "token/PCA.rank = 2",
+    ],
 }
+FILES = {"today's parts": ["modern.gin"]}
 every_set_up = pytest.mark.parametrize("name", SET_UPS)
 
 
@@ -71,7 +78,9 @@ every_set_up = pytest.mark.parametrize("name", SET_UPS)
 def job(tiny_gin, tmp_path):
     def job(name: str, folder: str, num_steps: int):
         import_all()
-        config.parse([tiny_gin], [*SET_UPS[name], f"train.num_steps = {num_steps}", "train.log_every = 1"])
+        config.parse(
+            [tiny_gin, *FILES.get(name, ())], [*SET_UPS[name], f"train.num_steps = {num_steps}", "train.log_every = 1"]
+        )
         run_dir = tmp_path / folder
         run_dir.mkdir(exist_ok=True)
         (run_dir / "config.gin").write_text(config.full_text())

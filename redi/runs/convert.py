@@ -11,7 +11,7 @@ from torch import Tensor
 from redi.core import config
 from redi.core.configurables import import_all
 from redi.models.codec import JointCodec
-from redi.models.published.bindings import choose_framework, layout_bindings, model_bindings, process_bindings
+from redi.models.published.bindings import choose_framework, model_bindings, process_bindings, recipe
 from redi.models.published.file import PublishedFile, read_published
 from redi.models.published.parse import parse_layout
 from redi.models.published.weights import Imported, from_published, to_published
@@ -36,8 +36,7 @@ def import_checkpoint(
         framework: see `choose_framework`.
         pca: the fit of the reducer, if exactly one reducer is not fitted; copied into the run.
         step: training step; default: the step in the file, else 0.
-        gin_files: default: imagenet.gin (imagenet_plain.gin without features), sit.gin or dit.gin, and published.gin;
-            reg.gin and reglue.gin for these. The sizes and process of the checkpoint override them.
+        gin_files: default: the `recipe` of the framework. The sizes and process of the checkpoint override it.
         gin_bindings: override everything else.
 
     Raises ValueError: the file is not supported, the configuration does not fit it, or `run_dir` holds a run.
@@ -107,11 +106,7 @@ def _configure(
     log.info("%s: %s", framework, reason)
     files, bindings = list(gin_files), process_bindings(layout, framework, file.args)
     if not gin_files:
-        network = f"{'dit' if framework == 'dit' else 'sit'}.gin"
-        plain = layout.in_channels == 4
-        files = ["imagenet_plain.gin", network] if plain else ["imagenet.gin", network, "published.gin"]
-        files = [f"{framework}.gin"] if len(layout.frameworks) == 1 else files  # its own recipe
-        bindings = [*layout_bindings(layout), *bindings]
+        files, bindings = recipe(layout, framework), [*layout.bindings(), *bindings]
     config.parse(files, [*bindings, *gin_bindings])  # for the number of heads, which no checkpoint contains
     sizes = model_bindings(layout, file.args, config.bound("DiffusionTransformer.num_heads"))
     config.parse(files, [*bindings, *sizes, *gin_bindings])

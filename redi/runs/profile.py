@@ -43,8 +43,10 @@ PARTS = {
     "alignment": ("projector",),
     "attention": ("qkv", "projection"),
     "MLP": ("mlp",),
-    "modulation and norms": ("modulation", "final_modulation", "norm1", "norm2", "final_norm"),
-}
+    "modulation and norms": (
+        "modulation", "final_modulation", "to_condition", "norm1", "norm2", "q_norm", "k_norm", "final_norm",
+    ),
+}  # fmt: skip
 CPU = torch.autograd.DeviceType.CPU
 
 

@@ -145,7 +145,7 @@ def differing_groups(codec: JointCodec, other: JointCodec) -> list[str]:
 
 
 def _group_provenance(codec: JointCodec) -> dict[str, dict]:
-    parts = {"image": codec.autoencoder.provenance()}
+    parts = {"image": codec.autoencoder.provenance()} if codec.statistics is None or codec.statistics.fitted else {}
     for name, r in codec.representations.items():
         if r.encoder.fitted and r.reducer.fitted:
             learned = {k: t for k, t in codec.learned_state().items() if k.startswith(f"{name}.")}

@@ -1,6 +1,7 @@
 """The base class of pretrained autoencoders in diffusers' format: configuration, weights, encoding and decoding."""
 
 import importlib.metadata
+import inspect
 import json
 import logging
 import re
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from redi.models.autoencoders import Autoencoder
+from redi.models.autoencoders.statistics import LatentStatistics
 from redi.models.pretrained_network import PretrainedNetwork
 from redi.models.published.file import fit_names, read_published
 from redi.runtime.checksums import tensors_sha256
@@ -36,6 +38,7 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
             or the weights file in such a folder.
         weights_sha256, precision: see `PretrainedNetwork`.
         scale, shift: the latents are (z - shift) * scale.
+        statistics: `LatentStatistics` to use instead of scale and shift.
         batch_size: images per forward pass; limits the memory.
         uint8_rule: conversion of decoded x in [-1, 1]: 'round' rounds 127.5 x + 127.5, 'truncate' truncates
             127.5 x + 128, as the paper's released code does.
@@ -56,6 +59,7 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
     def __init__(
         self, weights: str, *, weights_sha256: str | None = None, scale: float, shift: float = 0.0, batch_size: int,
         precision: Literal["float32", "bfloat16"] = "float32", uint8_rule: Literal["round", "truncate"] = "round",
+        statistics: LatentStatistics | None = None,
     ):  # fmt: skip
         super().__init__(weights=weights, weights_sha256=weights_sha256, precision=precision)
         if not scale > 0:
@@ -65,13 +69,14 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
         if uint8_rule not in ("round", "truncate"):
             raise ValueError(f"{self._binding('uint8_rule')} = {uint8_rule!r}: must be 'round' or 'truncate'")
         self.scale, self.shift, self.batch_size, self.uint8_rule = scale, shift, batch_size, uint8_rule
+        self.statistics = self._check_statistics(statistics)
         self.config = self._read_config()
         self.channels = self.config.get("latent_channels", 4)
         entry, num_levels = self.levels
         self.downsample = 2 ** (len(self.config.get(entry, num_levels * [64])) - 1)
         for name, key in (("scale", "scaling_factor"), ("shift", "shift_factor")):
             published, value = self.config.get(key), getattr(self, name)
-            if published not in (None, value):
+            if statistics is None and published not in (None, value):
                 log.warning("%s = %s, but %s publishes %s = %s", self._binding(name), value, weights, key, published)
 
     def _encode(self, images: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
@@ -80,12 +85,33 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
             self.check_size(size)
         return self._in_passes(lambda part: encode(part.float() / 127.5 - 1), images)
 
+    def _check_statistics(self, statistics: LatentStatistics | None) -> LatentStatistics | None:
+        if statistics is None:
+            return None
+        if not isinstance(statistics, LatentStatistics):
+            how = "must be a LatentStatistics object, in a gin file @LatentStatistics()"
+            raise ValueError(f"{self._binding('statistics')} = {statistics!r}: {how}")
+        # A saved configuration holds the defaults, too.
+        defaults = inspect.signature(type(self)).parameters
+        for name in ("scale", "shift"):
+            if (value := getattr(self, name)) != defaults[name].default:
+                what = f"{self._binding(name)} = {value} has no effect with {self._binding('statistics')}"
+                raise ValueError(f"{what}: remove one of the two bindings")
+        return statistics
+
     def latents(self, moments: Tensor, randn: Callable[..., Tensor] = torch.randn) -> Tensor:
-        return (moments.float() - self.shift) * self.scale
+        return self._normalised(moments.float())
+
+    def _normalised(self, z: Tensor) -> Tensor:
+        return (z - self.shift) * self.scale if self.statistics is None else self.statistics(z)
+
+    def _raw(self, latents: Tensor) -> Tensor:
+        """Return z of `_normalised` latents."""
+        return latents / self.scale + self.shift if self.statistics is None else self.statistics.inverse(latents)
 
     def decode(self, latents: Tensor) -> Tensor:
         def decode(part: Tensor) -> Tensor:
-            x = 127.5 * self.network.decode(part.float() / self.scale + self.shift).sample.float()
+            x = 127.5 * self.network.decode(self._raw(part.float())).sample.float()
             return ((x + 127.5).round() if self.uint8_rule == "round" else x + 128).clamp(0, 255).to(torch.uint8)
 
         return self._in_passes(decode, latents)
@@ -98,14 +124,15 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
     def provenance(self) -> dict:
         # No hub id or path, because the hash identifies the weights; no uint8_rule, because it affects only `decode`.
         architecture = {key: self.config.get(key, default) for key, default in self.decisive.items()}
+        scaled = {"scale": self.scale, "shift": self.shift}
         return {
             "autoencoder": type(self).__name__, "architecture": architecture, "weights_sha256": self._sha256(),
-            "scale": self.scale, "shift": self.shift, "precision": self.precision,
-            "diffusers": importlib.metadata.version("diffusers"),
+            **(scaled if self.statistics is None else {"statistics": self.statistics.provenance()}),
+            "precision": self.precision, "diffusers": importlib.metadata.version("diffusers"),
         }  # fmt: skip
 
     def stored_provenance(self) -> dict:
-        return {key: value for key, value in self.provenance().items() if key not in ("scale", "shift")}
+        return {key: value for key, value in self.provenance().items() if key not in ("scale", "shift", "statistics")}
 
     def _read_config(self) -> dict:
         name, folder = self._binding("weights"), self._folder()

@@ -41,11 +41,12 @@ class Modern(Block):
         for name, value, allowed in ("norm", norm, ("rms", "layer")), ("mlp", mlp, ("swiglu", "gelu")):
             if value not in allowed:
                 raise ValueError(f"Modern.{name} = {value!r}: must be {' or '.join(map(repr, allowed))}")
-        self.norm, self.rotary, self.shift = norm, rotary, shift
+        self.norm, self.rotary, self.qk_norm, self.shift = norm, rotary, qk_norm, shift
         self.norm1, self.norm2 = self.make_norm(), self.make_norm()
         self.qkv, self.projection = nn.Linear(width, 3 * width), nn.Linear(width, width)
         head_dim = width // num_heads
-        self.q_norm, self.k_norm = (self._norm(head_dim) if qk_norm else nn.Identity() for _ in range(2))
+        if qk_norm:
+            self.q_norm, self.k_norm = self._norm(head_dim), self._norm(head_dim)
         hidden = int(mlp_ratio * width)
         gelu = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
         self.mlp = SwiGLU(width, int(2 / 3 * hidden)) if mlp == "swiglu" else gelu
@@ -63,12 +64,12 @@ class Modern(Block):
     def _attention(self, tokens: Tensor, rotation: Tensor | None) -> Tensor:
         qkv = self.qkv(tokens)  # (N, T, 3 D)
         q, k, v = (rearrange(part, "n t (h d) -> n t h d", h=self.num_heads) for part in qkv.chunk(3, dim=-1))
-        q, k = self.q_norm(q), self.k_norm(k)
+        if self.qk_norm:  # in the precision of the weights, also under autocast
+            q, k = self.q_norm(q.to(self.qkv.weight.dtype)), self.k_norm(k.to(self.qkv.weight.dtype))
         if self.rotary:
             if rotation is None:
                 raise ValueError("Modern.rotary = True: needs a rotation table, which DiffusionTransformer supplies")
             q, k = rotated(q, rotation), rotated(k, rotation)
-        # Under autocast a norm with weights returns float32, but attention needs one dtype.
         attended = self.attend(q.to(v.dtype), k.to(v.dtype), v)
         return self.projection(rearrange(attended, "n t h d -> n t (h d)"))
 

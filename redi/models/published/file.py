@@ -89,7 +89,7 @@ def read_published(
         num_bytes = sum(file.stat().st_size for file in files)
         check_tensors((tensor for state in weights.values() for tensor in state.values()), num_bytes)
         steps = {name: content[name] for name in STEPS if name in content}
-        return PublishedFile(path, weights, _settings(content.get("args")), files, steps)
+        return PublishedFile(path, weights, _settings(content.get("args", content.get("config"))), files, steps)
     except ValueError as error:
         raise ValueError(f"{binding}{': ' if binding else ''}{path} {error}") from None
 

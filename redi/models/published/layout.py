@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from math import isqrt
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from redi.core.channels import Channels
 from redi.fusion import sincos_positions
 from redi.models.blocks import Block
 from redi.models.blocks.adaln import AdaLN
-from redi.models.transformer import SIZES, DiffusionTransformer
+from redi.models.sizes import SIZES
+from redi.models.transformer import DiffusionTransformer
 
 SPECIFICATION = "docs/published-weights.md specifies the layout"
 
@@ -48,6 +49,7 @@ class Layout:
     mlp: ClassVar[str] = "mlp.fc1"
     num_vectors: ClassVar[int] = 0  # tokens without a position, the first ones
     times: ClassVar[tuple[str, ...]] = ("t_embedder.mlp.0.weight",)
+    alignment_layer: ClassVar[int] = 8  # the block that REPA aligned, if the file does not say
     # {published stem: this library's stem} inside of blocks, in the order of the published code
     in_block: ClassVar[Mapping[str, str]] = {
         "attn.qkv": "qkv", "attn.proj": "projection", "mlp.fc1": "mlp.0", "mlp.fc2": "mlp.2",
@@ -95,6 +97,11 @@ class Layout:
         return self.out_channels == 2 * self.in_channels
 
     @property
+    def num_blocks(self) -> int:
+        """Number of blocks, including those of a wide head."""
+        return self.depth
+
+    @property
     def grid(self) -> tuple[int, int]:
         """(H, W) of the joint state."""
         return self.patch_grid[0] * self.patch_size, self.patch_grid[1] * self.patch_size
@@ -114,6 +121,13 @@ class Layout:
     def frameworks(self) -> tuple[str, ...]:
         """The frameworks whose models have this layout: the values of --framework."""
         return "sit", "dit", "repa"
+
+    def bindings(self) -> list[str]:
+        """Return the bindings of data and features that the shapes determine, in addition to configuration files."""
+        rank = self.channels().get("dinov2")
+        features = [f"PCA.rank = {rank}"] if rank else []
+        size = 8 * self.grid[0]  # the Stable Diffusion VAE downsamples by 8
+        return [f"Preprocessing.image_size = {size}", "StableVAE.uint8_rule = 'truncate'", *features]
 
     def example_channels(self) -> Channels:
         """Return groups that a model of these shapes may have, for any number of channels."""
@@ -143,7 +157,10 @@ class Layout:
         if (ratio := self.mlp_ratio()) != 4:
             settings["mlp_ratio"] = ratio
         if self.projectors:
-            settings |= {"alignment_width": self.projector_width, "alignment_layer": min(8, self.depth)}
+            settings |= {
+                "alignment_width": self.projector_width,
+                "alignment_layer": min(self.alignment_layer, self.depth),
+            }
         return settings
 
     def mlp_ratio(self) -> float:
@@ -156,9 +173,23 @@ class Layout:
 
     @classmethod
     def of_model(cls, model: DiffusionTransformer) -> bool:
-        """Whether this layout can hold the blocks, times and heads of a model."""
-        one_kind = isinstance(model.blocks[0], cls.block) and not model.group_embeddings
-        return one_kind and len(model.channels.vectors) == cls.num_vectors
+        """Whether this layout can hold a model."""
+        return cls.of_block(model.blocks[0]) and cls.of_times(model) and len(model.channels.vectors) == cls.num_vectors
+
+    @classmethod
+    def of_block(cls, block: nn.Module) -> bool:
+        """Whether this layout can hold this block."""
+        return isinstance(block, cls.block)
+
+    @classmethod
+    def of_times(cls, model: DiffusionTransformer) -> bool:
+        """Whether this layout can hold the time embeddings and the wide head of a model."""
+        return not model.group_embeddings and model.timestep_embedding.frequencies is None and model.wide_head is None
+
+    @classmethod
+    def heads_of(cls, model: DiffusionTransformer) -> dict[str, Any]:
+        """Return the fields with numbers of attention heads, which only the model knows."""
+        return {"num_heads": model.blocks[0].num_heads}
 
     @classmethod
     def names(cls, channels: Channels, depth: int) -> dict[str, str]:

@@ -6,21 +6,32 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from redi.models.published.dit_dh import DiTDH
 from redi.models.published.layout import SPECIFICATION, Layout, rows_of
+from redi.models.published.lightningdit import SFD, LightningDiT
 from redi.models.published.reg import REGLayout
 from redi.models.published.tensors import to_theirs
 from redi.models.transformer import DiffusionTransformer
 
 # The layouts that can be read. The first whose `mark` a state dict holds is its layout; without any it is the last.
-LAYOUTS: tuple[type[Layout], ...] = (REGLayout, Layout)
+LAYOUTS: tuple[type[Layout], ...] = (DiTDH, SFD, LightningDiT, REGLayout, Layout)
 # Names that identify other architectures. They cannot be read; the error message names the architecture.
 OTHERS = {
     r"^fusion\.embeddings\.": "this library's own model: open its run folder with redi.load",
     r"^transformer_blocks\.|^proj_out_1\.|^pos_embed\.proj\.": "a transformer of diffusers (DiTTransformer2DModel, "
     "PixArt, SD3) with separate to_q, to_k, to_v: convert it to the authors' layout first",
     r"^decoder_|^mask_token$|^sideblocks\.": "a masked variant with its own decoder (MaskDiT, SD-DiT, MDT)",
-    r"\.mlp\.w12\.|\.mlp\.w[123]\.|^feat_rope\.|^blocks\.\d+\.norm[12]\.weight$|\.attn\.[qk]_norm\.": "LightningDiT "
-    "or a related model (SwiGLU, RMSNorm, rotary positions), which is not the architecture of DiT and SiT",
+    r"(^|\.|_)(clock|schedule|tau)(\.|_)": "LWD, whose learned clock has no published definition",
+    r"^(in_context_posemb|cls_projectors\.|x_embedder\.proj1\.)": "JiT or RiT, with class tokens in the sequence",
+    r"^(sit_blocks|self_cond_block)\.": "DINO Forcing, which predicts the features with its own head",
+    r"\.mlp\.w1\.|\.attn\.(q|k|v|to_q|q_proj)\.": "RAEv2 or a related model, with separate queries, keys and values, "
+    "and class and time tokens in the sequence",
+    r"^t_embedder\.W$": "RAE's plain DiT, with Gaussian features of the time but without DiT-DH's wide head",
+    r"\.attn\.[qk]_norm\.bias$": "LightningDiT with LayerNorm for queries and keys: only RMSNorm is supported",
+    r"\.mlp\.w12\.|^feat_rope\.": "LightningDiT with other norms or another MLP: RMSNorm, SwiGLU and rotary positions "
+    "are supported",
+    r"^blocks\.\d+\.norm[12]\.weight$|\.attn\.[qk]_norm\.": "a transformer with learned norms, which is not the "
+    "architecture of DiT and SiT",
     r"^joint_blocks\.": "an MMDiT (SD3), which is not the architecture of DiT and SiT",
     r"^(in_blocks|input_blocks|down_blocks|enc)\.": "a U-shaped network (U-ViT, ADM, EDM2), not a DiT or SiT",
     r"^(patch_embed|cls_token|head)\b": "a vision transformer for recognition, not a diffusion model",
@@ -59,7 +70,7 @@ def published_shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
             channels=groups, grid=layout.grid, num_classes=layout.num_classes,
             variance_groups=tuple(groups) if layout.learn_sigma else (), **layout.model_settings(layout.num_heads or 1),
         )  # fmt: skip
-        tensors = layout.tables() | to_theirs(model.state_dict(), layout.names(groups, len(model.blocks)), groups)
+        tensors = layout.tables() | to_theirs(model.state_dict(), layout.names(groups, layout.num_blocks), groups)
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
@@ -77,7 +88,7 @@ def _recognise(state: Mapping[str, Tensor]) -> str:
     for pattern, architecture in OTHERS.items():
         if any(re.search(pattern, name) for name in state):
             return f"this looks like {architecture}"
-    return f"this is not the layout of DiT, SiT, REPA or ReDi ({SPECIFICATION})"
+    return f"this is not a layout that can be read ({SPECIFICATION})"
 
 
 def _some(names: list[str]) -> str:

@@ -39,6 +39,10 @@ class REGLayout(Layout):
     def channels(self) -> Channels:
         return self._with_class(super().channels())
 
+    def bindings(self) -> list[str]:
+        compressor = [f"ConvCompressor.rank = {self.in_channels - 4}"] if self.in_channels > 4 else []
+        return [*super().bindings()[:2], f"Identity.rank = {self.length}", *compressor]
+
     def example_channels(self) -> Channels:
         return self._with_class(super().example_channels())
 

@@ -69,7 +69,7 @@ def from_published(
         runtime["variance_groups"] = tuple(groups)
     dtypes = _dtypes(state)
     full = {name: tensor.float() for name, tensor in state.items()}
-    names = layout.names(groups, layout.depth)
+    names = layout.names(groups, layout.num_blocks)
     ours, leftovers = to_ours(full, names, groups, learned_variance=learned_variance)
     leftovers |= _leftover_tables(state, layout)
     for index, prefix in enumerate(layout.projectors):
@@ -99,7 +99,8 @@ def to_published(
     ours = {name: tensor.cpu() for name, tensor in merged.items()}
     leftovers = leftovers or {}
     state = to_theirs(ours, kind.names(model.channels, len(model.blocks)), model.channels, leftovers)
-    layout = replace(parse_layout(state, model.grid), num_heads=model.blocks[0].num_heads)
+    layout = parse_layout(state, model.grid)
+    layout = replace(layout, **layout.heads_of(model))
     state = {name: leftovers.get(name, table) for name, table in layout.tables().items()} | state
     prefix = (projector_prefixes(dtypes or ()) or ("projector.",))[0]
     for name in (name for name in ours if name.startswith("projector.")):
