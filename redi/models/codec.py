@@ -197,8 +197,8 @@ class JointCodec(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """Return x (N, C, H, W) float32 of uint8 images (N, 3, S, S)."""
-        self.for_image_size(images.shape[-1])
-        return self.join(self.precompute(images, alignment=False))
+        stored = self.precompute(images, alignment=False)
+        return self.for_image_size(images.shape[-1]).join(stored)
 
     def encode_sample(self, dataset: Any, num_images: int = 1024) -> Tensor:
         """Return x, on the CPU, of at most `num_images` images spread evenly over a `Dataset` or `Cache`.
@@ -268,7 +268,7 @@ class JointCodec(nn.Module):
         stored = {".".join(key.split(".")[:2]) for key in state}
         if expected != stored:
             what = f"the stored codec has {sorted(stored)}, but the configured one has {sorted(expected)}"
-            raise ValueError(f"{what}: set JointCodec.representations to those of the stored codec")
+            raise ValueError(f"{what}: set JointCodec.representations, and statistics, to those of the stored codec")
         for name, part, module in self._learned_modules(for_cache):
             prefix = f"{name}.{part}."
             try:

@@ -182,9 +182,9 @@ def rae_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def vae_folders(tmp_path_factory, compvis) -> dict[str, Path]:
     """Folders as diffusers saves them, of tiny random networks: StableVAE (4 channels at 1/4 of the size), TinyVAE
-    (the same) and wide (an AutoencoderKL of 16 channels at 1/2, with the scale and shift of another family); and
-    VAVAE, a file (8 channels at 1/4)."""
-    from diffusers import AutoencoderKL, AutoencoderTiny
+    (the same), wide (an AutoencoderKL of 16 channels at 1/2, with the scale and shift of another family) and Flux2VAE
+    (5 channels at 1/2, packed to 20 at 1/4); and VAVAE, a file (8 channels at 1/4)."""
+    from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderTiny
 
     def kl(levels: int, **config) -> AutoencoderKL:
         kinds = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
@@ -204,6 +204,13 @@ def vae_folders(tmp_path_factory, compvis) -> dict[str, Path]:
                 num_encoder_blocks=(1,) * 3, num_decoder_blocks=(1,) * 3,
             ),
         }  # fmt: skip
+        flux2 = AutoencoderKLFlux2(
+            block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, latent_channels=5,
+            up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, layers_per_block=1,
+        )  # fmt: skip
+        flux2.bn.running_mean.normal_()
+        flux2.bn.running_var.uniform_(0.1, 4)
+    networks["Flux2VAE"] = flux2
     folders = {name: tmp_path_factory.mktemp("autoencoders") / name for name in networks}
     for name, folder in folders.items():
         networks[name].save_pretrained(folder)

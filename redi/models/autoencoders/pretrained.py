@@ -27,15 +27,18 @@ WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 # Names of attention weights in diffusers: those in the published SD-VAE files, and today's.
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 OLD = re.compile(rf"(attentions\.\d+\.)({'|'.join(RENAMED)})(?=\.\w+$)")
-CLASSES = {"AutoencoderKL": "StableVAE", "AutoencoderTiny": "TinyVAE", "AutoencoderRAE": "RAE"}
+CLASSES = {
+    "AutoencoderKL": "StableVAE", "AutoencoderTiny": "TinyVAE", "AutoencoderKLFlux2": "Flux2VAE",
+    "AutoencoderRAE": "RAE",
+}  # fmt: skip
 
 
 class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
     """A frozen autoencoder in diffusers' format. Subclasses set the class attributes and implement `moments`.
 
     Args:
-        weights: hub id, or a folder in diffusers' format (config.json, diffusion_pytorch_model.safetensors or .bin),
-            or the weights file in such a folder.
+        weights: hub id, as owner/model/vae if the files are in the folder vae of the repository; or a folder in
+            diffusers' format (config.json, diffusion_pytorch_model.safetensors or .bin), or the weights file in one.
         weights_sha256, precision: see `PretrainedNetwork`.
         scale, shift: the latents are (z - shift) * scale.
         statistics: `LatentStatistics` to use instead of scale and shift.
@@ -86,20 +89,20 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
     def _latent_shape(self) -> tuple[int, int]:
         """Return `channels` and `downsample`."""
         entry, num_levels = self.levels
-        return self.config.get("latent_channels", 4), 2 ** (len(self.config.get(entry, num_levels * [64])) - 1)
+        channels = self.config.get("latent_channels", self.decisive["latent_channels"])
+        return channels, 2 ** (len(self.config.get(entry, num_levels * [64])) - 1)
 
     def _check_statistics(self, statistics: LatentStatistics | None) -> LatentStatistics | None:
-        if statistics is None:
-            return None
-        if not isinstance(statistics, LatentStatistics):
-            how = "must be a LatentStatistics object, in a gin file @LatentStatistics()"
-            raise ValueError(f"{self._binding('statistics')} = {statistics!r}: {how}")
-        # A saved configuration holds the defaults, too.
-        defaults = inspect.signature(type(self)).parameters
-        for name in ("scale", "shift"):
-            if (value := getattr(self, name)) != defaults[name].default:
-                what = f"{self._binding(name)} = {value} has no effect with {self._binding('statistics')}"
-                raise ValueError(f"{what}: remove one of the two bindings")
+        binding = self._binding("statistics")
+        if not isinstance(statistics, LatentStatistics | None):
+            raise ValueError(
+                f"{binding} = {statistics!r}: must be a LatentStatistics object, such as @LatentStatistics()"
+            )
+        parameters = inspect.signature(type(self)).parameters
+        for name in ("scale", "shift") if statistics is not None else ():
+            value = getattr(self, name)
+            if name in parameters and value != parameters[name].default:  # a saved configuration holds the default
+                raise ValueError(f"{self._binding(name)} = {value} has no effect with {binding}: remove one of the two")
         return statistics
 
     def latents(self, moments: Tensor, randn: Callable[..., Tensor] = torch.randn) -> Tensor:
@@ -165,12 +168,19 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
         return path if path.is_dir() else path.parent if path.is_file() else None
 
     def _hub_file(self, name: str) -> Path:
-        return find_hub_file(self.weights, name, binding=self._binding("weights"), folder=(CONFIG, WEIGHTS[0]))
+        repo_id, in_repo = self._hub_name(name)
+        folder = (self._hub_name(CONFIG)[1], self._hub_name(WEIGHTS[0])[1])
+        return find_hub_file(repo_id, in_repo, binding=self._binding("weights"), folder=folder)
+
+    def _hub_name(self, name: str) -> tuple[str, str]:
+        """Return the repository, and the path in it, of a file."""
+        in_folder = re.fullmatch(r"[^/]+/[^/]+/vae", self.weights) is not None
+        return self.weights.removesuffix("/vae") if in_folder else self.weights, "vae/" * in_folder + name
 
     def _weights_path(self) -> Path:
         binding, folder = self._binding("weights"), self._folder()
         if folder is None:
-            cached = (cached_hub_file(self.weights, file, binding=binding) for file in WEIGHTS)
+            cached = (cached_hub_file(*self._hub_name(file), binding=binding) for file in WEIGHTS)
             return next(filter(None, cached), None) or self._hub_file(WEIGHTS[0])
         paths = (local_path(self.weights), *(folder / file for file in WEIGHTS))
         return next(filter(Path.is_file, paths), folder)

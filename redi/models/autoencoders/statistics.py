@@ -21,7 +21,7 @@ MEANS = ("mean", "latents_bias")
 SPREADS = {"std": ("std", "latents_scale"), "variance": ("var",)}
 
 
-@configurable(harmless=("path",))  # the provenance holds the values
+@configurable
 class LatentStatistics(nn.Module):
     """Normalise latents z (N, C, H, W) to (z - mean) / std, and back. Instead of an autoencoder's scale and shift.
 
@@ -55,15 +55,8 @@ class LatentStatistics(nn.Module):
                 raise ValueError(f"LatentStatistics.{name} = {value!r}: must be {allowed[0]!r} or {allowed[1]!r}")
         check_number("LatentStatistics.eps", eps, 0, whole=False)
         check_number("LatentStatistics.num_images", num_images, 2)
-        self.path, self.rule, self.eps, self.sha256, self.per, self.num_images = (
-            path,
-            rule,
-            eps,
-            sha256,
-            per,
-            num_images,
-        )
-        self.learns_from_data = path is None
+        self.path, self.rule, self.eps, self.sha256 = path, rule, eps, sha256
+        self.per, self.num_images, self.learns_from_data = per, num_images, path is None
         self.source = "the fitted statistics" if path is None else f"LatentStatistics.path = {path!r}"
         for name in ("mean", "std"):  # empty until they are read or fitted
             self.register_buffer(name, torch.empty(0))
@@ -72,12 +65,11 @@ class LatentStatistics(nn.Module):
 
     @classmethod
     def of(
-        cls, mean: Tensor | float, spread: Tensor | float, *, rule: Literal["std", "variance"] = "std",
-        eps: float = 0.0, source: str = "LatentStatistics.of",
-    ) -> "LatentStatistics":  # fmt: skip
-        """Return statistics with this mean and std (or variance, by the `rule`). `source` is for error messages."""
+        cls, mean: Tensor | float, spread: Tensor | float, *, rule: Literal["std", "variance"] = "std", eps: float = 0.0
+    ) -> "LatentStatistics":
+        """Return statistics with this mean, and this std or variance, as the `rule` says."""
         statistics = cls(rule=rule, eps=eps)
-        statistics.learns_from_data, statistics.source = False, source
+        statistics.learns_from_data, statistics.source = False, "LatentStatistics.of"
         statistics._set(torch.as_tensor(mean), torch.as_tensor(spread))
         return statistics
 
@@ -106,13 +98,13 @@ class LatentStatistics(nn.Module):
 
     def check(self, channels: int, height: int, width: int) -> None:
         """Raise ValueError if mean and std, once known, do not broadcast over latents (C, H, W)."""
+        shape = (channels, height, width)
         for stored in (self.mean, self.std):
-            if len(stored) and any(
-                a not in (1, b) for a, b in zip(stored.shape, (channels, height, width), strict=True)
-            ):
-                what = f"has the shape {tuple(stored.shape)}, but the latents are {(channels, height, width)}"
-                advice = "use statistics of this autoencoder and image size, or leave path unbound to fit them"
-                raise ValueError(f"{self.source} {what}: {advice}")
+            if len(stored) and any(a not in (1, b) for a, b in zip(stored.shape, shape, strict=True)):
+                what = f"{self.source} has the shape {tuple(stored.shape)}, but the latents are {shape}"
+                raise ValueError(
+                    f"{what}: use statistics of this autoencoder and image size, or unbind path to fit them"
+                )
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator["LatentMoments"]:
@@ -153,16 +145,12 @@ class LatentStatistics(nn.Module):
         mean, spread = (_as_map(tensor, self.source).double() for tensor in (mean, spread))
         std = spread + self.eps if self.rule == "std" else (spread + self.eps).sqrt()
         if not (mean.isfinite().all() and std.isfinite().all() and (std.float() > 0).all()):
-            raise ValueError(
-                f"{self.source}: mean and std must be finite, and std positive: fit or download them again"
-            )
+            raise ValueError(f"{self.source}: mean must be finite, and std positive: fit or download them again")
         self.mean, self.std = mean.to(self.mean.device, torch.float32), std.to(self.std.device, torch.float32)
 
     def _read(self, path: Path) -> tuple[Tensor, Tensor]:
         if not path.is_file():
-            raise ValueError(
-                f"{self.source}: no such file: download it with the weights, or unbind it to fit on the data"
-            )
+            raise ValueError(f"{self.source}: no such file: download it, or leave path unbound to fit on the data")
         if self.sha256 not in (None, digest := file_sha256(path)):
             advice = "use the file with that hash, or change LatentStatistics.sha256"
             raise ValueError(f"{self.source} has the SHA-256 {digest}, not {self.sha256}: {advice}")
@@ -178,9 +166,7 @@ class LatentStatistics(nn.Module):
             others = {rule for rule, names in SPREADS.items() if set(names) & set(tensors)}
             advice = f"set LatentStatistics.rule = {others.pop()!r}" if others else "use a file of statistics"
             needed = f"{' or '.join(SPREADS[self.rule])}, which LatentStatistics.rule = {self.rule!r} needs"
-            raise ValueError(
-                f"{self.source} holds {', '.join(map(str, entries)) or 'no entries'}, not {needed}: {advice}"
-            )
+            raise ValueError(f"{self.source} holds {', '.join(map(str, entries)) or 'nothing'}, not {needed}: {advice}")
         spread = 1 / tensors[name].double() if name == "latents_scale" else tensors[name]
         return next((tensors[mean] for mean in MEANS if mean in tensors), torch.zeros(())), spread
 

@@ -41,6 +41,13 @@ def test_a_fit_is_stored_and_reused(tmp_path, images, caplog):
     assert torch.equal(first.statistics.std, second.statistics.std)
 
 
+def test_a_streamed_cache_can_be_fitted_to(tmp_path, images):
+    first, second = codec(), codec()
+    cache = prepare(codec=first, dataset=images, cache_dir=tmp_path / "a")
+    prepare(codec=second, dataset=None, cache_dir=tmp_path / "b", cache_url=f"file://{cache.folder}")
+    assert torch.equal(second.statistics.std, first.statistics.std)
+
+
 def test_checkpoints_carry_a_fit(tmp_path, images):
     first, second = codec(), codec()
     prepare(codec=first, dataset=images, cache_dir=tmp_path)
