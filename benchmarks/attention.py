@@ -20,7 +20,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from redi.models.attention import BACKENDS, attend_math, choose_attention, errors, problem_of
-from redi.models.block import Block
+from redi.models.blocks import AdaLN
 
 HEADS = {64: 12, 72: 16}  # {head dimension: number of heads} of B/2 and XL/2
 
@@ -129,7 +129,7 @@ def shares() -> list[dict]:
             counts = []
             for attend in (attend_math, lambda q, k, v: v):
                 with FakeTensorMode(), FlopCounterMode(display=False) as counter:
-                    block = Block(width, num_heads, 4.0)
+                    block = AdaLN(width=width, num_heads=num_heads)
                     block.attend = attend
                     block(torch.empty(1, num_tokens, width), torch.empty(1, width))
                 counts.append(counter.get_total_flops())
