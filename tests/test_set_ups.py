@@ -20,6 +20,11 @@ TWO = ["JointCodec.representations = [@first/Representation(), @second/Represent
 TWO += ["first/Representation.name = 'one'", "second/Representation.name = 'two'", "second/DomainEncoder.seed = 7"]
 TWO += ["second/PCA.rank = 3", "JointObjective.representation_weight = {'one': 1.0, 'two': 0.5}"]
 TWO += ["Representation.encoder = @encoders.DomainEncoder()", "Representation.reducer = @reducers.PCA()"]
+TOKEN = ["JointCodec.representations = [@Representation(), @token/Representation()]"]
+TOKEN += ["token/Representation.name = 'token'", "token/Representation.vector = 'pooled'", "token/PCA.rank = 5"]
+VECTOR_GUIDED = ["generate.guidance = [@guidance.ClassifierFree()]", "ClassifierFree.scale = {'token': 1.5}"]
+VECTOR_GUIDED += ["JointObjective.clock = @clocks.Lead()", "Lead.offset = {'token': 0.3}"]
+VECTOR_GUIDED += ["EulerMaruyama.num_evaluations = 4"]
 
 SET_UPS = {
     "DiT with a learned variance": DDPM,
@@ -54,6 +59,8 @@ SET_UPS = {
         "JointObjective.alignment_end_step = 3",
     ],
     "two representations": TWO,
+    "a vector, a lead and its own guidance scale": [*TOKEN, *VECTOR_GUIDED],
+    "a vector with a learned variance": [*TOKEN, *DDPM],
     "the image alone": ["JointCodec.representations = []"],
     "separate tokens": ["DiffusionTransformer.fusion = @fusion.Separate"],
     "no labels": ["Digits.num_classes = 1", "generate.guidance = []"],

@@ -76,8 +76,7 @@ def generate(
         weights: parameters to use instead of those of the model, such as an EMA.
         first_index: index of the first image, for generating a set in parts.
         given: {group: (N, C_m, H, W)}, known groups of the joint state, for example from `codec.channels.split(
-            codec.encode(images))`; a vector may be (N, length). The other groups are sampled given these (see
-            `redi.sampling.conditional`).
+            codec.encode(images))`; a vector may be (N, length). The others are sampled (`redi.sampling.conditional`).
         own_time: pass the given groups clean, at t = 1, to a model trained with clocks.Independent.
         draw: noise to use instead of that of `seed`, each entry (N, C, H, W): the initial noise, then the noise of the
             steps of an SDE sampler.

@@ -469,8 +469,8 @@ def test_padding_of_the_state_reaches_neither_loss_nor_gradient(settings):
     for change in (lambda x: x, with_padding):
         x, y = token_batch()
         torch.manual_seed(0)
-        settings |= {"clock": Lead(), "representation_dropout": 0.3, "time_weight": min_snr}
-        losses = objective(TOKEN, **settings)(model := token_model(), change(x), y)
+        further = {"clock": Lead(), "representation_dropout": 0.3, "time_weight": min_snr}
+        losses = objective(TOKEN, **settings, **further)(model := token_model(), change(x), y)
         losses["loss"].backward()
         found.append([*losses.values(), *(parameter.grad for parameter in model.parameters())])
     for one, other in zip(*found, strict=True):

@@ -57,6 +57,7 @@ def trained(run_dir: Path, cached: bool = True, autoencoder=Noisy, aligned: bool
     """A tiny run of 4 steps of 8 digits, half of which lose their representation; REPA ends after 2 steps."""
     encoder = DomainEncoder(width=8, depth=1, image_size=8, num_steps=2, batch_size=16)
     representations = [Representation(encoder=encoder, reducer=PCA(rank=2))]
+    representations += [Representation(encoder=encoder, reducer=PCA(rank=5), vector="pooled")]
     alignment = [DomainEncoder(width=6, depth=1, image_size=8, num_steps=2, batch_size=16)] * aligned
     codec = JointCodec(autoencoder(channels=1), representations, alignment=alignment)
     dataset = Digits().without(range(50, 1438))

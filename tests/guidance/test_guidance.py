@@ -353,3 +353,33 @@ def test_guided_channels_are_bound_by_gin_and_recorded():
         config.parse([], bindings)
         (rule,) = config.bound("generate.guidance")
     assert rule.provenance()["channels"] == {"image": 3} and "channels" not in ClassifierFree().provenance()
+
+
+# Vectors
+
+
+def predict(x, t, y):
+    """A network that depends on the label, and predicts values for padding too."""
+    return x + (1 + y.to(x.dtype))[:, None, None, None]
+
+
+def test_a_vector_has_a_scale_of_its_own(state):
+    (x, y), channels = state, Channels(image=2, dino=3, token=Vector(10, channels=1))
+    found = guided(predict, [ClassifierFree({"token": 3.0})], channels, y, NUM_CLASSES)(x, T)
+    conditional, unconditional = predict(x, T, y), predict(x, T, null(y))
+    assert torch.equal(found[:, :5], conditional[:, :5])
+    expected = (3 * conditional - 2 * unconditional)[:, 5].flatten(1)[:, :10]
+    torch.testing.assert_close(found[:, 5].flatten(1)[:, :10], expected)
+    assert not found[:, 5].flatten(1)[:, 10:].any()
+
+
+@pytest.mark.parametrize("rules", [[], [ClassifierFree(2.0)]], ids=["unguided", "guided"])
+def test_a_prediction_for_padding_is_removed_and_learned_variances_are_kept(state, rules):
+    (x, y), channels = state, Channels(image=5, token=Vector(10, channels=1))
+
+    def with_variances(x, t, y):
+        return torch.cat([predict(x, t, y), torch.ones_like(x)], dim=1)
+
+    found = guided(with_variances, rules, channels, y, NUM_CLASSES)(x, T)
+    assert torch.equal(found[:, :6], channels.trim(found[:, :6])) and found[:, 5].any()
+    assert torch.equal(found[:, 6:], torch.ones_like(x))

@@ -77,6 +77,16 @@ def test_tokens_of_more_numbers_than_the_model_is_wide_are_pointed_out(tiny_gin,
     assert not numbers or f"each token packs {numbers} values" in found[0] and "width of 16" in found[0]
 
 
+def test_a_vector_longer_than_the_model_is_wide_is_pointed_out(tiny_gin, tmp_path, caplog):
+    bindings = ["JointCodec.representations = [@Representation(), @token/Representation()]", "token/PCA.rank = 5"]
+    bindings += ["token/Representation.vector = 'pooled'", "DiffusionTransformer.num_heads = 1"]
+    for width, warned in ((8, False), (4, True)):
+        caplog.clear()
+        config.parse([tiny_gin], ["train.device = 'cpu'", *bindings, f"DiffusionTransformer.width = {width}"])
+        prepare_run(Experiment(tmp_path))
+        assert ("domain_pooled packs 5 values into a token of width 4" in caplog.text) == warned
+
+
 TRAINING = {
     "an unknown precision": ("train.precision = 'bf16'", "train.precision = 'bf16' must be 'auto', 'float32', 'tf32'"),
     "an unknown order": ("train.shuffle = 'some'", "train.shuffle = 'some' must be 'global' or 'shards'"),

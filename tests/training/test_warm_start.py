@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from redi.core.channels import Channels
+from redi.core.channels import Channels, Vector
 from redi.fusion import Separate
 from redi.models.published.weights import to_published
 from redi.models.transformer import DiffusionTransformer
@@ -162,3 +162,15 @@ def test_weights_of_repa_are_taken_with_a_word_on_the_direction_of_time(tmp_path
     torch.save({name.replace("projector.", "projectors.0."): t for name, t in source.items()}, tmp_path / "repa.pt")
     warm_start(random_model(JOINT), tmp_path / "repa.pt")
     assert "set FlowMatching.reversed = True" in caplog.text
+
+
+def test_a_new_vector_keeps_its_embedding_and_is_predicted_as_zero(tmp_path):
+    joint = random_model(Channels(image=4, dinov2=3, token=Vector(10, channels=1)), seed=1)
+    initial = {name: parameter.clone() for name, parameter in joint.named_parameters()}
+    source = random_model(JOINT)
+    message = warm_start(joint, as_run(source, tmp_path / "run"))
+    x, t, y = states(joint.channels)
+    assert not joint(x, t, y)[:, 7:].any() and "weights of token set to 0" in message
+    for name, parameter in joint.named_parameters():
+        expected = initial[name] if "embeddings.token" in name else source.state_dict().get(name)
+        assert "heads.token" in name or torch.equal(parameter, expected), name
