@@ -51,6 +51,8 @@ def check_head(width: int | None, depth: int, num_heads: int | None) -> None:
     for name, value in settings.items():
         if value is not None and value < 1:
             raise ValueError(f"DiffusionTransformer.{name} = {value}: must be at least 1")
+    if width is not None and width % 4:
+        raise ValueError(f"DiffusionTransformer.head_width = {width}: must be a multiple of 4")
     if width is None:
         for name, default in {"head_depth": 2, "head_num_heads": None}.items():
             if settings[name] != default:
