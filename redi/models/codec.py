@@ -196,8 +196,8 @@ class JointCodec(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """Return x (N, C, H, W) float32 of uint8 images (N, 3, S, S)."""
-        self.for_image_size(images.shape[-1])
-        return self.join(self.precompute(images, alignment=False))
+        stored = self.precompute(images, alignment=False)
+        return self.for_image_size(images.shape[-1]).join(stored)
 
     def encode_sample(self, dataset: Any, num_images: int = 1024) -> Tensor:
         """Return x, on the CPU, of at most `num_images` images spread evenly over a `Dataset` or `Cache`.
