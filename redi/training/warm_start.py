@@ -113,8 +113,8 @@ def _check(
         what = f"its blocks are not those of the model ({type(model.blocks[0]).__name__}): only one has {odd[0]}"
         raise _refusal(path, f"{what}; set DiffusionTransformer.block, its options and head_width to the source's")
     if model.group_times_by == "concatenation" and len(model.group_embeddings):
-        what = "DiffusionTransformer.group_times_by = 'concatenation' leaves no room for the source's time embedding"
-        raise _refusal(path, f"{what}: set 'sum'")
+        binding = "DiffusionTransformer.group_times_by = 'concatenation'"
+        raise _refusal(path, f"{binding} leaves no room for its time embedding: set 'sum'")
     for name in ("fusion.embeddings.image.weight", *state):
         if name in parameters and not name.startswith(NOT_COPIED) and state[name].shape != parameters[name].shape:
             shapes = f"{name} is {tuple(state[name].shape)}, but the model's is {tuple(parameters[name].shape)}"

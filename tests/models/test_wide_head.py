@@ -95,9 +95,9 @@ def test_every_parameter_gets_a_gradient():
     [
         (
             {"head_width": None, "head_num_heads": None, "head_depth": 3},
-            "head_depth = 3: there is no wide head; set .*",
+            "head_depth = 3: there is no wide head; set head_width",
         ),
-        ({"head_width": None}, "head_num_heads = 3: there is no wide head; set DiffusionTransformer.head_width"),
+        ({"head_width": None}, "head_num_heads = 3: there is no wide head; set head_width"),
         ({"head_width": 32}, "num_heads = 3: must divide the width 32 .of a wide head: head_num_heads, head_width"),
         ({"head_width": 30}, "head_width = 30: must be a multiple of 4"),
         (
