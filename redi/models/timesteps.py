@@ -56,15 +56,10 @@ class TimestepEmbedding(nn.Module):
 
 
 def group_width(width: int, num_groups: int, by: str) -> int:
-    """Return the width of the time embedding of each group: by 'concatenation', a part of the model's width.
-
-    Raises ValueError if `by`, the binding group_times_by, is not known, or cannot divide the width.
-    """
-    setting = f"DiffusionTransformer.group_times_by = {by!r}"
+    """Return the width of the time embedding of each group: by 'concatenation', an equal part of the model's width."""
     if by not in ("sum", "concatenation"):
-        raise ValueError(f"{setting}: must be 'sum' or 'concatenation'")
-    if by == "sum":
-        return width
-    if width % num_groups:
-        raise ValueError(f"{setting}: the width {width} must be a multiple of the number of groups, {num_groups}")
-    return width // num_groups
+        raise ValueError(f"DiffusionTransformer.group_times_by = {by!r}: must be 'sum' or 'concatenation'")
+    if by == "concatenation" and width % num_groups:
+        what = f"the width {width} must be a multiple of the number of groups, {num_groups}"
+        raise ValueError(f"DiffusionTransformer.group_times_by = {by!r}: {what}")
+    return width // num_groups if by == "concatenation" else width

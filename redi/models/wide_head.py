@@ -47,12 +47,11 @@ class WideHead(nn.Module):
 
 def check_head(width: int | None, depth: int, num_heads: int | None) -> None:
     """Raise ValueError for settings of a wide head without a width, or that cannot work."""
-    settings = {"head_width": width, "head_depth": depth, "head_num_heads": num_heads}
-    for name, value in settings.items():
+    for name, value, default in ("width", width, None), ("depth", depth, 2), ("num_heads", num_heads, None):
+        setting = f"DiffusionTransformer.head_{name} = {value}"
         if value is not None and value < 1:
-            raise ValueError(f"DiffusionTransformer.{name} = {value}: must be at least 1")
-    if width is None:
-        for name, default in {"head_depth": 2, "head_num_heads": None}.items():
-            if settings[name] != default:
-                what = f"DiffusionTransformer.{name} = {settings[name]}: there is no wide head"
-                raise ValueError(f"{what}; set DiffusionTransformer.head_width, or drop this setting")
+            raise ValueError(f"{setting}: must be at least 1")
+        if width is None and value != default:
+            raise ValueError(f"{setting}: there is no wide head; set head_width, or drop this setting")
+    if width is not None and width % 4:
+        raise ValueError(f"DiffusionTransformer.head_width = {width}: must be a multiple of 4")

@@ -43,10 +43,8 @@ PARTS = {
     "alignment": ("projector",),
     "attention": ("qkv", "projection"),
     "MLP": ("mlp",),
-    "modulation and norms": (
-        "modulation", "final_modulation", "to_condition", "norm1", "norm2", "q_norm", "k_norm", "final_norm",
-    ),
-}  # fmt: skip
+    "modulation and norms": ("modulation", "final_modulation", "to_condition", "norm1", "norm2", "final_norm"),
+}
 CPU = torch.autograd.DeviceType.CPU
 
 

@@ -1,6 +1,7 @@
 """Initialize a joint model with the weights of a plain model, or of one with fewer groups."""
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 # These parameters are not copied. They keep their initial values.
 NOT_COPIED = ("projector.", "group_embeddings.", "inner_head.")
+IN_FUSION = re.compile(r"(?:wide_head\.)?fusion\.\w+\.(\w+)\.")  # the group of an embedding or a head
 
 
 @torch.no_grad()
@@ -57,8 +59,8 @@ def warm_start(model: nn.Module, path: str | Path) -> str:
     state = with_one_bias({"model": state}, parameters)["model"]
     _check(path, state, parameters, model)
     for name, parameter in parameters.items():
-        part, group = name.split(".")[1:3] if name.startswith("fusion.") else ("", "")
-        if group in model.channels.vectors and group in further and part == "embeddings":
+        group = match[1] if (match := IN_FUSION.match(name)) else None
+        if group in model.channels.vectors and group in further and ".embeddings." in name:
             continue
         if group in further or (name.startswith("group_embeddings.") and ".mlp.2." in name):
             parameter.zero_()
@@ -108,11 +110,19 @@ def _check(
         raise _refusal(path, f"it has {classes} classes, but the data have {model.num_classes}: use the same classes")
     if depth != len(model.blocks):
         raise _refusal(path, f"it has {depth} blocks, not {len(model.blocks)}: set DiffusionTransformer.depth")
+    in_blocks = ("blocks.", "wide_head.to_condition.")
+    theirs, ours = ({n for n in names if n.startswith(in_blocks)} for names in (state, parameters))
+    if odd := sorted(theirs ^ ours):
+        what = f"its blocks are not those of the model ({type(model.blocks[0]).__name__}): only one has {odd[0]}"
+        raise _refusal(path, f"{what}; set DiffusionTransformer.block, its options and head_width to the source's")
+    if model.group_times_by == "concatenation" and len(model.group_embeddings):
+        binding = "DiffusionTransformer.group_times_by = 'concatenation'"
+        raise _refusal(path, f"{binding} leaves no room for its time embedding: set 'sum'")
     for name in ("fusion.embeddings.image.weight", *state):
         if name in parameters and not name.startswith(NOT_COPIED) and state[name].shape != parameters[name].shape:
             shapes = f"{name} is {tuple(state[name].shape)}, but the model's is {tuple(parameters[name].shape)}"
             raise _refusal(path, f"{shapes}: set DiffusionTransformer.size (width, patch size) to the source's")
-    if missing := [name for name in parameters if not name.startswith((*NOT_COPIED, "fusion.")) and name not in state]:
+    if missing := [n for n in parameters if not n.startswith(NOT_COPIED) and not IN_FUSION.match(n) and n not in state]:
         raise _refusal(path, f"it lacks the weights {', '.join(missing[:3])}: use the weights of a model that has them")
 
 

@@ -6,6 +6,7 @@ from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention, 
 
 from redi.core.channels import Channels, Vector
 from redi.fusion import Merged, Separate
+from redi.models.blocks import Modern
 from redi.models.transformer import DiffusionTransformer
 
 CHANNELS = Channels(image=3, a=2, a_class=Vector(20, channels=2))
@@ -94,10 +95,16 @@ def test_every_parameter_gets_a_gradient():
     [
         (
             {"head_width": None, "head_num_heads": None, "head_depth": 3},
-            "head_depth = 3: there is no wide head; set .*",
+            "head_depth = 3: there is no wide head; set head_width",
         ),
-        ({"head_width": None}, "head_num_heads = 3: there is no wide head; set DiffusionTransformer.head_width"),
+        ({"head_width": None}, "head_num_heads = 3: there is no wide head; set head_width"),
         ({"head_width": 32}, "num_heads = 3: must divide the width 32 .of a wide head: head_num_heads, head_width"),
+        ({"head_width": 30}, "head_width = 30: must be a multiple of 4"),
+        (
+            {"block": Modern, "head_width": 28, "head_num_heads": 2},
+            r"a head has 14: .*\(of a wide head: head_num_heads",
+        ),
+        ({"block": Modern, "num_heads": 8}, "a head has 2: set DiffusionTransformer.num_heads"),
         ({"head_depth": 0}, "head_depth = 0: must be at least 1"),
         ({"head_width": -8}, "head_width = -8: must be at least 1"),
         ({"alignment_dim": 6, "alignment_layer": 3}, "alignment_layer = 3: must be in 1 ... 2, the depth"),

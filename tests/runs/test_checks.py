@@ -206,6 +206,7 @@ def test_clocks_and_times_that_cannot_be_are_refused_before_encoding(refused, bi
             ["JointObjective.clock = @clocks.Lead()", "DiffusionTransformer.group_timesteps = False"],
             "DiffusionTransformer.group_timesteps = False has no effect",
         ),
+        (["DiffusionTransformer.group_times_by = 'concatenation'"], "DiffusionTransformer.group_times_by needs a"),
     ],
 )
 def test_bindings_that_a_clock_replaces_are_named_once(tiny_gin, tmp_path, caplog, bindings, message):

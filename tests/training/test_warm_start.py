@@ -1,10 +1,13 @@
 """Warm start: at step 0 the joint model predicts the plain model's image for any features."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from redi.core.channels import Channels, Vector
 from redi.fusion import Separate
+from redi.models.blocks import Modern
 from redi.models.published.weights import to_published
 from redi.models.transformer import DiffusionTransformer
 from redi.runtime.checkpoint import Retention, save_checkpoint
@@ -122,6 +125,38 @@ def test_a_gradient_reaches_what_began_as_zero(tmp_path):
     x, t, y = states(JOINT)
     joint(x, t, y).sub(1).square().mean().backward()
     assert joint.fusion.heads["dinov2"].weight.grad.any()
+
+
+HEAD = {"block": Modern, "head_width": 48, "timestep_features": "gaussian"}
+
+
+@pytest.mark.parametrize("settings", [{"block": Modern}, HEAD], ids=["Modern", "a wide head"])
+def test_a_run_with_other_blocks_begins_a_joint_model_of_these_blocks(tmp_path, settings):
+    plain, joint = random_model(**settings), random_model(JOINT, seed=1, **settings)
+    warm_start(joint, as_run(plain, tmp_path / "run"))
+    x, t, y = states(JOINT)
+    assert torch.equal(joint(x, t, y)[:, :4], plain(x[:, :4], t, y)) and not joint(x, t, y)[:, 4:].any()
+
+
+@pytest.mark.parametrize(
+    ("source", "settings", "message"),
+    [
+        ({}, {"block": Modern}, r"its blocks are not those of the model \(Modern\): .* DiffusionTransformer.block"),
+        ({"block": Modern}, {}, r"not those of the model \(AdaLN\): only one has blocks.0.k_norm.weight"),
+        ({"block": Modern}, {"block": partial(Modern, qk_norm=False)}, "only one has blocks.0.k_norm.weight"),
+        ({}, {"head_width": 48}, "it has 2 blocks, not 4"),
+        ({"depth": 4}, {"head_width": 48}, r"only one has wide_head.to_condition.bias"),
+        ({"head_width": 32}, {"depth": 4}, "only one has wide_head.to_condition.bias; .* head_width to the source's"),
+        ({}, {"timestep_features": "gaussian"}, r"timestep_embedding.mlp.0.weight is \(32, 256\)"),
+        ({}, {"group_timesteps": True, "group_times_by": "concatenation"}, "leaves no room .*: set 'sum'"),
+    ],
+)
+def test_other_blocks_heads_and_times_are_refused(tmp_path, source, settings, message):
+    joint = random_model(JOINT, seed=1, **settings)
+    before = {name: tensor.clone() for name, tensor in joint.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"^train\.initial_weights = .*{message}"):
+        warm_start(joint, as_run(random_model(**source), tmp_path / "run"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in joint.state_dict().items())
 
 
 @pytest.mark.parametrize(

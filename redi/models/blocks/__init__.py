@@ -60,10 +60,7 @@ def initialise(block: Block) -> None:
     """Initialise a block: its modulation is zero, so it starts as the identity (adaLN-zero); the rest is Xavier's."""
     for name, part in block.named_children():
         for layer in (layer for layer in part.modules() if isinstance(layer, nn.Linear)):
-            if name == "modulation":
-                nn.init.zeros_(layer.weight)
-            else:
-                nn.init.xavier_uniform_(layer.weight)
+            (nn.init.zeros_ if name == "modulation" else nn.init.xavier_uniform_)(layer.weight)
             nn.init.zeros_(layer.bias)
 
 

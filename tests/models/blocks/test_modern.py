@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import silu
 
 from redi.models.attention import BACKENDS, TOLERANCES, attend_math, problem_of
-from redi.models.blocks import AdaLN, Modern
+from redi.models.blocks import Modern
 from redi.models.rotary import rotation_table
 
 WIDTH, HEADS, GRID = 24, 3, (2, 3)  # heads of 8 numbers: two pairs for the row, two for the column
@@ -121,13 +121,6 @@ def test_a_condition_for_every_token_modulates_each_by_its_own():
 def test_every_option_changes_the_result():
     results = [block_of(**settings)(*inputs()) for settings in OPTIONS.values()]
     assert all((one - other).abs().max() > 1e-3 for i, one in enumerate(results) for other in results[:i])
-
-
-def test_with_the_options_of_dit_it_is_adaln_to_the_bit():
-    modern, (tokens, condition, rotation) = block_of(torch.float32, **OPTIONS["DiT"]), inputs(torch.float32)
-    adaln = AdaLN(width=WIDTH, num_heads=HEADS)
-    adaln.load_state_dict(modern.state_dict())
-    assert torch.equal(modern(tokens, condition, rotation), adaln(tokens, condition, rotation))
 
 
 def backends_agree(backend: str, dtype: torch.dtype, head_dim: int, device: str) -> None:
