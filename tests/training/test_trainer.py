@@ -28,6 +28,7 @@ from redi.data.datasets.digits import Digits
 from redi.data.datasets.image_folder import ImageFolder
 from redi.data.loader import batch_positions
 from redi.data.preprocessing import Preprocessing
+from redi.models.autoencoders import Folded, LatentStatistics
 from redi.models.autoencoders.pixels import Pixels
 from redi.models.codec import JointCodec, Representation
 from redi.models.encoders.domain import DomainEncoder
@@ -365,6 +366,18 @@ def test_a_checkpoint_of_another_codec_is_refused(start, images, codec):
     other = JointCodec(autoencoder=Pixels(channels=3), representations=[codec.representations["domain"]])
     with pytest.raises(ValueError, match="was trained with channels .*image.*: 1"):
         start("run", codec=other, dataset=images)
+
+
+def test_a_run_on_one_cache_resumes_only_with_its_statistics(start, images, tmp_path):
+    first, second = (
+        JointCodec(Folded(Pixels(channels=1), statistics=LatentStatistics.of(0.0, std))) for std in (1.0, 2.0)
+    )
+    cache = write_cache(tmp_path / "cache", first, images)
+    settings = {"dataset": cache, "model": partial(MODEL, patch_size=2)}
+    start("run", num_steps=1, codec=first, **settings)
+    with pytest.raises(ValueError, match="step_00000001 was trained with another autoencoder, .* or statistics"):
+        start("run", num_steps=2, codec=second, **settings)
+    start("run", num_steps=2, codec=first, **settings)
 
 
 def test_a_damaged_checkpoint_is_refused(start):

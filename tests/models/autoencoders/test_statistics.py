@@ -129,6 +129,12 @@ def test_the_deviation_is_measured_in_units_of_the_stored_std():
     assert statistics.deviation(moments) == pytest.approx((0.0, 2**0.5, 18**0.5))
 
 
+def test_normalising_on_a_device_reads_no_values():
+    statistics = LatentStatistics.of(torch.zeros(4), torch.ones(4)).to("meta")  # reading from it raises
+    z = torch.empty(2, 4, 8, 8, device="meta")
+    assert statistics(z).shape == statistics.inverse(z).shape == z.shape
+
+
 def test_unfitted_statistics_are_refused():
     with pytest.raises(ValueError, match="not fitted: call prepare"):
         LatentStatistics()(Z)
