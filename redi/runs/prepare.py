@@ -1,5 +1,7 @@
 """Preparation: audit the data, check the configuration, fit the codec, fill the cache."""
 
+import logging
+
 from redi.core import config
 from redi.data.cache.prepare import prepare
 from redi.evaluation.checking import check_size
@@ -15,6 +17,8 @@ from redi.runtime.atomic import write_json
 from redi.runtime.checkpoint import list_checkpoints, newest_good
 from redi.runtime.checksums import sealed
 from redi.runtime.distributed import process_rank
+
+log = logging.getLogger("redi")
 
 
 def prepare_run(experiment: Experiment, *, evaluates: bool = False, monitor=None, trains: bool = False):
@@ -72,4 +76,5 @@ def _measure_autoencoder(experiment: Experiment) -> None:
     )  # fmt: skip
     if rank == 0:
         write_json(experiment.trained_dir / "reconstruction.json", [sealed(one) for one in entries])
+        log.info("the autoencoder alone, on %d images of evaluate.reference", entries[0]["num_samples"])
         print(format_metrics(entries), flush=True)

@@ -139,7 +139,7 @@ def evaluate_stage(experiment: Experiment) -> None:
     experiment.checked(lambda: f"would measure {len(samples)} samples in {samples.folder}")
     metrics = config.call(
         evaluate, run_dir=run_dir, dataset=data, device=experiment.device, rank=rank,
-        trained=experiment.run if reconstructs or measures and experiment.codec.channels.representations else None,
+        trained=experiment.run if reconstructs or measures and experiment.codec.representations else None,
         world_size=world_size, **{name: value for name, value in bound.items() if value is not None},
     )  # fmt: skip
     _replace_results(experiment)
