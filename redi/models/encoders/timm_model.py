@@ -123,14 +123,15 @@ class Timm(PretrainedNetwork, Encoder):
         import timm
 
         config = self.architecture.config
-        changed = {"combine": self.combine} if self.combine != "concatenate" else {}  # other keys keep older caches
-        changed |= {"final_norm": self.final_norm} if self.final_norm is not True else {}
+        # Defaults are left out, so that older caches stay valid.
+        combination: dict = {} if self.combine == "concatenate" else {"combine": self.combine}
+        combination |= {} if self.final_norm is True else {"final_norm": self.final_norm}
         return {
             "encoder": type(self).__name__, "timm_model": self.architecture.name, "timm": timm.__version__,
             "layers": list(self.layers), "image_size": self.image_size or f"{self.stride}/16", "resize": self.resize,
             "mean": list(config["mean"]), "std": list(config["std"]), "precision": self.precision,
             "weights_sha256": self._sha256(),  # before timm's conversion, whose rounding depends on the machine
-            **changed,
+            **combination,
         }  # fmt: skip
 
     def _by_layer(self, images: Tensor, **options: Any) -> dict[int, Any]:

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from redi.models.pretrained_network import with_keywords_of
 from redi.models.published.file import read_published
-from redi.models.reducers.pca import PCA
 from redi.models.reducers.trained import TrainedReducer
 from redi.runtime.checksums import tensors_sha256
 
@@ -39,8 +38,6 @@ class Compressor(TrainedReducer):
     names: ClassVar[Mapping[str, str]]  # {part of a published name: part of ours}, replaced in this order
     optional: tuple[str, ...] = ()  # endings of names that a published file may lack; they are zero
     needs_statistics = False  # True: published weights are useless without the statistics of their features
-    weights_sha256: str | None = None
-    code_sha256: str | None = None
 
     @with_keywords_of(TrainedReducer.__init__)
     def __init__(
@@ -49,9 +46,6 @@ class Compressor(TrainedReducer):
     ):  # fmt: skip
         super().__init__(rank=rank, hidden=hidden, patience=patience, **settings)
         name = type(self).__name__
-        for argument, value in (("statistics", statistics), ("code_statistics", code_statistics)):
-            if value is not None and weights is None:
-                raise ValueError(f"{name}.{argument} = {value!r} belongs to published weights: set {name}.weights too")
         if weights is not None:
             if statistics is None and self.needs_statistics:
                 what = "must be the published file with mean and std of the features, which belongs to the weights"
@@ -62,60 +56,35 @@ class Compressor(TrainedReducer):
             self.code_rms = torch.ones(()) if self.scale == "raw" else torch.empty(0)  # empty: `fit` measures it
             if code_statistics is not None:
                 self.code_mean, self.code_rms = read_statistics(code_statistics, rank, f"{name}.code_statistics")
-                self.code_sha256 = tensors_sha256({"mean": self.code_mean, "std": self.code_rms})
-            tensors = {n: t for n, t in self.state_dict().items() if n.startswith(("encode.", "decode."))}
-            self.weights_sha256 = tensors_sha256(tensors | {"mean": self.mean, "std": self.std})
+                self.scale = "statistics"
+            self.weights_sha256 = tensors_sha256(self.state_dict())
+        elif statistics or code_statistics:
+            raise ValueError(f"{name}.weights = None: must be a file, to which the statistics belong")
         if path is not None:
             self.restore(path)
 
     def _take_published(self, path: str) -> None:
-        """Build the networks of a published file. Raises ValueError if it does not have exactly their tensors."""
+        """Build the networks of a published file. Raises ValueError unless it has exactly their tensors."""
         name = type(self).__name__
-        where = f"{name}.weights: {path}"
         tensors = read_published(path, names=(), binding=f"{name}.weights").state()
         for part, ours in self.names.items():
             tensors = {tensor_name.replace(part, ours): tensor for tensor_name, tensor in tensors.items()}
         try:
-            hidden, width = tensors["encode.0.weight"].shape[:2]
-            rank = tensors["decode.0.weight"].shape[1]
-        except (KeyError, IndexError, ValueError):
-            held = ", ".join([*tensors][:3])
-            raise ValueError(f"{where} holds {held}, ...: must be the published weights of a {name}") from None
-        for argument, value in (("rank", rank), ("hidden", hidden)):
-            if getattr(self, argument) != value:
-                raise ValueError(f"{name}.{argument} = {getattr(self, argument)}: must be {value}, as in {path}")
-        self.mean, self.std = torch.zeros(width), torch.ones(width)
-        with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: keep the caller's random state
-            self._build(width)
-        networks = nn.ModuleDict({"encode": self.encode, "decode": self.decode})
-        expected = networks.state_dict()
-        for missing in expected.keys() - tensors.keys():
-            if missing.endswith(self.optional):
-                tensors[missing] = torch.zeros_like(expected[missing])
-        wrong = {n for n in expected.keys() | tensors.keys() if _shape(expected, n) != _shape(tensors, n)}
-        if wrong:
-            what = f"differs from a {name} of these settings in {len(wrong)} tensors, such as {min(wrong)} (our name)"
-            raise ValueError(f"{where} {what}: set {name}.depth and the like as published, or choose another file")
-        networks.load_state_dict(tensors)
+            sizes = {"rank": tensors["decode.0.weight"].shape[1], "hidden": tensors["decode.0.weight"].shape[0]}
+            width = tensors["encode.0.weight"].shape[1]
+            for argument, value in sizes.items():
+                if getattr(self, argument) != value:
+                    raise ValueError(f"{name}.{argument} = {getattr(self, argument)}: must be {value}, as in {path}")
+            self.mean, self.std = torch.zeros(width), torch.ones(width)
+            with torch.random.fork_rng(devices=[]):  # the weights are overwritten: keep the caller's random state
+                self._build(width)
+            networks = nn.ModuleDict({"encode": self.encode, "decode": self.decode})
+            zeros = {n: torch.zeros_like(t) for n, t in networks.state_dict().items() if n.endswith(self.optional)}
+            networks.load_state_dict(zeros | tensors)
+        except (KeyError, IndexError, RuntimeError) as error:
+            reason = f"must be the published weights of a {name} of these settings, but lacks or has other tensors"
+            raise ValueError(f"{name}.weights: {path} {reason} ({' '.join(str(error).split())[:300]})") from None
         self.eval().requires_grad_(False)
-
-    def _forget(self) -> None:
-        if self.weights_sha256 is None:
-            super()._forget()
-
-    def _learn(self, pca: PCA, sample: Tensor, train: Tensor, test: Tensor) -> None:
-        if self.weights_sha256 is None:
-            super()._learn(pca, sample, train, test)
-        elif self.code_sha256 is None:
-            self.code_mean, self.code_rms = self.mean.new_zeros(self.rank), self.mean.new_ones(())
-
-    def _scale_code(self, sample: Tensor, train: Tensor) -> None:
-        if self.code_sha256 is None:
-            super()._scale_code(sample, train)
-
-    def fit_settings(self) -> dict:
-        published = {"weights_sha256": self.weights_sha256, "code_statistics_sha256": self.code_sha256}
-        return super().fit_settings() | {key: digest for key, digest in published.items() if digest}
 
 
 def read_statistics(path: str, size: int, binding: str) -> tuple[Tensor, Tensor]:
@@ -128,7 +97,3 @@ def read_statistics(path: str, size: int, binding: str) -> tuple[Tensor, Tensor]
     if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
         raise ValueError(f"{binding}: {path}: mean and std must be finite, and std positive")
     return mean, std
-
-
-def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
-    return tuple(tensors[name].shape) if name in tensors else None

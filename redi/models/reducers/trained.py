@@ -49,6 +49,9 @@ class TrainedReducer(Reducer):
         (torch.Size([8, 4, 4, 4]), torch.Size([8, 16, 4, 4]))
     """
 
+    weights_sha256: str | None = (
+        None  # of published weights (see `Compressor`): `fit` then measures, and does not train
+    )
     settings: tuple[str, ...] = ("rank", "hidden", "num_steps", "batch_size", "learning_rate", "max_images", "seed")
     mean: Tensor  # (E,)
     std: Tensor  # (E,)
@@ -115,7 +118,8 @@ class TrainedReducer(Reducer):
 
     def fit(self, batches: Iterable[Tensor]) -> None:
         self.forget_fit()
-        self._forget()
+        if self.weights_sha256 is None:
+            self.mean = self.mean.new_empty(0)  # an earlier fit does not restrict the width
         sample, device = self._sample(batches), self.mean.device
         order = torch.randperm(len(sample), generator=torch.Generator().manual_seed(self.seed))
         test, train = order.tensor_split([max(1, len(order) // 10)])
@@ -124,8 +128,18 @@ class TrainedReducer(Reducer):
             moments.add(sample[part].to(device))
         pca = PCA(rank=self.rank, scale="raw", standardize=True)
         pca.solve(moments)
-        self._learn(pca, sample, train, test)
-        self._scale_code(sample, train)
+        if self.scale != "statistics":
+            self.code_mean, self.code_rms = torch.zeros_like(self.code_mean), torch.ones((), device=device)
+        if self.weights_sha256 is None:
+            self.mean, self.std = pca.mean, pca.std
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                self._build(len(pca.mean))
+                self._start(pca)
+                self._optimise(sample, train, test)
+            self.eval().requires_grad_(False)
+        if self.scale == "unit_rms":
+            self._scale_code(sample, train)
         shares = [self._explained_variance_of(reducer, sample, test) for reducer in (self, pca)]
         self.explained = torch.tensor(shares).to(device)
         name = type(self).__name__
@@ -136,19 +150,6 @@ class TrainedReducer(Reducer):
         if shares[0] < shares[1]:
             advice = "fit to more images, or lower its num_steps or hidden"
             log.warning("%s overfits, or was trained too briefly to reach PCA: %s", name, advice)
-
-    def _forget(self) -> None:
-        self.mean = self.mean.new_empty(0)  # an earlier fit does not restrict the width
-
-    def _learn(self, pca: PCA, sample: Tensor, train: Tensor, test: Tensor) -> None:
-        self.mean, self.std = pca.mean, pca.std
-        self.code_mean, self.code_rms = self.mean.new_zeros(self.rank), self.mean.new_ones(())
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            self._build(len(pca.mean))
-            self._start(pca)
-            self._optimise(sample, train, test)
-        self.eval().requires_grad_(False)
 
     def _sample(self, batches: Iterable[Tensor]) -> Tensor:
         """Draw a uniform sample of the images' features (at most max_images, E, h, w): algorithm R of Vitter (1985)."""
@@ -200,8 +201,6 @@ class TrainedReducer(Reducer):
 
     @torch.no_grad()
     def _scale_code(self, sample: Tensor, train: Tensor) -> None:
-        if self.scale == "raw":
-            return
         codes = Moments()
         for part in train.split(self.batch_size):
             codes.add(self._code(self._standardised(sample[part])))
@@ -242,9 +241,9 @@ class TrainedReducer(Reducer):
 
     def fit_settings(self) -> dict:
         settings = {"reducer": type(self).__name__} | {name: getattr(self, name) for name in self.settings}
-        # Fits of ConvBottleneck by earlier versions have neither key.
-        settings |= {"patience": self.patience} if self.patience is not None else {}
-        return settings | ({"scale": self.scale} if self.scale != "unit_rms" else {})
+        others = {"patience": self.patience, "scale": self.scale, "weights_sha256": self.weights_sha256}
+        defaults = (None, "unit_rms")  # left out, as fits of ConvBottleneck by earlier versions have none of these keys
+        return settings | {name: value for name, value in others.items() if value not in defaults}
 
     def provenance(self) -> dict:
         settings = self.fit_settings() | ({"fitted_on": self.fitted_on} if self.fitted_on else {})

@@ -1,7 +1,5 @@
 """SemVAE: published files against the transformer written out in float64, and its loss."""
 
-import re
-
 import pytest
 import torch
 from torch import Tensor
@@ -109,7 +107,7 @@ def test_without_statistics_a_fit_scales_the_published_code_and_trains_nothing(p
     [
         ({"rank": 4}, "SemVAE.rank = 4: must be 3, as in .*semvae.pt"),
         ({"hidden": 32}, "SemVAE.hidden = 32: must be 16, as in .*semvae.pt"),
-        ({"depth": 3}, r"SemVAE.weights: .*semvae.pt differs from a SemVAE of these settings in \d+ tensors"),
+        ({"depth": 3}, r"SemVAE.weights: .*semvae.pt must be .*of these settings, .*Missing key"),
     ],
 )
 def test_a_published_file_of_another_size_is_refused(settings, message, published):
@@ -132,7 +130,7 @@ def test_a_file_with_missing_or_surplus_keys_is_refused(change, published):
         state["decoder.9.weight"] = torch.zeros(2)
     else:
         state = {"conv.weight": torch.zeros(2, 2)}
-    with pytest.raises(ValueError, match=r"SemVAE.weights: .*(in 1 tensors|must be the published weights of a SemVAE)"):
+    with pytest.raises(ValueError, match="SemVAE.weights: .*semvae.pt must be the published weights of a SemVAE"):
         SemVAE(**SIZES, weights=published(state))
 
 
@@ -141,7 +139,7 @@ def test_statistics_of_another_size_or_without_weights_are_refused(published, tm
     path = str(tmp_path / "stats.pt")
     with pytest.raises(ValueError, match="SemVAE.code_statistics: .*must be mean and std of 3 channels"):
         SemVAE(**SIZES, weights=published(random_state()), code_statistics=path)
-    with pytest.raises(ValueError, match=f"SemVAE.statistics = {re.escape(repr(path))} .*: set SemVAE.weights too"):
+    with pytest.raises(ValueError, match="SemVAE.weights = None: must be a file, to which the statistics belong"):
         SemVAE(**SIZES, statistics=path)
 
 
