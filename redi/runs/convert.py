@@ -160,15 +160,12 @@ def _take_pca(codec: JointCodec, pca: str | Path | None) -> None:
     if not unfitted:
         return
     if not pca:
-        name = type(unfitted[0]).__name__
-        published = (
-            "--pca=dino_pca_model.pth, the file published with the paper's code (github.com/zelaki/ReDi)"
-            if name == "PCA"
-            else f"--gin_bindings=\"{name}.weights = '...'\", the file published with the checkpoint"
-        )
+        name, rank = type(unfitted[0]).__name__, sum(reducer.rank for reducer in unfitted)
+        file = "--pca=dino_pca_model.pth, the file published with the paper's code (github.com/zelaki/ReDi)"
+        source = file if name == "PCA" else f"--gin_bindings={f'{name}.weights = <published file>'!r}"
         raise ValueError(
-            f"the checkpoint models {sum(reducer.rank for reducer in unfitted)} feature channels, and checkpoints do "
-            f"not contain the {name} that produced them: pass {published}, or --pca=<folder of a saved reducer>"
+            f"the checkpoint models {rank} feature channels, and checkpoints do not contain the {name} that produced "
+            f"them: pass {source}, or --pca=<folder of a saved reducer>"
         )
     if len(unfitted) > 1:
         raise ValueError(f"--pca is for one reducer, but {len(unfitted)} are not fitted: bind their paths instead")

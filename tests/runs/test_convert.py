@@ -365,6 +365,41 @@ def test_reg_is_opened_and_drawn_by_its_own_sampler(tmp_path, vae):
         assert all(torch.equal(again[name], tensor) for name, tensor in content[weights].items())
 
 
+def compressor_files(folder: Path, width: int, rank: int) -> list[str]:
+    """Write REGLUE's compressor with one hidden channel and its statistics; return the bindings that name them."""
+    shapes = {}
+    for half, inputs, outputs in (("encoder.model", width, rank), ("decoder.model", rank, width)):
+        shapes |= {f"{half}.0.weight": (1, inputs, 3, 3), f"{half}.0.bias": (1,)}
+        shapes |= {f"{half}.2.weight": (outputs, 1, 3, 3), f"{half}.2.bias": (outputs,)}
+        for i in (1, 2):
+            norms = {f"{half}.1.bn{i}.{name}": (1,) for name in ("weight", "bias", "running_mean", "running_var")}
+            shapes |= {f"{half}.1.conv{i}.weight": (1, 1, 3, 3)} | norms
+    files = {
+        "weights": {name: torch.ones(shape) for name, shape in shapes.items()},
+        "statistics": {"mean": torch.zeros(width), "std": torch.ones(width)},
+    }
+    paths = {name: saved(folder / f"compressor_{name}.pt", content) for name, content in files.items()}
+    return ["ConvCompressor.hidden = 1", *(f"ConvCompressor.{name} = '{path}'" for name, path in paths.items())]
+
+
+def test_reglue_is_opened_with_its_compressor(tmp_path, vae):
+    state = published_state(20, kind=REGLayout)
+    path = saved(tmp_path / "reglue.pt", {"ema": state, "steps": 5})
+    with pytest.raises(ValueError, match=r"16 feature channels.* the ConvCompressor that .*ConvCompressor\.weights = "):
+        convert.import_checkpoint(path, tmp_path / "run")
+    bindings = [*compressor_files(tmp_path, 4 * 768, 16), f"StableVAE.weights = '{vae}'"]
+    convert.import_checkpoint(path, tmp_path / "run", gin_bindings=bindings)
+    run = redi.load(tmp_path / "run", device="cpu")
+    assert run.codec.channels == {"image": 4, "dinov2": 16, "dinov2_class": 12}
+    encoder = run.codec.representations["dinov2"].encoder
+    assert (encoder.layers, encoder.registers, encoder.dim) == ((8, 9, 10, 11), True, 3072)
+    drawn = run.generate([1], sampler=redi.samplers.EulerMaruyama(num_evaluations=2))
+    assert drawn.x.shape == (1, 32, 8, 8) and drawn.x[:, 20:].flatten(1)[:, :768].all()
+    convert.export(tmp_path / "run", tmp_path / "again.pt")
+    again = torch.load(tmp_path / "again.pt")
+    assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
+
+
 def test_the_name_of_an_export_says_its_format(redi_run, tmp_path):
     with pytest.raises(ValueError, match=r"x\.npz: the file name must end in \.pt"):
         convert.export(redi_run[0], tmp_path / "x.npz")
