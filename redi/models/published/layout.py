@@ -50,6 +50,7 @@ class Layout:
     num_vectors: ClassVar[int] = 0  # tokens without a position, the first ones
     times: ClassVar[tuple[str, ...]] = ("t_embedder.mlp.0.weight",)
     alignment_layer: ClassVar[int] = 8  # the block that REPA aligned, if the file does not say
+    projector: ClassVar[str] = "projector."  # prefix of the projector of a model that was trained here
     # {published stem: this library's stem} inside of blocks, in the order of the published code
     in_block: ClassVar[Mapping[str, str]] = {
         "attn.qkv": "qkv", "attn.proj": "projection", "mlp.fc1": "mlp.0", "mlp.fc2": "mlp.2",

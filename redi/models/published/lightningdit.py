@@ -34,6 +34,7 @@ class LightningDiT(Layout):
     block: ClassVar[type[Modern]] = Modern
     mark: ClassVar[str] = "blocks.0.mlp.w12.weight"
     mlp: ClassVar[str] = "mlp.w12"
+    projector: ClassVar[str] = "repa_projector."
     # {module of rotary tables: what precedes "width" and "num_heads" in the fields that define it}
     rotary: ClassVar[Mapping[str, str]] = {"feat_rope": ""}
     in_block: ClassVar[Mapping[str, str]] = {
