@@ -41,7 +41,7 @@ class Compressor(TrainedReducer):
 
     @with_keywords_of(TrainedReducer.__init__)
     def __init__(
-        self, rank: int = 16, *, hidden: int, patience: int | None = 5, weights: str | None = None,
+        self, rank: int = 16, *, hidden: int = 256, patience: int | None = 5, weights: str | None = None,
         statistics: str | None = None, code_statistics: str | None = None, path: str | None = None, **settings: Any,
     ):  # fmt: skip
         super().__init__(rank=rank, hidden=hidden, patience=patience, **settings)

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from redi.models.pretrained_network import with_defaults
 from redi.models.reducers import register
 from redi.models.reducers.pca import PCA
 from redi.models.reducers.trained import TrainedReducer
@@ -31,7 +30,6 @@ class ConvBottleneck(TrainedReducer):
 
     encode: "_Corrected"
     decode: "_Corrected"
-    __init__ = with_defaults(TrainedReducer.__init__, 8, hidden=256)
 
     def _build(self, width: int) -> None:
         self.encode = _Corrected(width, self.rank, self.hidden).to(self.mean.device)

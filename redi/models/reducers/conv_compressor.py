@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from redi.models.pretrained_network import with_defaults
 from redi.models.reducers import register
 from redi.models.reducers.compressor import Compressor
 
@@ -33,7 +32,6 @@ class ConvCompressor(Compressor):
     names = {"encoder.model.": "encode.", "decoder.model.": "decode."}
     optional = ("conv1.bias", "conv2.bias", "num_batches_tracked")  # batch norms follow these convolutions
     needs_statistics = True
-    __init__ = with_defaults(Compressor.__init__, 16, hidden=256)
 
     def _build(self, width: int) -> None:
         self.encode = _mirror(width, self.hidden, self.rank).to(self.mean.device)

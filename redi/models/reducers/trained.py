@@ -49,9 +49,7 @@ class TrainedReducer(Reducer):
         (torch.Size([8, 4, 4, 4]), torch.Size([8, 16, 4, 4]))
     """
 
-    weights_sha256: str | None = (
-        None  # of published weights (see `Compressor`): `fit` then measures, and does not train
-    )
+    weights_sha256: str | None = None  # of published weights: `fit` measures, but does not train (see `Compressor`)
     settings: tuple[str, ...] = ("rank", "hidden", "num_steps", "batch_size", "learning_rate", "max_images", "seed")
     mean: Tensor  # (E,)
     std: Tensor  # (E,)
@@ -62,9 +60,9 @@ class TrainedReducer(Reducer):
     decode: nn.Module
 
     def __init__(
-        self, rank: int = 8, *, hidden: int, num_steps: int = 2000, batch_size: int = 32, learning_rate: float = 1e-3,
-        max_images: int = 2048, patience: int | None = None, scale: Literal["unit_rms", "raw"] = "unit_rms",
-        seed: int = 0, path: str | None = None,
+        self, rank: int = 8, *, hidden: int = 256, num_steps: int = 2000, batch_size: int = 32,
+        learning_rate: float = 1e-3, max_images: int = 2048, patience: int | None = None,
+        scale: Literal["unit_rms", "raw"] = "unit_rms", seed: int = 0, path: str | None = None,
     ):  # fmt: skip
         super().__init__(rank=rank)
         name = type(self).__name__
