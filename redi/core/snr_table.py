@@ -19,8 +19,10 @@ def spreads(channels: Channels, x: Tensor) -> dict[str, float]:
 
     Of a vector, it is that of the standard deviations of its numbers.
     """
-    values = channels.unpadded(x.double())
-    return {name: float(part.var(dim=(0, 2, 3)).mean().sqrt()) for name, part in values.items()}
+    values, variances = channels.unpadded(x), x.double().var(dim=(0, 2, 3))  # (C,)
+    by_group = {name: variances[channels.slice(name)] for name in channels.maps}
+    by_group |= {name: values[name].double().var(dim=(0, 2, 3)) for name in channels.vectors}
+    return {name: float(by_group[name].mean().sqrt()) for name in channels}
 
 
 def snr_table(channels: Channels, process: Process, weights: Mapping[str, float], spread: Mapping[str, float]) -> str:
