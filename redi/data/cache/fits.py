@@ -18,6 +18,7 @@ from redi.data.datasets import Dataset
 from redi.models.autoencoders.statistics import LatentMoments
 from redi.models.codec import JointCodec
 from redi.models.encoders import Encoder, features_of
+from redi.models.pretrained_network import networks_in
 from redi.models.reducers import Reducer
 from redi.models.reducers.linear import LinearReducer
 from redi.models.reducers.moments import Moments
@@ -137,17 +138,15 @@ def fit_statistics(folder: Path, codec: JointCodec, data: Dataset | EncodedRows,
     codec.grid(data.image_size)  # checks the shape
     if check:
         errors = statistics.deviation(_latent_moments(codec, data, 1024))
-        text = (
-            "LatentStatistics on up to 1,024 images: the mean is off by up to %.3g std; the std is %.3g to %.3g times"
-        )
-        log.info(f"{text} the stored one", *errors)
+        text = "the mean is off by up to %.3g std; the std is %.3g to %.3g times the stored one"
+        log.info(f"LatentStatistics on up to 1,024 images: {text}", *errors)
 
 
 @torch.no_grad()
 def _latent_moments(codec: JointCodec, data: Dataset | EncodedRows, num_images: int) -> LatentMoments:
     assert codec.statistics is not None
     randn = partial(torch.randn, generator=torch.Generator(codec.device).manual_seed(0))
-    with codec.statistics.collecting() as moments:
+    with codec.statistics.collecting() as moments, networks_in(codec.precision):
         for batch in codec.sample_batches(data, num_images):
             stored = batch["image"] if "image" in batch else codec.autoencoder.moments(batch["images"])
             codec.autoencoder.latents(stored, randn)

@@ -95,9 +95,7 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
     def _check_statistics(self, statistics: LatentStatistics | None) -> LatentStatistics | None:
         binding = self._binding("statistics")
         if not isinstance(statistics, LatentStatistics | None):
-            raise ValueError(
-                f"{binding} = {statistics!r}: must be a LatentStatistics object, such as @LatentStatistics()"
-            )
+            raise ValueError(f"{binding} = {statistics!r}: must be a LatentStatistics object: @LatentStatistics()")
         parameters = inspect.signature(type(self)).parameters
         for name in ("scale", "shift") if statistics is not None else ():
             value = getattr(self, name)

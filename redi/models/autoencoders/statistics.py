@@ -145,7 +145,8 @@ class LatentStatistics(nn.Module):
         mean, spread = (_as_map(tensor, self.source).double() for tensor in (mean, spread))
         std = spread + self.eps if self.rule == "std" else (spread + self.eps).sqrt()
         if not (mean.isfinite().all() and std.isfinite().all() and (std.float() > 0).all()):
-            raise ValueError(f"{self.source}: mean must be finite, and std positive: fit or download them again")
+            advice = "download them again, or bind LatentStatistics.eps if some latents are constant"
+            raise ValueError(f"{self.source}: mean must be finite, and std positive: {advice}")
         self.mean, self.std = mean.to(self.mean.device, torch.float32), std.to(self.std.device, torch.float32)
 
     def _read(self, path: Path) -> tuple[Tensor, Tensor]:

@@ -113,6 +113,16 @@ def test_stored_statistics_are_compared_with_the_data_on_request(tmp_path, image
         prepare(codec=JointCodec(Pixels()), dataset=images, cache_dir=tmp_path, cache=False, check_statistics=True)
 
 
+def test_constant_latents_are_refused_without_an_eps(tmp_path, images):
+    settings = {"dataset": images, "cache_dir": tmp_path}  # the corners of all digits are black
+    with pytest.raises(ValueError, match="std positive: .* bind LatentStatistics.eps if some latents are constant"):
+        prepare(codec=codec(LatentStatistics(per="position")), **settings)
+    fitted = codec(LatentStatistics(per="position", eps=0.1))
+    x = fitted.encode_sample(prepare(codec=fitted, **settings), len(images))
+    assert fitted.statistics.std.shape == (4, 4, 4) and x.isfinite().all()
+    torch.testing.assert_close(x.mean(0), torch.zeros(4, 4, 4), rtol=0, atol=1e-5)
+
+
 def test_statistics_of_another_shape_are_refused(tmp_path, images):
     with pytest.raises(ValueError, match=r"has the shape \(3, 1, 1\), but the latents are \(4, 4, 4\)"):
         prepare(codec=codec(LatentStatistics.of(0.0, torch.ones(3))), dataset=images, cache_dir=tmp_path)
