@@ -1,4 +1,4 @@
-"""Import a published checkpoint (DiT, SiT, REPA, ReDi) as a run, or export a run's weights in the published layout.
+"""Import a published checkpoint (DiT, SiT, REPA, ReDi, SFD, ...) as a run, or export a run's weights in its layout.
 
 python -m redi.convert --checkpoint=redi_xl.pt --framework=sit --pca=dino_pca_model.pth --run_dir=runs/redi_xl
 python -m redi.convert --run_dir=runs/redi_xl --export=again.pt

@@ -96,8 +96,10 @@ def evaluate(
         if rank == 0:
             entries += measure(comparison, [name for name in METRICS if name in metrics])
     if reconstruction:
-        of = {"samples": samples.record, "max_images": max_images, **settings}
-        entries += reconstruction_metrics(trained.codec, reference, networks, dataset=dataset, **of)
+        entries += reconstruction_metrics(
+            trained.codec, reference, networks, dataset=dataset, samples=samples.record, max_images=max_images,
+            cache_dir=cache_dir, rank=rank, world_size=world_size,
+        )  # fmt: skip
     if rank > 0:
         return []
     if representation is not None and trained is not None:

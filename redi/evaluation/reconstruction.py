@@ -1,6 +1,7 @@
 """PSNR and Fréchet distance (rFID) of an autoencoder alone: the reference images after encoding and decoding."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -50,22 +51,24 @@ def reconstruction_metrics(
     """
     check_reconstruction(reference, networks)
     images = images_of(reference)
-    settings = {"max_images": max_images, "cache_dir": cache_dir, "rank": rank, "world_size": world_size}
-    decoded = reference_features(images, Reconstructions(codec, networks), **settings).tensors
-    originals = [reference_features(images, network, **settings).tensors["pooled"] for network in networks]
+    assert images is not None
+    compute = partial(
+        reference_features, images, max_images=max_images, cache_dir=cache_dir, rank=rank, world_size=world_size
+    )
+    decoded = compute(Reconstructions(codec, networks)).tensors
+    originals = [compute(network).tensors["pooled"] for network in networks]
     if rank > 0:
         return []
-    record = reference_record(images)
-    autoencoder = _provenance(codec)
-    common = {"better": "lower", "num_samples": len(decoded["mse"]), "num_reference": len(decoded["mse"])}
+    common = conditions(samples or {}, None, reference_record(images)) | {"autoencoder": _provenance(codec)}
+    count = len(decoded["mse"])
+    make = partial(entry, num_samples=count, num_reference=count)
     psnr = (10 * (255**2 / decoded["mse"].double()).log10()).mean().item()
-    of = conditions(samples or {}, None, record) | {"autoencoder": autoencoder}
-    entries = [entry("reconstruction/psnr", [{"value": psnr}], conditions=of, **common | {"better": "higher"})]
+    entries = [make("reconstruction/psnr", [{"value": psnr}], better="higher", conditions=common)]
     for network, original in zip(networks, originals, strict=True):
         distance = frechet_distance(Gaussian.of(decoded[ending(network)]), Gaussian.of(original))
-        of = of | {"network": network_record(network, dataset)}
         name = f"reconstruction/{network.metric_name('frechet_distance')}"
-        entries.append(entry(name, [{"value": distance}], conditions=of, **common))
+        of = common | {"network": network_record(network, dataset)}
+        entries.append(make(name, [{"value": distance}], better="lower", conditions=of))
     return entries
 
 
@@ -108,7 +111,7 @@ class Reconstructions(Encoder):
 def _provenance(codec: JointCodec) -> dict:
     """Return everything that affects the decoded images, as JSON."""
     autoencoder = codec.autoencoder
-    rule = {"uint8_rule": autoencoder.uint8_rule} if hasattr(autoencoder, "uint8_rule") else {}
+    rule = {"uint8_rule": getattr(autoencoder.stores, "uint8_rule", "round")}
     return autoencoder.provenance() | rule | {"codec_precision": codec.precision} | _source(autoencoder)
 
 

@@ -52,6 +52,7 @@ def import_checkpoint(
     with config.isolated():
         framework, reason, grid = _configure(file, framework, gin_files, gin_bindings)
         codec = config.bound("train.codec") or JointCodec()
+        _check_statistics(codec)
         _take_pca(codec, pca)
         codec.for_image_size(parse_layout(file.state(), grid).grid[0] * codec.autoencoder.downsample)
         both = _take_weights(file, codec, grid)
@@ -141,6 +142,15 @@ def _take_weights(file: PublishedFile, codec: JointCodec, grid: tuple[int, int] 
     except RuntimeError as error:
         raise ValueError(f"the configured DiffusionTransformer does not fit the checkpoint: {error}") from None
     return both
+
+
+def _check_statistics(codec: JointCodec) -> None:
+    statistics = codec.autoencoder.statistics
+    if statistics is not None and not statistics.fitted:
+        raise ValueError(
+            "LatentStatistics.path = None: must be the file of the statistics that normalised the latents in training, "
+            "because checkpoints do not contain them; it is published with the latents or the autoencoder"
+        )
 
 
 def _take_pca(codec: JointCodec, pca: str | Path | None) -> None:

@@ -63,7 +63,7 @@ def prepare_run(experiment: Experiment, *, evaluates: bool = False, monitor=None
 def _measure_autoencoder(experiment: Experiment) -> None:
     """Print the metrics of the autoencoder alone and write `reconstruction.json`."""
     (rank, world_size), cache_dir = process_rank(), config.bound("evaluate.cache_dir")
-    images, networks = experiment.train_data, experiment.metric_networks
+    images, networks = experiment.train_data, experiment.metric_networks or []
     check_size(images.image_size, experiment.reference)
     prepare_networks(networks, images, cache_dir, experiment.device)
     entries = reconstruction_metrics(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from redi.core.channels import Channels
 from redi.fusion.merged import Merged, with_one_bias
+from redi.models.published.bindings import REVERSED
 from redi.models.published.file import read_published
 from redi.models.published.parse import parse_layout
 from redi.models.published.weights import from_published
@@ -90,8 +91,8 @@ def _of_file(path: Path, model: DiffusionTransformer) -> tuple[Mapping[str, Tens
     if sum(groups.values()) != layout.in_channels:
         what = f"it has {layout.in_channels} input channels, but the first groups of the model's channels"
         raise _refusal(path, f"{what} {dict(model.channels)} do not add up to this: use other representations")
-    if any(prefix.startswith("projectors.") for prefix in layout.projectors):
-        log.warning("in the checkpoint %s (REPA), time runs from data to noise: set FlowMatching.reversed = True", path)
+    if any(prefix.startswith("projectors.") for prefix in layout.projectors) or set(layout.frameworks) <= set(REVERSED):
+        log.warning("in the checkpoint %s, time runs from data to noise: set FlowMatching.reversed = True", path)
     learned, block = layout.learn_sigma and len(model.fusion.variance_heads) > 0, model.blocks[0]
     imported = from_published(
         state, channels=groups, learned_variance=learned, num_heads=block.num_heads, grid=model.grid

@@ -1,6 +1,7 @@
 """Tiny networks of the architectures of the pretrained encoders and autoencoders, with random weights in files of the
 real formats."""
 
+import runpy
 import sys
 import warnings
 from collections.abc import Callable
@@ -156,9 +157,33 @@ def tiny_timm():
 
 
 @pytest.fixture(scope="session")
-def vae_folders(tmp_path_factory) -> dict[str, Path]:
+def compvis() -> dict:
+    """The names of compvis_autoencoder.py."""
+    return runpy.run_path(str(Path(__file__).with_name("compvis_autoencoder.py")))
+
+
+@pytest.fixture(scope="session")
+def rae_folder(tmp_path_factory) -> Path:
+    """A folder as diffusers saves it, of a tiny RAE with normalisation: 64 channels at 1/8 of 32 pixels."""
+    from diffusers import AutoencoderRAE
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = AutoencoderRAE(
+            encoder_hidden_size=64, encoder_num_hidden_layers=1, encoder_input_size=56, patch_size=8,
+            decoder_hidden_size=32, decoder_num_hidden_layers=1, decoder_num_attention_heads=2,
+            decoder_intermediate_size=64, latents_mean=torch.randn(64, 4, 4), latents_std=torch.rand(64, 4, 4) + 0.1,
+        )  # fmt: skip
+    folder = tmp_path_factory.mktemp("autoencoders") / "RAE"
+    network.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vae_folders(tmp_path_factory, compvis) -> dict[str, Path]:
     """Folders as diffusers saves them, of tiny random networks: StableVAE (4 channels at 1/4 of the size), TinyVAE
-    (the same) and wide (an AutoencoderKL of 16 channels at 1/2, with the scale and shift of another family)."""
+    (the same) and wide (an AutoencoderKL of 16 channels at 1/2, with the scale and shift of another family); and
+    VAVAE, a file (8 channels at 1/4)."""
     from diffusers import AutoencoderKL, AutoencoderTiny
 
     def kl(levels: int, **config) -> AutoencoderKL:
@@ -182,4 +207,6 @@ def vae_folders(tmp_path_factory) -> dict[str, Path]:
     folders = {name: tmp_path_factory.mktemp("autoencoders") / name for name in networks}
     for name, folder in folders.items():
         networks[name].save_pretrained(folder)
+    folders["VAVAE"] = tmp_path_factory.mktemp("autoencoders") / "vae.pt"
+    torch.save(compvis["state_of"](compvis["random_network"]()), folders["VAVAE"])
     return folders

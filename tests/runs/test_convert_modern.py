@@ -63,6 +63,9 @@ def exported(run_dir, states):
 def test_lightningdit_is_opened_and_drawn_by_its_own_sampler(tmp_path, vae):
     states = published_file(tmp_path / "x.pt", LightningDiT, 32)
     bindings = ["JointCodec.autoencoder = @autoencoders.StableVAE()", f"StableVAE.weights = '{vae}'"]
+    with pytest.raises(ValueError, match=r"LatentStatistics.path = None: must be the file of the statistics"):
+        needs = ["StableVAE.statistics = @LatentStatistics()"]
+        convert.import_checkpoint(tmp_path / "x.pt", tmp_path / "run", gin_bindings=bindings + needs)
     convert.import_checkpoint(tmp_path / "x.pt", tmp_path / "run", step=80_000, gin_bindings=bindings)
     run = redi.load(tmp_path / "run", device="cpu")
     assert run.image_size == 64 and run.codec.channels == {"image": 32} and not run.process.reversed

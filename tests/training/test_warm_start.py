@@ -5,6 +5,7 @@ import torch
 
 from redi.core.channels import Channels
 from redi.fusion import Separate
+from redi.models.blocks import Modern
 from redi.models.published.weights import to_published
 from redi.models.transformer import DiffusionTransformer
 from redi.runtime.checkpoint import Retention, save_checkpoint
@@ -54,6 +55,23 @@ def test_the_image_prediction_is_the_plain_models_for_every_z(tmp_path, kind):
         x[:, 4:] *= scale
         assert torch.equal(joint(x, t, y)[:, :4], expected)
         assert not joint(x, t, y)[:, 4:].any()
+
+
+def test_a_joint_model_begins_with_the_weights_of_lightningdit(tmp_path):
+    plain, joint = random_model(block=Modern), random_model(JOINT, seed=1, block=Modern)
+    warm_start(joint, publish(plain, tmp_path / "lightningdit.pt"))
+    x, t, y = states(JOINT)
+    assert torch.equal(joint(x, t, y)[:, :4], plain(x[:, :4], t, y))
+    with pytest.raises(ValueError, match="it lacks the weights"):
+        warm_start(random_model(JOINT), tmp_path / "lightningdit.pt")
+
+
+def test_weights_of_dit_dh_are_taken_with_a_word_on_the_direction_of_time(tmp_path, caplog):
+    settings = {"block": Modern, "head_width": 64, "timestep_features": "gaussian"}
+    source, model = random_model(**settings), random_model(seed=1, **settings)
+    warm_start(model, publish(source, tmp_path / "dit_dh.pt"))
+    assert torch.equal(model(*states(PLAIN)), source(*states(PLAIN)))
+    assert "set FlowMatching.reversed = True" in caplog.text
 
 
 def test_a_joint_model_of_fewer_groups_begins_one_of_more(tmp_path):

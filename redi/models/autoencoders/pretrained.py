@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 # Names of attention weights in diffusers: those in the published SD-VAE files, and today's.
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 OLD = re.compile(rf"(attentions\.\d+\.)({'|'.join(RENAMED)})(?=\.\w+$)")
-CLASSES = {"AutoencoderKL": "StableVAE", "AutoencoderTiny": "TinyVAE"}
+CLASSES = {"AutoencoderKL": "StableVAE", "AutoencoderTiny": "TinyVAE", "AutoencoderRAE": "RAE"}
 
 
 class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
@@ -71,9 +71,7 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
         self.scale, self.shift, self.batch_size, self.uint8_rule = scale, shift, batch_size, uint8_rule
         self.statistics = self._check_statistics(statistics)
         self.config = self._read_config()
-        self.channels = self.config.get("latent_channels", 4)
-        entry, num_levels = self.levels
-        self.downsample = 2 ** (len(self.config.get(entry, num_levels * [64])) - 1)
+        self.channels, self.downsample = self._latent_shape()
         for name, key in (("scale", "scaling_factor"), ("shift", "shift_factor")):
             published, value = self.config.get(key), getattr(self, name)
             if statistics is None and published not in (None, value):
@@ -84,6 +82,11 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
         for size in images.shape[-2:]:
             self.check_size(size)
         return self._in_passes(lambda part: encode(part.float() / 127.5 - 1), images)
+
+    def _latent_shape(self) -> tuple[int, int]:
+        """Return `channels` and `downsample`."""
+        entry, num_levels = self.levels
+        return self.config.get("latent_channels", 4), 2 ** (len(self.config.get(entry, num_levels * [64])) - 1)
 
     def _check_statistics(self, statistics: LatentStatistics | None) -> LatentStatistics | None:
         if statistics is None:
@@ -177,12 +180,16 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
         tensors = {OLD.sub(lambda m: m[1] + RENAMED[m[2]], name): tensor.float() for name, tensor in stored.items()}
         return tensors, tensors_sha256(tensors)
 
-    def _build(self, path: Path, tensors: dict[str, Tensor]) -> nn.Module:
+    def _new_network(self, device: str = "meta", **changes) -> Any:
+        """Build the network of the configuration. On 'meta' it takes no memory and keeps the caller's random state."""
         logging.getLogger("xformers").setLevel(logging.ERROR)  # diffusers imports it, which warns on a CPU
         import diffusers
 
-        with torch.device("meta"):  # takes no memory and keeps the caller's random state
-            network = getattr(diffusers, self.diffusers_class).from_config(self.config)
+        with torch.device(device):
+            return getattr(diffusers, self.diffusers_class).from_config(self.config | changes)
+
+    def _build(self, path: Path, tensors: dict[str, Tensor]) -> nn.Module:
+        network = self._new_network()
         try:
             network.load_state_dict(fit_names(tensors, network.state_dict()), assign=True)
         except RuntimeError as error:

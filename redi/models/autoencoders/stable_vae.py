@@ -52,7 +52,7 @@ class StableVAE(PretrainedAutoencoder):
         statistics: LatentStatistics | None = None,
     ):  # fmt: skip
         if posterior not in ("sample", "mean", "frozen"):
-            raise ValueError(f"StableVAE.posterior = {posterior!r}: must be 'sample', 'mean' or 'frozen'")
+            raise ValueError(f"{self._binding('posterior')} = {posterior!r}: must be 'sample', 'mean' or 'frozen'")
         super().__init__(
             weights=weights, weights_sha256=weights_sha256, scale=scale, shift=shift, batch_size=batch_size,
             precision=precision, uint8_rule=uint8_rule, statistics=statistics,
@@ -75,8 +75,9 @@ class StableVAE(PretrainedAutoencoder):
     def latents(self, moments: Tensor, randn: Callable[..., Tensor] = torch.randn) -> Tensor:
         stored = self.channels if self.posterior == "frozen" else 2 * self.channels
         if moments.shape[1] != stored:
-            what = f"StableVAE.posterior = {self.posterior!r} needs {stored} stored channels, not {moments.shape[1]}"
-            raise ValueError(f"{what}: set StableVAE.posterior and StableVAE.weights as when the images were encoded")
+            binding, needed = self._binding("posterior"), f"{stored} stored channels, not {moments.shape[1]}"
+            what = f"{binding} = {self.posterior!r} needs {needed}"
+            raise ValueError(f"{what}: set it and {self._binding('weights')} as when the images were encoded")
         if self.posterior == "frozen":
             return super().latents(moments)
         z, std = _mean_and_std(moments.float())

@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from redi.models.autoencoders import register
@@ -105,10 +104,7 @@ class VAVAE(StableVAE):
         return tensors, tensors_sha256(tensors)
 
     def _build(self, path: Path, tensors: dict[str, Tensor]) -> nn.Module:
-        from diffusers import AutoencoderKL
-
-        with torch.device("meta"):  # takes no memory and keeps the caller's random state
-            network = AutoencoderKL.from_config(self.config)
+        network = self._new_network()
         expected, levels = network.state_dict(), len(self.config["block_out_channels"])
         names = {_name_in_file(name, levels): name for name in expected}
         differences = {"lacks": names.keys() - tensors.keys(), "has unknown tensors:": tensors.keys() - names.keys()}

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from redi.core.channels import Channels
 from redi.core.clocks.shift import shifted
-from redi.models.published.layout import rows_of
-from redi.models.published.lightningdit import LightningDiT, columns_of, number_of_heads
+from redi.models.published.layout import size_of
+from redi.models.published.lightningdit import LightningDiT
 from redi.models.transformer import DiffusionTransformer
 
 
@@ -32,19 +32,15 @@ class DiTDH(LightningDiT):
     title: ClassVar[str] = "DiT-DH"
     mark: ClassVar[str] = "s_embedder.proj.weight"
     patches: ClassVar[str] = "s_embedder.proj"
-    rotary: ClassVar[str] = "enc_feat_rope"
+    rotary: ClassVar[Mapping[str, str]] = {"enc_feat_rope": "", "dec_feat_rope": "head_"}
 
     @classmethod
-    def options(cls, state: Mapping[str, Tensor], fields: Mapping) -> dict[str, Any]:
-        head_width, blocks = rows_of(state, "x_embedder.proj.weight"), fields["depth"]
-        wide = [i for i in range(blocks) if columns_of(state, f"blocks.{i}.attn.qkv.weight") == head_width]
+    def options(cls, state: Mapping[str, Tensor], fields: dict) -> dict[str, Any]:
+        head_width, blocks = size_of(state, "x_embedder.proj.weight"), fields["depth"]
+        wide = [i for i in range(blocks) if size_of(state, f"blocks.{i}.attn.qkv.weight", dim=1) == head_width]
         depth = blocks - (len(wide) if head_width != fields["width"] else cls.head_depth)
-        return super().options(state, fields) | {
-            "depth": depth,
-            "head_width": head_width,
-            "head_depth": blocks - depth,
-            "head_num_heads": number_of_heads(head_width, columns_of(state, "dec_feat_rope.freqs_cos")),
-        }
+        head = {"depth": depth, "head_width": head_width, "head_depth": blocks - depth}
+        return super().options(state, fields | head) | head
 
     def bindings(self) -> list[str]:
         # RAE's 50 times: equal steps from noise-time 1 to 0.001, shifted. It decodes the last state; we add a step.
@@ -75,11 +71,3 @@ class DiTDH(LightningDiT):
     @classmethod
     def of_times(cls, model: DiffusionTransformer) -> bool:
         return model.wide_head is not None and model.timestep_embedding.frequencies is not None
-
-    @classmethod
-    def heads_of(cls, model: DiffusionTransformer) -> dict[str, Any]:
-        return super().heads_of(model) | {"head_num_heads": model.blocks[-1].num_heads}
-
-    def tables(self) -> dict[str, Tensor]:
-        heads = {"dec_feat_rope": self.head_width // self.head_num_heads} if self.head_num_heads else {}
-        return super().tables() | self.rotation_tables(heads)

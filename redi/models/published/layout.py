@@ -50,6 +50,7 @@ class Layout:
     num_vectors: ClassVar[int] = 0  # tokens without a position, the first ones
     times: ClassVar[tuple[str, ...]] = ("t_embedder.mlp.0.weight",)
     alignment_layer: ClassVar[int] = 8  # the block that REPA aligned, if the file does not say
+    projector: ClassVar[str] = "projector."  # prefix of the projector of a model that was trained here
     # {published stem: this library's stem} inside of blocks, in the order of the published code
     in_block: ClassVar[Mapping[str, str]] = {
         "attn.qkv": "qkv", "attn.proj": "projection", "mlp.fc1": "mlp.0", "mlp.fc2": "mlp.2",
@@ -82,12 +83,12 @@ class Layout:
             "num_classes": len(state["y_embedder.embedding_table.weight"]) - 1,
             "mlp_hidden": len(state[f"blocks.0.{cls.mlp}.weight"]),
             "projectors": projectors,
-            "projector_width": next((rows_of(state, f"{prefix}0.weight") for prefix in projectors), 0),
+            "projector_width": next((size_of(state, f"{prefix}0.weight") for prefix in projectors), 0),
         }
         return cls(**fields | cls.options(state, fields))
 
     @classmethod
-    def options(cls, state: Mapping[str, Tensor], fields: Mapping) -> dict[str, Any]:
+    def options(cls, state: Mapping[str, Tensor], fields: dict) -> dict[str, Any]:
         """Return further fields, or other values of these `fields`, which the shapes of a subclass's layout define."""
         return {}
 
@@ -220,9 +221,9 @@ class Layout:
         return {"pos_embed": sincos_positions(self.patch_grid, self.width)[None]}  # (1, T, D)
 
 
-def rows_of(state: Mapping[str, Tensor], name: str) -> int:
-    """Return the number of rows of a tensor; 0 if there is no such tensor."""
-    return state[name].shape[0] if name in state and state[name].ndim else 0
+def size_of(state: Mapping[str, Tensor], name: str, dim: int = 0) -> int:
+    """Return the size of a tensor along a dimension; 0 if there is no such tensor or dimension."""
+    return state[name].shape[dim] if name in state and state[name].ndim > dim else 0
 
 
 def projector_prefixes(names: Iterable[str]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from redi.core.channels import Channels
 from redi.models.blocks.modern import Modern, SwiGLU
-from redi.models.published.layout import Layout, rows_of
+from redi.models.published.layout import Layout, size_of
 from redi.models.rotary import rotation_table
 from redi.models.transformer import DiffusionTransformer
 
@@ -34,7 +34,9 @@ class LightningDiT(Layout):
     block: ClassVar[type[Modern]] = Modern
     mark: ClassVar[str] = "blocks.0.mlp.w12.weight"
     mlp: ClassVar[str] = "mlp.w12"
-    rotary: ClassVar[str] = "feat_rope"
+    projector: ClassVar[str] = "repa_projector."
+    # {module of rotary tables: what precedes "width" and "num_heads" in the fields that define it}
+    rotary: ClassVar[Mapping[str, str]] = {"feat_rope": ""}
     in_block: ClassVar[Mapping[str, str]] = {
         "norm1": "norm1", "attn.qkv": "qkv", "attn.q_norm": "q_norm", "attn.k_norm": "k_norm",
         "attn.proj": "projection", "norm2": "norm2", "mlp.w12": "mlp.w12", "mlp.w3": "mlp.w3",
@@ -42,14 +44,18 @@ class LightningDiT(Layout):
     }  # fmt: skip
 
     @classmethod
-    def options(cls, state: Mapping[str, Tensor], fields: Mapping) -> dict[str, Any]:
-        width, norm = fields["width"], "blocks.0.attn.q_norm.weight"
-        head_dim = columns_of(state, f"{cls.rotary}.freqs_cos") or rows_of(state, norm)
-        return {
+    def options(cls, state: Mapping[str, Tensor], fields: dict) -> dict[str, Any]:
+        norm, heads = "blocks.0.attn.q_norm.weight", {}
+        for module, which in cls.rotary.items():
+            width = fields[f"{which}width"]
+            head_dim = size_of(state, f"{module}.freqs_cos", dim=1) or (0 if which else size_of(state, norm))
+            if head_dim and width % head_dim:
+                raise ValueError(f"the checkpoint has heads of width {head_dim}: must divide the model's width {width}")
+            heads[f"{which}num_heads"] = width // head_dim if head_dim else None
+        return heads | {
             "mlp_hidden": fields["mlp_hidden"] // 2,
-            "num_heads": number_of_heads(width, head_dim),
             "qk_norm": norm in state,
-            "shift": rows_of(state, "blocks.0.adaLN_modulation.1.weight") != 4 * width,
+            "shift": size_of(state, "blocks.0.adaLN_modulation.1.weight") != 4 * fields["width"],
         }
 
     def channels(self) -> Channels:
@@ -63,11 +69,9 @@ class LightningDiT(Layout):
         return [f"Preprocessing.image_size = {16 * self.grid[0]}"]  # its autoencoder downsamples by 16
 
     def mlp_ratio(self) -> float:
-        if int(2 / 3 * 4 * self.width) == self.mlp_hidden:
-            return 4.0
-        return (
-            3 * self.mlp_hidden // 2 + 1.5
-        ) / self.width  # such that int(2 / 3 int(ratio width)) is the hidden width
+        # A hidden width of int(2 / 3 int(ratio width)).
+        default = int(2 / 3 * 4 * self.width) == self.mlp_hidden
+        return 4.0 if default else (3 * self.mlp_hidden // 2 + 1.5) / self.width
 
     def block_settings(self) -> dict[str, Any]:
         return {"norm": "rms", "mlp": "swiglu", "rotary": True, "qk_norm": self.qk_norm, "shift": self.shift}
@@ -83,16 +87,17 @@ class LightningDiT(Layout):
     def after_blocks(cls, channels: Channels) -> dict[str, str]:
         return {"final_layer.norm_final": "final_norm"} | super().after_blocks(channels)
 
-    def tables(self) -> dict[str, Tensor]:
-        heads = {self.rotary: self.width // self.num_heads} if self.num_heads else {}
-        return super().tables() | self.rotation_tables(heads)
+    @classmethod
+    def heads_of(cls, model: DiffusionTransformer) -> dict[str, Any]:
+        blocks = zip(cls.rotary.values(), (model.blocks[0], model.blocks[-1]), strict=False)
+        return {f"{which}num_heads": block.num_heads for which, block in blocks}
 
-    def rotation_tables(self, head_dims: Mapping[str, int]) -> dict[str, Tensor]:
-        """Return the cosines and sines (T, head width) of {published module: head width}."""
-        coordinates = torch.cartesian_prod(*(torch.arange(side) for side in self.patch_grid))
-        tables = {}
-        for name, head_dim in head_dims.items():
-            tables[f"{name}.freqs_cos"], tables[f"{name}.freqs_sin"] = rotation_table(coordinates, head_dim)
+    def tables(self) -> dict[str, Tensor]:
+        tables, coordinates = super().tables(), torch.cartesian_prod(*(torch.arange(side) for side in self.patch_grid))
+        for module, which in self.rotary.items():
+            if heads := getattr(self, f"{which}num_heads"):
+                both = rotation_table(coordinates, getattr(self, f"{which}width") // heads)
+                tables[f"{module}.freqs_cos"], tables[f"{module}.freqs_sin"] = both
         return tables
 
 
@@ -140,15 +145,3 @@ class SFD(LightningDiT):
         stems = {f"t_embedder_{n}.mlp.{i}": f"{ours}.mlp.{i}" for n, ours in embeddings.items() for i in (0, 2)}
         names = super().before_blocks(channels)
         return {name: ours for name, ours in names.items() if not name.startswith("t_embedder.")} | stems
-
-
-def number_of_heads(width: int, head_dim: int) -> int | None:
-    """Return the number of heads; None if their width is not known, 0. Raises ValueError if it does not divide D."""
-    if head_dim and width % head_dim:
-        raise ValueError(f"the checkpoint has heads of width {head_dim}: must divide the model's width {width}")
-    return width // head_dim if head_dim else None
-
-
-def columns_of(state: Mapping[str, Tensor], name: str) -> int:
-    """Return the number of columns of a matrix; 0 if there is no such tensor."""
-    return state[name].shape[1] if name in state and state[name].ndim == 2 else 0

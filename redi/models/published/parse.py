@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from redi.models.published.dit_dh import DiTDH
-from redi.models.published.layout import SPECIFICATION, Layout, rows_of
+from redi.models.published.layout import SPECIFICATION, Layout, size_of
 from redi.models.published.lightningdit import SFD, LightningDiT
 from redi.models.published.reg import REGLayout
 from redi.models.published.tensors import to_theirs
@@ -55,7 +55,7 @@ def parse_layout(state: Mapping[str, Tensor], grid: tuple[int, int] | None = Non
     layout = kind.parse(state, grid)
     expected = published_shapes(layout)
     for prefix in layout.projectors:  # three linear layers: width -> hidden -> hidden -> encoder width
-        hidden, outputs = rows_of(state, f"{prefix}0.weight"), rows_of(state, f"{prefix}4.weight")
+        hidden, outputs = size_of(state, f"{prefix}0.weight"), size_of(state, f"{prefix}4.weight")
         for i, (rows, columns) in {0: (hidden, layout.width), 2: (hidden, hidden), 4: (outputs, hidden)}.items():
             expected |= {f"{prefix}{i}.weight": (rows, columns), f"{prefix}{i}.bias": (rows,)}
     _compare(state, expected, layout)

@@ -29,7 +29,7 @@ class REGLayout(Layout):
         return super().anchors() | {"cls_projectors2.weight": 2}
 
     @classmethod
-    def options(cls, state: Mapping[str, Tensor], fields: Mapping) -> dict[str, Any]:
+    def options(cls, state: Mapping[str, Tensor], fields: dict) -> dict[str, Any]:
         return {"length": state["cls_projectors2.weight"].shape[1]}
 
     @property

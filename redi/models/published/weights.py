@@ -102,7 +102,7 @@ def to_published(
     layout = parse_layout(state, model.grid)
     layout = replace(layout, **layout.heads_of(model))
     state = {name: leftovers.get(name, table) for name, table in layout.tables().items()} | state
-    prefix = (projector_prefixes(dtypes or ()) or ("projector.",))[0]
+    prefix = (projector_prefixes(dtypes or ()) or (kind.projector,))[0]
     for name in (name for name in ours if name.startswith("projector.")):
         state[prefix + name.removeprefix("projector.")] = ours[name]
     state |= {name: tensor for name, tensor in leftovers.items() if name not in state}
