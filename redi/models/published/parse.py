@@ -44,7 +44,7 @@ def parse_layout(state: Mapping[str, Tensor], grid: tuple[int, int] | None = Non
 
     `grid`, the (H, W) of the joint state, is required for a file without `pos_embed`.
     """
-    kind = next((kind for kind in LAYOUTS if kind.mark in state), LAYOUTS[-1])
+    kind = next((kind for kind in LAYOUTS if {kind.mark, *kind.other_marks} & state.keys()), LAYOUTS[-1])
     anchors = kind.anchors()
     if missing := [name for name in anchors if name not in state]:
         raise ValueError(f"the checkpoint lacks {', '.join(missing)}: {_recognise(state)}")

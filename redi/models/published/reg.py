@@ -22,11 +22,12 @@ class REGLayout(Layout):
 
     title: ClassVar[str] = "REG or REGLUE"
     mark: ClassVar[str] = "wg_norm.weight"
+    other_marks: ClassVar[tuple[str, ...]] = ("cls_projectors2.weight", "final_layer.linear_cls.weight")
     num_vectors: ClassVar[int] = 1
 
     @classmethod
     def anchors(cls) -> dict[str, int]:
-        return super().anchors() | {"cls_projectors2.weight": 2}
+        return super().anchors() | {"wg_norm.weight": 1, "cls_projectors2.weight": 2}
 
     @classmethod
     def options(cls, state: Mapping[str, Tensor], fields: dict) -> dict[str, Any]:

@@ -196,7 +196,7 @@ BROKEN = [
     (lambda s: without(s, "final_layer.linear_cls.weight"), r"lacks final_layer\.linear_cls\.weight"),
     (lambda s: without(s, "cls_projectors2.weight"), r"lacks cls_projectors2\.weight"),
     (lambda s: s | {"wg_norm.running_mean": torch.zeros(D)}, "holds wg_norm.running_mean, which no REG or REGLUE has"),
-    (lambda s: without(s, "wg_norm.weight"), "has 17 positions: must be a square number"),  # read as a SiT
+    (lambda s: without(s, "wg_norm.weight"), r"lacks wg_norm\.weight"),
     (lambda s: s | {"pos_embed": s["pos_embed"][:, 1:]}, "has 15 positions: must be a square number"),
     (lambda s: s | {"pos_embed": s["pos_embed"].flip(1)}, "pos_embed differs by up to .* from the fixed table of REG"),
     (lambda s: s | {"final_layer.linear_cls.weight": torch.zeros(9, D)}, r"linear_cls\.weight \(9, 48\) instead of"),
