@@ -16,6 +16,13 @@ class REGLayout(Layout):
     """SiT whose first token is a class token: a vector of 768 numbers with its own embedding, norm and head.
 
     REG's maps are 4 latents, REGLUE's 4 latents and 16 channels of compressed features.
+
+    Examples:
+        >>> layout = REGLayout(
+        ...     width=768, depth=12, patch_size=2, in_channels=4, out_channels=4, patch_grid=(16, 16), num_classes=1000,
+        ...     mlp_hidden=3072)
+        >>> layout.channels().vectors
+        {'dinov2_class': 768}
     """
 
     length: int = 768  # of the class token
