@@ -10,7 +10,7 @@ from redi.core import config
 from redi.core.configurables import import_all
 from redi.evaluation.samples.stored import load_samples
 from redi.runs.experiment import Experiment
-from redi.runs.stages import query_stage, sample_stage, train_stage
+from redi.runs.stages import evaluate_stage, query_stage, sample_stage, train_stage
 from redi.runtime.checkpoint import list_checkpoints, load_checkpoint
 from redi.runtime.log import read_log
 
@@ -120,6 +120,15 @@ def test_what_was_trained_opens_and_is_sampled(job, name):
     assert drawn.x.isfinite().all()
     assert drawn.x.shape[1] == redi.load(run_dir).codec.channels.total
     assert (run_dir / "samples.png").exists()
+
+
+def test_samples_of_a_model_with_a_vector_are_measured(job):
+    run_dir = job("today's parts", "run", 2)
+    config.parse([run_dir / "config.gin"], ["evaluate.networks = []"])
+    sample_stage(Experiment(run_dir))
+    evaluate_stage(Experiment(run_dir))
+    metrics = {entry["metric"] for entry in json.loads((run_dir / "metrics.json").read_text())}
+    assert {"representation_agreement_features", "representation_agreement_token"} <= metrics
 
 
 def test_terms_of_the_objective_are_in_the_log(job):
