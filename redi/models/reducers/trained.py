@@ -76,7 +76,7 @@ class TrainedReducer(Reducer):
             raise ValueError(f"{name}.scale = {scale!r}: must be 'unit_rms' or 'raw'")
         self.hidden, self.num_steps, self.batch_size = hidden, num_steps, batch_size
         self.learning_rate, self.max_images, self.seed = learning_rate, max_images, seed
-        self.patience, self.scale = patience, scale
+        self.patience, self.scale = patience, str(scale)  # "statistics": of a published code, see `Compressor`
         for buffer in ("mean", "std"):
             self.register_buffer(buffer, torch.empty(0))
         self.register_buffer("code_mean", torch.zeros(rank))
