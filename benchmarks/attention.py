@@ -6,8 +6,9 @@ python benchmarks/attention.py [--device auto|cpu|cuda] [--quick] [--out FILE]
 heads is B/2, 72 with 16 heads is XL/2. q, k and v are views of one tensor, as in a transformer block, and the backward
 pass computes the gradient of that tensor. FLOPs are those of the matrix products, with the backward pass counted twice;
 recomputation in a backward kernel is not counted. Errors are those of `redi.models.attention.errors`: the largest over
-the tokens, relative to the root mean square. The benchmark also measures which backend `auto` chooses, and the share of
-attention in a block.
+the tokens, relative to the root mean square; also with normalised and rotated queries and keys, as in `blocks.Modern`,
+whose gradients are those before norm and rotation. The benchmark also measures which backend `auto` chooses, and the
+share of attention in a block.
 """
 
 import functools
@@ -21,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from redi.models.attention import BACKENDS, attend_math, choose_attention, errors, problem_of
 from redi.models.blocks import AdaLN
+from redi.models.rotary import rotated, rotation_table
 
 HEADS = {64: 12, 72: 16}  # {head dimension: number of heads} of B/2 and XL/2
 
@@ -47,6 +49,7 @@ def main() -> None:
                 batch = max(1, in_all // num_tokens)
                 inputs = block_inputs(batch, num_tokens, num_heads, head_dim, device, dtype)
                 rows += [where | row for row in measured(running, inputs, rounds, repeats, device)]
+                rows += [where | row for row in modern_errors(running, inputs)]
                 line = choose_attention("auto", **setting)[1]
                 choices.append({"measurement": "what auto takes", **where, "choice": line})
     report(
@@ -101,6 +104,25 @@ def measured(names: list[str], inputs: tuple, rounds: int, repeats: int, device:
             "forward_kernels": kernel_names(functools.partial(BACKENDS[name], *detached), device),
             "backward_kernels": kernel_names(functools.partial(torch.autograd.grad, out, qkv, weights), device),
         })  # fmt: skip
+    return rows
+
+
+def modern_errors(names: list[str], inputs: tuple) -> list[dict]:
+    """Return the errors of each backend on queries and keys that are normalised and rotated, as in Modern."""
+    q, k, v = (x.detach()[:1] for x in inputs[1:])
+    num_tokens, head_dim = q.shape[1], q.shape[-1]
+    rotation = rotation_table(torch.arange(2 * num_tokens, device=q.device).view(num_tokens, 2) % 32, head_dim)
+
+    def prepared(attend, q, k, v):
+        q, k = (rotated(torch.nn.functional.rms_norm(x, (head_dim,), eps=1e-6), rotation) for x in (q, k))
+        return attend(q, k, v)
+
+    rows = []
+    for name in names:
+        functions = (functools.partial(prepared, attend) for attend in (BACKENDS[name], attend_math))
+        value, gradient = errors(next(functions), q, k, v, reference=next(functions))
+        row = {"measurement": "rotary positions and normalised queries and keys", "backend": name}
+        rows.append(row | {"error_of_value": value, "error_of_gradient": gradient})
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Import a published checkpoint (DiT, SiT, REPA, ReDi) as a run, or export a run's weights in the published layout.
+"""Import a published checkpoint (DiT, SiT, REPA, ReDi, SFD, ...) as a run, or export a run's weights in its layout.
 
 python -m redi.convert --checkpoint=redi_xl.pt --framework=sit --pca=dino_pca_model.pth --run_dir=runs/redi_xl
 python -m redi.convert --run_dir=runs/redi_xl --export=again.pt
@@ -16,7 +16,8 @@ log = logging.getLogger("redi")
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("checkpoint", None, "Published checkpoint to import: .safetensors, .pt, .pth, .ckpt, .bin, folder.")
-flags.DEFINE_enum("framework", None, ["sit", "dit", "repa"], "Framework of the checkpoint, if the file does not say.")
+FRAMEWORKS = ["sit", "dit", "repa", "lightningdit", "sfd", "dit-dh", "reg", "reglue"]
+flags.DEFINE_enum("framework", None, FRAMEWORKS, "Framework of the checkpoint, if the file does not say.")
 flags.DEFINE_string("pca", None, "PCA of the features: dino_pca_model.pth, or the folder of a saved reducer.")
 flags.DEFINE_integer("step", None, "Training step of the checkpoint, if the file does not say.")
 flags.DEFINE_string("export", None, "File to export to: .pt, .pth or .safetensors.")

@@ -16,6 +16,7 @@ METRICS: evaluate.metrics; default: all. Names: <metric>_<network>; for Inceptio
     recognised_as_label: only a DomainEncoder that was trained on labels
     evaluate.representation = @representation_metrics    metrics of the generated features: agreement with the encoder's
                                 features of the generated image, with floor and ceiling; linear probe and k-NN
+    evaluate.reconstruction = True    PSNR and rFID of the autoencoder alone; also printed before training
     docs/metrics.md defines all of them.
 
 REFERENCE: evaluate.reference; default: the training images. Reference features are computed once and cached.

@@ -60,6 +60,15 @@ def redi_log():
 
 
 @pytest.fixture
+def warnings(caplog):
+    """What the library warns of."""
+    logger = logging.getLogger("redi")
+    logger.addHandler(caplog.handler)  # the programs stop it from handing records on
+    yield lambda: [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    logger.removeHandler(caplog.handler)
+
+
+@pytest.fixture
 def mounted(tmp_path):
     """Mounts a file system of this size ('2m') -> its folder; the test is skipped where none may be mounted."""
     folder = tmp_path / "disk"

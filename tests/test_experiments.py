@@ -1,11 +1,7 @@
 """The paper's rows as gin files: each is what the paper says, builds at full size, and states its command and cost."""
 
 import json
-import logging
 import re
-import shlex
-from collections import defaultdict
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +13,9 @@ from redi.core.configurables import import_all
 from redi.core.registry import entry_points, training_entry_points
 from redi.guidance import total_weights
 from redi.runs.checks import check_results, check_training
+from tests.rows import ROOT, build, flags, head, shared_folders
 
 import_all()
-ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT / "experiments" / "paper"
 FILES = sorted(str(path.relative_to(ROOT)) for top in ("gin", "experiments") for path in (ROOT / top).rglob("*.gin"))
 EXPERIMENTS = [file for file in FILES if file.startswith("experiments/")]
@@ -95,43 +91,8 @@ ROWS = {
 SIZES = {"B/2": (768, 12), "L/2": (1024, 24), "XL/2": (1152, 28)}  # width, depth
 
 
-@pytest.fixture
-def warnings(caplog):
-    """What the library warns of."""
-    logger = logging.getLogger("redi")
-    logger.addHandler(caplog.handler)  # the programs stop it from handing records on
-    yield lambda: [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    logger.removeHandler(caplog.handler)
-
-
 def path(name: str) -> Path:
     return PAPER / f"{name}.gin"
-
-
-@cache
-def head(name: str) -> str:
-    """The comments that a file opens with, the command on one line."""
-    lines = re.match(r"(#.*\n)+", path(name).read_text())[0].splitlines()
-    return "\n".join(line.removeprefix("#").strip() for line in lines).replace("\\\n", "")
-
-
-def flags(name: str) -> dict[str, list[str]]:
-    """{flag: values} of the command in a file's head."""
-    command = next(line for line in head(name).splitlines() if line.startswith("python -m "))
-    found = defaultdict(list)
-    for word in shlex.split(command)[3:]:
-        flag, _, value = word.removeprefix("--").partition("=")
-        found[flag].append(value)
-    return found
-
-
-def build():
-    """Codec, data set, objective and model (without memory) of the parsed configuration, as `train` builds them."""
-    codec, dataset = config.bound("train.codec"), config.bound("train.dataset")
-    objective = config.bound("train.objective")(channels=codec.channels, num_classes=dataset.num_classes)
-    with torch.device("meta"):
-        model = config.bound("train.model")(**objective.model_arguments(codec, dataset))
-    return codec, dataset, objective, model
 
 
 # ---- every file
@@ -277,13 +238,13 @@ GMAC = {"B/2": 23.0, "L/2": 80.7, "XL/2": 118.6, "B/2 separate": 48.4}
 
 @pytest.mark.parametrize("name", ROWS)
 def test_the_head_of_a_row_names_the_paper_s_number(name):
-    (number,) = re.findall(r"^Paper: (.*)$", head(name), re.MULTILINE)
+    (number,) = re.findall(r"^Paper: (.*)$", head(path(name)), re.MULTILINE)
     assert re.search(rf"\b{re.escape(ROWS[name].fid)}(?!\d)", number)
 
 
 def test_the_head_of_figure_7_names_the_number_of_every_rank():
     numbers = {1: "31.9", 2: "29.2", 4: "27", 8: "25.7", 12: "27.5", 16: "29.1", 32: "36.9"}
-    stated = re.search(r"^Paper: FID at rank (.*)\.$", head("figure7_dit_b2_rank"), re.MULTILINE)[1]
+    stated = re.search(r"^Paper: FID at rank (.*)\.$", head(path("figure7_dit_b2_rank")), re.MULTILINE)[1]
     assert dict(re.findall(r"(\d+): ([\d.]+)", stated)) == {str(rank): fid for rank, fid in numbers.items()}
 
 
@@ -301,30 +262,23 @@ def test_the_head_of_a_row_states_its_cost_by_the_formula_of_the_readme(name):
     training = round(3 * 256 * row.iterations / per_second / 3600, 1)
     sampling = round((2 if row.guidance else 1) * 50_000 * 250 / per_second / 3600, 1)
     total = round(training + sampling, 1)
-    assert f"Cost: {total:,} GPU-hours on an H200, {training:,} to train and {sampling:,} to sample" in head(name)
+    assert f"Cost: {total:,} GPU-hours on an H200, {training:,} to train and {sampling:,} to sample" in head(path(name))
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_the_command_of_a_row_is_of_this_file_and_parses(name, monkeypatch):
     monkeypatch.chdir(ROOT)
-    given = flags(name)
+    given = flags(path(name))
     assert given["gin_file"] == [f"experiments/paper/{name}.gin"]
     config.parse(given["gin_file"], given["gin_bindings"])
     assert config.bound("ImageFolder.path") == "imagenet/train"
 
 
-def shared_folders() -> dict[str, list[str]]:
-    found = defaultdict(list)
-    for name in sorted(ROWS):
-        found[flags(name)["run_dir"][0]].append(name)
-    return {folder: names for folder, names in found.items() if len(names) > 1}
-
-
-@pytest.mark.parametrize(("folder", "names"), shared_folders().items(), ids=shared_folders())
-def test_rows_with_one_run_folder_have_one_training(folder, names):
+@pytest.mark.parametrize("files", shared_folders(PAPER).values(), ids=shared_folders(PAPER))
+def test_rows_with_one_run_folder_have_one_training(files):
     saved = None
-    for name in names:
-        config.parse([path(name)])
+    for file in files:
+        config.parse([file])
         if saved is not None:
             assert config.conflicts(saved, training_entry_points) == []
         saved = config.full_text()
@@ -334,7 +288,7 @@ def test_rows_of_different_folders_are_different_trainings():
     trainings = {}
     for name in sorted(ROWS):
         config.parse([path(name)])
-        (folder,) = flags(name)["run_dir"]
+        (folder,) = flags(path(name))["run_dir"]
         trainings[folder] = json.dumps(config.relevant(config.full_text(), training_entry_points))
     assert len(set(trainings.values())) == len(trainings)
 

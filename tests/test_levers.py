@@ -119,11 +119,13 @@ BASES = {"digits": ["digits.gin"], "images": ["images.gin"], "imagenet": ["image
 
 
 @pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("name", LEVERS)
-def test_a_preset_goes_with_every_base_file(name, base, thousand_classes):
-    config.parse([*BASES[base], f"levers/{name}.gin"], [thousand_classes] if base != "digits" else [])
-    assert [key for key in config.without_effect(entry_points) if f"{key} = " in TEXTS[name]] == []
+@pytest.mark.parametrize("file", [*(f"levers/{name}.gin" for name in LEVERS), "modern.gin"])
+def test_a_preset_goes_with_every_base_file(file, base, thousand_classes):
+    config.parse([*BASES[base], file], [thousand_classes] if base != "digits" else [])
+    text = (config.config_dir() / file).read_text()
+    assert [key for key in config.without_effect(entry_points) if f"{key} = " in text] == []
     codec, dataset = config.bound("train.codec"), config.bound("train.dataset")
+    codec.for_image_size(dataset.image_size)
     config.bound("train.objective")(channels=codec.channels, num_classes=dataset.num_classes)
     for rule in config.bound("generate.guidance", ()):
         rule.check(codec.channels, dataset.num_classes)

@@ -10,7 +10,7 @@ from redi.core import config
 from redi.core.configurables import import_all
 from redi.evaluation.samples.stored import load_samples
 from redi.runs.experiment import Experiment
-from redi.runs.stages import query_stage, sample_stage, train_stage
+from redi.runs.stages import evaluate_stage, query_stage, sample_stage, train_stage
 from redi.runtime.checkpoint import list_checkpoints, load_checkpoint
 from redi.runtime.log import read_log
 
@@ -20,6 +20,11 @@ TWO = ["JointCodec.representations = [@first/Representation(), @second/Represent
 TWO += ["first/Representation.name = 'one'", "second/Representation.name = 'two'", "second/DomainEncoder.seed = 7"]
 TWO += ["second/PCA.rank = 3", "JointObjective.representation_weight = {'one': 1.0, 'two': 0.5}"]
 TWO += ["Representation.encoder = @encoders.DomainEncoder()", "Representation.reducer = @reducers.PCA()"]
+TOKEN = ["JointCodec.representations = [@Representation(), @token/Representation()]"]
+TOKEN += ["token/Representation.name = 'token'", "token/Representation.vector = 'pooled'", "token/PCA.rank = 5"]
+VECTOR_GUIDED = ["generate.guidance = [@guidance.ClassifierFree()]", "ClassifierFree.scale = {'token': 1.5}"]
+VECTOR_GUIDED += ["JointObjective.clock = @clocks.Lead()", "Lead.offset = {'token': 0.3}"]
+VECTOR_GUIDED += ["EulerMaruyama.num_evaluations = 4"]
 
 SET_UPS = {
     "DiT with a learned variance": DDPM,
@@ -54,6 +59,8 @@ SET_UPS = {
         "JointObjective.alignment_end_step = 3",
     ],
     "two representations": TWO,
+    "a vector, a lead and its own guidance scale": [*TOKEN, *VECTOR_GUIDED],
+    "a vector with a learned variance": [*TOKEN, *DDPM],
     "the image alone": ["JointCodec.representations = []"],
     "separate tokens": ["DiffusionTransformer.fusion = @fusion.Separate"],
     "no labels": ["Digits.num_classes = 1", "generate.guidance = []"],
@@ -63,7 +70,14 @@ SET_UPS = {
     ],
     "mirrored images": ["prepare.mirror = True"],
     "encoders in every step": ["prepare.cache = False", "prepare.mirror = True"],
+    "today's parts": [
+        "WEAK_STEP = 2",
+        "train.checkpoint_every = 2",
+        "EulerMaruyama.num_evaluations = 4",
+        "token/PCA.rank = 2",
+    ],
 }
+FILES = {"today's parts": ["modern.gin"]}
 every_set_up = pytest.mark.parametrize("name", SET_UPS)
 
 
@@ -71,7 +85,9 @@ every_set_up = pytest.mark.parametrize("name", SET_UPS)
 def job(tiny_gin, tmp_path):
     def job(name: str, folder: str, num_steps: int):
         import_all()
-        config.parse([tiny_gin], [*SET_UPS[name], f"train.num_steps = {num_steps}", "train.log_every = 1"])
+        config.parse(
+            [tiny_gin, *FILES.get(name, ())], [*SET_UPS[name], f"train.num_steps = {num_steps}", "train.log_every = 1"]
+        )
         run_dir = tmp_path / folder
         run_dir.mkdir(exist_ok=True)
         (run_dir / "config.gin").write_text(config.full_text())
@@ -104,6 +120,15 @@ def test_what_was_trained_opens_and_is_sampled(job, name):
     assert drawn.x.isfinite().all()
     assert drawn.x.shape[1] == redi.load(run_dir).codec.channels.total
     assert (run_dir / "samples.png").exists()
+
+
+def test_samples_of_a_model_with_a_vector_are_measured(job):
+    run_dir = job("today's parts", "run", 2)
+    config.parse([run_dir / "config.gin"], ["evaluate.networks = []"])
+    sample_stage(Experiment(run_dir))
+    evaluate_stage(Experiment(run_dir))
+    metrics = {entry["metric"] for entry in json.loads((run_dir / "metrics.json").read_text())}
+    assert {"representation_agreement_features", "representation_agreement_token"} <= metrics
 
 
 def test_terms_of_the_objective_are_in_the_log(job):

@@ -103,6 +103,11 @@ class Channels(Mapping[str, int]):
         self._check(x)
         return dict(zip(self._sizes, x.split(list(self._sizes.values()), dim=1), strict=True))
 
+    def unpadded(self, x: Tensor) -> dict[str, Tensor]:
+        """Split (N, C, H, W) like `split`, but with a vector as (N, length, 1, 1), which leaves out its padding."""
+        parts = self.split(x)
+        return parts | {name: self.vector(name, parts[name])[:, :, None, None] for name in self.vectors}
+
     def join(self, groups: Mapping[str, Tensor]) -> Tensor:
         """Concatenate the groups, the inverse of `split`."""
         x = torch.cat([groups[name] for name in self._sizes], dim=1)
@@ -111,18 +116,24 @@ class Channels(Mapping[str, int]):
 
     def means(self, x: Tensor) -> dict[str, Tensor]:
         """Return {group: (N,)}, the mean of (N, C, H, W) over its channels and positions, without padding."""
-        parts = self.split(x)
-        vectors = {name: self.vector(name, parts[name]).mean(dim=1) for name in self.vectors}
-        return {name: vectors[name] if name in vectors else part.mean(dim=(1, 2, 3)) for name, part in parts.items()}
+        return {name: part.mean(dim=(1, 2, 3)) for name, part in self.unpadded(x).items()}
 
     def vector(self, name: str, part: Tensor) -> Tensor:
         """Return the vectors (N, length) that the channels of a group, (N, C_m, H, W), hold."""
         return part.flatten(1)[:, : self.vectors[name]]
 
     def stored(self, name: str, vectors: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return the channels (N, C_m, H, W) that hold vectors (N, length): the inverse of `vector`."""
-        height, width = grid
-        values = torch.nn.functional.pad(vectors, (0, self[name] * height * width - vectors.shape[1]))
+        """Return the channels (N, C_m, H, W) that hold vectors (N, length): the inverse of `vector`.
+
+        Raises ValueError for vectors of another length, or a grid (H, W) on which these channels are too small.
+        """
+        (height, width), length = grid, self.vectors[name]
+        padding = self[name] * height * width - length
+        if vectors.shape[1] != length or padding < 0:
+            what = f"vectors {tuple(vectors.shape)} of {name} in {self[name]} channels of {height} x {width}"
+            allowed = f"must be (N, {length}), on a grid that holds {length} numbers in these channels"
+            raise ValueError(f"{what}: {allowed}; use images of the size that the codec was prepared for")
+        values = torch.nn.functional.pad(vectors, (0, padding))
         return rearrange(values, "n (c h w) -> n c h w", h=height, w=width)
 
     def trim(self, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from redi.core.channels import Channels
 from redi.core.processes import Process
 from redi.core.samplers import Denoise
 from redi.core.samplers.grid import through_kinks
@@ -26,7 +27,7 @@ class Likelihood:
     """
 
     log_likelihood: Tensor  # (N,) float64, in nats: log-density of the joint state
-    bits_per_dimension: Tensor  # (N,) float64: -log2 density / (C H W)
+    bits_per_dimension: Tensor  # (N,) float64: -log2 density / (C H W), without the padding of vectors
     num_evaluations: int  # forward passes, each with a backward pass per probe (exact: per dimension)
     noise: Tensor  # (N, C, H, W): the state at the first t, where the ODE ends
 
@@ -35,6 +36,7 @@ def log_likelihood(
     denoise: Denoise, process: Process, x: Tensor, *, method: str = "dopri5", num_steps: int | None = None,
     rtol: float = 1e-5, atol: float = 1e-5, num_probes: int = 1, exact: bool = False,
     probes: Sequence[Tensor] | Tensor | None = None, seed: int = 0, first_index: int = 0,
+    channels: Channels | None = None,
 ) -> Likelihood:  # fmt: skip
     """Return log p(x) of data x (N, C, H, W), by the instantaneous change of variables from data to noise.
 
@@ -50,7 +52,7 @@ def log_likelihood(
         process = run.process.for_channels(channels, run.codec.device)
         x = run.codec.encode(images)  # images (N, 3, S, S) uint8, labels (N,), both on the device of the run
         denoise = redi.guidance.guided(run.model, [], channels, labels, run.num_classes, process.model_time)
-        log_likelihood(denoise, process, x).bits_per_dimension
+        log_likelihood(denoise, process, x, channels=channels).bits_per_dimension
 
     Args:
         denoise: (x_t, t) -> prediction, differentiable in x_t; samples must not affect one another.
@@ -62,6 +64,8 @@ def log_likelihood(
         exact: compute the exact trace with C H W backward passes, for small dimensions.
         probes: probes to use instead of random ones, each (N, C, H, W), drawn with mean 0 and identity covariance.
         seed, first_index: the probes of sample i depend on (seed, first_index + i) alone, not on the batch.
+        channels: the channel groups of x, required if it holds vectors (see `Channels`): their padding stays 0 and
+            counts neither in the density nor in the dimensions.
 
     Raises ValueError for a discrete process, a method that does not match num_steps, probes of another shape, or as
     `integrate` does.
@@ -86,12 +90,13 @@ def log_likelihood(
         raise ValueError(f"method = {method!r} with num_steps = {num_steps}: must be one of {', '.join(methods)}")
     if num_probes < 1 or (num_steps is not None and num_steps < 1):
         raise ValueError(f"num_probes = {num_probes}, num_steps = {num_steps}: must be at least 1")
+    counted = torch.ones_like(x[:1]) if channels is None else channels.trim(torch.ones_like(x[:1]))  # 0 in padding
     if probes is None:
-        probes = _unit_vectors(x) if exact else _rademacher(x, num_probes, seed, first_index)
+        probes = _unit_vectors(x, counted) if exact else _rademacher(x, num_probes, seed, first_index)
     elif exact or not len(probes) or any(probe.shape != x.shape for probe in probes):
         shape = tuple(x.shape)
         raise ValueError(f"log_likelihood: probes must be tensors of shape {shape}, or None if exact = True")
-    probes = [probe.to(x) for probe in probes]
+    probes = [probe.to(x) * counted for probe in probes]
     # Unit vectors sum to the trace; random probes average to it.
     weight = 1.0 if exact else 1 / len(probes)
     num_evaluations = 0
@@ -101,7 +106,7 @@ def log_likelihood(
         num_evaluations += 1
         with torch.enable_grad():
             x_t = state[0].detach().requires_grad_()
-            velocity = process.velocity(denoise(x_t, t), x_t, t)
+            velocity = process.velocity(denoise(x_t, t), x_t, t) * counted
             divergence = torch.zeros_like(state[1])
             for k, probe in enumerate(probes):
                 (gradient,) = torch.autograd.grad(velocity, x_t, probe, retain_graph=k + 1 < len(probes))
@@ -118,8 +123,8 @@ def log_likelihood(
     sigma = torch.as_tensor(process.sigma(first), dtype=torch.float64, device=x.device)
     log_normal = -0.5 * (noise.double() / sigma).square() - sigma.log() - 0.5 * math.log(2 * math.pi)
     # The integral runs backwards, from last to first, so it already has the minus sign.
-    log_p = log_normal.sum(dim=(1, 2, 3)) + integral.double()
-    return Likelihood(log_p, -log_p / (x[0].numel() * math.log(2)), num_evaluations, noise)
+    log_p = (log_normal * counted).sum(dim=(1, 2, 3)) + integral.double()
+    return Likelihood(log_p, -log_p / (int(counted.sum()) * math.log(2)), num_evaluations, noise)
 
 
 def _rademacher(x: Tensor, num_probes: int, seed: int, first_index: int) -> list[Tensor]:
@@ -128,6 +133,7 @@ def _rademacher(x: Tensor, num_probes: int, seed: int, first_index: int) -> list
     return [2 * sign - 1 for sign in signs]
 
 
-def _unit_vectors(x: Tensor) -> list[Tensor]:
-    """Return C H W tensors (N, C, H, W), each a unit vector that is the same for every sample."""
-    return [row.view(1, *x.shape[1:]).expand_as(x) for row in torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)]
+def _unit_vectors(x: Tensor, counted: Tensor) -> list[Tensor]:
+    """Return a tensor (N, C, H, W) for each dimension that counts, a unit vector that is the same for every sample."""
+    rows = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)[counted.flatten() > 0]
+    return [row.view(1, *x.shape[1:]).expand_as(x) for row in rows]

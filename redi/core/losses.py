@@ -72,16 +72,18 @@ def cosine_errors(
 ) -> dict[str, Tensor]:  # fmt: skip
     """Return {group: (N,)}, 1 - the cosine of the predicted and the true velocity, a mean over positions.
 
-    Velocities are derivatives by a group's own time. One cosine over the state is called "image", and dropped
-    representations are no part of it. A norm below 1e-3 counts as 1e-3: at a prediction of 0, where training starts,
+    Velocities are derivatives by a group's own time. One cosine over the state is called "image"; dropped
+    representations and vectors, which have no positions, are no part of it. Over "groups", a vector has the cosine over
+    its numbers. A norm below 1e-3 counts as 1e-3: at a prediction of 0, where training starts,
     the gradient would have no bound.
     """
     path, own = getattr(process, "process", process), process.own_time(t)  # the path inside Clocked
     pair = [path.velocity(values, x_t, own) for values in (prediction, path.target(x, noise, own))]
     if over == "state":
-        pairs = {"image": [channels.mask(velocity, dropped) for velocity in pair]}
+        parts = [channels.split(channels.mask(velocity, dropped)) for velocity in pair]
+        pairs = {"image": [torch.cat([part[name] for name in channels.maps], dim=1) for part in parts]}
     else:
-        pairs = {name: [channels.split(velocity)[name] for velocity in pair] for name in channels}
+        pairs = {name: [channels.unpadded(velocity)[name] for velocity in pair] for name in channels}
     return {
         name: (1 - functional.cosine_similarity(one, other, dim=1, eps=1e-3)).mean(dim=(1, 2))
         for name, (one, other) in pairs.items()

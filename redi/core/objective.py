@@ -47,8 +47,8 @@ class JointObjective:
             multiplies a sum over 1,000 steps; it equals 1 here, because the bound is a mean over steps.
         cosine_weight: weight of 1 - the cosine over the channels between the predicted and the true velocity, a mean
             over positions (LightningDiT, arXiv 2501.01423, and SFD use 1). Dropped representations do not count.
-        cosine_over: 'state': one cosine over the channels of all groups, as in SFD, whatever lambda is. 'groups': one
-            for each group, weighted by lambda like its error.
+        cosine_over: 'state': one cosine over the channels of all groups on the grid, as in SFD, whatever lambda is.
+            'groups': one for each group, weighted by lambda like its error; that of a vector is over its numbers.
         time_weight: a function (process, t) -> weight of the squared errors, which broadcasts against (N, C, H, W), for
             example `min_snr`. `process.own_time(t)` gives the own times of the groups. Default: 1.
         inner_layer: number of the block (from 1) with its own prediction, for `InnerGuidance`. RAEv2: 8. Default: none.

@@ -15,9 +15,14 @@ CURVE = [k / 50 for k in range(1, 50)]  # the times of the curves, besides the k
 
 
 def spreads(channels: Channels, x: Tensor) -> dict[str, float]:
-    """Return {group: root mean square of the standard deviations of its channels} for joint states (N, C, H, W)."""
-    variances = x.double().var(dim=(0, 2, 3))  # (C,)
-    return {name: float(variances[channels.slice(name)].mean().sqrt()) for name in channels}
+    """Return {group: root mean square of the standard deviations of its channels} for joint states (N, C, H, W).
+
+    Of a vector, it is that of the standard deviations of its numbers.
+    """
+    values, variances = channels.unpadded(x), x.double().var(dim=(0, 2, 3))  # (C,)
+    by_group = {name: variances[channels.slice(name)] for name in channels.maps}
+    by_group |= {name: values[name].double().var(dim=(0, 2, 3)) for name in channels.vectors}
+    return {name: float(by_group[name].mean().sqrt()) for name in channels}
 
 
 def snr_table(channels: Channels, process: Process, weights: Mapping[str, float], spread: Mapping[str, float]) -> str:

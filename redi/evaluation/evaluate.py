@@ -12,6 +12,7 @@ from redi.data.datasets import Dataset
 from redi.evaluation.checking import check_evaluation, check_size
 from redi.evaluation.measures import FLOORED, METRICS, Comparison, first_rows, measure
 from redi.evaluation.metrics.self_test import check_direction
+from redi.evaluation.reconstruction import check_reconstruction, reconstruction_metrics
 from redi.evaluation.records import conditions, network_record, reference_record
 from redi.evaluation.references import reference_features, reference_positions
 from redi.evaluation.representation.agreement import representation_metrics
@@ -43,6 +44,7 @@ def evaluate(
     networks: Sequence[Encoder] | None = None,
     metrics: Sequence[str] = ALL,
     representation: Callable[..., list[dict]] | None = representation_metrics,
+    reconstruction: bool = False,
     max_images: int | None = None,
     cache_dir: str | Path | None = None,
     device: torch.device | None = None,
@@ -57,11 +59,13 @@ def evaluate(
     Args:
         dataset: the training images. Networks that learn from data are trained on them. The floor is the distance of
             as many training images as there are samples. None: no floor, and `reference` must be bound.
-        trained: an opened run (`redi.load`), for the metrics of the generated representation.
+        trained: an opened run (`redi.load`), for the metrics of the generated representation and of the autoencoder.
         reference: held-out images of the same classes, or stored statistics. Default: the training images, without a
             floor.
         networks: encoders to measure in, which must not be used by the generator. Default: a DomainEncoder, trained on
             the training images. Its distance is not FID; compare it only with distances in the same network.
+        reconstruction: also measure the autoencoder alone (`reconstruction_metrics`). In the programs, it is measured
+            before the first training step too.
         max_images: maximum number of images of each seed, and of the reference; default: all.
         device: default: the GPU if there is one.
         rank, world_size: default: those of torchrun or Slurm, else one process.
@@ -71,6 +75,10 @@ def evaluate(
     """
     networks = [DomainEncoder(width=48, depth=3, seed=1)] if networks is None else list(networks)
     check_evaluation(dataset, reference, networks, metrics, max_images)
+    if reconstruction:
+        check_reconstruction(reference, networks)
+        if trained is None:
+            raise ValueError("evaluate.reconstruction = True needs the autoencoder: pass trained=redi.load(run_dir)")
     check_direction()
     device = choose_device("auto") if device is None else device
     run_dir = local_path(run_dir)
@@ -87,6 +95,11 @@ def evaluate(
         comparison.warnings, comparison.device = warnings, device
         if rank == 0:
             entries += measure(comparison, [name for name in METRICS if name in metrics])
+    if reconstruction:
+        entries += reconstruction_metrics(
+            trained.codec, reference, networks, dataset=dataset, samples=samples.record, max_images=max_images,
+            cache_dir=cache_dir, rank=rank, world_size=world_size,
+        )  # fmt: skip
     if rank > 0:
         return []
     if representation is not None and trained is not None:
@@ -145,7 +158,7 @@ def _of_representation(representation, trained, samples: Samples, dataset, refer
         return []
     if not (entries := representation(trained, samples, dataset, images)):
         return []
-    representation_picture(trained, samples).save(samples.folder.parent / "representation.png")
+    representation_picture(trained, samples, dataset).save(samples.folder.parent / "representation.png")
     network = codec.provenance() | {"sha256": codec.fingerprint()}
     common = conditions(samples.record, network, reference_record(images or dataset))
     common |= {"warnings": list(warnings)} if warnings else {}

@@ -40,8 +40,8 @@ def query(
     """Generate features given images and images given features, and measure how well they agree.
 
     Writes `queries.json` and `queries.png`, with the rows image, its encoder's features, features generated given the
-    image, and images generated given the features. Agreement is the cosine similarity of reduced features, averaged
-    over positions. The floor is the agreement with another image's features.
+    image, and images generated given the features. The picture leaves out vectors. Agreement is the cosine similarity
+    of reduced features, averaged over positions. The floor is the agreement with another image's features.
 
     Args:
         trained: an opened run (`redi.load`) with at least one representation.
@@ -71,7 +71,7 @@ def query(
     own_time = trained.objective is not None and trained.objective.clock.independent
     positions = torch.linspace(0, len(dataset) - 1, num_images).long()
     batch = dataset.batch(positions.tolist())
-    groups = channels.split(codec.encode(batch["images"].to(codec.device)).cpu())
+    groups = channels.unpadded(codec.encode(batch["images"].to(codec.device)).cpu())
     features = {name: groups[name] for name in channels.representations}
     classes = batch["labels"]
     if labels != "own":
@@ -87,9 +87,9 @@ def query(
 
     given_image = ask({"image": groups["image"]}, times=1)
     given_features = ask(features, times=num_variations)
-    encoded = channels.split(codec.encode(given_features.images.to(codec.device)).cpu())
+    encoded = channels.unpadded(codec.encode(given_features.images.to(codec.device)).cpu())
     result = {
-        "features_given_image": _agreement(channels.split(given_image.x), features, times=1),
+        "features_given_image": _agreement(channels.unpadded(given_image.x), features, times=1),
         "image_given_features": _agreement(encoded, features, times=num_variations),
         "num_images": num_images,
         "num_variations": num_variations,
@@ -100,7 +100,7 @@ def query(
     run_dir.mkdir(parents=True, exist_ok=True)
     write_json(run_dir / "queries.json", result)
     rows, generated = [batch["images"]], channels.split(given_image.x)
-    for name in features:
+    for name in channels.maps[1:]:
         rows += [trained.colours(name, features[name]), trained.colours(name, generated[name])]
     rows += given_features.images.split(num_images)
     cells = [thumbnails(row, like=batch["images"]) for row in rows]

@@ -69,7 +69,7 @@ def conditions(samples: Mapping, network: Mapping | None, reference: Mapping) ->
     return {"network": network, "reference": dict(reference), "samples": record, "versions": software()}
 
 
-def network_record(network: Encoder, trained_on: Dataset) -> dict:
+def network_record(network: Encoder, trained_on: Dataset | None) -> dict:
     """Return the provenance of a feature network with one hash of its weights."""
     provenance = network.provenance()
     digest = provenance.get("weights_sha256") or provenance.get("sha256") or tensors_sha256(network.state_dict())

@@ -13,7 +13,7 @@ network are evaluated in one batch, equal conditions once, and conditions with w
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import torch
@@ -59,6 +59,7 @@ class Guidance(ABC):
         {'image': 0.5}
     """
 
+    channels: Mapping[str, int] = {}  # {group: n}: it guides the first n channels of this group alone
     uses_inner = False  # True: its offsets apply in every condition of the model, times the weight of that condition
 
     def __init_subclass__(cls, **settings):
@@ -111,10 +112,26 @@ def own_times(channels: Channels, t: float | Mapping[str, float]) -> Mapping[str
     return t if isinstance(t, Mapping) else dict.fromkeys(channels, t)
 
 
+def parts_of(rules: Sequence[Guidance], channels: Channels) -> dict[str, dict[str, range]]:
+    """Return {group: {part: its channels}}: each group, cut where the `channels` of a rule end.
+
+    Examples:
+        >>> from redi.guidance import ClassifierFree
+        >>> parts_of([ClassifierFree(channels={"image": 3})], Channels(image=32, dinov2=8))
+        {'image': {'image': range(0, 3), 'image[3:]': range(3, 32)}, 'dinov2': {'dinov2': range(0, 8)}}
+    """
+    cuts = {group: sorted({0, *(r.channels.get(group, size) for r in rules), size}) for group, size in channels.items()}
+    return {
+        group: {f"{group}[{first}:]" if first else group: range(first, end) for first, end in pairwise(ends)}
+        for group, ends in cuts.items()
+    }
+
+
 def total_weights(rules: Sequence[Guidance], channels: Channels, t: float | Mapping[str, float]) -> Weights:
     """Return the weights of all rules together, without conditions whose weights are all 0.
 
-    t is the time of all groups, or {group: own t}.
+    t is the time of all groups, or {group: own t}. A group that a rule guides in part has a weight for each of its
+    `parts_of`.
 
     Examples:
         Classifier-free guidance of the image at scale 2.4 leaves the other groups unguided.
@@ -124,17 +141,20 @@ def total_weights(rules: Sequence[Guidance], channels: Channels, t: float | Mapp
         >>> weights[EVERYTHING], weights[Condition(label=False)]
         ({'image': 2.4, 'dinov2': 1.0}, {'image': -1.4, 'dinov2': 0.0})
     """
-    times = own_times(channels, t)
-    total: Weights = {EVERYTHING: dict.fromkeys(channels, 1.0)}
+    times, parts = own_times(channels, t), parts_of(rules, channels)
+    names = [part for group in parts.values() for part in group]
+    total: Weights = {EVERYTHING: dict.fromkeys(names, 1.0)}
     for nested in (False, True):
         outer = {one: dict(weights) for one, weights in total.items() if one.network == "self"}
         for rule in (rule for rule in rules if rule.uses_inner is nested):
             offsets = rule.weight_offsets(channels, times)
             for (one, factors), (condition, values) in product(outer.items(), offsets.items()):
                 condition = replace(one, inner=condition.inner) if nested else condition
-                weights = total.setdefault(condition, dict.fromkeys(channels, 0.0))
+                weights = total.setdefault(condition, dict.fromkeys(names, 0.0))
                 for group, value in values.items():
-                    weights[group] += factors[group] * value
+                    for part, place in parts[group].items():
+                        if place.stop <= rule.channels.get(group, channels[group]):
+                            weights[part] += factors[part] * value
     for weights in total.values():  # rounding errors would cost an evaluation
         weights.update({g: exact for g, w in weights.items() for exact in (0.0, 1.0) if abs(w - exact) < 1e-12})
     return {condition: weights for condition, weights in total.items() if any(weights.values())}
@@ -181,6 +201,8 @@ def guided(
         True
     """
     networks = models if isinstance(models, Mapping) else {"self": models}
+    cut = {part: len(place) for group in parts_of(rules, channels).values() for part, place in group.items()}
+    parts = Channels(**cut)
 
     def denoise(x: Tensor, t: float) -> Tensor:
         weights = total_weights(rules, channels, t if group_times is None else group_times(t))
@@ -195,17 +217,25 @@ def guided(
             asks = {"inner": True} if any(condition.inner for condition in conditions) else {}
             outputs = networks[name](torch.cat(inputs), times, torch.cat(labels), **asks)
             for inner, output in enumerate(outputs if asks else [outputs]):
-                parts = zip(batch, output.chunk(len(batch)), strict=True)
-                predictions.update({replace(condition, inner=bool(inner)): part for condition, part in parts})
-        first = predictions[next(iter(weights))]
+                pairs = zip(batch, output.chunk(len(batch)), strict=True)
+                predictions.update({replace(condition, inner=bool(inner)): part for condition, part in pairs})
+        first, c = predictions[next(iter(weights))], x.shape[1]
         if list(weights) == [EVERYTHING] and set(weights[EVERYTHING].values()) == {1.0}:
-            return first
-        c = x.shape[1]
-        weighted = [predictions[one][:, :c] * channels.per_channel(w, like=first) for one, w in weights.items()]
+            return _without_padding(channels, first)
+        weighted = [predictions[one][:, :c] * parts.per_channel(w, like=first) for one, w in weights.items()]
         result = sum(weighted[1:], weighted[0])
-        return result if first.shape[1] == c else torch.cat([result, first[:, c:]], dim=1)
+        result = result if first.shape[1] == c else torch.cat([result, first[:, c:]], dim=1)
+        return _without_padding(channels, result)
 
     return denoise
+
+
+def _without_padding(channels: Channels, prediction: Tensor) -> Tensor:
+    """Set the padding of vectors to 0 in a prediction, so that the states of the sampler keep it 0."""
+    if not channels.vectors:
+        return prediction
+    c = channels.total
+    return torch.cat([channels.trim(prediction[:, :c]), prediction[:, c:]], dim=1)
 
 
 guidance_rules = Registry("guidance", Guidance)

@@ -71,21 +71,23 @@ def probe(attend: Attention, *, device: torch.device, dtype: torch.dtype, head_d
     return ""
 
 
-def errors(attend: Attention, q: Tensor, k: Tensor, v: Tensor) -> tuple[float, float]:
-    """Return the errors of the value and of the worst gradient, relative to the float64 reference.
+def errors(
+    attend: Attention, q: Tensor, k: Tensor, v: Tensor, *, reference: Attention = attend_math
+) -> tuple[float, float]:
+    """Return the errors of the value and of the worst gradient, relative to the reference in float64.
 
     An error is the largest distance over all tokens and heads, divided by the RMS norm of the reference vectors.
     """
     weights = torch.randn(q.shape, generator=torch.Generator().manual_seed(1)).to(q)
     results = []
-    for function, dtype in ((attend, q.dtype), (attend_math, torch.float64)):
+    for function, dtype in ((attend, q.dtype), (reference, torch.float64)):
         inputs = [x.detach().to(dtype).requires_grad_() for x in (q, k, v)]
         with torch.enable_grad(), torch.autocast(q.device.type, enabled=False):
             out = function(*inputs)
             results.append((out, *torch.autograd.grad(out, inputs, weights.to(dtype))))
     value, *gradients = (
-        ((x.double() - reference).norm(dim=-1).max() / reference.norm(dim=-1).square().mean().sqrt()).item()
-        for x, reference in zip(*results, strict=True)
+        ((x.double() - exact).norm(dim=-1).max() / exact.norm(dim=-1).square().mean().sqrt()).item()
+        for x, exact in zip(*results, strict=True)
     )
     return value, float(torch.tensor(gradients).max())  # torch's max propagates NaN, Python's does not
 

@@ -14,6 +14,7 @@ from redi.core.resize import resized
 from redi.models.alignments import alignment_encoders
 from redi.models.autoencoders import Autoencoder, autoencoders
 from redi.models.autoencoders.pixels import Pixels
+from redi.models.autoencoders.statistics import LatentStatistics
 from redi.models.encoders import Encoder, encoders, features_of
 from redi.models.pretrained_network import networks_in
 from redi.models.reducers import Reducer, reducers
@@ -133,8 +134,17 @@ class JointCodec(nn.Module):
         """Choose the channels of vectors for square images of this size in pixels; return this codec.
 
         `prepare`, `train`, `load` and `encode` call it. Without vectors, the channels do not depend on the size.
+        Raises ValueError if a vector has other channels than for the size that was chosen before.
         """
-        self._image_size = image_size
+        first = self._image_size = self._image_size or image_size
+        for name, representation in self.representations.items():
+            if representation.vector and image_size != first:
+                length = representation.reducer.rank
+                before, now = (Vector.on_grid(length, self.grid(size)).channels for size in (first, image_size))
+                if before != now:
+                    what = f"images of {image_size} pixels, but the codec is used with images of {first} pixels"
+                    counts = f"{name}, a vector, would take {now} channels of the joint state and not {before}"
+                    raise ValueError(f"{what}: {counts}; use images of {first} pixels, or another codec")
         return self
 
     @property
@@ -183,16 +193,15 @@ class JointCodec(nn.Module):
         """Return x (N, C, H, W) float32 from the output of `precompute`; `randn` as for `Autoencoder.latents`."""
         groups = {"image": self.autoencoder.latents(stored["image"], randn)}
         height, width = groups["image"].shape[-2:]
-        channels = self.channels
         for name, r in self.representations.items():
-            reduced = r.reducer.finish(stored[name])
-            is_vector = name in channels.vectors
-            groups[name] = (
-                channels.stored(name, reduced[:, :, 0, 0], (height, width))
-                if is_vector
-                else resized(reduced, (height, width))
-            )
-        return channels.join(groups)
+            groups[name] = self.on_grid(name, r.reducer.finish(stored[name]), (height, width))
+        return self.channels.join(groups)
+
+    def on_grid(self, name: str, reduced: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return the channels (N, C_m, H, W) of a group from reduced features (N, R, h, w), or (N, R, 1, 1)."""
+        if self.representations[name].vector:
+            return self.channels.stored(name, reduced[:, :, 0, 0], grid)
+        return resized(reduced, grid)
 
     def encode(self, images: Tensor) -> Tensor:
         """Return x (N, C, H, W) float32 of uint8 images (N, 3, S, S)."""
@@ -206,15 +215,17 @@ class JointCodec(nn.Module):
         """
         height, width = self.for_image_size(dataset.image_size).grid(dataset.image_size)
         num_images = max(1, min(num_images, 2**26 // (self.channels.total * height * width)))
+        batches = self.sample_batches(dataset, num_images)
+        return torch.cat([(self.join(b) if "image" in b else self.encode(b["images"])).cpu() for b in batches])
+
+    def sample_batches(self, dataset: Any, num_images: int) -> Iterator[dict[str, Tensor]]:
+        """Yield batches, on the codec's device, of images spread evenly over a `Dataset` or `Cache`."""
         if hasattr(dataset, "sample_positions"):  # a streamed cache: evenly spread positions would fetch all shards
             positions = dataset.sample_positions(num_images).tolist()
         else:
             positions = torch.linspace(0, len(dataset) - 1, min(num_images, len(dataset))).long().tolist()
-        parts = []
         for start in range(0, len(positions), 64):
-            batch = {name: t.to(self.device) for name, t in dataset.batch(positions[start : start + 64]).items()}
-            parts.append((self.join(batch) if "image" in batch else self.encode(batch["images"])).cpu())
-        return torch.cat(parts)
+            yield {name: t.to(self.device) for name, t in dataset.batch(positions[start : start + 64]).items()}
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
@@ -228,42 +239,60 @@ class JointCodec(nn.Module):
         return next((tensor.device for tensor in (*self.parameters(), *self.buffers())), torch.device("cpu"))
 
     @property
+    def statistics(self) -> LatentStatistics | None:
+        """The statistics of the autoencoder, also of one inside another; None if it has none."""
+        return next((part for part in self.autoencoder.modules() if isinstance(part, LatentStatistics)), None)
+
+    @property
     def fitted(self) -> bool:
-        """Whether every encoder and reducer is ready for use."""
+        """Whether every encoder, reducer and `LatentStatistics` is ready for use."""
+        return self.can_precompute and (self.statistics is None or self.statistics.fitted)
+
+    @property
+    def can_precompute(self) -> bool:
+        """Whether every encoder and reducer is ready for use, so that `precompute` can run."""
         parts = (part for r in self.representations.values() for part in (r.encoder, r.reducer))
         return all(part.fitted for part in (*parts, *self.alignments.values()))
 
     def load(self) -> None:
         """Read all pretrained weights now instead of at first use. Raises ValueError if any are missing."""
         self.autoencoder.load()
+        if self.statistics is not None:
+            self.statistics.load()
         for encoder in (*(r.encoder for r in self.representations.values()), *self.alignments.values()):
             encoder.load()
 
-    def learned_state(self) -> dict[str, Tensor]:
-        """Return the state of all parts learned from data: reducers, and encoders with `learns_from_data`."""
-        modules = self._learned_modules()
-        return {f"{name}.{part}.{key}": t for name, part, module in modules for key, t in module.state_dict().items()}
+    def learned_state(self, for_cache: bool = False) -> dict[str, Tensor]:
+        """Return a copy of the state of all parts learned from data: reducers, encoders, statistics of latents.
 
-    def load_learned_state(self, state: Mapping[str, Tensor]) -> None:
+        With `for_cache`, only of the parts that affect `precompute`.
+        """
+        states = [(f"{name}.{part}", module.state_dict()) for name, part, module in self._learned_modules(for_cache)]
+        # Copied, because representations may share an encoder, and safetensors refuses shared memory.
+        return {f"{prefix}.{key}": tensor.clone() for prefix, state in states for key, tensor in state.items()}
+
+    def load_learned_state(self, state: Mapping[str, Tensor], for_cache: bool = False) -> None:
         """Restore the output of `learned_state`. Raises ValueError if it belongs to another codec."""
-        expected = {f"{name}.{part}" for name, part, _ in self._learned_modules()}
+        expected = {f"{name}.{part}" for name, part, _ in self._learned_modules(for_cache)}
         stored = {".".join(key.split(".")[:2]) for key in state}
         if expected != stored:
             what = f"the stored codec has {sorted(stored)}, but the configured one has {sorted(expected)}"
-            raise ValueError(f"{what}: set JointCodec.representations to those of the stored codec")
-        for name, part, module in self._learned_modules():
+            raise ValueError(f"{what}: set JointCodec.representations, and statistics, to those of the stored codec")
+        for name, part, module in self._learned_modules(for_cache):
             prefix = f"{name}.{part}."
             try:
                 module.load_state_dict({k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)})
             except RuntimeError as error:
                 raise ValueError(f"the stored {part} of {name} does not match the configured one: {error}") from None
 
-    def _learned_modules(self) -> Iterator[tuple[str, str, nn.Module]]:
+    def _learned_modules(self, for_cache: bool) -> Iterator[tuple[str, str, nn.Module]]:
         for name, representation in self.representations.items():
             if representation.encoder.learns_from_data:
                 yield name, "encoder", representation.encoder
             yield name, "reducer", representation.reducer
         yield from ((name, "encoder", e) for name, e in self.alignments.items() if e.learns_from_data)
+        if self.statistics is not None and self.statistics.learns_from_data and not for_cache:
+            yield "image", "statistics", self.statistics
 
     def provenance(self) -> dict:
         """Return everything that affects x, as JSON."""
@@ -275,13 +304,13 @@ class JointCodec(nn.Module):
 
     def cache_provenance(self) -> dict:
         """Return everything that affects `precompute`, as JSON, without the rank and scale that `join` applies."""
-        return self._provenance(lambda part: part.stored_provenance())
+        return self._provenance(lambda part: part.stored_provenance(), for_cache=True)
 
     def cache_fingerprint(self) -> str:
         """Return a hash of `cache_provenance` without library versions."""
         return json_sha256(without_versions(self.cache_provenance()))
 
-    def _provenance(self, of: Callable[[Any], dict]) -> dict:
+    def _provenance(self, of: Callable[[Any], dict], for_cache: bool = False) -> dict:
         groups = self.representations.items()
         representations: dict[str, Any] = {
             name: {"encoder": r.encoder.provenance(), "reducer": of(r.reducer)} for name, r in groups
@@ -289,7 +318,7 @@ class JointCodec(nn.Module):
         for name, r in groups:
             representations[name] |= {"vector": r.vector} if r.vector else {}
         parts: dict[str, Any] = {"autoencoder": of(self.autoencoder), "representations": representations}
-        parts["learned_sha256"] = tensors_sha256(self.learned_state())
+        parts["learned_sha256"] = tensors_sha256(self.learned_state(for_cache))
         parts |= {name: encoder.provenance() for name, encoder in self.alignments.items()}
         if self.precision != "float32":
             parts["precision"] = self.precision

@@ -18,7 +18,10 @@ def rotation_table(coordinates: Tensor, head_dim: int) -> Tensor:
     """
     if head_dim % 4:
         what = f"rotary positions turn pairs of numbers for rows and columns, but a head has {head_dim}"
-        raise ValueError(f"{what}: set DiffusionTransformer.num_heads so that width / num_heads is a multiple of 4")
+        raise ValueError(
+            f"{what}: set DiffusionTransformer.num_heads so that width / num_heads is a multiple of 4 "
+            "(of a wide head: head_num_heads and head_width)"
+        )
     steps = torch.arange(head_dim // 4, dtype=torch.float64, device=coordinates.device)
     angles = coordinates.double()[..., None] * 10000 ** (-4 * steps / head_dim)  # (T, 2, head_dim / 4)
     angles = rearrange(angles, "t side k -> t (side k)").repeat_interleave(2, dim=-1)
@@ -26,7 +29,7 @@ def rotation_table(coordinates: Tensor, head_dim: int) -> Tensor:
 
 
 def rotated(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn every pair of adjacent numbers of x (N, T, heads, head_dim), in float32; return it in the dtype of x.
+    """Turn every pair of adjacent numbers of x (N, T, heads, head_dim), at least in float32; keep the dtype of x.
 
     Examples:
         Products of queries and keys depend only on the difference of their positions.
@@ -39,6 +42,7 @@ def rotated(x: Tensor, rotation: Tensor) -> Tensor:
         True
     """
     cos, sin = rotation[:, :, None]  # (T, 1, head_dim)
-    pairs = rearrange(x.float(), "... (pair two) -> ... pair two", two=2)
+    numbers = x.to(torch.promote_types(x.dtype, cos.dtype))
+    pairs = rearrange(numbers, "... (pair two) -> ... pair two", two=2)
     turned = rearrange(torch.stack([-pairs[..., 1], pairs[..., 0]], dim=-1), "... pair two -> ... (pair two)")
-    return (x.float() * cos + turned * sin).to(x.dtype)
+    return (numbers * cos + turned * sin).to(x.dtype)

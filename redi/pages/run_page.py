@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 PICTURES = {
     "Samples": ("samples.png", "generated images above their features, and real held-out images"),
     "Generated representation": ("representation.png", "generated features and the encoder's features of the generated "
-                                 "images"),
+                                 "images; nearest training images of generated vectors"),
     "Queries": ("queries.png", "features given images, and images given features"),
 }  # fmt: skip
 LISTINGS = {"config.gin": "all bindings", "operative.gin": "all parameters in effect, including defaults"}

@@ -66,7 +66,7 @@ def _features(model_dir: Path, x) -> list:
             return []
         _, tensors, record = good
         channels, colours = Channels(**record["model_arguments"]["channels"]), ColourBasis(tensors["colours"])
-        return [colours(name, channels.split(x)[name]) for name in channels.representations]
+        return [colours(name, channels.split(x)[name]) for name in channels.maps[1:]]
     except (KeyError, TypeError, AttributeError, ValueError, OSError):
         return []  # the images are shown without features
 

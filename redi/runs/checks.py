@@ -101,12 +101,20 @@ def check_training(
     for advice in training_advice(rules, objective.trained_with):
         log.warning("%s", advice)
     if isinstance(net, DiffusionTransformer):
-        token_dim = codec.channels.total * math.prod(net.grid) // net.fusion.num_tokens
-        if token_dim > (width := net.label_embedding.embedding_dim):
+        channels, width = codec.channels, net.blocks[-1].width  # of the wide head, if there is one
+        num_values = sum(channels[name] for name in channels.maps) * math.prod(net.grid)
+        token_dim = num_values // (net.fusion.num_tokens - len(channels.vectors))
+        for name, length in channels.vectors.items():
+            if length > width:
+                log.warning(
+                    "%s packs %d values into a token of width %d, so noise is lost: lower the rank of its reducer, or "
+                    "raise DiffusionTransformer.width", name, length, width,
+                )  # fmt: skip
+        if token_dim > width:
             log.warning(
                 "each token packs %d values (channels x patch size squared, features resized to the latent grid) into "
                 "a width of %d, so noise is lost and image quality drops: lower the reducer's rank or the patch size, "
-                "or raise DiffusionTransformer.width", token_dim, width,
+                "or raise DiffusionTransformer.width (or head_width)", token_dim, width,
             )  # fmt: skip
     names = [f"JointObjective.alignment_{name}" for name in ("weight", "end_step", "normalisation")]
     names += [f"DiffusionTransformer.alignment_{name}" for name in ("layer", "projector", "width")]
@@ -128,6 +136,8 @@ def _warn_of_former_names(objective: JointObjective, net: nn.Module) -> None:
     name, has_times = "DiffusionTransformer.group_timesteps", getattr(net, "has_group_times", False)
     if has_times and config.bound(name) is False:
         log.warning("%s = False has no effect, because JointObjective.clock gives the groups different times", name)
+    if not has_times and config.is_bound("DiffusionTransformer.group_times_by"):
+        log.warning("unused binding: DiffusionTransformer.group_times_by needs a JointObjective.clock with group times")
 
 
 def check_sample_settings(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""Import published checkpoints (DiT, SiT, REPA, ReDi) as runs, and export weights in the published layout."""
+"""Import published checkpoints (DiT, SiT, REPA, ReDi, REG, ...) as runs, and export weights in the published layout."""
 
 import logging
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from torch import Tensor
 from redi.core import config
 from redi.core.configurables import import_all
 from redi.models.codec import JointCodec
-from redi.models.published.bindings import choose_framework, layout_bindings, model_bindings, process_bindings
+from redi.models.published.bindings import choose_framework, model_bindings, process_bindings, recipe
 from redi.models.published.file import PublishedFile, read_published
-from redi.models.published.layout import parse_layout
+from redi.models.published.parse import parse_layout
 from redi.models.published.weights import Imported, from_published, to_published
 from redi.runs.load import load
 from redi.runtime import trusted_imports
@@ -36,8 +36,7 @@ def import_checkpoint(
         framework: see `choose_framework`.
         pca: the fit of the reducer, if exactly one reducer is not fitted; copied into the run.
         step: training step; default: the step in the file, else 0.
-        gin_files: default: imagenet.gin (imagenet_plain.gin without features), sit.gin or dit.gin, and published.gin.
-            The sizes and process of the checkpoint override them.
+        gin_files: default: the `recipe` of the framework. The sizes and process of the checkpoint override it.
         gin_bindings: override everything else.
 
     Raises ValueError: the file is not supported, the configuration does not fit it, or `run_dir` holds a run.
@@ -53,7 +52,9 @@ def import_checkpoint(
     with config.isolated():
         framework, reason, grid = _configure(file, framework, gin_files, gin_bindings)
         codec = config.bound("train.codec") or JointCodec()
+        _check_statistics(codec)
         _take_pca(codec, pca)
+        codec.for_image_size(parse_layout(file.state(), grid).grid[0] * codec.autoencoder.downsample)
         both = _take_weights(file, codec, grid)
         text = config.full_text()
     leftovers = {f"{which}/{name}": t for which, imported in both.items() for name, t in imported.leftovers.items()}
@@ -106,10 +107,7 @@ def _configure(
     log.info("%s: %s", framework, reason)
     files, bindings = list(gin_files), process_bindings(layout, framework, file.args)
     if not gin_files:
-        network = f"{'dit' if framework == 'dit' else 'sit'}.gin"
-        plain = layout.in_channels == 4
-        files = ["imagenet_plain.gin", network] if plain else ["imagenet.gin", network, "published.gin"]
-        bindings = [*layout_bindings(layout), *bindings]
+        files, bindings = recipe(layout, framework), [*layout.bindings(), *bindings]
     config.parse(files, [*bindings, *gin_bindings])  # for the number of heads, which no checkpoint contains
     sizes = model_bindings(layout, file.args, config.bound("DiffusionTransformer.num_heads"))
     config.parse(files, [*bindings, *sizes, *gin_bindings])
@@ -146,6 +144,15 @@ def _take_weights(file: PublishedFile, codec: JointCodec, grid: tuple[int, int] 
     return both
 
 
+def _check_statistics(codec: JointCodec) -> None:
+    statistics = codec.autoencoder.statistics
+    if statistics is not None and not statistics.fitted:
+        raise ValueError(
+            "LatentStatistics.path = None: must be the file of the statistics that normalised the latents in training, "
+            "because checkpoints do not contain them; it is published with the latents or the autoencoder"
+        )
+
+
 def _take_pca(codec: JointCodec, pca: str | Path | None) -> None:
     unfitted = [r.reducer for r in codec.representations.values() if not r.reducer.fitted]
     if not unfitted and pca:
@@ -153,10 +160,12 @@ def _take_pca(codec: JointCodec, pca: str | Path | None) -> None:
     if not unfitted:
         return
     if not pca:
+        name, rank = type(unfitted[0]).__name__, sum(reducer.rank for reducer in unfitted)
+        file = "--pca=dino_pca_model.pth, the file published with the paper's code (github.com/zelaki/ReDi)"
+        source = file if name == "PCA" else f"--gin_bindings={f'{name}.weights = <published file>'!r}"
         raise ValueError(
-            f"the checkpoint models {sum(reducer.rank for reducer in unfitted)} feature channels, and checkpoints do "
-            "not contain the PCA that produced them: pass --pca=dino_pca_model.pth, the file published with the "
-            "paper's code (github.com/zelaki/ReDi), or --pca=<folder of a saved reducer>"
+            f"the checkpoint models {rank} feature channels, and checkpoints do not contain the {name} that produced "
+            f"them: pass {source}, or --pca=<folder of a saved reducer>"
         )
     if len(unfitted) > 1:
         raise ValueError(f"--pca is for one reducer, but {len(unfitted)} are not fitted: bind their paths instead")
@@ -167,8 +176,8 @@ def _take_pca(codec: JointCodec, pca: str | Path | None) -> None:
 def _colours(codec: JointCodec) -> dict[str, Tensor]:
     """Return a colour basis that needs no images: the first channels, in the 1st to 99th percentile of a Gaussian."""
     tensors = {}
-    for name, representation in codec.representations.items():
-        reducer = representation.reducer
+    for name in codec.channels.maps[1:]:
+        reducer = codec.representations[name].reducer
         spread = torch.ones(reducer.rank)
         if isinstance(deviations := getattr(reducer, "deviations", None), Tensor):
             spread = (deviations[: reducer.rank] * reducer.factors).cpu()

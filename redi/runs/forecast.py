@@ -24,7 +24,8 @@ def training_forecast(net: nn.Module, codec: JointCodec, num_images: int, device
     rate = matmul_rate(device, choose_precision(setting(train, "precision"), device).dtype)
     grid = state_of(net).grid
     tokens = f", {net.fusion.num_tokens} tokens" if isinstance(net, DiffusionTransformer) else ""
-    channels = ", ".join(f"{name} {number}" for name, number in codec.channels.items())
+    vectors = {name: f" (a vector of {length})" for name, length in codec.channels.vectors.items()}
+    channels = ", ".join(f"{name} {number}{vectors.get(name, '')}" for name, number in codec.channels.items())
     return (
         f"joint state       channels {channels}, on {grid[0]} x {grid[1]}\n"
         f"model             {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters{tokens}\n"

@@ -9,6 +9,7 @@ import logging
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,8 @@ def _check_claims(folder: Path, tensors: Mapping, record: Mapping) -> None:
     """Raise ValueError if the record is incomplete or states implausible sizes."""
     try:
         arguments = record["model_arguments"]
-        sizes = [*arguments["channels"].values(), *arguments["grid"], arguments["num_classes"], record["image_size"]]
+        groups = [size.values() if isinstance(size, dict) else [size] for size in arguments["channels"].values()]
+        sizes = [*chain(*groups), *arguments["grid"], arguments["num_classes"], record["image_size"]]
         sound = all(type(size) is int and 0 < size <= MAX_SIZE for size in sizes) and type(record["step"]) is int
         names, plug_ins = record.get("class_names") or [], record.get("plug_ins", {})
         sound &= isinstance(names, list) and all(type(name) is str for name in names) and isinstance(plug_ins, dict)

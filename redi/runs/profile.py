@@ -43,7 +43,7 @@ PARTS = {
     "alignment": ("projector",),
     "attention": ("qkv", "projection"),
     "MLP": ("mlp",),
-    "modulation and norms": ("modulation", "final_modulation", "norm1", "norm2", "final_norm"),
+    "modulation and norms": ("modulation", "final_modulation", "to_condition", "norm1", "norm2", "final_norm"),
 }
 CPU = torch.autograd.DeviceType.CPU
 

@@ -77,7 +77,7 @@ def _picture(experiment: Experiment, samples, rows: int = 4) -> None:
         return
     columns, names = num_columns(samples.labels), run.class_names
     some = samples.take(class_ordered(samples.labels, columns, rows))
-    features = ", ".join(run.codec.channels.representations) if samples.has_x else ""
+    features = ", ".join(run.codec.channels.maps[1:]) if samples.has_x else ""
     caption = f" images above their features ({features}; one colour basis)" if features else " images"
     sheets = [sample_grid(some, run.codec, run.colours, "generated" + caption, columns, names)]
     real = _if_readable(lambda: _real_images(experiment, rows), "leaving real images out of the picture")
@@ -130,6 +130,7 @@ def evaluate_stage(experiment: Experiment) -> None:
     bound = {"networks": experiment.metric_networks, "reference": experiment.reference}
     # Rank 0 alone measures the generated representation.
     measures = rank == 0 and config.is_bound("evaluate.representation", default=True)
+    reconstructs = config.bound("evaluate.reconstruction", False)
     if (data := _images_to_measure(experiment)) is not None:
         check_results(experiment.codec, data, reference=experiment.reference, networks=experiment.metric_networks)
         if rank == 0 and "published" in newest_record(experiment.trained_dir):
@@ -138,7 +139,7 @@ def evaluate_stage(experiment: Experiment) -> None:
     experiment.checked(lambda: f"would measure {len(samples)} samples in {samples.folder}")
     metrics = config.call(
         evaluate, run_dir=run_dir, dataset=data, device=experiment.device, rank=rank,
-        trained=experiment.run if measures and experiment.codec.channels.representations else None,
+        trained=experiment.run if reconstructs or measures and experiment.codec.representations else None,
         world_size=world_size, **{name: value for name, value in bound.items() if value is not None},
     )  # fmt: skip
     _replace_results(experiment)

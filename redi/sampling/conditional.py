@@ -73,14 +73,27 @@ def times_with_given(process: Process, channels: Channels, given: Iterable[str])
     return model_time
 
 
-def check_given(given: Mapping[str, Tensor], channels: Channels, shape: tuple[int, int, int]) -> None:
-    """Raise ValueError unless the given groups are latents or features of `shape` = (N, H, W), and one is left."""
+def check_given(
+    given: Mapping[str, Tensor], channels: Channels, shape: tuple[int, int, int]
+) -> dict[str, Tensor]:  # fmt: skip
+    """Return the known groups as channels of the joint state, (N, C_m, H, W), for `shape` = (N, H, W).
+
+    A vector may be (N, length) or (N, length, 1, 1). Raises ValueError unless the groups are latents or features of
+    this shape, and one is left.
+    """
+    checked = dict(given)
     for name, group in given.items():
         if name not in channels:
             raise ValueError(f"given names {name!r}: must be among {', '.join(channels)}")
-        expected = (shape[0], channels[name], *shape[1:])
-        if tuple(group.shape) != expected:
-            raise ValueError(f"given[{name!r}] has shape {tuple(group.shape)}: must be {expected}")
-        check_maps(group, f"the values of given[{name!r}]")
+        shapes: list[tuple[int, ...]] = [(shape[0], channels[name], *shape[1:])]
+        if length := channels.vectors.get(name):
+            shapes = [(shape[0], length), (shape[0], length, 1, 1), *shapes]
+        if tuple(group.shape) not in shapes:
+            allowed = " or ".join(map(str, shapes))
+            raise ValueError(f"given[{name!r}] has shape {tuple(group.shape)}: must be {allowed}")
+        if length:
+            checked[name] = channels.stored(name, channels.vector(name, group), shape[1:])
+        check_maps(checked[name], f"the values of given[{name!r}]")
     if set(given) == set(channels):
         raise ValueError("given names every channel group: leave out at least one, which is then sampled")
+    return checked

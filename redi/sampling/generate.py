@@ -76,7 +76,7 @@ def generate(
         weights: parameters to use instead of those of the model, such as an EMA.
         first_index: index of the first image, for generating a set in parts.
         given: {group: (N, C_m, H, W)}, known groups of the joint state, for example from `codec.channels.split(
-            codec.encode(images))`. The other groups are sampled given these (see `redi.sampling.conditional`).
+            codec.encode(images))`; a vector may be (N, length). The others are sampled (`redi.sampling.conditional`).
         own_time: pass the given groups clean, at t = 1, to a model trained with clocks.Independent.
         draw: noise to use instead of that of `seed`, each entry (N, C, H, W): the initial noise, then the noise of the
             steps of an SDE sampler.
@@ -119,8 +119,7 @@ def generate(
     if not 0 <= labels.min() <= labels.max() <= null_label:
         allowed = f"must be in 0 ... {null_label - 1}, or {null_label} for the null label"
         raise ValueError(f"generate: labels range from {labels.min()} to {labels.max()}: {allowed}")
-    if given:
-        check_given(given, channels, (len(labels), *state.grid))
+    given = check_given(given or {}, channels, (len(labels), *state.grid))
     shape = (channels.total, *state.grid)
     if draw is not None and (not len(draw) or any(tuple(noise.shape) != (len(labels), *shape) for noise in draw)):
         raise ValueError(f"generate: draw must be tensors of shape {(len(labels), *shape)}, the initial noise first")
@@ -141,7 +140,7 @@ def generate(
         # A model with another clock has seen clean groups beside noisy ones only where its clock shows them.
         clock = type(process.clock).__name__ if isinstance(process, Clocked) else "one t for all groups"
         raise ValueError(f"own_time = True with a model of {clock}: must be False, or train with clocks.Independent")
-    model_time = times_with_given(process, channels, given or ()) if own_time else process.model_time
+    model_time = times_with_given(process, channels, given) if own_time else process.model_time
     networks = {"self": _Network(model, weights or {}, how, compiled, device)}
     networks |= {name: _Network(other, {}, how, compiled, device) for name, (other, _) in others.items()}
     times: list[float] = []  # one per function evaluation
@@ -163,7 +162,7 @@ def generate(
             if channels.vectors:
                 noise = partial(_trimmed, channels, noise)
             denoise = guided(networks, guidance, channels, y, null_label, model_time, group_times)
-            known = {name: group[rows].to(device) for name, group in (given or {}).items()}
+            known = {name: group[rows].to(device) for name, group in given.items()}
             path: list[tuple[float, Tensor]] = []
             denoise, noise, insert = clamped(denoise, process, noise, channels, known, own_time=own_time)
             recording: dict[str, Any] = {"trajectory": path} if trajectory else {}
@@ -175,7 +174,7 @@ def generate(
             num_drawn += len(rows)
     record = {
         "seed": seed if draw is None else None, "sampler": sampler.provenance(),
-        "guidance": [rule.provenance() for rule in guidance], "given": sorted(given or ()), "precision": how.name,
+        "guidance": [rule.provenance() for rule in guidance], "given": sorted(given), "precision": how.name,
         "function_evaluations": len(times) // len(states),
         "network_evaluations_per_image": sum(network.evaluations for network in networks.values()) / num_drawn,
     }  # fmt: skip

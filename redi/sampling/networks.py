@@ -114,7 +114,8 @@ def check_fit(network: nn.Module, model: nn.Module, codec: JointCodec, process: 
     """Raise ValueError if a network cannot guide a model: another joint state, process or codec, where it is known."""
     theirs, ours = state_of(network), state_of(model)
     for name in ("channels", "grid", "num_classes"):
-        if (other := getattr(theirs, name)) != (own := getattr(ours, name)):
+        other, own = getattr(theirs, name), getattr(ours, name)
+        if other != own or (name == "channels" and other.vectors != own.vectors):
             what = f"the network has {name} = {other}, but the model has {own}"
             raise ValueError(f"{what}: choose a network with the {name} of the model")
     origin: Origin | None = getattr(network, "origin", None)
@@ -144,12 +145,13 @@ def differing_groups(codec: JointCodec, other: JointCodec) -> list[str]:
 
 
 def _group_provenance(codec: JointCodec) -> dict[str, dict]:
-    parts = {"image": codec.autoencoder.provenance()}
+    parts = {"image": codec.autoencoder.provenance()} if codec.statistics is None or codec.statistics.fitted else {}
     for name, r in codec.representations.items():
         if r.encoder.fitted and r.reducer.fitted:
             learned = {k: t for k, t in codec.learned_state().items() if k.startswith(f"{name}.")}
             learned.pop(f"{name}.reducer.origin", None)  # the images of the fit may have moved
             # The encoder as the fit records it: its weights may be missing where only sampling is needed.
             fit = r.reducer.provenance() | {"fitted_on": (r.reducer.fitted_on or {}).get("encoder")}
+            fit |= {"vector": r.vector} if r.vector else {}
             parts[name] = {"encoder": type(r.encoder).__name__, **fit, "learned": tensors_sha256(learned)}
     return {name: without_versions(part) for name, part in parts.items()}

@@ -39,7 +39,7 @@ class ColourBasis:
     def fit(cls, channels: Channels, x: Tensor) -> "ColourBasis":
         """Fit the basis to joint states (N, C, H, W), such as those of `JointCodec.encode_sample`."""
         tensors = {}
-        for name in channels.representations:
+        for name in channels.maps[1:]:  # a vector is not a picture
             rows = rearrange(channels.split(x)[name], "n r h w -> (n h w) r").double()
             mean = rows.mean(dim=0)
             vectors = PCA().rows((rows - mean).T @ (rows - mean))[:3]
@@ -81,7 +81,8 @@ def sample_grid(
     """
     layers = [drawn.images]
     if drawn.x is not None:
-        layers += [colours(*group) for group in list(codec.channels.split(drawn.x).items())[1:]]
+        groups = codec.channels.split(drawn.x)
+        layers += [colours(name, groups[name]) for name in codec.channels.maps[1:]]
     cells = [thumbnails(layer, like=drawn.images) for layer in layers]
     return tile(cells, captions(drawn.labels, class_names), title, columns)
 

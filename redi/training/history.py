@@ -67,7 +67,8 @@ def in_brief(record: Mapping) -> dict[str, str]:
     sessions, size, channels = record["sessions"], record["image_size"], record["channels"]
     seconds, steps = (sum(session[key] for session in sessions) for key in ("seconds", "num_steps"))
     spent = f"{duration(seconds)} of training" + (f", {seconds / steps:.3g} s per step" if steps else "")
-    reduced = [f"{name}: {reducer}, {channels[name]} channels" for name, reducer in record["reducers"].items()]
+    sizes = {n: f"{c} channels" if isinstance(c, int) else f"a vector of {c['length']}" for n, c in channels.items()}
+    reduced = [f"{name}: {reducer}, {sizes[name]}" for name, reducer in record["reducers"].items()]
     model = [f"{record['model']}, {record['num_parameters'] / 1e6:.3g} M parameters", f"{size} x {size} pixels"]
     last = sessions[-1]
     return {

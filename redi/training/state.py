@@ -144,7 +144,7 @@ class TrainingState:
             raise ValueError(f"{folder} was trained with channels {stored}, but this run has {channels}: {advice}")
         if self.codec.fingerprint() != record["codec_fingerprint"]:
             raise ValueError(
-                f"{folder} was trained with other encoders or reducers than this codec's: before prepare, call "
+                f"{folder} was trained with another autoencoder, encoder, reducer or statistics: before prepare, call "
                 "codec.load_learned_state(load_checkpoint(folder)[0]['codec']), as the programs do, or start a new run"
             )
         if len(record["optimizer"]["param_groups"]) != len(self.optimizer.param_groups):

@@ -1,6 +1,7 @@
 """Initialize a joint model with the weights of a plain model, or of one with fewer groups."""
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,8 +10,9 @@ from torch import Tensor, nn
 
 from redi.core.channels import Channels
 from redi.fusion.merged import Merged, with_one_bias
+from redi.models.published.bindings import REVERSED
 from redi.models.published.file import read_published
-from redi.models.published.layout import parse_layout
+from redi.models.published.parse import parse_layout
 from redi.models.published.weights import from_published
 from redi.models.transformer import DiffusionTransformer
 from redi.runtime.checkpoint import list_checkpoints, newest_good
@@ -20,6 +22,7 @@ log = logging.getLogger(__name__)
 
 # These parameters are not copied. They keep their initial values.
 NOT_COPIED = ("projector.", "group_embeddings.", "inner_head.")
+IN_FUSION = re.compile(r"(?:wide_head\.)?fusion\.\w+\.(\w+)\.")  # the group of an embedding or a head
 
 
 @torch.no_grad()
@@ -28,8 +31,9 @@ def warm_start(model: nn.Module, path: str | Path) -> str:
 
     New groups are those that the smaller model (the source) lacks. Their patch embeddings and heads are set to 0, and
     so is the last layer of every per-group time embedding. At step 0 the predictions of the other groups therefore
-    equal those of the source, for any values of the new groups. Projectors and inner heads keep their initial values,
-    and no random number is drawn. The position table is fixed, so the grids may differ.
+    equal those of the source, for any values of the new groups. A new vector keeps its initial embedding: its
+    token changes the attention of the others anyway. Projectors and inner heads keep their initial values, and no
+    random number is drawn. The position table is fixed, so the grids may differ.
 
     Shapes cannot show whether two models use the same process: use SiT weights for a velocity network with the same
     direction of time, and DiT weights for noise prediction. A learned variance is copied if both models have one.
@@ -56,7 +60,9 @@ def warm_start(model: nn.Module, path: str | Path) -> str:
     state = with_one_bias({"model": state}, parameters)["model"]
     _check(path, state, parameters, model)
     for name, parameter in parameters.items():
-        group = name.split(".")[2] if name.startswith("fusion.") else None
+        group = match[1] if (match := IN_FUSION.match(name)) else None
+        if group in model.channels.vectors and group in further and ".embeddings." in name:
+            continue
         if group in further or (name.startswith("group_embeddings.") and ".mlp.2." in name):
             parameter.zero_()
         elif not name.startswith(NOT_COPIED) and name in state:  # the source may lack a learned variance
@@ -87,8 +93,8 @@ def _of_file(path: Path, model: DiffusionTransformer) -> tuple[Mapping[str, Tens
     if sum(groups.values()) != layout.in_channels:
         what = f"it has {layout.in_channels} input channels, but the first groups of the model's channels"
         raise _refusal(path, f"{what} {dict(model.channels)} do not add up to this: use other representations")
-    if any(prefix.startswith("projectors.") for prefix in layout.projectors):
-        log.warning("in the checkpoint %s (REPA), time runs from data to noise: set FlowMatching.reversed = True", path)
+    if any(prefix.startswith("projectors.") for prefix in layout.projectors) or set(layout.frameworks) <= set(REVERSED):
+        log.warning("in the checkpoint %s, time runs from data to noise: set FlowMatching.reversed = True", path)
     learned, block = layout.learn_sigma and len(model.fusion.variance_heads) > 0, model.blocks[0]
     imported = from_published(
         state, channels=groups, learned_variance=learned, num_heads=block.num_heads, grid=model.grid
@@ -105,11 +111,19 @@ def _check(
         raise _refusal(path, f"it has {classes} classes, but the data have {model.num_classes}: use the same classes")
     if depth != len(model.blocks):
         raise _refusal(path, f"it has {depth} blocks, not {len(model.blocks)}: set DiffusionTransformer.depth")
+    in_blocks = ("blocks.", "wide_head.to_condition.")
+    theirs, ours = ({n for n in names if n.startswith(in_blocks)} for names in (state, parameters))
+    if odd := sorted(theirs ^ ours):
+        what = f"its blocks are not those of the model ({type(model.blocks[0]).__name__}): only one has {odd[0]}"
+        raise _refusal(path, f"{what}; set DiffusionTransformer.block, its options and head_width to the source's")
+    if model.group_times_by == "concatenation" and len(model.group_embeddings):
+        binding = "DiffusionTransformer.group_times_by = 'concatenation'"
+        raise _refusal(path, f"{binding} leaves no room for its time embedding: set 'sum'")
     for name in ("fusion.embeddings.image.weight", *state):
         if name in parameters and not name.startswith(NOT_COPIED) and state[name].shape != parameters[name].shape:
             shapes = f"{name} is {tuple(state[name].shape)}, but the model's is {tuple(parameters[name].shape)}"
             raise _refusal(path, f"{shapes}: set DiffusionTransformer.size (width, patch size) to the source's")
-    if missing := [name for name in parameters if not name.startswith((*NOT_COPIED, "fusion.")) and name not in state]:
+    if missing := [n for n in parameters if not n.startswith(NOT_COPIED) and not IN_FUSION.match(n) and n not in state]:
         raise _refusal(path, f"it lacks the weights {', '.join(missing[:3])}: use the weights of a model that has them")
 
 

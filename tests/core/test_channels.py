@@ -1,7 +1,9 @@
+import json
+
 import pytest
 import torch
 
-from redi.core.channels import Channels
+from redi.core.channels import Channels, Vector
 
 CHANNELS = Channels(image=3, dino=2, clip=4)
 
@@ -118,3 +120,64 @@ def test_a_state_of_another_shape_is_refused(shape):
 def test_groups_of_other_sizes_do_not_join(x):
     with pytest.raises(ValueError, match="joint state of shape"):
         CHANNELS.join(CHANNELS.split(x) | {"dino": x[:, :1]})
+
+
+# Vectors
+
+WITH_VECTOR = Channels(image=2, dino=1, token=Vector(5, channels=2))  # on a grid of 2 x 2: 5 numbers, 3 of padding
+
+
+@pytest.fixture
+def state():
+    return torch.randn(3, 5, 2, 2, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_vector_takes_as_few_channels_as_hold_it():
+    assert [Vector.on_grid(length, (4, 6)).channels for length in (1, 24, 25, 48)] == [1, 1, 2, 2]
+
+
+def test_a_vector_is_stored_row_by_row_with_zeros_after_it():
+    numbers = torch.arange(1.0, 6.0)[None]
+    stored = WITH_VECTOR.stored("token", numbers, (2, 2))
+    assert stored.tolist() == [[[[1, 2], [3, 4]], [[5, 0], [0, 0]]]]
+    assert torch.equal(WITH_VECTOR.vector("token", stored), numbers)
+
+
+def test_trim_zeroes_the_padding_alone(state):
+    expected = state.clone()
+    expected[:, 4, 0, 1] = expected[:, 4, 1] = 0
+    assert torch.equal(WITH_VECTOR.trim(state), expected)
+    assert CHANNELS.trim(x := torch.ones(1, 9, 2, 2)) is x
+
+
+def test_no_gradient_reaches_padding(state):
+    state.requires_grad_()
+    (WITH_VECTOR.trim(state).sum() + sum(WITH_VECTOR.means(state).values()).sum()).backward()
+    assert not state.grad[:, 4].flatten(1)[:, 1:].any() and (state.grad[:, :4] != 0).all()
+
+
+def test_means_of_a_vector_are_those_of_its_numbers(state):
+    means = WITH_VECTOR.means(state)
+    torch.testing.assert_close(means["token"], state[:, 3:].flatten(1)[:, :5].mean(1))
+    torch.testing.assert_close(means["image"], state[:, :2].flatten(1).mean(1))
+
+
+def test_a_record_is_json_and_gives_the_channels_back():
+    record = json.loads(json.dumps(WITH_VECTOR.record()))
+    again = Channels(**record)
+    assert again == WITH_VECTOR and again.vectors == {"token": 5} and again.maps == ("image", "dino")
+    assert eval(repr(WITH_VECTOR)).vectors == {"token": 5}
+    assert CHANNELS.record() == dict(CHANNELS)  # as in older checkpoints
+
+
+@pytest.mark.parametrize(("length", "grid"), [(4, (2, 2)), (6, (2, 2)), (5, (2, 1))])
+def test_vectors_that_the_channels_do_not_hold_are_refused(length, grid):
+    with pytest.raises(ValueError, match=r"vectors \(1, .*\) of token in 2 channels of 2 x .: must be \(N, 5\)"):
+        WITH_VECTOR.stored("token", torch.ones(1, length), grid)
+
+
+def test_the_image_cannot_be_a_vector():
+    with pytest.raises(ValueError, match="'image' is a Vector: must be a map on the grid"):
+        Channels(image=Vector(5, 2))
+    with pytest.raises(ValueError, match="every size must be at least 1"):
+        Channels(image=1, token=Vector(0, 1))

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import multivariate_normal
 from torch import nn
 
-from redi.core.channels import Channels
+from redi.core.channels import Channels, Vector
 from redi.core.likelihood import log_likelihood
 from redi.core.processes.ddpm import DDPM
 from redi.core.processes.flow_matching import FlowMatching
@@ -184,3 +184,34 @@ def test_a_discrete_process_is_refused():
 def test_settings_that_do_not_go_together_are_refused(settings):
     with pytest.raises(ValueError, match="method = |num_probes = 0"):
         log_likelihood(exact_field(GVP()), GVP(), samples(), **settings)
+
+
+@pytest.mark.parametrize("settings", [{"exact": True}, {"probes": "signs"}], ids=["exact", "probes"])
+def test_padding_of_a_vector_counts_neither_in_the_density_nor_in_the_dimensions(settings):
+    # The image has two dimensions, the vector the other two of the Gaussian, and then two of padding.
+    channels, field, x = Channels(image=1, token=Vector(2, channels=2)), exact_field(GVP()), samples()
+    if settings.get("probes"):
+        signs = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], dtype=torch.float64)
+        settings = {
+            "probes": torch.cat([signs.view(4, 1, 2, 1, 2), torch.ones(4, 1, 1, 1, 2)], dim=2).repeat(1, 6, 1, 1, 1)
+        }
+    calls = []
+
+    def with_padding(x, t):  # and with a prediction there
+        calls.append(t)
+        assert not x[:, 2].any()
+        return torch.cat([field(x[:, :2], t), 3 + x[:, 2:]], dim=1)
+
+    padded = torch.cat([x, torch.zeros_like(x[:, :1])], dim=1)
+    found = log_likelihood(with_padding, GVP(), padded, channels=channels, rtol=1e-6, atol=1e-6, **settings)
+    torch.testing.assert_close(found.log_likelihood, analytic(x), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found.bits_per_dimension, -analytic(x) / (4 * math.log(2)), rtol=1e-3, atol=1e-4)
+    assert found.num_evaluations == len(calls) and not found.noise[:, 2].any()
+
+
+def test_random_probes_leave_padding_out():
+    channels, x = Channels(image=1, token=Vector(2, channels=2)), samples()
+    padded = torch.cat([x, torch.zeros_like(x[:, :1])], dim=1)
+    found = log_likelihood(lambda x, t: x, GVP(), padded, channels=channels, method="rk4", num_steps=2)
+    alone = log_likelihood(lambda x, t: x, GVP(), x, method="rk4", num_steps=2)
+    torch.testing.assert_close(found.log_likelihood, alone.log_likelihood)  # the trace of the identity is exact

@@ -3,7 +3,9 @@ import math
 import pytest
 import torch
 
-from redi.core.channels import Channels
+from redi.core.channels import Channels, Vector
+from redi.core.clocks import Lead
+from redi.core.losses import min_snr
 from redi.core.objective import JointObjective
 from redi.core.processes.ddpm import DDPM
 from redi.core.processes.flow_matching import FlowMatching
@@ -434,3 +436,124 @@ def test_losses_per_sample_are_those_of_each_sample_alone(process):
         )
         for name, value in alone.items():
             torch.testing.assert_close(each[name][i], value, msg=name)
+
+
+# Vectors
+
+TOKEN = Channels(image=3, a=5, token=Vector(10, channels=1))  # on 4 x 4: 6 of padding
+
+
+def with_padding(x: torch.Tensor) -> torch.Tensor:
+    """The state with other numbers in the padding of its vectors."""
+    return x + 3 * (1 - TOKEN.trim(torch.ones_like(x)))
+
+
+def token_batch(n: int = 16):
+    x, y = batch(n)
+    return TOKEN.trim(x), y
+
+
+def token_model():
+    """A network with weights other than 0, whose parameters get gradients."""
+    torch.manual_seed(3)
+    settings = {"width": 16, "depth": 1, "num_heads": 2, "patch_size": 2, "group_timesteps": True}
+    model = DiffusionTransformer(channels=TOKEN, grid=(4, 4), num_classes=NULL, **settings)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@pytest.mark.parametrize("settings", [{}, {"cosine_weight": 1.0}, {"cosine_weight": 1.0, "cosine_over": "groups"}])
+def test_padding_of_the_state_reaches_neither_loss_nor_gradient(settings):
+    found = []
+    for change in (lambda x: x, with_padding):
+        x, y = token_batch()
+        torch.manual_seed(0)
+        further = {"clock": Lead(), "representation_dropout": 0.3, "time_weight": min_snr}
+        losses = objective(TOKEN, **settings, **further)(model := token_model(), change(x), y)
+        losses["loss"].backward()
+        found.append([*losses.values(), *(parameter.grad for parameter in model.parameters())])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+        assert one.isfinite().all()
+
+
+def test_noise_has_no_padding_and_predictions_there_are_no_error():
+    x, y = token_batch()
+    made = objective(TOKEN, cosine_weight=1.0, cosine_over="groups")
+    torch.manual_seed(0)
+    _, times, noise, dropped, _ = made.draw(x, y)
+    assert not noise[:, 8].flatten(1)[:, 10:].any() and noise[:, 8].flatten(1)[:, :10].all()
+    prediction = torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    losses = made.losses(lambda *_: prediction, x, y, times, noise, dropped)
+    losses["loss"].backward()
+    assert not prediction.grad[:, 8].flatten(1)[:, 10:].any() and prediction.grad[:, 8].flatten(1)[:, :10].all()
+    error = (prediction - (x - noise)).double()[:, 8].flatten(1)[:, :10].square().mean()
+    torch.testing.assert_close(losses["token"].double(), error, rtol=1e-5, atol=0)
+
+
+def test_a_vector_has_a_lambda_of_its_own():
+    x, y = token_batch()
+    weights = {"a": 0.5, "token": 0.03}
+    torch.manual_seed(0)
+    losses = objective(TOKEN, representation_weight=weights)(zero_model, x, y)
+    expected = losses["image"] + 0.5 * losses["a"] + 0.03 * losses["token"]
+    torch.testing.assert_close(losses["loss"], expected)
+
+
+def test_a_vector_has_a_time_of_its_own():
+    x, y = token_batch()
+    made, seen = objective(TOKEN, clock=Lead({"token": 0.5})), []
+
+    def record(x_t, t, y):
+        seen.extend([x_t, t])
+        return torch.zeros_like(x_t)
+
+    torch.manual_seed(0)
+    _, s, noise, dropped, _ = made.draw(x, y)
+    sums = made.losses(record, x, y, s, noise, dropped, by_time=True)
+    u = 1.5 * s - 0.5  # the image starts at u = 0, the token at u = -0.5
+    image, token = u.clamp(0, 1), (u + 0.5).clamp(0, 1)
+    torch.testing.assert_close(seen[1], torch.stack([image, image, token], dim=1))
+    expected = token[:, None, None] * x[:, 8] + (1 - token)[:, None, None] * noise[:, 8]
+    torch.testing.assert_close(seen[0][:, 8], expected)
+    counts = torch.histc(token, bins=10, min=0, max=1)
+    torch.testing.assert_close(sums["loss_by_t/token"][1], counts)
+
+
+@pytest.mark.parametrize("over", ["state", "groups"])
+def test_the_cosine_over_the_state_leaves_vectors_out(over):
+    x, y = token_batch()
+    made = objective(TOKEN, cosine_weight=1.0, cosine_over=over)
+    torch.manual_seed(0)
+    _, t, noise, dropped, _ = made.draw(x, y)
+    prediction = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+    found = made.losses(lambda *_: prediction, x, y, t, noise, dropped)["cosine"]
+    one, other = prediction.double(), (x - noise).double()
+
+    def error(part):
+        a, b = part(one), part(other)
+        return (1 - (a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt()).mean()
+
+    vector = error(lambda v: v[:, 8].flatten(1)[:, :10])
+    groups = error(lambda v: v[:, :3]) + error(lambda v: v[:, 3:8]) + vector
+    expected = groups if over == "groups" else error(lambda v: v[:, :8])
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_the_variational_bound_of_a_vector_is_the_mean_over_its_numbers():
+    full, some = (Channels(image=1, token=Vector(length, channels=1)) for length in (16, 10))
+    generator = torch.Generator().manual_seed(0)
+    x, noise, t = torch.randn(4, 2, 4, 4, generator=generator), torch.randn(4, 2, 4, 4), torch.linspace(0.1, 0.9, 4)
+    output = torch.randn(4, 4, 4, 4, generator=generator)
+    bounds = []
+    for channels in (Channels(image=1, token=1), full):  # without padding, a vector has the bound of a map
+        process = DDPM().for_channels(channels)
+        bounds.append(process.variational_bound(output, x, process.mix(x, noise, t[:, None, None, None]), t)["token"])
+    assert torch.equal(*bounds)
+    process, few = DDPM().for_channels(some), []
+    for padding in (0.0, 5.0):
+        changed = output.clone()
+        changed[:, 1::2].flatten(2)[..., 10:] = padding
+        few.append(process.variational_bound(changed, x, process.mix(x, noise, t[:, None, None, None]), t)["token"])
+    assert torch.equal(*few) and not torch.allclose(few[0], bounds[0])

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from redi.core.channels import Channels
+from redi.core.channels import Channels, Vector
 from redi.core.clocks import Lead
 from redi.core.processes.clocked import Clocked
 from redi.core.processes.ddpm import DDPM
@@ -88,3 +88,11 @@ def test_a_discrete_process_has_a_table_too():
 
 def cumulated(steps: int) -> float:
     return math.prod(1 - (1e-4 + (0.02 - 1e-4) * k / 999) for k in range(steps))
+
+
+def test_the_spread_of_a_vector_is_that_of_its_numbers_without_padding():
+    channels = Channels(image=1, token=Vector(5, channels=2))
+    numbers = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 6.0) + 7
+    x = channels.join({"image": torch.randn(200, 1, 2, 2), "token": channels.stored("token", numbers, (2, 2))})
+    expected = numbers.double().numpy().var(axis=0, ddof=1).mean() ** 0.5
+    assert spreads(channels, x)["token"] == pytest.approx(expected)

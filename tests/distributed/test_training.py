@@ -27,7 +27,7 @@ def runs(tmp_path_factory, started):
     def trained_by(processes: int, **trainings: dict) -> str:
         return started(processes, "trainings.py", str(folder), json.dumps(trainings))
 
-    online, aligned, muon = {"cached": False}, {"aligned": True}, {"optimizer": "Muon"}
+    online, aligned, muon = {"cached": False}, {"aligned": True}, {"optimizer": "Muon", "model": "modern"}
     averaged = {"ema": "PowerFunctionEMA"}
     by_one = {"1": {}, "1 online": online, "1 averaged": averaged, "1 aligned": aligned, "1 Muon": muon}
     by_one |= {"1 to 2": {"num_steps": 2}, "1 Muon to 2 FSDP": muon | {"num_steps": 2}}

@@ -14,6 +14,7 @@ from redi.core.samplers.euler import Euler
 from redi.data.cache.prepare import prepare
 from redi.data.datasets.digits import Digits
 from redi.models.autoencoders.pixels import Pixels
+from redi.models.blocks import Modern
 from redi.models.codec import JointCodec, Representation
 from redi.models.encoders.domain import DomainEncoder
 from redi.models.reducers.pca import PCA
@@ -24,9 +25,13 @@ from redi.training.optimizers import Muon
 from redi.training.parallel.fsdp import FSDP
 from redi.training.trainer import train
 
+MODEL = partial(
+    DiffusionTransformer, width=16, depth=2, num_heads=2, patch_size=4, alignment_layer=1, alignment_width=8
+)
+MODERN = partial(MODEL, block=Modern, head_width=24, head_num_heads=3, timestep_features="gaussian")
 NAMED = {
     "FSDP": FSDP, "PowerFunctionEMA": lambda: partial(PowerFunctionEMA, snapshot_every=2),
-    "ends at 2": lambda: lambda record: record["step"] == 2, "Muon": lambda: Muon,
+    "ends at 2": lambda: lambda record: record["step"] == 2, "Muon": lambda: Muon, "modern": lambda: MODERN,
 }  # fmt: skip
 
 
@@ -52,16 +57,14 @@ def trained(run_dir: Path, cached: bool = True, autoencoder=Noisy, aligned: bool
     """A tiny run of 4 steps of 8 digits, half of which lose their representation; REPA ends after 2 steps."""
     encoder = DomainEncoder(width=8, depth=1, image_size=8, num_steps=2, batch_size=16)
     representations = [Representation(encoder=encoder, reducer=PCA(rank=2))]
+    representations += [Representation(encoder=encoder, reducer=PCA(rank=5), vector="pooled")]
     alignment = [DomainEncoder(width=6, depth=1, image_size=8, num_steps=2, batch_size=16)] * aligned
     codec = JointCodec(autoencoder(channels=1), representations, alignment=alignment)
     dataset = Digits().without(range(50, 1438))
     data = prepare(codec=codec, dataset=dataset, cache_dir=run_dir.parent / "cache", cache=cached, mirror=cached)
     given = {name: NAMED[value]() if value in NAMED else value for name, value in settings.items()}
-    model = partial(
-        DiffusionTransformer, width=16, depth=2, num_heads=2, patch_size=4, alignment_layer=1, alignment_width=8
-    )
     defaults = {
-        "model": model, "ema": partial(EMA, decay=0.9), "preview": partial(generate, sampler=Euler(num_evaluations=1)),
+        "model": MODEL, "ema": partial(EMA, decay=0.9), "preview": partial(generate, sampler=Euler(num_evaluations=1)),
         "objective": partial(JointObjective, representation_dropout=0.5, alignment_end_step=2, inner_layer=1),
         "num_steps": 4, "batch_size": 8, "log_every": 1, "checkpoint_every": 2, "preview_images": 2, "device": "cpu",
         "preview_every": 2, "warmup_steps": 2, "check_memory": False,

@@ -4,6 +4,7 @@ import json
 import logging
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from redi.evaluation.references import reference_features
 from redi.evaluation.samples.feature_store import feature_folder, sample_features
 from redi.evaluation.samples.stored import load_samples
 from redi.evaluation.stored_statistics import StoredStatistics
+from redi.models.codec import JointCodec
 from redi.models.encoders import Encoder
 from redi.models.encoders.domain import DomainEncoder
 from redi.models.encoders.inception import Inception
@@ -253,6 +255,16 @@ def test_a_reference_smaller_than_the_dimension_is_warned_of(measured):
     found = measured(networks=[DomainEncoder(width=64, depth=1, num_steps=2)], max_images=50)
     sides = [warning.split(" are")[0] for warning in found["frechet_distance_domain_network"]["warnings"]]
     assert sides == ["50 samples", "50 reference images"]
+
+
+def test_the_autoencoder_of_the_run_is_measured_beside_the_samples_on_request(measured):
+    trained = SimpleNamespace(codec=JointCodec(), step=None)
+    entries = measured(trained=trained, representation=None, reconstruction=True)
+    added = {name: entry for name, entry in entries.items() if name.startswith("reconstruction/")}
+    assert {name: entry["value"] for name, entry in added.items()} == {
+        "reconstruction/psnr": float("inf"), "reconstruction/fid_patches": pytest.approx(0, abs=1e-9)
+    }  # fmt: skip
+    assert all(entry["samples"] == entries["fid_patches"]["samples"] for entry in added.values())
 
 
 def test_samples_of_an_earlier_checkpoint_are_warned_of_in_every_entry(measured, run):

@@ -105,3 +105,17 @@ def test_a_model_of_images_alone_cannot_be_asked(trained, digits, tmp_path):
 def test_settings_that_cannot_work_are_refused(trained, digits, tmp_path, setting, message):
     with pytest.raises(ValueError, match=message):
         query(tmp_path, trained=trained, dataset=digits, **setting)
+
+
+def test_a_vector_is_asked_about_and_left_out_of_the_picture(digits, tmp_path):
+    encoder = DomainEncoder(width=8, depth=1, image_size=8, num_steps=3, batch_size=16)
+    parts = [Representation(encoder, PCA(rank=3), name="z"), Representation(encoder, PCA(rank=5), vector="pooled")]
+    codec = JointCodec(autoencoder=Pixels(channels=1), representations=parts)
+    prepare(codec=codec, dataset=digits, cache=False, cache_dir=tmp_path)
+    settings = {"trained": run_of(codec, digits), "dataset": digits, "num_images": 4, "num_variations": 1}
+    result = query(tmp_path, sampler=SAMPLER, **settings)
+    for question in ("features_given_image", "image_given_features"):
+        assert set(result[question]) == {"z", "domain_pooled"}
+        assert all(-1 <= value <= 1 for value in result[question]["domain_pooled"].values())
+    with Image.open(tmp_path / "queries.png") as picture:
+        assert picture.size[1] == 22 + (1 + 2 + 1) * 65 + 4 + 12

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import conv2d
 
-from redi.core.channels import Channels
+from redi.core.channels import Channels, Vector
 from redi.core.registry import registries
 from redi.fusion import Fusion, sincos_positions
 from redi.fusion.merged import Merged, with_one_bias
@@ -272,3 +272,62 @@ def test_positions_of_a_rectangle_encode_the_column_first_and_the_row_second():
 def test_no_two_positions_are_alike():
     distances = torch.cdist(*[sincos_positions((16, 16), 64)] * 2)
     assert distances.fill_diagonal_(1).min() > 0.1
+
+
+# Vectors
+
+VECTORS = {
+    "a": 5,
+    "token": Vector(20, channels=1),
+    "other": Vector(30, channels=2),
+}  # 24 positions: 4 and 18 of padding
+
+
+def padding(fusion: Fusion, x: torch.Tensor) -> torch.Tensor:
+    """Ones in the padding of vectors, zeros elsewhere."""
+    return 1 - fusion.channels.trim(torch.ones_like(x))
+
+
+@every_strategy
+def test_every_vector_is_one_token_and_the_first_ones_of_the_sequence(strategy):
+    fusion, maps = build(strategy, VECTORS), build(strategy, {"a": 5})
+    assert fusion.num_tokens == maps.num_tokens + 2
+    x, embedding = state(fusion), fusion.embeddings["token"]
+    numbers = x[:, 8].flatten(1)[:, :20]
+    linear = numbers @ embedding[0].weight.T + embedding[0].bias
+    normed = (linear - linear.mean(1, keepdim=True)) / (linear.var(1, keepdim=True, correction=0) + 1e-6).sqrt()
+    expected = normed * embedding[1].weight + embedding[1].bias
+    torch.testing.assert_close(fusion.embed(x)[:, 0], expected, rtol=1e-4, atol=1e-5)
+    assert not fusion.coordinates[:2].any() and len(fusion.coordinates) == fusion.num_tokens
+
+
+@every_strategy
+def test_tokens_of_maps_do_not_change_with_a_vector(strategy):
+    fusion, maps = build(strategy, VECTORS), build(strategy, {"a": 5})
+    maps.load_state_dict({name: fusion.state_dict()[name] for name in maps.state_dict()})
+    x = state(fusion)
+    assert torch.equal(fusion.embed(x)[:, 2:], maps.embed(x[:, :8]))
+    tokens = fusion.embed(x)
+    assert torch.equal(fusion.unembed(tokens)[:, :8], maps.unembed(tokens[:, 2:]))
+
+
+@every_strategy
+def test_padding_is_neither_read_nor_predicted(strategy):
+    fusion = build(strategy, VECTORS, variance_groups=("image", "token"))
+    x = state(fusion).requires_grad_()
+    prediction = fusion.unembed(tokens := fusion.embed(x))
+    assert torch.equal(fusion.embed(x + 7 * padding(fusion, x)), tokens)
+    assert not (prediction[:, :11] * padding(fusion, x)).any()
+    assert prediction.shape[1] == 11 + 3 + 1 and not prediction[:, 14].flatten(1)[:, 20:].any()
+    prediction.square().sum().backward()
+    assert ((x.grad == 0) == (padding(fusion, x) == 1)).all()
+
+
+@every_strategy
+def test_the_head_of_a_vector_reads_its_token_alone(strategy):
+    fusion = build(strategy, VECTORS)
+    tokens = torch.randn(1, fusion.num_tokens, WIDTH, requires_grad=True)
+    for i, name in enumerate(("token", "other")):
+        own = fusion.unembed(tokens)[:, fusion.channels.slice(name)]
+        (gradient,) = torch.autograd.grad(own.sum(), tokens)
+        assert (gradient[0].abs().amax(dim=1) > 0).nonzero().tolist() == [[i]]

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 import redi.guidance
-from redi.core.channels import Channels
+from redi.core import config
+from redi.core.channels import Channels, Vector
+from redi.core.configurables import import_all
 from redi.guidance import EVERYTHING, Condition, guidance_rules, total_weights
 from redi.guidance.classifier_free import ClassifierFree
 from redi.guidance.representation import RepresentationGuidance
@@ -283,3 +285,101 @@ def test_a_rule_written_for_version_0_1_still_works():
     rule = Older(scale=3.0, interval=(0.0, 0.25))
     assert rule.weight_offsets(CHANNELS, 0.4) == ClassifierFree(scale=3.0).weight_offsets(CHANNELS, 0.4)
     assert rule.weight_offsets(CHANNELS, 0.6) == {}
+
+
+def test_the_first_channels_of_a_group_are_guided_alone(model, state):
+    x, y = state
+    full, unlabelled = evaluate(model, x, y), evaluate(model, x, null(y))
+    expected = full.clone()
+    expected[:, :1] += 1.4 * (full - unlabelled)[:, :1]  # of 2 channels of the image
+    rule = ClassifierFree(scale=2.4, channels={"image": 1})
+    assert_same(guided(model, [rule], CHANNELS, y, NUM_CLASSES)(x, T), expected)
+    expected[:, 2:4] += 0.5 * (full - unlabelled)[:, 2:4]  # of 3 channels of dino
+    expected[:, 5:] += 3.0 * (full - unlabelled)[:, 5:]
+    rule = ClassifierFree({"image": 2.4, "dino": 1.5, "clip": 4.0}, channels={"image": 1, "dino": 2})
+    assert_same(guided(model, [rule], CHANNELS, y, NUM_CLASSES)(x, T), expected)
+
+
+def test_rules_on_different_channels_of_one_group_add_up(model, state):
+    x, y = state
+    full, unlabelled = evaluate(model, x, y), evaluate(model, x, null(y))
+    blind = evaluate(model, without(x, "dino", "clip"), y)
+    expected = full.clone()
+    for n, offset in ((2, 0.4 * (full - unlabelled)), (1, full - unlabelled), (3, 0.7 * (full - blind))):
+        expected[:, 2 : 2 + n] += offset[:, 2 : 2 + n]
+    rules = [
+        ClassifierFree({"dino": 1.4}, channels={"dino": 2}), ClassifierFree({"dino": 2.0}, channels={"dino": 1}),
+        RepresentationGuidance({"dino": 1.7}),
+    ]  # fmt: skip
+    assert_same(guided(model, rules, CHANNELS, y, NUM_CLASSES)(x, T), expected)
+
+
+def test_channels_that_are_not_guided_cost_nothing(model, state):
+    x, y = state
+    for rule in (
+        ClassifierFree(1.0, channels={"image": 1}), ClassifierFree(2.0, channels={"image": 1}, interval=(0.5, 1)),
+    ):  # fmt: skip
+        counted = Counted(model)
+        prediction = guided(counted, [rule], CHANNELS, y, NUM_CLASSES)(x, T)
+        assert counted.batch_sizes == [len(x)] and torch.equal(prediction, evaluate(model, x, y))
+    all_of_it = total_weights([ClassifierFree(2.0, channels={"image": 2})], CHANNELS, T)
+    assert all_of_it == total_weights([ClassifierFree(2.0)], CHANNELS, T)
+    # Scale 0 of a part needs the label for the rest of the group.
+    assert len(total_weights([ClassifierFree(0.0, channels={"image": 1})], Channels(image=2), T)) == 2
+
+
+@pytest.mark.parametrize("value", [3, {"image": 0}, {"image": 1.5}, {"image": True}, ["image"]])
+def test_numbers_of_guided_channels_are_checked(value):
+    with pytest.raises(ValueError, match="ClassifierFree.channels = .*: must be {group: number of channels}"):
+        ClassifierFree(channels=value)
+
+
+def test_guided_channels_are_those_of_a_guided_map():
+    with pytest.raises(ValueError, match="ClassifierFree.channels names .'dino'.: must be among image"):
+        ClassifierFree(channels={"dino": 1})
+    vectors = Channels(image=4, dino_class=Vector(5, channels=1))
+    with pytest.raises(ValueError, match="channels guides 5 channels of image: must be at most .*image=4"):
+        ClassifierFree(channels={"image": 5}).check(vectors, NUM_CLASSES)
+    with pytest.raises(ValueError, match="channels names .'dino_class'.: must be among image"):
+        ClassifierFree({"dino_class": 2.0}, channels={"dino_class": 1}).check(vectors, NUM_CLASSES)
+    with pytest.raises(ValueError, match="scale names .'picture'.: must be among image, dino_class"):
+        ClassifierFree({"picture": 2.0}, channels={"picture": 1}).check(vectors, NUM_CLASSES)
+
+
+def test_guided_channels_are_bound_by_gin_and_recorded():
+    bindings = ["ClassifierFree.channels = {'image': 3}", "generate.guidance = [@guidance.ClassifierFree()]"]
+    with config.isolated():
+        import_all()
+        config.parse([], bindings)
+        (rule,) = config.bound("generate.guidance")
+    assert rule.provenance()["channels"] == {"image": 3} and "channels" not in ClassifierFree().provenance()
+
+
+# Vectors
+
+
+def predict(x, t, y):
+    """A network that depends on the label, and predicts values for padding too."""
+    return x + (1 + y.to(x.dtype))[:, None, None, None]
+
+
+def test_a_vector_has_a_scale_of_its_own(state):
+    (x, y), channels = state, Channels(image=2, dino=3, token=Vector(10, channels=1))
+    found = guided(predict, [ClassifierFree({"token": 3.0})], channels, y, NUM_CLASSES)(x, T)
+    conditional, unconditional = predict(x, T, y), predict(x, T, null(y))
+    assert torch.equal(found[:, :5], conditional[:, :5])
+    expected = (3 * conditional - 2 * unconditional)[:, 5].flatten(1)[:, :10]
+    torch.testing.assert_close(found[:, 5].flatten(1)[:, :10], expected)
+    assert not found[:, 5].flatten(1)[:, 10:].any()
+
+
+@pytest.mark.parametrize("rules", [[], [ClassifierFree(2.0)]], ids=["unguided", "guided"])
+def test_a_prediction_for_padding_is_removed_and_learned_variances_are_kept(state, rules):
+    (x, y), channels = state, Channels(image=5, token=Vector(10, channels=1))
+
+    def with_variances(x, t, y):
+        return torch.cat([predict(x, t, y), torch.ones_like(x)], dim=1)
+
+    found = guided(with_variances, rules, channels, y, NUM_CLASSES)(x, T)
+    assert not found[:, 5].flatten(1)[:, 10:].any() and found[:, 5].flatten(1)[:, :10].all()
+    assert torch.equal(found[:, 6:], torch.ones_like(x))

@@ -1,6 +1,7 @@
 """Tiny networks of the architectures of the pretrained encoders and autoencoders, with random weights in files of the
 real formats."""
 
+import runpy
 import sys
 import warnings
 from collections.abc import Callable
@@ -156,10 +157,34 @@ def tiny_timm():
 
 
 @pytest.fixture(scope="session")
-def vae_folders(tmp_path_factory) -> dict[str, Path]:
+def compvis() -> dict:
+    """The names of compvis_autoencoder.py."""
+    return runpy.run_path(str(Path(__file__).with_name("compvis_autoencoder.py")))
+
+
+@pytest.fixture(scope="session")
+def rae_folder(tmp_path_factory) -> Path:
+    """A folder as diffusers saves it, of a tiny RAE with normalisation: 64 channels at 1/8 of 32 pixels."""
+    from diffusers import AutoencoderRAE
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = AutoencoderRAE(
+            encoder_hidden_size=64, encoder_num_hidden_layers=1, encoder_input_size=56, patch_size=8,
+            decoder_hidden_size=32, decoder_num_hidden_layers=1, decoder_num_attention_heads=2,
+            decoder_intermediate_size=64, latents_mean=torch.randn(64, 4, 4), latents_std=torch.rand(64, 4, 4) + 0.1,
+        )  # fmt: skip
+    folder = tmp_path_factory.mktemp("autoencoders") / "RAE"
+    network.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vae_folders(tmp_path_factory, compvis) -> dict[str, Path]:
     """Folders as diffusers saves them, of tiny random networks: StableVAE (4 channels at 1/4 of the size), TinyVAE
-    (the same) and wide (an AutoencoderKL of 16 channels at 1/2, with the scale and shift of another family)."""
-    from diffusers import AutoencoderKL, AutoencoderTiny
+    (the same), wide (an AutoencoderKL of 16 channels at 1/2, with the scale and shift of another family) and Flux2VAE
+    (5 channels at 1/2, packed to 20 at 1/4); and VAVAE, a file (8 channels at 1/4)."""
+    from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderTiny
 
     def kl(levels: int, **config) -> AutoencoderKL:
         kinds = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
@@ -179,7 +204,16 @@ def vae_folders(tmp_path_factory) -> dict[str, Path]:
                 num_encoder_blocks=(1,) * 3, num_decoder_blocks=(1,) * 3,
             ),
         }  # fmt: skip
+        flux2 = AutoencoderKLFlux2(
+            block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, latent_channels=5,
+            up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, layers_per_block=1,
+        )  # fmt: skip
+        flux2.bn.running_mean.normal_()
+        flux2.bn.running_var.uniform_(0.1, 4)
+    networks["Flux2VAE"] = flux2
     folders = {name: tmp_path_factory.mktemp("autoencoders") / name for name in networks}
     for name, folder in folders.items():
         networks[name].save_pretrained(folder)
+    folders["VAVAE"] = tmp_path_factory.mktemp("autoencoders") / "vae.pt"
+    torch.save(compvis["state_of"](compvis["random_network"]()), folders["VAVAE"])
     return folders

@@ -27,6 +27,8 @@ def build(name: str, vae_folders) -> Autoencoder:
 
 @pytest.fixture(params=list(AUTOENCODERS))
 def autoencoder(request, vae_folders) -> Autoencoder:
+    if request.param == "RAE" and "RAE" not in vae_folders:  # transformers takes seconds to import
+        vae_folders["RAE"] = request.getfixturevalue("rae_folder")
     return build(request.param, vae_folders)
 
 

@@ -12,6 +12,7 @@ from redi.models.autoencoders.tiny_vae import TinyVAE
 from redi.models.codec import JointCodec, Representation
 from redi.models.encoders import Encoder
 from redi.models.encoders.domain import DomainEncoder
+from redi.models.reducers.identity import Identity
 from redi.models.reducers.pca import PCA
 from redi.models.reducers.random_projection import GaussianRandomProjection
 from redi.sampling.networks import differing_groups
@@ -493,3 +494,106 @@ def test_alignment_encoders_of_one_name_and_of_other_kinds_are_refused():
     with pytest.raises(ValueError, match="must differ from each other, image and alignment_<encoder>"):
         parts = {"a": PatchEncoder(2), "b": PatchEncoder(4)}
         JointCodec(representations=[representation(name="alignment_b")], alignment=parts)
+
+
+# Vectors
+
+
+class WithToken(PatchEncoder):
+    """The mean and the spread of the patches as class token."""
+
+    has_class_token = True
+
+    def class_token(self, images: Tensor) -> Tensor:
+        features = self(images)
+        return torch.cat([features.mean(dim=(2, 3)), features.std(dim=(2, 3))], dim=1)[:, : self.dim]
+
+
+def token(reducer=None, encoder=None, **settings) -> Representation:
+    made = Representation(encoder or WithToken(), reducer or PCA(rank=7), **{"vector": "class"} | settings)
+    made.reducer.fit([made.features(images(32, seed=9))])
+    return made
+
+
+def test_a_vector_is_the_reduced_class_token_or_pooled_vector():
+    encoder = WithToken()
+    codec = JointCodec(
+        representations=[representation(), token(encoder=encoder), token(encoder=encoder, vector="pooled")]
+    )
+    x = codec.encode(images())
+    channels = codec.channels
+    assert channels.vectors == {"withtoken_class": 7, "withtoken_pooled": 7} and x.shape == (4, 3 + 4 + 1 + 1, 8, 8)
+    for name, features in (("withtoken_class", encoder.class_token), ("withtoken_pooled", encoder.pooled)):
+        reducer = codec.representations[name].reducer
+        stored = reducer.project(features(images())[:, :, None, None]).half()
+        assert torch.equal(channels.unpadded(x)[name], reducer.finish(stored))
+    assert torch.equal(x, channels.trim(x))
+    stored = codec.precompute(images())
+    assert {name: tuple(t.shape) for name, t in stored.items()}["withtoken_class"] == (4, 7, 1, 1)
+
+
+def test_a_vector_changes_no_other_group():
+    plain, more = (
+        JointCodec(representations=[representation()]),
+        JointCodec(representations=[representation(), token()]),
+    )
+    assert torch.equal(more.encode(images())[:, :7], plain.encode(images()))
+    assert plain.channels.trim(x := plain.encode(images())) is x
+
+
+def test_class_token_and_pooled_vector_have_fingerprints_of_their_own():
+    codecs = [JointCodec(representations=[token(vector=vector, name="z")]) for vector in ("class", "pooled")]
+    assert codecs[0].fingerprint() != codecs[1].fingerprint()
+    assert codecs[0].cache_fingerprint() != codecs[1].cache_fingerprint()
+    assert differing_groups(*codecs) == ["z"]
+
+
+def test_representations_may_share_an_encoder():
+    encoder = DomainEncoder(width=8, depth=1, image_size=8, num_steps=2)
+    encoder.fit(Digits(split="held_out"))
+    parts = [Representation(encoder, PCA(rank=2)), Representation(encoder, PCA(rank=3), vector="pooled")]
+    for part in parts:
+        part.reducer.fit([part.features(images(32))])
+    state = JointCodec(representations=parts).learned_state()
+    pointers = {tensor.data_ptr() for tensor in state.values() if tensor.numel()}
+    assert len(pointers) == sum(tensor.numel() > 0 for tensor in state.values())  # safetensors refuses shared memory
+
+
+def test_channels_of_a_vector_need_the_size_of_the_images():
+    codec = JointCodec(representations=[token()])
+    with pytest.raises(ValueError, match=r"depend on the size of the images, because withtoken_class is a vector"):
+        codec.channels  # noqa: B018
+    assert codec.for_image_size(4).channels.record() == {"image": 3, "withtoken_class": {"length": 7, "channels": 1}}
+
+
+def test_images_of_another_size_are_refused_if_a_vector_has_other_channels_there():
+    codec = JointCodec(representations=[token()]).for_image_size(4)
+    assert codec.encode(images(side=8)).shape == (4, 4, 8, 8)  # one channel, too
+    message = (
+        "images of 2 pixels, but the codec is used with images of 4 pixels: withtoken_class, a vector, would take 2"
+    )
+    with pytest.raises(ValueError, match=message):
+        codec.encode(images(side=2))
+    assert JointCodec(representations=[representation()]).for_image_size(4).for_image_size(2).channels.total == 7
+
+
+def test_a_class_token_of_an_encoder_without_one_is_refused():
+    with pytest.raises(
+        ValueError, match="Representation.vector = 'class': PatchEncoder has no class token; bind 'pooled'"
+    ):
+        Representation(PatchEncoder(), PCA(rank=4), vector="class")
+    with pytest.raises(ValueError, match="PatchEncoder has no class token: must be an encoder that has one"):
+        PatchEncoder().class_token(images())
+    with pytest.raises(ValueError, match="Representation.vector = 'token': must be 'class', 'pooled' or None"):
+        Representation(PatchEncoder(), PCA(rank=4), vector="token")
+
+
+def test_two_vectors_of_one_name_and_reducers_of_another_width_are_refused():
+    with pytest.raises(
+        ValueError, match=r"names \['withtoken_class', 'withtoken_class'\]: must differ from each other"
+    ):
+        JointCodec(representations=[token(), token()])
+    with pytest.raises(ValueError, match="PCA.rank = 13 exceeds the encoder width 12 of WithToken"):
+        Representation(WithToken(), PCA(rank=13), vector="class")
+    with pytest.raises(ValueError, match="Identity.rank = 6: must be the encoder width 12 of WithToken"):
+        Representation(WithToken(), Identity(rank=6), vector="class")

@@ -7,8 +7,10 @@ from torch import nn
 from redi.core.channels import Channels
 from redi.fusion.separate import Separate
 from redi.models.attention import attend_sdpa
+from redi.models.blocks import Modern
 from redi.models.cost import forward_flops, matmul_rate, nominal_rate
-from redi.models.transformer import SIZES, DiffusionTransformer
+from redi.models.sizes import SIZES
+from redi.models.transformer import DiffusionTransformer
 
 PLAIN, JOINT = Channels(image=4), Channels(image=4, dinov2=8)
 
@@ -40,6 +42,18 @@ def test_the_count_is_that_of_the_formula(size, fusion):
     embedding_and_heads = 2 * patches * d * 12 * p * p
     conditioning = 256 * d + d * d + 2 * d * d
     assert forward_flops(model) / 2 == depth * block + embedding_and_heads + conditioning
+
+
+def test_modern_blocks_and_a_wide_head_are_counted():
+    model = model_of(PLAIN, "S/2", block=Modern, head_width=576, timestep_features="gaussian")
+    tokens, d, wide = 256, 384, 576
+
+    def block(d, hidden, conditions):  # layers, attention, modulation: one per image, or per token in the head
+        return (4 * d * d + 3 * d * hidden) * tokens + 2 * tokens * tokens * d + 6 * d * d * conditions
+
+    head = 2 * block(wide, 1536, tokens) + tokens * (d * wide + 2 * wide * wide)  # with its condition and final layer
+    embeddings_and_heads = tokens * 16 * (d + 2 * wide) + 512 * d + d * d
+    assert forward_flops(model) / 2 == 12 * block(d, 1024, 1) + head + embeddings_and_heads
 
 
 def test_the_alignment_s_projector_counts_where_it_is_used():

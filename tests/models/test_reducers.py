@@ -367,6 +367,23 @@ def test_identity_of_another_rank_than_the_width_is_refused():
         Identity(rank=8).fit([features()])
 
 
+def test_identity_without_centring_needs_no_fit_and_changes_nothing():
+    identity = Identity(rank=WIDTH, scale="raw", centred=False)
+    assert identity.fitted and torch.equal(identity(features()), features())
+    torch.testing.assert_close(identity.inverse(identity(features())), features(), rtol=0, atol=0)
+    identity.fit([features()])  # nothing to fit
+    assert torch.equal(identity(features()), features())
+    assert identity.provenance()["centred"] is False and "centred" not in fitted(Identity).provenance()
+    with pytest.raises(ValueError, match="Identity.rank = 8: must be the encoder width 16"):
+        Identity(rank=8, scale="raw", centred=False)(features())
+
+
+@pytest.mark.parametrize("settings", [{"scale": "unit_rms"}, {"standardize": True}, {"path": "fit"}])
+def test_identity_without_centring_has_no_statistics(settings):
+    with pytest.raises(ValueError, match="Identity.scale = .* with Identity.centred = False: must be 'raw', False and"):
+        Identity(**{"rank": WIDTH, "scale": "raw", "centred": False} | settings)
+
+
 def test_identity_explains_everything():
     assert fitted(Identity).explained_variance == pytest.approx(1, abs=1e-6)
 

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -6,7 +7,11 @@ from torch.nn.functional import gelu, layer_norm, silu
 
 from redi.core.channels import Channels
 from redi.fusion import fusions
-from redi.models.transformer import SIZES, DiffusionTransformer, TimestepEmbedding
+from redi.models.blocks import Modern
+from redi.models.projector import build_projector
+from redi.models.sizes import SIZES
+from redi.models.timesteps import TimestepEmbedding
+from redi.models.transformer import DiffusionTransformer
 
 CHANNELS = Channels(image=3, a=5)
 GRID = (4, 6)
@@ -43,6 +48,41 @@ def test_parameter_count_is_the_published_one_less_positions(size, published):
     width = SIZES[size.partition("/")[0]][0]
     count = sum(p.numel() for p in on_meta(size, image=4, dinov2=8).parameters())
     assert count == published - 256 * width
+
+
+LIGHTNING = partial(Modern, qk_norm=False)
+SFD = {"block": Modern, "group_timesteps": True, "group_times_by": "concatenation"}
+
+
+# These counts include the position table, as above.
+@pytest.mark.parametrize(
+    ("size", "groups", "settings", "published"),
+    [
+        ("B/1", {"image": 32}, {"block": LIGHTNING}, 130_556_192),
+        ("L/1", {"image": 32}, {"block": LIGHTNING}, 458_152_960),
+        ("XL/1", {"image": 32}, {"block": LIGHTNING}, 675_256_736),
+        ("B/1", {"image": 32, "dinov2": 16}, SFD, 130_287_408),
+        ("L/1", {"image": 32, "dinov2": 16}, SFD, 457_664_528),
+        ("XL/1", {"image": 32, "dinov2": 16}, SFD, 674_634_096),
+        ("1p0B/1", {"image": 32, "dinov2": 16}, SFD, 1_028_273_712),
+        (
+            "XL/1", {"image": 768}, {"block": LIGHTNING, "head_width": 2048, "timestep_features": "gaussian"},
+            838_675_796,
+        ),
+    ],
+)  # fmt: skip
+def test_modern_parameter_counts_are_the_published_ones(size, groups, settings, published):
+    with torch.device("meta"):
+        model = DiffusionTransformer(
+            channels=Channels(**groups), grid=(16, 16), num_classes=1000, size=size, **settings
+        )
+    assert sum(p.numel() for p in model.parameters()) == published - model.fusion.positions.numel()
+
+
+def test_the_projector_of_sfd_has_the_published_size():
+    with torch.device("meta"):
+        projector = build_projector("mlp", 1152, 2048, 768, (16, 16))
+    assert sum(p.numel() for p in projector.parameters()) == 8_131_328
 
 
 @pytest.mark.parametrize(("size", "millions"), [("S/2", 33), ("B/2", 130), ("L/2", 458), ("XL/2", 675)])

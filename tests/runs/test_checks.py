@@ -77,6 +77,16 @@ def test_tokens_of_more_numbers_than_the_model_is_wide_are_pointed_out(tiny_gin,
     assert not numbers or f"each token packs {numbers} values" in found[0] and "width of 16" in found[0]
 
 
+def test_a_vector_longer_than_the_model_is_wide_is_pointed_out(tiny_gin, tmp_path, caplog):
+    bindings = ["JointCodec.representations = [@Representation(), @token/Representation()]", "token/PCA.rank = 5"]
+    bindings += ["token/Representation.vector = 'pooled'", "DiffusionTransformer.num_heads = 1"]
+    for width, warned in ((8, False), (4, True)):
+        caplog.clear()
+        config.parse([tiny_gin], ["train.device = 'cpu'", *bindings, f"DiffusionTransformer.width = {width}"])
+        prepare_run(Experiment(tmp_path))
+        assert ("domain_pooled packs 5 values into a token of width 4" in caplog.text) == warned
+
+
 TRAINING = {
     "an unknown precision": ("train.precision = 'bf16'", "train.precision = 'bf16' must be 'auto', 'float32', 'tf32'"),
     "an unknown order": ("train.shuffle = 'some'", "train.shuffle = 'some' must be 'global' or 'shards'"),
@@ -196,6 +206,7 @@ def test_clocks_and_times_that_cannot_be_are_refused_before_encoding(refused, bi
             ["JointObjective.clock = @clocks.Lead()", "DiffusionTransformer.group_timesteps = False"],
             "DiffusionTransformer.group_timesteps = False has no effect",
         ),
+        (["DiffusionTransformer.group_times_by = 'concatenation'"], "DiffusionTransformer.group_times_by needs a"),
     ],
 )
 def test_bindings_that_a_clock_replaces_are_named_once(tiny_gin, tmp_path, caplog, bindings, message):

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 import redi
 from redi.core import config
 from redi.data.datasets import Dataset
-from redi.fusion import sincos_positions
-from redi.models.published.layout import Layout, published_shapes
+from redi.models.published.layout import Layout
+from redi.models.published.parse import published_shapes
+from redi.models.published.reg import REGLayout
 from redi.models.published.weights import from_published
 from redi.runs import convert
 from redi.runs.experiment import Experiment
@@ -28,7 +29,7 @@ from redi.training.parallel.ddp import DDP
 from redi.training.state import TrainingState
 
 
-def published_state(c=4, o=None, *, seed=0, **sizes):
+def published_state(c=4, o=None, *, seed=0, kind=Layout, **sizes):
     """Random weights in the published layout, 8x8 in patches of 2."""
     g = torch.Generator().manual_seed(seed)
     sizes = {
@@ -39,9 +40,9 @@ def published_state(c=4, o=None, *, seed=0, **sizes):
         "num_classes": 5,
         "mlp_hidden": 256,
     } | sizes
-    shapes = published_shapes(Layout(in_channels=c, out_channels=o or c, **sizes))
-    state = {name: 0.1 * torch.randn(shape, generator=g) for name, shape in shapes.items()}
-    return state | {"pos_embed": sincos_positions(sizes["patch_grid"], sizes["width"])[None]}
+    layout = kind(in_channels=c, out_channels=o or c, **sizes)
+    state = {name: 0.1 * torch.randn(shape, generator=g) for name, shape in published_shapes(layout).items()}
+    return state | layout.tables()
 
 
 def saved(path, content):
@@ -337,6 +338,66 @@ def test_unknown_settings_of_a_training_program_are_refused(tmp_path):
     path = saved(tmp_path / "x.pt", {"ema": published_state(4), "args": argparse.Namespace(path_type="spiral")})
     with pytest.raises(ValueError, match="path_type = 'spiral'"):
         convert.import_checkpoint(path, tmp_path / "run", framework="sit")
+
+
+def test_reg_is_opened_and_drawn_by_its_own_sampler(tmp_path, vae):
+    content = {"ema": published_state(kind=REGLayout), "model": published_state(kind=REGLayout, seed=1), "steps": 5}
+    path = saved(tmp_path / "reg.pt", content)
+    with pytest.raises(ValueError, match="--framework=sit: must be reg for this checkpoint: it holds wg_norm.weight"):
+        convert.import_checkpoint(path, tmp_path / "other", framework="sit")
+    convert.import_checkpoint(path, tmp_path / "run", gin_bindings=[f"StableVAE.weights = '{vae}'"])
+    run = redi.load(tmp_path / "run", device="cpu")
+    assert run.process.reversed and run.codec.channels == {"image": 4, "dinov2_class": 12}
+    assert run.codec.channels.vectors == {"dinov2_class": 768} and run.image_size == 64
+    bound = config.statements((tmp_path / "run" / "config.gin").read_text())
+    expected = {
+        "JointObjective.representation_weight": "{'dinov2_class': 0.03}", "Identity.centred": "False",
+        "ClassifierFree.interval": "(0.15, 1.0)", "EulerMaruyama.num_evaluations": "250",
+        "StableVAE.uint8_rule": "'truncate'",
+    }  # fmt: skip
+    assert {key: bound.get(key) for key in expected} == expected
+    config.parse([tmp_path / "run" / "config.gin"], ["sample.num_images = 2", "EulerMaruyama.num_evaluations = 2"])
+    sample_stage(Experiment(tmp_path / "run"))
+    assert (tmp_path / "run" / "samples.png").exists()
+    for weights in ("ema", "model"):
+        convert.export(tmp_path / "run", tmp_path / "again.pt", weights=weights)
+        again = torch.load(tmp_path / "again.pt")
+        assert all(torch.equal(again[name], tensor) for name, tensor in content[weights].items())
+
+
+def compressor_files(folder: Path, width: int, rank: int) -> list[str]:
+    """Write REGLUE's compressor with one hidden channel and its statistics; return the bindings that name them."""
+    shapes = {}
+    for half, inputs, outputs in (("encoder.model", width, rank), ("decoder.model", rank, width)):
+        shapes |= {f"{half}.0.weight": (1, inputs, 3, 3), f"{half}.0.bias": (1,)}
+        shapes |= {f"{half}.2.weight": (outputs, 1, 3, 3), f"{half}.2.bias": (outputs,)}
+        for i in (1, 2):
+            norms = {f"{half}.1.bn{i}.{name}": (1,) for name in ("weight", "bias", "running_mean", "running_var")}
+            shapes |= {f"{half}.1.conv{i}.weight": (1, 1, 3, 3)} | norms
+    files = {
+        "weights": {name: torch.ones(shape) for name, shape in shapes.items()},
+        "statistics": {"mean": torch.zeros(width), "std": torch.ones(width)},
+    }
+    paths = {name: saved(folder / f"compressor_{name}.pt", content) for name, content in files.items()}
+    return ["ConvCompressor.hidden = 1", *(f"ConvCompressor.{name} = '{path}'" for name, path in paths.items())]
+
+
+def test_reglue_is_opened_with_its_compressor(tmp_path, vae):
+    state = published_state(20, kind=REGLayout)
+    path = saved(tmp_path / "reglue.pt", {"ema": state, "steps": 5})
+    with pytest.raises(ValueError, match=r"16 feature channels.* the ConvCompressor that .*ConvCompressor\.weights = "):
+        convert.import_checkpoint(path, tmp_path / "run")
+    bindings = [*compressor_files(tmp_path, 4 * 768, 16), f"StableVAE.weights = '{vae}'"]
+    convert.import_checkpoint(path, tmp_path / "run", gin_bindings=bindings)
+    run = redi.load(tmp_path / "run", device="cpu")
+    assert run.codec.channels == {"image": 4, "dinov2": 16, "dinov2_class": 12}
+    encoder = run.codec.representations["dinov2"].encoder
+    assert (encoder.layers, encoder.registers, encoder.dim) == ((8, 9, 10, 11), True, 3072)
+    drawn = run.generate([1], sampler=redi.samplers.EulerMaruyama(num_evaluations=2))
+    assert drawn.x.shape == (1, 32, 8, 8) and drawn.x[:, 20:].flatten(1)[:, :768].all()
+    convert.export(tmp_path / "run", tmp_path / "again.pt")
+    again = torch.load(tmp_path / "again.pt")
+    assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
 
 
 def test_the_name_of_an_export_says_its_format(redi_run, tmp_path):

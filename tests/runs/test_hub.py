@@ -15,8 +15,11 @@ import torch
 import redi
 from redi.core import config
 from redi.fusion import sincos_positions
-from redi.models.published.layout import Layout, published_shapes
+from redi.models.published.layout import Layout
+from redi.models.published.parse import published_shapes
 from redi.runs.convert import import_checkpoint
+from redi.runs.experiment import Experiment
+from redi.runs.stages import train_stage
 from redi.runtime.checkpoint import list_checkpoints
 from redi.runtime.checksums import OWN_HASH
 
@@ -208,8 +211,28 @@ def test_a_record_without_the_configuration_is_refused(saved):
         redi.from_pretrained(saved)
 
 
+def test_a_model_with_a_vector_travels(tiny_gin, tmp_path):
+    bindings = ["JointCodec.representations = [@Representation(), @token/Representation()]", "train.num_steps = 1"]
+    bindings += ["token/Representation.vector = 'pooled'", "token/PCA.rank = 5", "train.device = 'cpu'"]
+    with config.isolated():
+        config.parse([tiny_gin], bindings)
+        experiment = Experiment(tmp_path / "run")
+        experiment.claim(trains=True)
+        train_stage(experiment)
+    folder = redi.save_pretrained(tmp_path / "run", tmp_path / "model")
+    assert redi.from_pretrained(folder, device="cpu").codec.channels.vectors == {"domain_pooled": 5}
+
+
 @pytest.mark.parametrize(
-    "claim", [{"num_classes": 10**12}, {"channels": {"image": -1}}, {"channels": [3]}, {"grid": 7}, {"grid": [4, "4"]}]
+    "claim",
+    [
+        {"num_classes": 10**12},
+        {"channels": {"image": 1, "z": {"length": "5", "channels": 1}}},
+        {"channels": {"image": -1}},
+        {"channels": [3]},
+        {"grid": 7},
+        {"grid": [4, "4"]},
+    ],
 )
 def test_a_record_of_absurd_claims_is_refused_before_anything_is_built(saved, claim):
     record = json.loads((saved / "record.json").read_text())

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from redi.core.channels import Channels
+from redi.core.channels import Channels, Vector
 from redi.core.clocks import Lead, Shift
 from redi.core.processes.clocked import Clocked
 from redi.core.processes.ddpm import DDPM
@@ -165,3 +165,17 @@ def test_it_costs_no_evaluation(name):
 def test_what_cannot_be_given_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         check_given(given, CHANNELS, (2, 4, 4))
+
+
+def test_a_vector_may_be_given_without_its_channels():
+    channels = Channels(image=1, token=Vector(5, channels=2))
+    numbers = torch.randn(2, 5)
+    stored = channels.stored("token", numbers, (2, 2))
+    padded = stored + (stored == 0)
+    for given in (numbers, numbers[:, :, None, None], stored, padded):
+        assert torch.equal(check_given({"token": given}, channels, (2, 2, 2))["token"], stored)
+    shapes = r"has shape \(2, 6\): must be \(2, 5\) or \(2, 5, 1, 1\) or \(2, 2, 2, 2\)"
+    with pytest.raises(ValueError, match=shapes):
+        check_given({"token": torch.zeros(2, 6)}, channels, (2, 2, 2))
+    with pytest.raises(ValueError, match="must be floating-point"):
+        check_given({"token": torch.zeros(2, 5, dtype=torch.long)}, channels, (2, 2, 2))

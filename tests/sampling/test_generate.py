@@ -409,3 +409,55 @@ def test_a_model_keeps_its_mode_and_its_weights(model, codec):
     assert model.training and all(p.requires_grad for p in model.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     model.eval()
+
+
+# Vectors
+
+
+@pytest.fixture(scope="module")
+def token_codec():
+    parts = [(PCA(rank=2), None), (PCA(rank=5), "pooled")]
+    parts = [Representation(DomainEncoder(width=8, image_size=8), reducer, vector=vector) for reducer, vector in parts]
+    return JointCodec(autoencoder=Pixels(channels=1), representations=parts).for_image_size(4)
+
+
+@pytest.fixture(scope="module")
+def token_model(token_codec):
+    return random_model(token_codec)
+
+
+class Everywhere(nn.Module):
+    """Predicts values for the padding of vectors too."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.channels, self.grid, self.num_classes = model.channels, model.grid, model.num_classes
+
+    def forward(self, x, t, y):
+        return self.model(x, t, y) + 0.1 * x.abs().mean() + 1
+
+
+@pytest.mark.parametrize("sampler", [Euler(num_evaluations=3), EulerMaruyama(num_evaluations=3)], ids=["ODE", "SDE"])
+def test_images_with_a_vector_are_the_same_in_any_batch(token_model, token_codec, sampler):
+    settings = {"sampler": sampler, "guidance": [ClassifierFree({"domain_pooled": 2.0})]}
+    together = draw(token_model, token_codec, labels=[0, 1, 2, 1, 0], **settings)
+    parts = draw(token_model, token_codec, labels=[0, 1, 2, 1, 0], batch_size=2, **settings)
+    torch.testing.assert_close(parts.x, together.x, rtol=0, atol=1e-6)
+    alone = draw(token_model, token_codec, labels=[2], first_index=2, **settings)
+    torch.testing.assert_close(alone.x, together.x[2:3], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("sampler", [Euler(num_evaluations=3), EulerMaruyama(num_evaluations=3)], ids=["ODE", "SDE"])
+def test_padding_is_zero_in_every_state_whatever_the_network_predicts_there(token_model, token_codec, sampler):
+    noise = torch.randn(4, 3, token_codec.channels.total, 4, 4, generator=torch.Generator().manual_seed(0))
+    drawn = draw(Everywhere(token_model), token_codec, sampler=sampler, draw=noise, trajectory=True)
+    for x in (drawn.x, *drawn.trajectory):
+        assert not x[:, 3].flatten(1)[:, 5:].any() and x[:, 3].flatten(1)[:, :5].all()
+
+
+def test_a_given_vector_comes_back(token_model, token_codec):
+    numbers = torch.randn(3, 5)
+    drawn = draw(token_model, token_codec, given={"domain_pooled": numbers})
+    assert torch.equal(token_codec.channels.unpadded(drawn.x)["domain_pooled"][:, :, 0, 0], numbers)
+    assert drawn.record["given"] == ["domain_pooled"]

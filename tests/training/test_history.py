@@ -37,6 +37,14 @@ def test_sessions_follow_one_another_with_their_steps(tmp_path):
     assert all(s["device"].startswith("CPU, ") and s["seconds"] >= 0 for s in record["sessions"])
 
 
+def test_a_vector_is_summarized_by_its_length():
+    sessions = [{"seconds": 1.0, "num_steps": 2, "first_step": 0, "began": "2026-01-01", "device": "", "command": ""}]
+    channels = {"image": 1, "token": {"length": 5, "channels": 2}}
+    record = {"sessions": sessions, "image_size": 8, "channels": channels, "reducers": {"token": "PCA"}}
+    line = in_brief(record | {"model": "Mine", "num_parameters": 1_000_000})["model"]
+    assert line == "Mine, 1 M parameters · 8 x 8 pixels · token: PCA, a vector of 5 · 2 steps"
+
+
 def test_a_damaged_file_begins_anew_with_a_warning(tmp_path, caplog):
     (tmp_path / "training.json").write_text('{"sessions": ')
     begun(tmp_path, 3).write(4)

@@ -8,7 +8,7 @@ import torch
 
 from redi.core.channels import Channels
 from redi.core.objective import JointObjective
-from redi.models.blocks import AdaLN
+from redi.models.blocks import AdaLN, Modern
 from redi.models.transformer import DiffusionTransformer
 from redi.runtime.device import Precision
 from redi.runtime.distributed import Processes
@@ -70,6 +70,15 @@ def test_a_checkpointed_block_keeps_its_input_and_no_more():
     )  # and as many for the EMA and each of Adam's moments
     state = 64 * 64 * 64 * 4  # (N, T, D) in float32
     assert deeper - 4 * weights == pytest.approx(state, rel=0.01)
+
+
+def test_a_wide_head_s_weights_and_checkpointed_inputs_are_counted():
+    wide, tokens = 128, 64 * 64
+    settings = {"block": Modern, "head_width": wide, "checkpointing": True, "depth": 1}
+    deeper = predicted(64, head_depth=2, **settings) - predicted(64, head_depth=1, **settings)
+    weights = sum(p.nbytes for p in Modern(width=wide, num_heads=4).parameters())
+    # 4: the weights, their average and Adam's moments. The condition of every token is kept once for all blocks.
+    assert deeper - 4 * weights == pytest.approx(tokens * wide * 4, rel=0.05)
 
 
 def test_bfloat16_keeps_less_than_float32():

@@ -18,6 +18,7 @@ from redi.core.processes.flow_matching import FlowMatching
 from redi.core.time_distributions import LogitNormal
 from redi.fusion.separate import Separate
 from redi.models import transformer
+from redi.models.blocks import Modern
 from redi.models.transformer import DiffusionTransformer
 from redi.runtime.device import Precision
 from redi.training.step import TrainingStep
@@ -73,9 +74,10 @@ SET_UPS = {
     },
     "released dropout": {"objective": {"dropout_rule": "released"}},
     "a time for every group": {"objective": {"independent_timesteps": True}, "model": {"group_timesteps": True}},
-    "a group that leads": {
+    "a group that leads, modern blocks and a wide head": {
         "objective": {"clock": Lead(), "time_distribution": LogitNormal()},
-        "model": {"group_timesteps": True},
+        "model": {"group_timesteps": True, "group_times_by": "concatenation", "timestep_features": "gaussian"}
+        | {"block": Modern, "head_width": 48, "head_depth": 1},
     },
     "velocity loss, cosine and time weight": {
         "objective": {

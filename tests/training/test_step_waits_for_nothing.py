@@ -33,6 +33,7 @@ from redi.fusion.separate import Separate
 from redi.guidance import guided
 from redi.guidance.classifier_free import ClassifierFree
 from redi.guidance.representation import RepresentationGuidance
+from redi.models.blocks import Modern
 from redi.models.cost import without_memory
 from redi.models.transformer import DiffusionTransformer
 from redi.runtime.device import Precision
@@ -91,7 +92,14 @@ PROCESSES = {
     "DDPM, learned variance": {"process": DDPM(learned_variance=("image",))},
     "shifted": {"process": Shifted(process=FlowMatching(), shift={"dinov2": 3.0})},
     "independent times": {"clock": Independent()},
-    "a lead": {"clock": Lead(), "time_distribution": LogitNormal(shift="dimension")},
+    "a lead, modern blocks and a wide head": {
+        "clock": Lead(),
+        "time_distribution": LogitNormal(shift="dimension"),
+        "block": Modern,
+        "head_width": 64,
+        "timestep_features": "gaussian",
+        "group_times_by": "concatenation",
+    },
     "a lead on a path with poles": {"clock": Lead(), "process": VP(), "time_distribution": Uniform(shift=2.0)},
     "separate tokens, an inner prediction": {"fusion": Separate, "terms": {"inner_layer": 1}, "inner_layer": 1},
     "velocity loss, cosine and time weight": {

@@ -20,14 +20,18 @@ from PIL import Image
 import redi
 from redi import command_line
 from redi import train as train_program
+from redi.core.clocks import Lead
 from redi.core.ema import EMA
 from redi.core.objective import JointObjective
 from redi.core.samplers.euler import Euler
+from redi.data.cache.prepare import prepare
 from redi.data.cache.write import write_cache
 from redi.data.datasets.digits import Digits
 from redi.data.datasets.image_folder import ImageFolder
 from redi.data.loader import batch_positions
 from redi.data.preprocessing import Preprocessing
+from redi.fusion import Separate
+from redi.models.autoencoders import Folded, LatentStatistics
 from redi.models.autoencoders.pixels import Pixels
 from redi.models.codec import JointCodec, Representation
 from redi.models.encoders.domain import DomainEncoder
@@ -125,6 +129,20 @@ def test_a_resumed_run_is_bit_equal_to_an_unbroken_one(start, settings):
 def test_a_resumed_run_without_a_cache_is_bit_equal_to_an_unbroken_one(start, images):
     start("stopped", dataset=images, num_steps=4)
     assert_same_training(start("stopped", dataset=images), start("unbroken", dataset=images))
+
+
+def test_a_resumed_run_with_a_vector_is_bit_equal_to_an_unbroken_one(start, codec, images, tmp_path):
+    encoder = codec.representations["domain"].encoder
+    parts = [*codec.representations.values(), Representation(encoder, PCA(rank=5), vector="pooled")]
+    more = JointCodec(autoencoder=Pixels(channels=1), representations=parts)
+    cache = prepare(codec=more, dataset=images, cache_dir=tmp_path / "cache")
+    assert torch.equal(more.join(cache.batch(range(5))), more.encode(images.batch(range(5))["images"]))
+    model = partial(MODEL, fusion=Separate)
+    settings = {"codec": more, "dataset": cache, "model": model, "objective": partial(JointObjective, clock=Lead())}
+    start("stopped", **settings, num_steps=4)
+    assert_same_training(start("stopped", **settings), unbroken := start("unbroken", **settings))
+    assert "domain_pooled" in losses(unbroken)[-1]
+    assert json.loads((unbroken / "training.json").read_text())["channels"] == more.channels.record()
 
 
 def test_a_resumed_run_of_the_image_alone_is_bit_equal_to_an_unbroken_one(start, images):
@@ -365,6 +383,18 @@ def test_a_checkpoint_of_another_codec_is_refused(start, images, codec):
     other = JointCodec(autoencoder=Pixels(channels=3), representations=[codec.representations["domain"]])
     with pytest.raises(ValueError, match="was trained with channels .*image.*: 1"):
         start("run", codec=other, dataset=images)
+
+
+def test_a_run_on_one_cache_resumes_only_with_its_statistics(start, images, tmp_path):
+    first, second = (
+        JointCodec(Folded(Pixels(channels=1), statistics=LatentStatistics.of(0.0, std))) for std in (1.0, 2.0)
+    )
+    cache = write_cache(tmp_path / "cache", first, images)
+    settings = {"dataset": cache, "model": partial(MODEL, patch_size=2)}
+    start("run", num_steps=1, codec=first, **settings)
+    with pytest.raises(ValueError, match="step_00000001 was trained with another autoencoder, .* or statistics"):
+        start("run", num_steps=2, codec=second, **settings)
+    start("run", num_steps=2, codec=first, **settings)
 
 
 def test_a_damaged_checkpoint_is_refused(start):

@@ -1,10 +1,13 @@
 """Warm start: at step 0 the joint model predicts the plain model's image for any features."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from redi.core.channels import Channels
+from redi.core.channels import Channels, Vector
 from redi.fusion import Separate
+from redi.models.blocks import Modern
 from redi.models.published.weights import to_published
 from redi.models.transformer import DiffusionTransformer
 from redi.runtime.checkpoint import Retention, save_checkpoint
@@ -54,6 +57,23 @@ def test_the_image_prediction_is_the_plain_models_for_every_z(tmp_path, kind):
         x[:, 4:] *= scale
         assert torch.equal(joint(x, t, y)[:, :4], expected)
         assert not joint(x, t, y)[:, 4:].any()
+
+
+def test_a_joint_model_begins_with_the_weights_of_lightningdit(tmp_path):
+    plain, joint = random_model(block=Modern), random_model(JOINT, seed=1, block=Modern)
+    warm_start(joint, publish(plain, tmp_path / "lightningdit.pt"))
+    x, t, y = states(JOINT)
+    assert torch.equal(joint(x, t, y)[:, :4], plain(x[:, :4], t, y))
+    with pytest.raises(ValueError, match="it lacks the weights"):
+        warm_start(random_model(JOINT), tmp_path / "lightningdit.pt")
+
+
+def test_weights_of_dit_dh_are_taken_with_a_word_on_the_direction_of_time(tmp_path, caplog):
+    settings = {"block": Modern, "head_width": 64, "timestep_features": "gaussian"}
+    source, model = random_model(**settings), random_model(seed=1, **settings)
+    warm_start(model, publish(source, tmp_path / "dit_dh.pt"))
+    assert torch.equal(model(*states(PLAIN)), source(*states(PLAIN)))
+    assert "set FlowMatching.reversed = True" in caplog.text
 
 
 def test_a_joint_model_of_fewer_groups_begins_one_of_more(tmp_path):
@@ -124,6 +144,38 @@ def test_a_gradient_reaches_what_began_as_zero(tmp_path):
     assert joint.fusion.heads["dinov2"].weight.grad.any()
 
 
+HEAD = {"block": Modern, "head_width": 48, "timestep_features": "gaussian"}
+
+
+@pytest.mark.parametrize("settings", [{"block": Modern}, HEAD], ids=["Modern", "a wide head"])
+def test_a_run_with_other_blocks_begins_a_joint_model_of_these_blocks(tmp_path, settings):
+    plain, joint = random_model(**settings), random_model(JOINT, seed=1, **settings)
+    warm_start(joint, as_run(plain, tmp_path / "run"))
+    x, t, y = states(JOINT)
+    assert torch.equal(joint(x, t, y)[:, :4], plain(x[:, :4], t, y)) and not joint(x, t, y)[:, 4:].any()
+
+
+@pytest.mark.parametrize(
+    ("source", "settings", "message"),
+    [
+        ({}, {"block": Modern}, r"its blocks are not those of the model \(Modern\): .* DiffusionTransformer.block"),
+        ({"block": Modern}, {}, r"not those of the model \(AdaLN\): only one has blocks.0.k_norm.weight"),
+        ({"block": Modern}, {"block": partial(Modern, qk_norm=False)}, "only one has blocks.0.k_norm.weight"),
+        ({}, {"head_width": 48}, "it has 2 blocks, not 4"),
+        ({"depth": 4}, {"head_width": 48}, r"only one has wide_head.to_condition.bias"),
+        ({"head_width": 32}, {"depth": 4}, "only one has wide_head.to_condition.bias; .* head_width to the source's"),
+        ({}, {"timestep_features": "gaussian"}, r"timestep_embedding.mlp.0.weight is \(32, 256\)"),
+        ({}, {"group_timesteps": True, "group_times_by": "concatenation"}, "leaves no room .*: set 'sum'"),
+    ],
+)
+def test_other_blocks_heads_and_times_are_refused(tmp_path, source, settings, message):
+    joint = random_model(JOINT, seed=1, **settings)
+    before = {name: tensor.clone() for name, tensor in joint.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"^train\.initial_weights = .*{message}"):
+        warm_start(joint, as_run(random_model(**source), tmp_path / "run"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in joint.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -162,3 +214,15 @@ def test_weights_of_repa_are_taken_with_a_word_on_the_direction_of_time(tmp_path
     torch.save({name.replace("projector.", "projectors.0."): t for name, t in source.items()}, tmp_path / "repa.pt")
     warm_start(random_model(JOINT), tmp_path / "repa.pt")
     assert "set FlowMatching.reversed = True" in caplog.text
+
+
+def test_a_new_vector_keeps_its_embedding_and_is_predicted_as_zero(tmp_path):
+    joint = random_model(Channels(image=4, dinov2=3, token=Vector(10, channels=1)), seed=1)
+    initial = {name: parameter.clone() for name, parameter in joint.named_parameters()}
+    source = random_model(JOINT)
+    message = warm_start(joint, as_run(source, tmp_path / "run"))
+    x, t, y = states(joint.channels)
+    assert not joint(x, t, y)[:, 7:].any() and "weights of token set to 0" in message
+    for name, parameter in joint.named_parameters():
+        expected = initial[name] if "embeddings.token" in name else source.state_dict().get(name)
+        assert "heads.token" in name or torch.equal(parameter, expected), name

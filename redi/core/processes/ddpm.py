@@ -199,8 +199,8 @@ class DDPM(Process):
         kl = kl_divergence(true_mean, true_log_variance, mean, log_variance)
         likelihood = discretised_log_likelihood(x, mean, log_variance)
         bound = torch.where(self.step(s) == 0, -likelihood, kl) / math.log(2)  # nats -> bits
-        groups = self._channels.split(bound)
-        return {name: groups[name].mean(dim=(1, 2, 3)) for name in self.variance_groups}
+        means = self._channels.means(bound)
+        return {name: means[name] for name in self.variance_groups}
 
 
 def _log(variance, floor: float = 0.0):

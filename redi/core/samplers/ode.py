@@ -66,7 +66,8 @@ class AdaptiveODE(ContinuousSampler):
     """A Runge-Kutta method that adapts its steps to the estimated error. The number of evaluations is not fixed.
 
     The largest error of any image in the batch sets the step size. Within the tolerance, an image therefore depends on
-    its batch, unlike with FixedODE, Heun and Euler.
+    its batch, unlike with FixedODE, Heun and Euler. The padding of vectors (see `Channels`) counts as values without
+    error, which loosens the tolerance slightly.
 
     Args:
         method: the solver of torchdiffeq. 'dopri5' is the fifth-order method of Dormand and Prince.

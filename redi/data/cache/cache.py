@@ -162,7 +162,7 @@ class Cache(EncodedRows):
 
 def code_of(codec: JointCodec) -> dict[str, dict]:
     """Return the `redi.core.registry.identity` of every part of a codec, by its name in the codec."""
-    parts: dict[str, Any] = {"autoencoder": codec.autoencoder}
+    parts: dict[str, Any] = {"autoencoder": codec.autoencoder.stores}
     for name, representation in codec.representations.items():
         parts |= {f"{name}.encoder": representation.encoder, f"{name}.reducer": representation.reducer}
     parts |= codec.alignments

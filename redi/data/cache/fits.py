@@ -12,9 +12,13 @@ from torch import Tensor, nn
 
 from redi.core.inputs import check_maps
 from redi.core.registry import identity
+from redi.data.cache.cache import EncodedRows
 from redi.data.cache.write import check_encoded
 from redi.data.datasets import Dataset
+from redi.models.autoencoders.statistics import LatentMoments
+from redi.models.codec import JointCodec
 from redi.models.encoders import Encoder, features_of
+from redi.models.pretrained_network import networks_in
 from redi.models.reducers import Reducer
 from redi.models.reducers.linear import LinearReducer
 from redi.models.reducers.moments import Moments
@@ -105,6 +109,48 @@ def fit_reducer(
     tensors, record = load_or_create(path, "fitting", run)
     reducer.to(device)
     reducer.take_over(tensors["state"], record["fitted_on"], str(path))
+
+
+def fit_statistics(folder: Path, codec: JointCodec, data: Dataset | EncodedRows, *, check: bool = False) -> None:
+    """Load or fit the codec's `LatentStatistics` like `fit_encoder`, on evenly spread images or rows of a cache.
+
+    With `check`, log how far they are off for 1,024 of them. Raises ValueError if they do not fit the latents.
+    """
+    statistics = codec.statistics
+    if statistics is None:
+        if check:
+            what = f"{type(codec.autoencoder).__name__} has no statistics"
+            raise ValueError(f"prepare.check_statistics = True: {what}: unbind it, or bind statistics")
+        return
+    if not statistics.fitted:
+        autoencoder = {"autoencoder": codec.autoencoder.provenance(), "precision": codec.precision}
+        key = {"fit": statistics.fit_settings(), **autoencoder, "dataset": data.fingerprint()}
+        path = _fit_folder(folder, statistics, key)
+
+        def finish() -> None:
+            log.info("fitting LatentStatistics on %d images", min(statistics.num_images, len(data)))
+            statistics.fit(_latent_moments(codec, data, statistics.num_images))
+            save_artefact(path, {"state": statistics.state_dict()}, {"key": key})
+
+        tensors, _ = load_or_create(path, "fitting", lambda done: complete(_work(path), finished=done, finish=finish))
+        statistics.load_state_dict(tensors["state"])
+    statistics.load()
+    codec.grid(data.image_size)  # checks the shape
+    if check:
+        errors = statistics.deviation(_latent_moments(codec, data, 1024))
+        text = "the mean is off by up to %.3g std; the std is %.3g to %.3g times the stored one"
+        log.info(f"LatentStatistics on up to 1,024 images: {text}", *errors)
+
+
+@torch.no_grad()
+def _latent_moments(codec: JointCodec, data: Dataset | EncodedRows, num_images: int) -> LatentMoments:
+    assert codec.statistics is not None
+    randn = partial(torch.randn, generator=torch.Generator(codec.device).manual_seed(0))
+    with codec.statistics.collecting() as moments, networks_in(codec.precision):
+        for batch in codec.sample_batches(data, num_images):
+            stored = batch["image"] if "image" in batch else codec.autoencoder.moments(batch["images"])
+            codec.autoencoder.latents(stored, randn)
+    return moments
 
 
 def _features(

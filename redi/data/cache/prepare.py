@@ -8,7 +8,7 @@ from pathlib import Path
 
 from redi.core.registry import configurable
 from redi.data.cache.cache import FORMAT, Cache, code_of
-from redi.data.cache.fits import fit_encoder, fit_reducer
+from redi.data.cache.fits import fit_encoder, fit_reducer, fit_statistics
 from redi.data.cache.stream import WINDOW, CacheStream
 from redi.data.cache.verify import verify_cache
 from redi.data.cache.write import write_cache
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @configurable(
     runtime=("codec", "dataset", "rank", "world_size"), trains=True,
-    harmless=("cache_dir", "cache_url", "local_gib", "batch_size", "rows_per_shard", "verify"),
+    harmless=("cache_dir", "cache_url", "local_gib", "batch_size", "rows_per_shard", "verify", "check_statistics"),
 )  # fmt: skip
 def prepare(
     *,
@@ -42,13 +42,14 @@ def prepare(
     batch_size: int = 256,
     rows_per_shard: int = 4096,
     verify: bool = True,
+    check_statistics: bool = False,
     rank: int | None = None,
     world_size: int | None = None,
 ) -> Dataset | Cache | CacheStream:
     """Fit the codec to the data set and encode every image; return the data set or cache to pass to `train`.
 
-    Encoders and reducers that learn from data are fitted in place. All results are stored in `cache_dir` under a hash
-    of the settings that affect them, and reused by later runs.
+    Encoders, reducers and `LatentStatistics` that learn from data are fitted in place. All results are stored in
+    `cache_dir` under a hash of the settings that affect them, and reused by later runs.
 
     Several processes, on one or many machines, share the work if they call this function with the same arguments and a
     `cache_dir` on a shared file system (docs/cache.md). Each process returns when the cache is complete.
@@ -65,6 +66,7 @@ def prepare(
         rows_per_shard: images per file of the cache. A file is computed by one process, and lost if that is killed.
         verify: compare the SHA-256 of every shard of an existing cache, and encode damaged shards again. All processes
             together read the whole cache, at up to 1.2 GiB/s per core.
+        check_statistics: log how far the `LatentStatistics` of the autoencoder are off for 1,024 images of the data.
         rank, world_size: of this process; default: from the environment of torchrun or Slurm, else 0 and 1.
 
     Raises ValueError if the networks return NaN or infinite values, a reducer was fitted to another encoder, or the
@@ -79,7 +81,9 @@ def prepare(
     cache_dir = cache_folder(cache_dir)
     if cache_url is not None:
         limits = {"max_bytes": int(local_gib * 2**30), "window": window_images}
-        return _check_stream(CacheStream(cache_url, folder=cache_dir / "streamed", **limits), codec, dataset, mirror)
+        stream = _check_stream(CacheStream(cache_url, folder=cache_dir / "streamed", **limits), codec, dataset, mirror)
+        fit_statistics(cache_dir / "statistics", codec, stream, check=check_statistics)
+        return stream
     if dataset is None:
         raise ValueError("no data set: pass dataset= (train.dataset), or prepare.cache_url")
     codec.for_image_size(dataset.image_size)
@@ -102,6 +106,7 @@ def prepare(
         if mirror != dataset.mirrored:
             dataset = copy.copy(dataset)
             dataset.mirrored = mirror
+        fit_statistics(cache_dir / "statistics", codec, dataset, check=check_statistics)
         return dataset
     digest = json_sha256([FORMAT, codec.cache_fingerprint(), code_of(codec)])
     name = f"{type(dataset).__name__}-{dataset.fingerprint()[:12]}-{digest[:12]}" + ("-mirrored" if mirror else "")
@@ -112,7 +117,9 @@ def prepare(
         log.warning("checksums of the cache %s are not verified, because its folder is not writable", folder)
     log.info("using the cache %s" if folder.exists() else "encoding images into the cache %s", folder)
     sizes = {"batch_size": batch_size, "rows_per_shard": rows_per_shard}
-    return write_cache(folder, codec, dataset, mirror=mirror, **sizes, **ranks)
+    encoded = write_cache(folder, codec, dataset, mirror=mirror, **sizes, **ranks)
+    fit_statistics(cache_dir / "statistics", codec, encoded, check=check_statistics)
+    return encoded
 
 
 def _check_stream(stream: CacheStream, codec: JointCodec, dataset: Dataset | None, mirror: bool) -> CacheStream:
@@ -125,8 +132,8 @@ def _check_stream(stream: CacheStream, codec: JointCodec, dataset: Dataset | Non
             f"{stream.where} was not computed from the images of train.dataset: leave train.dataset unbound to train "
             "without images, or leave prepare.cache_url unset to encode these images"
         )
-    if not codec.fitted:
-        codec.load_learned_state(stream.learned_state())
+    if not codec.can_precompute:
+        codec.load_learned_state(stream.learned_state(), for_cache=True)
     stream.check(codec)
     log.info("streaming the cache %s: %d images in %d shards", stream.where, len(stream), len(stream.blocks.starts) - 1)
     return stream if dataset is None else stream.note(dataset)

@@ -112,7 +112,7 @@ def _finish(
         "versions": {"redi": redi.__version__, "torch": torch.__version__}
         | {name: version(name) for name in ("timm", "diffusers")},
     }
-    if learned := codec.learned_state():  # a stream needs nothing but a copy of this folder
+    if learned := codec.learned_state(for_cache=True):  # a stream needs nothing but a copy of this folder
         with atomic_file(job.path("shards") / LEARNED) as temporary:
             save_tensors(temporary, {name: tensor.clone() for name, tensor in learned.items()})
             manifest["learned"] = {"bytes": temporary.stat().st_size, "sha256": sha256(temporary)}

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from redi.core.resize import resized, restored
+from redi.core.resize import restored
 from redi.models.codec import JointCodec
-from redi.models.encoders import Encoder
 from redi.models.reducers import Reducer
 from redi.runtime.progress import progress
 
@@ -26,7 +25,7 @@ def generated_features(codec: JointCodec, x: Tensor) -> dict[str, Tensor]:
 
 
 class EncoderSpace:
-    """One representation of a codec on the encoder's grid (h, w) and with its width E.
+    """One representation of a codec on the encoder's grid (h, w) and with its width E. The grid of a vector is (1, 1).
 
     Args:
         image: any image (1, 3, S, S) uint8 of the right size, to find the encoder's grid.
@@ -39,14 +38,13 @@ class EncoderSpace:
 
     @torch.no_grad()
     def __init__(self, codec: JointCodec, name: str, image: Tensor):
-        self.name = name
-        representation = codec.representations[name]
-        self.encoder: Encoder = representation.encoder
-        self.reducer: Reducer = representation.reducer
+        self.name, self.codec = name, codec.for_image_size(image.shape[-1])
+        self.representation = codec.representations[name]
+        self.reducer: Reducer = self.representation.reducer
         self.device = codec.device
         self.inverts = type(self.reducer).inverse is not Reducer.inverse
         self.latent_grid = codec.grid(image.shape[-1])
-        features = self.encoder(image.to(self.device))
+        features = self.representation.features(image.to(self.device))
         self.grid = features.shape[-2], features.shape[-1]
         reduced = torch.zeros_like(self.reducer(features))
         mean = getattr(self.reducer, "mean", None) if self.inverts else reduced[0, :, 0, 0]
@@ -56,22 +54,26 @@ class EncoderSpace:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode images (N, 3, S, S) uint8; return features (N, E, h, w) and their joint channels (N, R, H, W)."""
-        features = self.encoder(images.to(self.device))
+        """Encode images (N, 3, S, S) uint8; return features (N, E, h, w) and their joint channels (N, C_m, H, W)."""
+        features = self.representation.features(images.to(self.device))
         reduced = self.reducer.finish(self.reducer.project(features).half())  # through float16, as in a cache
-        return (features if self.inverts else reduced), resized(reduced, self.latent_grid)
+        return (features if self.inverts else reduced), self.codec.on_grid(self.name, reduced, self.latent_grid)
 
     @torch.no_grad()
     def features_of(self, z: Tensor) -> Tensor:
-        """Map channels of the joint state (N, R, H, W) to features (N, E, h, w)."""
-        reduced = restored(z.to(self.device).float(), self.grid)
+        """Map channels of the joint state (N, C_m, H, W) to features (N, E, h, w)."""
+        reduced = self._reduced(z.to(self.device).float())
         return self.reducer.inverse(reduced) if self.inverts else reduced
+
+    def _reduced(self, z: Tensor) -> Tensor:
+        is_vector = self.representation.vector
+        return self.codec.channels.vector(self.name, z)[:, :, None, None] if is_vector else restored(z, self.grid)
 
     @torch.no_grad()
     def off_grid(self, z: Tensor) -> Tensor:
-        """Return the share (N,) of the energy of z (N, R, H, W) that is outside the range of the resize."""
+        """Return the share (N,) of the energy of z (N, C_m, H, W) outside the range of the resize; 0 for a vector."""
         z = z.to(self.device).float()
-        rest = z - resized(restored(z, self.grid), self.latent_grid)
+        rest = z - self.codec.on_grid(self.name, self._reduced(z), self.latent_grid)
         return rest.square().sum(dim=(1, 2, 3)) / z.square().sum(dim=(1, 2, 3)).clamp(min=1e-12)
 
     def cosine(self, features: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,9 @@
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
+from redi.data.datasets import Dataset
 from redi.evaluation.representation.encoder_space import EncoderSpace
 from redi.sampling.labels import captions
 from redi.sampling.pictures import class_ordered, num_columns, thumbnails, tile
@@ -12,10 +14,17 @@ LEGEND = (
     "image; per representation: encoder features of the image, generated features, "
     "their agreement (white: cosine 1, black: 0 or below)"
 )
+NEAREST = "; per vector: nearest training images"
+NUM_NEAREST = 3
 
 
-def representation_picture(trained, samples, *, rows: int = 2, columns: int = 10) -> Image.Image:
+def representation_picture(
+    trained, samples, dataset: Dataset | None = None, *, rows: int = 2, columns: int = 10, num_candidates: int = 500
+) -> Image.Image:
     """Draw a few samples of the first seed, one column per class, with features in the colours of the run.
+
+    A vector has no colours. It is shown by the three images of `dataset`, of `num_candidates` evenly spaced ones, whose
+    vectors have the largest cosine with it (centred); without `dataset`, it is left out.
 
     Raises ValueError: the model has no representations, or images or x of the samples were not kept.
     """
@@ -30,11 +39,26 @@ def representation_picture(trained, samples, *, rows: int = 2, columns: int = 10
     layers = [generated.images]
     for name in channels.representations:
         space, z = EncoderSpace(trained.codec, name, generated.images[:1]), channels.split(generated.x)[name]
+        if name in channels.vectors:
+            layers += [] if dataset is None else nearest_images(space, z, dataset, num_candidates)
+            continue
         target, encoded = space.encode(generated.images)
         centred, _ = space.cosine(space.features_of(z), target)
         layers += [trained.colours(name, encoded.cpu()), trained.colours(name, z), grey(centred.cpu())]
     cells = [thumbnails(layer, like=generated.images) for layer in layers]
-    return tile(cells, captions(generated.labels, trained.class_names), LEGEND, columns)
+    legend = LEGEND + NEAREST * bool(channels.vectors and dataset)
+    return tile(cells, captions(generated.labels, trained.class_names), legend, columns)
+
+
+def nearest_images(space: EncoderSpace, z: Tensor, dataset: Dataset, num_candidates: int) -> list[Tensor]:
+    """Return the images (N, 3, S, S) of a data set nearest to N generated vectors, the second nearest, and so on."""
+    positions = torch.linspace(0, len(dataset) - 1, min(num_candidates, len(dataset))).long()
+    parts = [dataset.batch(part.tolist())["images"] for part in positions.split(64)]
+    candidates = torch.cat([space.features_of(space.encode(part)[1]) for part in parts])  # (M, E, 1, 1)
+    generated, mean = space.features_of(z)[:, None], space.mean[:, None, None]
+    cosine = functional.cosine_similarity(generated - mean, candidates - mean, dim=2)[:, :, 0, 0]  # (N, M)
+    nearest = cosine.topk(min(NUM_NEAREST, len(candidates)), dim=1).indices.cpu()  # (N, 3)
+    return list(torch.cat(parts)[nearest.T])
 
 
 def grey(cosine: Tensor) -> Tensor:

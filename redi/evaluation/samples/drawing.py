@@ -161,7 +161,7 @@ class SamplingJob:
             "checkpoint_step": self.trained.step,
             **common,
             "decoder": autoencoder.provenance(),
-            "uint8_rule": getattr(autoencoder, "uint8_rule", "round"),
+            "uint8_rule": getattr(autoencoder.stores, "uint8_rule", "round"),
             "image_size": records[0]["image_size"],
             "kept": list(self.keep),
             "settings_sha256": self.settings_sha256,

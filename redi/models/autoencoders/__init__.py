@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from redi.core.inputs import Checked, check_images, check_maps
 from redi.core.registry import Registry, discover
+from redi.models.autoencoders.statistics import LatentStatistics
 
 
 class Autoencoder(Checked, nn.Module, ABC):
@@ -31,15 +32,27 @@ class Autoencoder(Checked, nn.Module, ABC):
     takes = {"moments": check_images, "decode": check_maps}
     channels: int
     downsample: int
+    statistics: LatentStatistics | None  # that normalise the latents, instead of scale and shift
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.statistics = None
+
+    @property
+    def stores(self) -> "Autoencoder":
+        """The autoencoder whose moments caches store: another one if this one only changes its latents."""
+        return self
 
     def load(self) -> None:
         """Read pretrained weights now instead of at first use. Raises ValueError if they are missing."""
 
     def check_size(self, image_size: int) -> None:
-        """Raise ValueError if images of this size in pixels cannot be encoded."""
+        """Raise ValueError if images of this size in pixels cannot be encoded, or the statistics do not fit them."""
         if image_size % self.downsample:
             what = f"{type(self).__name__} cannot encode images of {image_size} pixels"
             raise ValueError(f"{what}: set Preprocessing.image_size to a multiple of {self.downsample}")
+        if self.statistics is not None:
+            self.statistics.check(self.channels, *2 * (image_size // self.downsample,))
 
     @abstractmethod
     def moments(self, images: Tensor) -> Tensor:

@@ -1,17 +1,19 @@
 """The base class of pretrained autoencoders in diffusers' format: configuration, weights, encoding and decoding."""
 
 import importlib.metadata
+import inspect
 import json
 import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from redi.models.autoencoders import Autoencoder
+from redi.models.autoencoders.statistics import LatentStatistics
 from redi.models.pretrained_network import PretrainedNetwork
 from redi.models.published.file import fit_names, read_published
 from redi.runtime.checksums import tensors_sha256
@@ -25,17 +27,21 @@ WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 # Names of attention weights in diffusers: those in the published SD-VAE files, and today's.
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 OLD = re.compile(rf"(attentions\.\d+\.)({'|'.join(RENAMED)})(?=\.\w+$)")
-CLASSES = {"AutoencoderKL": "StableVAE", "AutoencoderTiny": "TinyVAE"}
+CLASSES = {
+    "AutoencoderKL": "StableVAE", "AutoencoderTiny": "TinyVAE", "AutoencoderKLFlux2": "Flux2VAE",
+    "AutoencoderRAE": "RAE",
+}  # fmt: skip
 
 
 class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
     """A frozen autoencoder in diffusers' format. Subclasses set the class attributes and implement `moments`.
 
     Args:
-        weights: hub id, or a folder in diffusers' format (config.json, diffusion_pytorch_model.safetensors or .bin),
-            or the weights file in such a folder.
+        weights: hub id, as owner/model/vae if the files are in the folder vae of the repository; or a folder in
+            diffusers' format (config.json, diffusion_pytorch_model.safetensors or .bin), or the weights file in one.
         weights_sha256, precision: see `PretrainedNetwork`.
         scale, shift: the latents are (z - shift) * scale.
+        statistics: `LatentStatistics` to use instead of scale and shift.
         batch_size: images per forward pass; limits the memory.
         uint8_rule: conversion of decoded x in [-1, 1]: 'round' rounds 127.5 x + 127.5, 'truncate' truncates
             127.5 x + 128, as the paper's released code does.
@@ -56,6 +62,7 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
     def __init__(
         self, weights: str, *, weights_sha256: str | None = None, scale: float, shift: float = 0.0, batch_size: int,
         precision: Literal["float32", "bfloat16"] = "float32", uint8_rule: Literal["round", "truncate"] = "round",
+        statistics: LatentStatistics | None = None,
     ):  # fmt: skip
         super().__init__(weights=weights, weights_sha256=weights_sha256, precision=precision)
         if not scale > 0:
@@ -65,13 +72,12 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
         if uint8_rule not in ("round", "truncate"):
             raise ValueError(f"{self._binding('uint8_rule')} = {uint8_rule!r}: must be 'round' or 'truncate'")
         self.scale, self.shift, self.batch_size, self.uint8_rule = scale, shift, batch_size, uint8_rule
+        self.statistics = self._check_statistics(statistics)
         self.config = self._read_config()
-        self.channels = self.config.get("latent_channels", 4)
-        entry, num_levels = self.levels
-        self.downsample = 2 ** (len(self.config.get(entry, num_levels * [64])) - 1)
+        self.channels, self.downsample = self._latent_shape()
         for name, key in (("scale", "scaling_factor"), ("shift", "shift_factor")):
             published, value = self.config.get(key), getattr(self, name)
-            if published not in (None, value):
+            if statistics is None and published not in (None, value):
                 log.warning("%s = %s, but %s publishes %s = %s", self._binding(name), value, weights, key, published)
 
     def _encode(self, images: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
@@ -80,12 +86,36 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
             self.check_size(size)
         return self._in_passes(lambda part: encode(part.float() / 127.5 - 1), images)
 
+    def _latent_shape(self) -> tuple[int, int]:
+        """Return `channels` and `downsample`."""
+        entry, num_levels = self.levels
+        channels = self.config.get("latent_channels", self.decisive["latent_channels"])
+        return channels, 2 ** (len(self.config.get(entry, num_levels * [64])) - 1)
+
+    def _check_statistics(self, statistics: LatentStatistics | None) -> LatentStatistics | None:
+        binding = self._binding("statistics")
+        if not isinstance(statistics, LatentStatistics | None):
+            raise ValueError(f"{binding} = {statistics!r}: must be a LatentStatistics object: @LatentStatistics()")
+        parameters = inspect.signature(type(self)).parameters
+        for name in ("scale", "shift") if statistics is not None else ():
+            value = getattr(self, name)
+            if name in parameters and value != parameters[name].default:  # a saved configuration holds the default
+                raise ValueError(f"{self._binding(name)} = {value} has no effect with {binding}: remove one of the two")
+        return statistics
+
     def latents(self, moments: Tensor, randn: Callable[..., Tensor] = torch.randn) -> Tensor:
-        return (moments.float() - self.shift) * self.scale
+        return self._normalised(moments.float())
+
+    def _normalised(self, z: Tensor) -> Tensor:
+        return (z - self.shift) * self.scale if self.statistics is None else self.statistics(z)
+
+    def _raw(self, latents: Tensor) -> Tensor:
+        """Return z of `_normalised` latents."""
+        return latents / self.scale + self.shift if self.statistics is None else self.statistics.inverse(latents)
 
     def decode(self, latents: Tensor) -> Tensor:
         def decode(part: Tensor) -> Tensor:
-            x = 127.5 * self.network.decode(part.float() / self.scale + self.shift).sample.float()
+            x = 127.5 * self.network.decode(self._raw(part.float())).sample.float()
             return ((x + 127.5).round() if self.uint8_rule == "round" else x + 128).clamp(0, 255).to(torch.uint8)
 
         return self._in_passes(decode, latents)
@@ -98,14 +128,15 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
     def provenance(self) -> dict:
         # No hub id or path, because the hash identifies the weights; no uint8_rule, because it affects only `decode`.
         architecture = {key: self.config.get(key, default) for key, default in self.decisive.items()}
+        scaled = {"scale": self.scale, "shift": self.shift}
         return {
             "autoencoder": type(self).__name__, "architecture": architecture, "weights_sha256": self._sha256(),
-            "scale": self.scale, "shift": self.shift, "precision": self.precision,
-            "diffusers": importlib.metadata.version("diffusers"),
+            **(scaled if self.statistics is None else {"statistics": self.statistics.provenance()}),
+            "precision": self.precision, "diffusers": importlib.metadata.version("diffusers"),
         }  # fmt: skip
 
     def stored_provenance(self) -> dict:
-        return {key: value for key, value in self.provenance().items() if key not in ("scale", "shift")}
+        return {key: value for key, value in self.provenance().items() if key not in ("scale", "shift", "statistics")}
 
     def _read_config(self) -> dict:
         name, folder = self._binding("weights"), self._folder()
@@ -135,12 +166,19 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
         return path if path.is_dir() else path.parent if path.is_file() else None
 
     def _hub_file(self, name: str) -> Path:
-        return find_hub_file(self.weights, name, binding=self._binding("weights"), folder=(CONFIG, WEIGHTS[0]))
+        repo_id, in_repo = self._hub_name(name)
+        folder = (self._hub_name(CONFIG)[1], self._hub_name(WEIGHTS[0])[1])
+        return find_hub_file(repo_id, in_repo, binding=self._binding("weights"), folder=folder)
+
+    def _hub_name(self, name: str) -> tuple[str, str]:
+        """Return the repository, and the path in it, of a file."""
+        in_folder = re.fullmatch(r"[^/]+/[^/]+/vae", self.weights) is not None
+        return self.weights.removesuffix("/vae") if in_folder else self.weights, "vae/" * in_folder + name
 
     def _weights_path(self) -> Path:
         binding, folder = self._binding("weights"), self._folder()
         if folder is None:
-            cached = (cached_hub_file(self.weights, file, binding=binding) for file in WEIGHTS)
+            cached = (cached_hub_file(*self._hub_name(file), binding=binding) for file in WEIGHTS)
             return next(filter(None, cached), None) or self._hub_file(WEIGHTS[0])
         paths = (local_path(self.weights), *(folder / file for file in WEIGHTS))
         return next(filter(Path.is_file, paths), folder)
@@ -150,12 +188,16 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
         tensors = {OLD.sub(lambda m: m[1] + RENAMED[m[2]], name): tensor.float() for name, tensor in stored.items()}
         return tensors, tensors_sha256(tensors)
 
-    def _build(self, path: Path, tensors: dict[str, Tensor]) -> nn.Module:
+    def _new_network(self, device: str = "meta", **changes) -> Any:
+        """Build the network of the configuration. On 'meta' it takes no memory and keeps the caller's random state."""
         logging.getLogger("xformers").setLevel(logging.ERROR)  # diffusers imports it, which warns on a CPU
         import diffusers
 
-        with torch.device("meta"):  # takes no memory and keeps the caller's random state
-            network = getattr(diffusers, self.diffusers_class).from_config(self.config)
+        with torch.device(device):
+            return getattr(diffusers, self.diffusers_class).from_config(self.config | changes)
+
+    def _build(self, path: Path, tensors: dict[str, Tensor]) -> nn.Module:
+        network = self._new_network()
         try:
             network.load_state_dict(fit_names(tensors, network.state_dict()), assign=True)
         except RuntimeError as error:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from redi.models.autoencoders import register
 from redi.models.autoencoders.pretrained import PretrainedAutoencoder
+from redi.models.autoencoders.statistics import LatentStatistics
 
 # config.json of the hub repositories in `known_configs`, without entries that equal the defaults of diffusers.
 SD_VAE = {
@@ -30,7 +31,7 @@ class StableVAE(PretrainedAutoencoder):
         scale, shift: 0.18215 and 0 for the SD-VAE; for other VAEs see their config.json.
         posterior: 'sample' draws z in every training step; 'mean' uses the mean; 'frozen' draws z once, when images
             are encoded, with noise that is a function of the image's bytes.
-        weights, weights_sha256, batch_size, precision, uint8_rule: see `PretrainedAutoencoder`.
+        weights, weights_sha256, batch_size, precision, uint8_rule, statistics: see `PretrainedAutoencoder`.
 
     Examples:
         >>> vae = StableVAE(posterior="mean")  # weights are read at first use
@@ -48,12 +49,13 @@ class StableVAE(PretrainedAutoencoder):
         self, weights: str = "stabilityai/sd-vae-ft-ema", *, weights_sha256: str | None = None, scale: float = 0.18215,
         shift: float = 0.0, posterior: Literal["sample", "mean", "frozen"] = "sample", batch_size: int = 8,
         precision: Literal["float32", "bfloat16"] = "float32", uint8_rule: Literal["round", "truncate"] = "round",
+        statistics: LatentStatistics | None = None,
     ):  # fmt: skip
         if posterior not in ("sample", "mean", "frozen"):
-            raise ValueError(f"StableVAE.posterior = {posterior!r}: must be 'sample', 'mean' or 'frozen'")
+            raise ValueError(f"{self._binding('posterior')} = {posterior!r}: must be 'sample', 'mean' or 'frozen'")
         super().__init__(
             weights=weights, weights_sha256=weights_sha256, scale=scale, shift=shift, batch_size=batch_size,
-            precision=precision, uint8_rule=uint8_rule,
+            precision=precision, uint8_rule=uint8_rule, statistics=statistics,
         )  # fmt: skip
         self.posterior = posterior
 
@@ -73,8 +75,9 @@ class StableVAE(PretrainedAutoencoder):
     def latents(self, moments: Tensor, randn: Callable[..., Tensor] = torch.randn) -> Tensor:
         stored = self.channels if self.posterior == "frozen" else 2 * self.channels
         if moments.shape[1] != stored:
-            what = f"StableVAE.posterior = {self.posterior!r} needs {stored} stored channels, not {moments.shape[1]}"
-            raise ValueError(f"{what}: set StableVAE.posterior and StableVAE.weights as when the images were encoded")
+            binding, needed = self._binding("posterior"), f"{stored} stored channels, not {moments.shape[1]}"
+            what = f"{binding} = {self.posterior!r} needs {needed}"
+            raise ValueError(f"{what}: set it and {self._binding('weights')} as when the images were encoded")
         if self.posterior == "frozen":
             return super().latents(moments)
         z, std = _mean_and_std(moments.float())

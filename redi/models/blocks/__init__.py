@@ -36,6 +36,9 @@ class Block(nn.Module, ABC):
 
     def __init__(self, *, width: int, num_heads: int, mlp_ratio: float = 4.0):
         super().__init__()
+        if width % num_heads:
+            setting = f"num_heads = {num_heads}: must divide the width {width}"
+            raise ValueError(f"DiffusionTransformer.{setting} (of a wide head: head_num_heads, head_width)")
         self.width, self.num_heads, self.attend = width, num_heads, attend_sdpa
 
     @abstractmethod
@@ -51,6 +54,14 @@ class Block(nn.Module, ABC):
     @abstractmethod
     def make_norm(self) -> nn.Module:
         """Return a new norm like those of the block, for the final layer of the model."""
+
+
+def initialise(block: Block) -> None:
+    """Initialise a block: its modulation is zero, so it starts as the identity (adaLN-zero); the rest is Xavier's."""
+    for name, part in block.named_children():
+        for layer in (layer for layer in part.modules() if isinstance(layer, nn.Linear)):
+            (nn.init.zeros_ if name == "modulation" else nn.init.xavier_uniform_)(layer.weight)
+            nn.init.zeros_(layer.bias)
 
 
 def in_float32(layers: nn.Module, x: Tensor) -> Tensor:

@@ -41,14 +41,16 @@ class Modern(Block):
         for name, value, allowed in ("norm", norm, ("rms", "layer")), ("mlp", mlp, ("swiglu", "gelu")):
             if value not in allowed:
                 raise ValueError(f"Modern.{name} = {value!r}: must be {' or '.join(map(repr, allowed))}")
-        self.norm, self.rotary, self.shift = norm, rotary, shift
+        self.norm, self.rotary, self.qk_norm, self.shift = norm, rotary, qk_norm, shift
         self.norm1, self.norm2 = self.make_norm(), self.make_norm()
         self.qkv, self.projection = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        head_dim = width // num_heads
-        self.q_norm, self.k_norm = (self._norm(head_dim) if qk_norm else nn.Identity() for _ in range(2))
+        if qk_norm:
+            self.q_norm, self.k_norm = (self.make_norm(width // num_heads) for _ in range(2))
         hidden = int(mlp_ratio * width)
-        gelu = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
-        self.mlp = SwiGLU(width, int(2 / 3 * hidden)) if mlp == "swiglu" else gelu
+        if mlp == "swiglu":
+            self.mlp: nn.Module = SwiGLU(width, int(2 / 3 * hidden))
+        else:
+            self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, (6 if shift else 4) * width))
 
     def forward(self, tokens: Tensor, condition: Tensor, rotation: Tensor | None = None) -> Tensor:
@@ -62,21 +64,19 @@ class Modern(Block):
 
     def _attention(self, tokens: Tensor, rotation: Tensor | None) -> Tensor:
         qkv = self.qkv(tokens)  # (N, T, 3 D)
+        # Three separate views: a single view with a leading 3 would copy the gradients once more.
         q, k, v = (rearrange(part, "n t (h d) -> n t h d", h=self.num_heads) for part in qkv.chunk(3, dim=-1))
-        q, k = self.q_norm(q), self.k_norm(k)
+        if self.qk_norm:  # in the precision of the weights, also under autocast
+            q, k = self.q_norm(q.to(self.qkv.weight.dtype)), self.k_norm(k.to(self.qkv.weight.dtype))
         if self.rotary:
             if rotation is None:
                 raise ValueError("Modern.rotary = True: needs a rotation table, which DiffusionTransformer supplies")
             q, k = rotated(q, rotation), rotated(k, rotation)
-        # Under autocast a norm with weights returns float32, but attention needs one dtype.
         attended = self.attend(q.to(v.dtype), k.to(v.dtype), v)
         return self.projection(rearrange(attended, "n t h d -> n t (h d)"))
 
-    def make_norm(self) -> nn.Module:
-        return self._norm(self.width)
-
-    def _norm(self, width: int) -> nn.Module:
-        return NORMS[self.norm](width, eps=1e-6, elementwise_affine=self.norm == "rms")
+    def make_norm(self, width: int | None = None) -> nn.Module:
+        return NORMS[self.norm](width or self.width, eps=1e-6, elementwise_affine=self.norm == "rms")
 
 
 class SwiGLU(nn.Module):

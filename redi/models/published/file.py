@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from redi.models.published.layout import ANCHORS
+from redi.models.published.layout import Layout
 from redi.runtime.paths import local_path
 from redi.runtime.weights_files import bare_name, check_tensors, find_weights_file, number, read_weights
 
@@ -65,7 +65,9 @@ class PublishedFile:
         return max(steps, default=None)
 
 
-def read_published(path: str | Path, *, names: Collection[str] = tuple(ANCHORS), binding: str = "") -> PublishedFile:
+def read_published(
+    path: str | Path, *, names: Collection[str] = tuple(Layout.anchors()), binding: str = ""
+) -> PublishedFile:
     """Read a state dict, alone or in a training program's checkpoint, without executing code from it.
 
     docs/published-weights.md lists the formats.
@@ -87,7 +89,7 @@ def read_published(path: str | Path, *, names: Collection[str] = tuple(ANCHORS),
         num_bytes = sum(file.stat().st_size for file in files)
         check_tensors((tensor for state in weights.values() for tensor in state.values()), num_bytes)
         steps = {name: content[name] for name in STEPS if name in content}
-        return PublishedFile(path, weights, _settings(content.get("args")), files, steps)
+        return PublishedFile(path, weights, _settings(content.get("args", content.get("config"))), files, steps)
     except ValueError as error:
         raise ValueError(f"{binding}{': ' if binding else ''}{path} {error}") from None
 

@@ -1,38 +1,26 @@
-"""Infer the architecture of a published state dict from names and shapes."""
+"""The architecture of a published state dict, and the layout of DiT and SiT."""
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import isqrt
+from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from redi.core.channels import Channels
-from redi.models.transformer import SIZES
+from redi.fusion import sincos_positions
+from redi.models.blocks import Block
+from redi.models.blocks.adaln import AdaLN
+from redi.models.sizes import SIZES
+from redi.models.transformer import DiffusionTransformer
 
-# Names that identify other architectures. They cannot be read; the error message names the architecture.
-OTHERS = {
-    r"^fusion\.embeddings\.": "this library's own model: open its run folder with redi.load",
-    r"^transformer_blocks\.|^proj_out_1\.|^pos_embed\.proj\.": "a transformer of diffusers (DiTTransformer2DModel, "
-    "PixArt, SD3) with separate to_q, to_k, to_v: convert it to the authors' layout first",
-    r"^decoder_|^mask_token$|^sideblocks\.": "a masked variant with its own decoder (MaskDiT, SD-DiT, MDT)",
-    r"\.mlp\.w12\.|\.mlp\.w[123]\.|^feat_rope\.|^blocks\.\d+\.norm[12]\.weight$|\.attn\.[qk]_norm\.": "LightningDiT "
-    "or a related model (SwiGLU, RMSNorm, rotary positions), which is not the architecture of DiT and SiT",
-    r"^joint_blocks\.": "an MMDiT (SD3), which is not the architecture of DiT and SiT",
-    r"^(in_blocks|input_blocks|down_blocks|enc)\.": "a U-shaped network (U-ViT, ADM, EDM2), not a DiT or SiT",
-    r"^(patch_embed|cls_token|head)\b": "a vision transformer for recognition, not a diffusion model",
-    r"^(encoder|decoder|quant_conv|post_quant_conv)\.": "an autoencoder, not a diffusion model",
-}
 SPECIFICATION = "docs/published-weights.md specifies the layout"
-ANCHORS = {  # {name in every published state dict: number of dimensions}
-    "x_embedder.proj.weight": 4, "t_embedder.mlp.0.weight": 2, "y_embedder.embedding_table.weight": 2,
-    "blocks.0.attn.qkv.weight": 2, "blocks.0.mlp.fc1.weight": 2, "final_layer.linear.weight": 2,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The architecture of a published model, as its shapes define it.
+    """The architecture of a published model, as its shapes define it. A subclass is another layout.
 
     Examples:
         >>> layout = Layout(
@@ -50,13 +38,70 @@ class Layout:
     patch_grid: tuple[int, int]
     num_classes: int  # K, without the null label
     mlp_hidden: int
-    projectors: tuple[str, ...] = ()  # prefixes: "projector." (ReDi), or "projectors.0." ... (REPA)
+    projectors: tuple[str, ...] = ()  # prefixes, see `projector_prefixes`
     projector_width: int = 0
+    num_heads: int | None = None  # if the shapes determine it
+
+    title: ClassVar[str] = "DiT or SiT"
+    block: ClassVar[type[Block]] = AdaLN
+    mark: ClassVar[str] = "blocks.0.mlp.fc1.weight"  # the tensor that identifies the layout
+    other_marks: ClassVar[tuple[str, ...]] = ()  # tensors that identify a file without the mark, which is then missed
+    patches: ClassVar[str] = "x_embedder.proj"  # the patch embedding of the model's width
+    mlp: ClassVar[str] = "mlp.fc1"
+    num_vectors: ClassVar[int] = 0  # tokens without a position, the first ones
+    times: ClassVar[tuple[str, ...]] = ("t_embedder.mlp.0.weight",)
+    alignment_layer: ClassVar[int] = 8  # the block that REPA aligned, if the file does not say
+    projector: ClassVar[str] = "projector."  # prefix of the projector of a model that was trained here
+    # {published stem: this library's stem} inside of blocks, in the order of the published code
+    in_block: ClassVar[Mapping[str, str]] = {
+        "attn.qkv": "qkv", "attn.proj": "projection", "mlp.fc1": "mlp.0", "mlp.fc2": "mlp.2",
+        "adaLN_modulation.1": "modulation.1",
+    }  # fmt: skip
+
+    @classmethod
+    def anchors(cls) -> dict[str, int]:
+        """Return {name in every state dict of this layout: number of its dimensions}."""
+        matrices = "y_embedder.embedding_table", "blocks.0.attn.qkv", f"blocks.0.{cls.mlp}", "final_layer.linear"
+        return {f"{cls.patches}.weight": 4, **dict.fromkeys((*cls.times, *(f"{name}.weight" for name in matrices)), 2)}
+
+    @classmethod
+    def parse(cls, state: Mapping[str, Tensor], grid: tuple[int, int] | None) -> "Layout":
+        """Infer the layout of a state dict that has the `anchors`; `grid` is that of `parse_layout`."""
+        width, channels, p, _ = state[f"{cls.patches}.weight"].shape
+        rows = len(state["final_layer.linear.weight"])
+        if rows % (p * p) or rows // (p * p) not in (channels, 2 * channels):
+            allowed = f"must have {p * p * channels}, or {2 * p * p * channels} with learn_sigma"
+            patches = f"{p}x{p} patches of {channels} channels"
+            raise ValueError(f"the checkpoint's head has {rows} rows for {patches}: {allowed}")
+        projectors = projector_prefixes(state)
+        fields: dict[str, Any] = {
+            "width": width,
+            "depth": 1 + max(int(name.split(".")[1]) for name in state if re.match(r"blocks\.\d+\.", name)),
+            "patch_size": p,
+            "in_channels": channels,
+            "out_channels": rows // (p * p),
+            "patch_grid": _patch_grid(state, p, grid, cls.num_vectors),
+            "num_classes": len(state["y_embedder.embedding_table.weight"]) - 1,
+            "mlp_hidden": len(state[f"blocks.0.{cls.mlp}.weight"]),
+            "projectors": projectors,
+            "projector_width": next((size_of(state, f"{prefix}0.weight") for prefix in projectors), 0),
+        }
+        return cls(**fields | cls.options(state, fields))
+
+    @classmethod
+    def options(cls, state: Mapping[str, Tensor], fields: dict) -> dict[str, Any]:
+        """Return further fields, or other values of these `fields`, which the shapes of a subclass's layout define."""
+        return {}
 
     @property
     def learn_sigma(self) -> bool:
         """Whether the head has a second output per channel."""
         return self.out_channels == 2 * self.in_channels
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks, including those of a wide head."""
+        return self.depth
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -74,12 +119,29 @@ class Layout:
             "the groups with channels=, or in a gin file whose codec has these groups"
         )
 
+    @property
+    def frameworks(self) -> tuple[str, ...]:
+        """The frameworks whose models have this layout: the values of --framework."""
+        return "sit", "dit", "repa"
+
+    def bindings(self) -> list[str]:
+        """Return the bindings of data and features that the shapes determine, in addition to configuration files."""
+        rank = self.channels().get("dinov2")
+        features = [f"PCA.rank = {rank}"] if rank else []
+        size = 8 * self.grid[0]  # the Stable Diffusion VAE downsamples by 8
+        return [f"Preprocessing.image_size = {size}", "StableVAE.uint8_rule = 'truncate'", *features]
+
+    def example_channels(self) -> Channels:
+        """Return groups that a model of these shapes may have, for any number of channels."""
+        return Channels(image=self.in_channels)
+
     def model_settings(self, num_heads: int | None = None) -> dict:
         """Return settings of `DiffusionTransformer`: `size` if the shapes match a published size, else its parts.
 
-        The shapes do not determine `num_heads`. Default: that of the published size of this width, else width / 64.
-        Raises ValueError if this is not an integer.
+        If the shapes do not determine `num_heads`, the default is that of the published size of this width, else width
+        / 64. Raises ValueError if this is not an integer.
         """
+        num_heads = self.num_heads or num_heads
         settings: dict = {"size": f"B/{self.patch_size}", "width": self.width, "depth": self.depth}
         for letter, (width, depth, heads) in SIZES.items():
             if width == self.width:
@@ -94,58 +156,91 @@ class Layout:
             )
         if "width" in settings:
             settings["num_heads"] = num_heads or self.width // 64
-        if self.mlp_hidden != 4 * self.width:
-            settings["mlp_ratio"] = self.mlp_hidden / self.width
+        if (ratio := self.mlp_ratio()) != 4:
+            settings["mlp_ratio"] = ratio
         if self.projectors:
-            settings |= {"alignment_width": self.projector_width, "alignment_layer": min(8, self.depth)}
+            settings |= {
+                "alignment_width": self.projector_width,
+                "alignment_layer": min(self.alignment_layer, self.depth),
+            }
         return settings
 
+    def mlp_ratio(self) -> float:
+        """Return `DiffusionTransformer.mlp_ratio`."""
+        return self.mlp_hidden / self.width
 
-def parse_layout(state: Mapping[str, Tensor], grid: tuple[int, int] | None = None) -> Layout:
-    """Infer the layout from {published name: tensor}. For another architecture, a ValueError suggests what it is.
+    def block_settings(self) -> dict[str, Any]:
+        """Return the arguments of `block`, in addition to those that every block has."""
+        return {}
 
-    `grid`, the (H, W) of the joint state, is required for a file without `pos_embed`.
-    """
-    if missing := [name for name in ANCHORS if name not in state]:
-        raise ValueError(f"the checkpoint lacks {', '.join(missing)}: {_recognise(state)}")
-    for name, dims in [*ANCHORS.items(), *([("pos_embed", 3)] if "pos_embed" in state else [])]:
-        if state[name].ndim != dims:
-            shape = tuple(state[name].shape)
-            raise ValueError(f"the checkpoint has {name} of shape {shape}: must have {dims} dimensions")
-    width, channels, p, _ = state["x_embedder.proj.weight"].shape
-    rows = len(state["final_layer.linear.weight"])
-    if rows % (p * p) or rows // (p * p) not in (channels, 2 * channels):
-        allowed = f"must have {p * p * channels}, or {2 * p * p * channels} with learn_sigma"
-        patches = f"{p}x{p} patches of {channels} channels"
-        raise ValueError(f"the checkpoint's head has {rows} rows for {patches}: {allowed}")
-    layout = Layout(
-        width=width,
-        depth=1 + max(int(name.split(".")[1]) for name in state if re.match(r"blocks\.\d+\.", name)),
-        patch_size=p,
-        in_channels=channels,
-        out_channels=rows // (p * p),
-        patch_grid=_patch_grid(state, p, grid),
-        num_classes=len(state["y_embedder.embedding_table.weight"]) - 1,
-        mlp_hidden=len(state["blocks.0.mlp.fc1.weight"]),
-        projectors=projector_prefixes(state),
-        projector_width=next((_rows(state, f"{prefix}0.weight") for prefix in projector_prefixes(state)), 0),
-    )
-    expected = published_shapes(layout)
-    for prefix in layout.projectors:  # three linear layers: width -> hidden -> hidden -> encoder width
-        hidden, outputs = _rows(state, f"{prefix}0.weight"), _rows(state, f"{prefix}4.weight")
-        for i, (rows, columns) in {0: (hidden, width), 2: (hidden, hidden), 4: (outputs, hidden)}.items():
-            expected |= {f"{prefix}{i}.weight": (rows, columns), f"{prefix}{i}.bias": (rows,)}
-    _compare(state, expected)
-    return layout
+    @classmethod
+    def of_model(cls, model: DiffusionTransformer) -> bool:
+        """Whether this layout can hold a model."""
+        return cls.of_block(model.blocks[0]) and cls.of_times(model) and len(model.channels.vectors) == cls.num_vectors
+
+    @classmethod
+    def of_block(cls, block: nn.Module) -> bool:
+        """Whether this layout can hold this block."""
+        return isinstance(block, cls.block)
+
+    @classmethod
+    def of_times(cls, model: DiffusionTransformer) -> bool:
+        """Whether this layout can hold the time embeddings and the wide head of a model."""
+        return not model.group_embeddings and model.timestep_embedding.frequencies is None and model.wide_head is None
+
+    @classmethod
+    def heads_of(cls, model: DiffusionTransformer) -> dict[str, Any]:
+        """Return the fields with numbers of attention heads, which only the model knows."""
+        return {"num_heads": model.blocks[0].num_heads}
+
+    @classmethod
+    def names(cls, channels: Channels, depth: int) -> dict[str, str]:
+        """Return {published stem: this library's stem} of all tensors but projectors and `tables`.
+
+        Patch embeddings, whose stem here ends in 'embeddings', and heads, 'heads', hold all channels.
+        """
+        stems = [(f"blocks.{i}", pair) for i in range(depth) for pair in cls.in_block.items()]
+        blocks = {f"{block}.{name}": f"{block}.{ours}" for block, (name, ours) in stems}
+        return cls.before_blocks(channels) | blocks | cls.after_blocks(channels)
+
+    @classmethod
+    def before_blocks(cls, channels: Channels) -> dict[str, str]:
+        """Return the first entries of `names`."""
+        return {
+            "x_embedder.proj": "fusion.embeddings",
+            "t_embedder.mlp.0": "timestep_embedding.mlp.0", "t_embedder.mlp.2": "timestep_embedding.mlp.2",
+            "y_embedder.embedding_table": "label_embedding",
+        }  # fmt: skip
+
+    @classmethod
+    def after_blocks(cls, channels: Channels) -> dict[str, str]:
+        """Return the last entries of `names`."""
+        return {"final_layer.linear": "fusion.heads", "final_layer.adaLN_modulation.1": "final_modulation.1"}
+
+    def tables(self) -> dict[str, Tensor]:
+        """Return {published name: fixed table}, which this library computes."""
+        return {"pos_embed": sincos_positions(self.patch_grid, self.width)[None]}  # (1, T, D)
 
 
-def _rows(state: Mapping[str, Tensor], name: str) -> int:
-    return state[name].shape[0] if name in state and state[name].ndim else 0
+def size_of(state: Mapping[str, Tensor], name: str, dim: int = 0) -> int:
+    """Return the size of a tensor along a dimension; 0 if there is no such tensor or dimension."""
+    return state[name].shape[dim] if name in state and state[name].ndim > dim else 0
 
 
-def _patch_grid(state: Mapping[str, Tensor], patch_size: int, grid: tuple[int, int] | None) -> tuple[int, int]:
+def projector_prefixes(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the prefixes of the REPA projectors in these names: ReDi's, SFD's, or the numbered ones of REPA."""
+    for prefix in ("projector.", "repa_projector."):
+        if any(name.startswith(prefix) for name in names):
+            return (prefix,)
+    numbers = {int(match[1]) for name in names if (match := re.match(r"projectors\.(\d+)\.", name))}
+    return tuple(f"projectors.{number}." for number in sorted(numbers))
+
+
+def _patch_grid(
+    state: Mapping[str, Tensor], patch_size: int, grid: tuple[int, int] | None, num_vectors: int
+) -> tuple[int, int]:
     if "pos_embed" in state:
-        tokens = state["pos_embed"].shape[1]
+        tokens = state["pos_embed"].shape[1] - num_vectors
         if isqrt(tokens) ** 2 != tokens:
             raise ValueError(f"the checkpoint has {tokens} positions: must be a square number; {SPECIFICATION}")
         return isqrt(tokens), isqrt(tokens)
@@ -153,55 +248,3 @@ def _patch_grid(state: Mapping[str, Tensor], patch_size: int, grid: tuple[int, i
         advice = "pass grid=(32, 32) for 256 pixels, (64, 64) for 512"
         raise ValueError(f"the checkpoint has no pos_embed, so its image size is unknown: {advice}")
     return grid[0] // patch_size, grid[1] // patch_size
-
-
-def published_shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
-    """Return {name: shape} of all tensors but projectors, in the order of the published code."""
-    d, p, hidden = layout.width, layout.patch_size, layout.mlp_hidden
-    shapes: dict[str, tuple[int, ...]] = {"pos_embed": (1, layout.patch_grid[0] * layout.patch_grid[1], d)}
-
-    def linear(name: str, rows: int, *columns: int) -> None:
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (rows, *columns), (rows,)
-
-    linear("x_embedder.proj", d, layout.in_channels, p, p)
-    linear("t_embedder.mlp.0", d, 256)
-    linear("t_embedder.mlp.2", d, d)
-    shapes["y_embedder.embedding_table.weight"] = (layout.num_classes + 1, d)
-    for block in (f"blocks.{i}" for i in range(layout.depth)):
-        linear(f"{block}.attn.qkv", 3 * d, d)
-        linear(f"{block}.attn.proj", d, d)
-        linear(f"{block}.mlp.fc1", hidden, d)
-        linear(f"{block}.mlp.fc2", d, hidden)
-        linear(f"{block}.adaLN_modulation.1", 6 * d, d)
-    linear("final_layer.linear", p * p * layout.out_channels, d)
-    linear("final_layer.adaLN_modulation.1", 2 * d, d)
-    return shapes
-
-
-def projector_prefixes(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the prefixes of the REPA projectors in these names."""
-    if any(name.startswith("projector.") for name in names):
-        return ("projector.",)
-    numbers = {int(match[1]) for name in names if (match := re.match(r"projectors\.(\d+)\.", name))}
-    return tuple(f"projectors.{number}." for number in sorted(numbers))
-
-
-def _compare(state: Mapping[str, Tensor], expected: Mapping[str, tuple]) -> None:
-    if missing := [name for name in expected if name not in state and name != "pos_embed"]:
-        raise ValueError(f"the checkpoint lacks {_some(missing)}: {_recognise(state)}")
-    if surplus := [name for name in state if name not in expected]:
-        raise ValueError(f"the checkpoint holds {_some(surplus)}, which no DiT or SiT has: {_recognise(state)}")
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if wrong := [f"{name} {s} instead of {expected[name]}" for name, s in shapes.items() if s != expected[name]]:
-        raise ValueError(f"the checkpoint's shapes are inconsistent: {_some(wrong)}; {SPECIFICATION}")
-
-
-def _recognise(state: Mapping[str, Tensor]) -> str:
-    for pattern, architecture in OTHERS.items():
-        if any(re.search(pattern, name) for name in state):
-            return f"this looks like {architecture}"
-    return f"this is not the layout of DiT, SiT, REPA or ReDi ({SPECIFICATION})"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

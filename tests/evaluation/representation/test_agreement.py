@@ -405,3 +405,63 @@ def test_a_coarser_latent_grid_is_undone_too(digits):
     assert found.centred["ceiling"].mean() > 0.9  # details are lost, the rest comes back
     assert torch.equal(found.centred["generated"], found.centred["ceiling"])
     assert not isinstance(space.reducer.components, nn.Parameter)
+
+
+# Vectors
+
+
+class SidesToken(Sides):
+    has_class_token = True
+
+    def class_token(self, images):
+        return self(images).flatten(1)[:, :2]  # of the first patch
+
+
+@pytest.fixture(scope="module")
+def with_token(digits):
+    encoder = SidesToken()
+    parts = [Representation(encoder, Identity(rank=2), name="z", vector=vector) for vector in ("pooled", "class")]
+    parts[1].name = "token"
+    for part in parts:
+        part.reducer.fit([part.features(digits.batch(range(200))["images"])])
+    return run_of(JointCodec(Pixels(channels=1), parts).for_image_size(8), digits)
+
+
+def test_a_generated_vector_at_full_rank_is_the_encoder_s(with_token, digits):
+    images, x, labels = own(with_token.codec, digits, 20)
+    found = generated_features(with_token.codec, x)
+    encoder = with_token.codec.representations["z"].encoder
+    for name, expected in (("z", encoder.pooled(images)), ("token", encoder.class_token(images))):
+        # float16 in the cache, relative to the largest feature
+        torch.testing.assert_close(found[name][:, :, 0, 0], expected, rtol=0, atol=2e-3)
+    space = EncoderSpace(with_token.codec, "token", images[:1])
+    assert space.grid == (1, 1) and not space.off_grid(z_of(with_token.codec, x)).any()
+
+
+def test_a_perfect_vector_agrees_with_its_image_and_is_probed(with_token, digits, held_out):
+    images, x, labels = own(with_token.codec, digits, 60)
+    entries = {
+        e["metric"]: e for e in representation_metrics(with_token, InMemory(images, x, labels), digits, held_out)
+    }
+    entry = entries["representation_agreement_z"]
+    assert entry["value"] == pytest.approx(1, abs=1e-3) and entry["ceiling"] == pytest.approx(entry["value"])
+    assert np.shape(entry["per_token"]) == (1, 1) and entry["off_grid"] == 0
+    assert {"linear_probe_generated_token", "knn_from_generated_z"} < set(entries)
+
+
+def test_the_picture_shows_the_training_images_nearest_to_a_generated_vector(with_token, digits):
+    images, x, labels = own(with_token.codec, digits, 30)
+    order = labels.argsort(stable=True)
+    drawn = InMemory(images[order].roll(1, 0), x[order], labels[order])  # other images than those of the vectors
+    picture = np.asarray(representation_picture(with_token, drawn, digits, rows=1, num_candidates=len(digits)))
+    vectors = with_token.codec.representations["z"].encoder.pooled(digits.batch(range(len(digits)))["images"]).double()
+    centred = functional.normalize(vectors - with_token.codec.representations["z"].reducer.mean.double(), dim=1)
+    for column in range(10):
+        first = int((labels[order] == column).nonzero()[0])
+        nearest = (centred @ centred[order[first]]).topk(3).indices.tolist()
+        left, top = 4 + column * 68, 22 + 12
+        rows = [picture[top + 65 * row :][:64, left : left + 64][::8, ::8, 0] for row in range(4)]
+        assert np.array_equal(rows[0], drawn.drawn.images[first, 0].numpy())
+        assert np.array_equal(rows[1], digits.batch([nearest[0]])["images"][0, 0].numpy())
+    without = representation_picture(with_token, drawn, rows=1)
+    assert without.size[1] == 22 + 65 + 4 + 12 and picture.shape[0] == 22 + 7 * 65 + 4 + 12

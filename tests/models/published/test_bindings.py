@@ -1,9 +1,14 @@
-"""SiT, DiT or REPA: what a file says of itself, and what has to be passed."""
+"""Frameworks: what a file says of itself, and what has to be passed."""
 
 import pytest
 
-from redi.models.published.bindings import FRAMEWORKS, choose_framework, model_bindings, process_bindings
+from redi import convert
+from redi.models.published.bindings import choose_framework, model_bindings, process_bindings
+from redi.models.published.dit_dh import DiTDH
 from redi.models.published.layout import Layout
+from redi.models.published.lightningdit import SFD, LightningDiT
+from redi.models.published.parse import LAYOUTS
+from redi.models.published.reg import REGLayout
 
 
 def layout(**changes) -> Layout:
@@ -12,6 +17,7 @@ def layout(**changes) -> Layout:
 
 
 PLAIN, REPA = layout(), layout(projectors=("projectors.0.",))
+FRAMEWORKS = PLAIN.frameworks
 
 
 @pytest.mark.parametrize(
@@ -31,6 +37,40 @@ def test_the_file_decides_where_it_says_it(args, of, expected):
     for other in set(FRAMEWORKS) - {expected}:
         with pytest.raises(ValueError, match=f"--framework={other}: must be {expected} for this checkpoint: it"):
             choose_framework(of, args, other)
+
+
+@pytest.mark.parametrize(("c", "framework"), [(4, "reg"), (20, "reglue")])
+def test_a_class_token_says_the_framework(c, framework):
+    sizes = {"width": 32, "depth": 12, "patch_size": 2, "patch_grid": (4, 4), "num_classes": 5, "mlp_hidden": 128}
+    of = REGLayout(**sizes, in_channels=c, out_channels=c)
+    assert choose_framework(of, {"model": "SiT-XL/2"}, None) == (framework, "it holds wg_norm.weight")
+    with pytest.raises(ValueError, match=f"--framework=sit: must be {framework} for this checkpoint: it holds wg_norm"):
+        choose_framework(of, {}, "sit")
+    bindings = ["JointObjective.process = @processes.FlowMatching()", "FlowMatching.reversed = True"]
+    assert process_bindings(of, framework, {"path_type": "linear", "prediction": "v"})[:2] == bindings
+
+
+@pytest.mark.parametrize(("kind", "framework"), [(LightningDiT, "lightningdit"), (SFD, "sfd"), (DiTDH, "dit-dh")])
+def test_modern_layouts_say_the_framework(kind, framework):
+    sizes = {"width": 32, "depth": 2, "patch_size": 1, "patch_grid": (4, 4), "num_classes": 5, "mlp_hidden": 85}
+    of, args = kind(**sizes, in_channels=40, out_channels=40), {"transport": {"prediction": "velocity"}}
+    assert choose_framework(of, args, None) == (framework, f"it holds {kind.mark}")
+    with pytest.raises(ValueError, match=f"--framework=sit: must be {framework} for this checkpoint: it holds"):
+        choose_framework(of, args, "sit")
+    bindings = process_bindings(of, framework, args)
+    assert (
+        f"FlowMatching.reversed = {framework == 'dit-dh'}" in bindings
+    ) and "FlowMatching.prediction = 'velocity'" in bindings
+    assert ("Lead.offset = 0.3" in bindings) == (framework == "sfd")
+    with pytest.raises(ValueError, match="path_type = 'spiral'"):
+        process_bindings(of, framework, {"transport": {"path_type": "spiral"}})
+    assert "DiffusionTransformer.block = @blocks.Modern" in model_bindings(of, {}, 2)
+    assert "Modern.qk_norm = False" in model_bindings(of, {}, 2)
+
+
+def test_the_program_knows_every_framework():
+    names = [name for kind in LAYOUTS for c in (4, 20) for name in kind(32, 2, 1, c, c, (4, 4), 5, 128).frameworks]
+    assert set(convert.FRAMEWORKS) == set(names)
 
 
 def test_a_file_without_settings_needs_the_flag():

@@ -13,7 +13,8 @@ from torch import Tensor
 from redi.fusion import sincos_positions
 from redi.models.autoencoders import StableVAE
 from redi.models.published.file import read_published
-from redi.models.published.layout import Layout, published_shapes
+from redi.models.published.layout import Layout
+from redi.models.published.parse import published_shapes
 from redi.models.published.weights import from_published
 
 State = dict[str, Tensor]

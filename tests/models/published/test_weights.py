@@ -11,7 +11,8 @@ from redi.core.processes import DDPM, FlowMatching
 from redi.core.samplers import Ancestral, Euler, EulerMaruyama, ImageNoise
 from redi.fusion import Separate
 from redi.guidance import ClassifierFree, RepresentationGuidance, guided
-from redi.models.published.layout import Layout, parse_layout, published_shapes
+from redi.models.published.layout import Layout
+from redi.models.published.parse import parse_layout, published_shapes
 from redi.models.published.weights import from_published, to_published
 from redi.models.transformer import DiffusionTransformer
 
@@ -223,7 +224,7 @@ def without(state, *names):
 
 
 BROKEN = [
-    (lambda s: without(s, "blocks.1.mlp.fc2.bias"), r"lacks blocks\.1\.mlp\.fc2\.bias: this is not the layout of DiT"),
+    (lambda s: without(s, "blocks.1.mlp.fc2.bias"), r"lacks blocks\.1\.mlp\.fc2\.bias: this is not a layout that can"),
     (lambda s: s | {"final_layer.linear.weight": torch.zeros(46, D)}, r"head has 46 rows for 2x2 patches of 12"),
     (
         lambda s: s | {"final_layer.linear.weight": torch.zeros(4 * 36, D)},
@@ -233,12 +234,12 @@ BROKEN = [
         lambda s: s | {"blocks.1.attn.qkv.weight": torch.zeros(3 * 40, D)},
         r"blocks\.1\.attn\.qkv\.weight \(120, 48\) inst",
     ),
-    (lambda s: s | {"pos_embed": torch.zeros(1, 16, D)}, r"pos_embed differs by up to 1 from DiT's fixed 2-D sin-cos"),
+    (lambda s: s | {"pos_embed": torch.zeros(1, 16, D)}, r"pos_embed differs by up to 1 from the fixed table of DiT"),
     (lambda s: s | {"pos_embed": torch.zeros(1, 20, D)}, "20 positions: must be a square"),
     (lambda s: rename(s, "blocks.", "transformer_blocks."), "lacks blocks.0.*looks like a transformer of diffusers"),
     (lambda s: s | {"decoder_embed.weight": torch.zeros(2)}, "holds decoder_embed.weight, which no .*masked variant"),
-    (lambda s: rename(s, "mlp.fc1", "mlp.w12"), r"lacks blocks\.0\.mlp\.fc1.*looks like LightningDiT"),
-    (lambda s: s | {"blocks.0.norm1.weight": torch.zeros(D)}, "norm1.weight, which no .*LightningDiT"),
+    (lambda s: rename(s, "mlp.fc1", "mlp.w12"), r"lacks blocks\.0\.norm1\.weight.*looks like LightningDiT with other"),
+    (lambda s: s | {"blocks.0.norm1.weight": torch.zeros(D)}, "norm1.weight, which no DiT or SiT .*learned norms"),
     (lambda s: s | {"projector.0.weight": torch.zeros(8, D)}, "lacks projector.0.bias, .* and 2 more"),
     (lambda s: {"fusion.embeddings.image.weight": torch.zeros(1)}, "this library's own model: open .* redi.load"),
     (lambda s: {"encoder.conv_in.weight": torch.zeros(1)}, "looks like an autoencoder"),
