@@ -52,12 +52,14 @@ def import_checkpoint(
     with config.isolated():
         framework, reason, grid = _configure(file, framework, gin_files, gin_bindings)
         codec = config.bound("train.codec") or JointCodec()
-        _check_statistics(codec)
+        image_size = parse_layout(file.state(), grid).grid[0] * codec.autoencoder.downsample
+        _check_statistics(codec, image_size)
         _take_pca(codec, pca)
-        codec.for_image_size(parse_layout(file.state(), grid).grid[0] * codec.autoencoder.downsample)
+        codec.for_image_size(image_size)
         both = _take_weights(file, codec, grid)
         text = config.full_text()
-    leftovers = {f"{which}/{name}": t for which, imported in both.items() for name, t in imported.leftovers.items()}
+    # Copied, because both are one tensor in a file with averages alone, and safetensors refuses shared memory.
+    leftovers = {f"{which}/{name}": t.clone() for which, weights in both.items() for name, t in weights.leftovers.items()}
     tensors = {which: imported.state for which, imported in both.items()}
     tensors |= {"codec": codec.learned_state(), "colours": _colours(codec), "leftovers": leftovers}
     digest = sha256(file.path) if len(file.files) == 1 else {part.name: sha256(part) for part in file.files}
@@ -66,7 +68,6 @@ def import_checkpoint(
         "evidence": [reason], "dtypes": {which: imported.dtypes for which, imported in both.items()},
     }  # fmt: skip
     arguments = both["ema"].runtime | {"channels": codec.channels.record()}
-    image_size = both["ema"].layout.grid[0] * codec.autoencoder.downsample
     record = {"model_arguments": arguments, "image_size": image_size, "published": published}
     folder = save_checkpoint(run_dir, step or 0, tensors, record, keep=Retention(1))
     trusted_imports.write(run_dir / "config.gin", text)
@@ -144,13 +145,17 @@ def _take_weights(file: PublishedFile, codec: JointCodec, grid: tuple[int, int] 
     return both
 
 
-def _check_statistics(codec: JointCodec) -> None:
-    statistics = codec.autoencoder.statistics
-    if statistics is not None and not statistics.fitted:
+def _check_statistics(codec: JointCodec, image_size: int) -> None:
+    statistics = codec.statistics
+    if statistics is None:
+        return
+    if not statistics.fitted:
         raise ValueError(
             "LatentStatistics.path = None: must be the file of the statistics that normalised the latents in training, "
             "because checkpoints do not contain them; it is published with the latents or the autoencoder"
         )
+    statistics.load()
+    codec.grid(image_size)  # refuses statistics of other channels or another grid
 
 
 def _take_pca(codec: JointCodec, pca: str | Path | None) -> None:

@@ -66,6 +66,10 @@ def test_lightningdit_is_opened_and_drawn_by_its_own_sampler(tmp_path, vae):
     with pytest.raises(ValueError, match=r"LatentStatistics.path = None: must be the file of the statistics"):
         needs = ["StableVAE.statistics = @LatentStatistics()"]
         convert.import_checkpoint(tmp_path / "x.pt", tmp_path / "run", gin_bindings=bindings + needs)
+    torch.save({"mean": torch.zeros(16), "std": torch.ones(16)}, tmp_path / "of_16.pt")
+    with pytest.raises(ValueError, match=r"of_16.pt' has the shape \(16, 1, 1\), but the latents are \(32, 4, 4\)"):
+        needs.append(f"LatentStatistics.path = '{tmp_path / 'of_16.pt'}'")
+        convert.import_checkpoint(tmp_path / "x.pt", tmp_path / "run", gin_bindings=bindings + needs)
     convert.import_checkpoint(tmp_path / "x.pt", tmp_path / "run", step=80_000, gin_bindings=bindings)
     run = redi.load(tmp_path / "run", device="cpu")
     assert run.image_size == 64 and run.codec.channels == {"image": 32} and not run.process.reversed
@@ -100,6 +104,8 @@ def test_sfd_is_a_run_with_its_clock(tmp_path):
 
 def test_dit_dh_is_a_run_whose_time_is_that_of_the_noise(tmp_path):
     states = published_file(tmp_path / "x.pt", DiTDH, 3, head_width=64, head_num_heads=2)
+    states["model"] = states["ema"]
+    torch.save({"ema": states["ema"]}, tmp_path / "x.pt")  # averages alone
     (tmp_path / "mine.gin").write_text(PIXELS)
     convert.import_checkpoint(tmp_path / "x.pt", tmp_path / "run", gin_files=[str(tmp_path / "mine.gin")])
     run = redi.load(tmp_path / "run", device="cpu")
