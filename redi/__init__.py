@@ -21,6 +21,7 @@ NAMES = {
     "evaluation.monitor": "Monitor",
     "evaluation.queries": "query_model=query",
     "evaluation.samples.sample": "draw_samples=sample",
+    "models.autoencoders.statistics": "LatentStatistics",
     "models.codec": "JointCodec Representation",
     "models.interface": "Model build_model",
     "models.published.file": "read_published",

@@ -291,7 +291,7 @@ class JointCodec(nn.Module):
                 yield name, "encoder", representation.encoder
             yield name, "reducer", representation.reducer
         yield from ((name, "encoder", e) for name, e in self.alignments.items() if e.learns_from_data)
-        if self.statistics is not None and self.statistics.learns_from_data and not for_cache:
+        if self.statistics is not None and self.statistics.in_checkpoints and not for_cache:
             yield "image", "statistics", self.statistics
 
     def provenance(self) -> dict:

@@ -129,6 +129,9 @@ def open_run(
     arguments = record["model_arguments"] | {"channels": Channels(**record["model_arguments"]["channels"])}
     channels, num_classes = arguments["channels"], arguments["num_classes"]
     codec.for_image_size(record["image_size"]).load_learned_state(tensors["codec"])
+    if codec.channels != channels:
+        advice = "bind the weights of the autoencoder that it was trained with"
+        raise ValueError(f"{folder} was trained with {channels}, but the codec has {codec.channels}: {advice}")
     build, stored = model or DiffusionTransformer, dict(tensors.get("model", {})) | dict(tensors["ema"])
     try:
         # First on the meta device: an untrusted configuration could request any amount of memory.

@@ -93,7 +93,7 @@ def find_weights_file(path: Path) -> Path:
     """Return `path`; for a folder, return its index of shards or its only weights file. Raises ValueError."""
     if not path.is_dir():
         if not path.exists():
-            raise ValueError("is not a file or folder")
+            raise ValueError("is not a file or folder: download it, or correct the path")
         return path
     files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
     indices = sorted(path.glob(f"*{INDEX}"), key=lambda index: ".safetensors" not in index.name)

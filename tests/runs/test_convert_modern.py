@@ -85,6 +85,22 @@ def test_lightningdit_is_opened_and_drawn_by_its_own_sampler(tmp_path, vae):
     assert (tmp_path / "run" / "samples.png").exists() and exported(tmp_path / "run", states)
 
 
+def test_a_run_holds_its_statistics_and_refuses_another_autoencoder(tmp_path, vae):
+    published_file(tmp_path / "x.pt", LightningDiT, 32)
+    statistics, path = {"mean": torch.randn(32), "std": torch.rand(32) + 1}, tmp_path / "stats.pt"
+    torch.save(statistics, path)
+    autoencoder = ["JointCodec.autoencoder = @autoencoders.StableVAE()", f"StableVAE.weights = '{vae}'"]
+    autoencoder += ["StableVAE.statistics = @LatentStatistics()", f"LatentStatistics.path = '{path}'"]
+    convert.import_checkpoint(tmp_path / "x.pt", tmp_path / "run", gin_bindings=autoencoder)
+    path.unlink()
+    loaded = redi.load(tmp_path / "run", device="cpu").codec.statistics
+    assert torch.equal(loaded.mean[:, 0, 0], statistics["mean"]) and torch.equal(loaded.std[:, 0, 0], statistics["std"])
+    with pytest.raises(ValueError, match=r"was trained with Channels\(image=32\), but the codec has .*image=48"):
+        other = ["JointCodec.autoencoder = @autoencoders.Folded()", "Folded.factor = 4"]
+        other += ["Folded.statistics = @LatentStatistics()"]
+        redi.load(tmp_path / "run", device="cpu", gin_bindings=other)
+
+
 def test_sfd_is_a_run_with_its_clock(tmp_path):
     reducer = redi.reducers.PCA(rank=2)
     reducer.fit([torch.randn(2, 768, 4, 4)])

@@ -67,6 +67,8 @@ class Flux2VAE(PretrainedAutoencoder):
 class _BatchNormStatistics(LatentStatistics):
     """The running statistics of the batch norm in the weights file, which `read` reads at first use."""
 
+    in_checkpoints = False
+
     def __init__(self, read: Callable[[], tuple[Path, dict[str, Tensor]]], eps: float):
         super().__init__("the weights", rule="variance", eps=eps)
         self.read = read

@@ -29,7 +29,7 @@ class LatentStatistics(nn.Module):
 
     Args:
         path: .pt or .safetensors file with std, latents_scale (1 / std) or var, and with mean or latents_bias (0 if it
-            is None or missing). Without a path, `prepare` fits the statistics, and checkpoints store them.
+            is None or missing). Without a path, `prepare` fits the statistics. Checkpoints store them.
         rule: 'std' takes std or 1 / latents_scale of the file, plus eps; 'variance' takes sqrt(var + eps).
         sha256: expected SHA-256 of the file.
         per: what `prepare` fits, one value per 'channel' or per 'position' in each channel.
@@ -44,6 +44,7 @@ class LatentStatistics(nn.Module):
 
     mean: Tensor
     std: Tensor
+    in_checkpoints = True  # False: the weights file of the autoencoder holds them
 
     def __init__(
         self, path: str | None = None, *, rule: Literal["std", "variance"] = "std", eps: float = 0.0,
@@ -56,7 +57,7 @@ class LatentStatistics(nn.Module):
         check_number("LatentStatistics.eps", eps, 0, whole=False)
         check_number("LatentStatistics.num_images", num_images, 2)
         self.path, self.rule, self.eps, self.sha256 = path, rule, eps, sha256
-        self.per, self.num_images, self.learns_from_data = per, num_images, path is None
+        self.per, self.num_images = per, num_images
         self.source = "the fitted statistics" if path is None else f"LatentStatistics.path = {path!r}"
         for name in ("mean", "std"):  # empty until they are read or fitted
             self.register_buffer(name, torch.empty(0))
@@ -69,7 +70,7 @@ class LatentStatistics(nn.Module):
     ) -> "LatentStatistics":
         """Return statistics with this mean, and this std or variance, as the `rule` says."""
         statistics = cls(rule=rule, eps=eps)
-        statistics.learns_from_data, statistics.source = False, "LatentStatistics.of"
+        statistics.source = "LatentStatistics.of"
         statistics._set(torch.as_tensor(mean), torch.as_tensor(spread))
         return statistics
 
@@ -103,7 +104,7 @@ class LatentStatistics(nn.Module):
             if len(stored) and any(a not in (1, b) for a, b in zip(stored.shape, shape, strict=True)):
                 what = f"{self.source} has the shape {tuple(stored.shape)}, but the latents are {shape}"
                 raise ValueError(
-                    f"{what}: use statistics of this autoencoder and image size, or unbind path to fit them"
+                    f"{what}: use statistics of this autoencoder and image size, or fit them: unbind path"
                 )
 
     @contextlib.contextmanager
