@@ -10,10 +10,7 @@ from redi.evaluation.representation.encoder_space import EncoderSpace
 from redi.sampling.labels import captions
 from redi.sampling.pictures import class_ordered, num_columns, thumbnails, tile
 
-LEGEND = (
-    "image; per representation: encoder features of the image, generated features, "
-    "their agreement (white: cosine 1, black: 0 or below)"
-)
+LEGEND = "image; per representation: features of the image, generated features, cosine (white 1, black at most 0)"
 NEAREST = "; per vector: nearest training images"
 NUM_NEAREST = 3
 
