@@ -59,7 +59,7 @@ def import_checkpoint(
         both = _take_weights(file, codec, grid)
         text = config.full_text()
     # Copied, because both are one tensor in a file with averages alone, and safetensors refuses shared memory.
-    leftovers = {f"{which}/{name}": t.clone() for which, weights in both.items() for name, t in weights.leftovers.items()}
+    leftovers = {f"{which}/{name}": t.clone() for which, part in both.items() for name, t in part.leftovers.items()}
     tensors = {which: imported.state for which, imported in both.items()}
     tensors |= {"codec": codec.learned_state(), "colours": _colours(codec), "leftovers": leftovers}
     digest = sha256(file.path) if len(file.files) == 1 else {part.name: sha256(part) for part in file.files}

@@ -10,7 +10,7 @@ from redi.evaluation.representation.encoder_space import EncoderSpace
 from redi.sampling.labels import captions
 from redi.sampling.pictures import class_ordered, num_columns, thumbnails, tile
 
-LEGEND = "image; per representation: features of the image, generated features, cosine (white 1, black at most 0)"
+LEGEND = "image; per representation: features of the image, generated features, black to white: cosine 0 to cosine 1"
 NEAREST = "; per vector: nearest training images"
 NUM_NEAREST = 3
 

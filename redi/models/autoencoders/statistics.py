@@ -103,9 +103,7 @@ class LatentStatistics(nn.Module):
         for stored in (self.mean, self.std):
             if len(stored) and any(a not in (1, b) for a, b in zip(stored.shape, shape, strict=True)):
                 what = f"{self.source} has the shape {tuple(stored.shape)}, but the latents are {shape}"
-                raise ValueError(
-                    f"{what}: use statistics of this autoencoder and image size, or fit them: unbind path"
-                )
+                raise ValueError(f"{what}: use statistics of this autoencoder and image size, or fit them: unbind path")
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator["LatentMoments"]:
