@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from redi.models.published.file import read_published
 from redi.runtime.checksums import tensors_sha256
 from redi.runtime.device import matmul_precision
+from redi.runtime.ranges import check_choice
 
 _in_bfloat16: ContextVar[bool] = ContextVar("in_bfloat16", default=False)  # applies to all pretrained networks
 
@@ -86,8 +87,7 @@ class PretrainedNetwork(nn.Module, ABC):
 
     def __init__(self, *, weights: str | None, weights_sha256: str | None, precision: str):
         super().__init__()
-        if precision not in ("float32", "bfloat16"):
-            raise ValueError(f"{self._binding('precision')} = {precision!r}: must be 'float32' or 'bfloat16'")
+        check_choice(self._binding("precision"), precision, ("float32", "bfloat16"))
         self.weights, self.weights_sha256, self.precision = weights, weights_sha256, precision
         self.register_buffer("anchor", torch.empty(0), persistent=False)  # its device is the device of the network
         object.__setattr__(self, "_network", None)  # nn.Module would make it a submodule

@@ -88,9 +88,9 @@ def test_a_vector_longer_than_the_model_is_wide_is_pointed_out(tiny_gin, tmp_pat
 
 
 TRAINING = {
-    "an unknown precision": ("train.precision = 'bf16'", "train.precision = 'bf16' must be 'auto', 'float32', 'tf32'"),
+    "an unknown precision": ("train.precision = 'bf16'", "train.precision = 'bf16': must be 'auto', 'float32', 'tf32'"),
     "an unknown order": ("train.shuffle = 'some'", "train.shuffle = 'some' must be 'global' or 'shards'"),
-    "compiled by half": ("train.compile = 'half'", "train.compile = 'half' must be 'auto', True or False"),
+    "compiled by half": ("train.compile = 'half'", "train.compile = 'half': must be 'auto', True or False"),
     "steps in words": ("train.num_steps = 'many'", "train.num_steps = 'many': must be an integer"),
     "a part of a step": ("train.num_steps = 1.5", "train.num_steps = 1.5: must be an integer"),
     "a turned gradient": ("train.max_grad_norm = -1", "train.max_grad_norm = -1 must be a finite number of at least 0"),

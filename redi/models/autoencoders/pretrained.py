@@ -19,6 +19,7 @@ from redi.models.published.file import fit_names, read_published
 from redi.runtime.checksums import tensors_sha256
 from redi.runtime.hub_files import cached_hub_file, find_hub_file
 from redi.runtime.paths import local_path
+from redi.runtime.ranges import check_choice
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +70,7 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
             raise ValueError(f"{self._binding('scale')} = {scale}: must be positive")
         if batch_size < 1:
             raise ValueError(f"{self._binding('batch_size')} = {batch_size}: must be at least 1")
-        if uint8_rule not in ("round", "truncate"):
-            raise ValueError(f"{self._binding('uint8_rule')} = {uint8_rule!r}: must be 'round' or 'truncate'")
+        check_choice(self._binding("uint8_rule"), uint8_rule, ("round", "truncate"))
         self.scale, self.shift, self.batch_size, self.uint8_rule = scale, shift, batch_size, uint8_rule
         self.statistics = self._check_statistics(statistics)
         self.config = self._read_config()

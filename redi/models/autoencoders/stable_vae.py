@@ -11,6 +11,7 @@ from torch import Tensor
 from redi.models.autoencoders import register
 from redi.models.autoencoders.pretrained import PretrainedAutoencoder
 from redi.models.autoencoders.statistics import LatentStatistics
+from redi.runtime.ranges import check_choice
 
 # config.json of the hub repositories in `known_configs`, without entries that equal the defaults of diffusers.
 SD_VAE = {
@@ -51,8 +52,7 @@ class StableVAE(PretrainedAutoencoder):
         precision: Literal["float32", "bfloat16"] = "float32", uint8_rule: Literal["round", "truncate"] = "round",
         statistics: LatentStatistics | None = None,
     ):  # fmt: skip
-        if posterior not in ("sample", "mean", "frozen"):
-            raise ValueError(f"{self._binding('posterior')} = {posterior!r}: must be 'sample', 'mean' or 'frozen'")
+        check_choice(self._binding("posterior"), posterior, ("sample", "mean", "frozen"))
         super().__init__(
             weights=weights, weights_sha256=weights_sha256, scale=scale, shift=shift, batch_size=batch_size,
             precision=precision, uint8_rule=uint8_rule, statistics=statistics,

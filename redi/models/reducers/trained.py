@@ -14,6 +14,7 @@ from redi.models.reducers import Reducer
 from redi.models.reducers.moments import Moments, require_finite
 from redi.models.reducers.pca import PCA
 from redi.runtime.progress import progress
+from redi.runtime.ranges import check_choice
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +73,7 @@ class TrainedReducer(Reducer):
                 raise ValueError(f"{name}.{argument} = {value}: must be at least 1")
         if max_images < 2:
             raise ValueError(f"{name}.max_images = {max_images}: must be at least 2, to train and to test")
-        if scale not in ("unit_rms", "raw"):
-            raise ValueError(f"{name}.scale = {scale!r}: must be 'unit_rms' or 'raw'")
+        check_choice(f"{name}.scale", scale, ("unit_rms", "raw"))
         self.hidden, self.num_steps, self.batch_size = hidden, num_steps, batch_size
         self.learning_rate, self.max_images, self.seed = learning_rate, max_images, seed
         self.patience, self.scale = patience, str(scale)  # "statistics": of a published code, see `Compressor`
