@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -35,14 +34,19 @@ def networks_in(precision: str) -> Iterator[None]:
 
 
 def with_defaults(method: Any, first: object, **others: object) -> Callable:
-    """Return a copy of a method with other defaults for its first argument and its keywords."""
-    copy = FunctionType(method.__code__, method.__globals__, method.__name__, (first,), method.__closure__)
-    copy.__kwdefaults__ = (method.__kwdefaults__ or {}) | others
-    copy.__annotations__ = method.__annotations__
-    if hasattr(method, "__signature__"):
-        itself, size, *keywords = method.__signature__.parameters.values()
-        copy.__signature__ = inspect.Signature([itself, size.replace(default=first), *keywords])  # type: ignore[attr-defined]
-    return copy
+    """Return a method like this one, with other defaults for its first argument and its keywords."""
+    itself, *parameters = inspect.signature(method).parameters.values()
+    defaults = {parameters[0].name: first} | others
+    parameters = [one.replace(default=defaults.get(one.name, one.default)) for one in parameters]
+    signature = inspect.Signature([itself, *parameters])
+
+    def call(*args: Any, **settings: Any) -> Any:
+        bound = signature.bind(*args, **settings)
+        bound.apply_defaults()
+        return method(*bound.args, **bound.kwargs)
+
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    return call
 
 
 def with_keywords_of(target: Callable) -> Callable:
