@@ -41,8 +41,10 @@ class Layout:
     projectors: tuple[str, ...] = ()  # prefixes, see `projector_prefixes`
     projector_width: int = 0
     num_heads: int | None = None  # if the shapes determine it
+    head_depth: int = 0  # blocks of a wide head
 
     title: ClassVar[str] = "DiT or SiT"
+    frameworks: ClassVar[tuple[str, ...]] = ("sit", "dit", "repa")  # values of --framework for this layout
     block: ClassVar[type[Block]] = AdaLN
     mark: ClassVar[str] = "blocks.0.mlp.fc1.weight"  # the tensor that identifies the layout
     other_marks: ClassVar[tuple[str, ...]] = ()  # tensors that identify a file without the mark, which is then missed
@@ -101,7 +103,7 @@ class Layout:
     @property
     def num_blocks(self) -> int:
         """Number of blocks, including those of a wide head."""
-        return self.depth
+        return self.depth + self.head_depth
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -118,11 +120,6 @@ class Layout:
             f"the checkpoint has {self.in_channels} input channels, not 4 latents and up to 64 DINOv2 components: name "
             "the groups with channels=, or in a gin file whose codec has these groups"
         )
-
-    @property
-    def frameworks(self) -> tuple[str, ...]:
-        """The frameworks whose models have this layout: the values of --framework."""
-        return "sit", "dit", "repa"
 
     def bindings(self) -> list[str]:
         """Return the bindings of data and features that the shapes determine, in addition to configuration files."""
@@ -199,23 +196,21 @@ class Layout:
 
         Patch embeddings, whose stem here ends in 'embeddings', and heads, 'heads', hold all channels.
         """
-        stems = [(f"blocks.{i}", pair) for i in range(depth) for pair in cls.in_block.items()]
-        blocks = {f"{block}.{name}": f"{block}.{ours}" for block, (name, ours) in stems}
-        return cls.before_blocks(channels) | blocks | cls.after_blocks(channels)
+        stems = cls.stems(channels)
+        pairs = [(f"blocks.{i}", pair) for i in range(depth) for pair in cls.in_block.items()]
+        blocks = {f"{block}.{name}": f"{block}.{ours}" for block, (name, ours) in pairs}
+        final = {name: stems.pop(name) for name in [*stems] if name.startswith("final_layer.")}
+        return stems | blocks | final
 
     @classmethod
-    def before_blocks(cls, channels: Channels) -> dict[str, str]:
-        """Return the first entries of `names`."""
+    def stems(cls, channels: Channels) -> dict[str, str]:
+        """Return the entries of `names` outside of blocks. The blocks come before the final layer."""
         return {
             "x_embedder.proj": "fusion.embeddings",
             "t_embedder.mlp.0": "timestep_embedding.mlp.0", "t_embedder.mlp.2": "timestep_embedding.mlp.2",
             "y_embedder.embedding_table": "label_embedding",
+            "final_layer.linear": "fusion.heads", "final_layer.adaLN_modulation.1": "final_modulation.1",
         }  # fmt: skip
-
-    @classmethod
-    def after_blocks(cls, channels: Channels) -> dict[str, str]:
-        """Return the last entries of `names`."""
-        return {"final_layer.linear": "fusion.heads", "final_layer.adaLN_modulation.1": "final_modulation.1"}
 
     def tables(self) -> dict[str, Tensor]:
         """Return {published name: fixed table}, which this library computes."""
