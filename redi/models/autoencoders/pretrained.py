@@ -59,6 +59,7 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
     known_configs: ClassVar[Mapping[str, dict]]  # {hub id: config.json}, so that these need no file
     levels: ClassVar[tuple[str, int]]  # entry of the configuration with one value per level; default number of levels
     decisive: ClassVar[dict]  # entries that affect the output for the same weights, with diffusers' defaults
+    to_uint8: ClassVar[tuple[float, float, float]] = (127.5, 127.5, 128.0)  # factor; what to add to round, to truncate
 
     def __init__(
         self, weights: str, *, weights_sha256: str | None = None, scale: float, shift: float = 0.0, batch_size: int,
@@ -114,9 +115,12 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
         return latents / self.scale + self.shift if self.statistics is None else self.statistics.inverse(latents)
 
     def decode(self, latents: Tensor) -> Tensor:
+        factor, rounding, truncating = self.to_uint8
+
         def decode(part: Tensor) -> Tensor:
-            x = 127.5 * self.network.decode(self._raw(part.float())).sample.float()
-            return ((x + 127.5).round() if self.uint8_rule == "round" else x + 128).clamp(0, 255).to(torch.uint8)
+            x = factor * self.network.decode(self._raw(part.float())).sample.float()
+            x = (x + rounding).round() if self.uint8_rule == "round" else x + truncating
+            return x.clamp(0, 255).to(torch.uint8)
 
         return self._in_passes(decode, latents)
 
