@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from redi.models.autoencoders import Autoencoder
+from redi.models.autoencoders import Autoencoder, autoencoders
 from redi.models.autoencoders.statistics import LatentStatistics
 from redi.models.pretrained_network import PretrainedNetwork
 from redi.models.published.file import fit_names, read_published
@@ -28,10 +28,6 @@ WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 # Names of attention weights in diffusers: those in the published SD-VAE files, and today's.
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 OLD = re.compile(rf"(attentions\.\d+\.)({'|'.join(RENAMED)})(?=\.\w+$)")
-CLASSES = {
-    "AutoencoderKL": "StableVAE", "AutoencoderTiny": "TinyVAE", "AutoencoderKLFlux2": "Flux2VAE",
-    "AutoencoderRAE": "RAE",
-}  # fmt: skip
 
 
 class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
@@ -157,8 +153,8 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
             raise ValueError(f"{name}: {path} is not JSON: {error}") from None
         kind = config.get("_class_name") if isinstance(config, dict) else None
         if kind != self.diffusers_class:
-            cls = CLASSES.get(str(kind))
-            hint = f"set JointCodec.autoencoder = @autoencoders.{cls}()" if cls else "choose another autoencoder"
+            names = [name for name in autoencoders if getattr(autoencoders[name], "diffusers_class", None) == kind]
+            hint = f"set JointCodec.autoencoder = @autoencoders.{names[0]}()" if names else "choose another autoencoder"
             raise ValueError(f"{name}: {path} describes {kind}, not {self.diffusers_class}: {hint}")
         if config.get("in_channels", 3) != 3 or config.get("out_channels", 3) != 3:
             raise ValueError(f"{name}: {path} has other than 3 image channels: choose an autoencoder of RGB images")

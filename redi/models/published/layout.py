@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import isqrt
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from redi.core.channels import Channels
 from redi.fusion import sincos_positions
@@ -173,12 +173,8 @@ class Layout:
     @classmethod
     def of_model(cls, model: DiffusionTransformer) -> bool:
         """Whether this layout can hold a model."""
-        return cls.of_block(model.blocks[0]) and cls.of_times(model) and len(model.channels.vectors) == cls.num_vectors
-
-    @classmethod
-    def of_block(cls, block: nn.Module) -> bool:
-        """Whether this layout can hold this block."""
-        return isinstance(block, cls.block)
+        fits = isinstance(model.blocks[0], cls.block) and len(model.channels.vectors) == cls.num_vectors
+        return fits and cls.of_times(model)
 
     @classmethod
     def of_times(cls, model: DiffusionTransformer) -> bool:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from redi.core.channels import Channels
 from redi.models.blocks.modern import Modern, SwiGLU
@@ -77,8 +77,9 @@ class LightningDiT(Layout):
         return super().model_settings(num_heads) | {"block": partial(self.block, **self.block_settings())}
 
     @classmethod
-    def of_block(cls, block: nn.Module) -> bool:
-        return isinstance(block, Modern) and block.norm == "rms" and block.rotary and isinstance(block.mlp, SwiGLU)
+    def of_model(cls, model: DiffusionTransformer) -> bool:
+        block = model.blocks[0]
+        return super().of_model(model) and block.norm == "rms" and block.rotary and isinstance(block.mlp, SwiGLU)
 
     @classmethod
     def stems(cls, channels: Channels) -> dict[str, str]:
