@@ -74,8 +74,7 @@ def cosine_errors(
 
     Velocities are derivatives by a group's own time. One cosine over the state is called "image"; dropped
     representations and vectors, which have no positions, are no part of it. Over "groups", a vector has the cosine over
-    its numbers. A norm below 1e-3 counts as 1e-3: at a prediction of 0, where training starts,
-    the gradient would have no bound.
+    its numbers. A norm below 1e-3 counts as 1e-3: at the prediction 0 of a new model, the gradient would have no bound.
     """
     path, own = getattr(process, "process", process), process.own_time(t)  # the path inside Clocked
     pair = [path.velocity(values, x_t, own) for values in (prediction, path.target(x, noise, own))]

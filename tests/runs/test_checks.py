@@ -84,7 +84,7 @@ def test_a_vector_longer_than_the_model_is_wide_is_pointed_out(tiny_gin, tmp_pat
         caplog.clear()
         config.parse([tiny_gin], ["train.device = 'cpu'", *bindings, f"DiffusionTransformer.width = {width}"])
         prepare_run(Experiment(tmp_path))
-        assert ("domain_pooled packs 5 values into a token of width 4" in caplog.text) == warned
+        assert ("domain_pooled packs 5 values (a vector) into a width of 4" in caplog.text) == warned
 
 
 TRAINING = {
