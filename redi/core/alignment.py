@@ -13,6 +13,10 @@ from redi.core.resize import resized
 from redi.runtime.ranges import check_number
 
 Loss = Literal["cosine", "mse", "cosine+mse"]
+LOSSES = {
+    "cosine": lambda tokens, targets: -functional.cosine_similarity(tokens, targets, dim=-1),
+    "mse": lambda tokens, targets: (tokens - targets).square().mean(dim=-1),
+}
 Features = Tensor | Mapping[str, Tensor]  # of one encoder, or of several by name
 
 
@@ -110,12 +114,8 @@ def alignment_loss(
     targets = rearrange(features, "n e h w -> n (h w) e")
     if vectors:
         targets = torch.cat([*(vector[:, None].to(targets) for vector in vectors), targets], dim=1)
-    terms = []  # each (N, V + P)
-    if "cosine" in loss:
-        terms.append(-functional.cosine_similarity(projected, targets, dim=-1))
-    if "mse" in loss:
-        terms.append((projected - targets).square().mean(dim=-1))
-    tokens = terms[0] if len(terms) == 1 else (terms[0] + terms[1]) / 2
+    parts = [LOSSES[part](projected, targets) for part in loss.split("+")]  # each (N, V + P)
+    tokens = sum(parts[1:], parts[0]) / len(parts)
     return tokens.mean(dim=1) if per_sample else tokens.mean()
 
 
