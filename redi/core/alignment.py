@@ -62,8 +62,9 @@ class Alignment:
         """Raise ValueError if a vector cannot be a target, because the features have other widths E."""
         for name, length in self.vectors.items():
             if others := sorted({*widths} - {length}):
-                what = f"JointObjective.alignment_vectors = True: {name} has {length} numbers, features {others}"
-                raise ValueError(f"{what}: must be equal; keep all with reducers.Identity, or set it to False")
+                what = f"{name} has {length} numbers, JointCodec.alignment {others}: must be equal"
+                advice = "keep all with reducers.Identity, or set it to False"
+                raise ValueError(f"JointObjective.alignment_vectors = True: {what}; {advice}")
 
     def __call__(
         self, projected: Features, features: Features, per_sample: bool = False, vectors: Sequence[Tensor] = ()

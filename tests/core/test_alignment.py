@@ -218,7 +218,7 @@ def test_vectors_that_cannot_be_aligned_are_refused_before_the_first_step():
     )
     objective = JointObjective(channels=WITH_CLASS, num_classes=3, alignment_vectors=True)
     with pytest.raises(
-        ValueError, match=r"alignment_vectors = True: z_class has 6 numbers, features \[8\]: must be equal"
+        ValueError, match=r"alignment_vectors = True: z_class has 6 numbers, JointCodec.alignment \[8\]: must"
     ):
         objective.model_arguments(codec, SimpleNamespace(image_size=64, num_classes=3))
     with pytest.raises(ValueError, match=r"DiffusionTransformer cannot project vectors.*alignment_projector = 'mlp'"):
