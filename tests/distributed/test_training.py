@@ -88,7 +88,9 @@ def test_weights_averages_and_optimizer_end_alike(folder, one, other):
     found, expected = end(folder / other), end(folder / one)
     assert found.keys() == expected.keys()
     for group in expected:
-        torch.testing.assert_close(found[group], expected[group], **WEIGHTS)
+        # Muon makes all singular values of an update 1, and so enlarges the rounding of small ones.
+        tolerance = WEIGHTS | ({"atol": 1e-5} if "Muon" in one else {})
+        torch.testing.assert_close(found[group], expected[group], **tolerance)
     for name, tensor in found["optimizer"].items():
         if name.endswith("/step"):
             assert tensor == (2 if name.startswith("projector.") else 4), name  # its term ends at step 2

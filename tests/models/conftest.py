@@ -83,7 +83,8 @@ def random_state(model: str, **options) -> dict[str, Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         state = timm.create_model(model, **options).state_dict()
-        return {name: torch.randn_like(tensor) * 0.2 for name, tensor in state.items()}
+        noise = {name: 0.2 * torch.randn(tensor.shape).to(tensor.dtype) for name, tensor in state.items()}
+        return {name: 1 + tensor.abs() if name.endswith("running_var") else tensor for name, tensor in noise.items()}
 
 
 FAMILIES = {
@@ -92,6 +93,7 @@ FAMILIES = {
     "CLIP": ({"size": "tiny"}, "vit_tiny_patch16_clip_quickgelu_224.openai", ".bin"),
     "SigLIP2": ({"size": "tiny"}, "vit_tiny_patch16_siglip_256.v2_webli", ".safetensors"),
     "Timm": ({"model": "test_vit.r160_in1k"}, "test_vit.r160_in1k", ".pth"),
+    "EfficientNetLite": ({}, "tf_efficientnet_lite0.in1k", ".pth"),
     "Inception": ({}, "", ".pth"),
 }
 

@@ -64,7 +64,7 @@ def test_a_joint_model_begins_with_the_weights_of_lightningdit(tmp_path):
     warm_start(joint, publish(plain, tmp_path / "lightningdit.pt"))
     x, t, y = states(JOINT)
     assert torch.equal(joint(x, t, y)[:, :4], plain(x[:, :4], t, y))
-    with pytest.raises(ValueError, match="it lacks the weights"):
+    with pytest.raises(ValueError, match="its blocks are not those of the model"):
         warm_start(random_model(JOINT), tmp_path / "lightningdit.pt")
 
 
