@@ -96,10 +96,9 @@ class JointObjective:
         time_distributions.check(self.time_distribution, "JointObjective.time_distribution")
         self.label_dropout, self.representation_dropout = label_dropout, representation_dropout
         self.joint_dropout, self.dropout_rule = joint_dropout, dropout_rule
-        path = getattr(process, "process", process)  # the path inside Shifted
+        check_dropout(self.trained_with, dropout_rule, getattr(process, "process", process))  # the path inside Shifted
         process = Clocked(process, clock) if clock.separate else process
         self.time_distribution.check(process)
-        check_dropout(self.trained_with, dropout_rule, path)
         settings = alignment_end_step, alignment_normalisation, alignment_loss
         self.alignment = Alignment(alignment_weight, *settings, channels.vectors if alignment_vectors else None)
         self.variance_weight, self.inner_layer, self.inner_weight = variance_weight, inner_layer, inner_weight
@@ -168,11 +167,9 @@ class JointObjective:
         x_t = self.process.mix(x, noise, t)
         if self.dropout_rule == "paper":
             x_t = self.channels.mask(x_t, dropped)
-
-        inputs = (x_t, self.process.model_time(times), y)
-        asks = {"inner": True} if self.inner_layer else {}
+        asks: dict[str, object] = {"inner": True} if self.inner_layer else {}
         asks |= {} if alignment is None else {"align": "all" if targets else True}
-        outputs = model(*inputs, **asks)
+        outputs = model(x_t, self.process.model_time(times), y, **asks)
         prediction, *further = outputs if asks else [outputs]
         num_variances = sum(self.channels[name] for name in self.process.variance_groups)
         expected = (len(x), x.shape[1] + num_variances, *x.shape[2:])
@@ -198,8 +195,7 @@ class JointObjective:
         squared = self.channels.trim(self.process.error(prediction, x, noise, t).square())
         errors = self.channels.means(squared)
         bounds = self.process.variational_bound(prediction, x, x_t, t)
-        w = self.time_weight
-        weighted = errors if w is None else self.channels.means(squared * w(self.process, t))
+        weighted = errors if (w := self.time_weight) is None else self.channels.means(squared * w(self.process, t))
         losses = {name: means.of(name, error) for name, error in weighted.items()}
         loss = means.total(weighted)
         if bounds:
@@ -230,10 +226,9 @@ class JointObjective:
 
     def model_arguments(self, codec, dataset) -> dict:
         """Return the constructor arguments that a model needs for a codec and data set."""
-        arguments = {"channels": codec.channels, "grid": codec.grid(dataset.image_size)}
-        arguments["num_classes"] = dataset.num_classes
-        if self.process.variance_groups:
-            arguments["variance_groups"] = self.process.variance_groups
+        grid, groups = codec.grid(dataset.image_size), self.process.variance_groups
+        arguments = {"channels": codec.channels, "grid": grid, "num_classes": dataset.num_classes}
+        arguments |= {"variance_groups": groups} if groups else {}
         if dims := {name: encoder.dim for name, encoder in codec.alignments.items()}:
             arguments["alignment_dim"] = dims.get("alignment", dims)
             self.alignment.check_widths(dims.values())
