@@ -113,7 +113,7 @@ def check_training(
                     "reducer's rank or the patch size, or raise DiffusionTransformer.width (or head_width)",
                     what, number, note, width,
                 )  # fmt: skip
-    names = [f"JointObjective.alignment_{name}" for name in ("weight", "end_step", "normalisation")]
+    names = [f"JointObjective.alignment_{name}" for name in ("weight", "end_step", "normalisation", "loss", "vectors")]
     names += [f"DiffusionTransformer.alignment_{name}" for name in ("layer", "projector", "width")]
     unused = [name for name in names if config.is_bound(name)]
     if not codec.alignments and unused:

@@ -166,7 +166,7 @@ class LatentStatistics(nn.Module):
             others = {rule for rule, names in SPREADS.items() if set(names) & set(tensors)}
             advice = f"set LatentStatistics.rule = {others.pop()!r}" if others else "use a file of statistics"
             needed = f"{' or '.join(SPREADS[self.rule])}, which LatentStatistics.rule = {self.rule!r} needs"
-            raise ValueError(f"{self.source} holds {', '.join(map(str, entries)) or 'nothing'}, not {needed}: {advice}")
+            raise ValueError(f"{self.source} holds {', '.join(tensors) or 'no tensors'}, not {needed}: {advice}")
         spread = 1 / tensors[name].double() if name == "latents_scale" else tensors[name]
         return next((tensors[mean] for mean in MEANS if mean in tensors), torch.zeros(())), spread
 

@@ -36,6 +36,10 @@ class DiTDH(LightningDiT):
     rotary: ClassVar[Mapping[str, str]] = {"enc_feat_rope": "", "dec_feat_rope": "head_"}
 
     @classmethod
+    def anchors(cls) -> dict[str, int]:
+        return super().anchors() | {"t_embedder.W": 1}
+
+    @classmethod
     def options(cls, state: Mapping[str, Tensor], fields: dict) -> dict[str, Any]:
         head_width, blocks = size_of(state, "x_embedder.proj.weight"), fields["depth"]
         wide = [i for i in range(blocks) if size_of(state, f"blocks.{i}.attn.qkv.weight", dim=1) == head_width]

@@ -236,6 +236,6 @@ def _patch_grid(
             raise ValueError(f"the checkpoint has {tokens} positions: must be a square number; {SPECIFICATION}")
         return isqrt(tokens), isqrt(tokens)
     if grid is None:
-        advice = "pass grid=(32, 32) for 256 pixels, (64, 64) for 512"
+        advice = "pass grid=(32, 32) for 256 pixels and an autoencoder of 1/8"
         raise ValueError(f"the checkpoint has no pos_embed, so its image size is unknown: {advice}")
     return grid[0] // patch_size, grid[1] // patch_size

@@ -31,6 +31,7 @@ class REGLayout(Layout):
     mark: ClassVar[str] = "wg_norm.weight"
     other_marks: ClassVar[tuple[str, ...]] = ("cls_projectors2.weight", "final_layer.linear_cls.weight")
     num_vectors: ClassVar[int] = 1
+    projector: ClassVar[str] = "projectors.0."
 
     @classmethod
     def anchors(cls) -> dict[str, int]:
