@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from redi.core.resize import resized
-from redi.runtime.ranges import check_number
+from redi.runtime.ranges import check_choice, check_number
 
 Loss = Literal["cosine", "mse", "cosine+mse"]
 LOSSES = {
@@ -46,8 +46,7 @@ class Alignment:
         if normalisation is not None and not 0 <= normalisation <= 1:
             allowed = "must be in [0, 1], or None for features as they are"
             raise ValueError(f"JointObjective.alignment_normalisation = {normalisation}: {allowed}")
-        if loss not in get_args(Loss):
-            raise ValueError(f"JointObjective.alignment_loss = {loss!r}: must be 'cosine', 'mse' or 'cosine+mse'")
+        check_choice("JointObjective.alignment_loss", loss, get_args(Loss))
         if vectors is not None and not vectors:
             what = "must be False, because no representation of the codec is a vector; bind Representation.vector"
             raise ValueError(f"JointObjective.alignment_vectors = True: {what}")
@@ -76,12 +75,8 @@ class Alignment:
         `alignment_loss`.
         """
         tokens, targets = (v if isinstance(v, Mapping) else {"alignment": v} for v in (projected, features))
-        losses = {
-            name: alignment_loss(
-                tokens[name].float(), target.float(), per_sample, self.normalisation, self.loss, vectors
-            )
-            for name, target in targets.items()
-        }
+        options = per_sample, self.normalisation, self.loss, vectors
+        losses = {name: alignment_loss(tokens[name].float(), one.float(), *options) for name, one in targets.items()}
         return self.weight * torch.stack([*losses.values()]).mean(dim=0), losses
 
 

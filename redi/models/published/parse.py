@@ -94,11 +94,8 @@ def _recognise(state: Mapping[str, Tensor], kind: type[Layout], missing: Iterabl
         names = [] if any(re.search(pattern, name) for name in own) else [*state]
         if any(re.search(pattern, name) for name in [*names, *(f"without {name}" for name in missing)]):
             return f"this looks like {architecture}"
-    if own:
-        return (
-            f"the other tensors are those of {kind.title}, so import all of its file and nothing else; {SPECIFICATION}"
-        )
-    return f"this is not a layout that can be read ({SPECIFICATION})"
+    others = f"the other tensors are those of {kind.title}, so import all of its file and nothing else"
+    return f"{others}; {SPECIFICATION}" if own else f"this is not a layout that can be read ({SPECIFICATION})"
 
 
 def _some(names: list[str]) -> str:
