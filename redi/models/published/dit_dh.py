@@ -31,7 +31,7 @@ class DiTDH(LightningDiT):
 
     title: ClassVar[str] = "DiT-DH"
     frameworks: ClassVar[tuple[str, ...]] = ("dit-dh",)
-    mark: ClassVar[str] = "s_embedder.proj.weight"
+    marks: ClassVar[tuple[str, ...]] = ("s_embedder.proj.weight",)
     patches: ClassVar[str] = "s_embedder.proj"
     rotary: ClassVar[Mapping[str, str]] = {"enc_feat_rope": "", "dec_feat_rope": "head_"}
 

@@ -46,8 +46,7 @@ class Layout:
     title: ClassVar[str] = "DiT or SiT"
     frameworks: ClassVar[tuple[str, ...]] = ("sit", "dit", "repa")  # values of --framework for this layout
     block: ClassVar[type[Block]] = AdaLN
-    mark: ClassVar[str] = "blocks.0.mlp.fc1.weight"  # the tensor that identifies the layout
-    other_marks: ClassVar[tuple[str, ...]] = ()  # tensors that identify a file without the mark, which is then missed
+    marks: ClassVar[tuple[str, ...]] = ("blocks.0.mlp.fc1.weight",)  # tensors that identify the layout, one by one
     patches: ClassVar[str] = "x_embedder.proj"  # the patch embedding of the model's width
     mlp: ClassVar[str] = "mlp.fc1"
     num_vectors: ClassVar[int] = 0  # tokens without a position, the first ones

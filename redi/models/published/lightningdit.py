@@ -33,7 +33,7 @@ class LightningDiT(Layout):
     title: ClassVar[str] = "LightningDiT"
     frameworks: ClassVar[tuple[str, ...]] = ("lightningdit",)
     block: ClassVar[type[Modern]] = Modern
-    mark: ClassVar[str] = "blocks.0.mlp.w12.weight"
+    marks: ClassVar[tuple[str, ...]] = ("blocks.0.mlp.w12.weight",)
     mlp: ClassVar[str] = "mlp.w12"
     projector: ClassVar[str] = "repa_projector."
     # {module of rotary tables: what precedes "width" and "num_heads" in the fields that define it}
@@ -113,7 +113,7 @@ class SFD(LightningDiT):
 
     title: ClassVar[str] = "SFD"
     frameworks: ClassVar[tuple[str, ...]] = ("sfd",)
-    mark: ClassVar[str] = "t_embedder_sem.mlp.0.weight"
+    marks: ClassVar[tuple[str, ...]] = ("t_embedder_sem.mlp.0.weight",)
     times: ClassVar[tuple[str, ...]] = ("t_embedder_sem.mlp.0.weight", "t_embedder_tex.mlp.0.weight")
     alignment_layer: ClassVar[int] = 2
 

@@ -13,7 +13,7 @@ from redi.models.published.reg import REGLayout
 from redi.models.published.tensors import to_theirs
 from redi.models.transformer import DiffusionTransformer
 
-# The layouts that can be read. The first whose `mark` a state dict holds is its layout; without any it is the last.
+# The layouts that can be read. The first with one of its `marks` in a state dict is its layout; without any, the last.
 LAYOUTS: tuple[type[Layout], ...] = (DiTDH, SFD, LightningDiT, REGLayout, Layout)
 # Names that identify other architectures. They cannot be read; the error message names the architecture.
 OTHERS = {
@@ -44,7 +44,7 @@ def parse_layout(state: Mapping[str, Tensor], grid: tuple[int, int] | None = Non
 
     `grid`, the (H, W) of the joint state, is required for a file without `pos_embed`.
     """
-    kind = next((kind for kind in LAYOUTS if {kind.mark, *kind.other_marks} & state.keys()), LAYOUTS[-1])
+    kind = next((kind for kind in LAYOUTS if state.keys() & {*kind.marks}), LAYOUTS[-1])
     anchors = kind.anchors()
     if missing := [name for name in anchors if name not in state]:
         raise ValueError(f"the checkpoint lacks {', '.join(missing)}: {_recognise(state, kind, missing)}")
@@ -88,8 +88,8 @@ def _compare(state: Mapping[str, Tensor], expected: Mapping[str, tuple], layout:
 
 def _recognise(state: Mapping[str, Tensor], kind: type[Layout], missing: Iterable[str] = ()) -> str:
     """Return what the tensors that are not those of this layout show."""
-    own = [kind.mark, *kind.anchors(), *(f"blocks.0.{stem}.weight" for stem in kind.in_block)]
-    own = own if {kind.mark, *kind.other_marks} & state.keys() else []
+    own = [kind.marks[0], *kind.anchors(), *(f"blocks.0.{stem}.weight" for stem in kind.in_block)]
+    own = own if state.keys() & {*kind.marks} else []
     for pattern, architecture in OTHERS.items():
         names = [] if any(re.search(pattern, name) for name in own) else [*state]
         if any(re.search(pattern, name) for name in [*names, *(f"without {name}" for name in missing)]):

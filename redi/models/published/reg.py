@@ -28,8 +28,7 @@ class REGLayout(Layout):
     length: int = 768  # of the class token
 
     title: ClassVar[str] = "REG or REGLUE"
-    mark: ClassVar[str] = "wg_norm.weight"
-    other_marks: ClassVar[tuple[str, ...]] = ("cls_projectors2.weight", "final_layer.linear_cls.weight")
+    marks: ClassVar[tuple[str, ...]] = ("wg_norm.weight", "cls_projectors2.weight", "final_layer.linear_cls.weight")
     num_vectors: ClassVar[int] = 1
     projector: ClassVar[str] = "projectors.0."
 
