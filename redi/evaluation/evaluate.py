@@ -98,7 +98,7 @@ def evaluate(
     if reconstruction:
         entries += reconstruction_metrics(
             trained.codec, reference, networks, dataset=dataset, samples=samples.record, max_images=max_images,
-            **settings,
+            cache_dir=cache_dir, rank=rank, world_size=world_size,
         )  # fmt: skip
     if rank > 0:
         return []
