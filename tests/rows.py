@@ -1,5 +1,6 @@
 """For the tests of experiments/paper and experiments/field: a row's file, what its head says, and what it builds."""
 
+import json
 import re
 import shlex
 from collections import defaultdict
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 
 from redi.core import config
+from redi.core.registry import training_entry_points
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,6 +38,26 @@ def shared_folders(folder: Path) -> dict[str, list[Path]]:
     for path in sorted(folder.glob("*.gin")):
         found[flags(path)["run_dir"][0]].append(path)
     return {name: paths for name, paths in found.items() if len(paths) > 1}
+
+
+def check_one_training(files: list[Path]) -> None:
+    """These files differ in no binding that a resumed run may not change."""
+    saved = None
+    for file in files:
+        config.parse([file])
+        if saved is not None:
+            assert config.conflicts(saved, training_entry_points) == []
+        saved = config.full_text()
+
+
+def check_different_trainings(files: list[Path]) -> None:
+    """Files of different --run_dir train different models."""
+    trainings = {}
+    for file in files:
+        config.parse([file])
+        (folder,) = flags(file)["run_dir"]
+        trainings[folder] = json.dumps(config.relevant(config.full_text(), training_entry_points))
+    assert len(set(trainings.values())) == len(trainings)
 
 
 def build():

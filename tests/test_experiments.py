@@ -1,6 +1,5 @@
 """The paper's rows as gin files: each is what the paper says, builds at full size, and states its command and cost."""
 
-import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -10,10 +9,10 @@ import torch
 
 from redi.core import config
 from redi.core.configurables import import_all
-from redi.core.registry import entry_points, training_entry_points
+from redi.core.registry import entry_points
 from redi.guidance import total_weights
 from redi.runs.checks import check_results, check_training
-from tests.rows import ROOT, build, flags, head, shared_folders
+from tests.rows import ROOT, build, check_different_trainings, check_one_training, flags, head, shared_folders
 
 import_all()
 PAPER = ROOT / "experiments" / "paper"
@@ -276,21 +275,11 @@ def test_the_command_of_a_row_is_of_this_file_and_parses(name, monkeypatch):
 
 @pytest.mark.parametrize("files", shared_folders(PAPER).values(), ids=shared_folders(PAPER))
 def test_rows_with_one_run_folder_have_one_training(files):
-    saved = None
-    for file in files:
-        config.parse([file])
-        if saved is not None:
-            assert config.conflicts(saved, training_entry_points) == []
-        saved = config.full_text()
+    check_one_training(files)
 
 
 def test_rows_of_different_folders_are_different_trainings():
-    trainings = {}
-    for name in sorted(ROWS):
-        config.parse([path(name)])
-        (folder,) = flags(path(name))["run_dir"]
-        trainings[folder] = json.dumps(config.relevant(config.full_text(), training_entry_points))
-    assert len(set(trainings.values())) == len(trainings)
+    check_different_trainings(list(map(path, ROWS)))
 
 
 # ---- the parts

@@ -1,6 +1,5 @@
 """The rows of other papers as gin files: each is what its paper says, builds at full size, and states its cost."""
 
-import json
 import re
 from typing import NamedTuple
 
@@ -8,9 +7,8 @@ import pytest
 
 from redi.core import config
 from redi.core.configurables import import_all
-from redi.core.registry import training_entry_points
 from redi.guidance import total_weights
-from tests.rows import ROOT, build, flags, head, shared_folders
+from tests.rows import ROOT, build, check_different_trainings, check_one_training, flags, head, shared_folders
 
 import_all()
 FIELD = ROOT / "experiments" / "field"
@@ -158,21 +156,11 @@ def test_the_weak_network_of_a_row_is_the_run_of_another_row_which_keeps_its_ste
 
 @pytest.mark.parametrize("files", shared_folders(FIELD).values(), ids=shared_folders(FIELD))
 def test_rows_with_one_run_folder_have_one_training(files):
-    saved = None
-    for file in files:
-        config.parse([file])
-        if saved is not None:
-            assert config.conflicts(saved, training_entry_points) == []
-        saved = config.full_text()
+    check_one_training(files)
 
 
 def test_rows_of_different_folders_are_different_trainings():
-    trainings = {}
-    for name in sorted(ROWS):
-        config.parse([path(name)])
-        (folder,) = flags(path(name))["run_dir"]
-        trainings[folder] = json.dumps(config.relevant(config.full_text(), training_entry_points))
-    assert len(set(trainings.values())) == len(trainings)
+    check_different_trainings(list(map(path, ROWS)))
 
 
 # ---- what the heads and the table say

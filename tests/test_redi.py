@@ -62,8 +62,8 @@ def test_the_folders_of_components_are_modules_with_a_registry():
 # The one argument that is obvious without its name, of every component; components without such an argument have none.
 POSITIONAL = {
     "autoencoders": {
-        **dict.fromkeys(("Flux2VAE", "RAE", "StableVAE", "TinyVAE", "VAVAE"), "weights"),
-        "Folded": "autoencoder", "Pixels": "channels",
+        **dict.fromkeys(("Flux2VAE", "RAE", "StableVAE", "TinyVAE", "VAVAE"), "weights"), "Pixels": "channels",
+        "Folded": "autoencoder",
     },
     "clocks": {"Lead": "offset"},
     "datasets": {"AdmBatch": "path", "HuggingFace": "path", "ImageFolder": "path", "WebDataset": "shards"},

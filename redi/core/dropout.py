@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from redi.core.processes import Process
+from redi.runtime.ranges import check_choice
 
 
 class TrainedWith(NamedTuple):
@@ -23,8 +24,7 @@ def check_dropout(trained_with: TrainedWith, rule: str, path: Process) -> None:
     for name, value in trained_with._asdict().items():
         if not 0 <= value < 1:
             raise ValueError(f"JointObjective.{name} = {value}: must be in [0, 1)")
-    if rule not in ("paper", "released"):
-        raise ValueError(f"JointObjective.dropout_rule = {rule!r}: must be 'paper' or 'released'")
+    check_choice("JointObjective.dropout_rule", rule, ("paper", "released"))
     if rule == "released" and trained_with.joint_dropout:
         what = f"JointObjective.joint_dropout = {trained_with.joint_dropout} with dropout_rule = 'released'"
         raise ValueError(f"{what}: the published loss has no joint dropout; set dropout_rule to 'paper'")

@@ -11,7 +11,7 @@ from torch.nn import functional
 from redi.core.channels import Channels
 from redi.core.processes import Process
 from redi.core.registry import configurable
-from redi.runtime.ranges import check_number
+from redi.runtime.ranges import check_choice, check_number
 
 NUM_BINS, BY_TIME = 10, "loss_by_t/"  # of `sums_by_time`; the prefix of its names in a log
 TimeWeight = Callable[[Process, Tensor], Tensor]
@@ -74,8 +74,7 @@ def cosine_errors(
 
     Velocities are derivatives by a group's own time. One cosine over the state is called "image"; dropped
     representations and vectors, which have no positions, are no part of it. Over "groups", a vector has the cosine over
-    its numbers. A norm below 1e-3 counts as 1e-3: at a prediction of 0, where training starts,
-    the gradient would have no bound.
+    its numbers. A norm below 1e-3 counts as 1e-3: at the prediction 0 of a new model, the gradient would have no bound.
     """
     path, own = getattr(process, "process", process), process.own_time(t)  # the path inside Clocked
     pair = [path.velocity(values, x_t, own) for values in (prediction, path.target(x, noise, own))]
@@ -124,8 +123,7 @@ def check_terms(
         check_number("JointObjective.inner_layer", inner_layer, note="None: no inner prediction")
         if not 0 < inner_weight < math.inf:
             raise ValueError(f"JointObjective.inner_weight = {inner_weight}: must be finite and greater than 0")
-    if cosine_over not in ("state", "groups"):
-        raise ValueError(f"JointObjective.cosine_over = {cosine_over!r}: must be 'state' or 'groups'")
+    check_choice("JointObjective.cosine_over", cosine_over, ("state", "groups"))
     if cosine_weight and process.num_timesteps is not None:
         what = f"JointObjective.cosine_weight = {cosine_weight} with {type(process).__name__}, which has no velocity"
         raise ValueError(f"{what}: set it to 0, or bind a continuous process, for example FlowMatching")

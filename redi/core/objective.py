@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from redi.core.alignment import Alignment, Features
+from redi.core.alignment import Alignment, Features, Loss
 from redi.core.channels import Channels
 from redi.core.clocks import Clock, clocks
 from redi.core.clocks.independent import Independent
@@ -59,6 +59,9 @@ class JointObjective:
             Default: it never ends.
         alignment_normalisation: alpha of iREPA's targets (f - alpha mean) / std over the positions of each image, in
             [0, 1]. iREPA uses 0.6. Default: the features as they are.
+        alignment_loss: 'cosine', as in REPA, 'mse', or 'cosine+mse', the mean of both, as in SFD's later recipe.
+        alignment_vectors: align the tokens of vectors too, with the clean vectors as targets: REPA's mean is over V + P
+            tokens, as in REG (arXiv 2507.01467). A vector must have the length of the features, E.
 
     Examples:
         A model that predicts 0 has the mean squared velocity `|x - noise|^2` as its loss: 1 + 1 for normal data.
@@ -80,6 +83,7 @@ class JointObjective:
         cosine_weight: float = 0.0, cosine_over: Literal["state", "groups"] = "state",
         time_weight: TimeWeight | None = None, inner_layer: int | None = None, inner_weight: float = 1.0,
         alignment_end_step: int | None = None, alignment_normalisation: float | None = None,
+        alignment_loss: Loss = "cosine", alignment_vectors: bool = False,
     ):  # fmt: skip
         process = FlowMatching() if process is None else process
         processes.check(process, "JointObjective.process")
@@ -92,11 +96,11 @@ class JointObjective:
         time_distributions.check(self.time_distribution, "JointObjective.time_distribution")
         self.label_dropout, self.representation_dropout = label_dropout, representation_dropout
         self.joint_dropout, self.dropout_rule = joint_dropout, dropout_rule
-        path = getattr(process, "process", process)  # the path inside Shifted
+        check_dropout(self.trained_with, dropout_rule, getattr(process, "process", process))  # the path inside Shifted
         process = Clocked(process, clock) if clock.separate else process
         self.time_distribution.check(process)
-        check_dropout(self.trained_with, dropout_rule, path)
-        self.alignment = Alignment(alignment_weight, alignment_end_step, alignment_normalisation)
+        settings = alignment_end_step, alignment_normalisation, alignment_loss
+        self.alignment = Alignment(alignment_weight, *settings, channels.vectors if alignment_vectors else None)
         self.variance_weight, self.inner_layer, self.inner_weight = variance_weight, inner_layer, inner_weight
         self.cosine_weight, self.cosine_over, self.time_weight = cosine_weight, cosine_over, time_weight
         self.process, self.channels, self.null_label = process.for_channels(channels), channels, num_classes
@@ -143,7 +147,7 @@ class JointObjective:
         """Return the losses of `__call__` for fixed draws. Compiles as one graph: no randomness, no branches on values.
 
         Args:
-            model: (x_t, model time, y) -> prediction; with inner=True, then align=True, also these outputs.
+            model: (x_t, model time, y) -> prediction; with inner=True, then align=True (or 'all'), also these outputs.
             x, noise: clean states and noise (N, C, H, W).
             y: labels (N,), already with null labels.
             times: t, (N,) or (N, groups).
@@ -156,17 +160,16 @@ class JointObjective:
             by_time: add "loss_by_t/<group>" (2, 10): the sum of the squared errors, without `time_weight`, and the
                 number of samples that keep the group, in ten equal bins of the group's own t.
         """
+        targets = [self.channels.unpadded(x)[name].flatten(1) for name in self.alignment.vectors]
         if self.dropout_rule == "released":
             x = self.channels.mask(x, dropped)
         t = self._expand(times)
         x_t = self.process.mix(x, noise, t)
         if self.dropout_rule == "paper":
             x_t = self.channels.mask(x_t, dropped)
-
-        inputs = (x_t, self.process.model_time(times), y)
-        asks = {"inner": True} if self.inner_layer else {}
-        asks |= {} if alignment is None else {"align": True}
-        outputs = model(*inputs, **asks)
+        asks: dict[str, object] = {"inner": True} if self.inner_layer else {}
+        asks |= {} if alignment is None else {"align": "all" if targets else True}
+        outputs = model(x_t, self.process.model_time(times), y, **asks)
         prediction, *further = outputs if asks else [outputs]
         num_variances = sum(self.channels[name] for name in self.process.variance_groups)
         expected = (len(x), x.shape[1] + num_variances, *x.shape[2:])
@@ -178,7 +181,7 @@ class JointObjective:
         loss, losses, errors = self._of_prediction(prediction.float(), *state, means)
         sums = sums_by_time(errors, means.keep, self.process.own_time(t), self.channels) if by_time else {}
         if alignment is not None:
-            term, named = self.alignment(further[-1], alignment, per_sample)
+            term, named = self.alignment(further[-1], alignment, per_sample, targets)
             loss, losses = loss + term, losses | named
         if self.inner_layer:
             losses["inner"], *_ = self._of_prediction(further[0].float(), *state, means)
@@ -192,8 +195,7 @@ class JointObjective:
         squared = self.channels.trim(self.process.error(prediction, x, noise, t).square())
         errors = self.channels.means(squared)
         bounds = self.process.variational_bound(prediction, x, x_t, t)
-        w = self.time_weight
-        weighted = errors if w is None else self.channels.means(squared * w(self.process, t))
+        weighted = errors if (w := self.time_weight) is None else self.channels.means(squared * w(self.process, t))
         losses = {name: means.of(name, error) for name, error in weighted.items()}
         loss = means.total(weighted)
         if bounds:
@@ -224,12 +226,12 @@ class JointObjective:
 
     def model_arguments(self, codec, dataset) -> dict:
         """Return the constructor arguments that a model needs for a codec and data set."""
-        arguments = {"channels": codec.channels, "grid": codec.grid(dataset.image_size)}
-        arguments["num_classes"] = dataset.num_classes
-        if self.process.variance_groups:
-            arguments["variance_groups"] = self.process.variance_groups
+        grid, groups = codec.grid(dataset.image_size), self.process.variance_groups
+        arguments = {"channels": codec.channels, "grid": grid, "num_classes": dataset.num_classes}
+        arguments |= {"variance_groups": groups} if groups else {}
         if dims := {name: encoder.dim for name, encoder in codec.alignments.items()}:
             arguments["alignment_dim"] = dims.get("alignment", dims)
+            self.alignment.check_widths(dims.values())
         arguments |= {"inner_layer": self.inner_layer} if self.inner_layer else {}
         arguments |= {"group_timesteps": True} if self._times_differ else {}
         return arguments
@@ -240,7 +242,10 @@ class JointObjective:
         return (self.clock.separate or self.clock.independent) and len(self.channels) > 1
 
     def check_model(self, model: object) -> None:
-        """Raise ValueError if the model does not accept the times that this objective draws."""
+        """Raise ValueError if the model does not accept the times of this objective, or cannot align vectors."""
+        if self.alignment.vectors and not getattr(model, "aligns_vectors", False):
+            what = f"JointObjective.alignment_vectors = True: {type(model).__name__} cannot project vectors"
+            raise ValueError(f"{what}; bind DiffusionTransformer.alignment_projector = 'mlp'")
         if self._times_differ and not getattr(model, "has_group_times", False):
             what = f"JointObjective.clock = {type(self.clock).__name__} needs a model with a t per channel group"
             raise ValueError(f"{what}: has_group_times is not True for {type(model).__name__}; bind clocks.Shared")

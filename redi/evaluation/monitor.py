@@ -22,7 +22,7 @@ from redi.models.codec import JointCodec
 from redi.models.encoders import Encoder
 from redi.models.encoders.domain import DomainEncoder
 from redi.models.interface import state_of
-from redi.runtime.ranges import check_number
+from redi.runtime.ranges import check_choice, check_number
 from redi.sampling.generate import Generated, generate
 
 log = logging.getLogger(__name__)
@@ -61,8 +61,7 @@ class Monitor:
             raise ValueError("Monitor.networks is empty: set, for example, [encoders.DomainEncoder()]")
         check_number("Monitor.num_images", num_images, 2)
         check_number("Monitor.max_reference", max_reference, 2)
-        if labels not in ("equal", "random", "null"):
-            raise ValueError(f"Monitor.labels = {labels!r}: must be 'equal', 'random' or 'null'")
+        check_choice("Monitor.labels", labels, ("equal", "random", "null"))
         if reference is not None and not isinstance(reference, StoredStatistics):
             datasets.check(reference, "Monitor.reference")
         self.networks, self.reference, self.num_images, self.labels = list(networks), reference, num_images, labels

@@ -221,21 +221,14 @@ def guided(
                 predictions.update({replace(condition, inner=bool(inner)): part for condition, part in pairs})
         first, c = predictions[next(iter(weights))], x.shape[1]
         if list(weights) == [EVERYTHING] and set(weights[EVERYTHING].values()) == {1.0}:
-            return _without_padding(channels, first)
-        weighted = [predictions[one][:, :c] * parts.per_channel(w, like=first) for one, w in weights.items()]
-        result = sum(weighted[1:], weighted[0])
-        result = result if first.shape[1] == c else torch.cat([result, first[:, c:]], dim=1)
-        return _without_padding(channels, result)
+            result = first[:, :c]
+        else:
+            weighted = [predictions[one][:, :c] * parts.per_channel(w, like=first) for one, w in weights.items()]
+            result = sum(weighted[1:], weighted[0])
+        result = channels.trim(result)  # the states of the sampler keep the padding of vectors 0
+        return result if first.shape[1] == c else torch.cat([result, first[:, c:]], dim=1)
 
     return denoise
-
-
-def _without_padding(channels: Channels, prediction: Tensor) -> Tensor:
-    """Set the padding of vectors to 0 in a prediction, so that the states of the sampler keep it 0."""
-    if not channels.vectors:
-        return prediction
-    c = channels.total
-    return torch.cat([channels.trim(prediction[:, :c]), prediction[:, c:]], dim=1)
 
 
 guidance_rules = Registry("guidance", Guidance)

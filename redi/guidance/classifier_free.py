@@ -6,6 +6,7 @@ from typing import Literal
 from redi.core.channels import Channels
 from redi.guidance import Condition, register
 from redi.guidance.contrast import Contrast, Interval
+from redi.runtime.ranges import check_choice
 
 
 @register
@@ -43,8 +44,7 @@ class ClassifierFree(Contrast):
         channels: Mapping[str, int] | None = None,
     ):  # fmt: skip
         super().__init__(scale, groups, interval)
-        if null not in ("label", "label+representations"):
-            raise ValueError(f"ClassifierFree.null = {null!r}: must be 'label' or 'label+representations'")
+        check_choice("ClassifierFree.null", null, ("label", "label+representations"))
         self.null = null
         numbers = channels.values() if isinstance(channels, Mapping) else [] if channels is None else [None]
         if any(type(n) is not int or n < 1 for n in numbers):

@@ -15,63 +15,13 @@ from redi.models.alignments import alignment_encoders
 from redi.models.autoencoders import Autoencoder, autoencoders
 from redi.models.autoencoders.pixels import Pixels
 from redi.models.autoencoders.statistics import LatentStatistics
-from redi.models.encoders import Encoder, encoders, features_of
+from redi.models.encoders import Encoder
 from redi.models.pretrained_network import networks_in
-from redi.models.reducers import Reducer, reducers
+from redi.models.reducers import Reducer
+from redi.models.representation import Representation, by_name
 from redi.runtime.checksums import json_sha256, tensors_sha256, without_versions
 from redi.runtime.device import PRECISIONS
-
-# Names that batches, losses and the log use beside those of groups.
-RESERVED = {*"images labels alignment inner vlb loss step gradient_norm images_per_second learning_rate".split()}
-
-
-@configurable
-class Representation(nn.Module):
-    """A frozen encoder and a reducer of its features: one channel group of the joint state.
-
-    Args:
-        encoder, reducer: images -> features (N, E, h, w), and features -> (N, R, h, w).
-        name: name of the channel group; default: the encoder's name, followed by _class or _pooled for a vector.
-        vector: 'class' takes the encoder's class token instead of its patch features, 'pooled' its `pooled` vector.
-            The group is then a vector of R numbers (see `Channels`), one token in every fusion (REG, arXiv 2507.01467).
-
-    Examples:
-        >>> from redi.models.encoders import CLIP
-        >>> from redi.models.reducers import PCA
-        >>> Representation(CLIP("B/16"), PCA(rank=8)).name
-        'clip'
-    """
-
-    def __init__(
-        self, encoder: Encoder, reducer: Reducer, *, name: str | None = None,
-        vector: Literal["class", "pooled"] | None = None,
-    ):  # fmt: skip
-        super().__init__()
-        encoders.check(encoder, "Representation.encoder")
-        reducers.check(reducer, "Representation.reducer")
-        try:
-            reducer.check_width(encoder.dim)
-        except ValueError as error:
-            raise ValueError(f"{error} of {type(encoder).__name__}") from None
-        if vector not in (None, "class", "pooled"):
-            raise ValueError(f"Representation.vector = {vector!r}: must be 'class', 'pooled' or None")
-        if vector == "class" and not encoder.has_class_token:
-            what = f"Representation.vector = 'class': {type(encoder).__name__} has no class token"
-            raise ValueError(f"{what}; bind 'pooled', or an encoder that has one, such as DINOv2")
-        self.encoder, self.reducer, self.vector = encoder, reducer, vector
-        self.name = name or (f"{encoder.name}_{vector}" if vector else encoder.name)
-        if not self.name.isidentifier() or self.name in RESERVED or hasattr(nn.ModuleDict, self.name):
-            others = f"{', '.join(sorted(RESERVED))} and the attributes of nn.ModuleDict"
-            allowed = f"must be an identifier other than {others}, such as {encoder.name!r}"
-            raise ValueError(f"Representation.name = {self.name!r}: {allowed}")
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return reduced features (N, R, h, w) float32 from uint8 images (N, 3, S, S); (N, R, 1, 1) of a vector."""
-        return self.reducer(self.features(images))
-
-    def features(self, images: Tensor) -> Tensor:
-        """Return the features before reduction, (N, E, h, w), or (N, E, 1, 1) of a vector."""
-        return features_of(self.encoder, images, self.vector)
+from redi.runtime.ranges import check_choice
 
 
 @configurable
@@ -94,8 +44,6 @@ class JointCodec(nn.Module):
     Examples:
         >>> codec = JointCodec(Pixels())
         >>> images = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
-        >>> codec.channels.total, codec.grid(8)
-        (3, (8, 8))
         >>> torch.equal(codec.decode(codec.encode(images)), images)
         True
     """
@@ -109,21 +57,12 @@ class JointCodec(nn.Module):
         precision: Literal["float32", "tf32", "bfloat16"] = "float32",
     ):  # fmt: skip
         super().__init__()
-        if precision not in PRECISIONS:
-            raise ValueError(f"JointCodec.precision = {precision!r}: must be 'float32', 'tf32' or 'bfloat16'")
+        check_choice("JointCodec.precision", precision, PRECISIONS)
         self.precision = precision
         self.autoencoder = Pixels() if autoencoder is None else autoencoder
         autoencoders.check(self.autoencoder, "JointCodec.autoencoder")
-        for representation in representations:
-            if not isinstance(representation, Representation):
-                allowed = "must be Representation objects, for example [@Representation()]"
-                raise ValueError(f"JointCodec.representations holds {representation!r}: {allowed}")
         self.alignments = alignment_encoders(alignment)
-        names = [r.name for r in representations]
-        if len({"image", *names} - set(self.alignments)) <= len(names):
-            allowed = "must differ from each other, image and alignment_<encoder>; set Representation.name"
-            raise ValueError(f"JointCodec.representations have the names {names}: {allowed}")
-        self.representations = nn.ModuleDict({r.name: r for r in representations})
+        self.representations = by_name(representations, taken=self.alignments)
         self._image_size: int | None = None  # the size that the channels of vectors were chosen for
         self.eval().requires_grad_(False)
 
@@ -137,27 +76,25 @@ class JointCodec(nn.Module):
         Raises ValueError if a vector has other channels than for the size that was chosen before.
         """
         first = self._image_size = self._image_size or image_size
-        for name, representation in self.representations.items():
-            if representation.vector and image_size != first:
-                length = representation.reducer.rank
-                before, now = (Vector.on_grid(length, self.grid(size)).channels for size in (first, image_size))
-                if before != now:
-                    what = f"images of {image_size} pixels, but the codec is used with images of {first} pixels"
-                    counts = f"{name}, a vector, would take {now} channels of the joint state and not {before}"
-                    raise ValueError(f"{what}: {counts}; use images of {first} pixels, or another codec")
+        if (before := self._channels(first)) != (now := self._channels(image_size)):
+            what = f"images of {image_size} pixels, but the codec is used with images of {first} pixels"
+            raise ValueError(f"{what}: {now} instead of {before}; use images of {first} pixels, or another codec")
         return self
 
     @property
     def channels(self) -> Channels:
         """The channel groups of the joint state. Raises ValueError for a codec with vectors before `for_image_size`."""
+        return self._channels(self._image_size)
+
+    def _channels(self, image_size: int | None) -> Channels:
         sizes: dict[str, Any] = {"image": self.autoencoder.channels}
         for name, representation in self.representations.items():
             sizes[name] = rank = representation.reducer.rank
             if representation.vector:
-                if self._image_size is None:
+                if image_size is None:
                     what = f"JointCodec.channels depend on the size of the images, because {name} is a vector"
                     raise ValueError(f"{what}: call codec.for_image_size(256), or the size of your images, first")
-                sizes[name] = Vector.on_grid(rank, self.grid(self._image_size))
+                sizes[name] = Vector.on_grid(rank, self.grid(image_size))
         return Channels(**sizes)
 
     def grid(self, image_size: int) -> tuple[int, int]:
@@ -172,8 +109,7 @@ class JointCodec(nn.Module):
         "image": the moments. "<representation>": (N, S, h, w) float16, where S is the number of stored channels (see
         `Reducer`). The names in `alignments`, unless `alignment` is False: (N, E, h, w) float16.
         """
-        with networks_in(self.precision):
-            # Contiguous, as in a cache: random numbers drawn for a tensor may depend on its memory layout.
+        with networks_in(self.precision):  # contiguous, as in a cache: random numbers may depend on the memory layout
             stored = {"image": self.autoencoder.moments(images).contiguous()}
         for name, representation in self.representations.items():
             features = self._features(representation.features, representation.encoder, images)
@@ -209,11 +145,9 @@ class JointCodec(nn.Module):
         return self.for_image_size(images.shape[-1]).join(stored)
 
     def encode_sample(self, dataset: Any, num_images: int = 1024) -> Tensor:
-        """Return x, on the CPU, of at most `num_images` images spread evenly over a `Dataset` or `Cache`.
-
-        There are fewer images if x would exceed 64 million values, which limits the memory of statistics in float64.
-        """
+        """Return x, on the CPU, of at most `num_images` images spread evenly over a `Dataset` or `Cache`."""
         height, width = self.for_image_size(dataset.image_size).grid(dataset.image_size)
+        # At most 64 million values: this limits the memory of statistics in float64.
         num_images = max(1, min(num_images, 2**26 // (self.channels.total * height * width)))
         batches = self.sample_batches(dataset, num_images)
         return torch.cat([(self.join(b) if "image" in b else self.encode(b["images"])).cpu() for b in batches])
@@ -251,40 +185,33 @@ class JointCodec(nn.Module):
     @property
     def can_precompute(self) -> bool:
         """Whether every encoder and reducer is ready for use, so that `precompute` can run."""
-        parts = (part for r in self.representations.values() for part in (r.encoder, r.reducer))
-        return all(part.fitted for part in (*parts, *self.alignments.values()))
+        return all(part.fitted for part in self.modules() if isinstance(part, Encoder | Reducer))
 
     def load(self) -> None:
         """Read all pretrained weights now instead of at first use. Raises ValueError if any are missing."""
-        self.autoencoder.load()
-        if self.statistics is not None:
-            self.statistics.load()
-        for encoder in (*(r.encoder for r in self.representations.values()), *self.alignments.values()):
-            encoder.load()
+        for part in self.modules():
+            if isinstance(part, Autoencoder | Encoder | LatentStatistics):
+                part.load()
 
     def learned_state(self, for_cache: bool = False) -> dict[str, Tensor]:
-        """Return a copy of the state of all parts learned from data: reducers, encoders, statistics of latents.
-
-        With `for_cache`, only of the parts that affect `precompute`.
-        """
-        states = [(f"{name}.{part}", module.state_dict()) for name, part, module in self._learned_modules(for_cache)]
+        """Return a copy of the state of what was learned from data; `for_cache`: only of what affects `precompute`."""
         # Copied, because representations may share an encoder, and safetensors refuses shared memory.
-        return {f"{prefix}.{key}": tensor.clone() for prefix, state in states for key, tensor in state.items()}
+        return {key: tensor.clone() for key, tensor in self._learned(for_cache).state_dict().items()}
 
     def load_learned_state(self, state: Mapping[str, Tensor], for_cache: bool = False) -> None:
         """Restore the output of `learned_state`. Raises ValueError if it belongs to another codec."""
-        expected = {f"{name}.{part}" for name, part, _ in self._learned_modules(for_cache)}
+        learned = self._learned(for_cache)
+        expected = {f"{name}.{part}" for name, parts in learned.items() for part in parts}
         stored = {".".join(key.split(".")[:2]) for key in state}
         if expected != stored:
             what = f"the stored codec has {sorted(stored)}, but the configured one has {sorted(expected)}"
             raise ValueError(f"{what}: set JointCodec.representations, and statistics, to those of the stored codec")
-        for name, part, module in self._learned_modules(for_cache):
-            prefix = f"{name}.{part}."
-            try:
-                module.load_state_dict({k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)})
-            except RuntimeError as error:
-                raise ValueError(f"the stored {part} of {name} does not match the configured one: {error}") from None
+        try:
+            learned.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"the stored codec does not match the configured one: {error}") from None
 
+<<<<<<< HEAD
     def _learned_modules(self, for_cache: bool) -> Iterator[tuple[str, str, nn.Module]]:
         for name, representation in self.representations.items():
             if representation.encoder.learns_from_data:
@@ -293,6 +220,18 @@ class JointCodec(nn.Module):
         yield from ((name, "encoder", e) for name, e in self.alignments.items() if e.learns_from_data)
         if self.statistics is not None and self.statistics.in_checkpoints and not for_cache:
             yield "image", "statistics", self.statistics
+=======
+    def _learned(self, for_cache: bool) -> Any:
+        """Return the parts learned from data, an nn.ModuleDict {group: nn.ModuleDict {part: module}}."""
+        parts: dict[str, dict[str, nn.Module]] = {
+            name: ({"encoder": r.encoder} if r.encoder.learns_from_data else {}) | {"reducer": r.reducer}
+            for name, r in self.representations.items()
+        }
+        parts |= {name: {"encoder": e} for name, e in self.alignments.items() if e.learns_from_data}
+        if self.statistics is not None and self.statistics.learns_from_data and not for_cache:
+            parts["image"] = {"statistics": self.statistics}
+        return nn.ModuleDict({name: nn.ModuleDict(modules) for name, modules in parts.items()})
+>>>>>>> h/int
 
     def provenance(self) -> dict:
         """Return everything that affects x, as JSON."""
@@ -311,13 +250,10 @@ class JointCodec(nn.Module):
         return json_sha256(without_versions(self.cache_provenance()))
 
     def _provenance(self, of: Callable[[Any], dict], for_cache: bool = False) -> dict:
-        groups = self.representations.items()
-        representations: dict[str, Any] = {
-            name: {"encoder": r.encoder.provenance(), "reducer": of(r.reducer)} for name, r in groups
-        }
-        for name, r in groups:
-            representations[name] |= {"vector": r.vector} if r.vector else {}
-        parts: dict[str, Any] = {"autoencoder": of(self.autoencoder), "representations": representations}
+        parts: dict[str, Any] = {"autoencoder": of(self.autoencoder), "representations": {}}
+        for name, r in self.representations.items():
+            group = {"encoder": r.encoder.provenance(), "reducer": of(r.reducer)}
+            parts["representations"][name] = group | ({"vector": r.vector} if r.vector else {})
         parts["learned_sha256"] = tensors_sha256(self.learned_state(for_cache))
         parts |= {name: encoder.provenance() for name, encoder in self.alignments.items()}
         if self.precision != "float32":

@@ -21,6 +21,7 @@ class Model(Protocol):
     - `choose_attention(device, dtype) -> str` sets the attention backend and returns a line for the log;
     - `blocks`: submodules that FSDP shards one by one;
     - `projector`: the submodule that only `align=True` uses, for `JointObjective.alignment_end_step`;
+    - `aligns_vectors`: True if align='all' returns the tokens of vectors too, for `JointObjective.alignment_vectors`;
     - `inner_layer`: the number of a block if forward accepts inner=True, and then returns a second prediction too;
     - `has_group_times`: True for a model that reads one time per group, t (N, groups).
 

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from redi.models.published.file import read_published
 from redi.runtime.checksums import tensors_sha256
 from redi.runtime.device import matmul_precision
+from redi.runtime.ranges import check_choice
 
 _in_bfloat16: ContextVar[bool] = ContextVar("in_bfloat16", default=False)  # applies to all pretrained networks
 
@@ -34,14 +34,19 @@ def networks_in(precision: str) -> Iterator[None]:
 
 
 def with_defaults(method: Any, first: object, **others: object) -> Callable:
-    """Return a copy of a method with other defaults for its first argument and its keywords."""
-    copy = FunctionType(method.__code__, method.__globals__, method.__name__, (first,), method.__closure__)
-    copy.__kwdefaults__ = (method.__kwdefaults__ or {}) | others
-    copy.__annotations__ = method.__annotations__
-    if hasattr(method, "__signature__"):
-        itself, size, *keywords = method.__signature__.parameters.values()
-        copy.__signature__ = inspect.Signature([itself, size.replace(default=first), *keywords])  # type: ignore[attr-defined]
-    return copy
+    """Return a method like this one, with other defaults for its first argument and its keywords."""
+    itself, *parameters = inspect.signature(method).parameters.values()
+    defaults = {parameters[0].name: first} | others
+    parameters = [one.replace(default=defaults.get(one.name, one.default)) for one in parameters]
+    signature = inspect.Signature([itself, *parameters])
+
+    def call(*args: Any, **settings: Any) -> Any:
+        bound = signature.bind(*args, **settings)
+        bound.apply_defaults()
+        return method(*bound.args, **bound.kwargs)
+
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    return call
 
 
 def with_keywords_of(target: Callable) -> Callable:
@@ -86,8 +91,7 @@ class PretrainedNetwork(nn.Module, ABC):
 
     def __init__(self, *, weights: str | None, weights_sha256: str | None, precision: str):
         super().__init__()
-        if precision not in ("float32", "bfloat16"):
-            raise ValueError(f"{self._binding('precision')} = {precision!r}: must be 'float32' or 'bfloat16'")
+        check_choice(self._binding("precision"), precision, ("float32", "bfloat16"))
         self.weights, self.weights_sha256, self.precision = weights, weights_sha256, precision
         self.register_buffer("anchor", torch.empty(0), persistent=False)  # its device is the device of the network
         object.__setattr__(self, "_network", None)  # nn.Module would make it a submodule

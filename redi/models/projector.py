@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from einops import rearrange
 from torch import Tensor, nn
 
+from redi.runtime.ranges import check_choice
+
 
 class Convolution(nn.Module):
     """iREPA's projector: a 3 x 3 convolution on the grid of the tokens, (N, P, D) -> (N, P, E).
@@ -46,8 +48,7 @@ def build_projector(
 
     `kind` is 'mlp' (three layers with SiLU between them, as in REPA) or 'conv'.
     """
-    if kind not in ("mlp", "conv"):
-        raise ValueError(f"DiffusionTransformer.alignment_projector = {kind!r}: must be 'mlp' or 'conv'")
+    check_choice("DiffusionTransformer.alignment_projector", kind, ("mlp", "conv"))
     if isinstance(dim, Mapping):
         return Projectors({name: build_projector(kind, width, hidden, e, grid) for name, e in dim.items()})
     if kind == "conv":

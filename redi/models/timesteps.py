@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from redi.models.blocks import in_float32
+from redi.runtime.ranges import check_choice
 
 
 class TimestepEmbedding(nn.Module):
@@ -26,13 +27,9 @@ class TimestepEmbedding(nn.Module):
 
     frequencies: Tensor | None  # (256,), of Gaussian features
 
-    def __init__(
-        self, width: int, *, features: Literal["sinusoidal", "gaussian"] = "sinusoidal", scale: float = 1.0
-    ):  # fmt: skip
+    def __init__(self, width: int, *, features: Literal["sinusoidal", "gaussian"] = "sinusoidal", scale: float = 1.0):
         super().__init__()
-        if features not in ("sinusoidal", "gaussian"):
-            setting = f"DiffusionTransformer.timestep_features = {features!r}"
-            raise ValueError(f"{setting}: must be 'sinusoidal' or 'gaussian'")
+        check_choice("DiffusionTransformer.timestep_features", features, ("sinusoidal", "gaussian"))
         self.scale = scale
         frequencies = nn.Parameter(torch.randn(256), requires_grad=False) if features == "gaussian" else None
         self.register_parameter("frequencies", frequencies)
@@ -57,8 +54,7 @@ class TimestepEmbedding(nn.Module):
 
 def group_width(width: int, num_groups: int, by: str) -> int:
     """Return the width of the time embedding of each group: by 'concatenation', an equal part of the model's width."""
-    if by not in ("sum", "concatenation"):
-        raise ValueError(f"DiffusionTransformer.group_times_by = {by!r}: must be 'sum' or 'concatenation'")
+    check_choice("DiffusionTransformer.group_times_by", by, ("sum", "concatenation"))
     if by == "concatenation" and width % num_groups:
         what = f"the width {width} must be a multiple of the number of groups, {num_groups}"
         raise ValueError(f"DiffusionTransformer.group_times_by = {by!r}: {what}")

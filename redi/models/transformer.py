@@ -110,6 +110,7 @@ class DiffusionTransformer(nn.Module):
         self.register_buffer("rotation", rotation_of(self.blocks[0], self.fusion), persistent=False)
         self.alignment_layer = alignment_layer
         self.projector: nn.Module | None = None
+        self.aligns_vectors = alignment_projector == "mlp"  # with align='all'
         if alignment_dim is not None:
             _check_layer("DiffusionTransformer.alignment_layer", alignment_layer, depth)
             grid = self.fusion.patch_grid
@@ -143,7 +144,7 @@ class DiffusionTransformer(nn.Module):
         self.final_modulation = _final_modulation(head_blocks[-1].width)
 
     def forward(
-        self, x: Tensor, t: Tensor, y: Tensor, *, align: bool = False, inner: bool = False
+        self, x: Tensor, t: Tensor, y: Tensor, *, align: bool | Literal["all"] = False, inner: bool = False
     ) -> Tensor | tuple[Any, ...]:
         """Return the prediction (N, C, H, W), followed by the channels of learned variances.
 
@@ -153,7 +154,8 @@ class DiffusionTransformer(nn.Module):
                 that of the image.
             y: labels (N,) in 0 ... K.
             inner: also return the inner prediction, of the same shape.
-            align: also return, last, the projected hidden image tokens for REPA: (N, P, E), or {name: (N, P, E)}.
+            align: also return, last, the projected hidden image tokens for REPA: (N, P, E), or {name: (N, P, E)}. With
+                'all', those of the V vectors precede them: (N, V + P, E).
         """
         t = torch.as_tensor(t, device=x.device)
         tokens, fusion, rotation = self.fusion.embed(x), self.fusion, self.rotation  # (N, T, D)
@@ -179,7 +181,9 @@ class DiffusionTransformer(nn.Module):
             if align and number == self.alignment_layer:
                 if self.projector is None:
                     raise ValueError("DiffusionTransformer.alignment_dim = None: must be set to return tokens for REPA")
-                further.append(self.projector(self.fusion.tokens_of(tokens)["image"]))
+                groups = self.fusion.tokens_of(tokens)
+                names = [*self.channels.vectors, "image"] if align == "all" else ["image"]
+                further.append(self.projector(torch.cat([groups[name] for name in names], dim=1)))
         shift, scale = modulations(self.final_modulation, condition, 2)
         prediction = fusion.unembed(modulate(self.final_norm(tokens), shift, scale))
         return (prediction, *further) if further else prediction

@@ -103,20 +103,17 @@ def check_training(
     if isinstance(net, DiffusionTransformer):
         channels, width = codec.channels, net.blocks[-1].width  # of the wide head, if there is one
         num_values = sum(channels[name] for name in channels.maps) * math.prod(net.grid)
-        token_dim = num_values // (net.fusion.num_tokens - len(channels.vectors))
-        for name, length in channels.vectors.items():
-            if length > width:
+        of_maps = "each token", "channels x patch size squared, features resized to the latent grid"
+        packed = {of_maps: num_values // (net.fusion.num_tokens - len(channels.vectors))}
+        packed |= {(name, "a vector"): length for name, length in channels.vectors.items()}
+        for (what, note), number in packed.items():
+            if number > width:
                 log.warning(
-                    "%s packs %d values into a token of width %d, so noise is lost: lower the rank of its reducer, or "
-                    "raise DiffusionTransformer.width", name, length, width,
+                    "%s packs %d values (%s) into a width of %d, so noise is lost and image quality drops: lower the "
+                    "reducer's rank or the patch size, or raise DiffusionTransformer.width (or head_width)",
+                    what, number, note, width,
                 )  # fmt: skip
-        if token_dim > width:
-            log.warning(
-                "each token packs %d values (channels x patch size squared, features resized to the latent grid) into "
-                "a width of %d, so noise is lost and image quality drops: lower the reducer's rank or the patch size, "
-                "or raise DiffusionTransformer.width (or head_width)", token_dim, width,
-            )  # fmt: skip
-    names = [f"JointObjective.alignment_{name}" for name in ("weight", "end_step", "normalisation")]
+    names = [f"JointObjective.alignment_{name}" for name in ("weight", "end_step", "normalisation", "loss", "vectors")]
     names += [f"DiffusionTransformer.alignment_{name}" for name in ("layer", "projector", "width")]
     unused = [name for name in names if config.is_bound(name)]
     if not codec.alignments and unused:

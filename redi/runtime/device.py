@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from redi.runtime.paths import complete_account
+from redi.runtime.ranges import check_choice
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
@@ -100,8 +101,7 @@ def device_name(device: torch.device) -> str:
 
 def choose_precision(precision: str, device: torch.device, binding: str = "train.precision") -> Precision:
     """Return the precision; 'auto' is bfloat16 on a GPU that supports it, else float32. Raises ValueError."""
-    if precision not in ("auto", *PRECISIONS):
-        raise ValueError(f"{binding} = {precision!r} must be 'auto', 'float32', 'tf32' or 'bfloat16'")
+    check_choice(binding, precision, ("auto", *PRECISIONS))
     if precision == "auto":
         # GPUs before Ampere emulate bfloat16, which is slower than float32.
         supported = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -124,8 +124,7 @@ def matmul_precision(precision: str) -> Iterator[None]:
 
 def choose_compile(compile: str | bool, device: torch.device, binding: str = "train.compile") -> bool:
     """Return whether to compile; 'auto' compiles on a GPU if a C++ compiler is installed. Raises ValueError."""
-    if compile not in ("auto", True, False):
-        raise ValueError(f"{binding} = {compile!r} must be 'auto', True or False")
+    check_choice(binding, compile, ("auto", True, False))
     if compile is False or (compile == "auto" and device.type != "cuda"):
         return False
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:

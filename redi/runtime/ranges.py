@@ -1,6 +1,7 @@
 """Range checks for numbers that a user sets."""
 
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -17,3 +18,10 @@ def check_number(
         limit = f" and less than {'2**64' if below == 2**64 else below}" if below < math.inf else ""
         hint = f" ({note})" if note else ""
         raise ValueError(f"{binding} = {value!r} must be {kind} of at least {least}{limit}{hint}")
+
+
+def check_choice(binding: str, value: Any, choices: Sequence[Any]) -> None:
+    """Raise ValueError, naming `binding`, unless `value` is one of the choices."""
+    if value not in choices:
+        *others, last = map(repr, choices)
+        raise ValueError(f"{binding} = {value!r}: must be {', '.join(others)} or {last}")

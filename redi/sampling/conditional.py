@@ -73,9 +73,7 @@ def times_with_given(process: Process, channels: Channels, given: Iterable[str])
     return model_time
 
 
-def check_given(
-    given: Mapping[str, Tensor], channels: Channels, shape: tuple[int, int, int]
-) -> dict[str, Tensor]:  # fmt: skip
+def check_given(given: Mapping[str, Tensor], channels: Channels, shape: tuple[int, int, int]) -> dict[str, Tensor]:
     """Return the known groups as channels of the joint state, (N, C_m, H, W), for `shape` = (N, H, W).
 
     A vector may be (N, length) or (N, length, 1, 1). Raises ValueError unless the groups are latents or features of

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from redi.core.channels import Channels
 from redi.core.processes import Process, processes
 from redi.core.processes.clocked import Clocked
 from redi.core.registry import configurable
@@ -159,8 +158,7 @@ def generate(
             y = labels[rows].to(device)
             indices = (first_index + rows).tolist()
             noise: Draw = ImageNoise(seed, indices, shape, device) if draw is None else _replayed(draw, rows, device)
-            if channels.vectors:
-                noise = partial(_trimmed, channels, noise)
+            noise = partial(lambda draw: channels.trim(draw()), noise)  # the padding of vectors stays 0 in all states
             denoise = guided(networks, guidance, channels, y, null_label, model_time, group_times)
             known = {name: group[rows].to(device) for name, group in given.items()}
             path: list[tuple[float, Tensor]] = []
@@ -187,11 +185,6 @@ def generate(
         steps = zip(*paths, strict=True)
         generated.trajectory = torch.stack([torch.cat([state for _, state in batches]) for batches in steps])
     return generated
-
-
-def _trimmed(channels: Channels, draw: Draw) -> Tensor:
-    """Draw noise with zeros in the padding of vectors, which then stay zero in every state."""
-    return channels.trim(draw())
 
 
 def _replayed(draw: Sequence[Tensor] | Tensor, rows: Tensor, device: torch.device) -> Draw:

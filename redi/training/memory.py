@@ -5,7 +5,7 @@ import logging
 import weakref
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -150,7 +150,7 @@ def check_memory(
     settings |= {"grid": model_arguments["grid"], "alignment_dim": model_arguments.get("alignment_dim")}
     try:
         with torch.device("meta"):
-            predict = partial(predicted_memory, build_model(model, model_arguments), objective, rows, **settings)
+            predict = cache(partial(predicted_memory, build_model(model, model_arguments), objective, rows, **settings))
         needed = predict(accumulate=accumulate)
     except Exception as error:  # for example a plug-in that reads values; real errors recur in the first step
         log.info("memory: no prediction, because the dry run failed: %s: %s", type(error).__name__, error)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from redi.core.registry import Registry, configurable
-from redi.runtime.ranges import check_number
+from redi.runtime.ranges import check_choice, check_number
 
 # ReDi, arXiv 2504.16064, section 4.1: constant learning rate, no weight decay.
 ADAMW = partial(torch.optim.AdamW, lr=1e-4, weight_decay=0.0, fused=True)
@@ -87,8 +87,7 @@ class Muon(ModelOptimizer):
     ):  # fmt: skip
         check_number("Muon.momentum", momentum, 0, whole=False, below=1)
         check_number("Muon.ns_steps", ns_steps, below=100)
-        if adjust_lr_fn not in ("match_rms_adamw", "original"):
-            raise ValueError(f"Muon.adjust_lr_fn = {adjust_lr_fn!r}: must be 'match_rms_adamw' or 'original'")
+        check_choice("Muon.adjust_lr_fn", adjust_lr_fn, ("match_rms_adamw", "original"))
         matrices = [p for block in getattr(model, "blocks", ()) for p in block.parameters() if p.ndim == 2]
         if not matrices:
             raise ValueError(

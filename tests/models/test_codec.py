@@ -213,7 +213,7 @@ def test_state_of_a_codec_with_other_representations_is_refused():
 
 def test_state_of_an_encoder_of_another_width_is_refused():
     state = digits_codec(fit=True, width=16).learned_state()
-    with pytest.raises(ValueError, match="the stored encoder of domain does not match the configured one"):
+    with pytest.raises(ValueError, match=r"(?s)does not match the configured one.*domain.encoder"):
         digits_codec(fit=False, width=24).load_learned_state(state)
 
 
@@ -569,9 +569,7 @@ def test_channels_of_a_vector_need_the_size_of_the_images():
 def test_images_of_another_size_are_refused_if_a_vector_has_other_channels_there():
     codec = JointCodec(representations=[token()]).for_image_size(4)
     assert codec.encode(images(side=8)).shape == (4, 4, 8, 8)  # one channel, too
-    message = (
-        "images of 2 pixels, but the codec is used with images of 4 pixels: withtoken_class, a vector, would take 2"
-    )
+    message = r"images of 2 pixels, but .* images of 4 pixels: Channels\(.*channels=2\)\) instead of .*channels=1"
     with pytest.raises(ValueError, match=message):
         codec.encode(images(side=2))
     assert JointCodec(representations=[representation()]).for_image_size(4).for_image_size(2).channels.total == 7

@@ -73,7 +73,7 @@ def test_metric_features_are_a_float32_vector_an_image(encoder):
     assert pooled.dtype == torch.float32 and pooled.isfinite().all() and not pooled.requires_grad
     assert torch.equal(pooled, encoder.pooled(noise_images(2, 32)))
     # A constant would pass the rest.
-    assert not torch.equal(pooled, encoder.pooled(255 - noise_images(2, 32)))
+    assert not torch.equal(pooled[:1], encoder.pooled(255 - noise_images(1, 32)))
 
 
 def test_the_names_of_metrics_tell_the_network_and_only_inceptions_are_called_fid(encoder):
@@ -84,10 +84,11 @@ def test_the_names_of_metrics_tell_the_network_and_only_inceptions_are_called_fi
 
 
 def test_features_are_deterministic_and_do_not_depend_on_the_batch(encoder):
-    images = noise_images(3, 32)
-    assert torch.equal(encoder(images), encoder(images))
+    images = noise_images(2, 32)
+    features = encoder(images)
+    assert torch.equal(encoder(images), features)
     # Convolutions may take another path for another batch size.
-    torch.testing.assert_close(encoder(images[1:2]), encoder(images)[1:2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encoder(images[1:2]), features[1:2], rtol=1e-4, atol=1e-5)
 
 
 def test_encoders_are_frozen(encoder):
@@ -100,7 +101,7 @@ def test_encoders_are_frozen(encoder):
 def test_using_an_encoder_does_not_change_its_state(encoder):
     before = deepcopy(encoder.state_dict())
     encoder.train()
-    encoder(noise_images(4, 32))
+    encoder(noise_images(1, 32))
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
 
 
@@ -119,7 +120,7 @@ def test_state_dict_round_trip_gives_the_same_features(encoder):
     for tensor in other.state_dict().values():
         tensor.zero_()
     other.load_state_dict(encoder.state_dict(), strict=True)
-    assert torch.equal(other(noise_images(2, 32)), encoder(noise_images(2, 32)))
+    assert torch.equal(other(noise_images(1, 32)), encoder(noise_images(1, 32)))
 
 
 # DomainEncoder

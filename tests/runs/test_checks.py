@@ -84,13 +84,13 @@ def test_a_vector_longer_than_the_model_is_wide_is_pointed_out(tiny_gin, tmp_pat
         caplog.clear()
         config.parse([tiny_gin], ["train.device = 'cpu'", *bindings, f"DiffusionTransformer.width = {width}"])
         prepare_run(Experiment(tmp_path))
-        assert ("domain_pooled packs 5 values into a token of width 4" in caplog.text) == warned
+        assert ("domain_pooled packs 5 values (a vector) into a width of 4" in caplog.text) == warned
 
 
 TRAINING = {
-    "an unknown precision": ("train.precision = 'bf16'", "train.precision = 'bf16' must be 'auto', 'float32', 'tf32'"),
+    "an unknown precision": ("train.precision = 'bf16'", "train.precision = 'bf16': must be 'auto', 'float32', 'tf32'"),
     "an unknown order": ("train.shuffle = 'some'", "train.shuffle = 'some' must be 'global' or 'shards'"),
-    "compiled by half": ("train.compile = 'half'", "train.compile = 'half' must be 'auto', True or False"),
+    "compiled by half": ("train.compile = 'half'", "train.compile = 'half': must be 'auto', True or False"),
     "steps in words": ("train.num_steps = 'many'", "train.num_steps = 'many': must be an integer"),
     "a part of a step": ("train.num_steps = 1.5", "train.num_steps = 1.5: must be an integer"),
     "a turned gradient": ("train.max_grad_norm = -1", "train.max_grad_norm = -1 must be a finite number of at least 0"),

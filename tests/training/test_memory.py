@@ -117,11 +117,12 @@ def test_a_step_is_stated_beside_the_memory_that_is_free(caplog):
 def test_a_step_that_cannot_fit_is_refused_with_what_to_bind(monkeypatch):
     monkeypatch.setattr(memory, "free_memory", lambda device: (10**6, 2 * 10**6))
     with pytest.raises(ValueError) as error:
-        small_step()
+        small_step(batch_size=6)
     for name in ("accumulate (", "batch_size", "check_memory = False"):
         assert f"train.{name}" in str(error.value)
     assert "DiffusionTransformer.checkpointing = True" in str(error.value)
-    small_step(accumulate=int(re.search(r"accumulate \((\d+): ", str(error.value))[1]))  # what it names is enough
+    enough = int(re.search(r"accumulate \((\d+): ", str(error.value))[1])
+    small_step(batch_size=6, accumulate=enough)
 
 
 def test_a_compiled_step_which_may_need_less_is_not_refused_for_what_an_eager_one_needs(monkeypatch):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from redi.core.channels import Channels
 from redi.core.processes import Process, checked_uniforms, per_sample, register
+from redi.runtime.ranges import check_choice
 
 
 @register
@@ -53,8 +54,7 @@ class DDPM(Process):
         if not 0 < beta_min <= beta_max < 1:
             values = f"DDPM.beta_min = {beta_min}, DDPM.beta_max = {beta_max}"
             raise ValueError(f"{values}: must satisfy 0 < beta_min <= beta_max < 1")
-        if variance not in ("small", "large"):
-            raise ValueError(f"DDPM.variance = {variance!r}: must be 'small' or 'large'")
+        check_choice("DDPM.variance", variance, ("small", "large"))
         learned_variance = (learned_variance,) if isinstance(learned_variance, str) else learned_variance
         self.num_timesteps, self.beta_min, self.beta_max = num_timesteps, beta_min, beta_max
         self.learned_variance = None if learned_variance is None else tuple(learned_variance)

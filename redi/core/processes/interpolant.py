@@ -6,6 +6,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from redi.core.processes import Process
+from redi.runtime.ranges import check_choice
 
 Prediction = Literal["velocity", "noise", "score", "data"]
 LossOn = Literal["prediction", "velocity"]
@@ -46,12 +47,10 @@ class Interpolant(Process):
         loss_on: LossOn = "prediction", velocity_clamp: float = 0.05,
     ):  # fmt: skip
         name = type(self).__name__
-        if prediction not in get_args(Prediction):
-            raise ValueError(f"{name}.prediction = {prediction!r}: must be 'velocity', 'noise', 'score' or 'data'")
+        check_choice(f"{name}.prediction", prediction, get_args(Prediction))
         if not 0 < margin < 0.5:
             raise ValueError(f"{name}.margin = {margin}: must be in (0, 0.5)")
-        if loss_on not in get_args(LossOn):
-            raise ValueError(f"{name}.loss_on = {loss_on!r}: must be 'prediction' or 'velocity'")
+        check_choice(f"{name}.loss_on", loss_on, get_args(LossOn))
         if loss_on == "velocity" and prediction != "data":
             what = f"{name}.loss_on = 'velocity' with {name}.prediction = {prediction!r}"
             raise ValueError(f"{what}: set prediction to 'data', or loss_on to 'prediction'")

@@ -33,6 +33,7 @@ class FixedSteps(ContinuousSampler):
 
     evaluations_per_step = 1
     whole_steps = True  # whether num_evaluations must be a multiple
+    split = True  # whether times move onto the kinks of a clock
 
     def __init__(self, num_evaluations: int = 250, *, shift: float = 1.0, times: Sequence[float] | None = None):
         name = type(self).__name__
@@ -78,7 +79,8 @@ class FixedSteps(ContinuousSampler):
         elif self.shift != 1:
             inner = [first + (last - first) * shifted(k / num_steps, self.shift) for k in range(1, num_steps)]
             times = [first, *inner, last]
-        return through_kinks(times, process.kinks(), f"{name}.num_evaluations = {self.num_evaluations}")
+        kinks = process.kinks() if self.split else ()
+        return through_kinks(times, kinks, f"{name}.num_evaluations = {self.num_evaluations}")
 
     def provenance(self) -> dict:
         """Return name and settings. Equal steps are left out, so that records of version 0.1 stay valid."""

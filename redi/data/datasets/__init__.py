@@ -21,6 +21,7 @@ from redi.core.plug_ins import source_sha256
 from redi.core.registry import Registry, discover
 from redi.data.preprocessing import FORMATS, MAX_BYTES, Preprocessing, check_convertible, open_image
 from redi.data.storage.object_store import Unreachable
+from redi.runtime.ranges import check_choice
 
 Split = Literal["all", "train", "held_out"]
 
@@ -222,8 +223,7 @@ def _readers() -> ThreadPoolExecutor:
 
 def split_indices(labels: np.ndarray, split: Split, held_out_fraction: float, seed: int) -> np.ndarray:
     """Return sorted indices of one part of a per-class random split; 'train' and 'held_out' partition all indices."""
-    if split not in ("all", "train", "held_out"):
-        raise ValueError(f"split = {split!r} must be 'all', 'train' or 'held_out'")
+    check_choice("split", split, ("all", "train", "held_out"))
     if not 0 <= held_out_fraction < 1:
         raise ValueError(f"held_out_fraction = {held_out_fraction} must be in [0, 1)")
     if split == "all":

@@ -49,8 +49,7 @@ def representation_picture(
 
 def nearest_images(space: EncoderSpace, z: Tensor, dataset: Dataset, num_candidates: int) -> list[Tensor]:
     """Return the images (N, 3, S, S) of a data set nearest to N generated vectors, the second nearest, and so on."""
-    positions = torch.linspace(0, len(dataset) - 1, min(num_candidates, len(dataset))).long()
-    parts = [dataset.batch(part.tolist())["images"] for part in positions.split(64)]
+    parts = [batch["images"].cpu() for batch in space.codec.sample_batches(dataset, num_candidates)]
     candidates = torch.cat([space.features_of(space.encode(part)[1]) for part in parts])  # (M, E, 1, 1)
     generated, mean = space.features_of(z)[:, None], space.mean[:, None, None]
     cosine = functional.cosine_similarity(generated - mean, candidates - mean, dim=2)[:, :, 0, 0]  # (N, M)

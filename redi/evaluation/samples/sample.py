@@ -14,7 +14,7 @@ from redi.evaluation.samples.stored import FOLDER, Samples
 from redi.models.encoders import Encoder, encoders
 from redi.runtime.distributed import process_rank
 from redi.runtime.paths import local_path
-from redi.runtime.ranges import SEED, check_number
+from redi.runtime.ranges import SEED, check_choice, check_number
 from redi.sampling.generate import Generated, generate
 from redi.sampling.labels import label_numbers
 
@@ -102,8 +102,7 @@ def check_sampling(
     """Return `labels` with class names as numbers. Raises ValueError if a setting of `sample` is invalid."""
     check_number("sample.num_images", num_images)
     check_number("sample.images_per_part", images_per_part)
-    if weights not in ("ema", "model"):
-        raise ValueError(f"sample.weights = {weights!r}: must be 'ema' or 'model'")
+    check_choice("sample.weights", weights, ("ema", "model"))
     if seeds is not None and not (_is_list(seeds, int) and len(set(seeds)) == len(seeds) > 0):
         raise ValueError(f"sample.seeds = {seeds!r}: must be a list of distinct integers, such as (0, 1, 2), or None")
     for seed in seeds or ():

@@ -73,10 +73,9 @@ class _BatchNormStatistics(LatentStatistics):
         super().__init__("the weights", rule="variance", eps=eps)
         self.read = read
 
-    def load(self) -> None:
-        if not len(self.mean):
-            path, tensors = self.read()
-            self.source = f"Flux2VAE.weights: bn in {path}"
-            if missing := {"bn.running_mean", "bn.running_var"} - set(tensors):
-                raise ValueError(f"{self.source} lacks {', '.join(sorted(missing))}: download the file again")
-            self._set(tensors["bn.running_mean"], tensors["bn.running_var"])
+    def _read(self, _: Path) -> tuple[Tensor, Tensor]:
+        path, tensors = self.read()
+        self.source = f"Flux2VAE.weights: bn in {path}"
+        if missing := {"bn.running_mean", "bn.running_var"} - set(tensors):
+            raise ValueError(f"{self.source} lacks {', '.join(sorted(missing))}: download the file again")
+        return tensors["bn.running_mean"], tensors["bn.running_var"]

@@ -12,13 +12,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from redi.models.autoencoders import Autoencoder
+from redi.models.autoencoders import Autoencoder, autoencoders
 from redi.models.autoencoders.statistics import LatentStatistics
 from redi.models.pretrained_network import PretrainedNetwork
 from redi.models.published.file import fit_names, read_published
 from redi.runtime.checksums import tensors_sha256
 from redi.runtime.hub_files import cached_hub_file, find_hub_file
 from redi.runtime.paths import local_path
+from redi.runtime.ranges import check_choice
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +28,6 @@ WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 # Names of attention weights in diffusers: those in the published SD-VAE files, and today's.
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 OLD = re.compile(rf"(attentions\.\d+\.)({'|'.join(RENAMED)})(?=\.\w+$)")
-CLASSES = {
-    "AutoencoderKL": "StableVAE", "AutoencoderTiny": "TinyVAE", "AutoencoderKLFlux2": "Flux2VAE",
-    "AutoencoderRAE": "RAE",
-}  # fmt: skip
 
 
 class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
@@ -58,6 +55,7 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
     known_configs: ClassVar[Mapping[str, dict]]  # {hub id: config.json}, so that these need no file
     levels: ClassVar[tuple[str, int]]  # entry of the configuration with one value per level; default number of levels
     decisive: ClassVar[dict]  # entries that affect the output for the same weights, with diffusers' defaults
+    to_uint8: ClassVar[tuple[float, float, float]] = (127.5, 127.5, 128.0)  # factor; what to add to round, to truncate
 
     def __init__(
         self, weights: str, *, weights_sha256: str | None = None, scale: float, shift: float = 0.0, batch_size: int,
@@ -69,8 +67,7 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
             raise ValueError(f"{self._binding('scale')} = {scale}: must be positive")
         if batch_size < 1:
             raise ValueError(f"{self._binding('batch_size')} = {batch_size}: must be at least 1")
-        if uint8_rule not in ("round", "truncate"):
-            raise ValueError(f"{self._binding('uint8_rule')} = {uint8_rule!r}: must be 'round' or 'truncate'")
+        check_choice(self._binding("uint8_rule"), uint8_rule, ("round", "truncate"))
         self.scale, self.shift, self.batch_size, self.uint8_rule = scale, shift, batch_size, uint8_rule
         self.statistics = self._check_statistics(statistics)
         self.config = self._read_config()
@@ -114,9 +111,12 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
         return latents / self.scale + self.shift if self.statistics is None else self.statistics.inverse(latents)
 
     def decode(self, latents: Tensor) -> Tensor:
+        factor, rounding, truncating = self.to_uint8
+
         def decode(part: Tensor) -> Tensor:
-            x = 127.5 * self.network.decode(self._raw(part.float())).sample.float()
-            return ((x + 127.5).round() if self.uint8_rule == "round" else x + 128).clamp(0, 255).to(torch.uint8)
+            x = factor * self.network.decode(self._raw(part.float())).sample.float()
+            x = (x + rounding).round() if self.uint8_rule == "round" else x + truncating
+            return x.clamp(0, 255).to(torch.uint8)
 
         return self._in_passes(decode, latents)
 
@@ -153,8 +153,8 @@ class PretrainedAutoencoder(PretrainedNetwork, Autoencoder):
             raise ValueError(f"{name}: {path} is not JSON: {error}") from None
         kind = config.get("_class_name") if isinstance(config, dict) else None
         if kind != self.diffusers_class:
-            cls = CLASSES.get(str(kind))
-            hint = f"set JointCodec.autoencoder = @autoencoders.{cls}()" if cls else "choose another autoencoder"
+            names = [name for name in autoencoders if getattr(autoencoders[name], "diffusers_class", None) == kind]
+            hint = f"set JointCodec.autoencoder = @autoencoders.{names[0]}()" if names else "choose another autoencoder"
             raise ValueError(f"{name}: {path} describes {kind}, not {self.diffusers_class}: {hint}")
         if config.get("in_channels", 3) != 3 or config.get("out_channels", 3) != 3:
             raise ValueError(f"{name}: {path} has other than 3 image channels: choose an autoencoder of RGB images")

@@ -41,6 +41,7 @@ class RAE(PretrainedAutoencoder):
     """
 
     diffusers_class = "AutoencoderRAE"
+    to_uint8 = (255.0, 0.0, 0.0)
     known_configs = {"nyu-visionx/RAE-dinov2-wReg-base-ViTXL-n08": DINOV2_B}
     decisive = {
         "encoder_type": "dinov2", "encoder_input_size": 224, "encoder_patch_size": 14, "patch_size": 16,
@@ -70,13 +71,6 @@ class RAE(PretrainedAutoencoder):
 
     def moments(self, images: Tensor) -> Tensor:
         return self._encode(images, lambda part: self.network.encode((part + 1) / 2).latent.half())
-
-    def decode(self, latents: Tensor) -> Tensor:
-        def decode(part: Tensor) -> Tensor:
-            x = 255 * self.network.decode(self._raw(part.float())).sample.float()
-            return (x.round() if self.uint8_rule == "round" else x).clamp(0, 255).to(torch.uint8)
-
-        return self._in_passes(decode, latents)
 
     def stored_provenance(self) -> dict:
         return super().stored_provenance() | {"normalised": self.statistics is None}

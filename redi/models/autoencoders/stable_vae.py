@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from redi.models.autoencoders import register
 from redi.models.autoencoders.pretrained import PretrainedAutoencoder
-from redi.models.autoencoders.statistics import LatentStatistics
+from redi.models.pretrained_network import with_keywords_of
+from redi.runtime.ranges import check_choice
 
 # config.json of the hub repositories in `known_configs`, without entries that equal the defaults of diffusers.
 SD_VAE = {
@@ -45,18 +46,13 @@ class StableVAE(PretrainedAutoencoder):
     levels = ("block_out_channels", 1)
     decisive = {"block_out_channels": [64], "latent_channels": 4, "act_fn": "silu", "norm_num_groups": 32}
 
+    @with_keywords_of(PretrainedAutoencoder.__init__)
     def __init__(
-        self, weights: str = "stabilityai/sd-vae-ft-ema", *, weights_sha256: str | None = None, scale: float = 0.18215,
-        shift: float = 0.0, posterior: Literal["sample", "mean", "frozen"] = "sample", batch_size: int = 8,
-        precision: Literal["float32", "bfloat16"] = "float32", uint8_rule: Literal["round", "truncate"] = "round",
-        statistics: LatentStatistics | None = None,
+        self, weights: str = "stabilityai/sd-vae-ft-ema", *, scale: float = 0.18215,
+        posterior: Literal["sample", "mean", "frozen"] = "sample", batch_size: int = 8, **settings: Any,
     ):  # fmt: skip
-        if posterior not in ("sample", "mean", "frozen"):
-            raise ValueError(f"{self._binding('posterior')} = {posterior!r}: must be 'sample', 'mean' or 'frozen'")
-        super().__init__(
-            weights=weights, weights_sha256=weights_sha256, scale=scale, shift=shift, batch_size=batch_size,
-            precision=precision, uint8_rule=uint8_rule, statistics=statistics,
-        )  # fmt: skip
+        check_choice(self._binding("posterior"), posterior, ("sample", "mean", "frozen"))
+        super().__init__(weights, scale=scale, batch_size=batch_size, **settings)
         self.posterior = posterior
 
     def moments(self, images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from redi.core.registry import configurable
 from redi.runtime.checksums import sha256 as file_sha256
 from redi.runtime.checksums import tensors_sha256
 from redi.runtime.paths import local_path
-from redi.runtime.ranges import check_number
+from redi.runtime.ranges import check_choice, check_number
 from redi.runtime.weights_files import check_tensors, read_weights_file
 
 # Entries of published files: SFD and LightningDiT {mean, std}, RAE {mean, var}, REPA-E {latents_bias, latents_scale}.
@@ -51,9 +51,8 @@ class LatentStatistics(nn.Module):
         sha256: str | None = None, per: Literal["channel", "position"] = "channel", num_images: int = 10_000,
     ):  # fmt: skip
         super().__init__()
-        for name, value, allowed in (("rule", rule, tuple(SPREADS)), ("per", per, ("channel", "position"))):
-            if value not in allowed:
-                raise ValueError(f"LatentStatistics.{name} = {value!r}: must be {allowed[0]!r} or {allowed[1]!r}")
+        check_choice("LatentStatistics.rule", rule, tuple(SPREADS))
+        check_choice("LatentStatistics.per", per, ("channel", "position"))
         check_number("LatentStatistics.eps", eps, 0, whole=False)
         check_number("LatentStatistics.num_images", num_images, 2)
         self.path, self.rule, self.eps, self.sha256 = path, rule, eps, sha256
@@ -166,7 +165,7 @@ class LatentStatistics(nn.Module):
             others = {rule for rule, names in SPREADS.items() if set(names) & set(tensors)}
             advice = f"set LatentStatistics.rule = {others.pop()!r}" if others else "use a file of statistics"
             needed = f"{' or '.join(SPREADS[self.rule])}, which LatentStatistics.rule = {self.rule!r} needs"
-            raise ValueError(f"{self.source} holds {', '.join(map(str, entries)) or 'nothing'}, not {needed}: {advice}")
+            raise ValueError(f"{self.source} holds {', '.join(tensors) or 'no tensors'}, not {needed}: {advice}")
         spread = 1 / tensors[name].double() if name == "latents_scale" else tensors[name]
         return next((tensors[mean] for mean in MEANS if mean in tensors), torch.zeros(())), spread
 

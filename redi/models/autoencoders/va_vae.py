@@ -107,19 +107,17 @@ class VAVAE(StableVAE):
         network = self._new_network()
         expected, levels = network.state_dict(), len(self.config["block_out_channels"])
         names = {_name_in_file(name, levels): name for name in expected}
-        differences = {"lacks": names.keys() - tensors.keys(), "has unknown tensors:": tensors.keys() - names.keys()}
-        state = {}
-        for name in names.keys() & tensors.keys():
-            shape = expected[names[name]].shape
-            # Attention is a 1x1 convolution in the file and a linear layer in diffusers.
-            tensor = tensors[name].flatten(1) if len(shape) == 2 else tensors[name]
-            state[names[name]] = tensor
-            if tensor.shape != shape:
-                differences.setdefault("has other shapes in", set()).add(name)
+        # Attention is a 1x1 convolution in the file and a linear layer in diffusers.
+        stored = {n: t.flatten(1) if ".attn" in n and t.ndim == 4 else t for n, t in tensors.items()}
+        both = names.keys() & stored.keys()
+        differences = {
+            "lacks": names.keys() - both, "has unknown tensors:": stored.keys() - both,
+            "has other shapes in": {name for name in both if stored[name].shape != expected[names[name]].shape},
+        }  # fmt: skip
         reasons = [f"{what} {', '.join(sorted(wrong)[:5])}" for what, wrong in differences.items() if wrong]
         if reasons:
             raise ValueError(f"{self._binding('weights')}: {path} {'; '.join(reasons)}: choose an undamaged file")
-        network.load_state_dict(state, assign=True)
+        network.load_state_dict({names[name]: tensor for name, tensor in stored.items()}, assign=True)
         return network
 
 

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from redi.models.blocks import Block, modulate, modulations, register
 from redi.models.rotary import rotated
+from redi.runtime.ranges import check_choice
 
 NORMS = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}
 
@@ -38,9 +39,8 @@ class Modern(Block):
         mlp: Literal["swiglu", "gelu"] = "swiglu", rotary: bool = True, qk_norm: bool = True, shift: bool = True,
     ):  # fmt: skip
         super().__init__(width=width, num_heads=num_heads)
-        for name, value, allowed in ("norm", norm, ("rms", "layer")), ("mlp", mlp, ("swiglu", "gelu")):
-            if value not in allowed:
-                raise ValueError(f"Modern.{name} = {value!r}: must be {' or '.join(map(repr, allowed))}")
+        check_choice("Modern.norm", norm, tuple(NORMS))
+        check_choice("Modern.mlp", mlp, ("swiglu", "gelu"))
         self.norm, self.rotary, self.qk_norm, self.shift = norm, rotary, qk_norm, shift
         self.norm1, self.norm2 = self.make_norm(), self.make_norm()
         self.qkv, self.projection = nn.Linear(width, 3 * width), nn.Linear(width, width)

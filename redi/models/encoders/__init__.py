@@ -21,9 +21,8 @@ class Encoder(Checked, nn.Module, ABC):
 
     An encoder resizes and normalises the images itself. A component sets `dim` and implements `forward` and
     `provenance`. It may override `name`, `load`, `pooled`, `class_token` with `has_class_token`, and for metrics
-    `metric_features` and `metric_name`. An
-    encoder that is trained on the user's images also sets `learns_from_data`, implements `fit`, `fit_settings` and
-    `fitted`, and stores what it learns in parameters and buffers that `__init__` creates.
+    `metric_features` and `metric_name`. An encoder that is trained on the user's images also sets `learns_from_data`,
+    implements `fit`, `fit_settings` and `fitted`, and stores what it learns in parameters and buffers.
 
     Examples:
         >>> import torch

@@ -10,6 +10,7 @@ from torch.nn import functional
 from redi.models.encoders import Encoder, register
 from redi.runtime.checksums import tensors_sha256
 from redi.runtime.progress import progress
+from redi.runtime.ranges import check_choice
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +48,7 @@ class DomainEncoder(Encoder):
         super().__init__()
         if image_size < 4 or image_size % 4:
             raise ValueError(f"DomainEncoder.image_size = {image_size}: must be a multiple of 4, the network's stride")
-        if objective not in ("auto", "labels", "contrastive"):
-            raise ValueError(f"DomainEncoder.objective = {objective!r}: must be 'auto', 'labels' or 'contrastive'")
+        check_choice("DomainEncoder.objective", objective, ("auto", "labels", "contrastive"))
         self.dim, self.depth, self.image_size, self.objective = width, depth, image_size, objective
         self.num_steps, self.batch_size, self.learning_rate = num_steps, batch_size, learning_rate
         self.max_images, self.seed = max_images, seed

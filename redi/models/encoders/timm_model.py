@@ -12,6 +12,7 @@ from redi.models.encoders import Encoder, check_square, register
 from redi.models.encoders.architecture import FEATURES, timm_architecture
 from redi.models.encoders.weights import build, hub_weights
 from redi.models.pretrained_network import PretrainedNetwork, with_keywords_of
+from redi.runtime.ranges import check_choice
 
 
 @register
@@ -62,8 +63,7 @@ class Timm(PretrainedNetwork, Encoder):
         if image_size is not None:
             self._check_image_size(image_size)
         self.image_size = architecture.fixed_size if image_size is None else image_size
-        if resize not in ("antialiased", "released"):
-            raise ValueError(f"{self._binding('resize')} = {resize!r}: must be 'antialiased' or 'released'")
+        check_choice(self._binding("resize"), resize, ("antialiased", "released"))
         self.resize = resize
         for name in ("mean", "std"):  # not persistent: constants of the model
             self.register_buffer(name, torch.tensor(architecture.config[name])[:, None, None], persistent=False)
@@ -174,10 +174,8 @@ class Timm(PretrainedNetwork, Encoder):
         return numbers
 
     def _check_combination(self, combine: str, final_norm: bool | str) -> None:
-        if combine not in ("concatenate", "sum", "mean"):
-            raise ValueError(f"{self._binding('combine')} = {combine!r}: must be 'concatenate', 'sum' or 'mean'")
-        if final_norm not in (True, False, "plain"):
-            raise ValueError(f"{self._binding('final_norm')} = {final_norm!r}: must be True, False or 'plain'")
+        check_choice(self._binding("combine"), combine, ("concatenate", "sum", "mean"))
+        check_choice(self._binding("final_norm"), final_norm, (True, False, "plain"))
         if final_norm == "plain" and "norm.weight" not in self.architecture.names:
             what = f"must be True or False, because {self.architecture.name} has no final norm with weights"
             raise ValueError(f"{self._binding('final_norm')} = 'plain': {what}")

@@ -33,7 +33,7 @@ def _stated(layout: Layout, args: Mapping) -> tuple[tuple[str, ...], str]:
     """Return the frameworks that the file allows, and the reason."""
     name = str(args.get("model", ""))
     if len(layout.frameworks) == 1:
-        return layout.frameworks, f"it holds {layout.mark}"
+        return layout.frameworks, f"it holds {layout.marks[0]}"
     if name.startswith("DiT"):
         return ("dit",), f"its settings name {name}"
     if any(prefix.startswith("projectors.") for prefix in layout.projectors):

@@ -30,9 +30,14 @@ class DiTDH(LightningDiT):
     head_num_heads: int | None = None
 
     title: ClassVar[str] = "DiT-DH"
-    mark: ClassVar[str] = "s_embedder.proj.weight"
+    frameworks: ClassVar[tuple[str, ...]] = ("dit-dh",)
+    marks: ClassVar[tuple[str, ...]] = ("s_embedder.proj.weight",)
     patches: ClassVar[str] = "s_embedder.proj"
     rotary: ClassVar[Mapping[str, str]] = {"enc_feat_rope": "", "dec_feat_rope": "head_"}
+
+    @classmethod
+    def anchors(cls) -> dict[str, int]:
+        return super().anchors() | {"t_embedder.W": 1}
 
     @classmethod
     def options(cls, state: Mapping[str, Tensor], fields: dict) -> dict[str, Any]:
@@ -48,25 +53,18 @@ class DiTDH(LightningDiT):
         times = [*(shifted(0.999 * step / 49, shift) for step in range(50)), 1.0]
         return [*super().bindings(), "Euler.shift = 1.0", f"Euler.times = {times}"]
 
-    @property
-    def num_blocks(self) -> int:
-        return self.depth + self.head_depth
-
     def model_settings(self, num_heads: int | None = None) -> dict:
         head = {"head_width": self.head_width, "head_depth": self.head_depth, "timestep_features": "gaussian"}
         heads = {"head_num_heads": self.head_num_heads} if self.head_num_heads else {}
         return super().model_settings(num_heads) | head | heads
 
     @classmethod
-    def before_blocks(cls, channels: Channels) -> dict[str, str]:
-        return super().before_blocks(channels) | {
+    def stems(cls, channels: Channels) -> dict[str, str]:
+        return super().stems(channels) | {
             "s_embedder.proj": "fusion.embeddings", "x_embedder.proj": "wide_head.fusion.embeddings",
             "s_projector": "wide_head.to_condition", "t_embedder.W": "timestep_embedding.frequencies",
+            "final_layer.linear": "wide_head.fusion.heads",
         }  # fmt: skip
-
-    @classmethod
-    def after_blocks(cls, channels: Channels) -> dict[str, str]:
-        return super().after_blocks(channels) | {"final_layer.linear": "wide_head.fusion.heads"}
 
     @classmethod
     def of_times(cls, model: DiffusionTransformer) -> bool:

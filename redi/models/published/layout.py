@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import isqrt
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from redi.core.channels import Channels
 from redi.fusion import sincos_positions
@@ -41,11 +41,12 @@ class Layout:
     projectors: tuple[str, ...] = ()  # prefixes, see `projector_prefixes`
     projector_width: int = 0
     num_heads: int | None = None  # if the shapes determine it
+    head_depth: int = 0  # blocks of a wide head
 
     title: ClassVar[str] = "DiT or SiT"
+    frameworks: ClassVar[tuple[str, ...]] = ("sit", "dit", "repa")  # values of --framework for this layout
     block: ClassVar[type[Block]] = AdaLN
-    mark: ClassVar[str] = "blocks.0.mlp.fc1.weight"  # the tensor that identifies the layout
-    other_marks: ClassVar[tuple[str, ...]] = ()  # tensors that identify a file without the mark, which is then missed
+    marks: ClassVar[tuple[str, ...]] = ("blocks.0.mlp.fc1.weight",)  # tensors that identify the layout, one by one
     patches: ClassVar[str] = "x_embedder.proj"  # the patch embedding of the model's width
     mlp: ClassVar[str] = "mlp.fc1"
     num_vectors: ClassVar[int] = 0  # tokens without a position, the first ones
@@ -101,7 +102,7 @@ class Layout:
     @property
     def num_blocks(self) -> int:
         """Number of blocks, including those of a wide head."""
-        return self.depth
+        return self.depth + self.head_depth
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -118,11 +119,6 @@ class Layout:
             f"the checkpoint has {self.in_channels} input channels, not 4 latents and up to 64 DINOv2 components: name "
             "the groups with channels=, or in a gin file whose codec has these groups"
         )
-
-    @property
-    def frameworks(self) -> tuple[str, ...]:
-        """The frameworks whose models have this layout: the values of --framework."""
-        return "sit", "dit", "repa"
 
     def bindings(self) -> list[str]:
         """Return the bindings of data and features that the shapes determine, in addition to configuration files."""
@@ -176,12 +172,8 @@ class Layout:
     @classmethod
     def of_model(cls, model: DiffusionTransformer) -> bool:
         """Whether this layout can hold a model."""
-        return cls.of_block(model.blocks[0]) and cls.of_times(model) and len(model.channels.vectors) == cls.num_vectors
-
-    @classmethod
-    def of_block(cls, block: nn.Module) -> bool:
-        """Whether this layout can hold this block."""
-        return isinstance(block, cls.block)
+        fits = isinstance(model.blocks[0], cls.block) and len(model.channels.vectors) == cls.num_vectors
+        return fits and cls.of_times(model)
 
     @classmethod
     def of_times(cls, model: DiffusionTransformer) -> bool:
@@ -199,23 +191,21 @@ class Layout:
 
         Patch embeddings, whose stem here ends in 'embeddings', and heads, 'heads', hold all channels.
         """
-        stems = [(f"blocks.{i}", pair) for i in range(depth) for pair in cls.in_block.items()]
-        blocks = {f"{block}.{name}": f"{block}.{ours}" for block, (name, ours) in stems}
-        return cls.before_blocks(channels) | blocks | cls.after_blocks(channels)
+        stems = cls.stems(channels)
+        pairs = [(f"blocks.{i}", pair) for i in range(depth) for pair in cls.in_block.items()]
+        blocks = {f"{block}.{name}": f"{block}.{ours}" for block, (name, ours) in pairs}
+        final = {name: stems.pop(name) for name in [*stems] if name.startswith("final_layer.")}
+        return stems | blocks | final
 
     @classmethod
-    def before_blocks(cls, channels: Channels) -> dict[str, str]:
-        """Return the first entries of `names`."""
+    def stems(cls, channels: Channels) -> dict[str, str]:
+        """Return the entries of `names` outside of blocks. The blocks come before the final layer."""
         return {
             "x_embedder.proj": "fusion.embeddings",
             "t_embedder.mlp.0": "timestep_embedding.mlp.0", "t_embedder.mlp.2": "timestep_embedding.mlp.2",
             "y_embedder.embedding_table": "label_embedding",
+            "final_layer.linear": "fusion.heads", "final_layer.adaLN_modulation.1": "final_modulation.1",
         }  # fmt: skip
-
-    @classmethod
-    def after_blocks(cls, channels: Channels) -> dict[str, str]:
-        """Return the last entries of `names`."""
-        return {"final_layer.linear": "fusion.heads", "final_layer.adaLN_modulation.1": "final_modulation.1"}
 
     def tables(self) -> dict[str, Tensor]:
         """Return {published name: fixed table}, which this library computes."""
@@ -245,6 +235,6 @@ def _patch_grid(
             raise ValueError(f"the checkpoint has {tokens} positions: must be a square number; {SPECIFICATION}")
         return isqrt(tokens), isqrt(tokens)
     if grid is None:
-        advice = "pass grid=(32, 32) for 256 pixels, (64, 64) for 512"
+        advice = "pass grid=(32, 32) for 256 pixels and an autoencoder of 1/8"
         raise ValueError(f"the checkpoint has no pos_embed, so its image size is unknown: {advice}")
     return grid[0] // patch_size, grid[1] // patch_size

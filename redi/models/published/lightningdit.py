@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from redi.core.channels import Channels
 from redi.models.blocks.modern import Modern, SwiGLU
@@ -31,8 +31,9 @@ class LightningDiT(Layout):
     shift: bool = True  # False: LightningDiT's option wo_shift
 
     title: ClassVar[str] = "LightningDiT"
+    frameworks: ClassVar[tuple[str, ...]] = ("lightningdit",)
     block: ClassVar[type[Modern]] = Modern
-    mark: ClassVar[str] = "blocks.0.mlp.w12.weight"
+    marks: ClassVar[tuple[str, ...]] = ("blocks.0.mlp.w12.weight",)
     mlp: ClassVar[str] = "mlp.w12"
     projector: ClassVar[str] = "repa_projector."
     # {module of rotary tables: what precedes "width" and "num_heads" in the fields that define it}
@@ -61,10 +62,6 @@ class LightningDiT(Layout):
     def channels(self) -> Channels:
         return Channels(image=self.in_channels)
 
-    @property
-    def frameworks(self) -> tuple[str, ...]:
-        return (self.title.lower(),)
-
     def bindings(self) -> list[str]:
         return [f"Preprocessing.image_size = {16 * self.grid[0]}"]  # its autoencoder downsamples by 16
 
@@ -80,12 +77,13 @@ class LightningDiT(Layout):
         return super().model_settings(num_heads) | {"block": partial(self.block, **self.block_settings())}
 
     @classmethod
-    def of_block(cls, block: nn.Module) -> bool:
-        return isinstance(block, Modern) and block.norm == "rms" and block.rotary and isinstance(block.mlp, SwiGLU)
+    def of_model(cls, model: DiffusionTransformer) -> bool:
+        block = model.blocks[0]
+        return super().of_model(model) and block.norm == "rms" and block.rotary and isinstance(block.mlp, SwiGLU)
 
     @classmethod
-    def after_blocks(cls, channels: Channels) -> dict[str, str]:
-        return {"final_layer.norm_final": "final_norm"} | super().after_blocks(channels)
+    def stems(cls, channels: Channels) -> dict[str, str]:
+        return {"final_layer.norm_final": "final_norm"} | super().stems(channels)
 
     @classmethod
     def heads_of(cls, model: DiffusionTransformer) -> dict[str, Any]:
@@ -114,7 +112,8 @@ class SFD(LightningDiT):
     """
 
     title: ClassVar[str] = "SFD"
-    mark: ClassVar[str] = "t_embedder_sem.mlp.0.weight"
+    frameworks: ClassVar[tuple[str, ...]] = ("sfd",)
+    marks: ClassVar[tuple[str, ...]] = ("t_embedder_sem.mlp.0.weight",)
     times: ClassVar[tuple[str, ...]] = ("t_embedder_sem.mlp.0.weight", "t_embedder_tex.mlp.0.weight")
     alignment_layer: ClassVar[int] = 2
 
@@ -138,10 +137,10 @@ class SFD(LightningDiT):
         return len(model.group_embeddings) == 1 and model.group_times_by == "concatenation"
 
     @classmethod
-    def before_blocks(cls, channels: Channels) -> dict[str, str]:
+    def stems(cls, channels: Channels) -> dict[str, str]:
         if len(channels.representations) != 1:
             raise ValueError(f"the checkpoint is of SFD, which has one representation, but the channels are {channels}")
         embeddings = {"sem": f"group_embeddings.{channels.representations[0]}", "tex": "timestep_embedding"}
-        stems = {f"t_embedder_{n}.mlp.{i}": f"{ours}.mlp.{i}" for n, ours in embeddings.items() for i in (0, 2)}
-        names = super().before_blocks(channels)
-        return {name: ours for name, ours in names.items() if not name.startswith("t_embedder.")} | stems
+        times = {f"t_embedder_{n}.mlp.{i}": f"{ours}.mlp.{i}" for n, ours in embeddings.items() for i in (0, 2)}
+        stems = super().stems(channels)
+        return {name: ours for name, ours in stems.items() if not name.startswith("t_embedder.")} | times

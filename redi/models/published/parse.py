@@ -1,7 +1,7 @@
 """Recognise the layout of a published state dict, and compare its names and shapes with those of the layout."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from redi.models.published.reg import REGLayout
 from redi.models.published.tensors import to_theirs
 from redi.models.transformer import DiffusionTransformer
 
-# The layouts that can be read. The first whose `mark` a state dict holds is its layout; without any it is the last.
+# The layouts that can be read. The first with one of its `marks` in a state dict is its layout; without any, the last.
 LAYOUTS: tuple[type[Layout], ...] = (DiTDH, SFD, LightningDiT, REGLayout, Layout)
 # Names that identify other architectures. They cannot be read; the error message names the architecture.
 OTHERS = {
@@ -28,8 +28,13 @@ OTHERS = {
     "and class and time tokens in the sequence",
     r"^t_embedder\.W$": "RAE's plain DiT, with Gaussian features of the time but without DiT-DH's wide head",
     r"\.attn\.[qk]_norm\.bias$": "LightningDiT with LayerNorm for queries and keys: only RMSNorm is supported",
+<<<<<<< HEAD
     r"\.mlp\.w12\.|^feat_rope\.": "LightningDiT with other norms or another MLP (RMSNorm, SwiGLU and rotary "
     "positions are supported), or a damaged or extended file",
+=======
+    r"\.mlp\.w12\.|^feat_rope\.|^without (blocks|final_layer)\S+norm": "LightningDiT with other norms or another "
+    "MLP: RMSNorm, SwiGLU and rotary positions are supported",
+>>>>>>> h/int
     r"^blocks\.\d+\.norm[12]\.weight$|\.attn\.[qk]_norm\.": "a transformer with learned norms, which is not the "
     "architecture of DiT and SiT",
     r"^joint_blocks\.": "an MMDiT (SD3), which is not the architecture of DiT and SiT",
@@ -44,10 +49,10 @@ def parse_layout(state: Mapping[str, Tensor], grid: tuple[int, int] | None = Non
 
     `grid`, the (H, W) of the joint state, is required for a file without `pos_embed`.
     """
-    kind = next((kind for kind in LAYOUTS if {kind.mark, *kind.other_marks} & state.keys()), LAYOUTS[-1])
+    kind = next((kind for kind in LAYOUTS if state.keys() & {*kind.marks}), LAYOUTS[-1])
     anchors = kind.anchors()
     if missing := [name for name in anchors if name not in state]:
-        raise ValueError(f"the checkpoint lacks {', '.join(missing)}: {_recognise(state)}")
+        raise ValueError(f"the checkpoint lacks {', '.join(missing)}: {_recognise(state, kind, missing)}")
     for name, dims in [*anchors.items(), *([("pos_embed", 3)] if "pos_embed" in state else [])]:
         if state[name].ndim != dims:
             shape = tuple(state[name].shape)
@@ -75,20 +80,27 @@ def published_shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
 
 
 def _compare(state: Mapping[str, Tensor], expected: Mapping[str, tuple], layout: Layout) -> None:
+    kind = type(layout)
     if missing := [name for name in expected if name not in state and name not in layout.tables()]:
-        raise ValueError(f"the checkpoint lacks {_some(missing)}: {_recognise(state)}")
+        raise ValueError(f"the checkpoint lacks {_some(missing)}: {_recognise(state, kind, missing)}")
     if surplus := [name for name in state if name not in expected]:
-        raise ValueError(f"the checkpoint holds {_some(surplus)}, which no {layout.title} has: {_recognise(state)}")
+        what = f"the checkpoint holds {_some(surplus)}, which no {layout.title} has"
+        raise ValueError(f"{what}: {_recognise(state, kind)}")
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if wrong := [f"{name} {s} instead of {expected[name]}" for name, s in shapes.items() if s != expected[name]]:
         raise ValueError(f"the checkpoint's shapes are inconsistent: {_some(wrong)}; {SPECIFICATION}")
 
 
-def _recognise(state: Mapping[str, Tensor]) -> str:
+def _recognise(state: Mapping[str, Tensor], kind: type[Layout], missing: Iterable[str] = ()) -> str:
+    """Return what the tensors that are not those of this layout show."""
+    own = [kind.marks[0], *kind.anchors(), *(f"blocks.0.{stem}.weight" for stem in kind.in_block)]
+    own = own if state.keys() & {*kind.marks} else []
     for pattern, architecture in OTHERS.items():
-        if any(re.search(pattern, name) for name in state):
+        names = [] if any(re.search(pattern, name) for name in own) else [*state]
+        if any(re.search(pattern, name) for name in [*names, *(f"without {name}" for name in missing)]):
             return f"this looks like {architecture}"
-    return f"this is not a layout that can be read ({SPECIFICATION})"
+    others = f"the other tensors are those of {kind.title}, so import all of its file and nothing else"
+    return f"{others}; {SPECIFICATION}" if own else f"this is not a layout that can be read ({SPECIFICATION})"
 
 
 def _some(names: list[str]) -> str:

@@ -28,9 +28,9 @@ class REGLayout(Layout):
     length: int = 768  # of the class token
 
     title: ClassVar[str] = "REG or REGLUE"
-    mark: ClassVar[str] = "wg_norm.weight"
-    other_marks: ClassVar[tuple[str, ...]] = ("cls_projectors2.weight", "final_layer.linear_cls.weight")
+    marks: ClassVar[tuple[str, ...]] = ("wg_norm.weight", "cls_projectors2.weight", "final_layer.linear_cls.weight")
     num_vectors: ClassVar[int] = 1
+    projector: ClassVar[str] = "projectors.0."
 
     @classmethod
     def anchors(cls) -> dict[str, int]:
@@ -41,7 +41,7 @@ class REGLayout(Layout):
         return {"length": state["cls_projectors2.weight"].shape[1]}
 
     @property
-    def frameworks(self) -> tuple[str, ...]:
+    def frameworks(self) -> tuple[str, ...]:  # type: ignore[override]
         return ("reg",) if self.in_channels == 4 else ("reglue",)
 
     def channels(self) -> Channels:
@@ -64,15 +64,11 @@ class REGLayout(Layout):
         return settings
 
     @classmethod
-    def before_blocks(cls, channels: Channels) -> dict[str, str]:
+    def stems(cls, channels: Channels) -> dict[str, str]:
         (vector,) = channels.vectors
-        embedding = f"fusion.embeddings.{vector}"
-        return super().before_blocks(channels) | {"cls_projectors2": f"{embedding}.0", "wg_norm": f"{embedding}.1"}
-
-    @classmethod
-    def after_blocks(cls, channels: Channels) -> dict[str, str]:
-        (vector,) = channels.vectors
-        return super().after_blocks(channels) | {"final_layer.linear_cls": f"fusion.heads.{vector}"}
+        embedding, head = f"fusion.embeddings.{vector}", f"fusion.heads.{vector}"
+        further = {"cls_projectors2": f"{embedding}.0", "wg_norm": f"{embedding}.1", "final_layer.linear_cls": head}
+        return super().stems(channels) | further
 
     def tables(self) -> dict[str, Tensor]:
         positions = super().tables()["pos_embed"]

@@ -82,8 +82,11 @@ class Compressor(TrainedReducer):
             zeros = {n: torch.zeros_like(t) for n, t in networks.state_dict().items() if n.endswith(self.optional)}
             networks.load_state_dict(zeros | tensors)
         except (KeyError, IndexError, RuntimeError) as error:
-            reason = f"must be the published weights of a {name} of these settings, but lacks or has other tensors"
-            raise ValueError(f"{name}.weights: {path} {reason} ({' '.join(str(error).split())[:300]})") from None
+            reason = f"Missing key {error}" if isinstance(error, KeyError) else str(error).partition("ModuleDict:")[2]
+            for part, ours in self.names.items():
+                reason = reason.replace(ours, part)
+            what = f"must hold the tensors of a {name} of these settings: {' '.join(reason.split())[:300]}"
+            raise ValueError(f"{name}.weights: {path} {what}") from None
         self.eval().requires_grad_(False)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from redi.models.reducers import Reducer
 from redi.models.reducers.moments import Moments
+from redi.runtime.ranges import check_choice
 
 log = logging.getLogger(__name__)
 BUFFERS = ("mean", "std", "components", "deviations", "explained")
@@ -52,8 +53,7 @@ class LinearReducer(Reducer):
         if store_rank is not None and store_rank < rank:
             raise ValueError(f"{name}.store_rank = {store_rank}: must be at least {name}.rank = {rank}")
         self.store_rank = rank if store_rank is None else store_rank
-        if scale not in ("raw", "unit_rms", "whiten"):
-            raise ValueError(f"{name}.scale = {scale!r}: must be 'raw', 'unit_rms' or 'whiten'")
+        check_choice(f"{name}.scale", scale, ("raw", "unit_rms", "whiten"))
         self.scale, self.standardize = scale, standardize
         for buffer in BUFFERS:
             self.register_buffer(buffer, torch.empty(0))

@@ -14,6 +14,7 @@ from redi.models.reducers import Reducer
 from redi.models.reducers.moments import Moments, require_finite
 from redi.models.reducers.pca import PCA
 from redi.runtime.progress import progress
+from redi.runtime.ranges import check_choice
 
 log = logging.getLogger(__name__)
 
@@ -26,14 +27,12 @@ class TrainedReducer(Reducer):
     `_code`, `_loss` and `settings`.
 
     Args:
-        rank: R, the number of code channels.
-        hidden: hidden channels.
+        rank, hidden: R, the number of code channels, and hidden channels.
         num_steps, batch_size, learning_rate: training settings.
         max_images: size of the random sample of images whose features are held in memory (0.8 MB each at 16x16x768).
             A tenth is held out to measure the explained variance.
-        patience: the explained variance of the held-out images is measured 20 times during training. Stop when it has
-            not improved `patience` times in succession, and keep the best weights; it then selects the weights too, so
-            it is slightly optimistic. None: train for all steps.
+        patience: stop when the explained variance of the held-out images, measured 20 times, has not improved this
+            many times in succession; keep the best weights (it is then slightly optimistic). None: take all steps.
         scale: 'raw' leaves the code as it is.
         seed: seed of the sample, the weights and the batches. On the CPU the fit is bit-reproducible.
         path: folder of a fit written by `save`, loaded instead of fitting.
@@ -42,11 +41,10 @@ class TrainedReducer(Reducer):
         >>> class Linear(TrainedReducer):  # without a hidden layer
         ...     def _build(self, width):
         ...         self.encode, self.decode = nn.Conv2d(width, self.rank, 1), nn.Conv2d(self.rank, width, 1)
-        >>> features = torch.randn(8, 16, 4, 4, generator=torch.Generator().manual_seed(0))
         >>> reducer = Linear(rank=4, hidden=1, num_steps=5)
-        >>> reducer.fit([features])
-        >>> reducer(features).shape, reducer.inverse(reducer(features)).shape
-        (torch.Size([8, 4, 4, 4]), torch.Size([8, 16, 4, 4]))
+        >>> reducer.fit([torch.randn(8, 16, 4, 4)])
+        >>> reducer(torch.randn(2, 16, 4, 4)).shape
+        torch.Size([2, 4, 4, 4])
     """
 
     weights_sha256: str | None = None  # of published weights: `fit` measures, but does not train (see `Compressor`)
@@ -66,22 +64,16 @@ class TrainedReducer(Reducer):
     ):  # fmt: skip
         super().__init__(rank=rank)
         name = type(self).__name__
-        counts = {"hidden": hidden, "num_steps": num_steps, "batch_size": batch_size, "patience": patience}
-        for argument, value in counts.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name}.{argument} = {value}: must be at least 1")
-        if max_images < 2:
-            raise ValueError(f"{name}.max_images = {max_images}: must be at least 2, to train and to test")
-        if scale not in ("unit_rms", "raw"):
-            raise ValueError(f"{name}.scale = {scale!r}: must be 'unit_rms' or 'raw'")
+        check_choice(f"{name}.scale", scale, ("unit_rms", "raw"))
         self.hidden, self.num_steps, self.batch_size = hidden, num_steps, batch_size
         self.learning_rate, self.max_images, self.seed = learning_rate, max_images, seed
         self.patience, self.scale = patience, str(scale)  # "statistics": of a published code, see `Compressor`
-        for buffer in ("mean", "std"):
-            self.register_buffer(buffer, torch.empty(0))
-        self.register_buffer("code_mean", torch.zeros(rank))
-        self.register_buffer("code_rms", torch.ones(()))
-        self.register_buffer("explained", torch.zeros(2))
+        for argument, least in {"hidden": 1, "num_steps": 1, "batch_size": 1, "patience": 1, "max_images": 2}.items():
+            if (value := getattr(self, argument)) is not None and value < least:
+                raise ValueError(f"{name}.{argument} = {value}: must be at least {least}")
+        buffers = {"mean": torch.empty(0), "std": torch.empty(0), "code_mean": torch.zeros(rank)}
+        for buffer, value in (buffers | {"code_rms": torch.ones(()), "explained": torch.zeros(2)}).items():
+            self.register_buffer(buffer, value)
         self.encode = self.decode = None  # type: ignore[assignment]  # a fit builds them
         self.register_load_state_dict_pre_hook(_take_networks)
         if path is not None:
@@ -141,10 +133,8 @@ class TrainedReducer(Reducer):
         shares = [self._explained_variance_of(reducer, sample, test) for reducer in (self, pca)]
         self.explained = torch.tensor(shares).to(device)
         name = type(self).__name__
-        log.info(
-            "%s rank %d of %d explains %.1f %% of the variance of %d held-out images, PCA %.1f %%",
-            name, self.rank, len(self.mean), 100 * shares[0], len(test), 100 * shares[1],
-        )  # fmt: skip
+        text = "%s rank %d of %d explains %.1f %% of the variance of %d held-out images, PCA %.1f %%"
+        log.info(text, name, self.rank, len(self.mean), 100 * shares[0], len(test), 100 * shares[1])
         if shares[0] < shares[1]:
             advice = "fit to more images, or lower its num_steps or hidden"
             log.warning("%s overfits, or was trained too briefly to reach PCA: %s", name, advice)
@@ -176,8 +166,7 @@ class TrainedReducer(Reducer):
         every, best, best_state, misses = max(1, self.num_steps // 20), float("-inf"), {}, 0
         bar = progress(range(1, self.num_steps + 1), desc="training the reducer")
         for step in bar:
-            features = self._standardised(sample[train[torch.randint(len(train), (self.batch_size,))]])
-            loss = self._loss(features)
+            loss = self._loss(self._standardised(sample[train[torch.randint(len(train), (self.batch_size,))]]))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -188,9 +177,9 @@ class TrainedReducer(Reducer):
             share = self._explained_variance_of(self, sample, test)
             networks.train()
             bar.set_postfix_str(f"{100 * share:.1f} % of the variance", refresh=False)
-            misses = 0 if share > best else misses + 1
+            misses += 1
             if share > best:
-                best, best_state = share, copy.deepcopy(networks.state_dict())
+                best, best_state, misses = share, copy.deepcopy(networks.state_dict()), 0
             if misses == self.patience:
                 log.info("%s: no improvement since step %d of %d", type(self).__name__, step - misses * every, step)
                 break
@@ -224,8 +213,7 @@ class TrainedReducer(Reducer):
     def project(self, features: Tensor) -> Tensor:
         self.require_fit()
         self.check_width(features.shape[1])
-        code = self._code(self._standardised(features))
-        return (code - self.code_mean[:, None, None]) / self.code_rms.view(-1, 1, 1)
+        return (self._code(self._standardised(features)) - self.code_mean[:, None, None]) / self.code_rms.view(-1, 1, 1)
 
     def inverse(self, reduced: Tensor) -> Tensor:
         self.require_fit()
@@ -245,8 +233,8 @@ class TrainedReducer(Reducer):
 
     def provenance(self) -> dict:
         settings = self.fit_settings() | ({"fitted_on": self.fitted_on} if self.fitted_on else {})
-        measured = self.fitted and bool(self.explained.any())  # published weights may not have been
-        return settings | ({"explained_variance": self.explained_variance} if measured else {})
+        # Published weights may not have been measured.
+        return settings | ({"explained_variance": self.explained_variance} if self.explained.any() else {})
 
     def report(self) -> dict:
         return {"explained_variance_of_pca": float(self.explained[1])}

@@ -168,6 +168,22 @@ def test_euler_with_a_lead_is_the_masked_euler_of_sfd(num_steps):
     torch.testing.assert_close(got, x, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("num_times", [11, 14, 27])  # 14 and 27 have 0.29999998 in float32, where the image starts late
+def test_euler_without_split_is_the_fixed_step_loop_of_sfd(num_times):
+    process, size = leading(0.3)
+    taus = torch.linspace(0, 1.3, num_times, dtype=torch.float32)
+    initial = torch.tensor([[0.4, -1.1], [1.2, 0.3]])[:, :, None, None]
+    field, x = exact_field(process, size), initial
+    for tau, tau_next in pairwise(taus):
+        active = torch.stack([tau >= 0.3, tau <= 1])[None, :, None, None]  # both ends included
+        x = x + (tau_next - tau).double() * active * field(x, float(tau) / 1.3)
+    times = [*(float(tau) / 1.3 for tau in taus[:-1]), 1.0]
+    got = Euler(times=times, split=False)(field, process, lambda: initial)
+    torch.testing.assert_close(got, x, rtol=1e-6, atol=1e-6)
+    assert (got - Euler(times=times)(field, process, lambda: initial)).abs().max() > 1e-3
+    assert Euler(split=False).provenance()["split"] is False and "split" not in Euler().provenance()
+
+
 @pytest.mark.parametrize("offset", OFFSETS[1:3], ids=str)
 @pytest.mark.parametrize("settings", [{"rtol": 1e-7, "atol": 1e-7}, {"method": "rk4", "num_steps": 30}])
 def test_the_likelihood_under_a_clock_is_that_of_the_joint_gaussian(offset, settings):

@@ -75,7 +75,7 @@ def test_it_knows_real_photographs_of_imagenet(outside_data):
 def test_the_features_are_the_stages_of_timms_network(lite):
     images = square(Image.fromarray(load_sample_image("flower.jpg")), 64)[None]
     network = classifier(lite)
-    for layer, stride in ((2, 8), (3, 16), (4, 32)):
+    for layer, stride in ((2, 8), (4, 32)) if lite.size == 0 else ((3, 16),):
         encoder = EfficientNetLite(lite.size, layers=layer, image_size=128)
         with torch.no_grad():
             inputs = encoder.inputs(images)
@@ -85,6 +85,7 @@ def test_the_features_are_the_stages_of_timms_network(lite):
         torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("lite", [0], indirect=True)
 def test_a_file_in_the_names_of_timm_gives_the_same_features(lite, tmp_path):
     torch.save(classifier(lite).state_dict(), tmp_path / "weights.pth")
     images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)

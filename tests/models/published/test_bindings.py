@@ -54,7 +54,7 @@ def test_a_class_token_says_the_framework(c, framework):
 def test_modern_layouts_say_the_framework(kind, framework):
     sizes = {"width": 32, "depth": 2, "patch_size": 1, "patch_grid": (4, 4), "num_classes": 5, "mlp_hidden": 85}
     of, args = kind(**sizes, in_channels=40, out_channels=40), {"transport": {"prediction": "velocity"}}
-    assert choose_framework(of, args, None) == (framework, f"it holds {kind.mark}")
+    assert choose_framework(of, args, None) == (framework, f"it holds {kind.marks[0]}")
     with pytest.raises(ValueError, match=f"--framework=sit: must be {framework} for this checkpoint: it holds"):
         choose_framework(of, args, "sit")
     bindings = process_bindings(of, framework, args)

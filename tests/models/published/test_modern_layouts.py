@@ -249,6 +249,14 @@ def without(state, part):
 
 REFUSED = [
     ("lightningdit", lambda s: without(s, "norm1"), r"lacks blocks\.0\.norm1\.weight.*with other norms"),
+    *(
+        (name, change, rf"{what} of {title}, so import all of its file and nothing else")
+        for name, title in {"lightningdit": "LightningDiT", "sfd": "SFD", "dit-dh": "DiT-DH"}.items()
+        for change, what in (
+            (lambda s: s | {"extra.weight": torch.zeros(2)}, r"holds extra\.weight, which no .*tensors are those"),
+            (lambda s: without(s, "blocks.0.attn.proj"), r"lacks blocks\.0\.attn\.proj\.weight.*tensors are those"),
+        )
+    ),
     ("lightningdit", lambda s: s | {"blocks.0.attn.q_norm.bias": torch.zeros(HEAD_DIM)}, r"q_norm\.bias.*LayerNorm"),
     ("lightningdit", lambda s: s | {"blocks.0.mlp.w1.weight": torch.zeros(2, 2)}, r"w1\.weight.*RAEv2"),
     ("lightningdit", lambda s: s | {"t_embedder.W": torch.zeros(256)}, r"RAE's plain DiT"),

@@ -115,6 +115,7 @@ def test_import_and_export_give_every_bit_back(c, dtype):
     back = to_published(model, leftovers=imported.leftovers, dtypes=imported.dtypes)
     assert list(back) == list(state)
     assert all(torch.equal(back[name], tensor) and back[name].dtype == dtype for name, tensor in state.items())
+    assert to_published(model).keys() == state.keys()  # of a model that was trained here
 
 
 def published_samples(state, noises, labels, *, evaluations, scales, highest):

@@ -224,7 +224,10 @@ def without(state, *names):
 
 
 BROKEN = [
-    (lambda s: without(s, "blocks.1.mlp.fc2.bias"), r"lacks blocks\.1\.mlp\.fc2\.bias: this is not a layout that can"),
+    (
+        lambda s: without(s, "blocks.1.mlp.fc2.bias"),
+        r"lacks blocks\.1\.mlp\.fc2\.bias: the other tensors are those of DiT or SiT",
+    ),
     (lambda s: s | {"final_layer.linear.weight": torch.zeros(46, D)}, r"head has 46 rows for 2x2 patches of 12"),
     (
         lambda s: s | {"final_layer.linear.weight": torch.zeros(4 * 36, D)},
