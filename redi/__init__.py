@@ -21,12 +21,8 @@ NAMES = {
     "evaluation.monitor": "Monitor",
     "evaluation.queries": "query_model=query",
     "evaluation.samples.sample": "draw_samples=sample",
-<<<<<<< HEAD
     "models.autoencoders.statistics": "LatentStatistics",
-    "models.codec": "JointCodec Representation",
-=======
     "models.codec": "JointCodec",
->>>>>>> h/int
     "models.interface": "Model build_model",
     "models.published.file": "read_published",
     "models.published.weights": "from_published to_published",

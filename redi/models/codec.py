@@ -211,16 +211,6 @@ class JointCodec(nn.Module):
         except RuntimeError as error:
             raise ValueError(f"the stored codec does not match the configured one: {error}") from None
 
-<<<<<<< HEAD
-    def _learned_modules(self, for_cache: bool) -> Iterator[tuple[str, str, nn.Module]]:
-        for name, representation in self.representations.items():
-            if representation.encoder.learns_from_data:
-                yield name, "encoder", representation.encoder
-            yield name, "reducer", representation.reducer
-        yield from ((name, "encoder", e) for name, e in self.alignments.items() if e.learns_from_data)
-        if self.statistics is not None and self.statistics.in_checkpoints and not for_cache:
-            yield "image", "statistics", self.statistics
-=======
     def _learned(self, for_cache: bool) -> Any:
         """Return the parts learned from data, an nn.ModuleDict {group: nn.ModuleDict {part: module}}."""
         parts: dict[str, dict[str, nn.Module]] = {
@@ -228,10 +218,9 @@ class JointCodec(nn.Module):
             for name, r in self.representations.items()
         }
         parts |= {name: {"encoder": e} for name, e in self.alignments.items() if e.learns_from_data}
-        if self.statistics is not None and self.statistics.learns_from_data and not for_cache:
+        if self.statistics is not None and self.statistics.in_checkpoints and not for_cache:
             parts["image"] = {"statistics": self.statistics}
         return nn.ModuleDict({name: nn.ModuleDict(modules) for name, modules in parts.items()})
->>>>>>> h/int
 
     def provenance(self) -> dict:
         """Return everything that affects x, as JSON."""

@@ -28,13 +28,8 @@ OTHERS = {
     "and class and time tokens in the sequence",
     r"^t_embedder\.W$": "RAE's plain DiT, with Gaussian features of the time but without DiT-DH's wide head",
     r"\.attn\.[qk]_norm\.bias$": "LightningDiT with LayerNorm for queries and keys: only RMSNorm is supported",
-<<<<<<< HEAD
-    r"\.mlp\.w12\.|^feat_rope\.": "LightningDiT with other norms or another MLP (RMSNorm, SwiGLU and rotary "
-    "positions are supported), or a damaged or extended file",
-=======
     r"\.mlp\.w12\.|^feat_rope\.|^without (blocks|final_layer)\S+norm": "LightningDiT with other norms or another "
     "MLP: RMSNorm, SwiGLU and rotary positions are supported",
->>>>>>> h/int
     r"^blocks\.\d+\.norm[12]\.weight$|\.attn\.[qk]_norm\.": "a transformer with learned norms, which is not the "
     "architecture of DiT and SiT",
     r"^joint_blocks\.": "an MMDiT (SD3), which is not the architecture of DiT and SiT",
