@@ -55,8 +55,7 @@ class JointObjective:
         inner_weight: weight of the loss of that prediction. RAEv2, arXiv 2605.18324, uses 1.
         alignment_weight: weight of the REPA term if the codec has an alignment encoder (its mean over several). Yu et
             al., arXiv 2410.06940, use 0.5.
-        alignment_end_step: the first step without the REPA term (HASTE: 250,000 of 400,000); 0: it is never on.
-            Default: it never ends.
+        alignment_end_step: the first step without REPA (HASTE: 250,000 of 400,000); 0: never on. Default: no end.
         alignment_normalisation: alpha of iREPA's targets (f - alpha mean) / std over the positions of each image, in
             [0, 1]. iREPA uses 0.6. Default: the features as they are.
         alignment_loss: 'cosine', as in REPA, 'mse', or 'cosine+mse', the mean of both, as in SFD's later recipe.

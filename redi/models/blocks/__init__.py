@@ -32,7 +32,7 @@ class Block(nn.Module, ABC):
     """
 
     attend: Attention
-    rotary = False  # True: `forward` needs a rotation, see `redi.models.blocks.rotary`
+    rotary = False  # True: `forward` needs a rotation, see `redi.models.rotary`
 
     def __init__(self, *, width: int, num_heads: int, mlp_ratio: float = 4.0):
         super().__init__()
