@@ -1,4 +1,5 @@
 import copy
+import functools
 import json
 
 import numpy as np
@@ -53,8 +54,17 @@ def make(reducer_class, **settings):
 
 
 def fitted(reducer_class, data: Tensor | None = None, **settings):
+    if data is None and not settings:
+        return copy.deepcopy(fitted_once(reducer_class))
     reducer = make(reducer_class, **settings)
     reducer.fit([features() if data is None else data])
+    return reducer
+
+
+@functools.cache
+def fitted_once(reducer_class):
+    reducer = make(reducer_class)
+    reducer.fit([features()])
     return reducer
 
 
