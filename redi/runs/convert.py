@@ -13,6 +13,7 @@ from redi.core.configurables import import_all
 from redi.models.codec import JointCodec
 from redi.models.published.bindings import choose_framework, model_bindings, process_bindings, recipe
 from redi.models.published.file import PublishedFile, read_published
+from redi.models.published.layout import Layout
 from redi.models.published.parse import parse_layout
 from redi.models.published.weights import Imported, from_published, to_published
 from redi.runs.load import load
@@ -50,13 +51,13 @@ def import_checkpoint(
     elif step < 0:
         raise ValueError(f"--step={step}: must be at least 0")
     with config.isolated():
-        framework, reason, grid = _configure(file, framework, gin_files, gin_bindings)
+        framework, reason, layout = _configure(file, framework, gin_files, gin_bindings)
         codec = config.bound("train.codec") or JointCodec()
-        image_size = parse_layout(file.state(), grid).grid[0] * codec.autoencoder.downsample
+        image_size = layout.grid[0] * codec.autoencoder.downsample
         _check_statistics(codec, image_size)
         _take_pca(codec, pca)
         codec.for_image_size(image_size)
-        both = _take_weights(file, codec, grid)
+        both = _take_weights(file, codec, layout)
         text = config.full_text()
     # Copied, because both are one tensor in a file with averages alone, and safetensors refuses shared memory.
     leftovers = {f"{which}/{name}": t.clone() for which, part in both.items() for name, t in part.leftovers.items()}
@@ -99,8 +100,8 @@ def export(run_dir: str | Path, path: str | Path, *, weights: str = "ema") -> No
 
 def _configure(
     file: PublishedFile, framework: str | None, gin_files: Sequence[str], gin_bindings: Sequence[str]
-) -> tuple[str, str, tuple[int, int] | None]:
-    """Parse the configuration that fits a file; return (framework, reason for it, latent grid if the file has none)."""
+) -> tuple[str, str, Layout]:
+    """Parse the configuration that fits a file; return (framework, reason for it, layout)."""
     import_all()
     grid = None if "pos_embed" in file.state() else _grid(file, gin_files, gin_bindings)
     layout = parse_layout(file.state(), grid)
@@ -112,7 +113,7 @@ def _configure(
     config.parse(files, [*bindings, *gin_bindings])  # for the number of heads, which no checkpoint contains
     sizes = model_bindings(layout, file.args, config.bound("DiffusionTransformer.num_heads"))
     config.parse(files, [*bindings, *sizes, *gin_bindings])
-    return framework, reason, grid
+    return framework, reason, layout
 
 
 def _grid(file: PublishedFile, gin_files: Sequence[str], gin_bindings: Sequence[str]) -> tuple[int, int]:
@@ -126,15 +127,14 @@ def _grid(file: PublishedFile, gin_files: Sequence[str], gin_bindings: Sequence[
     return (size // codec.autoencoder.downsample,) * 2
 
 
-def _take_weights(file: PublishedFile, codec: JointCodec, grid: tuple[int, int] | None) -> dict[str, Imported]:
+def _take_weights(file: PublishedFile, codec: JointCodec, layout: Layout) -> dict[str, Imported]:
     """Return {"ema": ..., "model": ...}. Raises ValueError: the configured model does not fit the EMA weights."""
-    num_classes = parse_layout(file.state(), grid).num_classes
-    objective = config.bound("train.objective")(channels=codec.channels, num_classes=num_classes)
+    objective = config.bound("train.objective")(channels=codec.channels, num_classes=layout.num_classes)
     variances = set(objective.process.variance_groups)
     if variances not in (set(), set(codec.channels)):
         raise ValueError("DDPM.learned_variance must name all groups or none: published models learn all or none")
-    options = {"channels": codec.channels, "num_heads": config.bound("DiffusionTransformer.num_heads"), "grid": grid}
-    options["learned_variance"] = bool(variances)
+    options = {"channels": codec.channels, "num_heads": config.bound("DiffusionTransformer.num_heads")}
+    options |= {"learned_variance": bool(variances), "grid": None if "pos_embed" in file.state() else layout.grid}
     both = {which: from_published(file.state(which), **options) for which in ("ema", "model")}
     with torch.device("meta"):
         model = config.bound("train.model")(**both["ema"].runtime)
