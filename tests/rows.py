@@ -32,6 +32,14 @@ def flags(path: Path) -> dict[str, list[str]]:
     return found
 
 
+def check_command(path: Path) -> None:
+    """The command in a file's head is of this file and parses, in the root of the repository."""
+    given = flags(path)
+    assert given["gin_file"] == [str(path.relative_to(ROOT))]
+    config.parse(given["gin_file"], given["gin_bindings"])
+    assert config.bound("ImageFolder.path") == "imagenet/train"
+
+
 def shared_folders(folder: Path) -> dict[str, list[Path]]:
     """{--run_dir: files} where several files of a folder name one."""
     found = defaultdict(list)

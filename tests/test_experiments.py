@@ -12,7 +12,7 @@ from redi.core.configurables import import_all
 from redi.core.registry import entry_points
 from redi.guidance import total_weights
 from redi.runs.checks import check_results, check_training
-from tests.rows import ROOT, build, check_different_trainings, check_one_training, flags, head, shared_folders
+from tests.rows import ROOT, build, check_command, check_different_trainings, check_one_training, head, shared_folders
 
 import_all()
 PAPER = ROOT / "experiments" / "paper"
@@ -267,10 +267,7 @@ def test_the_head_of_a_row_states_its_cost_by_the_formula_of_the_readme(name):
 @pytest.mark.parametrize("name", ROWS)
 def test_the_command_of_a_row_is_of_this_file_and_parses(name, monkeypatch):
     monkeypatch.chdir(ROOT)
-    given = flags(path(name))
-    assert given["gin_file"] == [f"experiments/paper/{name}.gin"]
-    config.parse(given["gin_file"], given["gin_bindings"])
-    assert config.bound("ImageFolder.path") == "imagenet/train"
+    check_command(path(name))
 
 
 @pytest.mark.parametrize("files", shared_folders(PAPER).values(), ids=shared_folders(PAPER))

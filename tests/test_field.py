@@ -8,7 +8,16 @@ import pytest
 from redi.core import config
 from redi.core.configurables import import_all
 from redi.guidance import total_weights
-from tests.rows import ROOT, build, check_different_trainings, check_one_training, flags, head, shared_folders
+from tests.rows import (
+    ROOT,
+    build,
+    check_command,
+    check_different_trainings,
+    check_one_training,
+    flags,
+    head,
+    shared_folders,
+)
 
 import_all()
 FIELD = ROOT / "experiments" / "field"
@@ -185,7 +194,4 @@ def test_the_table_of_the_readme_has_the_row_with_its_number(name):
 @every_row
 def test_the_command_of_a_row_is_of_this_file_and_parses(name, monkeypatch):
     monkeypatch.chdir(ROOT)
-    given = flags(path(name))
-    assert given["gin_file"] == [f"experiments/field/{name}.gin"]
-    config.parse(given["gin_file"], given["gin_bindings"])
-    assert config.bound("ImageFolder.path") == "imagenet/train"
+    check_command(path(name))
