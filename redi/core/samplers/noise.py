@@ -15,7 +15,8 @@ class ImageNoise:
     """The source of randomness in sampling: draw k of image i is a function of (seed, i, k) alone.
 
     A counter-based generator (`philox`) computes the noise on the device, without a random state. `torch.compile` can
-    trace it. Devices may differ in the last bit of log, cos and sin.
+    trace it. Devices may differ in the last bit of log, cos and sin. Further channels leave the noise of the first ones as
+    it was, so plain and joint models can be compared from the same noise of the image.
 
     Args:
         indices: the indices of the N images, any integers.
@@ -61,7 +62,7 @@ def standard_normal(keys: Tensor, draw: Tensor, num_values: int) -> Tensor:
         radius = uniform.log_().mul_(-2).clamp_(min=0).sqrt_()
         angle = (words >> 32).float().mul_(2 * math.pi / 2**32)  # the signed upper word: [-pi, pi]
         parts += [angle.cos().mul_(radius), angle.sin_().mul_(radius)]
-    return torch.stack(parts, dim=1).flatten(1)[:, :num_values].contiguous()
+    return torch.stack(parts, dim=2).flatten(1)[:, :num_values].contiguous()
 
 
 def philox(first: Tensor, second: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,13 +50,20 @@ def test_the_noise_is_the_transform_of_box_and_muller_of_those_words():
             radius, angle = math.sqrt(-2 * math.log((word % 2**32 + 0.5) / 2**32)), 2 * math.pi * (word >> 32) / 2**32
             expected[2 * i].append(radius * math.cos(angle))
             expected[2 * i + 1].append(radius * math.sin(angle))
-    torch.testing.assert_close(noise().flatten(), torch.tensor(expected).flatten(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(noise().flatten(), torch.tensor(expected).T.flatten(), rtol=1e-5, atol=1e-6)
+
+
+def test_further_channels_leave_the_noise_of_the_first_ones_as_it_was():
+    """Models with different channels can be compared from the same noise of the image, at every draw."""
+    plain, joint = ImageNoise(7, [5, 6], (3, 4, 4)), ImageNoise(7, [5, 6], (11, 4, 4))
+    for _ in range(2):
+        assert torch.equal(plain(), joint()[:, :3])
 
 
 def test_the_radius_reaches_6_7_deviations_and_is_never_infinite(monkeypatch):
     extremes = torch.tensor([[0, 1, 2**31, 2**32 - 2, 2**32 - 1]])  # words 1 and 3; words 0 and 2 are 0: angle 0
     monkeypatch.setattr("redi.core.samplers.noise.philox", lambda first, second, keys: (extremes, extremes))
-    values = standard_normal(torch.tensor([0]), torch.tensor(0), 20).view(4, 5)
+    values = standard_normal(torch.tensor([0]), torch.tensor(0), 20).view(5, 4).T
     assert values[0, 0] == pytest.approx(math.sqrt(66 * math.log(2)), rel=1e-6)  # u = 2^-33
     assert values[0, 2] == pytest.approx(math.sqrt(2 * math.log(2)), rel=1e-6)
     assert (values[0].diff() <= 0).all() and (values[0, -2:] < 1e-3).all() and not values[1].any()
