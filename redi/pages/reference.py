@@ -8,23 +8,18 @@ from redi.pages.plots import Panel, Series
 from redi.pages.wording import is_number, number
 from redi.runtime.paths import local_path
 
-MAKER = "experiments/curves/make.py"
-
 
 class ReferenceCurve(NamedTuple):
-    """The losses of each channel group: means over the steps since the step before, as in a run's `log.jsonl`."""
+    """The content of a file of `experiments/curves/make.py`. A loss is a mean over the steps since the one before."""
 
     preset: str
+    images: str | None  # SHA-256 of the training images
     steps: list[int]
-    losses: dict[str, list[list[float]]]  # {channel group: for each seed, a loss at each step}
-    images: str | None = None  # SHA-256 of the training images
+    losses: dict[str, list[tuple[float, ...]]]  # {channel group: for each seed, a loss at each step}
 
 
 def read_curve(name: str | Path | None) -> ReferenceCurve | None:
-    """Read a file of `experiments/curves/make.py`; None without a name.
-
-    Args:
-        name: searched in the current folder, then among the shipped curves.
+    """Read a curve, searched in the current folder, then among the shipped ones; None without a name.
 
     Raises ValueError: the file does not exist or is malformed.
     """
@@ -33,34 +28,30 @@ def read_curve(name: str | Path | None) -> ReferenceCurve | None:
     package = Path(__file__).resolve().parents[1]
     shipped = [package / "curves", package.parent / "experiments" / "curves"]  # installed, or in a checkout
     paths = [path for folder in (Path(), *shipped) if (path := folder / local_path(name)).is_file()]
+    advice = "correct the name, or write the file by experiments/curves/make.py"
     if not paths:
         names = ", ".join(sorted(path.name for folder in shipped for path in folder.glob("*.jsonl"))) or "none"
         where = f"must be a file in the current folder or a shipped curve ({names})"
-        raise ValueError(f"report.curve = {str(name)!r}: {where}; correct the name, or make it with {MAKER}")
+        raise ValueError(f"report.curve = {str(name)!r}: {where}; {advice}")
     try:
-        return _parse(paths[0].read_text(encoding="utf-8"))
+        about, *lines = map(json.loads, paths[0].read_text(encoding="utf-8").splitlines())
+        steps = [line.pop("step") for line in lines]
+        losses = {group: list(zip(*(line[group] for line in lines), strict=True)) for group in lines[0]}
+        values = [value for seeds in losses.values() for of_seed in seeds for value in of_seed]
+        if {len(seeds) for seeds in losses.values()} != {len(about["seeds"])} or not all(
+            map(is_number, steps + values)
+        ):
+            raise ValueError("a step does not have a number for each group and seed")
+        return ReferenceCurve(str(about["preset"]), about.get("images"), steps, losses)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError) as error:
         what = f"{paths[0]} must be a complete reference curve ({error or type(error).__name__})"
-        raise ValueError(f"report.curve = {str(name)!r}: {what}; make it again with {MAKER}") from None
-
-
-def _parse(text: str) -> ReferenceCurve:
-    about, *lines = (json.loads(line) for line in text.splitlines())
-    steps, groups = [line.pop("step") for line in lines], list(lines[0])
-    for step, line in zip(steps, lines, strict=True):
-        values = [value for losses in line.values() for value in losses]
-        sizes = {len(losses) for losses in line.values()}
-        if list(line) != groups or sizes != {len(about["seeds"])} or not all(map(is_number, [step, *values])):
-            raise ValueError(f"step {step} does not have a number for each group and seed")
-    losses = {group: [[line[group][i] for line in lines] for i in range(len(about["seeds"]))] for group in groups}
-    return ReferenceCurve(str(about["preset"]), steps, losses, about.get("images"))
+        raise ValueError(f"report.curve = {str(name)!r}: {what}; {advice}") from None
 
 
 def reference_panels(curve: ReferenceCurve, entries: list[dict], images: str | None = None) -> list[Panel]:
-    """Return a panel for each channel group that is in the curve and in the log of a run, given as its entries.
+    """Return a panel for each channel group that the curve and the log of the run, `entries`, have in common.
 
-    Args:
-        images: SHA-256 of the run's training images. If the curve's differ, the legend says so.
+    If `images`, the SHA-256 of the run's training images, are other ones, the legend says so.
     """
     panels, other = [], images is not None and curve.images not in (None, images)
     for group, seeds in curve.losses.items():

@@ -24,9 +24,7 @@ def report(
         trained_dir: the folder of the training; default: `run_dir`, or the model of a point of a sweep.
         title: default: the name of the folder.
         curve: the reference curve of a preset, such as 'digits_pretrained.jsonl': the losses of several seeds, to draw
-            those of a run against. Searched in the current folder, then among the shipped ones.
-
-    Raises ValueError: the curve does not exist or is malformed; raised before anything is written.
+            those of a run against (`read_curve`).
     """
     run_dir, reference = local_path(run_dir), read_curve(curve)
     title = title or run_dir.resolve().name

@@ -38,8 +38,7 @@ def run_page(run_dir: Path, trained_dir: Path, title: str, curve: ReferenceCurve
     images = newest_record(trained_dir).get("dataset_contents")
     against = reference_panels(curve, entries, images) if curve else []
     if curve and not against:
-        shown = f"two log lines with {' or '.join(curve.losses)} are needed"
-        run.notes.append(f"This run is not drawn against the reference curve of {curve.preset}: {shown}.")
+        run.notes.append(f"This run is not drawn against the reference curve of {curve.preset}: no losses in common.")
     pictures = {heading: run.picture(name, alt) for heading, (name, alt) in PICTURES.items()}
     training = trained.json("training.json", _training) or {}
     data = trained.json("audit.json", lambda r: {"brief": audit.summary(r), "all": audit.format_audit(r)})

@@ -29,7 +29,7 @@ from redi.runtime.paths import local_path
 from redi.runtime.spelling import few
 from redi.sampling.generate import Generated, generate
 from redi.sampling.networks import Opened, OpenNetwork, Origin, network_record
-from redi.sampling.notebook import inline, table
+from redi.sampling.notebook import shown
 from redi.sampling.pictures import ColourBasis
 
 log = logging.getLogger(__name__)
@@ -61,17 +61,15 @@ class Run:
 
     def _repr_html_(self) -> str:
         size = sum(parameter.numel() for parameter in self.model.parameters())
-        groups = [f"{name} ({length})" for name, length in self.codec.channels.items()]
-        rows = [
-            ("folder", self.folder), ("model", f"{type(self.model).__name__}, {size / 1e6:.3g} M parameters"),
-            ("trained steps", f"{self.step:,}"), ("channel groups", ", ".join(groups)),
-            ("images", f"{self.image_size} x {self.image_size} pixels"),
-            ("classes", few(self.class_names, 10) if self.class_names else self.num_classes),
-        ]  # fmt: skip
-        folder = self.folder or Path()
-        files = [folder / "samples.png", *sorted((folder / "previews").glob("*.png"), reverse=True)]
-        picture = next((file for file in files if self.folder and file.is_file()), None)
-        return table(rows) + (inline(Image.open(picture), "samples") if picture else "")
+        files = [*self.folder.glob("previews/*.png"), *self.folder.glob("samples.png")] if self.folder else []
+        rows = {
+            "run": self.folder, "step": f"{self.step:,}",
+            "model": f"{type(self.model).__name__}, {size / 1e6:.3g} M parameters",
+            "channel groups": ", ".join(f"{name} ({count})" for name, count in self.codec.channels.items()),
+            "images": f"{self.image_size} x {self.image_size} pixels",
+            "classes": few(self.class_names, 10) if self.class_names else self.num_classes,
+        }  # fmt: skip
+        return shown(rows, Image.open(max(files)) if files else None)  # samples, else the last preview
 
     def generate(self, labels: Sequence[int | str] | Tensor, **settings) -> Generated:
         """Generate one image per label (class number or class name); `settings` are arguments of `redi.generate`."""

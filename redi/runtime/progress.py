@@ -18,18 +18,14 @@ _outer_bar: ContextVar[tqdm | None] = ContextVar("outer_bar", default=None)
 
 
 def progress(*args, **options) -> tqdm:
-    """Return a tqdm bar: on stderr, in a notebook with ipywidgets a widget. TQDM_DISABLE hides it.
-
-    If stderr is not a terminal, the bar is a line every ten seconds.
-    """
+    """Return a tqdm bar (a line every ten seconds without a terminal, a widget in notebooks). TQDM_DISABLE hides it."""
     if (outer := _outer_bar.get()) is not None:
         part = tqdm(*args, **options | {"disable": True})
         part.update = outer.update
         return part
     if os.environ.get("TQDM_DISABLE"):  # tqdm itself reads it only when it is imported, and `disable` overrides it
         options["disable"] = True
-    redrawn = sys.stderr.isatty() or notebook_tqdm is not std_tqdm
-    pace = {} if redrawn else {"mininterval": 10, "delay": 10}
+    pace = {} if sys.stderr.isatty() or notebook_tqdm is not std_tqdm else {"mininterval": 10, "delay": 10}
     return tqdm(*args, **{"leave": False} | pace | options)
 
 

@@ -27,7 +27,7 @@ from redi.runtime.ranges import SEED, check_number
 from redi.sampling.conditional import check_given, clamped, times_with_given
 from redi.sampling.labels import label_numbers
 from redi.sampling.networks import open_networks
-from redi.sampling.notebook import samples_html
+from redi.sampling.notebook import samples_shown
 from redi.sampling.pictures import ColourBasis
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Generated:
     channels: Channels | None = None  # these three from `Run.generate`, for the picture in Jupyter
     colours: ColourBasis | None = None
     class_names: Sequence[str] | None = None
-    _repr_html_ = samples_html
+    _repr_html_ = samples_shown
 
     def __repr__(self) -> str:
         tensors = {"images": self.images, "x": self.x, "labels": self.labels}

@@ -60,9 +60,8 @@ class ColourBasis:
 
 
 def sample_grid(
-    drawn, codec, colours: ColourBasis, title: str = "", columns: int = 10,
-    class_names: Sequence[str] | None = None,
-) -> Image.Image:  # fmt: skip
+    drawn, codec, colours: ColourBasis, title: str = "", columns: int = 10, class_names: Sequence[str] | None = None
+) -> Image.Image:
     """Draw a grid of images, each with its class name (or number) above and its features below.
 
     Args:

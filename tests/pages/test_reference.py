@@ -60,7 +60,7 @@ def test_a_loss_of_the_file_is_the_mean_over_the_steps_since_the_line_before(mak
     about, *lines = map(json.loads, (tmp_path / "digits.jsonl").read_text().splitlines())
     assert (about["preset"], about["seeds"], about["machine"]) == ("digits", [3, 5], ["CPU, 2 threads"])
     assert lines == [{"step": 40, "image": [28, 30], "z": [14, 15]}, {"step": 80, "image": [68, 70], "z": [34, 35]}]
-    assert read_curve(tmp_path / "digits.jsonl").losses == {"image": [[28, 68], [30, 70]], "z": [[14, 34], [15, 35]]}
+    assert read_curve(tmp_path / "digits.jsonl").losses == {"image": [(28, 68), (30, 70)], "z": [(14, 34), (15, 35)]}
 
 
 @pytest.mark.parametrize(
@@ -93,16 +93,17 @@ def test_the_legend_says_if_the_reference_was_trained_on_other_images(tmp_path):
     assert labels == ["digits, 2 seeds", "digits, 2 seeds, other images", "digits, 2 seeds"]
 
 
-def test_the_page_shows_the_reference_and_says_if_it_has_nothing_in_common(run_dir, tmp_path):
-    page = report(run_dir, curve=write_curve(tmp_path / "curve.jsonl", preset="<b>")).read_text()
+def test_the_page_shows_the_reference_and_says_if_it_has_nothing_in_common(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "image": 1.0}\n{"step": 2, "image": 0.5}\n')
+    page = report(tmp_path, curve=write_curve(tmp_path / "curve.jsonl", preset="<b>")).read_text()
     assert "<figcaption>loss of image: 0.5 at step 2, reference 0.5 to 0.75</figcaption>" in page
     assert "&lt;b&gt;, 2 seeds" in page and "not drawn" not in page
-    (run_dir / "log.jsonl").unlink()
-    page = report(run_dir, curve=tmp_path / "curve.jsonl").read_text()
+    (tmp_path / "log.jsonl").unlink()
+    page = report(tmp_path, curve=tmp_path / "curve.jsonl").read_text()
     assert "This run is not drawn against the reference curve of &lt;b&gt;" in page
 
 
-def test_a_curve_is_found_in_the_current_folder(run_dir, tmp_path, monkeypatch):
+def test_a_curve_is_found_in_the_current_folder(tmp_path, monkeypatch):
     write_curve(tmp_path / "curve.jsonl")
     monkeypatch.chdir(tmp_path)
     assert read_curve("curve.jsonl").steps == [1, 2]
@@ -120,7 +121,7 @@ ABOUT, LINE = '{"preset": "a", "seeds": [0, 1]}', '{"step": 1, "image": [1, 2]}'
 def test_a_malformed_curve_is_an_error_before_the_page_is_written(run_dir, tmp_path, content):
     path = tmp_path / "curve.jsonl"
     path.write_bytes(content.encode("utf-8", "surrogateescape"))
-    with pytest.raises(ValueError, match=r"report.curve = .*must be a complete reference curve .*make it again with"):
+    with pytest.raises(ValueError, match=r"report.curve = .*must be a complete reference curve .*or write the file by"):
         report(run_dir, curve=path)
     assert not (run_dir / "report.html").exists()
 

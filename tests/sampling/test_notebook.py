@@ -8,7 +8,7 @@ from PIL import Image
 
 from redi.core.channels import Channels
 from redi.sampling.generate import Generated
-from redi.sampling.notebook import inline, table
+from redi.sampling.notebook import shown
 from redi.sampling.pictures import ColourBasis, sample_grid
 from tests.fragments import EVIL, Fragment
 
@@ -26,21 +26,21 @@ def drawn():
 
 
 def test_samples_show_how_they_were_drawn_and_the_first_images(drawn):
-    shown = Fragment(drawn._repr_html_())
+    fragment = Fragment(drawn._repr_html_())
     for text in ("50, the first 40 shown", "Heun, 20 evaluations", "ClassifierFree 1.5, Autoguidance", "seed 3"):
-        assert text in re.sub(r"\s+", " ", shown.text)
+        assert text in re.sub(r"\s+", " ", fragment.text)
     first = Generated(drawn.images[:40], None, drawn.labels[:40], {})
-    assert shown.picture.tobytes() == sample_grid(first, None, None).tobytes()
+    assert fragment.picture.tobytes() == sample_grid(first, None, None).tobytes()
 
 
 def test_samples_of_a_run_show_their_features_and_class_names(drawn):
     drawn.channels, drawn.class_names = Channels(image=1, z=4), [EVIL, "two"]
     drawn.colours = ColourBasis.fit(drawn.channels, drawn.x)
-    shown = Fragment(drawn._repr_html_())
-    assert "script" not in shown.tags and shown.tags.count("img") == 1
+    fragment = Fragment(drawn._repr_html_())
+    assert "script" not in fragment.tags and fragment.tags.count("img") == 1
     drawn.images, drawn.x, drawn.labels = drawn.images[:40], drawn.x[:40], drawn.labels[:40]
     expected = sample_grid(drawn, drawn, drawn.colours, class_names=drawn.class_names)
-    assert shown.picture.tobytes() == expected.tobytes()
+    assert fragment.picture.tobytes() == expected.tobytes()
 
 
 def test_samples_that_kept_no_images_or_no_record_show_what_there_is(drawn):
@@ -52,6 +52,6 @@ def test_samples_that_kept_no_images_or_no_record_show_what_there_is(drawn):
 
 
 def test_hostile_texts_stay_text():
-    shown = Fragment(table([(EVIL, f"{EVIL}\udcff")], head=(EVIL, "")) + inline(Image.new("RGB", (2, 3)), EVIL))
-    assert shown.text.count(EVIL) == 3 and "\\udcff" in shown.text
-    assert "script" not in shown.tags and shown.picture.size == (2, 3)
+    fragment = Fragment(shown({"folder": f"{EVIL}\udcff"}, Image.new("RGB", (2, 3))))
+    assert EVIL in fragment.text and "\\udcff" in fragment.text
+    assert "script" not in fragment.tags and fragment.picture.size == (2, 3)
