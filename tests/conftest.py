@@ -19,6 +19,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # so that the programs that tes
 from redi.core.plug_ins import LIBRARIES  # noqa: E402
 from redi.core.registry import registries  # noqa: E402
 from redi.runtime import trusted_imports  # noqa: E402
+from tests.warm_python import WarmPython  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +40,13 @@ def forget_plug_ins() -> None:
                 known.pop(name)
                 sys.modules.pop(module, None)
                 sys.modules.pop(module.split(".")[0], None)
+
+
+@pytest.fixture(scope="session")
+def python():
+    """python(*arguments, cwd, env) -> what a process of its own did, without importing the libraries again."""
+    with WarmPython() as python:
+        yield python
 
 
 @pytest.fixture(autouse=True, scope="session")
