@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,7 +42,7 @@ class WarmPython:
             environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
             environment["OMP_NUM_THREADS"] = "1"  # threads do not survive a fork
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            self.server = subprocess.Popen(command, env=environment, **pipes)
+            self.server = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
         with tempfile.TemporaryDirectory() as folder:
             request = {"arguments": list(map(str, arguments)), "cwd": str(cwd or os.getcwd()), "folder": folder}
             request["env"] = dict(os.environ if env is None else env)
@@ -49,8 +50,8 @@ class WarmPython:
                 self.server.stdin.write(json.dumps(request) + "\n")
                 self.server.stdin.flush()
                 status = int(self.server.stdout.readline())
-            except BaseException:  # of a time limit: its answer must not be taken for that of the next
-                self.server.kill()
+            except BaseException:  # a time limit, Ctrl-C: neither the program nor its answer may outlive the test
+                os.killpg(self.server.pid, signal.SIGKILL)
                 self.__exit__()
                 raise
             out, err = (Path(folder, name).read_text() for name in ("stdout", "stderr"))
@@ -86,6 +87,7 @@ def become(request: dict, search_path: list[str]) -> None:
     os.environ.update(request["env"])
     sys.path[:] = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), *search_path]
     importlib.invalidate_caches()
+    tempfile.tempdir = None
 
 
 def run(first: str, *others: str) -> None:
