@@ -196,7 +196,7 @@ class _AboveBars(logging.Handler):
     """Print log lines above progress bars, which are on stderr too."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from tqdm import tqdm
+        from redi.runtime.progress import tqdm
 
         tqdm.write(self.format(record), file=sys.stderr)
 

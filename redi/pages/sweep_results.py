@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import NamedTuple, TypeGuard
 
 from redi.pages.files import Folder
-from redi.pages.wording import is_number
+from redi.pages.wording import is_number, with_spread
 from redi.runtime.checksums import BrokenArtefact, read_sealed
 from redi.runtime.paths import local_path
+from redi.sampling.notebook import table
 
 log = logging.getLogger("redi")
 
@@ -83,6 +84,14 @@ class SweepResults:
         self.baseline = str((self.folder.json("sweep.json") or {}).get("baseline") or "")
         for point in self.points:
             self._read(point)
+
+    def __repr__(self) -> str:
+        num_done = sum(group.num_done for group in self.groups)
+        return f"<SweepResults {self.folder.path}: {num_done} of {len(self.points)} points done>"
+
+    def _repr_html_(self) -> str:
+        rows = [(g.name, *(with_spread(g.mean(m), g.spread(m)) for m in self.metrics)) for g in self.groups]
+        return table(rows, head=("", *self.metrics))
 
     def _read(self, point: Point) -> None:
         folder = self.folder.path / "points" / point.name

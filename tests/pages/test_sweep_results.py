@@ -65,3 +65,10 @@ def test_a_point_s_folder_outside_of_the_sweep_is_not_read(sweep_dir):
     (sweep_dir / "sweep.json").write_text(json.dumps(description))
     results = SweepResults(sweep_dir)
     assert len(results.points) == 6 and results.points[0].model == ""
+
+
+def test_results_show_a_row_for_each_group_and_a_column_for_each_metric(sweep_dir):
+    results = SweepResults(sweep_dir)
+    assert repr(results) == f"<SweepResults {sweep_dir}: 5 of 6 points done>"
+    shown = results._repr_html_()
+    assert shown.count("<tr>") == 1 + 3 and "rank=2" in shown and "fid_clean" in shown and "50.75 ± 0.71" in shown
