@@ -16,6 +16,9 @@ pytestmark = pytest.mark.usefixtures("redi_log")
 
 PER_CLASS = 12
 SMALL = {
+    "Preprocessing.image_size": 32,
+    "ImageFolder.split": "'all'",
+    "held_out/ImageFolder.split": "'all'",
     "DiffusionTransformer.width": 32,
     "DiffusionTransformer.depth": 2,
     "DiffusionTransformer.num_heads": 2,
@@ -49,9 +52,10 @@ def photographs(tmp_path_factory) -> Path:
 
 def run(train: Path, test: Path, run_dir: Path, program=run_program) -> dict:
     """Runs a program on them and returns the audit."""
-    bindings = [f"{name} = {value}" for name, value in SMALL.items()] + [f"IMAGES = '{train}'", f"TEST = '{test}'"]
+    bindings = [f"{name} = {value}" for name, value in SMALL.items()]
+    bindings += [f"IMAGES = '{train}'", f"held_out/ImageFolder.path = '{test}'"]
     command_line.FLAGS.mark_as_parsed()
-    with flagsaver.flagsaver(gin_file=["cifar10_small.gin"], gin_bindings=bindings, run_dir=str(run_dir)):
+    with flagsaver.flagsaver(gin_file=["images.gin"], gin_bindings=bindings, run_dir=str(run_dir)):
         assert command_line.exit_status(program.main, ["program"]) == 0
     return json.loads((run_dir / "audit.json").read_text())
 

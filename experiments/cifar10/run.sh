@@ -1,17 +1,32 @@
 #!/usr/bin/env bash
 # All results of this folder, at full size on a GPU:   experiments/cifar10/run.sh path/to/cifar10
-# or reduced to a size for a CPU:                      experiments/cifar10/run.sh path/to/cifar10 cifar10_cpu.gin
-# path/to/cifar10 contains train/<class>/*.jpg and test/<class>/*.jpg. Rerun the same command to finish what is missing.
+# or reduced to a size for a CPU:                      experiments/cifar10/run.sh path/to/cifar10 reduced
+# path/to/cifar10 contains train/<class>/*.jpg and test/<class>/*.jpg. Stop it at any time: the same command resumes from the
+# last checkpoint of every run. STEPS=1200 trains to that step; finished shorter runs are continued, not repeated.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 data=$(realpath "$1")
+size=${2:-full}
 python=${PYTHON:-.venv/bin/python}
-reduced=${2:+--gin_file=$2}
+runs=${RUNS:-runs}/cifar10_$size
+settings=(--gin_bindings="IMAGES = '$data/train'" --gin_bindings="TEST = '$data/test'")
+if [ "$size" = reduced ]; then # one run per core; on a GPU one after the other
+    settings+=(--gin_file=cifar10_cpu.gin --gin_bindings="sweep.parallel = $(nproc)" --gin_bindings='sweep.threads = 1')
+fi
 
-for name in convergence lambda rank components guidance unconditional; do
-    # shellcheck disable=SC2086 - empty without a second argument
-    "$python" -m redi.sweep --gin_file="sweeps/cifar10_$name.gin" $reduced --run_dir="runs/cifar10_$name" \
-        --gin_bindings="IMAGES = '$data/train'" --gin_bindings="TEST = '$data/test'"
+if [ -n "${STEPS:-}" ]; then
+    settings+=(--gin_bindings="train.num_steps = $STEPS")
+    for model in "$runs"/models/*/; do # a sweep refuses models and results of another length
+        [ -e "$model/config.gin" ] || continue
+        "$python" -m redi.train --gin_file="$model/config.gin" --run_dir="$model" --gin_bindings="train.num_steps = $STEPS"
+    done
+    rm -rf "$runs/points"
+fi
+"$python" -m redi.sweep --gin_file=sweeps/cifar10_convergence.gin "${settings[@]}" --run_dir="$runs"
+for method in repa redi lead; do
+    "$python" -m redi.convergence --run_dir="$runs/factor_$method" \
+        --baseline="$runs/models/plain*" --method="$runs/models/$method*"
 done
-"$python" -m redi.convergence --run_dir=runs/cifar10_convergence/factor \
-    --baseline='runs/cifar10_convergence/models/plain*' --method='runs/cifar10_convergence/models/redi*'
+"$python" experiments/cifar10/table.py "$runs" "$runs/table.json" | tee "$runs/table.md"
+[ "$size" = reduced ] ||
+    "$python" -m redi.sweep --gin_file=sweeps/cifar10_ablations.gin "${settings[@]}" --run_dir="${runs}_ablations"

@@ -18,7 +18,7 @@ from redi.runtime.paths import local_path
 log = logging.getLogger("redi")
 
 # Bindings that monitored values depend on.
-MEASURES = re.compile(r"Monitor\.|monitor/|evaluator/|held_out/|evaluate\.reference|Preprocessing\.")
+MEASURES = re.compile(r"Monitor\.|monitor/|evaluator/|lite2/|held_out/|evaluate\.reference|Preprocessing\.")
 
 
 def compare(baseline: list[Path], method: list[Path], to: Path, *, metric: str | None = None) -> str:

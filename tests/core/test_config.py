@@ -474,7 +474,7 @@ def idle(*bindings: str) -> list[str]:
 def test_everything_in_a_shipped_file_has_an_effect(name):
     config.parse([name])
     if "train.codec" not in config.statements(config.full_text()):  # the file is added to one with the rest
-        config.parse(["cifar10_experiment.gin" if name.startswith("cifar10") else "imagenet.gin", name])
+        config.parse(["cifar10.gin" if name.startswith("cifar10") else "imagenet.gin", name])
     replaces = "ImageFolder." if name in ("hugging_face.gin", "web_dataset.gin") else "nothing"  # in the file before it
     assert [binding for binding in config.without_effect(entry_points) if replaces not in binding] == []
 
