@@ -1,6 +1,7 @@
 """The command-line programs as a user meets them: help, mistakes, and what they leave in the run's folder."""
 
 import importlib
+import importlib.util
 import json
 import os
 import shutil
@@ -580,3 +581,29 @@ def test_a_module_that_is_not_there_is_named_by_the_table(call, tmp_path):
     (tmp_path / "x.gin").write_text("import twise_plugin\n")
     status, _, errors = call(components, gin_file="x.gin")
     assert status == 1 and "twise_plugin" in errors and "Traceback" not in errors
+
+
+LOADS_OPENMP = """
+import ctypes, os
+from redi import command_line
+assert os.environ.get("GOMP_SPINCOUNT") == {before!r}  # importing redi decides nothing
+def main():
+    "Load GNU OpenMP, which prints its settings."
+    ctypes.CDLL({library!r})
+command_line.program(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("user", "spin_count"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")]
+)
+def test_waiting_threads_of_a_program_spin_briefly_unless_the_user_decides(user, spin_count, tmp_path):
+    library = Path(importlib.util.find_spec("torch").origin).parent / "lib" / "libgomp.so.1"
+    if not library.exists():
+        pytest.skip("this build of torch brings no GNU OpenMP")
+    code = LOADS_OPENMP.format(before=user.get("GOMP_SPINCOUNT"), library=str(library))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    environment |= {"OMP_DISPLAY_ENV": "verbose", "PYTHONPATH": str(ROOT)} | user
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"GOMP_SPINCOUNT = '{spin_count}'\n" in done.stderr

@@ -24,7 +24,7 @@ def test_the_two_commands_are_the_makefiles():
 def test_the_script_builds_trains_and_samples_without_gin(tmp_path, python):
     [script] = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len([line for line in script.splitlines() if line.strip()]) <= 25
-    shortened = script.replace("num_steps=1200", "num_steps=3").replace("image_size=16", "image_size=16, num_steps=5")
+    shortened = script.replace("num_steps=500", "num_steps=3").replace("image_size=16", "image_size=16, num_steps=5")
     shortened = shortened.replace("guidance=guidance", "guidance=guidance, sampler=redi.samplers.Euler(2)")
     assert shortened.count("num_steps=") == script.count("num_steps=") + 1 and "Euler(2)" in shortened
     done = python("-c", shortened, cwd=tmp_path)

