@@ -33,10 +33,10 @@ def check_extra() -> None:
 
 def listen(host: str, port: int) -> socket.socket:
     """Open the port. Raises ValueError if another program has it, or the host is not of this machine."""
+    if not 0 <= port < 2**16:
+        raise ValueError(f"--port = {port}: must be in 0 ... 65535; 0 chooses a free one")
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OverflowError:
-        raise ValueError(f"--port = {port}: must be in 0 ... 65535; 0 chooses a free one") from None
     except OSError as error:
         cause = f"--port = {port}: cannot be opened on {host} ({error.strerror})"
         advice = "if another page uses it, pass another --port; 0 chooses a free one"
