@@ -19,6 +19,7 @@ WORKDIR /opt/redi
 COPY setup.cfg pyproject.toml README.md LICENSE ./
 COPY constraints constraints
 COPY gin gin
+COPY experiments/curves experiments/curves
 COPY redi redi
 RUN useradd --create-home --uid 1000 redi \
     && install --directory --owner=redi /runs

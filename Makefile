@@ -74,7 +74,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: quickstart test chaos install docs lint clean-venv help
 
 quickstart: install ## train, sample and evaluate a small model on handwritten digits; a CPU is enough
-	$(VENV)/bin/python -m redi.run --gin_file=digits.gin --run_dir=runs/quickstart
+	$(VENV)/bin/python -m redi.run --gin_file=digits_pretrained.gin --run_dir=runs/quickstart
 
 test: install ## run the tests; PYTEST_ARGS='-k fusion' passes arguments to pytest
 	$(VENV)/bin/python -m pytest -n auto $(PYTEST_ARGS)

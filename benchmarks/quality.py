@@ -21,7 +21,7 @@ import torch
 from ledger import arguments, device_of, report
 from torch import Tensor
 
-LEARNING_RATE, WARMUP, EMA_DECAY, GUIDANCE_SCALE = 1e-3, 100, 0.995, 1.5  # gin/digits.gin
+LEARNING_RATE, WARMUP, EMA_DECAY, GUIDANCE_SCALE = 1e-3, 100, 0.995, 1.5
 WINDOW = 20
 
 

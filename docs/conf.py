@@ -52,7 +52,7 @@ PACKAGES = {
     "data": "Data sets, audit, cache and loader.",
     "training": "The training loop and its parts.",
     "evaluation": "Metrics and their records.",
-    "pages": "The report pages.",
+    "pages": "The report pages, and the page of redi.explore.",
     "runs": "Run folders: load, convert, average, share.",
     "sweeps": "Many runs from one file.",
     "runtime": "Files, checkpoints, processes and the log.",

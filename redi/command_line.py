@@ -62,6 +62,7 @@ def run(main: Callable) -> None:
     Exit status: 0 success, 1 an error explained on stderr, 128 + signal number (130 Ctrl-C, 143 SIGTERM: `Stopped`).
     """
     _open_closed_streams()
+    _let_waiting_threads_sleep()
     faulthandler.enable()  # truncating a memory-mapped file kills the process without an exception
     if os.getcwd() not in sys.path:  # to import plug-ins from the current folder; last, so that they shadow no package
         sys.path.append(os.getcwd())
@@ -183,6 +184,17 @@ def _open_closed_streams() -> None:
             setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))
 
 
+def _let_waiting_threads_sleep() -> None:
+    """Let threads that wait for one another spin for microseconds, not milliseconds, unless the user has decided.
+
+    GNU OpenMP reads the variable when torch is imported; child processes inherit it. With the default of 300,000 turns,
+    threads beside other work spin on the core that the thread they wait for needs. 1,000 turns are enough on free cores
+    (benchmarks/threads.py). Results do not depend on it.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = "1000"
+
+
 def _reader_is_gone() -> bool:
     """Return whether stdout was closed, as in `redi.components | head`. If so, drop the rest of the output."""
     poll = select.poll()
@@ -196,7 +208,7 @@ class _AboveBars(logging.Handler):
     """Print log lines above progress bars, which are on stderr too."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from tqdm import tqdm
+        from redi.runtime.progress import tqdm
 
         tqdm.write(self.format(record), file=sys.stderr)
 

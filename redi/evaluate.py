@@ -24,8 +24,8 @@ REFERENCE: evaluate.reference; default: the training images. Reference features 
     @StoredStatistics()    mu and sigma of an .npz file; StoredStatistics.network names the network that computed them
     evaluate.max_images    use at most this many samples of each seed, and at most this many reference images
 
-With sample.seeds = (0, 1, 2), values are means over seeds, with their spread. Presets: evaluator.gin, lite2.gin, inception.gin.
-In Python: redi.evaluate_samples.
+With sample.seeds = (0, 1, 2), values are means over seeds, with their spread. Presets: evaluator.gin, lite2.gin,
+inception.gin. In Python: redi.evaluate_samples.
 """
 
 from pathlib import Path

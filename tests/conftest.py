@@ -1,5 +1,6 @@
 """For every test: an empty gin configuration, and folders for caches and a user's state that no other run shares."""
 
+import gc
 import json
 import logging
 import os
@@ -14,11 +15,26 @@ import pytest
 # set before torch is imported, which reads it once.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # so that the programs that tests start need not compile the library
+# The library and the tests, whose assertions pytest rewrites, need not be compiled again by each process and each run.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 from redi.core.plug_ins import LIBRARIES  # noqa: E402
 from redi.core.registry import registries  # noqa: E402
 from redi.runtime import trusted_imports  # noqa: E402
+from tests.warm_python import WarmPython  # noqa: E402
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Collection makes 750,000 objects that stay; the garbage collector would visit them again and again, then and in
+    tests."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)
@@ -30,15 +46,29 @@ def empty_gin_configuration():
     forget_plug_ins()
 
 
+CLEAN: list[int] = []  # numbers of components without plug-ins
+
+
 def forget_plug_ins() -> None:
     """What gin files of a test imported is unknown again, so that another test may define or list components."""
-    for known in (gin.config._REGISTRY, *(registry.components for registry in registries.values())):
+    tables = (gin.config._REGISTRY, *(registry.components for registry in registries.values()))
+    if CLEAN == [len(known) for known in tables]:
+        return
+    for known in tables:
         for name, target in list(known.items()):
             module = getattr(target, "wrapped", target).__module__
             if module.split(".")[0] not in {*LIBRARIES, "tests"}:
                 known.pop(name)
                 sys.modules.pop(module, None)
                 sys.modules.pop(module.split(".")[0], None)
+    CLEAN[:] = [len(known) for known in tables]
+
+
+@pytest.fixture(scope="session")
+def python():
+    """python(*arguments, cwd, env) -> what a process of its own did, without importing the libraries again."""
+    with WarmPython() as python:
+        yield python
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -75,10 +75,8 @@ def test_a_shipped_gin_file_opens_with_what_it_is(name):
     assert (config.config_dir() / name).read_text().startswith("# ")
 
 
-def test_the_program_prints_the_table_from_any_folder(table, tmp_path):
-    command = [sys.executable, "-m", "redi.components"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+def test_the_program_prints_the_table_from_any_folder(table, tmp_path, python):
+    done = python("-m", "redi.components", cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0 and done.stdout.rstrip() == "\n".join(table).rstrip()
 
 

@@ -44,7 +44,7 @@ EulerMaruyama.num_evaluations = 4
 generate.seed = 5
 sample.num_images = 30
 """
-RUN = [sys.executable, "-m", "redi.run", "--gin_file=tiny.gin", "--run_dir=run"]
+RUN = ["-m", "redi.run", "--gin_file=tiny.gin", "--run_dir=run"]
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +62,10 @@ def environment(workplace):
 
 @pytest.fixture(scope="module")
 def first(workplace, environment):
-    """The finished first run."""
-    return finished(workplace, environment)
+    """The finished first run, of a new interpreter."""
+    done = subprocess.run([sys.executable, *RUN], cwd=workplace, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 @pytest.fixture
@@ -72,16 +74,12 @@ def run_dir(workplace, first):
 
 
 @pytest.fixture(scope="module")
-def second(workplace, environment, first):
+def second(workplace, environment, first, python):
     """The same command once more, with the files' times from before it."""
     before = times(workplace / "run")
-    return finished(workplace, environment), before
-
-
-def finished(workplace, environment):
-    done = subprocess.run(RUN, cwd=workplace, env=environment, capture_output=True, text=True, check=False)
+    done = python(*RUN, cwd=workplace, env=environment)
     assert done.returncode == 0, done.stderr
-    return done
+    return done, before
 
 
 def times(folder):
@@ -232,7 +230,7 @@ def test_loading_leaves_what_the_caller_has_used_as_it_was(run_dir):
     assert "PCA.rank = 3" in before
 
 
-def test_no_pickle_is_read(run_dir, environment):
+def test_no_pickle_is_read(run_dir, environment, python):
     program = """
         import pickle, sys
         import torch, sklearn.datasets
@@ -249,8 +247,7 @@ def test_no_pickle_is_read(run_dir, environment):
         drawn = redi.generate(run.model, run.codec, run.process, labels=[0, 1], sampler=sampler)
         print(tuple(drawn.images.shape))
     """
-    command = [sys.executable, "-c", textwrap.dedent(program), str(run_dir)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = python("-c", textwrap.dedent(program), run_dir, env=environment)
     assert done.stdout.strip() == "(2, 3, 8, 8)", done.stderr
 
 

@@ -102,7 +102,7 @@ def test_the_measured_effect_of_a_preset_is_that_of_the_record(name):
     if f"levers/{name}.gin" not in (config.config_dir() / "sweeps" / "digits_levers.gin").read_text():
         assert "\n# Measured: not yet.\n" in TEXTS[name]
         return
-    distances = {f"{row['mean']:.2f} ± {row['std']:.2f}": point for point, row in rows.items()}
+    distances = {"{mean:.2f} ± {std:.2f}".format(**row["distance"]): point for point, row in rows.items()}
     measured, plain = re.search(
         r"^# Measured: .*, distance (\S+ ± \S+), (\S+ ± \S+) without", TEXTS[name], re.M
     ).groups()

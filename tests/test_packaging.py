@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 import redi
 
 ROOT = Path(__file__).resolve().parents[1]
-SHIPPED = ["redi", "gin", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"]
+SHIPPED = ["redi", "gin", "experiments/curves", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"]
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 EXTRAS = ("test", "dev", "docs", "gpu")
@@ -35,7 +35,7 @@ SCRIPTS = dict(line.replace(" ", "").split("=") for line in lines("options.entry
 
 def test_the_package_list_is_what_is_on_disk():
     on_disk = {".".join(file.parent.relative_to(ROOT).parts) for file in (ROOT / "redi").rglob("__init__.py")}
-    assert sorted(lines("options", "packages")) == sorted(on_disk | {"redi.configs"})
+    assert sorted(lines("options", "packages")) == sorted(on_disk | {"redi.configs", "redi.curves"})
 
 
 def test_every_folder_with_modules_is_a_package():
@@ -203,6 +203,12 @@ def test_the_wheel_brings_every_gin_file(installed, tmp_path):
 
     assert gin_files(configs) == gin_files(ROOT / "gin")
     assert "base.gin" in gin_files(configs)
+
+
+def test_the_wheel_brings_the_reference_curves(installed, tmp_path):
+    code = "from redi.pages.reference import read_curve; [read_curve(name) for name in {}]"
+    names = sorted(path.name for path in (ROOT / "experiments/curves").glob("*.jsonl"))
+    run(installed, "-c", code.format(names), cwd=tmp_path)
 
 
 def test_the_wheel_runs_from_a_foreign_folder(installed, tmp_path):

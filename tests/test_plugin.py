@@ -102,11 +102,17 @@ def documented_logger() -> tuple[str, str]:
     return module, lines
 
 
-def python(*arguments: str, cwd: Path, path: Path, **variables: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(path), str(ROOT)])} | variables
-    done = subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
+@pytest.fixture(scope="module")
+def program(python):
+    """program(*arguments, cwd, path, NAME='value'): what Python did, which must succeed, with `path` to import from."""
+
+    def program(*arguments: str, cwd: Path, path: Path, **variables: str) -> subprocess.CompletedProcess:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(path), str(ROOT)])} | variables
+        done = python(*arguments, cwd=cwd, env=environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    return program
 
 
 def package(folder: Path, **modules: str) -> Path:
@@ -118,7 +124,7 @@ def package(folder: Path, **modules: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny_gin) -> Path:
+def run(tmp_path_factory, tiny_gin, program) -> Path:
     """A run with a reducer, a fusion and a guidance rule of another package, from a folder that is not theirs."""
     logs, logs_gin = documented_logger()
     path = package(tmp_path_factory.mktemp("path"), reducing=REDUCER, fusing=FUSION, guiding=GUIDANCE, logs=logs)
@@ -138,7 +144,7 @@ generate.guidance = [@guidance.Nudge()]
 Nudge.strength = 0.25
 train.preview_every = 2
 """)
-    python("-m", "redi.train", "--gin_file=mine.gin", "--run_dir=run", cwd=work, path=path)
+    program("-m", "redi.train", "--gin_file=mine.gin", "--run_dir=run", cwd=work, path=path)
     (work / "path").symlink_to(path)
     return work / "run"
 
@@ -169,7 +175,7 @@ def test_lines_and_checkpoints_reach_a_logger_of_another_package(run):
 
 
 @pytest.fixture(scope="module")
-def opened(run) -> list[str]:
+def opened(run, program) -> list[str]:
     """What a new process says that opens the run, then parses its configuration, then lists all components."""
     code = """
 import redi
@@ -189,7 +195,7 @@ print(config.full_text() == Path("run/config.gin").read_text())
 print("FirstChannels" in reducers)
 print(table())
 """
-    return python("-c", code, cwd=run.parent, path=run.parent / "path").stdout.splitlines()
+    return program("-c", code, cwd=run.parent, path=run.parent / "path").stdout.splitlines()
 
 
 def test_a_run_with_components_of_another_package_opens_again(opened):
@@ -200,15 +206,15 @@ def test_the_saved_configuration_parses_back_to_itself(opened):
     assert opened[2] == "True"
 
 
-def test_a_run_of_somebody_elses_is_refused_and_the_refusal_says_how_to_open_it(run, tmp_path):
+def test_a_run_of_somebody_elses_is_refused_and_the_refusal_says_how_to_open_it(run, tmp_path, python, program):
     arguments = ["-m", "redi.sample", "--run_dir=run", "--gin_bindings=sample.num_images = 4"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(run.parent / "path"), str(ROOT)])}
     environment["XDG_STATE_HOME"] = str(tmp_path)  # the home of another user
-    done = subprocess.run([sys.executable, *arguments], cwd=run.parent, env=environment, capture_output=True, text=True)
+    done = python(*arguments, cwd=run.parent, env=environment)
     assert done.returncode == 1 and not (run / "samples").exists()
     assert "run/config.gin contains 'import my_lab.fusing', " in done.stderr
     (flag,) = set(re.findall(r"--plugin=\S+?(?=,)", done.stderr))
-    python(*arguments, flag, cwd=run.parent, path=run.parent / "path", XDG_STATE_HOME=str(tmp_path))
+    program(*arguments, flag, cwd=run.parent, path=run.parent / "path", XDG_STATE_HOME=str(tmp_path))
     assert (run / "samples" / "record.json").exists()
 
 

@@ -113,8 +113,8 @@ def test_sampling_is_profiled_too_with_its_evaluations(call, tiny_gin, tmp_path)
     assert {"decode", "attention", "MLP"} <= set(result["parts"])
 
 
-def test_an_existing_run_stays_as_it_is(call, tiny_gin, tmp_path):
-    done = shell("-m", "redi.train", f"--gin_file={tiny_gin}", "--run_dir=run", cwd=tmp_path)
+def test_an_existing_run_stays_as_it_is(call, tiny_gin, tmp_path, python):
+    done = python("-m", "redi.train", f"--gin_file={tiny_gin}", "--run_dir=run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}

@@ -1,6 +1,7 @@
 """The command-line programs as a user meets them: help, mistakes, and what they leave in the run's folder."""
 
 import importlib
+import importlib.util
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ PROGRAMS = ["prepare", "train", "sample", "evaluate", "run", "report"]
 
 
 def shell(*command: str, cwd: Path) -> subprocess.CompletedProcess:
+    """What an interpreter of its own did; the fixture `python` is for programs that import torch."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     return subprocess.run(
         [sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
@@ -63,12 +65,12 @@ def refused(call, tiny_gin, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_gin, tmp_path_factory) -> Path:
-    """The folder of a run of two steps, made by a real process."""
+def trained(tiny_gin, tmp_path_factory, python) -> Path:
+    """The folder of a run of two steps, made by a process of its own."""
     folder = tmp_path_factory.mktemp("trained")
     flags = [f"--gin_file={tiny_gin}", "--gin_file=more.gin", "--gin_bindings=train.seed = 3", "--run_dir=run"]
     (folder / "more.gin").write_text("PCA.rank = 3\n")
-    done = shell("-m", "redi.train", *flags, "--gin_bindings=PCA.scale = 'raw'", cwd=folder)
+    done = python("-m", "redi.train", *flags, "--gin_bindings=PCA.scale = 'raw'", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "run"
 
@@ -124,9 +126,9 @@ def test_an_unknown_binding_ends_the_process_with_status_1_and_an_explanation(ti
     assert list(tmp_path.iterdir()) == []
 
 
-def test_traceback_shows_where_an_error_arose(tiny_gin, tmp_path):
+def test_traceback_shows_where_an_error_arose(tiny_gin, tmp_path, python):
     flags = f"--gin_file={tiny_gin}", "--gin_bindings=PCA.rnak = 3", "--traceback"
-    done = shell("-m", "redi.train", *flags, cwd=tmp_path)
+    done = python("-m", "redi.train", *flags, cwd=tmp_path)
     assert done.returncode == 1
     assert "Traceback (most recent call last)" in done.stderr and "core/config.py" in done.stderr
     assert "did you mean 'rank'?" in done.stderr
@@ -555,16 +557,16 @@ def plugin(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("command", [("-m", "redi.components"), ("../redi-components",)])
-def test_the_table_lists_what_a_gin_file_imports_from_the_current_folder(plugin, command):
-    done = shell(*command, "--gin_file=x.gin", cwd=plugin)
+def test_the_table_lists_what_a_gin_file_imports_from_the_current_folder(plugin, command, python):
+    done = python(*command, "--gin_file=x.gin", cwd=plugin)
     assert done.returncode == 0, done.stderr
     assert "  @guidance.Twice(" in done.stdout
     assert "      The classifier-free rule under another name." in done.stdout.splitlines()
 
 
-def test_a_console_script_finds_a_plug_in_in_the_current_folder(plugin, tiny_gin):
+def test_a_console_script_finds_a_plug_in_in_the_current_folder(plugin, tiny_gin, python):
     flags = "--gin_file=x.gin", f"--gin_file={tiny_gin}", "--gin_bindings=generate.guidance = [@guidance.Twice()]"
-    done = shell("../redi-prepare", *flags, "--run_dir=run", cwd=plugin)
+    done = python("../redi-prepare", *flags, "--run_dir=run", cwd=plugin)
     assert done.returncode == 0, done.stderr
     assert "import twice_plugin" in (plugin / "run" / "config.gin").read_text().splitlines()
 
@@ -579,3 +581,29 @@ def test_a_module_that_is_not_there_is_named_by_the_table(call, tmp_path):
     (tmp_path / "x.gin").write_text("import twise_plugin\n")
     status, _, errors = call(components, gin_file="x.gin")
     assert status == 1 and "twise_plugin" in errors and "Traceback" not in errors
+
+
+LOADS_OPENMP = """
+import ctypes, os
+from redi import command_line
+assert os.environ.get("GOMP_SPINCOUNT") == {before!r}  # importing redi decides nothing
+def main():
+    "Load GNU OpenMP, which prints its settings."
+    ctypes.CDLL({library!r})
+command_line.program(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("user", "spin_count"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")]
+)
+def test_waiting_threads_of_a_program_spin_briefly_unless_the_user_decides(user, spin_count, tmp_path):
+    library = Path(importlib.util.find_spec("torch").origin).parent / "lib" / "libgomp.so.1"
+    if not library.exists():
+        pytest.skip("this build of torch brings no GNU OpenMP")
+    code = LOADS_OPENMP.format(before=user.get("GOMP_SPINCOUNT"), library=str(library))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    environment |= {"OMP_DISPLAY_ENV": "verbose", "PYTHONPATH": str(ROOT)} | user
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"GOMP_SPINCOUNT = '{spin_count}'\n" in done.stderr

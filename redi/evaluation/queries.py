@@ -1,13 +1,14 @@
 """Conditional queries of a trained joint model: features given images, and images given features."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from redi.core.processes import Process
 from redi.core.registry import configurable
 from redi.core.samplers import Sampler
 from redi.core.samplers.ancestral import Ancestral
@@ -61,14 +62,12 @@ def query(
         raise ValueError(f"query.labels = {labels!r}: must be 'null', 'own', or a list of labels or class names")
     if num_images < 2 or num_images > len(dataset):
         raise ValueError(f"query.num_images = {num_images}: must be between 2 and {len(dataset)}, the number of images")
-    if sampler is None:
-        sampler = Ancestral() if trained.process.num_timesteps else EulerMaruyama(diffusion_norm=10.0)
+    sampler = sampler or query_sampler(trained.process)
     if labels == "null" and trained.objective is not None and not trained.objective.label_dropout:
         log.warning(
             "query.labels = 'null' uses the null label, which is not trained with JointObjective.label_dropout = 0: "
             "set query.labels = 'own'"
         )
-    own_time = trained.objective is not None and trained.objective.clock.independent
     positions = torch.linspace(0, len(dataset) - 1, num_images).long()
     batch = dataset.batch(positions.tolist())
     groups = channels.unpadded(codec.encode(batch["images"].to(codec.device)).cpu())
@@ -80,10 +79,7 @@ def query(
 
     def ask(condition: dict[str, Tensor], times: int) -> Generated:
         repeated = {name: group.repeat(times, 1, 1, 1) for name, group in condition.items()}
-        return generate(
-            trained.model, codec, trained.process, labels=classes.repeat(times), given=repeated, own_time=own_time,
-            sampler=sampler, seed=seed, weights=trained.weights["ema"],
-        )  # fmt: skip
+        return conditional(trained, repeated, classes.repeat(times), sampler=sampler, seed=seed)
 
     given_image = ask({"image": groups["image"]}, times=1)
     given_features = ask(features, times=num_variations)
@@ -106,6 +102,31 @@ def query(
     cells = [thumbnails(row, like=batch["images"]) for row in rows]
     tile(cells, captions(batch["labels"], trained.class_names), TITLE, num_images).save(run_dir / "queries.png")
     return result
+
+
+def query_sampler(process: Process, num_evaluations: int = 250) -> Sampler:
+    """Return the default sampler of queries, whose noise keeps samples close to the true conditional."""
+    if process.num_timesteps:
+        return Ancestral(num_evaluations)
+    return EulerMaruyama(num_evaluations, diffusion_norm=10.0)
+
+
+def conditional(
+    trained, given: Mapping[str, Tensor], labels: Tensor, *, sampler: Sampler | None = None, seed: int = 0
+) -> Generated:  # fmt: skip
+    """Sample the groups that are not `given`, at the times that a model trained with independent clocks can use.
+
+    Args:
+        trained: an opened run (`redi.load`).
+        given: {group: (N, C_m, H, W)}, clean values; see `redi.generate`.
+        labels: (N,) class numbers; `trained.num_classes` is the null label.
+        sampler: default: `query_sampler`.
+    """
+    own_time = trained.objective is not None and trained.objective.clock.independent
+    return generate(
+        trained.model, trained.codec, trained.process, labels=labels, given=given, own_time=own_time,
+        sampler=sampler or query_sampler(trained.process), seed=seed, weights=trained.weights["ema"],
+    )  # fmt: skip
 
 
 def _agreement(generated: dict[str, Tensor], features: dict[str, Tensor], times: int) -> dict:

@@ -35,6 +35,7 @@ class Series:
     y: Sequence[float]
     error: Sequence[float] | None = None  # half the length of each error bar
     level: bool = False  # a dashed horizontal line at the only y
+    thin: bool = False
 
     def __post_init__(self):
         self.x, self.y = (
@@ -107,7 +108,8 @@ def _write(target, panels: Sequence[Panel], size: tuple[float, float], font: int
 def _draw(axes, panel: Panel) -> None:
     looks = {name: {"color": COLOURS[i], "linestyle": (0, dash) if dash else "-"} for name, i, dash in panel.legend}
     for curve in panel.curves:
-        look = looks[curve.label] | {"label": _printable(curve.label), "gid": "series", "linewidth": 1.6}
+        width = 0.8 if curve.thin else 1.6
+        look = looks[curve.label] | {"label": _printable(curve.label), "gid": "series", "linewidth": width}
         if curve.level:
             axes.axhline(curve.y[0], **look)
         else:

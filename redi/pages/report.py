@@ -4,6 +4,7 @@ from pathlib import Path
 
 from redi.core.registry import configurable
 from redi.pages.files import Folder
+from redi.pages.reference import read_curve
 from redi.pages.run_page import run_page
 from redi.pages.sweep_page import sweep_page
 from redi.pages.sweep_results import read_plan
@@ -11,21 +12,28 @@ from redi.runtime.atomic import write_text
 from redi.runtime.paths import local_path
 
 
-@configurable(runtime=("run_dir", "trained_dir"), entry=True)
-def report(run_dir: str | Path, *, trained_dir: str | Path | None = None, title: str | None = None) -> Path:
+@configurable(runtime=("run_dir", "trained_dir"), harmless=("curve",), entry=True)
+def report(
+    run_dir: str | Path, *, trained_dir: str | Path | None = None, title: str | None = None,
+    curve: str | Path | None = None,
+) -> Path:  # fmt: skip
     """Write `run_dir/report.html` from the files in the folder and return its path. The page loads nothing else.
 
     Args:
         run_dir: the folder of a run, of a sweep, or of a point of a sweep.
         trained_dir: the folder of the training; default: `run_dir`, or the model of a point of a sweep.
         title: default: the name of the folder.
+        curve: the reference curve of a preset, such as 'digits_pretrained.jsonl': the losses of several seeds, to draw
+            those of a run against (`read_curve`).
     """
-    run_dir = local_path(run_dir)
+    run_dir, reference = local_path(run_dir), read_curve(curve)
     title = title or run_dir.resolve().name
     if is_sweep(run_dir):
+        if reference:
+            raise ValueError(f"report.curve = {str(curve)!r}: must be None for a sweep; report one of its points")
         content = sweep_page(run_dir, title)
     else:
-        content = run_page(run_dir, local_path(trained_dir or _model_of_point(run_dir) or run_dir), title)
+        content = run_page(run_dir, local_path(trained_dir or _model_of_point(run_dir) or run_dir), title, reference)
     path = run_dir / "report.html"
     write_text(path, content.encode("utf-8", errors="backslashreplace").decode())  # file names may not be valid text
     return path

@@ -9,8 +9,10 @@ from redi.evaluation.records import read_metrics
 from redi.evaluation.samples.stored import load_samples
 from redi.pages.curves import run_panels, schedule_panel
 from redi.pages.files import Folder, Picture
+from redi.pages.reference import ReferenceCurve, reference_panels
 from redi.pages.render import render
 from redi.pages.wording import with_spread
+from redi.runtime.checkpoint import newest_record
 from redi.runtime.log import read_log
 from redi.training import history
 
@@ -25,21 +27,25 @@ PICTURES = {
 LISTINGS = {"config.gin": "all bindings", "operative.gin": "all parameters in effect, including defaults"}
 
 
-def run_page(run_dir: Path, trained_dir: Path, title: str) -> str:
+def run_page(run_dir: Path, trained_dir: Path, title: str, curve: ReferenceCurve | None = None) -> str:
     """Return the HTML document; `trained_dir` holds the log, previews and audit of the training."""
     run = Folder(run_dir)
     trained = Folder(trained_dir, run.notes)
     listings = {f"{name}: {what}": run.text(name) for name, what in LISTINGS.items()}
     if trained_dir != run_dir:
         listings |= {f"{name} of the training run": trained.text(name) for name in LISTINGS}
-    metrics = _metrics(run)
+    metrics, entries = _metrics(run), read_log(trained_dir)
+    images = newest_record(trained_dir).get("dataset_contents")
+    against = reference_panels(curve, entries, images) if curve else []
+    if curve and not against:
+        run.notes.append(f"This run is not drawn against the reference curve of {curve.preset}: no losses in common.")
     pictures = {heading: run.picture(name, alt) for heading, (name, alt) in PICTURES.items()}
     training = trained.json("training.json", _training) or {}
     data = trained.json("audit.json", lambda r: {"brief": audit.summary(r), "all": audit.format_audit(r)})
     sections = {
         "pictures": {heading: picture for heading, picture in pictures.items() if picture},
         "metrics": metrics,
-        "panels": run_panels(read_log(trained_dir)) + training.pop("panels", []),
+        "panels": against + run_panels(entries) + training.pop("panels", []),
         "training": training,
         "previews": _previews(trained),
         "audit": data and data["all"],

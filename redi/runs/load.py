@@ -2,11 +2,12 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from redi.core import config
@@ -25,8 +26,10 @@ from redi.runtime import trusted_imports
 from redi.runtime.checkpoint import checkpoint_dir, list_checkpoints, load_checkpoint, newest_good
 from redi.runtime.device import choose_device
 from redi.runtime.paths import local_path
+from redi.runtime.spelling import few
 from redi.sampling.generate import Generated, generate
 from redi.sampling.networks import Opened, OpenNetwork, Origin, network_record
+from redi.sampling.notebook import shown
 from redi.sampling.pictures import ColourBasis
 
 log = logging.getLogger(__name__)
@@ -56,9 +59,22 @@ class Run:
         what = f"{type(self.model).__name__} of step {self.step:,}, {', '.join(self.codec.channels)}"
         return f"<Run {self.folder}: {what}, {self.image_size} x {self.image_size} pixels, {self.num_classes} classes>"
 
+    def _repr_html_(self) -> str:
+        size = sum(parameter.numel() for parameter in self.model.parameters())
+        files = [*self.folder.glob("previews/*.png"), *self.folder.glob("samples.png")] if self.folder else []
+        rows = {
+            "run": self.folder, "step": f"{self.step:,}",
+            "model": f"{type(self.model).__name__}, {size / 1e6:.3g} M parameters",
+            "channel groups": ", ".join(f"{name} ({count})" for name, count in self.codec.channels.items()),
+            "images": f"{self.image_size} x {self.image_size} pixels",
+            "classes": few(self.class_names, 10) if self.class_names else self.num_classes,
+        }  # fmt: skip
+        return shown(rows, Image.open(max(files)) if files else None)  # samples, else the last preview
+
     def generate(self, labels: Sequence[int | str] | Tensor, **settings) -> Generated:
         """Generate one image per label (class number or class name); `settings` are arguments of `redi.generate`."""
-        return generate(self.model, self.codec, self.process, labels=labels, **settings)
+        drawn = generate(self.model, self.codec, self.process, labels=labels, **settings)
+        return replace(drawn, channels=self.codec.channels, colours=self.colours, class_names=self.class_names)
 
 
 def load(

@@ -8,6 +8,7 @@ from redi.evaluation.checking import check_size
 from redi.evaluation.evaluate import prepare_networks
 from redi.evaluation.reconstruction import check_reconstruction, reconstruction_metrics
 from redi.evaluation.records import format_metrics
+from redi.pages.reference import read_curve
 from redi.runs.checks import check_results, check_settings_of_training, check_training
 from redi.runs.experiment import Experiment
 from redi.runs.forecast import training_forecast
@@ -25,13 +26,15 @@ def prepare_run(experiment: Experiment, *, evaluates: bool = False, monitor=None
     """Fit the experiment's codec, or restore that of a resumed run; return data for `train`: cache, stream or images.
 
     Args:
-        evaluates: also check the settings of sampling and evaluation.
+        evaluates: also check the settings of sampling, evaluation and the report.
         monitor: the monitor to prepare.
         trains: whether to check that a step fits into the memory of this machine.
 
     Raises ValueError: training (or evaluation) would fail; raised before anything is fitted or encoded.
     """
     check_settings_of_training()
+    if evaluates:
+        read_curve(config.bound("report.curve"))
     if reconstructs := config.bound("evaluate.reconstruction", False):
         check_reconstruction(experiment.reference, experiment.metric_networks)
     codec, run_dir = experiment.codec, experiment.trained_dir

@@ -12,6 +12,7 @@ from redi.evaluation.records import format_metrics
 from redi.evaluation.samples.sample import sample
 from redi.evaluation.samples.stored import load_samples
 from redi.evaluation.stored_statistics import StoredStatistics
+from redi.pages.reference import read_curve
 from redi.pages.report import report
 from redi.runs.checks import check_label_order, check_results, check_sample_settings
 from redi.runs.experiment import Experiment
@@ -164,6 +165,7 @@ def query_stage(experiment: Experiment) -> None:
 
 def report_stage(experiment: Experiment) -> None:
     """Write `report.html`."""
+    read_curve(config.bound("report.curve"))  # fails before `config.gin` is written
     experiment.keep_config()
     trained_dir = None if experiment.trained_dir == experiment.run_dir else experiment.trained_dir
     log.info("wrote %s", config.call(report, run_dir=experiment.run_dir, trained_dir=trained_dir))

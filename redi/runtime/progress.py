@@ -3,24 +3,29 @@
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 
-from tqdm import tqdm
+from tqdm import TqdmWarning
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", TqdmWarning)  # a notebook without ipywidgets: bars are text
+    from tqdm.auto import notebook_tqdm, std_tqdm, tqdm
 
 _outer_bar: ContextVar[tqdm | None] = ContextVar("outer_bar", default=None)
 
 
 def progress(*args, **options) -> tqdm:
-    """Return a tqdm bar on stderr, or a line every ten seconds if stderr is not a terminal. TQDM_DISABLE hides both."""
+    """Return a tqdm bar (a line every ten seconds without a terminal, a widget in notebooks). TQDM_DISABLE hides it."""
     if (outer := _outer_bar.get()) is not None:
         part = tqdm(*args, **options | {"disable": True})
         part.update = outer.update
         return part
     if os.environ.get("TQDM_DISABLE"):  # tqdm itself reads it only when it is imported, and `disable` overrides it
         options["disable"] = True
-    pace = {} if sys.stderr.isatty() else {"mininterval": 10, "delay": 10}
+    pace = {} if sys.stderr.isatty() or notebook_tqdm is not std_tqdm else {"mininterval": 10, "delay": 10}
     return tqdm(*args, **{"leave": False} | pace | options)
 
 

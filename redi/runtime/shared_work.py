@@ -9,12 +9,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 from torch import Tensor
-from tqdm import tqdm
 
 from redi.runtime.artefact import RECORD, load_artefact, write_record
 from redi.runtime.atomic import atomic_file, replace_folder, save_tensors, stamp, write_json
 from redi.runtime.checksums import BrokenArtefact, altered_files, read_sealed, sealed, sha256
-from redi.runtime.progress import progress
+from redi.runtime.progress import progress, tqdm
 
 log = logging.getLogger(__name__)
 

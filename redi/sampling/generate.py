@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from redi.core.channels import Channels
 from redi.core.processes import Process, processes
 from redi.core.processes.clocked import Clocked
 from redi.core.registry import configurable
@@ -26,6 +27,8 @@ from redi.runtime.ranges import SEED, check_number
 from redi.sampling.conditional import check_given, clamped, times_with_given
 from redi.sampling.labels import label_numbers
 from redi.sampling.networks import open_networks
+from redi.sampling.notebook import samples_shown
+from redi.sampling.pictures import ColourBasis
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,10 @@ class Generated:
     record: dict  # seed, sampler, guidance, function evaluations, network evaluations per image
     trajectory: Tensor | None = None  # (K, N, C, H, W) float32, the joint states at `times`, if requested
     times: list[float] | None = None  # K times: the start, and the end of every step
+    channels: Channels | None = None  # these three from `Run.generate`, for the picture in Jupyter
+    colours: ColourBasis | None = None
+    class_names: Sequence[str] | None = None
+    _repr_html_ = samples_shown
 
     def __repr__(self) -> str:
         tensors = {"images": self.images, "x": self.x, "labels": self.labels}

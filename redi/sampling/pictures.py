@@ -10,7 +10,6 @@ from torch import Tensor
 
 from redi.core.channels import Channels
 from redi.core.inputs import check_images
-from redi.models.codec import JointCodec
 from redi.models.reducers.pca import PCA
 from redi.sampling.labels import captions
 
@@ -61,20 +60,20 @@ class ColourBasis:
 
 
 def sample_grid(
-    drawn, codec: JointCodec, colours: ColourBasis, title: str = "", columns: int = 10,
-    class_names: Sequence[str] | None = None,
-) -> Image.Image:  # fmt: skip
+    drawn, codec, colours: ColourBasis, title: str = "", columns: int = 10, class_names: Sequence[str] | None = None
+) -> Image.Image:
     """Draw a grid of images, each with its class name (or number) above and its features below.
 
     Args:
         drawn: an object with images (N, 3, S, S) uint8, x (N, C, H, W) and labels (N,), such as `Generated`. If x is
             None, features are omitted.
-        codec, colours: the codec of x, and the colour basis of its features.
+        codec, colours: the codec of x (only its `channels` are used), and the colour basis of its features.
         title: a line above the grid.
         columns: images per row.
 
     Examples:
         >>> from types import SimpleNamespace
+        >>> from redi.models.codec import JointCodec
         >>> drawn = SimpleNamespace(images=torch.zeros(4, 3, 8, 8).byte(), x=None, labels=torch.arange(4))
         >>> sample_grid(drawn, JointCodec(), ColourBasis({}), columns=2).size  # thumbnails of 64 pixels
         (140, 166)

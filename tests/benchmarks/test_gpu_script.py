@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -50,23 +49,21 @@ def test_the_most_valuable_parts_come_first():
 
 RUN_ALL = """
 import runpy, sys
-for line in sys.stdin:
+for line in open(sys.argv.pop()):
     sys.argv = line.split()
     runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_every_part_runs_on_a_cpu_and_writes_valid_json(tmp_path):
+def test_every_part_runs_on_a_cpu_and_writes_valid_json(tmp_path, python):
     (tmp_path / "python").write_text("#!/bin/sh\necho $@ >>$COMMANDS\n")  # notes them for one real python
     (tmp_path / "python").chmod(0o755)
     commands = tmp_path / "commands"
     run = start("--quick", tmp_path, PYTHON=str(tmp_path / "python"), COMMANDS=str(commands))
     _, errors = run.communicate()
     assert run.returncode == 0 and {status(tmp_path, part) for part in PARTS} == {0}, errors
-    environment = os.environ | {"PYTHONPATH": f"{SCRIPT.parents[1]}:{SCRIPT.parent}", "OMP_NUM_THREADS": "1"}
-    with open(commands) as lines:
-        command = [sys.executable, "-c", RUN_ALL]
-        done = subprocess.run(command, stdin=lines, env=environment, capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": f"{SCRIPT.parents[1]}:{SCRIPT.parent}"}
+    done = python("-c", RUN_ALL, commands, env=environment)
     assert done.returncode == 0, done.stderr
     for part in PARTS:
         rows = json.loads((tmp_path / f"{part}.json").read_text())["rows"]

@@ -21,20 +21,24 @@ def test_a_compiled_block_keeps_less_than_an_eager_one():
 
 MEASURE = """
 import sys; sys.path.insert(0, "benchmarks")
-from machine import peak_memory_gib
 from memory import measure
 for batch_size in (2, 8):
     measure(size="S/2", tokens="merged", way="eager", depth=1, batch_size=batch_size)
-    print(peak_memory_gib())
+    status = open("/proc/self/status").read()
+    print(*(status.split(f"{name}:")[1].split()[0] for name in ("VmPeak", "VmSize")))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and sets glibc's malloc")
 def test_real_steps_take_what_was_predicted_for_each_further_image():
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536"}
+    # Every tensor is a mapping of its own, which glibc returns. The address space is counted and not what of it is in
+    # memory at a time: on a loaded machine the kernel takes idle pages away.
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
     done = subprocess.run([sys.executable, "-c", MEASURE], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    at2, at8 = (float(line) * 2**30 for line in done.stdout.split())
+    (peak2, left2), (peak8, left8) = ((float(kib) * 2**10 for kib in line.split()) for line in done.stdout.splitlines())
     settings = {"size": "S/2", "tokens": "merged", "way": "eager", "depth": 1, "precision": "float32"}
     small, large = (predict(batch_size=n, **settings) * 2**30 for n in (2, 8))
-    assert at8 - at2 == pytest.approx(large - small, rel=0.05)
+    # Besides tensors, the matrix products keep scratch space: 4 MB more, which stays when the step is over.
+    assert peak8 - peak2 == pytest.approx(large - small, rel=0.1)
+    assert (peak8 - left8) - (peak2 - left2) == pytest.approx(large - small, rel=0.02)

@@ -48,23 +48,29 @@ class Training:
     Args:
         folder: for the run and what the programs say.
         gin_text: its configuration; plug-ins of this folder can be imported.
-        launcher: what comes before `-m redi.train`.
+        python: the fixture of this name, in which `finish` runs the program.
+        launcher: what comes before `-m redi.train`, after the interpreter.
     """
 
-    def __init__(self, folder: Path, gin_text: str, launcher: tuple[str, ...] = (sys.executable,)):
+    def __init__(self, folder: Path, gin_text: str, python: Callable, launcher: tuple[str, ...] = ()):
         self.folder, self.run_dir, self.stderr = folder, folder / "run", folder / "stderr.txt"
-        self.launcher = launcher
+        self.python, self.launcher = python, launcher
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "chaos.gin").write_text(gin_text)
 
-    def start(self, program: str = "train") -> subprocess.Popen:
-        """A process in a session of its own, so that what it leaves behind can be found."""
+    def command(self, program: str) -> tuple[list[str], dict[str, str]]:
+        """Arguments of the interpreter, and the environment."""
         flags = f"--gin_file={self.folder / 'chaos.gin'}", f"--run_dir={self.run_dir}"
         path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
         environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        return [*self.launcher, "-m", f"redi.{program}", *flags], environment
+
+    def start(self, program: str = "train") -> subprocess.Popen:
+        """A process in a session of its own, so that what it leaves behind can be found."""
+        arguments, environment = self.command(program)
         with open(self.stderr, "a") as said:
             return subprocess.Popen(
-                [*self.launcher, "-m", f"redi.{program}", *flags], env=environment, cwd=self.folder,
+                [sys.executable, *arguments], env=environment, cwd=self.folder,
                 start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said,
             )  # fmt: skip
 
@@ -78,8 +84,12 @@ class Training:
             raise
 
     def finish(self, program: str = "train") -> int:
-        """Starts it and waits -> exit status."""
-        return self.ended(self.start(program))
+        """Runs it without a fault -> exit status."""
+        arguments, environment = self.command(program)
+        done = self.python(*arguments, cwd=self.folder, env=environment)
+        with open(self.stderr, "a") as said:
+            said.write(done.stderr)
+        return done.returncode
 
     def said(self) -> str:
         """What all starts so far wrote to stderr."""

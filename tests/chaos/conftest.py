@@ -20,12 +20,12 @@ train.preview_every = 1000000
 
 
 @pytest.fixture(scope="module")
-def make_training(tmp_path_factory, tiny_gin) -> Callable[..., Training]:
+def make_training(tmp_path_factory, tiny_gin, python) -> Callable[..., Training]:
     """Makes trainings: make_training('train.num_steps = 300', ...) -> one that can be started."""
 
     def make(*lines: str, **settings) -> Training:
         text = GIN.format(tiny_gin=tiny_gin) + "\n".join(lines) + "\n"
-        return Training(tmp_path_factory.mktemp("training"), text, **settings)
+        return Training(tmp_path_factory.mktemp("training"), text, python, **settings)
 
     return make
 

@@ -4,7 +4,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,10 +11,10 @@ import pytest
 from chaos_driver import Training, compared
 
 TORCHRUN = (
-    sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--max-restarts=100",
+    "-m", "torch.distributed.run", "--nproc_per_node=2", "--max-restarts=100",
     "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0",
 )  # fmt: skip
-FORKED = (sys.executable, str(Path(__file__).parents[1] / "distributed" / "launch.py"), "2")  # the same in less time
+FORKED = (str(Path(__file__).parents[1] / "distributed" / "launch.py"), "2")  # the same in less time
 
 
 def ranks(process: subprocess.Popen) -> dict[int, int]:

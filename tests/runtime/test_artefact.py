@@ -3,8 +3,6 @@
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -215,7 +213,7 @@ def test_more_than_the_free_space_is_refused_at_once(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_process_killed_while_writing_leaves_no_artefact(tmp_path):
+def test_a_process_killed_while_writing_leaves_no_artefact(tmp_path, python):
     program = """
         import os, signal, sys
         from pathlib import Path
@@ -224,8 +222,7 @@ def test_a_process_killed_while_writing_leaves_no_artefact(tmp_path):
             (temporary / "half").write_text("half")
             os.kill(os.getpid(), signal.SIGKILL)
     """
-    command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "x")]
-    assert subprocess.run(command, check=False).returncode == -9
+    assert python("-c", textwrap.dedent(program), tmp_path / "x").returncode == -9
     assert not (tmp_path / "x").exists()
 
 
@@ -324,7 +321,7 @@ def test_a_folder_that_is_there_is_replaced_as_a_whole(tmp_path):
 
 
 @pytest.mark.parametrize("failing", ["x", ".partial"])
-def test_a_rename_that_fails_leaves_the_old_folder(tmp_path, failing):
+def test_a_rename_that_fails_leaves_the_old_folder(tmp_path, failing, python):
     # The first rename moves the old folder x aside, the second the temporary one into its place. An audit hook, which
     # a process keeps for good, makes one of them fail as a file system would.
     program = """
@@ -346,8 +343,7 @@ def test_a_rename_that_fails_leaves_the_old_folder(tmp_path, failing):
         except OSError as error:
             print(error.strerror)
     """
-    command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "x"), failing]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = python("-c", textwrap.dedent(program), tmp_path / "x", failing)
     assert done.stdout == "no renaming today\n"
     assert (tmp_path / "x" / "file").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]

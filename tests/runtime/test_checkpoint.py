@@ -1,8 +1,6 @@
 """Checkpoints: rotation, foreign folders, and full disks."""
 
 import os
-import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -98,9 +96,8 @@ def assert_only_the_first_checkpoint_is_there(run_dir, message):
     assert torch.equal(tensors["model"]["w"], torch.zeros(10))
 
 
-def test_a_write_that_fails_half_way_leaves_the_checkpoint_before_it(tmp_path):
-    command = [sys.executable, "-c", textwrap.dedent(WRITE_TWO), str(tmp_path), str(100_000)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+def test_a_write_that_fails_half_way_leaves_the_checkpoint_before_it(tmp_path, python):
+    done = python("-c", textwrap.dedent(WRITE_TWO), tmp_path, 100_000)
     assert_only_the_first_checkpoint_is_there(tmp_path, done.stdout)
 
 
@@ -109,9 +106,8 @@ def small_disk(mounted):
     return mounted("1m")
 
 
-def test_a_disk_too_small_leaves_the_checkpoint_before_it(small_disk):
-    command = [sys.executable, "-c", textwrap.dedent(WRITE_TWO), str(small_disk)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+def test_a_disk_too_small_leaves_the_checkpoint_before_it(small_disk, python):
+    done = python("-c", textwrap.dedent(WRITE_TWO), small_disk)
     assert "MiB needed" in done.stdout
     assert_only_the_first_checkpoint_is_there(small_disk, done.stdout)
 

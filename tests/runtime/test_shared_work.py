@@ -1,8 +1,6 @@
 """Work divided over processes: each part is done once, locks end with processes, and the result is the same."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -276,11 +274,10 @@ print(json.dumps(codes))
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory):
+def outcome(tmp_path_factory, python):
     """The folder with the files of every scenario, and the exit codes of its processes."""
     folder = tmp_path_factory.mktemp("outcome")
-    command = [sys.executable, "-c", SCRIPT, str(folder), json.dumps(SCENARIOS)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = python("-c", SCRIPT, folder, json.dumps(SCENARIOS))
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout)
 

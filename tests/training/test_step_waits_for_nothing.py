@@ -87,12 +87,13 @@ def leave_gradients(model, loss):
         parameter.grad = torch.empty_like(parameter)
 
 
+MODERN = "a lead, modern blocks and a wide head"
 PROCESSES = {
     "flow matching": {"process": FlowMatching()},
     "DDPM, learned variance": {"process": DDPM(learned_variance=("image",))},
     "shifted": {"process": Shifted(process=FlowMatching(), shift={"dinov2": 3.0})},
     "independent times": {"clock": Independent()},
-    "a lead, modern blocks and a wide head": {
+    MODERN: {
         "clock": Lead(),
         "time_distribution": LogitNormal(shift="dimension"),
         "block": Modern,
@@ -110,10 +111,10 @@ PROCESSES = {
 }
 
 
+# In two parts: a step of one part runs the same operations; that of Muon is one.
 @pytest.mark.parametrize("settings", PROCESSES.values(), ids=PROCESSES)
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_training_step_waits_for_nothing(settings, accumulate, monkeypatch):
-    assert_waits_for_nothing(settings, accumulate, monkeypatch, partial(torch.optim.AdamW, fused=True))
+def test_a_training_step_waits_for_nothing(settings, monkeypatch):
+    assert_waits_for_nothing(settings, 2, monkeypatch, partial(torch.optim.AdamW, fused=True))
 
 
 def test_a_step_of_muon_with_a_schedule_waits_for_nothing(monkeypatch):
@@ -137,11 +138,14 @@ def assert_waits_for_nothing(settings, accumulate, monkeypatch, optimizer, **fur
     assert all(value.device.type == "cuda" for value in means.values())
 
 
-@pytest.mark.parametrize("settings", PROCESSES.values(), ids=PROCESSES)
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_backward_pass_reads_no_values(settings, checkpointing):
+# Checkpointing runs each block once more, and reaches nothing outside of them: one set-up for each kind of block.
+@pytest.mark.parametrize(
+    ("name", "checkpointing"),
+    [*((name, False) for name in PROCESSES), *((name, True) for name in ("flow matching", MODERN))],
+)
+def test_the_backward_pass_reads_no_values(name, checkpointing):
     with pretended_gpu():  # on the CPU: reading still fails, copies are not seen
-        model, objective = built(**settings, device="cpu", checkpointing=checkpointing)
+        model, objective = built(**PROCESSES[name], device="cpu", checkpointing=checkpointing)
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         step = TrainingStep(
             codec=JOINED, model=model, objective=objective, optimizer=optimizer, ema=EMA(model=model),
@@ -158,18 +162,21 @@ RULES = {
     "image": [ClassifierFree(scale=1.5, groups=("image",))],
     "both rules": [ClassifierFree(scale=1.5), RepresentationGuidance(scale=1.2)],
 }
+FLOW = EulerMaruyama(num_evaluations=6), FlowMatching()
 
 
-@pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
+# A sampler sees of the rules only what they make of the predictions: every sampler with both, every rule with one, and
+# with the learned variance that a rule must leave alone.
 @pytest.mark.parametrize(
-    ("sampler", "process"),
+    ("sampler", "process", "rules"),
     [
-        (EulerMaruyama(num_evaluations=6), FlowMatching()),
-        (Heun(num_evaluations=6), FlowMatching()),
-        (Ancestral(num_evaluations=5), DDPM(learned_variance=("image",))),
-        (DDIM(num_evaluations=5), DDPM()),
+        pytest.param(*FLOW, "none", id="EulerMaruyama, none"),
+        pytest.param(*FLOW, "both rules", id="EulerMaruyama, both rules"),
+        pytest.param(Heun(num_evaluations=6), FlowMatching(), "both rules", id="Heun"),
+        pytest.param(Ancestral(num_evaluations=5), DDPM(learned_variance=("image",)), "image", id="Ancestral, image"),
+        pytest.param(Ancestral(num_evaluations=5), DDPM(learned_variance=("image",)), "both rules", id="Ancestral"),
+        pytest.param(DDIM(num_evaluations=5), DDPM(), "both rules", id="DDIM"),
     ],
-    ids=["EulerMaruyama", "Heun", "Ancestral", "DDIM"],
 )
 def test_guided_sampling_waits_for_nothing_between_its_first_and_its_last_step(sampler, process, rules):
     with pretended_gpu(), torch.no_grad():
@@ -178,7 +185,7 @@ def test_guided_sampling_waits_for_nothing_between_its_first_and_its_last_step(s
         process = process.for_channels(CHANNELS, "cuda")
         draw = ImageNoise(0, range(4), (CHANNELS.total, 8, 8), "cuda")
         y = torch.empty(4, dtype=torch.int64, device="cuda")
-        denoise = guided(model, rules, CHANNELS, y, model.null_label, process.model_time)
+        denoise = guided(model, RULES[rules], CHANNELS, y, model.null_label, process.model_time)
         with NoCopies():
             x = sampler(denoise, process, draw)
     assert x.device.type == "cuda" and x.shape == (4, CHANNELS.total, 8, 8)

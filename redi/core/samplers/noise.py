@@ -15,8 +15,8 @@ class ImageNoise:
     """The source of randomness in sampling: draw k of image i is a function of (seed, i, k) alone.
 
     A counter-based generator (`philox`) computes the noise on the device, without a random state. `torch.compile` can
-    trace it. Devices may differ in the last bit of log, cos and sin. Further channels leave the noise of the first ones as
-    it was, so plain and joint models can be compared from the same noise of the image.
+    trace it. Devices may differ in the last bit of log, cos and sin. Further channels leave the noise of the first ones
+    as it was, so plain and joint models can be compared from the same noise of the image.
 
     Args:
         indices: the indices of the N images, any integers.

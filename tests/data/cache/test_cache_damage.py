@@ -3,7 +3,6 @@
 import logging
 import shutil
 import signal
-import subprocess
 import sys
 import textwrap
 import threading
@@ -237,12 +236,11 @@ READ_ON = """
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what reading beyond the end of a mapped file does")
 def test_a_shard_that_is_cut_short_while_it_is_read_ends_the_process_and_is_encoded_at_the_next_start(
-    whole, images, caplog
+    whole, images, caplog, python
 ):
     folder, before = whole
     (cache,) = (folder / "encoded").iterdir()
-    command = [sys.executable, "-c", textwrap.dedent(READ_ON), str(cache)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = python("-c", textwrap.dedent(READ_ON), cache)
     assert (done.returncode, done.stdout) == (-signal.SIGBUS, "reading\n")
     assert "Bus error" in done.stderr and "in batch" in done.stderr
     with caplog.at_level(logging.WARNING):
