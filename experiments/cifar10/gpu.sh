@@ -52,7 +52,7 @@ collect() {
         cp "$work/runs/points/$name"*/samples.png "$out/$name.png"
     done
     cp "$work/runs/results.md" "$out/"
-    "$python" experiments/cifar10/table.py "$work/runs" "$out/table.json" >"$work/table.md" && cp "$work/table.md" "$out/"
+    timeout 15 "$python" experiments/cifar10/table.py "$work/runs" "$out/table.json" >"$work/table.md" && cp "$work/table.md" "$out/"
 } 2>/dev/null
 
 (
@@ -63,18 +63,19 @@ collect() {
 ) >"$out/log.txt" 2>&1
 echo "prepared after $SECONDS s" | tee -a "$out/log.txt"
 
-timeout -k 10 $((budget - SECONDS - 20)) "$python" -m redi.sweep --gin_file=sweeps/cifar10_convergence.gin "${size[@]}" \
+timeout -k 10 $((budget - SECONDS - 30)) "$python" -m redi.sweep --gin_file=sweeps/cifar10_convergence.gin "${size[@]}" \
     --run_dir="$work/runs" --gin_bindings="sweep.names = ['plain', 'redi']" \
     --gin_bindings="sweep.points = [{'JointCodec.representations': []}, {}]" \
     --gin_bindings="sweep.grid = {'train.seed': [0]}" --gin_bindings='sweep.parallel = 2' >>"$out/log.txt" 2>&1 &
 sweep=$!
-while kill -0 $sweep 2>/dev/null; do
+running=yes
+while [ -n "$running" ]; do
     for _ in 1 2 3 4 5 6 7 8 9 10; do kill -0 $sweep 2>/dev/null && sleep 1; done
-    collect
+    kill -0 $sweep 2>/dev/null || running=
+    collect # the last time after the sweep has ended
 done
 wait $sweep
 status=$?
-collect
 tail -n 20 "$work"/runs/points/*/output.txt >>"$out/log.txt"
 echo "exit status $status after $SECONDS of at most $budget s" | tee -a "$out/log.txt"
 cat "$out/table.md"
