@@ -224,8 +224,9 @@ class Explorer:
         if num_evaluations is None or sampler.num_evaluations in (None, num_evaluations):
             return sampler
         check_number("num_evaluations", num_evaluations, 1, below=MAX_EVALUATIONS + 1)
-        listed = {key: None for key in ("times", "respacing") if key in vars(sampler)}  # they fix the number
-        return type(sampler)(**vars(sampler) | {"num_evaluations": num_evaluations} | listed)
+        settings: dict[str, Any] = vars(sampler) | {"num_evaluations": num_evaluations}
+        settings |= {key: None for key in ("times", "respacing") if key in settings}  # they fix the number
+        return type(sampler)(**settings)
 
 
 def _lead(run: Run) -> tuple[dict[str, float], str]:

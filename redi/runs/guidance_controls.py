@@ -23,9 +23,9 @@ def supported_rules(trained, bound: Sequence[Guidance] = ()) -> tuple[Rules, dic
         bound: rules of the run's configuration, which come first. The others have scale 1, which has no effect.
     """
     rules: Rules = {}
-    for rule in bound:
-        same = sum(type(other) is type(rule) for other in rules.values())
-        rules[type(rule).__name__ + (f" {same + 1}" if same else "")] = rule
+    for given in bound:
+        same = sum(type(other) is type(given) for other in rules.values())
+        rules[type(given).__name__ + (f" {same + 1}" if same else "")] = given
     reasons = {}
     for name, component in guidance_rules.items():
         if name in rules or not issubclass(component, Contrast):
