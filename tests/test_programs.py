@@ -274,7 +274,7 @@ def test_files_and_bindings_may_be_repeated_and_later_ones_win(trained):
 
 def test_training_leaves_what_took_effect_with_its_defaults(trained):
     lines = (trained / "operative.gin").read_text().splitlines()
-    assert {"PCA.rank = 3", "PCA.standardize = False", "train.accumulate = 1", "AdamW.lr = 0.001"} <= set(lines)
+    assert {"PCA.rank = 3", "PCA.standardize = False", "train.accumulate = 1", "AdamW.lr = 0.003"} <= set(lines)
     assert not any(line.startswith("evaluate.") for line in lines)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from redi.core import config
@@ -18,6 +17,7 @@ from redi.core.plug_ins import warn_of_edits
 from redi.core.processes import Process
 from redi.core.registry import entry_points
 from redi.data.audit import class_names
+from redi.data.preprocessing import open_image
 from redi.fusion.merged import with_one_bias
 from redi.models.codec import JointCodec
 from redi.models.interface import build_model, state_of
@@ -69,7 +69,7 @@ class Run:
             "images": f"{self.image_size} x {self.image_size} pixels",
             "classes": few(self.class_names, 10) if self.class_names else self.num_classes,
         }  # fmt: skip
-        return shown(rows, Image.open(max(files)) if files else None)  # samples, else the last preview
+        return shown(rows, open_image(max(files).read_bytes()) if files else None)  # samples, else the last preview
 
     def generate(self, labels: Sequence[int | str] | Tensor, **settings) -> Generated:
         """Generate one image per label (class number or class name); `settings` are arguments of `redi.generate`."""

@@ -69,17 +69,19 @@ def test_features_are_float32_of_the_stated_width(encoder):
 
 def test_metric_features_are_a_float32_vector_an_image(encoder):
     pooled = encoder.metric_features(noise_images(2, 32))["pooled"]
-    assert pooled.shape == (2, encoder.dim)
+    assert pooled.shape == (2, 1280 if type(encoder).__name__ == "EfficientNetLite" else encoder.dim)
     assert pooled.dtype == torch.float32 and pooled.isfinite().all() and not pooled.requires_grad
-    assert torch.equal(pooled, encoder.pooled(noise_images(2, 32)))
+    if pooled.shape[1] == encoder.dim:  # EfficientNetLite measures just before its classifier
+        assert torch.equal(pooled, encoder.pooled(noise_images(2, 32)))
     # A constant would pass the rest.
-    assert not torch.equal(pooled[:1], encoder.pooled(255 - noise_images(1, 32)))
+    assert not torch.equal(pooled[:1], encoder.metric_features(255 - noise_images(1, 32))["pooled"])
 
 
 def test_the_names_of_metrics_tell_the_network_and_only_inceptions_are_called_fid(encoder):
     name = encoder.metric_name("frechet_distance")
     expected = {"DomainEncoder": "frechet_distance_domain_network", "Inception": "fid_clean"}
     expected["DINOv2"] = "frechet_distance_dinov2_tiny_registers"
+    expected["EfficientNetLite"] = "frechet_distance_efficientnet_lite0"
     assert name == expected.get(type(encoder).__name__, f"frechet_distance_{encoder.name}")
 
 

@@ -36,9 +36,9 @@ def files(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")}
 
 
-def test_the_same_command_finds_nothing_left_to_do(older, caplog):
+def test_its_own_configuration_finds_nothing_left_to_do(older, caplog):
     cached = files(older / "cache")
-    config.parse([older / "tiny.gin"], ["train.device = 'cpu'"])
+    config.parse([older / "run" / "config.gin"], ["train.device = 'cpu'"])
     experiment = Experiment(older / "run")
     experiment.claim(trains=True)
     assert set(job(experiment)) == {"train"}  # which sees that it holds the last step
@@ -48,7 +48,7 @@ def test_the_same_command_finds_nothing_left_to_do(older, caplog):
 
 def test_more_steps_resume_it_from_the_cache(older, caplog):
     cached = files(older / "cache")
-    config.parse([older / "tiny.gin"], ["train.device = 'cpu'", "train.num_steps = 3"])
+    config.parse([older / "run" / "config.gin"], ["train.device = 'cpu'", "train.num_steps = 3"])
     experiment = Experiment(older / "run")
     experiment.claim(trains=True)
     job(experiment)
