@@ -446,6 +446,16 @@ def test_an_evaluation_by_hand_is_made_anew_by_the_whole_job(call, tiny_gin, tmp
 # ---- what is there
 
 
+def test_a_page_needs_a_trained_run(call, tiny_gin, tmp_path):
+    from redi import explore
+
+    pytest.importorskip("flask", reason="flask is not installed: pip install 'redi-diffusion[test]'")
+    status, _, errors = call(explore, run_dir=tmp_path / "none", port=0)
+    assert status == 1 and "holds no run" in errors
+    status, _, errors = call(explore, gin_file=tiny_gin, run_dir=tmp_path / "none", port=0)
+    assert status == 1 and "holds no trained model: train one with redi.train" in errors
+
+
 def test_all_programs_are_listed_with_what_they_do(tmp_path):
     lines = shell("-m", "redi", cwd=tmp_path).stdout.splitlines()
     assert "redi.train        Train a model, or resume training from the newest checkpoint." in lines

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from redi.data.uploads import MAX_UPLOAD_BYTES, uploaded_image
 from redi.pages.render import render
+from redi.runtime.ranges import check_number
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +34,7 @@ def check_extra() -> None:
 
 def listen(host: str, port: int) -> socket.socket:
     """Open the port. Raises ValueError if another program has it, or the host is not of this machine."""
-    if not 0 <= port < 2**16:
-        raise ValueError(f"--port = {port}: must be in 0 ... 65535; 0 chooses a free one")
+    check_number("--port", port, 0, below=2**16, note="0 chooses a free one")
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:

@@ -55,6 +55,7 @@ function show(result, content) {
   }));
 }
 
+const SLOW = 5; // seconds; a slower model waits for the button
 let seconds = 0; // of the newest answer
 async function fill(result, path, body) {
   const status = result.querySelector(".status"), warning = result.querySelector(".warning"), start = performance.now();
@@ -101,7 +102,7 @@ function settings(side) {
 
 const panel = document.getElementById("generate"), generateButton = panel.querySelector(".run");
 function generate(side) {
-  generateButton.hidden = seconds < 3;
+  generateButton.hidden = seconds <= SLOW;
   schedule(side.dataset.side, () => fill(side.querySelector(".result"), "generate", () => settings(side)));
 }
 const generateAll = () => all(".side:not([hidden])").forEach(generate);
@@ -109,8 +110,8 @@ const generateAll = () => all(".side:not([hidden])").forEach(generate);
 let timer;
 panel.addEventListener("input", (event) => {
   const side = event.target.closest(".side");
-  if (event.target.id === "compare" || seconds > 3) { // a slow model waits for the button
-    generateButton.hidden = seconds <= 3;
+  if (event.target.id === "compare" || seconds > SLOW) {
+    generateButton.hidden = seconds <= SLOW;
     return;
   }
   clearTimeout(timer);
@@ -130,7 +131,10 @@ document.getElementById("compare").addEventListener("change", (event) => {
 function mirror(slider) {
   slider.querySelector("output").value = slider.querySelector("input").value;
 }
-all(".slider").forEach((slider) => slider.addEventListener("input", () => mirror(slider)));
+for (const slider of all(".slider")) {
+  mirror(slider);
+  slider.addEventListener("input", () => mirror(slider));
+}
 all(".next-seed").forEach((button) => button.addEventListener("click", () => {
   const input = named("seed", button.parentElement);
   input.value = Number(input.value) + 1;
@@ -157,6 +161,10 @@ for (const question of all("#features, #images")) {
     return { ...query(question), image: source };
   }));
   question.querySelector(".run").addEventListener("click", ask);
+  question.querySelector(".without-file")?.addEventListener("click", () => {
+    question.querySelector("input[type=file]").value = "";
+    ask();
+  });
   question.querySelector("input[type=file]").addEventListener("change", ask);
 }
 
