@@ -1,7 +1,6 @@
 """The page of `redi.explore`: settings on the left, what the model makes of them on the right."""
 
 import base64
-import io
 import logging
 import re
 import socket
@@ -17,6 +16,7 @@ from torch import Tensor
 from redi.data.uploads import MAX_UPLOAD_BYTES, uploaded_image
 from redi.pages.render import render
 from redi.runtime.ranges import check_number
+from redi.sampling.pictures import png_address
 
 log = logging.getLogger(__name__)
 
@@ -125,12 +125,8 @@ def _json(view: Any) -> dict[str, Any]:
 
 
 def _pictures(pictures: list[tuple[str, Tensor]]) -> list[dict[str, str]]:
-    def address(picture: Tensor) -> str:
-        file = io.BytesIO()
-        Image.fromarray(rearrange(picture, "c h w -> h w c").contiguous().numpy()).save(file, "PNG")
-        return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-    return [{"caption": caption, "src": address(picture)} for caption, picture in pictures]
+    images = [Image.fromarray(rearrange(picture, "c h w -> h w c").contiguous().numpy()) for _, picture in pictures]
+    return [{"caption": caption, "src": png_address(one)} for (caption, _), one in zip(pictures, images, strict=True)]
 
 
 def _page(explorer: Any, label: int | str | None) -> str:

@@ -1,14 +1,12 @@
 """HTML with which objects show themselves in Jupyter: a table of escaped texts above a picture, without scripts."""
 
-import base64
-import io
 from collections.abc import Mapping
 from dataclasses import replace
 from html import escape
 
 from PIL import Image
 
-from redi.sampling.pictures import sample_grid
+from redi.sampling.pictures import png_address, sample_grid
 
 
 def shown(rows: Mapping[str, object], picture: Image.Image | None = None) -> str:
@@ -22,10 +20,7 @@ def shown(rows: Mapping[str, object], picture: Image.Image | None = None) -> str
     cells = (f"<tr><th {left}>{name}</th><td {left}>{escape(str(value))}</td></tr>" for name, value in rows.items())
     html = f"<table>{''.join(cells)}</table>"
     if picture is not None:
-        png = io.BytesIO()
-        picture.save(png, format="PNG")
-        source = f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
-        html += f'<img alt="images" width="{picture.width}" height="{picture.height}" src="{source}">'
+        html += f'<img alt="images" width="{picture.width}" height="{picture.height}" src="{png_address(picture)}">'
     return html.encode("utf-8", errors="backslashreplace").decode()  # file names may not be valid text
 
 

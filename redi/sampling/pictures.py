@@ -1,5 +1,7 @@
 """Pictures: grids of images above their features, which share one colour basis."""
 
+import base64
+import io
 import math
 from collections.abc import Sequence
 
@@ -57,6 +59,13 @@ class ColourBasis:
         scaled = (colours - low[:, None, None]) / (high - low)[:, None, None]
         rgb = (scaled.clamp(0, 1) * 255).round().to(torch.uint8)
         return rgb if rgb.shape[1] == 3 else rgb[:, [i % rgb.shape[1] for i in range(3)]]
+
+
+def png_address(picture: Image.Image) -> str:
+    """Return a picture as the address of an image in HTML: a PNG in base64."""
+    file = io.BytesIO()
+    picture.save(file, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def sample_grid(
