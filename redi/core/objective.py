@@ -13,6 +13,7 @@ from redi.core.clocks.independent import Independent
 from redi.core.clocks.shared import Shared
 from redi.core.dropout import TrainedWith, check_dropout
 from redi.core.losses import GroupMeans, TimeWeight, check_terms, cosine_errors, group_weights, sums_by_time
+from redi.core.own_times import OwnTimes
 from redi.core.processes import Process, per_sample, processes
 from redi.core.processes.clocked import Clocked
 from redi.core.processes.flow_matching import FlowMatching
@@ -51,6 +52,10 @@ class JointObjective:
             'groups': one for each group, weighted by lambda like its error; that of a vector is over its numbers.
         time_weight: a function (process, t) -> weight of the squared errors, which broadcasts against (N, C, H, W), for
             example `min_snr`. `process.own_time(t)` gives the own times of the groups. Default: 1.
+        own_times: the distribution of the own times of a group that its squared errors count by, whatever the clock: a
+            time distribution q, or 'kept' for that of the drawn times. See `OwnTimes.weight`. Default: as the clock
+            puts them, and 'kept' while a clock is learned.
+        kinetic_weight: weight of the kinetic energy of the curves while a clock is learned, see `kinetic_energies`.
         inner_layer: number of the block (from 1) with its own prediction, for `InnerGuidance`. RAEv2: 8. Default: none.
         inner_weight: weight of the loss of that prediction. RAEv2, arXiv 2605.18324, uses 1.
         alignment_weight: weight of the REPA term if the codec has an alignment encoder (its mean over several). Yu et
@@ -83,6 +88,7 @@ class JointObjective:
         time_weight: TimeWeight | None = None, inner_layer: int | None = None, inner_weight: float = 1.0,
         alignment_end_step: int | None = None, alignment_normalisation: float | None = None,
         alignment_loss: Loss = "cosine", alignment_vectors: bool = False,
+        own_times: Literal["kept"] | TimeDistribution | None = None, kinetic_weight: float = 0.0,
     ):  # fmt: skip
         process = FlowMatching() if process is None else process
         processes.check(process, "JointObjective.process")
@@ -98,12 +104,14 @@ class JointObjective:
         check_dropout(self.trained_with, dropout_rule, getattr(process, "process", process))  # the path inside Shifted
         process = Clocked(process, clock) if clock.separate else process
         self.time_distribution.check(process)
+        self.own_times = OwnTimes(own_times, self.time_distribution, kinetic_weight, clock)
         settings = alignment_end_step, alignment_normalisation, alignment_loss
         self.alignment = Alignment(alignment_weight, *settings, channels.vectors if alignment_vectors else None)
         self.variance_weight, self.inner_layer, self.inner_weight = variance_weight, inner_layer, inner_weight
         self.cosine_weight, self.cosine_over, self.time_weight = cosine_weight, cosine_over, time_weight
         self.process, self.channels, self.null_label = process.for_channels(channels), channels, num_classes
         self.clock, self.weights = clock.for_channels(channels), group_weights(representation_weight, channels)
+        self.own_times.check(self.process, cosine_weight)
         check_terms(self.process, variance_weight, cosine_weight, cosine_over, time_weight, inner_layer, inner_weight)
 
     def __call__(
@@ -178,6 +186,8 @@ class JointObjective:
         means = GroupMeans(self.weights, (~dropped).float(), num_kept, per_sample)
         state = (x, noise, x_t, t, dropped)
         loss, losses, errors = self._of_prediction(prediction.float(), *state, means)
+        term, named = self.own_times.terms(self.process, self.channels, x, means)
+        loss, losses = loss + term, losses | named
         sums = sums_by_time(errors, means.keep, self.process.own_time(t), self.channels) if by_time else {}
         if alignment is not None:
             term, named = self.alignment(further[-1], alignment, per_sample, targets)
@@ -194,7 +204,8 @@ class JointObjective:
         squared = self.channels.trim(self.process.error(prediction, x, noise, t).square())
         errors = self.channels.means(squared)
         bounds = self.process.variational_bound(prediction, x, x_t, t)
-        weighted = errors if (w := self.time_weight) is None else self.channels.means(squared * w(self.process, t))
+        weight = self.own_times.weight(self.process, t, tuple(x.shape[1:]), self.time_weight)
+        weighted = errors if weight is None else self.channels.means(squared * weight)
         losses = {name: means.of(name, error) for name, error in weighted.items()}
         loss = means.total(weighted)
         if bounds:
