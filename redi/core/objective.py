@@ -14,6 +14,7 @@ from redi.core.clocks.shared import Shared
 from redi.core.dropout import TrainedWith, check_dropout
 from redi.core.losses import GroupMeans, TimeWeight, check_terms, cosine_errors, group_weights, sums_by_time
 from redi.core.own_times import OwnTimes
+from redi.core.parts import WithParts
 from redi.core.processes import Process, per_sample, processes
 from redi.core.processes.clocked import Clocked
 from redi.core.processes.flow_matching import FlowMatching
@@ -24,7 +25,7 @@ from redi.runtime.randomness import Rows
 
 
 @configurable(runtime=("channels", "num_classes"))
-class JointObjective:
+class JointObjective(WithParts):
     """The joint objective (paper, Eq. 6) with noise or velocity errors, depending on the process.
 
     `L = mean |error_image|^2 + sum_m lambda_m mean |error_m|^2` over the representations m
@@ -90,6 +91,7 @@ class JointObjective:
         alignment_loss: Loss = "cosine", alignment_vectors: bool = False,
         own_times: Literal["kept"] | TimeDistribution | None = None, kinetic_weight: float = 0.0,
     ):  # fmt: skip
+        super().__init__()
         process = FlowMatching() if process is None else process
         processes.check(process, "JointObjective.process")
         clock = (Independent() if independent_timesteps else Shared()) if clock is None else clock
