@@ -82,7 +82,7 @@ class LearnedCurve(Curve):
         ([0.5, 1.0, 1.5], 0.375, 1.0)
     """
 
-    def __init__(self, *, concave: bool = False, num_knots: int = 16, start: float = 0.1, speed: float = 10.0):
+    def __init__(self, *, concave: bool = False, num_knots: int = 16, start: float = 0.1, speed: float = 30.0):
         super().__init__([1.0] * num_knots)
         self.concave, self.speed = concave, speed
         rises = [1.0] + [start / (num_knots - 1)] * (num_knots - 1)
@@ -97,6 +97,23 @@ class LearnedCurve(Curve):
         areas = functional.pad(((slopes[1:] + slopes[:-1]) / 2).cumsum(0), (1, 0))
         both = slopes * (self.num_knots - 1) / areas[-1], areas / areas[-1]
         return both if isinstance(s, Tensor) else [values.tolist() for values in both]
+
+
+class Curves(nn.ModuleDict):
+    """The learned curves of a clock by group. They move in every `every`-th step, in which the network rests.
+
+    Examples:
+        >>> [step for step in range(6) if Curves({"image": LearnedCurve()}, every=3).moves(step)]
+        [2, 5]
+    """
+
+    def __init__(self, curves: Mapping[str, LearnedCurve], every: int):
+        super().__init__(curves)
+        self.every = every
+
+    def moves(self, step: int) -> bool:
+        """Return whether the curves move in this step, counted from 0."""
+        return step % self.every == self.every - 1
 
 
 def record_of(curves: Mapping[str, Curve]) -> dict[str, Any]:

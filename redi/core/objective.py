@@ -1,5 +1,6 @@
 """The training objective of the joint state: one prediction, and a loss per channel group."""
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -113,6 +114,7 @@ class JointObjective(WithParts):
         self.cosine_weight, self.cosine_over, self.time_weight = cosine_weight, cosine_over, time_weight
         self.process, self.channels, self.null_label = process.for_channels(channels), channels, num_classes
         self.clock, self.weights = clock.for_channels(channels), group_weights(representation_weight, channels)
+        self.parts.update({} if self.clock.module is None else {"clock": self.clock.module})
         self.own_times.check(self.process, cosine_weight)
         check_terms(self.process, variance_weight, cosine_weight, cosine_over, time_weight, inner_layer, inner_weight)
 
@@ -222,7 +224,14 @@ class JointObjective(WithParts):
     def to(self, device: torch.device) -> "JointObjective":
         """Move the tables of the process to the device, so that training steps do not copy them."""
         self.process = self.process.for_channels(self.channels, device)
+        if "clock" in self.parts:  # which may be a copy, as in a prediction of memory
+            self.process.clock = self.clock = copy.copy(self.clock)
+            self.clock.module = self.parts["clock"]
         return self
+
+    def artefacts(self) -> dict[str, dict]:
+        """Return {file name: JSON content} of what was learned, which every checkpoint writes to the run folder."""
+        return self.clock.artefacts()
 
     def _expand(self, times: Tensor) -> Tensor:
         """Reshape times for broadcasting: (N,) -> (N, 1, 1, 1); (N, groups) -> (N, C, 1, 1)."""
@@ -241,6 +250,7 @@ class JointObjective(WithParts):
         grid, groups = codec.grid(dataset.image_size), self.process.variance_groups
         arguments = {"channels": codec.channels, "grid": grid, "num_classes": dataset.num_classes}
         arguments |= {"variance_groups": groups} if groups else {}
+        self.own_times.check(self.process, self.cosine_weight, aligns=bool(codec.alignments))
         if dims := {name: encoder.dim for name, encoder in codec.alignments.items()}:
             arguments["alignment_dim"] = dims.get("alignment", dims)
             self.alignment.check_widths(dims.values())

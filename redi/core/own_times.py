@@ -98,8 +98,8 @@ def kinetic_energies(process: Process, channels: Channels, x: Tensor) -> dict[st
     """Return {group: (N,)}, the integral over s of t_k'(s)^2 |v_k|^2, a mean over the values of the group.
 
     Its gradient pulls every curve towards constant speed. LWD does not define its energy. Here v_k is the velocity
-    dx_t/dt of the path from noise to the data x (N, C, H, W), averaged over the noise, and not the network's prediction: it is
-    exact for any distribution of times, and a wrong prediction cannot lower it.
+    dx_t/dt of the path from noise to the data x (N, C, H, W), averaged over the noise. With the network's prediction
+    in its place, the integral would need times that are drawn uniformly, and a wrong prediction could lower it.
 
     Examples:
         >>> from redi.core.clocks import Lead

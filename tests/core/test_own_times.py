@@ -166,7 +166,7 @@ class Ramp(TimeDistribution):
     ("settings", "message"),
     [
         ({"own_times": "drawn"}, r"JointObjective\.own_times must be one of time_distributions"),
-        ({"own_times": "kept", "process": DDPM()}, r"own_times with JointObjective\.process = DDPM, which is),
+        ({"own_times": "kept", "process": DDPM()}, r"own_times with JointObjective\.process = DDPM, which is"),
         ({"kinetic_weight": -1.0, "clock": Learned()}, r"kinetic_weight = -1\.0 must be a finite number"),
         ({"kinetic_weight": 0.1}, r"kinetic_weight = 0\.1 with clocks\.Shared: must be 0, because only a clock"),
         ({"cosine_weight": 1.0, "clock": Learned()}, r"cosine_weight while clocks\.Learned\(\) finds its curves: "),

@@ -17,7 +17,7 @@ class Clock(ABC):
     """The own time t of each channel group for a shared time s, t(0) = 0 and t(1) = 1, nondecreasing in s.
 
     A component implements `time` and `slope`, and may override `kinks` and `for_channels`. Public attributes are
-    settings and must be JSON values. A clock that is learned overrides `module`, `moves` and `artefacts`.
+    settings and must be JSON values. A clock that is learned sets `module` and overrides `artefacts`.
 
     Examples:
         >>> class Late(Clock):  # the features start slowly
@@ -32,17 +32,11 @@ class Clock(ABC):
     # True: training draws a time for each group of a sample. In sampling the groups have t = s.
     independent = False
 
-    @property
-    def module(self) -> nn.Module | None:
-        """The module whose parameters are learned with the network, None for a fixed clock."""
-        return None
-
-    def moves(self, step: int) -> bool:
-        """Return whether a clock that is learned moves in this step, in which the network then rests."""
-        return False
+    # What is learned with the network, a part of the objective; None for a fixed clock.
+    module: nn.Module | None = None
 
     def artefacts(self) -> dict[str, dict]:
-        """Return {file name: JSON content} of what was learned; every checkpoint writes it to the run folder."""
+        """Return {file name: JSON content} of what was learned, which every checkpoint writes to the run folder."""
         return {}
 
     def for_channels(self, channels: Channels) -> "Clock":

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from torch import nn
-
 from redi.core.channels import Channels
 from redi.core.clocks import Clock, register
-from redi.core.curves import FILE, Curve, LearnedCurve, read_curves, record_of
+from redi.core.curves import FILE, Curve, Curves, LearnedCurve, read_curves, record_of
 from redi.runtime.ranges import check_choice, check_number
 
 Shape = Literal["convex", "concave", "identity"]
@@ -46,12 +44,12 @@ class Learned(Clock):
 
     def __init__(
         self, *, path: str | Path | None = None, shapes: Mapping[str, Shape] | None = None, num_knots: int = 16,
-        start: float = 0.1, speed: float = 10.0, every: int = 2,
+        start: float = 0.1, speed: float = 30.0, every: int = 2,
     ):  # fmt: skip
         self._path, self._groups = path, ()
-        self._curves: Mapping[str, Curve] = {} if path is None else read_curves(path)
+        self._found = {} if path is None else read_curves(path)
         if path is not None:
-            if (shapes, num_knots, start, speed, every) != (None, 16, 0.1, 10.0, 2):
+            if (shapes, num_knots, start, speed, every) != (None, 16, 0.1, 30.0, 2):
                 advice = "its other arguments are those of a probe; remove them, or the path"
                 raise ValueError(f"clocks.Learned.path = {str(path)!r}: must be the only argument: {advice}")
             return
@@ -68,14 +66,12 @@ class Learned(Clock):
                 raise ValueError(f"clocks.Learned.{name} = {value}: must be finite and greater than 0")
         self.num_knots, self.start, self.speed, self.every = num_knots, start, speed, every
         settings: dict[str, Any] = {"num_knots": num_knots, "start": start, "speed": speed}
-        self._curves = {name: LearnedCurve(concave=concave, **settings) for name, concave in curved.items()}
+        curves = {name: LearnedCurve(concave=concave, **settings) for name, concave in curved.items()}
+        self.module = Curves(curves, every)
 
     @property
-    def module(self) -> nn.Module | None:
-        return nn.ModuleDict(self._curves) if self._path is None else None
-
-    def moves(self, step: int) -> bool:
-        return step % self.every == self.every - 1
+    def _curves(self) -> Mapping[str, Any]:
+        return self._found if self.module is None else self.module
 
     def for_channels(self, channels: Channels) -> "Learned":
         if not channels.representations:
@@ -98,7 +94,9 @@ class Learned(Clock):
         return self._curves[group].slope(s) if group in self._curves else 1.0
 
     def artefacts(self) -> dict[str, dict]:
-        return {FILE: record_of({name: self._curves.get(name, Curve()) for name in self._groups})}
+        return {FILE: record_of({n: self._curves[n] if n in self._curves else Curve() for n in self._groups})}
 
     def provenance(self) -> dict:
-        return super().provenance() | ({} if self._path is None else record_of(self._curves))
+        settings = super().provenance()
+        settings.pop("module", None)
+        return settings | (record_of(self._found) if self._found else {})
