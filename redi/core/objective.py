@@ -105,7 +105,7 @@ class JointObjective(WithParts):
         self.label_dropout, self.representation_dropout = label_dropout, representation_dropout
         self.joint_dropout, self.dropout_rule = joint_dropout, dropout_rule
         check_dropout(self.trained_with, dropout_rule, getattr(process, "process", process))  # the path inside Shifted
-        process = Clocked(process, clock) if clock.separate else process
+        process = Clocked(process, clock := clock.for_channels(channels)) if clock.separate else process
         self.time_distribution.check(process)
         self.own_times = OwnTimes(own_times, self.time_distribution, kinetic_weight, clock)
         settings = alignment_end_step, alignment_normalisation, alignment_loss

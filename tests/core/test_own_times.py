@@ -131,10 +131,9 @@ def expected_loss(clock, weight: float, kinetic_weight: float) -> float:
 @pytest.mark.parametrize(("weight", "lags"), [(0.02, True), (4.0, False)], ids=["image", "z"])
 def test_on_a_gaussian_the_curve_moves_to_the_best_order(weight, lags):
     """Where the image's error counts, z should be clean first, and the image lags more; else less."""
-    clock, kinetic_weight = Learned(start=1.5), 0.02
-    objective = JointObjective(
-        channels=CHANNELS, num_classes=1, clock=clock, representation_weight=weight, kinetic_weight=kinetic_weight,
-    )  # fmt: skip
+    kinetic_weight, settings = 0.02, {"channels": CHANNELS, "num_classes": 1, "representation_weight": weight}
+    objective = JointObjective(clock=Learned(start=1.5), kinetic_weight=kinetic_weight, **settings)
+    clock = objective.clock
     less, more = (expected_loss(Learned(start=start), weight, kinetic_weight) for start in (0.5, 4.0))
     assert (more < less) is lags  # the best order, without the training
 

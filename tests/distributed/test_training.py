@@ -28,8 +28,15 @@ def runs(tmp_path_factory, started):
         return started(processes, "trainings.py", str(folder), json.dumps(trainings))
 
     online, aligned, muon = {"cached": False}, {"aligned": True}, {"optimizer": "Muon", "model": "modern"}
-    averaged = {"ema": "PowerFunctionEMA"}
-    by_one = {"1": {}, "1 online": online, "1 averaged": averaged, "1 aligned": aligned, "1 Muon": muon}
+    averaged, probe = {"ema": "PowerFunctionEMA"}, {"objective": "probe"}
+    by_one = {
+        "1": {},
+        "1 probe": probe,
+        "1 online": online,
+        "1 averaged": averaged,
+        "1 aligned": aligned,
+        "1 Muon": muon,
+    }
     by_one |= {"1 to 2": {"num_steps": 2}, "1 Muon to 2 FSDP": muon | {"num_steps": 2}}
     for name, settings in by_one.items():
         trained(folder / name, **settings)
@@ -38,7 +45,7 @@ def runs(tmp_path_factory, started):
         2,
         **{
             "2 accumulate": {"accumulate": 2}, "2 FSDP accumulate": fsdp | {"accumulate": 4}, "2 online": online,
-            "2 averaged": fsdp | averaged, "2 Muon": muon, "1 Muon to 2 FSDP": fsdp | muon,
+            "2 averaged": fsdp | averaged, "2 Muon": muon, "2 probe": probe, "1 Muon to 2 FSDP": fsdp | muon,
             "1 to 2": {}, "2 to 1": fsdp | {"num_steps": 2},
             "2 FSDP to 4": fsdp | {"num_steps": 2}, "2 aligned": aligned | {"accumulate": 2},
             "2 FSDP aligned": aligned | fsdp, "2 ended": {"on_log": "ends at 2", "num_steps": 8},
@@ -68,6 +75,7 @@ ALIKE = {
     "1 online": ["2 online"],
     "1 averaged": ["2 averaged"],
     "1 aligned": ["2 FSDP aligned", "2 aligned"],
+    "1 probe": ["2 probe"],
     "1 Muon": ["2 Muon", "1 Muon to 2 FSDP"],
 }
 PAIRS = [(one, other) for one, others in ALIKE.items() for other in others]

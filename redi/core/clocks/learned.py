@@ -74,6 +74,8 @@ class Learned(Clock):
         return self._found if self.module is None else self.module
 
     def for_channels(self, channels: Channels) -> "Learned":
+        if self._groups == tuple(channels):
+            return self
         if not channels.representations:
             what = "clocks.Learned needs a representation, but the codec has only the image"
             raise ValueError(f"{what}: bind clocks.Shared")
@@ -83,7 +85,7 @@ class Learned(Clock):
             raise ValueError(f"{what}: must have the groups of this run ({known}); find a clock with these groups")
         if unknown := [name for name in self._curves if name not in channels]:
             raise ValueError(f"clocks.Learned.shapes names {unknown}: must be among {known}")
-        bound = copy.copy(self)  # with the same curves
+        bound = copy.deepcopy(self)  # another run with this clock begins where this one did
         bound._groups = tuple(channels)
         return bound
 
