@@ -121,8 +121,13 @@ def record_of(curves: Mapping[str, Curve]) -> dict[str, Any]:
     return {"format": FORMAT, "groups": {name: curve.knots(0.0)[0] for name, curve in curves.items()}}
 
 
-def read_curves(path: str | Path) -> dict[str, Curve]:
-    """Read `clock.json`, or that of a run folder; return {group: curve}. Raises ValueError, naming `Learned.path`."""
+def read_curves(path: str | Path | Mapping) -> dict[str, Curve]:
+    """Read `clock.json`, or that of a run folder; return {group: curve}. Raises ValueError, naming `Learned.path`.
+
+    A mapping is the content of the file.
+    """
+    if isinstance(path, Mapping):
+        return _checked(path, "clocks.Learned.path = {...}: it")
     what, file = f"clocks.Learned.path = {str(path)!r}", local_path(path)
     file = file / FILE if file.is_dir() else file
     try:
@@ -132,10 +137,14 @@ def read_curves(path: str | Path) -> dict[str, Curve]:
         raise ValueError(f"{what}: there is no {file}; {advice}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{what}: {file} is not readable JSON ({error}); copy it from the probe again") from None
-    groups = record.get("groups") if isinstance(record, dict) and record.get("format") == FORMAT else None
-    if not isinstance(groups, dict) or not all(map(_sound, groups.values())):
+    return _checked(record, f"{what}: {file}")
+
+
+def _checked(record: Any, what: str) -> dict[str, Curve]:
+    groups = record.get("groups") if isinstance(record, Mapping) and record.get("format") == FORMAT else None
+    if not isinstance(groups, Mapping) or not all(map(_sound, groups.values())):
         rule = "{group: at least two slopes, finite, not negative and not all 0}"
-        raise ValueError(f"{what}: {file} must have the format {FORMAT!r} and groups {rule}; take that of a probe")
+        raise ValueError(f"{what} must have the format {FORMAT!r} and groups {rule}; take that of a probe")
     return {name: Curve(slopes) for name, slopes in groups.items()}
 
 

@@ -29,15 +29,8 @@ def runs(tmp_path_factory, started):
 
     online, aligned, muon = {"cached": False}, {"aligned": True}, {"optimizer": "Muon", "model": "modern"}
     averaged, probe = {"ema": "PowerFunctionEMA"}, {"objective": "probe"}
-    by_one = {
-        "1": {},
-        "1 probe": probe,
-        "1 online": online,
-        "1 averaged": averaged,
-        "1 aligned": aligned,
-        "1 Muon": muon,
-    }
-    by_one |= {"1 to 2": {"num_steps": 2}, "1 Muon to 2 FSDP": muon | {"num_steps": 2}}
+    by_one = {"1": {}, "1 online": online, "1 averaged": averaged, "1 aligned": aligned, "1 Muon": muon}
+    by_one |= {"1 probe": probe, "1 to 2": {"num_steps": 2}, "1 Muon to 2 FSDP": muon | {"num_steps": 2}}
     for name, settings in by_one.items():
         trained(folder / name, **settings)
     fsdp = {"parallel": "FSDP"}

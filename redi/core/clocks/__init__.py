@@ -39,6 +39,10 @@ class Clock(ABC):
         """Return {file name: JSON content} of what was learned, which every checkpoint writes to the run folder."""
         return {}
 
+    def portable(self) -> list[str]:
+        """Return gin bindings that hold what this clock has read from files, for a configuration without them."""
+        return []
+
     def for_channels(self, channels: Channels) -> "Clock":
         """Return this clock for a joint state. Raises ValueError if a setting names an unknown group."""
         return self

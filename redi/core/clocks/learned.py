@@ -24,7 +24,7 @@ class Learned(Clock):
     parametrisation nor its numbers: all settings of the probe are our reading.
 
     Args:
-        path: `clock.json` of a probe, or its run folder. Default: the curves are learned.
+        path: `clock.json` of a probe, its run folder, or the content of the file. Default: the curves are learned.
         shapes: {group: 'convex', 'concave' or 'identity'}; groups that are not named have t = s. A convex curve lags
             behind s and catches up; a concave one runs ahead. Default: {'image': 'convex'}, because only the relation
             of the groups matters, so one may be the identity, and LWD reports that the image lags.
@@ -43,7 +43,7 @@ class Learned(Clock):
     """
 
     def __init__(
-        self, *, path: str | Path | None = None, shapes: Mapping[str, Shape] | None = None, num_knots: int = 16,
+        self, *, path: str | Path | Mapping | None = None, shapes: Mapping[str, Shape] | None = None, num_knots: int = 16,
         start: float = 0.1, speed: float = 30.0, every: int = 2,
     ):  # fmt: skip
         self._path, self._groups = path, ()
@@ -94,6 +94,9 @@ class Learned(Clock):
 
     def slope(self, group: str, s):
         return self._curves[group].slope(s) if group in self._curves else 1.0
+
+    def portable(self) -> list[str]:
+        return [f"clocks.Learned.path = {record_of(self._found)!r}"] if self._found else []
 
     def artefacts(self) -> dict[str, dict]:
         return {FILE: record_of({n: self._curves[n] if n in self._curves else Curve() for n in self._groups})}
