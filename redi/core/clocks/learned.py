@@ -43,8 +43,8 @@ class Learned(Clock):
     """
 
     def __init__(
-        self, *, path: str | Path | Mapping | None = None, shapes: Mapping[str, Shape] | None = None, num_knots: int = 16,
-        start: float = 0.1, speed: float = 30.0, every: int = 2,
+        self, *, path: str | Path | Mapping | None = None, shapes: Mapping[str, Shape] | None = None,
+        num_knots: int = 16, start: float = 0.1, speed: float = 30.0, every: int = 2,
     ):  # fmt: skip
         self._path, self._groups = path, ()
         self._found = {} if path is None else read_curves(path)
