@@ -66,11 +66,14 @@ class PredictedFeatures:
             raise ValueError(f"{what}: pass `alignment`, and bind JointCodec.alignment")
         features = features["alignment"] if isinstance(features, Mapping) else features
         with torch.no_grad(), evaluating(model):
-            predicted = model(*inputs, align=True)[-1].float()
+            predicted = model(*inputs, align=True)[-1]
+        if features.shape[1] != predicted.shape[2]:
+            what = f"JointCodec.alignment gives features of width {features.shape[1]}, but the network predicts"
+            raise ValueError(f"{what} {predicted.shape[2]}: must be equal; bind the encoder that it was built for")
         if sources is None:
             return predicted
         sources = sources[:, None, None]
-        true = target_tokens(features.float(), predicted.shape[1], normalisation)
+        true = target_tokens(features.float(), predicted.shape[1], normalisation).to(predicted)
         return torch.where(sources == TRUE, true, predicted).where(sources != ABSENT, 0.0)
 
     def check(self, channels: Channels, alignment: Alignment, widths: Mapping[str, int]) -> None:
