@@ -27,7 +27,8 @@ TEXTS = {path.stem: path.read_text() for path in sorted(FOLDER.glob("*.gin"))}
 LEVERS = list(TEXTS)
 GUIDANCE = [name for name in LEVERS if "generate.guidance" in TEXTS[name]]
 CLOCKS = ["clock_probe", "learned_clock"]  # in place of the lead; a probe refuses the cosine
-OTHERS = [name for name in LEVERS if name not in (*GUIDANCE, *CLOCKS)]
+ALONE = ["predicted_features"]  # nothing but the image is diffused
+OTHERS = [name for name in LEVERS if name not in (*GUIDANCE, *CLOCKS, *ALONE)]
 # All others with each kind of guidance: a later file replaces the list of rules.
 COMBINATIONS = [(name,) for name in LEVERS] + [(*OTHERS, rule) for rule in GUIDANCE]
 # Bindings without a preset, with all others.
@@ -42,6 +43,7 @@ MORE = {
 COMBINATIONS += [(*OTHERS, "cosine_schedule", "separate"), (*OTHERS, "heun")]
 COMBINATIONS += [(*(name for name in OTHERS if name != "lead"), clock) for clock in ("independent", "shift")]
 COMBINATIONS += [(*(name for name in OTHERS if name not in ("lead", "cosine")), "clock_probe")]
+COMBINATIONS += [(*ALONE, "heun", "inner_guidance"), (*ALONE, "separate", "autoguidance_earlier")]
 every_combination = pytest.mark.parametrize("levers", COMBINATIONS, ids=" ".join)
 
 # 4 steps of warm-up, EMA and a checkpoint that a metric chooses, with each of them.

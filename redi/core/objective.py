@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,8 +14,10 @@ from redi.core.clocks.independent import Independent
 from redi.core.clocks.shared import Shared
 from redi.core.dropout import TrainedWith, check_dropout
 from redi.core.losses import GroupMeans, TimeWeight, check_terms, cosine_errors, group_weights, sums_by_time
+from redi.core.network_needs import NetworkNeeds
 from redi.core.own_times import OwnTimes
 from redi.core.parts import WithParts
+from redi.core.predicted_features import PredictedFeatures
 from redi.core.processes import Process, per_sample, processes
 from redi.core.processes.clocked import Clocked
 from redi.core.processes.flow_matching import FlowMatching
@@ -26,7 +28,7 @@ from redi.runtime.randomness import Rows
 
 
 @configurable(runtime=("channels", "num_classes"))
-class JointObjective(WithParts):
+class JointObjective(NetworkNeeds, WithParts):
     """The joint objective (paper, Eq. 6) with noise or velocity errors, depending on the process.
 
     `L = mean |error_image|^2 + sum_m lambda_m mean |error_m|^2` over the representations m
@@ -68,6 +70,8 @@ class JointObjective(WithParts):
         alignment_loss: 'cosine', as in REPA, 'mse', or 'cosine+mse', the mean of both, as in SFD's later recipe.
         alignment_vectors: align the tokens of vectors too, with the clean vectors as targets: REPA's mean is over V + P
             tokens, as in REG (arXiv 2507.01467). A vector must have the length of the features, E.
+        predicted_features: predict the features of the alignment encoder and feed them back, in two passes. Default:
+            one pass, without a condition.
 
     Examples:
         A model that predicts 0 has the mean squared velocity `|x - noise|^2` as its loss: 1 + 1 for normal data.
@@ -91,6 +95,7 @@ class JointObjective(WithParts):
         alignment_end_step: int | None = None, alignment_normalisation: float | None = None,
         alignment_loss: Loss = "cosine", alignment_vectors: bool = False,
         own_times: Literal["kept"] | TimeDistribution | None = None, kinetic_weight: float = 0.0,
+        predicted_features: PredictedFeatures | None = None,
     ):  # fmt: skip
         super().__init__()
         process = FlowMatching() if process is None else process
@@ -111,6 +116,10 @@ class JointObjective(WithParts):
         settings = alignment_end_step, alignment_normalisation, alignment_loss
         self.alignment = Alignment(alignment_weight, *settings, channels.vectors if alignment_vectors else None)
         self.variance_weight, self.inner_layer, self.inner_weight = variance_weight, inner_layer, inner_weight
+        if not isinstance(predicted_features, PredictedFeatures | None):
+            what = f"JointObjective.predicted_features = {predicted_features!r}"
+            raise ValueError(f"{what}: must be @PredictedFeatures(), or None for features that are not predicted")
+        self.predicted_features = predicted_features
         self.cosine_weight, self.cosine_over, self.time_weight = cosine_weight, cosine_over, time_weight
         self.process, self.channels, self.null_label = process.for_channels(channels), channels, num_classes
         self.clock, self.weights = clock.for_channels(channels), group_weights(representation_weight, channels)
@@ -128,7 +137,7 @@ class JointObjective(WithParts):
         (N, E, h, w) add "alignment", REPA's negative cosine (a mapping: one for each encoder), and `inner_layer` adds
         "inner", the loss of the inner prediction. Random numbers come from torch's default generator.
         """
-        return self.losses(model, x, *self.draw(x, y), alignment=alignment)
+        return self.losses(model, x, *self.draw(x, y), alignment=alignment, **self.draw_more(x))
 
     def draw(self, x: Tensor, y: Tensor, rows: Rows | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Draw the random arguments of `losses` from torch's default generator: y, times, noise, dropped, num_kept.
@@ -150,10 +159,16 @@ class JointObjective(WithParts):
         y = torch.where(rows.of(unlabelled), self.null_label, y)
         return y, rows.of(times), rows.of(noise), rows.of(dropped), num_kept
 
+    def draw_more(self, x: Tensor, rows: Rows | None = None) -> dict[str, Any]:
+        """Draw further arguments of `losses` by name, after `draw` and in the same way, each (n,)."""
+        if self.predicted_features is None:
+            return {}
+        return {"sources": self.predicted_features.draw(rows or Rows.whole(len(x)), x.device)}
+
     def losses(
         self, model: Callable[..., Tensor], x: Tensor, y: Tensor, times: Tensor, noise: Tensor, dropped: Tensor,
         num_kept: Tensor | None = None, alignment: Features | None = None, per_sample: bool = False,
-        by_time: bool = False,
+        by_time: bool = False, sources: Tensor | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
         """Return the losses of `__call__` for fixed draws. Compiles as one graph: no randomness, no branches on values.
 
@@ -170,6 +185,7 @@ class JointObjective(WithParts):
                 the loss of the batch.
             by_time: add "loss_by_t/<group>" (2, 10): the sum of the squared errors, without `time_weight`, and the
                 number of samples that keep the group, in ten equal bins of the group's own t.
+            sources: (N,), the source of each condition (`PredictedFeatures.draw`). Default: the first pass.
         """
         targets = [self.channels.unpadded(x)[name].flatten(1) for name in self.alignment.vectors]
         if self.dropout_rule == "released":
@@ -180,7 +196,10 @@ class JointObjective(WithParts):
             x_t = self.channels.mask(x_t, dropped)
         asks: dict[str, object] = {"inner": True} if self.inner_layer else {}
         asks |= {} if alignment is None else {"align": "all" if targets else True}
-        outputs = model(x_t, self.process.model_time(times), y, **asks)
+        inputs = x_t, self.process.model_time(times), y
+        if (passes := self.predicted_features) is not None:
+            asks["features"] = passes.condition(model, inputs, alignment, sources, self.alignment.normalisation)
+        outputs = model(*inputs, **asks)
         prediction, *further = outputs if asks else [outputs]
         num_variances = sum(self.channels[name] for name in self.process.variance_groups)
         expected = (len(x), x.shape[1] + num_variances, *x.shape[2:])
@@ -244,30 +263,3 @@ class JointObjective(WithParts):
     def trained_with(self) -> TrainedWith:
         """The dropout probabilities, which guidance compares with what it needs."""
         return TrainedWith(self.label_dropout, self.representation_dropout, self.joint_dropout)
-
-    def model_arguments(self, codec, dataset) -> dict:
-        """Return the constructor arguments that a model needs for a codec and data set."""
-        grid, groups = codec.grid(dataset.image_size), self.process.variance_groups
-        arguments = {"channels": codec.channels, "grid": grid, "num_classes": dataset.num_classes}
-        arguments |= {"variance_groups": groups} if groups else {}
-        self.own_times.check(self.process, self.cosine_weight, aligns=bool(codec.alignments))
-        if dims := {name: encoder.dim for name, encoder in codec.alignments.items()}:
-            arguments["alignment_dim"] = dims.get("alignment", dims)
-            self.alignment.check_widths(dims.values())
-        arguments |= {"inner_layer": self.inner_layer} if self.inner_layer else {}
-        arguments |= {"group_timesteps": True} if self._times_differ else {}
-        return arguments
-
-    @property
-    def _times_differ(self) -> bool:
-        """Whether the network needs the time of every group."""
-        return (self.clock.separate or self.clock.independent) and len(self.channels) > 1
-
-    def check_model(self, model: object) -> None:
-        """Raise ValueError if the model does not accept the times of this objective, or cannot align vectors."""
-        if self.alignment.vectors and not getattr(model, "aligns_vectors", False):
-            what = f"JointObjective.alignment_vectors = True: {type(model).__name__} cannot project vectors"
-            raise ValueError(f"{what}; bind DiffusionTransformer.alignment_projector = 'mlp'")
-        if self._times_differ and not getattr(model, "has_group_times", False):
-            what = f"JointObjective.clock = {type(self.clock).__name__} needs a model with a t per channel group"
-            raise ValueError(f"{what}: has_group_times is not True for {type(model).__name__}; bind clocks.Shared")
