@@ -243,7 +243,7 @@ class JointObjective(NetworkNeeds, WithParts):
     def to(self, device: torch.device) -> "JointObjective":
         """Move the tables of the process to the device, so that training steps do not copy them."""
         self.process = self.process.for_channels(self.channels, device)
-        if "clock" in self.parts:  # which may be a copy, as in a prediction of memory
+        if "clock" in self.parts and isinstance(self.process, Clocked):  # parts may be copies, to predict the memory
             self.process.clock = self.clock = copy.copy(self.clock)
             self.clock.module = self.parts["clock"]
         return self

@@ -1,7 +1,7 @@
 """The parts of an objective: modules that train together with the network."""
 
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -42,8 +42,8 @@ class WithParts:
         A part with a method `moves(step)` takes turns with everything else: it rests unless that returns True, and then
         all others rest.
         """
-        turns = {part: part.moves(step) for part in self.parts.values() if hasattr(part, "moves")}
-        moving = {id(p) for part, moves in turns.items() if moves for p in part.parameters()}
+        turns: list[Any] = [part for part in self.parts.values() if hasattr(part, "moves")]
+        moving = {id(parameter) for part in turns if part.moves(step) for parameter in part.parameters()}
         if moving:
             return [parameter for parameter in self._trained if id(parameter) not in moving]
         return [parameter for part in turns for parameter in part.parameters()]
