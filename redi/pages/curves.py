@@ -11,7 +11,8 @@ from redi.evaluation.convergence import PREFIX, Curve
 from redi.pages.plots import Panel, Series
 
 RATES = {"images_per_second": "training speed, images per second", "gradient_norm": "gradient norm",
-         "learning_rate": "learning rate", "skipped_steps": "skipped steps (non-finite gradient)"}  # fmt: skip
+         "learning_rate": "learning rate", "skipped_steps": "skipped steps (non-finite gradient)",
+         "kinetic": "kinetic energy of the clock that is learned"}  # fmt: skip
 
 
 def run_panels(entries: list[dict]) -> list[Panel]:
@@ -22,7 +23,7 @@ def run_panels(entries: list[dict]) -> list[Panel]:
     monitored = [name for name in series if name.startswith(PREFIX)]
     of_clock = [name for name in series if name.startswith(MEAN_TIME)]
     losses = [curve for name, curve in series.items() if name not in (*monitored, *RATES, *of_clock)]
-    moved = [series[name] for name in of_clock]
+    moved = [_series(entries, name, name.removeprefix(MEAN_TIME)) for name in of_clock]
     return [
         Panel("losses", "step", losses, y_scale="zero"),
         *([Panel("mean own time of each group, while the clock is learned", "step", moved)] if moved else []),
@@ -37,7 +38,8 @@ def schedule_panels(curves: Mapping) -> list[Panel]:
     """Return a panel of `snr_curves`, and with a clock one of own times. A ratio ends at pure noise or clean data."""
     titles = {"snr": "signal-to-noise ratio of each group, dB", "t": "own time t of each group"}
     groups = {key: [Series(name, curves["s"], y) for name, y in curves[key].items()] for key in titles if key in curves}
-    return [Panel(titles[key], "shared time s, from noise (0) to data (1)", series) for key, series in groups.items()]
+    axis, scales = "shared time s, from noise (0) to data (1)", {"snr": "auto", "t": "zero"}
+    return [Panel(titles[key], axis, series, y_scale=scales[key]) for key, series in groups.items()]
 
 
 def _time_panels(entries: list[dict]) -> list[Panel]:

@@ -95,6 +95,13 @@ class Learned(Clock):
     def slope(self, group: str, s):
         return self._curves[group].slope(s) if group in self._curves else 1.0
 
+    def shared_time(self, group: str, t: float) -> float:
+        if self.module is None or group not in self.module:
+            return super().shared_time(group, t)
+        fixed = copy.copy(self)  # reads the parameters once, which may be on a GPU
+        fixed.module, fixed._found = None, {group: Curve(self._curves[group].knots(0.0)[0])}
+        return fixed.shared_time(group, t)
+
     def portable(self) -> list[str]:
         return [f"clocks.Learned.path = {record_of(self._found)!r}"] if self._found else []
 
