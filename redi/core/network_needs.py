@@ -3,6 +3,7 @@
 from redi.core.alignment import Alignment
 from redi.core.channels import Channels
 from redi.core.clocks import Clock
+from redi.core.own_times import OwnTimes
 from redi.core.predicted_features import PredictedFeatures
 from redi.core.processes import Process
 
@@ -19,7 +20,9 @@ class NetworkNeeds:
     alignment: Alignment
     channels: Channels
     clock: Clock
+    cosine_weight: float
     inner_layer: int | None
+    own_times: OwnTimes
     predicted_features: PredictedFeatures | None
     process: Process
 
@@ -28,6 +31,7 @@ class NetworkNeeds:
         grid, groups = codec.grid(dataset.image_size), self.process.variance_groups
         arguments = {"channels": codec.channels, "grid": grid, "num_classes": dataset.num_classes}
         arguments |= {"variance_groups": groups} if groups else {}
+        self.own_times.check(self.process, self.cosine_weight, aligns=bool(codec.alignments))
         if dims := {name: encoder.dim for name, encoder in codec.alignments.items()}:
             arguments["alignment_dim"] = dims.get("alignment", dims)
             self.alignment.check_widths(dims.values())

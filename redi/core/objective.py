@@ -1,5 +1,6 @@
 """The training objective of the joint state: one prediction, and a loss per channel group."""
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -14,6 +15,8 @@ from redi.core.clocks.shared import Shared
 from redi.core.dropout import TrainedWith, check_dropout
 from redi.core.losses import GroupMeans, TimeWeight, check_terms, cosine_errors, group_weights, sums_by_time
 from redi.core.network_needs import NetworkNeeds
+from redi.core.own_times import OwnTimes
+from redi.core.parts import WithParts
 from redi.core.predicted_features import PredictedFeatures
 from redi.core.processes import Process, per_sample, processes
 from redi.core.processes.clocked import Clocked
@@ -25,7 +28,7 @@ from redi.runtime.randomness import Rows
 
 
 @configurable(runtime=("channels", "num_classes"))
-class JointObjective(NetworkNeeds):
+class JointObjective(NetworkNeeds, WithParts):
     """The joint objective (paper, Eq. 6) with noise or velocity errors, depending on the process.
 
     `L = mean |error_image|^2 + sum_m lambda_m mean |error_m|^2` over the representations m
@@ -53,6 +56,10 @@ class JointObjective(NetworkNeeds):
             'groups': one for each group, weighted by lambda like its error; that of a vector is over its numbers.
         time_weight: a function (process, t) -> weight of the squared errors, which broadcasts against (N, C, H, W), for
             example `min_snr`. `process.own_time(t)` gives the own times of the groups. Default: 1.
+        own_times: the distribution of the own times of a group that its squared errors count by, whatever the clock: a
+            time distribution q, or 'kept' for that of the drawn times. See `OwnTimes.weight`. Default: as the clock
+            puts them, and 'kept' while a clock is learned.
+        kinetic_weight: weight of the kinetic energy of the curves while a clock is learned, see `kinetic_energies`.
         inner_layer: number of the block (from 1) with its own prediction, for `InnerGuidance`. RAEv2: 8. Default: none.
         inner_weight: weight of the loss of that prediction. RAEv2, arXiv 2605.18324, uses 1.
         alignment_weight: weight of the REPA term if the codec has an alignment encoder (its mean over several). Yu et
@@ -87,8 +94,10 @@ class JointObjective(NetworkNeeds):
         time_weight: TimeWeight | None = None, inner_layer: int | None = None, inner_weight: float = 1.0,
         alignment_end_step: int | None = None, alignment_normalisation: float | None = None,
         alignment_loss: Loss = "cosine", alignment_vectors: bool = False,
+        own_times: Literal["kept"] | TimeDistribution | None = None, kinetic_weight: float = 0.0,
         predicted_features: PredictedFeatures | None = None,
     ):  # fmt: skip
+        super().__init__()
         process = FlowMatching() if process is None else process
         processes.check(process, "JointObjective.process")
         clock = (Independent() if independent_timesteps else Shared()) if clock is None else clock
@@ -101,8 +110,9 @@ class JointObjective(NetworkNeeds):
         self.label_dropout, self.representation_dropout = label_dropout, representation_dropout
         self.joint_dropout, self.dropout_rule = joint_dropout, dropout_rule
         check_dropout(self.trained_with, dropout_rule, getattr(process, "process", process))  # the path inside Shifted
-        process = Clocked(process, clock) if clock.separate else process
+        process = Clocked(process, clock := clock.for_channels(channels)) if clock.separate else process
         self.time_distribution.check(process)
+        self.own_times = OwnTimes(own_times, self.time_distribution, kinetic_weight, clock)
         settings = alignment_end_step, alignment_normalisation, alignment_loss
         self.alignment = Alignment(alignment_weight, *settings, channels.vectors if alignment_vectors else None)
         self.variance_weight, self.inner_layer, self.inner_weight = variance_weight, inner_layer, inner_weight
@@ -113,6 +123,8 @@ class JointObjective(NetworkNeeds):
         self.cosine_weight, self.cosine_over, self.time_weight = cosine_weight, cosine_over, time_weight
         self.process, self.channels, self.null_label = process.for_channels(channels), channels, num_classes
         self.clock, self.weights = clock.for_channels(channels), group_weights(representation_weight, channels)
+        self.parts.update({} if self.clock.module is None else {"clock": self.clock.module})
+        self.own_times.check(self.process, cosine_weight)
         check_terms(self.process, variance_weight, cosine_weight, cosine_over, time_weight, inner_layer, inner_weight)
 
     def __call__(
@@ -197,6 +209,8 @@ class JointObjective(NetworkNeeds):
         means = GroupMeans(self.weights, (~dropped).float(), num_kept, per_sample)
         state = (x, noise, x_t, t, dropped)
         loss, losses, errors = self._of_prediction(prediction.float(), *state, means)
+        term, named = self.own_times.terms(self.process, self.channels, x, means)
+        loss, losses = loss + term, losses | named
         sums = sums_by_time(errors, means.keep, self.process.own_time(t), self.channels) if by_time else {}
         if alignment is not None:
             term, named = self.alignment(further[-1], alignment, per_sample, targets)
@@ -213,7 +227,8 @@ class JointObjective(NetworkNeeds):
         squared = self.channels.trim(self.process.error(prediction, x, noise, t).square())
         errors = self.channels.means(squared)
         bounds = self.process.variational_bound(prediction, x, x_t, t)
-        weighted = errors if (w := self.time_weight) is None else self.channels.means(squared * w(self.process, t))
+        weight = self.own_times.weight(self.process, t, tuple(x.shape[1:]), self.time_weight)
+        weighted = errors if weight is None else self.channels.means(squared * weight)
         losses = {name: means.of(name, error) for name, error in weighted.items()}
         loss = means.total(weighted)
         if bounds:
@@ -228,7 +243,14 @@ class JointObjective(NetworkNeeds):
     def to(self, device: torch.device) -> "JointObjective":
         """Move the tables of the process to the device, so that training steps do not copy them."""
         self.process = self.process.for_channels(self.channels, device)
+        if "clock" in self.parts:  # which may be a copy, as in a prediction of memory
+            self.process.clock = self.clock = copy.copy(self.clock)
+            self.clock.module = self.parts["clock"]
         return self
+
+    def artefacts(self) -> dict[str, dict]:
+        """Return {file name: JSON content} of what was learned, which every checkpoint writes to the run folder."""
+        return self.clock.artefacts()
 
     def _expand(self, times: Tensor) -> Tensor:
         """Reshape times for broadcasting: (N,) -> (N, 1, 1, 1); (N, groups) -> (N, C, 1, 1)."""

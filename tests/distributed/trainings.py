@@ -7,6 +7,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from redi.core.clocks import Learned
 from redi.core.ema.exponential import EMA
 from redi.core.ema.power_function import PowerFunctionEMA
 from redi.core.objective import JointObjective
@@ -32,6 +33,7 @@ MODEL = partial(
 MODERN = partial(MODEL, block=Modern, head_width=24, head_num_heads=3, timestep_features="gaussian")
 NAMED = {
     "FSDP": FSDP, "PowerFunctionEMA": lambda: partial(PowerFunctionEMA, snapshot_every=2),
+    "probe": lambda: partial(JointObjective, clock=Learned(), kinetic_weight=0.1),
     "ends at 2": lambda: lambda record: record["step"] == 2, "Muon": lambda: Muon, "modern": lambda: MODERN,
 }  # fmt: skip
 
