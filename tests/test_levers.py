@@ -42,8 +42,8 @@ MORE = {
 }
 COMBINATIONS += [(*OTHERS, "cosine_schedule", "separate"), (*OTHERS, "heun")]
 COMBINATIONS += [(*(name for name in OTHERS if name != "lead"), clock) for clock in ("independent", "shift")]
+COMBINATIONS += [(*ALONE, "heun", "separate", "autoguidance_earlier")]
 COMBINATIONS += [(*(name for name in OTHERS if name not in ("lead", "cosine")), "clock_probe")]
-COMBINATIONS += [(*ALONE, "heun", "inner_guidance"), (*ALONE, "separate", "autoguidance_earlier")]
 every_combination = pytest.mark.parametrize("levers", COMBINATIONS, ids=" ".join)
 
 # 4 steps of warm-up, EMA and a checkpoint that a metric chooses, with each of them.

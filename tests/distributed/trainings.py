@@ -11,6 +11,7 @@ from redi.core.clocks import Learned
 from redi.core.ema.exponential import EMA
 from redi.core.ema.power_function import PowerFunctionEMA
 from redi.core.objective import JointObjective
+from redi.core.predicted_features import PredictedFeatures
 from redi.core.samplers.euler import Euler
 from redi.data.cache.prepare import prepare
 from redi.data.datasets.digits import Digits
@@ -55,16 +56,23 @@ class Broken(Noisy):
         return latents
 
 
-def trained(run_dir: Path, cached: bool = True, autoencoder=Noisy, aligned: bool = False, **settings) -> None:
-    """A tiny run of 4 steps of 8 digits, half of which lose their representation; REPA ends after 2 steps."""
+def trained(
+    run_dir: Path, cached: bool = True, autoencoder=Noisy, aligned: bool = False, predicted: bool = False, **settings
+) -> None:  # fmt: skip
+    """A tiny run of 4 steps of 8 digits, half of which lose their representation; REPA ends after 2 steps.
+
+    With `predicted`, features are predicted instead.
+    """
     encoder = DomainEncoder(width=8, depth=1, image_size=8, num_steps=2, batch_size=16)
     representations = [Representation(encoder=encoder, reducer=PCA(rank=2))]
     representations += [Representation(encoder=encoder, reducer=PCA(rank=5), vector="pooled")]
-    alignment = [DomainEncoder(width=6, depth=1, image_size=8, num_steps=2, batch_size=16)] * aligned
-    codec = JointCodec(autoencoder(channels=1), representations, alignment=alignment)
+    alignment = [DomainEncoder(width=6, depth=1, image_size=8, num_steps=2, batch_size=16)] * (aligned or predicted)
+    codec = JointCodec(autoencoder(channels=1), [] if predicted else representations, alignment=alignment)
     dataset = Digits().without(range(50, 1438))
     data = prepare(codec=codec, dataset=dataset, cache_dir=run_dir.parent / "cache", cache=cached, mirror=cached)
     given = {name: NAMED[value]() if value in NAMED else value for name, value in settings.items()}
+    shares = PredictedFeatures(true_share=0.3, absent_share=0.3)
+    given |= {"objective": partial(JointObjective, predicted_features=shares)} if predicted else {}
     defaults = {
         "model": MODEL, "ema": partial(EMA, decay=0.9), "preview": partial(generate, sampler=Euler(num_evaluations=1)),
         "objective": partial(JointObjective, representation_dropout=0.5, alignment_end_step=2, inner_layer=1),
