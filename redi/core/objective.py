@@ -13,6 +13,7 @@ from redi.core.clocks.independent import Independent
 from redi.core.clocks.shared import Shared
 from redi.core.dropout import TrainedWith, check_dropout
 from redi.core.losses import GroupMeans, TimeWeight, check_terms, cosine_errors, group_weights, sums_by_time
+from redi.core.parts import WithParts
 from redi.core.processes import Process, per_sample, processes
 from redi.core.processes.clocked import Clocked
 from redi.core.processes.flow_matching import FlowMatching
@@ -23,7 +24,7 @@ from redi.runtime.randomness import Rows
 
 
 @configurable(runtime=("channels", "num_classes"))
-class JointObjective:
+class JointObjective(WithParts):
     """The joint objective (paper, Eq. 6) with noise or velocity errors, depending on the process.
 
     `L = mean |error_image|^2 + sum_m lambda_m mean |error_m|^2` over the representations m
@@ -84,6 +85,7 @@ class JointObjective:
         alignment_end_step: int | None = None, alignment_normalisation: float | None = None,
         alignment_loss: Loss = "cosine", alignment_vectors: bool = False,
     ):  # fmt: skip
+        super().__init__()
         process = FlowMatching() if process is None else process
         processes.check(process, "JointObjective.process")
         clock = (Independent() if independent_timesteps else Shared()) if clock is None else clock

@@ -76,10 +76,12 @@ def check_training(
         objective = setting(train, "objective")(channels=codec.channels, num_classes=dataset.num_classes)
         model_arguments = objective.model_arguments(codec, dataset)
         with torch.device("meta"):
-            net = build_model(setting(train, "model"), model_arguments)
+            net = objective.attach(build_model(setting(train, "model"), model_arguments))
             make_optimizer(setting(train, "optimizer"), net)
             setting(train, "ema")(model=net)
         objective.check_model(net)
+        parallel = setting(train, "parallel") or DDP()
+        parallel.check(objective)
         _warn_of_former_names(objective, net)
         if not resumes and (initial := setting(train, "initial_weights")) is not None:
             warm_start(net, initial)
@@ -89,7 +91,6 @@ def check_training(
         rules = _check_generate(objective.process, net, device)
         if trains and setting(train, "check_memory"):
             settings = {name: setting(train, name) for name in ("batch_size", "accumulate", "optimizer", "ema")}
-            parallel = setting(train, "parallel") or DDP()
             check_memory(
                 setting(train, "model"), model_arguments, objective, device=device, compiled=compiled,
                 processes=Processes(*process_rank()), parallel=parallel, precision=precision, **settings,

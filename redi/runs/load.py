@@ -13,6 +13,7 @@ from redi.core import config
 from redi.core.channels import Channels
 from redi.core.configurables import import_all
 from redi.core.objective import JointObjective
+from redi.core.parts import without_parts
 from redi.core.plug_ins import warn_of_edits
 from redi.core.processes import Process
 from redi.core.registry import entry_points
@@ -149,16 +150,16 @@ def open_run(
         advice = "bind the weights of the autoencoder that it was trained with"
         raise ValueError(f"{folder} was trained with {channels}, but the codec has {codec.channels}: {advice}")
     build, stored = model or DiffusionTransformer, dict(tensors.get("model", {})) | dict(tensors["ema"])
+    built = objective and objective(channels=channels, num_classes=num_classes)
     try:
         # First on the meta device: an untrusted configuration could request any amount of memory.
         with torch.device("meta"):
-            build_model(build, arguments).load_state_dict(stored, assign=True)
+            build_model(build, arguments).load_state_dict(without_parts(stored), assign=True)
         net = build_model(build, arguments)
-        net.load_state_dict(stored)
+        (built.attach(net) if built else net).load_state_dict(stored if built else without_parts(stored))
     except RuntimeError as error:
         raise ValueError(f"{folder} does not fit the model that train.model (or model=) builds: {error}") from None
     net.to(device).eval().requires_grad_(False)
-    built = objective and objective(channels=channels, num_classes=num_classes)
     if built:
         net.trained_with = built.trained_with  # type: ignore[assignment]  # not a module
     names = record.get("class_names") or class_names(run_dir)

@@ -97,7 +97,7 @@ def _subject(experiment: Experiment, stage: str) -> Iterator[Subject]:
     torch.manual_seed(setting(train, "seed"))
     channels = codec.for_image_size(data.image_size).channels
     objective = setting(train, "objective")(channels=channels, num_classes=data.num_classes)
-    model = build_model(setting(train, "model"), objective.model_arguments(codec, data)).to(device)
+    model = objective.attach(build_model(setting(train, "model"), objective.model_arguments(codec, data))).to(device)
     function = train if stage == "training" else generate
     precision = choose_precision(setting(function, "precision"), device, f"{function.__name__}.precision")
     compiled = choose_compile(setting(function, "compile"), device, f"{function.__name__}.compile")

@@ -88,9 +88,11 @@ def predicted_memory(
         fake = without_memory(model, "cpu").train()
         one = {"alignment": alignment_dim} if isinstance(alignment_dim, int) else {}
         dims = alignment_dim if isinstance(alignment_dim, Mapping) else one
+        loss_of = copy.copy(objective)
+        loss_of.parts = getattr(fake, "objective_parts", loss_of.parts)
         take_step = TrainingStep(
             codec=JoinedCodec(dims),  # type: ignore[arg-type]  # a step on encoded data calls only its `join`
-            model=fake, objective=copy.copy(objective), ema=ema(model=fake), precision=precision,
+            model=fake, objective=loss_of, ema=ema(model=fake), precision=precision,
             optimizer=torch.optim.SGD(fake.parameters(), lr=0.0, fused=True), accumulate=accumulate,
         )  # fmt: skip
         x = torch.empty(batch_size, objective.channels.total, *grid)
@@ -150,7 +152,8 @@ def check_memory(
     settings |= {"grid": model_arguments["grid"], "alignment_dim": model_arguments.get("alignment_dim")}
     try:
         with torch.device("meta"):
-            predict = cache(partial(predicted_memory, build_model(model, model_arguments), objective, rows, **settings))
+            net = objective.attach(build_model(model, model_arguments))
+            predict = cache(partial(predicted_memory, net, objective, rows, **settings))
         needed = predict(accumulate=accumulate)
     except Exception as error:  # for example a plug-in that reads values; real errors recur in the first step
         log.info("memory: no prediction, because the dry run failed: %s: %s", type(error).__name__, error)

@@ -79,6 +79,8 @@ class TrainingStep:
         for number, part in enumerate(self._parts(batch, step), start=1):
             for name, value in self._accumulate_gradients(part, last=number == self.accumulate).items():
                 means[name] = means.get(name, 0.0) + value.detach() / self.accumulate
+        for parameter in self.objective.resting(step):
+            parameter.grad = None
         with record_function("optimizer"):
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm or float("inf"))
             means["gradient_norm"] = norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm

@@ -144,7 +144,8 @@ def train(
                     parallel=parallel, batch_size=batch_size, accumulate=accumulate, precision=numerics,
                     optimizer=optimizer, ema=ema,
                 )  # fmt: skip
-        net = build_model(model, model_arguments).to(place)
+        parallel.check(loss_of)
+        net = loss_of.attach(build_model(model, model_arguments)).to(place)
         loss_of.check_model(net)
         if initial_weights is not None and not list_checkpoints(run_dir):
             log.info("%s", warm_start(net, initial_weights))

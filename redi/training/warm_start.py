@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from redi.core.channels import Channels
+from redi.core.parts import PREFIX
 from redi.fusion.merged import Merged, with_one_bias
 from redi.models.published.bindings import REVERSED
 from redi.models.published.file import read_published
@@ -21,7 +22,7 @@ from redi.runtime.paths import local_path
 log = logging.getLogger(__name__)
 
 # These parameters are not copied. They keep their initial values.
-NOT_COPIED = ("projector.", "group_embeddings.", "inner_head.")
+NOT_COPIED = ("projector.", "group_embeddings.", "inner_head.", PREFIX)
 IN_FUSION = re.compile(r"(?:wide_head\.)?fusion\.\w+\.(\w+)\.")  # the group of an embedding or a head
 
 

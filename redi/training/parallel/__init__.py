@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from redi.core.objective import JointObjective
 from redi.core.registry import Registry, discover
 from redi.runtime.distributed import Processes
 
@@ -27,6 +28,13 @@ class Parallel(ABC):
     whole_graph = True
     keeps_whole = True
     needs_every_gradient = False
+
+    def check(self, objective: JointObjective) -> None:
+        """Raise ValueError if the strategy cannot train the parts of this objective."""
+        if objective.parts and not self.keeps_whole:
+            what = f"train.parallel = {type(self).__name__} with {', '.join(objective.parts)}, which trains with the"
+            reason = "network but runs outside of it, where no weights are gathered"
+            raise ValueError(f"{what} {reason}: bind @parallel.DDP()")
 
     @abstractmethod
     def distribute(self, model: nn.Module, processes: Processes, *, compiled: bool) -> None:
