@@ -17,6 +17,7 @@ from redi.models.autoencoders.pixels import Pixels
 from redi.models.blocks import Modern
 from redi.models.codec import JointCodec, Representation
 from redi.models.encoders.domain import DomainEncoder
+from redi.models.reducers.learned_projection import LearnedProjection
 from redi.models.reducers.pca import PCA
 from redi.models.transformer import DiffusionTransformer
 from redi.sampling.generate import generate
@@ -53,10 +54,13 @@ class Broken(Noisy):
         return latents
 
 
-def trained(run_dir: Path, cached: bool = True, autoencoder=Noisy, aligned: bool = False, **settings) -> None:
+def trained(
+    run_dir: Path, cached: bool = True, autoencoder=Noisy, aligned: bool = False, learned: bool = False, **settings
+) -> None:
     """A tiny run of 4 steps of 8 digits, half of which lose their representation; REPA ends after 2 steps."""
     encoder = DomainEncoder(width=8, depth=1, image_size=8, num_steps=2, batch_size=16)
-    representations = [Representation(encoder=encoder, reducer=PCA(rank=2))]
+    reducer = LearnedProjection(rank=2, store_rank=6, speed=10.0) if learned else PCA(rank=2)
+    representations = [Representation(encoder=encoder, reducer=reducer)]
     representations += [Representation(encoder=encoder, reducer=PCA(rank=5), vector="pooled")]
     alignment = [DomainEncoder(width=6, depth=1, image_size=8, num_steps=2, batch_size=16)] * aligned
     codec = JointCodec(autoencoder(channels=1), representations, alignment=alignment)
