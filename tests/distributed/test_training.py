@@ -30,7 +30,9 @@ def runs(tmp_path_factory, started):
     online, aligned, muon = {"cached": False}, {"aligned": True}, {"optimizer": "Muon", "model": "modern"}
     averaged = {"ema": "PowerFunctionEMA"}
     by_one = {"1": {}, "1 online": online, "1 averaged": averaged, "1 aligned": aligned, "1 Muon": muon}
-    by_one |= {"1 learned": {"learned": True}}  # a projection, with a batch norm
+    # A projection, with a batch norm. Adam would turn the rounding of a gradient of 0, that of its lengths, into steps.
+    learned = {"learned": True, "optimizer": "SGD"}
+    by_one |= {"1 learned": learned}
     by_one |= {"1 to 2": {"num_steps": 2}, "1 Muon to 2 FSDP": muon | {"num_steps": 2}}
     for name, settings in by_one.items():
         trained(folder / name, **settings)
@@ -42,7 +44,7 @@ def runs(tmp_path_factory, started):
             "2 averaged": fsdp | averaged, "2 Muon": muon, "1 Muon to 2 FSDP": fsdp | muon,
             "1 to 2": {}, "2 to 1": fsdp | {"num_steps": 2},
             "2 FSDP to 4": fsdp | {"num_steps": 2}, "2 aligned": aligned | {"accumulate": 2},
-            "2 learned": {"learned": True, "accumulate": 2},
+            "2 learned": learned | {"accumulate": 2},
             "2 FSDP aligned": aligned | fsdp, "2 ended": {"on_log": "ends at 2", "num_steps": 8},
         },
     )  # fmt: skip

@@ -7,6 +7,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from redi.core.ema.exponential import EMA
 from redi.core.ema.power_function import PowerFunctionEMA
 from redi.core.objective import JointObjective
@@ -32,7 +34,8 @@ MODEL = partial(
 MODERN = partial(MODEL, block=Modern, head_width=24, head_num_heads=3, timestep_features="gaussian")
 NAMED = {
     "FSDP": FSDP, "PowerFunctionEMA": lambda: partial(PowerFunctionEMA, snapshot_every=2),
-    "ends at 2": lambda: lambda record: record["step"] == 2, "Muon": lambda: Muon, "modern": lambda: MODERN,
+    "ends at 2": lambda: lambda record: record["step"] == 2, "Muon": lambda: Muon,
+    "SGD": lambda: partial(torch.optim.SGD, lr=0.01), "modern": lambda: MODERN,
 }  # fmt: skip
 
 

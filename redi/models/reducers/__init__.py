@@ -92,6 +92,10 @@ class Reducer(Checked, nn.Module, ABC):
         """
         return None
 
+    def untrained(self, stored: Tensor) -> Tensor | None:
+        """Return what `finish` returned before training with the network; None if that changed nothing."""
+        return None
+
     @abstractmethod
     def fit_settings(self) -> dict:
         """Return every setting that affects `fit`, as JSON. Runs with equal settings and features share one fit."""

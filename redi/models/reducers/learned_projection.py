@@ -130,6 +130,9 @@ class LearnedProjection(PCA):
         channels = stored.float() * self._units[: self.store_rank, None, None]
         return normalised(channels, self.projection, self.running_mean, self.running_covariance)
 
+    def untrained(self, stored: Tensor) -> Tensor | None:
+        return super().finish(stored) if self.projection.numel() else None
+
     def inverse(self, reduced: Tensor) -> Tensor:
         """Return the linear regression of the features on the channels, which for PCA is the pseudoinverse."""
         if not self.projection.numel():

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from einops import rearrange
@@ -9,6 +10,7 @@ from einops import rearrange
 from redi.core.channels import Channels
 from redi.core.objective import JointObjective
 from redi.core.processes.ddpm import DDPM
+from redi.evaluation.representation.picture import components_picture
 from redi.models.autoencoders.pixels import Pixels
 from redi.models.codec import JointCodec
 from redi.models.encoders import Encoder
@@ -16,6 +18,7 @@ from redi.models.reducers import LearnedProjection, trained_state
 from redi.models.reducers.pca import PCA
 from redi.models.reducers.trained_projection import decorrelation, effective_rank, orthogonality, similarity
 from redi.models.representation import Representation
+from redi.pages.curves import run_panels
 
 WIDTH = 12
 
@@ -286,3 +289,36 @@ def test_more_channels_than_the_encoder_has_are_refused():
     assert codec(LearnedProjection(4)).representations["z"].reducer.store_rank == WIDTH  # of four times the rank
     with pytest.raises(ValueError, match="LearnedProjection.rank = 12 with 12 stored channels"):
         codec(LearnedProjection(12))
+
+
+def test_the_report_draws_rank_spread_and_regularisers_apart_from_the_losses():
+    values = {"effective_rank": 7.0, "std_1": 3.0, "std_2": 2.0, "ortho": 0.1, "cov": 0.2, "vf": 0.3}
+    line = {"loss": 1.0, **{f"projection/z/{name}": value for name, value in values.items()}}
+    losses, *panels = run_panels([{"step": step, **line} for step in (1, 2)])
+    assert [curve.label for curve in losses.curves] == ["loss"]
+    labels = {panel.title.split()[0]: [curve.label for curve in panel.curves] for panel in panels}
+    assert labels == {"effective": ["z"], "std": ["z: 1", "z: 2"], "regularisers": ["z: ortho", "z: cov", "z: vf"]}
+
+
+def test_the_learned_components_are_drawn_below_those_of_pca():
+    class Dataset:
+        mirrored = False
+
+        def __len__(self):
+            return 3
+
+        def batch(self, positions):
+            return {"images": images()[list(positions)], "labels": torch.zeros(len(positions), dtype=torch.long)}
+
+    one = codec(LearnedProjection(2, store_rank=5))
+    assert components_picture(one, Dataset()) is None
+    reducer = one.representations["z"].reducer
+    parts = one.trained_parts()["z"].state_dict()
+    state = {f"objective_parts.projections.z.{name}": tensor for name, tensor in parts.items()}
+    one.load_learned_state(one.learned_state() | trained_state(state))
+    picture = np.asarray(components_picture(one, Dataset()))
+    rows = [picture[34 + 65 * row : 98 + 65 * row, 4:68] for row in range(5)]  # cells of 64 pixels
+    assert np.abs(rows[1].astype(int) - rows[2]).max() <= 1 < np.abs(rows[1].astype(int) - rows[3]).max()
+    trained(reducer)
+    after = np.asarray(components_picture(one, Dataset()))
+    assert (after[99:163, 4:68] == rows[1]).all() and not (after[164:228, 4:68] == rows[2]).all()
