@@ -178,6 +178,16 @@ def test_a_resumed_run_with_a_learned_projection_is_bit_equal_to_an_unbroken_one
     ].keys()
     assert opened.generate([0, 1], sampler=Euler(num_evaluations=1)).images.shape == (2, 3, 8, 8)
 
+    # A cache of fewer channels is refused before the first step.
+    wider = JointCodec(
+        Pixels(channels=1), [Representation(codec.representations["domain"].encoder, LearnedProjection(2))]
+    )
+    wider.representations["domain"].reducer.load_state_dict(
+        start_of["codec"].representations["domain"].reducer.state_dict()
+    )
+    with pytest.raises(ValueError, match=r"reducer.store_rank: 6 -> 8"):
+        start("refused", codec=wider, dataset=start_of["dataset"])
+
 
 def test_a_resumed_run_of_the_image_alone_is_bit_equal_to_an_unbroken_one(start, images):
     settings = {"codec": JointCodec(autoencoder=Pixels(channels=1)), "dataset": images}
