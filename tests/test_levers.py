@@ -10,11 +10,13 @@ import torch
 
 import redi
 from redi.core import config
+from redi.core.clocks import Learned
 from redi.core.configurables import import_all
 from redi.core.registry import entry_points
 from redi.evaluation.samples.stored import load_samples
 from redi.runs.experiment import Experiment
 from redi.runs.stages import sample_stage, train_stage
+from redi.runtime.atomic import write_json
 from redi.runtime.checkpoint import list_checkpoints, load_checkpoint
 from redi.runtime.log import read_log
 
@@ -24,7 +26,9 @@ FOLDER = config.config_dir() / "levers"
 TEXTS = {path.stem: path.read_text() for path in sorted(FOLDER.glob("*.gin"))}
 LEVERS = list(TEXTS)
 GUIDANCE = [name for name in LEVERS if "generate.guidance" in TEXTS[name]]
-OTHERS = [name for name in LEVERS if name not in GUIDANCE]
+CLOCKS = ["clock_probe", "learned_clock"]  # in place of the lead; a probe refuses the cosine
+ALONE = ["predicted_features"]  # nothing but the image is diffused
+OTHERS = [name for name in LEVERS if name not in (*GUIDANCE, *CLOCKS, *ALONE)]
 # All others with each kind of guidance: a later file replaces the list of rules.
 COMBINATIONS = [(name,) for name in LEVERS] + [(*OTHERS, rule) for rule in GUIDANCE]
 # A weaker network has the channels of another projection, and is refused.
@@ -43,6 +47,8 @@ MORE = {
 }
 COMBINATIONS += [(*OTHERS, "cosine_schedule", "separate"), (*OTHERS, "heun")]
 COMBINATIONS += [(*(name for name in OTHERS if name != "lead"), clock) for clock in ("independent", "shift")]
+COMBINATIONS += [(*(name for name in OTHERS if name not in ("lead", "cosine")), "clock_probe")]
+COMBINATIONS += [(*ALONE, "heun", "inner_guidance"), (*ALONE, "separate", "autoguidance_earlier")]
 every_combination = pytest.mark.parametrize("levers", COMBINATIONS, ids=" ".join)
 
 # 4 steps of warm-up, EMA and a checkpoint that a metric chooses, with each of them.
@@ -74,6 +80,8 @@ def test_a_run_is_trained_stopped_resumed_bit_equal_opened_and_sampled(train, le
     weak = ["WEAK_STEP = 2"] if "autoguidance_earlier" in levers else []
     if "autoguidance_smaller" in levers:
         weak = [f"WEAK = '{train('weak', levers[:-1], 2, 'DiffusionTransformer.width = 8')}'"]
+    if "learned_clock" in levers:
+        weak = [f"CLOCK = '{train('probe', ('clock_probe',), 4)}'"]
     unbroken = train("unbroken", levers, 4, *weak)
     train("broken", levers, 2, *weak)
     broken = train("broken", levers, 4, *weak)
@@ -125,12 +133,14 @@ BASES = {"digits": ["digits.gin"], "images": ["images.gin"], "imagenet": ["image
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("file", [*(f"levers/{name}.gin" for name in LEVERS), "modern.gin"])
-def test_a_preset_goes_with_every_base_file(file, base, thousand_classes):
-    config.parse([*BASES[base], file], [thousand_classes] if base != "digits" else [])
+def test_a_preset_goes_with_every_base_file(file, base, thousand_classes, tmp_path):
+    clock = [f"CLOCK = '{tmp_path}'"] if "learned_clock" in file else []
+    config.parse([*BASES[base], file], ([thousand_classes] if base != "digits" else []) + clock)
     text = (config.config_dir() / file).read_text()
     assert [key for key in config.without_effect(entry_points) if f"{key} = " in text] == []
     codec, dataset = config.bound("train.codec"), config.bound("train.dataset")
     codec.for_image_size(dataset.image_size)
+    write_json(tmp_path / "clock.json", Learned().for_channels(codec.channels).artefacts()["clock.json"])
     config.bound("train.objective")(channels=codec.channels, num_classes=dataset.num_classes)
     for rule in config.bound("generate.guidance", ()):
         rule.check(codec.channels, dataset.num_classes)

@@ -100,19 +100,23 @@ def alignment_loss(
         >>> float(alignment_loss(tokens, features, loss="mse"))
         0.0
     """
-    num_patches = projected.shape[1] - len(vectors)
+    targets = target_tokens(features, projected.shape[1] - len(vectors), normalisation)
+    if vectors:
+        targets = torch.cat([*(vector[:, None].to(targets) for vector in vectors), targets], dim=1)
+    parts = [LOSSES[part](projected, targets) for part in loss.split("+")]  # each (N, V + P)
+    tokens = sum(parts[1:], parts[0]) / len(parts)
+    return tokens.mean(dim=1) if per_sample else tokens.mean()
+
+
+def target_tokens(features: Tensor, num_patches: int, normalisation: float | None = None) -> Tensor:
+    """Return features (N, E, h, w) on the square grid of the tokens, normalised there, as tokens (N, P, E)."""
     side = math.isqrt(num_patches)
     if side * side != num_patches:
         raise ValueError(f"REPA alignment of {num_patches} tokens: must be a square number; use square images")
     if features.shape[-2:] != (side, side):
         features = resized(features, (side, side))
     features = features if normalisation is None else normalised(features, normalisation)
-    targets = rearrange(features, "n e h w -> n (h w) e")
-    if vectors:
-        targets = torch.cat([*(vector[:, None].to(targets) for vector in vectors), targets], dim=1)
-    parts = [LOSSES[part](projected, targets) for part in loss.split("+")]  # each (N, V + P)
-    tokens = sum(parts[1:], parts[0]) / len(parts)
-    return tokens.mean(dim=1) if per_sample else tokens.mean()
+    return rearrange(features, "n e h w -> n (h w) e")
 
 
 def normalised(features: Tensor, alpha: float) -> Tensor:

@@ -91,6 +91,9 @@ def log_likelihood(
     if num_probes < 1 or (num_steps is not None and num_steps < 1):
         raise ValueError(f"num_probes = {num_probes}, num_steps = {num_steps}: must be at least 1")
     counted = torch.ones_like(x[:1]) if channels is None else channels.trim(torch.ones_like(x[:1]))  # 0 in padding
+    if getattr(denoise, "carries_features", False):
+        what = "log_likelihood: the model predicts features and receives them back (PredictedFeatures)"
+        raise ValueError(f"{what}, so its velocity is not a function of x and t: use a model without")
     if probes is None:
         probes = _unit_vectors(x, counted) if exact else _rademacher(x, num_probes, seed, first_index)
     elif exact or not len(probes) or any(probe.shape != x.shape for probe in probes):

@@ -1,7 +1,8 @@
 """The training objective of the joint state: one prediction, and a loss per channel group."""
 
+import copy
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +14,10 @@ from redi.core.clocks.independent import Independent
 from redi.core.clocks.shared import Shared
 from redi.core.dropout import TrainedWith, check_dropout
 from redi.core.losses import GroupMeans, TimeWeight, check_terms, cosine_errors, group_weights, sums_by_time
+from redi.core.network_needs import NetworkNeeds
+from redi.core.own_times import OwnTimes
 from redi.core.parts import WithParts
+from redi.core.predicted_features import PredictedFeatures
 from redi.core.processes import Process, processes
 from redi.core.processes.clocked import Clocked
 from redi.core.processes.flow_matching import FlowMatching
@@ -25,7 +29,7 @@ from redi.runtime.randomness import Rows
 
 
 @configurable(runtime=("channels", "num_classes"))
-class JointObjective(WithParts):
+class JointObjective(NetworkNeeds, WithParts):
     """The joint objective (paper, Eq. 6) with noise or velocity errors, depending on the process.
 
     `L = mean |error_image|^2 + sum_m lambda_m mean |error_m|^2` over the representations m
@@ -53,6 +57,10 @@ class JointObjective(WithParts):
             'groups': one for each group, weighted by lambda like its error; that of a vector is over its numbers.
         time_weight: a function (process, t) -> weight of the squared errors, which broadcasts against (N, C, H, W), for
             example `min_snr`. `process.own_time(t)` gives the own times of the groups. Default: 1.
+        own_times: the distribution of the own times of a group that its squared errors count by, whatever the clock: a
+            time distribution q, or 'kept' for that of the drawn times. See `OwnTimes.weight`. Default: as the clock
+            puts them, and 'kept' while a clock is learned.
+        kinetic_weight: weight of the kinetic energy of the curves while a clock is learned, see `kinetic_energies`.
         inner_layer: number of the block (from 1) with its own prediction, for `InnerGuidance`. RAEv2: 8. Default: none.
         inner_weight: weight of the loss of that prediction. RAEv2, arXiv 2605.18324, uses 1.
         alignment_weight: weight of the REPA term if the codec has an alignment encoder (its mean over several). Yu et
@@ -63,6 +71,8 @@ class JointObjective(WithParts):
         alignment_loss: 'cosine', as in REPA, 'mse', or 'cosine+mse', the mean of both, as in SFD's later recipe.
         alignment_vectors: align the tokens of vectors too, with the clean vectors as targets: REPA's mean is over V + P
             tokens, as in REG (arXiv 2507.01467). A vector must have the length of the features, E.
+        predicted_features: predict the features of the alignment encoder and feed them back, in two passes. Default:
+            one pass, without a condition.
 
     Examples:
         A model that predicts 0 has the mean squared velocity `|x - noise|^2` as its loss: 1 + 1 for normal data.
@@ -85,6 +95,8 @@ class JointObjective(WithParts):
         time_weight: TimeWeight | None = None, inner_layer: int | None = None, inner_weight: float = 1.0,
         alignment_end_step: int | None = None, alignment_normalisation: float | None = None,
         alignment_loss: Loss = "cosine", alignment_vectors: bool = False,
+        own_times: Literal["kept"] | TimeDistribution | None = None, kinetic_weight: float = 0.0,
+        predicted_features: PredictedFeatures | None = None,
     ):  # fmt: skip
         super().__init__()
         process = FlowMatching() if process is None else process
@@ -99,14 +111,21 @@ class JointObjective(WithParts):
         self.label_dropout, self.representation_dropout = label_dropout, representation_dropout
         self.joint_dropout, self.dropout_rule = joint_dropout, dropout_rule
         check_dropout(self.trained_with, dropout_rule, getattr(process, "process", process))  # the path inside Shifted
-        process = Clocked(process, clock) if clock.separate else process
+        process = Clocked(process, clock := clock.for_channels(channels)) if clock.separate else process
         self.time_distribution.check(process)
+        self.own_times = OwnTimes(own_times, self.time_distribution, kinetic_weight, clock)
         settings = alignment_end_step, alignment_normalisation, alignment_loss
         self.alignment = Alignment(alignment_weight, *settings, channels.vectors if alignment_vectors else None)
         self.variance_weight, self.inner_layer, self.inner_weight = variance_weight, inner_layer, inner_weight
+        if not isinstance(predicted_features, PredictedFeatures | None):
+            what = f"JointObjective.predicted_features = {predicted_features!r}"
+            raise ValueError(f"{what}: must be @PredictedFeatures(), or None for features that are not predicted")
+        self.predicted_features = predicted_features
         self.cosine_weight, self.cosine_over, self.time_weight = cosine_weight, cosine_over, time_weight
         self.process, self.channels, self.null_label = process.for_channels(channels), channels, num_classes
         self.clock, self.weights = clock.for_channels(channels), group_weights(representation_weight, channels)
+        self.parts.update({} if self.clock.module is None else {"clock": self.clock.module})
+        self.own_times.check(self.process, cosine_weight)
         check_terms(self.process, variance_weight, cosine_weight, cosine_over, time_weight, inner_layer, inner_weight)
 
     def __call__(
@@ -119,7 +138,7 @@ class JointObjective(WithParts):
         (N, E, h, w) add "alignment", REPA's negative cosine (a mapping: one for each encoder), and `inner_layer` adds
         "inner", the loss of the inner prediction. Random numbers come from torch's default generator.
         """
-        return self.losses(model, x, *self.draw(x, y), alignment=alignment)
+        return self.losses(model, x, *self.draw(x, y), alignment=alignment, **self.draw_more(x))
 
     def draw(self, x: Tensor, y: Tensor, rows: Rows | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Draw the random arguments of `losses` from torch's default generator: y, times, noise, dropped, num_kept.
@@ -141,10 +160,16 @@ class JointObjective(WithParts):
         y = torch.where(rows.of(unlabelled), self.null_label, y)
         return y, rows.of(times), rows.of(noise), rows.of(dropped), num_kept
 
+    def draw_more(self, x: Tensor, rows: Rows | None = None) -> dict[str, Any]:
+        """Draw further arguments of `losses` by name, after `draw` and in the same way, each (n,)."""
+        if self.predicted_features is None:
+            return {}
+        return {"sources": self.predicted_features.draw(rows or Rows.whole(len(x)), x.device)}
+
     def losses(
         self, model: Callable[..., Tensor], x: Tensor, y: Tensor, times: Tensor, noise: Tensor, dropped: Tensor,
         num_kept: Tensor | None = None, alignment: Features | None = None, per_sample: bool = False,
-        by_time: bool = False, stored: Mapping[str, Tensor] | None = None,
+        by_time: bool = False, stored: Mapping[str, Tensor] | None = None, sources: Tensor | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
         """Return the losses of `__call__` for fixed draws. Compiles as one graph: no randomness, no branches on values.
 
@@ -163,6 +188,7 @@ class JointObjective(WithParts):
                 number of samples that keep the group, in ten equal bins of the group's own t.
             stored: {group: channels (N, S, h, w) of a cache} of the groups that `projections` replace in x. Their
                 gradient reaches the projections through the input of the model alone.
+            sources: (N,), the source of each condition (`PredictedFeatures.draw`). Default: the first pass.
         """
         x, extra, values = project(self.projections, self.channels, x, stored) if stored else (x, 0.0, {})
         targets = [self.channels.unpadded(x.detach())[name].flatten(1) for name in self.alignment.vectors]
@@ -176,12 +202,16 @@ class JointObjective(WithParts):
         asks |= {} if alignment is None else {"align": "all" if targets else True}
         alone = [name for name in stored or () if not self.projections[name].image_gradient]
         num_channels = x.shape[1] + sum(self.channels[name] for name in self.process.variance_groups)
-        inputs = (x_t, self.process.model_time(times), y)
+        inputs = x_t, self.process.model_time(times), y
+        if (passes := self.predicted_features) is not None:
+            asks["features"] = passes.condition(model, inputs, alignment, sources, self.alignment.normalisation)
         prediction, *further = predict(model, inputs, asks, num_channels, self.channels, alone)
-        x, x_t = x.detach(), x_t.detach()  # for losses, the state of a projection is data
+        x, x_t = (x.detach(), x_t.detach()) if stored else (x, x_t)  # a projection moves the input alone
         means = GroupMeans(self.weights, (~dropped).float(), num_kept, per_sample)
         state = (x, noise, x_t, t, dropped)
         loss, losses, errors = self._of_prediction(prediction.float(), *state, means)
+        term, named = self.own_times.terms(self.process, self.channels, x, means)
+        loss, losses = loss + term, losses | named
         sums = sums_by_time(errors, means.keep, self.process.own_time(t), self.channels) if by_time else {}
         if alignment is not None:
             term, named = self.alignment(further[-1], alignment, per_sample, targets)
@@ -198,7 +228,8 @@ class JointObjective(WithParts):
         squared = self.channels.trim(self.process.error(prediction, x, noise, t).square())
         errors = self.channels.means(squared)
         bounds = self.process.variational_bound(prediction, x, x_t, t)
-        weighted = errors if (w := self.time_weight) is None else self.channels.means(squared * w(self.process, t))
+        weight = self.own_times.weight(self.process, t, tuple(x.shape[1:]), self.time_weight)
+        weighted = errors if weight is None else self.channels.means(squared * weight)
         losses = {name: means.of(name, error) for name, error in weighted.items()}
         loss = means.total(weighted)
         if bounds:
@@ -213,35 +244,16 @@ class JointObjective(WithParts):
     def to(self, device: torch.device) -> "JointObjective":
         """Move the tables of the process to the device, so that training steps do not copy them."""
         self.process = self.process.for_channels(self.channels, device)
+        if "clock" in self.parts:  # which may be a copy, as in a prediction of memory
+            self.process.clock = self.clock = copy.copy(self.clock)
+            self.clock.module = self.parts["clock"]
         return self
+
+    def artefacts(self) -> dict[str, dict]:
+        """Return {file name: JSON content} of what was learned, which every checkpoint writes to the run folder."""
+        return self.clock.artefacts()
 
     @property
     def trained_with(self) -> TrainedWith:
         """The dropout probabilities, which guidance compares with what it needs."""
         return TrainedWith(self.label_dropout, self.representation_dropout, self.joint_dropout)
-
-    def model_arguments(self, codec, dataset) -> dict:
-        """Return the constructor arguments that a model needs for a codec and data set."""
-        grid, groups = codec.grid(dataset.image_size), self.process.variance_groups
-        arguments = {"channels": codec.channels, "grid": grid, "num_classes": dataset.num_classes}
-        arguments |= {"variance_groups": groups} if groups else {}
-        if dims := {name: encoder.dim for name, encoder in codec.alignments.items()}:
-            arguments["alignment_dim"] = dims.get("alignment", dims)
-            self.alignment.check_widths(dims.values())
-        arguments |= {"inner_layer": self.inner_layer} if self.inner_layer else {}
-        arguments |= {"group_timesteps": True} if self._times_differ else {}
-        return arguments
-
-    @property
-    def _times_differ(self) -> bool:
-        """Whether the network needs the time of every group."""
-        return (self.clock.separate or self.clock.independent) and len(self.channels) > 1
-
-    def check_model(self, model: object) -> None:
-        """Raise ValueError if the model does not accept the times of this objective, or cannot align vectors."""
-        if self.alignment.vectors and not getattr(model, "aligns_vectors", False):
-            what = f"JointObjective.alignment_vectors = True: {type(model).__name__} cannot project vectors"
-            raise ValueError(f"{what}; bind DiffusionTransformer.alignment_projector = 'mlp'")
-        if self._times_differ and not getattr(model, "has_group_times", False):
-            what = f"JointObjective.clock = {type(self.clock).__name__} needs a model with a t per channel group"
-            raise ValueError(f"{what}: has_group_times is not True for {type(model).__name__}; bind clocks.Shared")

@@ -28,11 +28,13 @@ class WithParts:
 
     def __init__(self) -> None:
         self.parts = nn.ModuleDict()
+        self._trained: list[nn.Parameter] = []
 
     def attach(self, net: Network) -> Network:
         """Register the parts, if there are any, as `net.objective_parts`, and return the network."""
         if self.parts:
             net.objective_parts = self.parts
+            self._trained = list(net.parameters())
         return net
 
     def with_parts_of(self, codec: Any) -> Self:
@@ -66,8 +68,16 @@ class WithParts:
                 yield remark
 
     def resting(self, step: int) -> Iterable[nn.Parameter]:
-        """Return parameters that the optimizer leaves alone in this step, counted from 0: their gradient is dropped."""
-        return ()
+        """Return parameters that the optimizer leaves alone in this step, counted from 0: their gradient is dropped.
+
+        A part with a method `moves(step)` takes turns with everything else: it rests unless that returns True, and then
+        all others rest.
+        """
+        turns = {part: part.moves(step) for part in self.parts.values() if hasattr(part, "moves")}
+        moving = {id(p) for part, moves in turns.items() if moves for p in part.parameters()}
+        if moving:
+            return [parameter for parameter in self._trained if id(parameter) not in moving]
+        return [parameter for part in turns for parameter in part.parameters()]
 
 
 def without_parts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

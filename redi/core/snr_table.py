@@ -77,6 +77,8 @@ def snr_table(channels: Channels, process: Process, weights: Mapping[str, float]
 def snr_curves(channels: Channels, process: Process, spread: Mapping[str, float]) -> dict:
     """Return {"s": times, "snr": {group: dB}} as JSON values, None where a group is pure noise or clean.
 
+    With a clock, {"t": {group: own times}} is added.
+
     Examples:
         >>> from redi.core.processes import FlowMatching
         >>> curves = snr_curves(Channels(image=4), FlowMatching(), {"image": 1.0})
@@ -87,7 +89,9 @@ def snr_curves(channels: Channels, process: Process, spread: Mapping[str, float]
     times = sorted({*CURVE, *process.kinks()})
     ratios = {name: [_decibels(process, channels, name, spread[name], t) for t in times] for name in channels}
     snr = {name: [round(dB, 2) if math.isfinite(dB) else None for dB in group] for name, group in ratios.items()}
-    return {"s": [round(t, 4) for t in times], "snr": snr}
+    own = [process.group_times(channels, s) for s in times] if isinstance(process, Clocked) else []
+    by_group = {"t": {name: [round(t[name], 4) for t in own] for name in channels}} if own else {}
+    return {"s": [round(t, 4) for t in times], "snr": snr, **by_group}
 
 
 def _decibels(process: Process, channels: Channels, name: str, spread: float, t: float) -> float:

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional
 
 from redi.core.channels import Channels
 from redi.core.registry import Registry, discover
+
+CONDITION = "condition"  # the embedding of `add_condition`
 
 
 class Fusion(nn.Module, ABC):
@@ -27,6 +30,7 @@ class Fusion(nn.Module, ABC):
         patch_size: p, which must divide the grid. There are P = H W / p^2 patches.
         width: D, the model width.
         variance_groups: groups with a second output per channel (see `Process.variance_groups`).
+        condition_dim: E of the features that `add_condition` takes; None: it takes none.
 
     Examples:
         >>> from redi.fusion import Merged, Separate
@@ -43,7 +47,7 @@ class Fusion(nn.Module, ABC):
 
     def __init__(
         self, *, channels: Channels, grid: tuple[int, int], patch_size: int, width: int,
-        variance_groups: Sequence[str] = (),
+        variance_groups: Sequence[str] = (), condition_dim: int | None = None,
     ):  # fmt: skip
         super().__init__()
         if grid[0] % patch_size or grid[1] % patch_size:
@@ -69,6 +73,9 @@ class Fusion(nn.Module, ABC):
         for head in (*heads.values(), *variance_heads.values()):  # adaLN-zero: the untrained model predicts 0
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
+        if condition_dim is not None:
+            self.embeddings[CONDITION] = layer = nn.Linear(condition_dim, width, bias=False)
+            nn.init.xavier_uniform_(layer.weight)
 
     @abstractmethod
     def embed(self, x: Tensor) -> Tensor:
@@ -100,6 +107,14 @@ class Fusion(nn.Module, ABC):
     def embed_vectors(self, groups: Mapping[str, Tensor]) -> list[Tensor]:
         """Return the tokens of all vectors, each (N, 1, D), the first ones of the sequence."""
         return [self.embed_group(name, groups[name]) for name in self.channels.vectors]
+
+    def add_condition(self, tokens: Tensor, features: Tensor) -> Tensor:
+        """Add features (N, P, E), an input that is not diffused, to embedded images (N, P, D).
+
+        The features of every patch pass a LayerNorm without weights and a linear layer without bias, which together
+        with the patch embedding is one layer over patch values and features. Features of 0 add 0.
+        """
+        return tokens + self.embeddings[CONDITION](functional.layer_norm(features, features.shape[-1:]))
 
     def split_vectors(self, tokens: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Split (N, T, D) into {vector: (N, 1, D)} and the tokens of maps, (N, T - V, D)."""
@@ -139,6 +154,7 @@ def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
     return torch.cat(halves, dim=1).float()
 
 
-fusions = Registry("fusion", Fusion, runtime=("channels", "grid", "patch_size", "width", "variance_groups"))
+RUNTIME = "channels", "grid", "patch_size", "width", "variance_groups", "condition_dim"
+fusions = Registry("fusion", Fusion, runtime=RUNTIME)
 register = fusions.register
 discover(__name__, fusions)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from redi.core.channels import Channels
+from redi.core.predicted_features import CarriedFeatures
 from redi.core.registry import Registry, discover
 from redi.core.renamed import keep_old_names
 
@@ -202,7 +203,7 @@ def guided(
     """
     networks = models if isinstance(models, Mapping) else {"self": models}
     cut = {part: len(place) for group in parts_of(rules, channels).values() for part, place in group.items()}
-    parts = Channels(**cut)
+    parts, carried = Channels(**cut), CarriedFeatures()
 
     def denoise(x: Tensor, t: float) -> Tensor:
         weights = total_weights(rules, channels, t if group_times is None else group_times(t))
@@ -215,7 +216,11 @@ def guided(
             labels = [y if one.label else torch.full_like(y, null_label) for one in batch]
             times = model_time(x.new_full((len(x) * len(batch),), t))
             asks = {"inner": True} if any(condition.inner for condition in conditions) else {}
+            asks |= (features := carried.arguments(networks[name], name, batch, x))
             outputs = networks[name](torch.cat(inputs), times, torch.cat(labels), **asks)
+            if features:
+                *outputs, predicted = outputs
+                carried.keep(name, batch, predicted)
             for inner, output in enumerate(outputs if asks else [outputs]):
                 pairs = zip(batch, output.chunk(len(batch)), strict=True)
                 predictions.update({replace(condition, inner=bool(inner)): part for condition, part in pairs})
@@ -228,6 +233,7 @@ def guided(
         result = channels.trim(result)  # the states of the sampler keep the padding of vectors 0
         return result if first.shape[1] == c else torch.cat([result, first[:, c:]], dim=1)
 
+    denoise.carries_features = any(getattr(one, "feature_shape", None) for one in networks.values())  # type: ignore
     return denoise
 
 

@@ -5,13 +5,16 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from redi.models.encoders import Encoder, encoders
+from redi.models.representation import Representation
+
+Source = Encoder | Representation
 
 
-def alignment_encoders(alignment: Encoder | Sequence[Encoder] | Mapping[str, Encoder] | None) -> nn.ModuleDict:
+def alignment_encoders(alignment: Source | Sequence[Source] | Mapping[str, Source] | None) -> nn.ModuleDict:
     """Return {name: encoder} for `JointCodec.alignment`; features, losses and projectors have these names.
 
     One encoder is called "alignment", and each of several "alignment_<name>". Their names are the keys of a mapping, or
-    those of the encoders.
+    those of the encoders. A Representation stands for its encoder.
 
     Examples:
         >>> from redi.models.encoders import CLIP, DINOv2
@@ -20,7 +23,8 @@ def alignment_encoders(alignment: Encoder | Sequence[Encoder] | Mapping[str, Enc
     """
     if not isinstance(alignment, Mapping | Sequence):
         alignment = [] if alignment is None else [alignment]
-    parts = list(alignment.values() if isinstance(alignment, Mapping) else alignment)
+    parts: list = list(alignment.values() if isinstance(alignment, Mapping) else alignment)
+    parts = [part.encoder if isinstance(part, Representation) else part for part in parts]
     for encoder in parts:
         encoders.check(encoder, "JointCodec.alignment")
     if len(parts) == 1:

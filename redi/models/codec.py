@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from redi.core.channels import Channels, Vector
 from redi.core.inputs import check_maps
 from redi.core.registry import configurable
-from redi.models.alignments import alignment_encoders
+from redi.models.alignments import Source, alignment_encoders
 from redi.models.autoencoders import Autoencoder, autoencoders
 from redi.models.autoencoders.pixels import Pixels
 from redi.models.autoencoders.statistics import LatentStatistics
@@ -34,8 +34,8 @@ class JointCodec(nn.Module):
     Args:
         autoencoder: default: `Pixels`.
         representations: without representations, the model is the DiT or SiT baseline.
-        alignment: encoder, or several, whose features REPA aligns hidden tokens with (see `JointObjective`). They are
-            precomputed, but are not part of the joint state.
+        alignment: encoder (or a representation, for its encoder), or several, whose features REPA aligns hidden tokens
+            with (see `JointObjective`). They are precomputed, but are not part of the joint state.
         precision: precision of encoders and pretrained autoencoders: 'float32' (their own setting; by default torch
             rounds convolutions on a GPU to TF32), 'tf32' (matrix products too) or 'bfloat16' (autocast; relative errors
             of about 1 %). On a GPU, a lower precision speeds up training without a cache.
@@ -52,7 +52,7 @@ class JointCodec(nn.Module):
 
     def __init__(
         self, autoencoder: Autoencoder | None = None, representations: Sequence[Representation] = (), *,
-        alignment: Encoder | Sequence[Encoder] | Mapping[str, Encoder] | None = None,
+        alignment: Source | Sequence[Source] | Mapping[str, Source] | None = None,
         precision: Literal["float32", "tf32", "bfloat16"] = "float32",
     ):  # fmt: skip
         super().__init__()

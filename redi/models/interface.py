@@ -14,15 +14,16 @@ class Model(Protocol):
     """An `nn.Module` that predicts from x_t, t and labels, such as `DiffusionTransformer`.
 
     The training loop passes these arguments to the constructor if it accepts them: `channels` (the groups of the joint
-    state), `grid` (H, W) and `num_classes` K. If the run needs `variance_groups`, `alignment_dim`, `inner_layer` (see
-    `DiffusionTransformer`), or `group_timesteps` (True if the groups have different times), the constructor must accept
-    them. These attributes are optional:
+    state), `grid` (H, W) and `num_classes` K. If the run needs `variance_groups`, `alignment_dim`, `inner_layer`,
+    `takes_features` (see `DiffusionTransformer`), or `group_timesteps` (True if the groups have different times), the
+    constructor must accept them. These attributes are optional:
 
     - `choose_attention(device, dtype) -> str` sets the attention backend and returns a line for the log;
     - `blocks`: submodules that FSDP shards one by one;
     - `projector`: the submodule that only `align=True` uses, for `JointObjective.alignment_end_step`;
     - `aligns_vectors`: True if align='all' returns the tokens of vectors too, for `JointObjective.alignment_vectors`;
     - `inner_layer`: the number of a block if forward accepts inner=True, and then returns a second prediction too;
+    - `feature_shape`: (P, E) if forward accepts align=True and features (N, P, E), see `PredictedFeatures`;
     - `has_group_times`: True for a model that reads one time per group, t (N, groups).
 
     Examples:
@@ -65,7 +66,7 @@ def build_model(model: Callable[..., nn.Module], arguments: Mapping[str, Any]) -
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     keywords = {key: value for key, value in arguments.items() if takes_any or key in parameters}
     if missing := sorted(arguments.keys() - keywords.keys() - {"channels", "grid", "num_classes"}):
-        causes = "JointObjective.process, clock or inner_layer, or JointCodec.alignment, needs"
+        causes = "JointObjective.process, clock, inner_layer or predicted_features, or JointCodec.alignment, needs"
         needs = f"does not accept {', '.join(missing)}, which {causes}"
         raise ValueError(f"{name} {needs}: add it to the constructor, or change the process, clock or alignment")
     net = model(**keywords)

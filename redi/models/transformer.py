@@ -25,18 +25,19 @@ from redi.models.wide_head import WideHead, check_head
 
 
 @configurable(
-    runtime=("channels", "grid", "num_classes", "variance_groups", "alignment_dim", "inner_layer"),
+    runtime=("channels", "grid", "num_classes", "variance_groups", "alignment_dim", "inner_layer", "takes_features"),
     harmless=("attention", "checkpointing"),
 )
 class DiffusionTransformer(nn.Module):
     """The DiT or SiT network on the joint state: x_t (N, C, H, W), t (N,), y (N,) -> prediction (N, C, H, W).
 
     Args:
-        channels, grid: groups and (H, W) of the joint state. `train` supplies these and the next four arguments.
+        channels, grid: groups and (H, W) of the joint state. `train` supplies these and the next five arguments.
         num_classes: K; row K of the label table is the null label.
         variance_groups: groups with a learned variance. Their variances follow the C channels of the prediction.
         alignment_dim: E of the encoder that REPA aligns hidden tokens with, {name: E} of several; None: no projector.
         inner_layer: number of the block whose output an inner head reads (`JointObjective.inner_layer`); None: no head.
+        takes_features: take predicted features of width `alignment_dim` as a condition (`PredictedFeatures`).
         size: one of `redi.models.sizes.SIZES`, a slash and a patch size, such as 'B/2'.
         width, depth, num_heads, patch_size: override the corresponding part of `size`.
         mlp_ratio: hidden width of the MLPs, relative to `width`.
@@ -50,7 +51,7 @@ class DiffusionTransformer(nn.Module):
             the groups different times.
         group_times_by: 'sum' of embeddings of full width; or 'concatenation' of narrow ones, the representations first
             and the image last, as in SFD.
-        alignment_layer: number of the block whose output REPA's projector reads; the first block is 1.
+        alignment_layer: number of the block whose output REPA's projector reads: 1 is the first block, -1 the last.
         alignment_projector: 'mlp', or 'conv': iREPA's convolution on the grid of the tokens.
         alignment_width: hidden width of the MLP.
         head_width: put a wide, shallow head on the transformer, see `redi.models.wide_head`; None: no such head. In
@@ -75,10 +76,11 @@ class DiffusionTransformer(nn.Module):
     def __init__(
         self, *, channels: Channels, grid: tuple[int, int], num_classes: int, variance_groups: Sequence[str] = (),
         alignment_dim: int | Mapping[str, int] | None = None, inner_layer: int | None = None,
-        size: str = "B/2", width: int | None = None, depth: int | None = None, num_heads: int | None = None,
-        patch_size: int | None = None, mlp_ratio: float = 4.0, fusion: type = Merged, attention: str = "auto",
-        checkpointing: bool = False, timestep_scale: float = 1.0, group_timesteps: bool = False,
-        alignment_layer: int = 8, alignment_width: int = 2048, alignment_projector: Literal["mlp", "conv"] = "mlp",
+        takes_features: bool = False, size: str = "B/2", width: int | None = None, depth: int | None = None,
+        num_heads: int | None = None, patch_size: int | None = None, mlp_ratio: float = 4.0, fusion: type = Merged,
+        attention: str = "auto", checkpointing: bool = False, timestep_scale: float = 1.0,
+        group_timesteps: bool = False, alignment_layer: int = 8, alignment_width: int = 2048,
+        alignment_projector: Literal["mlp", "conv"] = "mlp",
         block: Callable[..., Block] = AdaLN, timestep_features: Literal["sinusoidal", "gaussian"] = "sinusoidal",
         group_times_by: Literal["sum", "concatenation"] = "sum", head_width: int | None = None, head_depth: int = 2,
         head_num_heads: int | None = None,
@@ -96,7 +98,8 @@ class DiffusionTransformer(nn.Module):
         self.trained_with: tuple[float, ...] | None = None  # `JointObjective.trained_with`, if known
         runtime = {"variance_groups": tuple(variance_groups)} if variance_groups else {}
         embed = partial(fusion, channels=channels, grid=grid, patch_size=patch_size, **runtime)
-        self.fusion = embed(width=width)
+        self.feature_dim: Any = alignment_dim if takes_features else None
+        self.fusion = embed(width=width, **({"condition_dim": alignment_dim} if takes_features else {}))
         names = channels.representations if group_timesteps else ()
         self.group_times_by, time_width = group_times_by, group_width(width, 1 + len(names), group_times_by)
         embed_time = partial(TimestepEmbedding, time_width, features=timestep_features, scale=timestep_scale)
@@ -108,7 +111,7 @@ class DiffusionTransformer(nn.Module):
         self.group_embeddings = nn.ModuleDict({name: embed_time() for name in names})
         self._initialise()
         self.register_buffer("rotation", rotation_of(self.blocks[0], self.fusion), persistent=False)
-        self.alignment_layer = alignment_layer
+        self.alignment_layer = alignment_layer = depth if alignment_layer == -1 else alignment_layer
         self.projector: nn.Module | None = None
         self.aligns_vectors = alignment_projector == "mlp"  # with align='all'
         if alignment_dim is not None:
@@ -144,8 +147,9 @@ class DiffusionTransformer(nn.Module):
         self.final_modulation = _final_modulation(head_blocks[-1].width)
 
     def forward(
-        self, x: Tensor, t: Tensor, y: Tensor, *, align: bool | Literal["all"] = False, inner: bool = False
-    ) -> Tensor | tuple[Any, ...]:
+        self, x: Tensor, t: Tensor, y: Tensor, *, align: bool | Literal["all"] = False, inner: bool = False,
+        features: Tensor | None = None,
+    ) -> Tensor | tuple[Any, ...]:  # fmt: skip
         """Return the prediction (N, C, H, W), followed by the channels of learned variances.
 
         Args:
@@ -156,9 +160,12 @@ class DiffusionTransformer(nn.Module):
             inner: also return the inner prediction, of the same shape.
             align: also return, last, the projected hidden image tokens for REPA: (N, P, E), or {name: (N, P, E)}. With
                 'all', those of the V vectors precede them: (N, V + P, E).
+            features: predicted features, the condition of a model with `takes_features`, (N, P, E); 0 where absent.
         """
         t = torch.as_tensor(t, device=x.device)
         tokens, fusion, rotation = self.fusion.embed(x), self.fusion, self.rotation  # (N, T, D)
+        if features is not None:
+            tokens = fusion.add_condition(tokens, features)
         times = self._embed_times(t)
         condition = times + self.label_embedding(y)  # (N, D)
         if self.wide_head is not None:
@@ -193,6 +200,11 @@ class DiffusionTransformer(nn.Module):
         norm, modulation, fusion = (self.inner_head[name] for name in ("norm", "modulation", "fusion"))
         shift, scale = modulation(times[:, None] + tokens).chunk(2, dim=-1)  # (N, T, D)
         return fusion.unembed(modulate(norm(tokens), shift, scale))
+
+    @property
+    def feature_shape(self) -> tuple[int, int] | None:
+        """(P, E) of the features that the model predicts and takes; None if it takes none."""
+        return None if self.feature_dim is None else (len(self.fusion.positions), self.feature_dim)
 
     @property
     def has_group_times(self) -> bool:

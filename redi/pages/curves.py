@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from redi.core.losses import BY_TIME
+from redi.core.own_times import MEAN_TIME
 from redi.core.parts import PROJECTION
 from redi.evaluation.convergence import PREFIX, Curve
 from redi.pages.plots import Panel, Series
@@ -20,10 +21,13 @@ def run_panels(entries: list[dict]) -> list[Panel]:
     if not any(len(curve.x) > 1 for curve in series.values()):
         return []
     monitored = [name for name in series if name.startswith(PREFIX)]
+    of_clock = [name for name in series if name.startswith(MEAN_TIME)]
     projections = {name: series[name] for name in series if name.startswith(PROJECTION)}
-    losses = [curve for name, curve in series.items() if name not in (*monitored, *projections, *RATES)]
+    losses = [curve for name, curve in series.items() if name not in (*monitored, *projections, *RATES, *of_clock)]
+    moved = [series[name] for name in of_clock]
     return [
         Panel("losses", "step", losses, y_scale="zero"),
+        *([Panel("mean own time of each group, while the clock is learned", "step", moved)] if moved else []),
         *_time_panels(entries),
         *_projection_panels(projections),
         *(Panel(_title(name), "step", [series[name]], marks=True) for name in monitored),
@@ -32,10 +36,11 @@ def run_panels(entries: list[dict]) -> list[Panel]:
     ]  # fmt: skip
 
 
-def schedule_panel(curves: Mapping) -> Panel:
-    """Return a panel of `snr_curves`. A curve ends where its group is pure noise or clean."""
-    groups = [Series(name, curves["s"], ratios) for name, ratios in curves["snr"].items()]
-    return Panel("signal-to-noise ratio of each group, dB", "shared time s, from noise (0) to data (1)", groups)
+def schedule_panels(curves: Mapping) -> list[Panel]:
+    """Return a panel of `snr_curves`, and with a clock one of own times. A ratio ends at pure noise or clean data."""
+    titles = {"snr": "signal-to-noise ratio of each group, dB", "t": "own time t of each group"}
+    groups = {key: [Series(name, curves["s"], y) for name, y in curves[key].items()] for key in titles if key in curves}
+    return [Panel(titles[key], "shared time s, from noise (0) to data (1)", series) for key, series in groups.items()]
 
 
 def _time_panels(entries: list[dict]) -> list[Panel]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from redi.data import audit
 from redi.evaluation.records import read_metrics
 from redi.evaluation.samples.stored import load_samples
-from redi.pages.curves import run_panels, schedule_panel
+from redi.pages.curves import run_panels, schedule_panels
 from redi.pages.files import Folder, Picture
 from redi.pages.reference import ReferenceCurve, reference_panels
 from redi.pages.render import render
@@ -65,7 +65,7 @@ def run_page(run_dir: Path, trained_dir: Path, title: str, curve: ReferenceCurve
 
 
 def _training(record: dict) -> dict:
-    panels = [schedule_panel(record["noise_schedule"])] if "noise_schedule" in record else []
+    panels = schedule_panels(record["noise_schedule"]) if "noise_schedule" in record else []
     return history.in_brief(record) | {"record": record, "panels": panels}
 
 

@@ -174,7 +174,8 @@ def _portable(run: Run) -> str:
     omitted = ("audit", "prepare", "evaluate")
     with config.isolated():
         import_all()
-        config.parse([], run.gin_bindings, saved=[run.folder / CONFIG])
+        inlined = run.objective.clock.portable() if run.objective else []
+        config.parse([], [*run.gin_bindings, *inlined], saved=[run.folder / CONFIG])
         text = config.text_for([root for root in entry_points if root.__name__ not in omitted], local.match)
     if paths := [name for name, value in config.statements(text).items() if ABSOLUTE.search(value)]:
         log.warning(

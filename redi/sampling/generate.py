@@ -1,6 +1,5 @@
 """Generate images and their features with a trained model."""
 
-import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from redi.core.channels import Channels
 from redi.core.processes import Process, processes
@@ -20,11 +18,12 @@ from redi.core.samplers.ancestral import Ancestral
 from redi.core.samplers.euler_maruyama import EulerMaruyama
 from redi.guidance import Guidance, guidance_rules, guided, total_weights, training_advice
 from redi.models.codec import JointCodec
-from redi.models.interface import choose_attention_of, state_of
-from redi.runtime.device import Precision, choose_compile, choose_precision, compile_full_graph, matmul_precision
+from redi.models.interface import state_of
+from redi.runtime.device import choose_compile, choose_precision
 from redi.runtime.progress import progress
 from redi.runtime.ranges import SEED, check_number
 from redi.sampling.conditional import check_given, clamped, times_with_given
+from redi.sampling.counted_network import CountedNetwork
 from redi.sampling.labels import label_numbers
 from redi.sampling.networks import open_networks
 from redi.sampling.notebook import samples_shown
@@ -147,8 +146,8 @@ def generate(
         clock = type(process.clock).__name__ if isinstance(process, Clocked) else "one t for all groups"
         raise ValueError(f"own_time = True with a model of {clock}: must be False, or train with clocks.Independent")
     model_time = times_with_given(process, channels, given) if own_time else process.model_time
-    networks = {"self": _Network(model, weights or {}, how, compiled, device)}
-    networks |= {name: _Network(other, {}, how, compiled, device) for name, (other, _) in others.items()}
+    networks = {"self": CountedNetwork(model, weights or {}, how, compiled, device)}
+    networks |= {name: CountedNetwork(other, {}, how, compiled, device) for name, (other, _) in others.items()}
     times: list[float] = []  # one per function evaluation
 
     def group_times(t: float) -> Mapping[str, float]:
@@ -211,6 +210,11 @@ def check_generation(sampler: Sampler | None, process: Process, guidance: Sequen
     if sampler is not None:
         samplers.check(sampler, "generate.sampler")
         sampler.check(process.for_channels(channels))
+        if sampler.num_evaluations is None and getattr(model, "feature_shape", None):
+            what = (
+                f"generate.sampler = {type(sampler).__name__} repeats steps, but the predicted features of this model"
+            )
+            raise ValueError(f"{what} go from step to step: use a sampler with fixed steps, such as samplers.Euler()")
     if not isinstance(guidance, Sequence):
         raise ValueError(f"generate.guidance = {guidance!r}: must be a list, for example [guidance.ClassifierFree()]")
     for rule in guidance:
@@ -225,26 +229,3 @@ def check_generation(sampler: Sampler | None, process: Process, guidance: Sequen
             settings = ", ".join(f"{type(rule).__name__}.{name} = {value!r}" for name, value in vars(rule).items())
             hint = "one of these values has the wrong type, or weight_offsets uses t as a number: it is {group: own t}"
             raise ValueError(f"{settings}: {hint} ({error})") from error
-
-
-class _Network:
-    """A copy of the model with `weights` and a precision, which counts evaluations. The model itself is not changed."""
-
-    def __init__(
-        self, model: nn.Module, weights: Mapping[str, Tensor], how: Precision, compiled: bool, device: torch.device
-    ):  # fmt: skip
-        tensors = {id(p): weights.get(name, p) for name, p in model.named_parameters()}
-        memo = {key: nn.Parameter(tensor.detach(), requires_grad=False) for key, tensor in tensors.items()}
-        net = copy.deepcopy(model, memo).eval()  # parameters in `memo` are used as they are, not copied
-        net.to(device)
-        choose_attention_of(net, device, how.dtype)
-        self.how, self.graphs = how, compiled and device.type == "cuda"
-        self.predict = compile_full_graph(net, "reduce-overhead" if self.graphs else None) if compiled else net
-        self.evaluations = 0  # images times conditions
-
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor, **asks: bool) -> Any:
-        self.evaluations += len(x)
-        with matmul_precision(self.how.name), self.how.autocast(x.device):
-            outputs = self.predict(x, t, y, **asks)
-        # Copied, because the next replay reuses the memory.
-        return tree_map(lambda output: output.to(torch.float32, copy=self.graphs), outputs)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+import redi
 from redi.core.ema import AveragedWeights
 from redi.core.objective import JointObjective
 from redi.core.plug_ins import plug_ins, warn_of_edits
@@ -19,6 +20,7 @@ from redi.fusion.merged import with_one_bias
 from redi.models.codec import JointCodec
 from redi.models.reducers import trained_state
 from redi.runtime.artefact import optimizer_tensors, restore_optimizer
+from redi.runtime.atomic import write_json
 from redi.runtime.checkpoint import Retention, checkpoint_dir, newest_good, save_checkpoint
 from redi.runtime.distributed import Processes
 from redi.sampling.pictures import ColourBasis
@@ -42,6 +44,7 @@ class TrainingState:
 
     Attributes:
         colours: colours of the features in previews, constant over the run.
+        objective: of the training, passed to `begin`.
         description: the part of a checkpoint's record that is constant over the run.
         history: the content of `training.json`.
     """
@@ -56,6 +59,7 @@ class TrainingState:
     keep: tuple[int, int | None, str | None] = (2, None, None)
     colours: ColourBasis | None = None
     description: dict = field(default_factory=dict)
+    objective: JointObjective | None = None
     history: History | None = None
 
     def __post_init__(self):
@@ -90,14 +94,18 @@ class TrainingState:
             table = snr_table(channels, loss_of.process, loss_of.weights, record["spread"])
             log.info("noise schedule of each group\n%s", table)
         self.history = History(self.run_dir, record["step"], self.model, self.processes, self.codec, dataset.image_size)
-        self.history.record["noise_schedule"] = snr_curves(channels, loss_of.process, record["spread"])
+        fixed = {} if loss_of.parts else loss_of.artefacts()
+        if (stored := record.get("artefacts", fixed)) != fixed:
+            what = f"{self.folder(record['step'])} was trained with another {' and '.join(stored)}"
+            raise ValueError(f"{what}: restore the file from its copy in {self.run_dir}, or start a new run")
+        self.objective = loss_of
         self.description = {
             "model_arguments": {**model_arguments, "channels": channels.record()},
             "image_size": dataset.image_size, "seed": seed, "dataset": dataset.fingerprint(),
             "dataset_contents": dataset.content_fingerprint(),
             "spread": record["spread"], "codec": self.codec.provenance(),
             "codec_fingerprint": self.codec.fingerprint(), "plug_ins": plug_ins(*components),
-        } | ({"class_names": names} if names else {})  # fmt: skip
+        } | ({"artefacts": fixed} if fixed else {}) | ({"class_names": names} if names else {})  # fmt: skip
         return record
 
     def resume(self, *, seed: int, dataset) -> dict | None:
@@ -174,14 +182,15 @@ class TrainingState:
         """Write a checkpoint. All processes call it, and all raise OSError if it cannot be written."""
         optimizer_state, optimizer_record = optimizer_tensors(self.optimizer, self.names)
         groups = {"model": self.model.state_dict(), "ema": self.ema.parameters, "optimizer": optimizer_state}
-        assert self.colours is not None and self.history is not None  # `begin` was called
+        assert self.colours and self.history and self.objective  # `begin` was called
         self.update_codec()
         groups |= {"codec": self.codec.learned_state(), "colours": self.colours.tensors}
         if further := self.ema.extra_state():
             groups["averages"] = further
         record = self.description | {"optimizer": optimizer_record, "processes": self.processes.size} | record
         scratch = checkpoint_dir(self.run_dir, step).with_name(f".step_{step:08d}.sharded")
-        history = self.history
+        history, process = self.history, self.objective.process
+        history.record["noise_schedule"] = snr_curves(self.codec.channels, process, self.description["spread"])
 
         def clear() -> None:
             for leftover in scratch.parent.glob(".step_*.sharded"):  # from a process that was killed
@@ -194,6 +203,7 @@ class TrainingState:
             try:
                 whole = {name: group for name, group in groups.items() if name not in ready}
                 save_checkpoint(self.run_dir, step, whole, record, self.retention, ready=ready)
+                self._write_artefacts(step)
                 history.write(step)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -205,6 +215,14 @@ class TrainingState:
         if trained := trained_state(self.model.state_dict() | dict(self.ema.parameters)):
             self.codec.load_learned_state(self.codec.learned_state() | trained)
             self.description |= {"codec": self.codec.provenance(), "codec_fingerprint": self.codec.fingerprint()}
+
+    def _write_artefacts(self, step: int) -> None:
+        """Write to the run folder what the objective has learned up to this step, or was given."""
+        assert self.objective is not None
+        keys = ("seed", "image_size", "dataset", "codec_fingerprint")
+        origin = {"redi": redi.__version__, "step": step} | {key: self.description[key] for key in keys}
+        for name, content in self.objective.artefacts().items():
+            write_json(self.run_dir / name, content | {"origin": origin})
 
     def save_snapshot(self, step: int) -> None:
         """Write a snapshot of the weight averages if one is due after this step. All processes call it."""

@@ -115,6 +115,7 @@ class TrainingStep:
             x = self.codec.join(stored, rows.randn)  # (n, C, H, W)
         y, times, noise, dropped, num_kept = self.objective.draw(x, batch["labels"], rows)
         arguments: dict[str, Any] = {"x": x, "y": y, "times": times, "noise": noise, "dropped": dropped}
+        arguments |= self.objective.draw_more(x, rows)
         if self.objective.alignment.active(step) and self.codec.alignments:
             arguments["alignment"] = {name: stored[name] for name in self.codec.alignments}
         arguments |= self.objective.observe(stored, self.processes.mean)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from redi.core.channels import Channels
 from redi.core.parts import PREFIX
+from redi.fusion import CONDITION
 from redi.fusion.merged import Merged, with_one_bias
 from redi.models.published.bindings import REVERSED
 from redi.models.published.file import read_published
@@ -32,9 +33,9 @@ def warm_start(model: nn.Module, path: str | Path) -> str:
 
     New groups are those that the smaller model (the source) lacks. Their patch embeddings and heads are set to 0, and
     so is the last layer of every per-group time embedding. At step 0 the predictions of the other groups therefore
-    equal those of the source, for any values of the new groups. A new vector keeps its initial embedding: its
-    token changes the attention of the others anyway. Projectors and inner heads keep their initial values, and no
-    random number is drawn. The position table is fixed, so the grids may differ.
+    equal those of the source, for any values of the new groups, and of a condition that the source does not take. A new
+    vector keeps its initial embedding: its token changes the attention of the others anyway. Projectors and inner heads
+    keep their initial values, and no random number is drawn. The position table is fixed, so the grids may differ.
 
     Shapes cannot show whether two models use the same process: use SiT weights for a velocity network with the same
     direction of time, and DiT weights for noise prediction. A learned variance is copied if both models have one.
@@ -64,7 +65,11 @@ def warm_start(model: nn.Module, path: str | Path) -> str:
         group = match[1] if (match := IN_FUSION.match(name)) else None
         if group in model.channels.vectors and group in further and ".embeddings." in name:
             continue
-        if group in further or (name.startswith("group_embeddings.") and ".mlp.2." in name):
+        if (
+            group in further
+            or (group == CONDITION and name not in state)
+            or (name.startswith("group_embeddings.") and ".mlp.2." in name)
+        ):
             parameter.zero_()
         elif not name.startswith(NOT_COPIED) and name in state:  # the source may lack a learned variance
             parameter.copy_(state[name])

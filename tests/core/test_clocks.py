@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from redi.core.channels import Channels
-from redi.core.clocks import Clock, Independent, Lead, Shared, Shift, clocks
+from redi.core.clocks import Clock, Independent, Lead, Learned, Shared, Shift, clocks
 from redi.core.objective import JointObjective
 from redi.core.processes import DDPM, VP, FlowMatching, Shifted
 from redi.core.processes.clocked import Clocked
@@ -19,6 +19,7 @@ CLOCKS = {
         "Shared": Shared(), "Independent": Independent(), "Lead": Lead(), "Lead 0": Lead(0.0), "Lead 1": Lead(1.0),
         "Lead -0.3": Lead(-0.3), "Lead one group": Lead(0.3, groups=["clip"]),
         "Lead per group": Lead({"dinov2": 0.4, "clip": -0.15}), "Shift": Shift(shift={"dinov2": 0.5, "image": 3.0}),
+        "Learned": Learned(start=5.0), "Learned both": Learned(shapes={"image": "convex", "clip": "concave"}, start=2),
     }.items()
 }  # fmt: skip
 every_clock = pytest.mark.parametrize("clock", CLOCKS.values(), ids=CLOCKS)
@@ -174,7 +175,7 @@ def test_two_clocks_are_refused():
 
 @pytest.mark.parametrize("value", [FlowMatching(), Lead, 0.3])
 def test_what_is_not_a_clock_is_refused(value):
-    with pytest.raises(ValueError, match=r"JointObjective\.clock must be one of clocks \(Independent, Lead, Shared"):
+    with pytest.raises(ValueError, match=r"JointObjective\.clock must be one of clocks \(Independent, Lead, Learned"):
         JointObjective(channels=CHANNELS, num_classes=1, clock=value)
 
 

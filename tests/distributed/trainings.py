@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from redi.core.clocks import Learned
 from redi.core.ema.exponential import EMA
 from redi.core.ema.power_function import PowerFunctionEMA
 from redi.core.objective import JointObjective
@@ -34,6 +35,7 @@ MODEL = partial(
 MODERN = partial(MODEL, block=Modern, head_width=24, head_num_heads=3, timestep_features="gaussian")
 NAMED = {
     "FSDP": FSDP, "PowerFunctionEMA": lambda: partial(PowerFunctionEMA, snapshot_every=2),
+    "probe": lambda: partial(JointObjective, clock=Learned(), kinetic_weight=0.1),
     "ends at 2": lambda: lambda record: record["step"] == 2, "Muon": lambda: Muon,
     "SGD": lambda: partial(torch.optim.SGD, lr=0.01), "modern": lambda: MODERN,
 }  # fmt: skip

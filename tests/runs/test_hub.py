@@ -14,6 +14,8 @@ import torch
 
 import redi
 from redi.core import config
+from redi.core.channels import Channels
+from redi.core.clocks import Learned
 from redi.fusion import sincos_positions
 from redi.models.published.layout import Layout
 from redi.models.published.parse import published_shapes
@@ -428,3 +430,26 @@ def test_the_hub_client_is_imported_only_where_it_is_used():
     code = "import sys, redi.runs.hub; print('huggingface_hub' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("probe", [True, False], ids=["a probe", "a found clock"])
+def test_a_learned_clock_travels_with_the_model(probe, tiny_gin, tmp_path):
+    clock = Learned(start=3.0).for_channels(Channels(image=1, domain=2)).artefacts()["clock.json"]
+    (tmp_path / "clock.json").write_text(json.dumps(clock))
+    bindings = ["Learned.start = 3.0"] if probe else [f"CLOCK = '{tmp_path}'"]
+    config.parse([tiny_gin, f"levers/{'clock_probe' if probe else 'learned_clock'}.gin"], bindings)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.gin").write_text(config.full_text())
+    train_stage(Experiment(folder))
+    run = redi.load(folder)
+    saved = redi.save_pretrained(run, tmp_path / "model")
+    (tmp_path / "clock.json").unlink()
+    opened = redi.from_pretrained(saved)
+    assert opened.process.clock.time("image", 0.5) == run.process.clock.time("image", 0.5) != 0.5
+    assert torch.equal(draw(opened), draw(run))
+    if not probe:
+        with pytest.raises(ValueError, match=r"clocks\.Learned\.path = .*: there is no .*clock\.json"):
+            redi.load(folder)
+        again = redi.load(folder, gin_bindings=[f"Learned.path = '{folder}'"])  # its copy
+        assert torch.equal(draw(again), draw(run))

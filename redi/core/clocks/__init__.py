@@ -7,6 +7,8 @@ t(0) = 0 (noise) to t(1) = 1 (data), and its slope dt/ds >= 0. Training draws s;
 
 from abc import ABC, abstractmethod
 
+from torch import nn
+
 from redi.core.channels import Channels
 from redi.core.registry import Registry, discover
 
@@ -15,7 +17,7 @@ class Clock(ABC):
     """The own time t of each channel group for a shared time s, t(0) = 0 and t(1) = 1, nondecreasing in s.
 
     A component implements `time` and `slope`, and may override `kinks` and `for_channels`. Public attributes are
-    settings and must be JSON values.
+    settings and must be JSON values. A clock that is learned sets `module` and overrides `artefacts`.
 
     Examples:
         >>> class Late(Clock):  # the features start slowly
@@ -29,6 +31,17 @@ class Clock(ABC):
     separate = True
     # True: training draws a time for each group of a sample. In sampling the groups have t = s.
     independent = False
+
+    # What is learned with the network, a part of the objective; None for a fixed clock.
+    module: nn.Module | None = None
+
+    def artefacts(self) -> dict[str, dict]:
+        """Return {file name: JSON content} of what was learned, which every checkpoint writes to the run folder."""
+        return {}
+
+    def portable(self) -> list[str]:
+        """Return gin bindings that hold what this clock has read from files, for a configuration without them."""
+        return []
 
     def for_channels(self, channels: Channels) -> "Clock":
         """Return this clock for a joint state. Raises ValueError if a setting names an unknown group."""

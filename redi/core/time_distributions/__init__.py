@@ -17,7 +17,8 @@ Shift = float | Literal["dimension", "resolution"]
 class TimeDistribution(ABC):
     """The distribution of the training times in [0, 1]: of the shared time, or of every time of clocks.Independent.
 
-    A component implements `draw`, and may override `check`. Public attributes are settings and must be JSON values.
+    A component implements `draw`, and may override `check` and `density`. Public attributes are settings and must be
+    JSON values.
 
     Examples:
         >>> from redi.core.processes import FlowMatching
@@ -40,11 +41,17 @@ class TimeDistribution(ABC):
         Random numbers come from torch's default generator. Values stay on the device.
         """
 
+    def density(self, process: Process, t: Tensor, state: tuple[int, ...]) -> Tensor:
+        """Return the probability density of the times t, like t. Raises ValueError if it is not known."""
+        what = f"JointObjective.own_times needs the density of time_distributions.{type(self).__name__}"
+        raise ValueError(f"{what}: implement its `density`, or bind Uniform or LogitNormal")
+
 
 class ShiftedTimes(TimeDistribution):
-    """Times t of a continuous process that are shifted to t / (t + shift (1 - t)). A component implements `unshifted`.
+    """Times t of a continuous process that are shifted to t / (t + shift (1 - t)).
 
-    Times outside `Process.t_range` are set to its ends.
+    A component implements `unshifted`, and `unshifted_density` for its density. Times outside `Process.t_range` are set
+    to its ends.
 
     Args:
         shift: a number; with shift > 1, training sees more noise, and the median 1/2 becomes 1 / (1 + shift).
@@ -86,6 +93,17 @@ class ShiftedTimes(TimeDistribution):
     ) -> Tensor:
         times, shift = self.unshifted(process, shape, device), self.shift_for(state)
         return (times if shift == 1 else shifted(times, shift)).clamp(*process.t_range())
+
+    def unshifted_density(self, process: Process, t: Tensor) -> Tensor:
+        """Return the density of the times before the shift."""
+        return super().density(process, t, ())
+
+    def density(self, process: Process, t: Tensor, state: tuple[int, ...]) -> Tensor:
+        shift = self.shift_for(state)
+        if shift == 1:
+            return self.unshifted_density(process, t)
+        slope = shift / (1 - t + shift * t) ** 2  # of the inverse, which has the shift 1 / shift
+        return self.unshifted_density(process, shifted(t, 1 / shift)) * slope
 
 
 time_distributions = Registry("time_distributions", TimeDistribution)

@@ -36,3 +36,8 @@ class LogitNormal(ShiftedTimes):
 
     def unshifted(self, process: Process, shape: tuple[int, ...], device: torch.device | str) -> Tensor:
         return torch.sigmoid(self.mean + self.std * torch.randn(shape, device=device))
+
+    def unshifted_density(self, process: Process, t: Tensor) -> Tensor:
+        t = t.clamp(1e-6, 1 - 1e-6)  # finite at both ends, where the density is 0
+        z = (torch.logit(t) - self.mean) / self.std
+        return torch.exp(-z.square() / 2) / (self.std * math.sqrt(2 * math.pi) * t * (1 - t))

@@ -27,3 +27,7 @@ class Uniform(ShiftedTimes):
 
     def unshifted(self, process: Process, shape: tuple[int, ...], device: torch.device | str) -> Tensor:
         return process.draw_times(shape, device)
+
+    def unshifted_density(self, process: Process, t: Tensor) -> Tensor:
+        first, last = process.t_range()
+        return torch.full_like(t, 1 / (last - first))

@@ -147,6 +147,8 @@ def _kind(model: DiffusionTransformer) -> type[Layout]:
         reason = f"has {type(model.fusion).__name__} tokens, not merged ones with one patch embedding and one head"
     elif model.inner_layer is not None:
         reason = "has an inner head (JointObjective.inner_layer)"
+    elif model.feature_shape is not None:
+        reason = "takes predicted features (JointObjective.predicted_features)"
     elif model.projector is not None and not isinstance(model.projector, nn.Sequential):
         reason = "has a convolution, or several projectors, for REPA"
     elif len(model.fusion.variance_heads) not in (0, len(model.channels)):
