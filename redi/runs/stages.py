@@ -7,6 +7,7 @@ import torch
 
 from redi.core import config
 from redi.evaluation.evaluate import evaluate, prepare_networks
+from redi.evaluation.predicted import predicted_features
 from redi.evaluation.queries import query
 from redi.evaluation.records import format_metrics
 from redi.evaluation.samples.sample import sample
@@ -88,6 +89,18 @@ def _picture(experiment: Experiment, samples, rows: int = 4) -> None:
         real = Generated(batch["images"], x, batch["labels"], {})  # type: ignore[arg-type]  # no x without features
         sheets.append(sample_grid(real, run.codec, run.colours, "real held-out" + caption, columns, names))
     stack(sheets).save(path)
+    log.info("wrote %s", path)
+    if real is not None and getattr(run.model, "feature_shape", None):
+        batch = {"images": real.images, "labels": real.labels}
+        _if_readable(lambda: _predictions(experiment, batch, columns), "leaving out predicted features")
+
+
+def _predictions(experiment: Experiment, batch: dict[str, torch.Tensor], columns: int) -> None:
+    """Write `predicted_features.png` and `.json`: predicted beside true features of held-out images."""
+    cosines, picture = predicted_features(experiment.run, batch, columns=columns)
+    path = experiment.run_dir / "predicted_features.png"
+    picture.save(path)
+    write_json(path.with_suffix(".json"), {"num_images": len(batch["images"]), "cosine": cosines})
     log.info("wrote %s", path)
 
 
