@@ -36,10 +36,10 @@ class LearnedProjection(PCA):
         image_gradient: whether the loss of the image trains P too, through the features that the network reads. True
             needs nothing further and trains P for the generated image; False takes a second forward pass, in which the
             other outputs (REPA's tokens, an inner prediction) stay with the image.
-        ortho_weight: weight of the Ortho term |P'P - I|^2 (Frobenius), which prevents equal columns.
+        ortho_weight: weight of the Ortho term `|P'P - I|^2` (Frobenius), which prevents equal columns.
         ortho_on: 'raw': of P. 'normalised': of its columns divided by their norms, which batch norm ignores anyway.
-        cov_weight: weight of the Cov term sum_(i != j) cov(z)_ij^2 / R, as in VICReg (arXiv 2105.04906). The effective
-            rank is R / (1 + this term).
+        cov_weight: weight of the Cov term `sum_(i != j) cov(z)_ij^2 / R`, as in VICReg (arXiv 2105.04906). The
+            effective rank is R / (1 + this term).
         vf_weight: weight of the VF term.
         vf: 'similarity': the mean absolute difference between the cosine similarities of all pairs of positions of an
             image in z and in the stored features, after VA-VAE's VF loss (arXiv 2501.01423), whose name it shares: the

@@ -112,7 +112,7 @@ class TrainedProjection(nn.Module):
 
 
 def orthogonality(columns: Tensor, on: str = "raw") -> Tensor:
-    """Return |P'P - I|^2 of columns (S, R), 'raw' or 'normalised'."""
+    """Return `|P'P - I|^2` of columns (S, R), 'raw' or 'normalised'."""
     columns = functional.normalize(columns, dim=0) if on == "normalised" else columns
     return (columns.T @ columns - torch.eye(columns.shape[1], device=columns.device)).square().sum()
 
