@@ -122,7 +122,7 @@ def test_the_terms_of_channels_of_known_covariance():
     total, values = part.terms(torch.zeros(1, 4, 1, 1), torch.zeros(1, 2, 1, 1))
     values = {name: value.item() for name, value in values.items()}
     expected = {"ortho": 2, "cov": 1, "vf": 0.5, "effective_rank": 1, "std_1": 4, "std_2": 4}
-    assert values == pytest.approx(expected) and float(total) == pytest.approx(2 * 2 + 3 * 1 + 5 * 0.5)
+    assert values == pytest.approx(expected) and total.item() == pytest.approx(2 * 2 + 3 * 1 + 5 * 0.5)
     assert values["effective_rank"] == pytest.approx(2 / (1 + values["cov"]))
 
 
