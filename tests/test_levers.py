@@ -31,6 +31,11 @@ ALONE = ["predicted_features"]  # nothing but the image is diffused
 OTHERS = [name for name in LEVERS if name not in (*GUIDANCE, *CLOCKS, *ALONE)]
 # All others with each kind of guidance: a later file replaces the list of rules.
 COMBINATIONS = [(name,) for name in LEVERS] + [(*OTHERS, rule) for rule in GUIDANCE]
+# A weaker network has the channels of another projection, and is refused.
+COMBINATIONS = [
+    tuple(name for name in levers if name != "learned_projection" or not levers[-1].startswith("autoguidance"))
+    for levers in COMBINATIONS
+]
 # Bindings without a preset, with all others.
 MORE = {
     "inner_guidance": ["JointObjective.inner_layer = 1"],  # of one block

@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from redi.core.inputs import WrongType
+from redi.core.resize import resized
 
 
 class Vector(NamedTuple):
@@ -135,6 +136,17 @@ class Channels(Mapping[str, int]):
             raise ValueError(f"{what}: {allowed}; use images of the size that the codec was prepared for")
         values = torch.nn.functional.pad(vectors, (0, padding))
         return rearrange(values, "n (c h w) -> n c h w", h=height, w=width)
+
+    def on_grid(self, name: str, reduced: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return the channels (N, C_m, H, W) of a group from reduced features (N, R, h, w), or (N, R, 1, 1)."""
+        return self.stored(name, reduced[:, :, 0, 0], grid) if name in self.vectors else resized(reduced, grid)
+
+    def expand(self, times: Tensor) -> Tensor:
+        """Reshape times for broadcasting: (N,) -> (N, 1, 1, 1); (N, groups) -> (N, C, 1, 1)."""
+        if times.ndim == 1:
+            return times[:, None, None, None]
+        columns = zip(times.split(1, dim=1), self._sizes.values(), strict=True)
+        return torch.cat([t.expand(-1, size) for t, size in columns], dim=1)[:, :, None, None]
 
     def trim(self, x: Tensor) -> Tensor:
         """Set the padding of vectors in (N, C, H, W) to 0. Without vectors, return x itself."""

@@ -54,7 +54,7 @@ class Curve(nn.Module):
     def _segment(self, s):
         """Return the knot before s, the knot after it, the part of the way between them, and their distance."""
         last = self.num_knots - 1
-        knot = (s * last).long().clamp(0, last) if isinstance(s, Tensor) else min(int(s * last), last)
+        knot: Any = (s * last).long().clamp(0, last) if isinstance(s, Tensor) else min(int(s * last), last)
         ahead = (knot + 1).clamp(max=last) if isinstance(s, Tensor) else min(knot + 1, last)
         return knot, ahead, s * last - knot, 1 / last
 

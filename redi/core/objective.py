@@ -18,9 +18,10 @@ from redi.core.network_needs import NetworkNeeds
 from redi.core.own_times import OwnTimes
 from redi.core.parts import WithParts
 from redi.core.predicted_features import PredictedFeatures
-from redi.core.processes import Process, per_sample, processes
+from redi.core.processes import Process, processes
 from redi.core.processes.clocked import Clocked
 from redi.core.processes.flow_matching import FlowMatching
+from redi.core.projections import predict, project
 from redi.core.registry import configurable
 from redi.core.time_distributions import TimeDistribution, time_distributions
 from redi.core.time_distributions.uniform import Uniform
@@ -168,7 +169,7 @@ class JointObjective(NetworkNeeds, WithParts):
     def losses(
         self, model: Callable[..., Tensor], x: Tensor, y: Tensor, times: Tensor, noise: Tensor, dropped: Tensor,
         num_kept: Tensor | None = None, alignment: Features | None = None, per_sample: bool = False,
-        by_time: bool = False, sources: Tensor | None = None,
+        by_time: bool = False, stored: Mapping[str, Tensor] | None = None, sources: Tensor | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
         """Return the losses of `__call__` for fixed draws. Compiles as one graph: no randomness, no branches on values.
 
@@ -185,27 +186,27 @@ class JointObjective(NetworkNeeds, WithParts):
                 the loss of the batch.
             by_time: add "loss_by_t/<group>" (2, 10): the sum of the squared errors, without `time_weight`, and the
                 number of samples that keep the group, in ten equal bins of the group's own t.
+            stored: {group: channels (N, S, h, w) of a cache} of the groups that `projections` replace in x. Their
+                gradient reaches the projections through the input of the model alone.
             sources: (N,), the source of each condition (`PredictedFeatures.draw`). Default: the first pass.
         """
-        targets = [self.channels.unpadded(x)[name].flatten(1) for name in self.alignment.vectors]
+        x, extra, values = project(self.projections, self.channels, x, stored) if stored else (x, 0.0, {})
+        targets = [self.channels.unpadded(x.detach())[name].flatten(1) for name in self.alignment.vectors]
         if self.dropout_rule == "released":
             x = self.channels.mask(x, dropped)
-        t = self._expand(times)
+        t = self.channels.expand(times)
         x_t = self.process.mix(x, noise, t)
         if self.dropout_rule == "paper":
             x_t = self.channels.mask(x_t, dropped)
         asks: dict[str, object] = {"inner": True} if self.inner_layer else {}
         asks |= {} if alignment is None else {"align": "all" if targets else True}
+        alone = [name for name in stored or () if not self.projections[name].image_gradient]
+        num_channels = x.shape[1] + sum(self.channels[name] for name in self.process.variance_groups)
         inputs = x_t, self.process.model_time(times), y
         if (passes := self.predicted_features) is not None:
             asks["features"] = passes.condition(model, inputs, alignment, sources, self.alignment.normalisation)
-        outputs = model(*inputs, **asks)
-        prediction, *further = outputs if asks else [outputs]
-        num_variances = sum(self.channels[name] for name in self.process.variance_groups)
-        expected = (len(x), x.shape[1] + num_variances, *x.shape[2:])
-        if prediction.shape != expected:
-            what = f"the model returns {tuple(prediction.shape)} for x of shape {tuple(x.shape)}"
-            raise ValueError(f"train.model: {what}: the prediction must have shape {expected}")
+        prediction, *further = predict(model, inputs, asks, num_channels, self.channels, alone)
+        x, x_t = (x.detach(), x_t.detach()) if stored else (x, x_t)  # a projection moves the input alone
         means = GroupMeans(self.weights, (~dropped).float(), num_kept, per_sample)
         state = (x, noise, x_t, t, dropped)
         loss, losses, errors = self._of_prediction(prediction.float(), *state, means)
@@ -218,7 +219,7 @@ class JointObjective(NetworkNeeds, WithParts):
         if self.inner_layer:
             losses["inner"], *_ = self._of_prediction(further[0].float(), *state, means)
             loss = loss + self.inner_weight * losses["inner"]
-        return {"loss": loss, **losses, **sums}
+        return {"loss": loss + extra, **losses, **values, **sums}
 
     def _of_prediction(
         self, prediction: Tensor, x: Tensor, noise: Tensor, x_t: Tensor, t: Tensor, dropped: Tensor, means: GroupMeans
@@ -243,7 +244,7 @@ class JointObjective(NetworkNeeds, WithParts):
     def to(self, device: torch.device) -> "JointObjective":
         """Move the tables of the process to the device, so that training steps do not copy them."""
         self.process = self.process.for_channels(self.channels, device)
-        if "clock" in self.parts:  # which may be a copy, as in a prediction of memory
+        if "clock" in self.parts and isinstance(self.process, Clocked):  # parts may be copies, to predict the memory
             self.process.clock = self.clock = copy.copy(self.clock)
             self.clock.module = self.parts["clock"]
         return self
@@ -251,13 +252,6 @@ class JointObjective(NetworkNeeds, WithParts):
     def artefacts(self) -> dict[str, dict]:
         """Return {file name: JSON content} of what was learned, which every checkpoint writes to the run folder."""
         return self.clock.artefacts()
-
-    def _expand(self, times: Tensor) -> Tensor:
-        """Reshape times for broadcasting: (N,) -> (N, 1, 1, 1); (N, groups) -> (N, C, 1, 1)."""
-        if times.ndim == 1:
-            return per_sample(times)
-        columns = zip(times.split(1, dim=1), self.channels.values(), strict=True)
-        return torch.cat([t.expand(-1, size) for t, size in columns], dim=1)[:, :, None, None]
 
     @property
     def trained_with(self) -> TrainedWith:

@@ -1,11 +1,12 @@
 """The parts of an objective: modules that train together with the network."""
 
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Self, TypeVar
 
 from torch import Tensor, nn
 
 PREFIX = "objective_parts."  # of their tensors in the state dict of a network
+PROJECTION = "projection/"  # of the values that a learned projection logs
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -36,14 +37,44 @@ class WithParts:
             self._trained = list(net.parameters())
         return net
 
+    def with_parts_of(self, codec: Any) -> Self:
+        """Add the halves of reducers that train with the network (`Reducer.trained_part`); return the objective."""
+        if parts := codec.trained_parts():
+            self.parts["projections"] = nn.ModuleDict(parts)
+        return self
+
+    @property
+    def projections(self) -> Mapping[str, Any]:
+        """{group: the half of its reducer that trains with the network}."""
+        parts: Any = self.parts
+        return dict(parts["projections"].items()) if "projections" in parts else {}
+
+    def observe(self, stored: Mapping[str, Tensor], average: Callable[[Mapping], Mapping] = dict) -> dict[str, Any]:
+        """Take statistics of a batch as a cache stores it; return further arguments of `losses`, tensors by name.
+
+        The batch is that of this process; `average` averages named tensors over the processes.
+        """
+        channels = {name: stored[name].float() for name in self.projections}
+        for name, part in self.projections.items():
+            part.observe(channels[name], average)
+        return {"stored": channels} if channels else {}
+
+    def remarks(self, values: Mapping[str, float]) -> Iterable[str]:
+        """Yield warnings about a line of the log."""
+        for group, part in self.projections.items():
+            prefix = f"{PROJECTION}{group}/"
+            named = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+            if (remark := part.remark(group, named)) is not None:
+                yield remark
+
     def resting(self, step: int) -> Iterable[nn.Parameter]:
         """Return parameters that the optimizer leaves alone in this step, counted from 0: their gradient is dropped.
 
         A part with a method `moves(step)` takes turns with everything else: it rests unless that returns True, and then
         all others rest.
         """
-        turns = {part: part.moves(step) for part in self.parts.values() if hasattr(part, "moves")}
-        moving = {id(p) for part, moves in turns.items() if moves for p in part.parameters()}
+        turns: list[Any] = [part for part in self.parts.values() if hasattr(part, "moves")]
+        moving = {id(parameter) for part in turns if part.moves(step) for parameter in part.parameters()}
         if moving:
             return [parameter for parameter in self._trained if id(parameter) not in moving]
         return [parameter for part in turns for parameter in part.parameters()]

@@ -16,7 +16,7 @@ from redi.evaluation.reconstruction import check_reconstruction, reconstruction_
 from redi.evaluation.records import conditions, network_record, reference_record
 from redi.evaluation.references import reference_features, reference_positions
 from redi.evaluation.representation.agreement import representation_metrics
-from redi.evaluation.representation.picture import representation_picture
+from redi.evaluation.representation.picture import components_picture, representation_picture
 from redi.evaluation.samples.feature_store import sample_features
 from redi.evaluation.samples.stored import Samples, load_samples
 from redi.evaluation.stored_statistics import StoredStatistics, images_of
@@ -159,6 +159,8 @@ def _of_representation(representation, trained, samples: Samples, dataset, refer
     if not (entries := representation(trained, samples, dataset, images)):
         return []
     representation_picture(trained, samples, dataset).save(samples.folder.parent / "representation.png")
+    if (learned := components_picture(codec, dataset)) is not None:
+        learned.save(samples.folder.parent / "components.png")
     network = codec.provenance() | {"sha256": codec.fingerprint()}
     common = conditions(samples.record, network, reference_record(images or dataset))
     common |= {"warnings": list(warnings)} if warnings else {}

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from redi.core.channels import Channels, Vector
 from redi.core.inputs import check_maps
 from redi.core.registry import configurable
-from redi.core.resize import resized
 from redi.models.alignments import Source, alignment_encoders
 from redi.models.autoencoders import Autoencoder, autoencoders
 from redi.models.autoencoders.pixels import Pixels
@@ -130,14 +129,8 @@ class JointCodec(nn.Module):
         groups = {"image": self.autoencoder.latents(stored["image"], randn)}
         height, width = groups["image"].shape[-2:]
         for name, r in self.representations.items():
-            groups[name] = self.on_grid(name, r.reducer.finish(stored[name]), (height, width))
+            groups[name] = self.channels.on_grid(name, r.reducer.finish(stored[name]), (height, width))
         return self.channels.join(groups)
-
-    def on_grid(self, name: str, reduced: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return the channels (N, C_m, H, W) of a group from reduced features (N, R, h, w), or (N, R, 1, 1)."""
-        if self.representations[name].vector:
-            return self.channels.stored(name, reduced[:, :, 0, 0], grid)
-        return resized(reduced, grid)
 
     def encode(self, images: Tensor) -> Tensor:
         """Return x (N, C, H, W) float32 of uint8 images (N, 3, S, S)."""
@@ -196,7 +189,14 @@ class JointCodec(nn.Module):
     def learned_state(self, for_cache: bool = False) -> dict[str, Tensor]:
         """Return a copy of the state of what was learned from data; `for_cache`: only of what affects `precompute`."""
         # Copied, because representations may share an encoder, and safetensors refuses shared memory.
-        return {key: tensor.clone() for key, tensor in self._learned(for_cache).state_dict().items()}
+        trained = {f"{name}.reducer.{b}" for name, r in self.representations.items() for b in r.reducer.trained_buffers}
+        state = self._learned(for_cache).state_dict().items()
+        return {key: tensor.clone() for key, tensor in state if not (for_cache and key in trained)}
+
+    def trained_parts(self) -> dict[str, nn.Module]:
+        """Return {group: the half of its reducer that trains with the network}, see `Reducer.trained_part`."""
+        parts = ((name, r.reducer.trained_part()) for name, r in self.representations.items())
+        return {name: part for name, part in parts if part is not None}
 
     def load_learned_state(self, state: Mapping[str, Tensor], for_cache: bool = False) -> None:
         """Restore the output of `learned_state`. Raises ValueError if it belongs to another codec."""

@@ -7,11 +7,13 @@ import numpy as np
 
 from redi.core.losses import BY_TIME
 from redi.core.own_times import MEAN_TIME
+from redi.core.parts import PROJECTION
 from redi.evaluation.convergence import PREFIX, Curve
 from redi.pages.plots import Panel, Series
 
 RATES = {"images_per_second": "training speed, images per second", "gradient_norm": "gradient norm",
-         "learning_rate": "learning rate", "skipped_steps": "skipped steps (non-finite gradient)"}  # fmt: skip
+         "learning_rate": "learning rate", "skipped_steps": "skipped steps (non-finite gradient)",
+         "kinetic": "kinetic energy of the clock that is learned"}  # fmt: skip
 
 
 def run_panels(entries: list[dict]) -> list[Panel]:
@@ -21,12 +23,14 @@ def run_panels(entries: list[dict]) -> list[Panel]:
         return []
     monitored = [name for name in series if name.startswith(PREFIX)]
     of_clock = [name for name in series if name.startswith(MEAN_TIME)]
-    losses = [curve for name, curve in series.items() if name not in (*monitored, *RATES, *of_clock)]
-    moved = [series[name] for name in of_clock]
+    projections = {name: series[name] for name in series if name.startswith(PROJECTION)}
+    losses = [curve for name, curve in series.items() if name not in (*monitored, *projections, *RATES, *of_clock)]
+    moved = [_series(entries, name, name.removeprefix(MEAN_TIME)) for name in of_clock]
     return [
         Panel("losses", "step", losses, y_scale="zero"),
         *([Panel("mean own time of each group, while the clock is learned", "step", moved)] if moved else []),
         *_time_panels(entries),
+        *_projection_panels(projections),
         *(Panel(_title(name), "step", [series[name]], marks=True) for name in monitored),
         *(Panel(title, "step", [series[name]], y_scale="zero" if name == "images_per_second" else "auto")
           for name, title in RATES.items() if name in series and any(series[name].y)),
@@ -37,7 +41,8 @@ def schedule_panels(curves: Mapping) -> list[Panel]:
     """Return a panel of `snr_curves`, and with a clock one of own times. A ratio ends at pure noise or clean data."""
     titles = {"snr": "signal-to-noise ratio of each group, dB", "t": "own time t of each group"}
     groups = {key: [Series(name, curves["s"], y) for name, y in curves[key].items()] for key in titles if key in curves}
-    return [Panel(titles[key], "shared time s, from noise (0) to data (1)", series) for key, series in groups.items()]
+    axis, scales = "shared time s, from noise (0) to data (1)", {"snr": "auto", "t": "zero"}
+    return [Panel(titles[key], axis, series, y_scale=scales[key]) for key, series in groups.items()]
 
 
 def _time_panels(entries: list[dict]) -> list[Panel]:
@@ -51,6 +56,22 @@ def _time_panels(entries: list[dict]) -> list[Panel]:
                 curves.setdefault(f"{match[1]}, step {entry['step']:,}", {})[float(match[2])] = value
     series = [Series(label, list(points), list(points.values())) for label, points in curves.items()]
     return [Panel("mean squared error against t", "t of the group, from noise (0) to data (1)", series, marks=True)]
+
+
+def _projection_panels(series: Mapping[str, Series]) -> list[Panel]:
+    """Return the panels of learned projections: effective rank, standard deviations, and regularisers."""
+    titles = {
+        "effective_rank": "effective rank of the learned channels",
+        "std_": "std of the learned channels before batch norm",
+        "": "regularisers of the learned projection, unweighted",
+    }  # fmt: skip
+    curves: dict[str, list[Series]] = {title: [] for title in titles.values()}
+    for name, curve in series.items():
+        group, _, value = name.removeprefix(PROJECTION).rpartition("/")
+        title = next(title for start, title in titles.items() if value.startswith(start))
+        label = group if value == "effective_rank" else f"{group}: {value.removeprefix('std_')}"
+        curves[title].append(Series(label, curve.x, curve.y))
+    return [Panel(title, "step", lines, y_scale="zero") for title, lines in curves.items() if lines]
 
 
 def model_panels(logs: Mapping[str, list[dict]]) -> list[Panel]:

@@ -23,6 +23,7 @@ PICTURES = {
     "Generated representation": ("representation.png", "generated features and the encoder's features of the generated "
                                  "images; nearest training images of generated vectors"),
     "Predicted features": ("predicted_features.png", "features predicted at several noise levels, below the encoder's"),
+    "Learned components": ("components.png", "learned channels below the principal components they began as"),
     "Queries": ("queries.png", "features given images, and images given features"),
 }  # fmt: skip
 LISTINGS = {"config.gin": "all bindings", "operative.gin": "all parameters in effect, including defaults"}

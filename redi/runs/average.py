@@ -4,8 +4,10 @@ import logging
 import shutil
 from pathlib import Path
 
+from redi.models.reducers import trained_state
 from redi.runtime.artefact import read_record
 from redi.runtime.checkpoint import Retention, list_checkpoints, save_checkpoint
+from redi.runtime.checksums import json_sha256, tensors_sha256, without_versions
 from redi.runtime.paths import local_path
 from redi.training.posthoc import reconstruct_average
 
@@ -31,6 +33,10 @@ def average(run_dir: str | Path, sigma_rel: float, *, at_step: int | None = None
     keys = ("model_arguments", "image_size", "seed", "codec", "codec_fingerprint", "dataset")
     optional = {key: record[key] for key in ("plug_ins", "dataset_contents", "class_names") if key in record}
     record = {key: record[key] for key in keys} | optional | {"average": result.provenance()}
+    if trained := trained_state(result.parameters):  # the projection of the same average
+        tensors["codec"] = {**tensors["codec"], **trained}
+        record["codec"] = record["codec"] | {"learned_sha256": tensors_sha256(tensors["codec"])}
+        record["codec_fingerprint"] = json_sha256(without_versions(record["codec"]))
     save_checkpoint(to, result.step, tensors, record, keep=Retention(1))
     for name in ("config.gin", "audit.json"):
         if (run_dir / name).exists():

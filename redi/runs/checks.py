@@ -74,6 +74,7 @@ def check_training(
         compiled = choose_compile(setting(train, "compile"), device)
         codec.for_image_size(dataset.image_size)
         objective = setting(train, "objective")(channels=codec.channels, num_classes=dataset.num_classes)
+        objective.with_parts_of(codec)
         model_arguments = objective.model_arguments(codec, dataset)
         with torch.device("meta"):
             net = objective.attach(build_model(setting(train, "model"), model_arguments))

@@ -150,7 +150,7 @@ def open_run(
         advice = "bind the weights of the autoencoder that it was trained with"
         raise ValueError(f"{folder} was trained with {channels}, but the codec has {codec.channels}: {advice}")
     build, stored = model or DiffusionTransformer, dict(tensors.get("model", {})) | dict(tensors["ema"])
-    built = objective and objective(channels=channels, num_classes=num_classes)
+    built = objective and objective(channels=channels, num_classes=num_classes).with_parts_of(codec)
     try:
         # First on the meta device: an untrusted configuration could request any amount of memory.
         with torch.device("meta"):

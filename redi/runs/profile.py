@@ -96,14 +96,14 @@ def _subject(experiment: Experiment, stage: str) -> Iterator[Subject]:
     codec, data, device = experiment.codec, prepare_run(experiment, trains=stage == "training"), experiment.device
     torch.manual_seed(setting(train, "seed"))
     channels = codec.for_image_size(data.image_size).channels
-    objective = setting(train, "objective")(channels=channels, num_classes=data.num_classes)
+    objective = setting(train, "objective")(channels=channels, num_classes=data.num_classes).with_parts_of(codec)
     model = objective.attach(build_model(setting(train, "model"), objective.model_arguments(codec, data))).to(device)
     function = train if stage == "training" else generate
     precision = choose_precision(setting(function, "precision"), device, f"{function.__name__}.precision")
     compiled = choose_compile(setting(function, "compile"), device, f"{function.__name__}.compile")
     images = setting(function, "batch_size")
     if stage == "sampling":
-        model.open_network = network_opener(experiment.trained_dir)  # type: ignore[assignment]  # not a module
+        model.open_network = network_opener(experiment.trained_dir)
         yield Subject(_draw_batch(codec, model, objective, images), images, model, precision, compiled)
         return
     log.info("attention: %s", choose_attention_of(model.train(), device, precision.dtype))

@@ -184,6 +184,8 @@ class Guards:
             scalars = means.get()
             if self.log is not None:
                 self.write_line(step, **scalars, **values)
+                for remark in self.take_step.objective.remarks(scalars):
+                    log.warning("step %d: %s", step, remark)
                 rate = values["images_per_second"]
                 self.bar.set_postfix_str(f"loss {scalars['loss']:.4f}, {rate:.0f} img/s", refresh=False)
         self.pending.clear()

@@ -98,6 +98,8 @@ def predicted_memory(
         x = torch.empty(batch_size, objective.channels.total, *grid)
         batch = {"image": x, "labels": torch.zeros(batch_size, dtype=torch.int64)}
         batch |= {name: torch.empty(batch_size, dim, 1, 1) for name, dim in dims.items()}
+        sizes = {name: part.projection.shape[0] for name, part in loss_of.projections.items()}
+        batch |= {name: torch.empty(batch_size, size, 1, 1) for name, size in sizes.items()}
         for step in range(num_first_steps):
             take_step(batch, step)
         averages = [*take_step.ema.parameters.values(), *take_step.ema.extra_state().values()]

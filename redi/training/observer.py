@@ -45,6 +45,7 @@ class Observer:
             return None
         state, measurements = self.state, {}
         self.guards.write_lines()
+        self.state.update_codec()
         weights = state.parallel.gathered(state.ema.parameters)
         if state.processes.is_first:
             model = state.model

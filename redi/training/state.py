@@ -18,6 +18,7 @@ from redi.data.cache.cache import EncodedRows
 from redi.data.storage.contents import same_images
 from redi.fusion.merged import with_one_bias
 from redi.models.codec import JointCodec
+from redi.models.reducers import trained_state
 from redi.runtime.artefact import optimizer_tensors, restore_optimizer
 from redi.runtime.atomic import write_json
 from redi.runtime.checkpoint import Retention, checkpoint_dir, newest_good, save_checkpoint
@@ -182,6 +183,7 @@ class TrainingState:
         optimizer_state, optimizer_record = optimizer_tensors(self.optimizer, self.names)
         groups = {"model": self.model.state_dict(), "ema": self.ema.parameters, "optimizer": optimizer_state}
         assert self.colours and self.history and self.objective  # `begin` was called
+        self.update_codec()
         groups |= {"codec": self.codec.learned_state(), "colours": self.colours.tensors}
         if further := self.ema.extra_state():
             groups["averages"] = further
@@ -207,6 +209,12 @@ class TrainingState:
                 shutil.rmtree(scratch, ignore_errors=True)
 
         self.processes.on_first(write)
+
+    def update_codec(self) -> None:
+        """Give the codec the averaged weights and the statistics of reducers that train with the network."""
+        if trained := trained_state(self.model.state_dict() | dict(self.ema.parameters)):
+            self.codec.load_learned_state(self.codec.learned_state() | trained)
+            self.description |= {"codec": self.codec.provenance(), "codec_fingerprint": self.codec.fingerprint()}
 
     def _write_artefacts(self, step: int) -> None:
         """Write to the run folder what the objective has learned up to this step, or was given."""

@@ -118,6 +118,7 @@ class TrainingStep:
         arguments |= self.objective.draw_more(x, rows)
         if self.objective.alignment.active(step) and self.codec.alignments:
             arguments["alignment"] = {name: stored[name] for name in self.codec.alignments}
+        arguments |= self.objective.observe(stored, self.processes.mean)
         tensors, structure = tree_flatten(arguments)
         parts = zip(*(tensor.chunk(self.accumulate) for tensor in tensors), strict=True)
         return [dict(tree_unflatten(part, structure), num_kept=num_kept / self.accumulate) for part in parts]

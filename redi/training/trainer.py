@@ -136,6 +136,7 @@ def train(
         processes.check(batch_size, accumulate)
         torch.manual_seed(seed)
         loss_of = objective(channels=codec.for_image_size(dataset.image_size).channels, num_classes=dataset.num_classes)
+        loss_of.with_parts_of(codec)
         model_arguments = loss_of.model_arguments(codec, dataset)
         if check_memory:
             with torch.random.fork_rng(devices=[]):

@@ -30,7 +30,9 @@ def runs(tmp_path_factory, started):
     online, aligned, muon = {"cached": False}, {"aligned": True}, {"optimizer": "Muon", "model": "modern"}
     averaged, probe, predicted = {"ema": "PowerFunctionEMA"}, {"objective": "probe"}, {"predicted": True}
     by_one = {"1": {}, "1 online": online, "1 averaged": averaged, "1 aligned": aligned, "1 Muon": muon}
-    by_one |= {"1 predicted": predicted, "1 probe": probe}
+    # A projection, with a batch norm. Adam would turn the rounding of a gradient of 0, that of its lengths, into steps.
+    learned = {"learned": True, "optimizer": "SGD"}
+    by_one |= {"1 learned": learned, "1 predicted": predicted, "1 probe": probe}
     by_one |= {"1 to 2": {"num_steps": 2}, "1 Muon to 2 FSDP": muon | {"num_steps": 2}}
     for name, settings in by_one.items():
         trained(folder / name, **settings)
@@ -43,6 +45,7 @@ def runs(tmp_path_factory, started):
             "1 to 2": {}, "2 to 1": fsdp | {"num_steps": 2},
             "2 FSDP to 4": fsdp | {"num_steps": 2}, "2 aligned": aligned | {"accumulate": 2},
             "2 predicted": predicted | {"accumulate": 2}, "2 FSDP predicted": predicted | fsdp,
+            "2 learned": learned | {"accumulate": 2},
             "2 FSDP aligned": aligned | fsdp, "2 ended": {"on_log": "ends at 2", "num_steps": 8},
         },
     )  # fmt: skip
@@ -71,6 +74,7 @@ ALIKE = {
     "1 averaged": ["2 averaged"],
     "1 aligned": ["2 FSDP aligned", "2 aligned"],
     "1 predicted": ["2 predicted", "2 FSDP predicted"],
+    "1 learned": ["2 learned"],
     "1 probe": ["2 probe"],
     "1 Muon": ["2 Muon", "1 Muon to 2 FSDP"],
 }

@@ -7,6 +7,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from redi.core.clocks import Learned
 from redi.core.ema.exponential import EMA
 from redi.core.ema.power_function import PowerFunctionEMA
@@ -19,6 +21,7 @@ from redi.models.autoencoders.pixels import Pixels
 from redi.models.blocks import Modern
 from redi.models.codec import JointCodec, Representation
 from redi.models.encoders.domain import DomainEncoder
+from redi.models.reducers.learned_projection import LearnedProjection
 from redi.models.reducers.pca import PCA
 from redi.models.transformer import DiffusionTransformer
 from redi.sampling.generate import generate
@@ -34,7 +37,8 @@ MODERN = partial(MODEL, block=Modern, head_width=24, head_num_heads=3, timestep_
 NAMED = {
     "FSDP": FSDP, "PowerFunctionEMA": lambda: partial(PowerFunctionEMA, snapshot_every=2),
     "probe": lambda: partial(JointObjective, clock=Learned(), kinetic_weight=0.1),
-    "ends at 2": lambda: lambda record: record["step"] == 2, "Muon": lambda: Muon, "modern": lambda: MODERN,
+    "ends at 2": lambda: lambda record: record["step"] == 2, "Muon": lambda: Muon,
+    "SGD": lambda: partial(torch.optim.SGD, lr=0.01), "modern": lambda: MODERN,
 }  # fmt: skip
 
 
@@ -57,14 +61,16 @@ class Broken(Noisy):
 
 
 def trained(
-    run_dir: Path, cached: bool = True, autoencoder=Noisy, aligned: bool = False, predicted: bool = False, **settings
+    run_dir: Path, cached: bool = True, autoencoder=Noisy, aligned: bool = False, predicted: bool = False,
+    learned: bool = False, **settings
 ) -> None:  # fmt: skip
     """A tiny run of 4 steps of 8 digits, half of which lose their representation; REPA ends after 2 steps.
 
     With `predicted`, features are predicted instead.
     """
     encoder = DomainEncoder(width=8, depth=1, image_size=8, num_steps=2, batch_size=16)
-    representations = [Representation(encoder=encoder, reducer=PCA(rank=2))]
+    reducer = LearnedProjection(rank=2, store_rank=6, speed=10.0) if learned else PCA(rank=2)
+    representations = [Representation(encoder=encoder, reducer=reducer)]
     representations += [Representation(encoder=encoder, reducer=PCA(rank=5), vector="pooled")]
     alignment = [DomainEncoder(width=6, depth=1, image_size=8, num_steps=2, batch_size=16)] * (aligned or predicted)
     codec = JointCodec(autoencoder(channels=1), [] if predicted else representations, alignment=alignment)

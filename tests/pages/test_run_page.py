@@ -133,6 +133,14 @@ def test_the_signal_to_noise_ratio_of_every_group_has_a_panel(run_dir):
     (run_dir / "training.json").write_text(json.dumps(record))
     page = read(run_dir)
     assert "signal-to-noise ratio of each group, dB" in page.text and "shared time s" in page.text
+    assert "own time t of each group" not in page.text  # without a clock
+    clock = curves | {"t": {"image": [0.1, 0.4, 0.9], "dinov2": [0.1, 0.5, 0.9]}}
+    (run_dir / "training.json").write_text(json.dumps(record | {"noise_schedule": clock}))
+    lines = [{"step": step, "loss": 2.0, "kinetic": 3.6, "mean_t/image": 0.5 - step / 1000} for step in (10, 20)]
+    (run_dir / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    page = read(run_dir)
+    titles = ("own time t of each group", "mean own time of each group", "kinetic energy of the clock")
+    assert all(title in page.text for title in titles) and "mean_t/" not in page.text
     (run_dir / "training.json").write_text(json.dumps(record | {"noise_schedule": {"s": [0.1], "snr": 5}}))
     assert "training.json cannot be shown" in read(run_dir).text
 

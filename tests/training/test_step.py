@@ -19,6 +19,7 @@ from redi.core.time_distributions import LogitNormal
 from redi.fusion.separate import Separate
 from redi.models import transformer
 from redi.models.blocks import Modern
+from redi.models.reducers.learned_projection import LearnedProjection
 from redi.models.transformer import DiffusionTransformer
 from redi.runtime.device import Precision
 from redi.training.step import TrainingStep
@@ -33,10 +34,12 @@ def step_of(*, objective=None, model=None, depth=2, seed=0, codec=JOINED, **sett
     torch.manual_seed(seed)
     loss_of = JointObjective(channels=CHANNELS, num_classes=4, representation_dropout=0.3, **(objective or {}))
     variances = loss_of.process.variance_groups
+    loss_of = loss_of.with_parts_of(codec) if hasattr(codec, "trained_parts") else loss_of
     net = DiffusionTransformer(
         channels=CHANNELS, grid=(4, 4), num_classes=4, variance_groups=variances, width=32, depth=depth, num_heads=4,
         patch_size=2, **(model or {}),
     ).train()  # fmt: skip
+    loss_of.attach(net)
     for parameter in net.parameters():  # the initial ones predict 0, whatever happens inside
         torch.nn.init.normal_(parameter, std=0.1)
     return TrainingStep(
@@ -152,6 +155,26 @@ def test_several_encoders_are_compiled_and_the_end_step_is_a_graph_of_its_own(ac
     assert [sorted(name for name in entry if "alignment" in name) for entry in found[1:3]] == [
         ["alignment_a", "alignment_b"], []
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("image_gradient", [True, False])
+def test_a_learned_projection_compiles_and_its_statistics_are_those_of_the_whole_batch(image_gradient, monkeypatch):
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+
+    def losses(**settings):
+        part = LearnedProjection(3, store_rank=5, image_gradient=image_gradient).trained_part()
+        codec = SimpleNamespace(join=JOINED.join, alignments=(), trained_parts=lambda: {"z": part})
+        stored = [torch.randn(6, 5, 3, 3, generator=torch.Generator().manual_seed(k)) for k in range(2)]
+        step = step_of(codec=codec, depth=1, **settings)
+        found = [step(batch(k) | {"z": stored[k]}, k) for k in range(2)]
+        return [{name: value.flatten().tolist() for name, value in one.items()} for one in found]
+
+    plain = losses()
+    assert plain[0]["projection/z/effective_rank"] != plain[1]["projection/z/effective_rank"]
+    assert_same(losses(compiled=True), plain, rtol=1e-4)
+    parts = [{name: value for name, value in one.items() if "by_t" not in name} for one in losses(accumulate=3)]
+    assert_same(parts, [{name: one[name] for name in parts[0]} for one in plain], rtol=1e-4)
 
 
 @pytest.mark.chaos

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from redi.core.channels import Channels
-from redi.core.clocks import Independent, Lead
+from redi.core.clocks import Independent, Lead, Learned
 from redi.core.ema import EMA
 from redi.core.losses import min_snr
 from redi.core.objective import JointObjective
@@ -77,7 +77,9 @@ def built(process=None, device="cuda", *, clock=None, time_distribution=None, te
         net = DiffusionTransformer(
             channels=CHANNELS, grid=(8, 8), num_classes=10, variance_groups=variances, **settings
         )
-    return without_memory(net, device).train(), objective
+    net = without_memory(objective.attach(net), device).train()
+    objective.parts = getattr(net, "objective_parts", objective.parts)
+    return net, objective
 
 
 def leave_gradients(model, loss):
@@ -102,6 +104,12 @@ PROCESSES = {
         "group_times_by": "concatenation",
     },
     "a lead on a path with poles": {"clock": Lead(), "process": VP(), "time_distribution": Uniform(shift=2.0)},
+    "curves that are learned": {"clock": Learned(), "terms": {"kinetic_weight": 0.1}},
+    "found curves": {
+        "clock": Learned(path={"format": "redi clock 1", "groups": {"image": [1, 2, 3], "dinov2": [1, 1]}}),
+        "time_distribution": LogitNormal(),
+        "terms": {"own_times": "kept"},
+    },
     "separate tokens, an inner prediction": {"fusion": Separate, "terms": {"inner_layer": 1}, "inner_layer": 1},
     "velocity loss, cosine and time weight": {
         "process": FlowMatching(prediction="data", loss_on="velocity"),

@@ -35,6 +35,7 @@ from redi.models.autoencoders import Folded, LatentStatistics
 from redi.models.autoencoders.pixels import Pixels
 from redi.models.codec import JointCodec, Representation
 from redi.models.encoders.domain import DomainEncoder
+from redi.models.reducers.learned_projection import LearnedProjection
 from redi.models.reducers.pca import PCA
 from redi.models.transformer import DiffusionTransformer
 from redi.runtime.artefact import save_artefact
@@ -143,6 +144,49 @@ def test_a_resumed_run_with_a_vector_is_bit_equal_to_an_unbroken_one(start, code
     assert_same_training(start("stopped", **settings), unbroken := start("unbroken", **settings))
     assert "domain_pooled" in losses(unbroken)[-1]
     assert json.loads((unbroken / "training.json").read_text())["channels"] == more.channels.record()
+
+
+def test_a_resumed_run_with_a_learned_projection_is_bit_equal_to_an_unbroken_one(start, codec, images, tmp_path):
+    def settings():
+        """The codec as a new process has it, fitted but not trained."""
+        encoder = codec.representations["domain"].encoder
+        reducer = LearnedProjection(2, store_rank=6, speed=10.0)
+        new = JointCodec(Pixels(channels=1), [Representation(encoder, reducer)])
+        return {"codec": new, "dataset": prepare(codec=new, dataset=images, cache_dir=tmp_path / "cache")}
+
+    unbroken, start_of = settings(), settings()
+    start("stopped", **settings(), num_steps=4)
+    resumed = settings()
+    tensors, record = load_checkpoint(list_checkpoints(tmp_path / "stopped")[-1])
+    resumed["codec"].load_learned_state(tensors["codec"])  # as the programs do
+    assert resumed["codec"].fingerprint() == record["codec_fingerprint"] != unbroken["codec"].fingerprint()
+    resumed["dataset"].check(resumed["codec"])  # the cache does not depend on the projection
+    assert_same_training(start("stopped", **resumed), folder := start("unbroken", **unbroken))
+
+    # At the end the codec holds the averaged projection, and what it computes has no other source.
+    tensors, record = load_checkpoint(list_checkpoints(folder)[-1])
+    average = tensors["ema"]["objective_parts.projections.domain.projection"]
+    assert torch.equal(tensors["codec"]["domain.reducer.projection"], average)
+    assert not torch.equal(tensors["model"]["objective_parts.projections.domain.projection"], average)
+    opened = redi.load(folder, codec=settings()["codec"], model=MODEL, device="cpu")
+    sample = images.batch(range(5))["images"]
+    assert torch.equal(opened.codec.encode(sample), unbroken["codec"].encode(sample))
+    assert not torch.equal(opened.codec.encode(sample), start_of["codec"].encode(sample))
+    assert opened.codec.fingerprint() == record["codec_fingerprint"]
+    assert {f"projection/domain/{name}" for name in ("effective_rank", "std_2", "ortho", "vf")} <= losses(folder)[
+        -1
+    ].keys()
+    assert opened.generate([0, 1], sampler=Euler(num_evaluations=1)).images.shape == (2, 3, 8, 8)
+
+    # A cache of fewer channels is refused before the first step.
+    wider = JointCodec(
+        Pixels(channels=1), [Representation(codec.representations["domain"].encoder, LearnedProjection(2))]
+    )
+    wider.representations["domain"].reducer.load_state_dict(
+        start_of["codec"].representations["domain"].reducer.state_dict()
+    )
+    with pytest.raises(ValueError, match=r"reducer.store_rank: 6 -> 8"):
+        start("refused", codec=wider, dataset=start_of["dataset"])
 
 
 def test_a_resumed_run_of_the_image_alone_is_bit_equal_to_an_unbroken_one(start, images):

@@ -46,8 +46,8 @@ class Learned(Clock):
         self, *, path: str | Path | Mapping | None = None, shapes: Mapping[str, Shape] | None = None,
         num_knots: int = 16, start: float = 0.1, speed: float = 30.0, every: int = 2,
     ):  # fmt: skip
-        self._path, self._groups = path, ()
-        self._found = {} if path is None else read_curves(path)
+        self._path, self._found = path, {} if path is None else read_curves(path)
+        self._groups: tuple[str, ...] = ()
         if path is not None:
             if (shapes, num_knots, start, speed, every) != (None, 16, 0.1, 30.0, 2):
                 advice = "its other arguments are those of a probe; remove them, or the path"
@@ -70,7 +70,7 @@ class Learned(Clock):
         self.module = Curves(curves, every)
 
     @property
-    def _curves(self) -> Mapping[str, Any]:
+    def _curves(self) -> Any:
         return self._found if self.module is None else self.module
 
     def for_channels(self, channels: Channels) -> "Learned":
@@ -94,6 +94,13 @@ class Learned(Clock):
 
     def slope(self, group: str, s):
         return self._curves[group].slope(s) if group in self._curves else 1.0
+
+    def shared_time(self, group: str, t: float) -> float:
+        if self.module is None or group not in self._curves:
+            return super().shared_time(group, t)
+        fixed = copy.copy(self)  # reads the parameters once, which may be on a GPU
+        fixed.module, fixed._found = None, {group: Curve(self._curves[group].knots(0.0)[0])}
+        return fixed.shared_time(group, t)
 
     def portable(self) -> list[str]:
         return [f"clocks.Learned.path = {record_of(self._found)!r}"] if self._found else []

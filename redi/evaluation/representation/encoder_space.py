@@ -57,7 +57,8 @@ class EncoderSpace:
         """Encode images (N, 3, S, S) uint8; return features (N, E, h, w) and their joint channels (N, C_m, H, W)."""
         features = self.representation.features(images.to(self.device))
         reduced = self.reducer.finish(self.reducer.project(features).half())  # through float16, as in a cache
-        return (features if self.inverts else reduced), self.codec.on_grid(self.name, reduced, self.latent_grid)
+        z = self.codec.channels.on_grid(self.name, reduced, self.latent_grid)
+        return (features if self.inverts else reduced), z
 
     @torch.no_grad()
     def features_of(self, z: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ class EncoderSpace:
     def off_grid(self, z: Tensor) -> Tensor:
         """Return the share (N,) of the energy of z (N, C_m, H, W) outside the range of the resize; 0 for a vector."""
         z = z.to(self.device).float()
-        rest = z - self.codec.on_grid(self.name, self._reduced(z), self.latent_grid)
+        rest = z - self.codec.channels.on_grid(self.name, self._reduced(z), self.latent_grid)
         return rest.square().sum(dim=(1, 2, 3)) / z.square().sum(dim=(1, 2, 3)).clamp(min=1e-12)
 
     def cosine(self, features: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

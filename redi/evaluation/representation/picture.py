@@ -12,6 +12,7 @@ from redi.sampling.pictures import class_ordered, num_columns, thumbnails, tile
 
 LEGEND = "image; per representation: features of the image, generated features, black to white: cosine 0 to cosine 1"
 NEAREST = "; per vector: nearest training images"
+COMPONENTS = "training image; then each principal component, and below it the channel that training made of it"
 NUM_NEAREST = 3
 
 
@@ -45,6 +46,27 @@ def representation_picture(
     cells = [thumbnails(layer, like=generated.images) for layer in layers]
     legend = LEGEND + NEAREST * bool(channels.vectors and dataset)
     return tile(cells, captions(generated.labels, trained.class_names), legend, columns)
+
+
+@torch.no_grad()
+def components_picture(codec, dataset: Dataset, *, columns: int = 10) -> Image.Image | None:
+    """Draw the channels of learned projections on images of `dataset`, below those they began as.
+
+    A channel is grey, from black at -2.5 to white at 2.5 standard deviations. Vectors are left out. None: no projection
+    was learned.
+    """
+    batch = next(codec.sample_batches(dataset, columns))
+    stored, layers = codec.precompute(batch["images"]), [batch["images"].cpu()]
+    for name in codec.channels.maps[1:]:
+        reducer = codec.representations[name].reducer
+        if (before := reducer.untrained(stored[name])) is None:
+            continue
+        pairs = zip(before.unbind(1), reducer.finish(stored[name]).unbind(1), strict=True)  # each (N, h, w)
+        layers += [grey(channel.cpu() / 5 + 0.5) for pair in pairs for channel in pair]
+    if len(layers) == 1:
+        return None
+    cells = [thumbnails(layer, like=layers[0]) for layer in layers]
+    return tile(cells, captions(batch["labels"].cpu(), None), COMPONENTS, columns)
 
 
 def nearest_images(space: EncoderSpace, z: Tensor, dataset: Dataset, num_candidates: int) -> list[Tensor]:

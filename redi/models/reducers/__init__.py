@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class Reducer(Checked, nn.Module, ABC):
     `finish` (cheap; S channels to R). A cache of S channels serves every rank up to S.
 
     A component implements `fitted`, `fit` (which first calls `forget_fit`), `project`, `fit_settings` and `provenance`.
-    It may override `finish`, `inverse`, `width`, `check_width`, `stored_provenance` and `report`.
+    It may override `finish`, `inverse`, `width`, `check_width`, `stored_provenance`, `report` and `trained_part`.
 
     Checkpoints store the state dict. Tensors that `fit` sets must be buffers, which `__init__` registers empty or as
     None; loading gives them the shape and dtype of the stored tensors. Networks whose size depends on the fit are built
@@ -48,6 +48,7 @@ class Reducer(Checked, nn.Module, ABC):
     takes = {"fit": partial(map, check_maps), "project": check_maps, "inverse": check_maps}
     width: int | None = None  # E of the features that the reducer was fitted to; None: any width works
     origin: Tensor
+    trained_buffers: tuple[str, ...] = ()  # that training with the network changes; a cache does not depend on them
 
     def __init__(self, rank: int = 8):
         super().__init__()
@@ -82,6 +83,18 @@ class Reducer(Checked, nn.Module, ABC):
     def inverse(self, reduced: Tensor) -> Tensor:
         """Return the best reconstruction of the features: (N, R, h, w) -> (N, E, h, w) float32. Optional."""
         raise TypeError(f"{type(self).__name__} has no inverse")
+
+    def trained_part(self) -> nn.Module | None:
+        """Return the half of the reducer that trains with the network; None if it has none.
+
+        It replaces `finish` in training. It has a tensor for each of `trained_buffers`, under the same name, and the
+        methods and attributes of `TrainedProjection`, which `redi.core.projections` uses.
+        """
+        return None
+
+    def untrained(self, stored: Tensor) -> Tensor | None:
+        """Return what `finish` returned before training with the network; None if that changed nothing."""
+        return None
 
     @abstractmethod
     def fit_settings(self) -> dict:
@@ -179,6 +192,16 @@ class Reducer(Checked, nn.Module, ABC):
             raise ValueError(f"{binding} does not fit: {error}") from None
         if fitted_on is not None:
             self.record_fit(**fitted_on)
+
+
+def trained_state(network: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what training changed in the learned state of a codec, from the state dict of the network."""
+    prefix, state = "objective_parts.projections.", {}
+    for key in network:
+        if key.startswith(prefix):
+            group, _, name = key.removeprefix(prefix).partition(".")
+            state[f"{group}.reducer.{name}"] = network[key].detach().clone()
+    return state
 
 
 def _take_shapes(reducer: Reducer, state: dict, prefix: str, *_) -> None:
