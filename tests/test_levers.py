@@ -140,7 +140,8 @@ def test_a_preset_goes_with_every_base_file(file, base, thousand_classes, tmp_pa
     assert [key for key in config.without_effect(entry_points) if f"{key} = " in text] == []
     codec, dataset = config.bound("train.codec"), config.bound("train.dataset")
     codec.for_image_size(dataset.image_size)
-    write_json(tmp_path / "clock.json", Learned().for_channels(codec.channels).artefacts()["clock.json"])
+    if clock:
+        write_json(tmp_path / "clock.json", Learned().for_channels(codec.channels).artefacts()["clock.json"])
     config.bound("train.objective")(channels=codec.channels, num_classes=dataset.num_classes)
     for rule in config.bound("generate.guidance", ()):
         rule.check(codec.channels, dataset.num_classes)
