@@ -3,6 +3,7 @@
 from redi.core.alignment import Alignment
 from redi.core.channels import Channels
 from redi.core.clocks import Clock
+from redi.core.dropout import TrainedWith
 from redi.core.own_times import OwnTimes
 from redi.core.predicted_features import PredictedFeatures
 from redi.core.processes import Process
@@ -22,9 +23,17 @@ class NetworkNeeds:
     clock: Clock
     cosine_weight: float
     inner_layer: int | None
+    joint_dropout: float
+    label_dropout: float
     own_times: OwnTimes
     predicted_features: PredictedFeatures | None
     process: Process
+    representation_dropout: float
+
+    @property
+    def trained_with(self) -> TrainedWith:
+        """The dropout probabilities, which guidance compares with what it needs."""
+        return TrainedWith(self.label_dropout, self.representation_dropout, self.joint_dropout)
 
     def model_arguments(self, codec, dataset) -> dict:
         """Return the constructor arguments that a model needs for a codec and data set."""
@@ -35,6 +44,9 @@ class NetworkNeeds:
         if dims := {name: encoder.dim for name, encoder in codec.alignments.items()}:
             arguments["alignment_dim"] = dims.get("alignment", dims)
             self.alignment.check_widths(dims.values())
+        if not isinstance(self.predicted_features, PredictedFeatures | None):
+            what = f"JointObjective.predicted_features = {self.predicted_features!r}"
+            raise ValueError(f"{what}: must be @PredictedFeatures(), or None for features that are not predicted")
         if self.predicted_features is not None:
             self.predicted_features.check(self.channels, self.alignment, dims)
             arguments["takes_features"] = True

@@ -12,7 +12,7 @@ from redi.core.channels import Channels
 from redi.core.clocks import Clock, clocks
 from redi.core.clocks.independent import Independent
 from redi.core.clocks.shared import Shared
-from redi.core.dropout import TrainedWith, check_dropout
+from redi.core.dropout import check_dropout
 from redi.core.losses import GroupMeans, TimeWeight, check_terms, cosine_errors, group_weights, sums_by_time
 from redi.core.network_needs import NetworkNeeds
 from redi.core.own_times import OwnTimes
@@ -117,9 +117,6 @@ class JointObjective(NetworkNeeds, WithParts):
         settings = alignment_end_step, alignment_normalisation, alignment_loss
         self.alignment = Alignment(alignment_weight, *settings, channels.vectors if alignment_vectors else None)
         self.variance_weight, self.inner_layer, self.inner_weight = variance_weight, inner_layer, inner_weight
-        if not isinstance(predicted_features, PredictedFeatures | None):
-            what = f"JointObjective.predicted_features = {predicted_features!r}"
-            raise ValueError(f"{what}: must be @PredictedFeatures(), or None for features that are not predicted")
         self.predicted_features = predicted_features
         self.cosine_weight, self.cosine_over, self.time_weight = cosine_weight, cosine_over, time_weight
         self.process, self.channels, self.null_label = process.for_channels(channels), channels, num_classes
@@ -248,12 +245,3 @@ class JointObjective(NetworkNeeds, WithParts):
             self.process.clock = self.clock = copy.copy(self.clock)
             self.clock.module = self.parts["clock"]
         return self
-
-    def artefacts(self) -> dict[str, dict]:
-        """Return {file name: JSON content} of what was learned, which every checkpoint writes to the run folder."""
-        return self.clock.artefacts()
-
-    @property
-    def trained_with(self) -> TrainedWith:
-        """The dropout probabilities, which guidance compares with what it needs."""
-        return TrainedWith(self.label_dropout, self.representation_dropout, self.joint_dropout)

@@ -5,6 +5,8 @@ from typing import Any, Self, TypeVar
 
 from torch import Tensor, nn
 
+from redi.core.clocks import Clock
+
 PREFIX = "objective_parts."  # of their tensors in the state dict of a network
 PROJECTION = "projection/"  # of the values that a learned projection logs
 Network = TypeVar("Network", bound=nn.Module)
@@ -24,6 +26,7 @@ class WithParts:
         ['objective_parts.temperature.weight', 'objective_parts.temperature.bias']
     """
 
+    clock: Clock
     parts: nn.ModuleDict
 
     def __init__(self) -> None:
@@ -66,6 +69,10 @@ class WithParts:
             named = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
             if (remark := part.remark(group, named)) is not None:
                 yield remark
+
+    def artefacts(self) -> dict[str, dict]:
+        """Return {file name: JSON content} of what was learned, which every checkpoint writes to the run folder."""
+        return self.clock.artefacts()
 
     def resting(self, step: int) -> Iterable[nn.Parameter]:
         """Return parameters that the optimizer leaves alone in this step, counted from 0: their gradient is dropped.

@@ -42,7 +42,7 @@ def predicted_features(
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)
     process = trained.process.for_channels(channels, codec.device)
     normalisation = None if trained.objective is None else trained.objective.alignment.normalisation
-    true = target_tokens(stored["alignment"].float(), network.feature_shape[0], normalisation)
+    true = target_tokens(stored["alignment"].float(), trained.model.feature_shape[0], normalisation)
     cosines, predictions = {}, [true]
     for t in times:
         inputs = process.mix(x, noise, t), process.model_time(x.new_full((len(x),), t)), labels
