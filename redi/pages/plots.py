@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 from xml.etree import ElementTree
 
@@ -97,7 +98,7 @@ def _write(target, panels: Sequence[Panel], size: tuple[float, float], font: int
         for index, panel in enumerate(panels):
             axes = figure.add_subplot(rows, columns, index + 1)
             _draw(axes, panel)
-            axes.set_title(_printable(panel.title) if captions else "", fontsize=font)
+            axes.set_title(fill(_printable(panel.title), 54) if captions else "", fontsize=font)
         if captions and len(panels[0].legend) > 1:  # outside the axes
             handles, labels = figure.axes[0].get_legend_handles_labels()
             legend = dict(zip(labels, handles, strict=True))
