@@ -14,7 +14,7 @@ from pathlib import Path
 from redi.pages.sweep_results import Group, SweepResults
 
 METRICS = (
-    "distance=frechet_distance_domain_network", "in Lite2=frechet_distance_efficientnetlite",
+    "distance=frechet_distance_domain_network", "in Lite2=frechet_distance_efficientnet_lite2",
     "recognised=recognised_as_label", "agreement=representation_agreement",
 )  # fmt: skip
 

@@ -10,16 +10,18 @@ size=${2:-full}
 python=${PYTHON:-.venv/bin/python}
 runs=${RUNS:-runs}/cifar10_$size
 settings=(--gin_bindings="IMAGES = '$data/train'" --gin_bindings="TEST = '$data/test'")
+parallel=1
 if [ "$size" = reduced ]; then # one run per core; on a GPU one after the other
-    settings+=(--gin_file=cifar10_cpu.gin --gin_bindings="sweep.parallel = $(nproc)" --gin_bindings='sweep.threads = 1')
+    parallel=$(nproc)
+    export OMP_NUM_THREADS=1
+    settings+=(--gin_file=cifar10_cpu.gin --gin_bindings="sweep.parallel = $parallel" --gin_bindings='sweep.threads = 1')
 fi
 
 if [ -n "${STEPS:-}" ]; then
     settings+=(--gin_bindings="train.num_steps = $STEPS")
-    for model in "$runs"/models/*/; do # a sweep refuses models and results of another length
-        [ -e "$model/config.gin" ] || continue
-        "$python" -m redi.train --gin_file="$model/config.gin" --run_dir="$model" --gin_bindings="train.num_steps = $STEPS"
-    done
+    # a sweep refuses models and results of another length
+    find "$runs/models" -name config.gin -printf '%h\n' | sort | xargs -P "$parallel" -I {} "$python" -m redi.train \
+        --gin_file={}/config.gin --run_dir={} --gin_bindings="train.num_steps = $STEPS"
     rm -rf "$runs/points"
 fi
 "$python" -m redi.sweep --gin_file=sweeps/cifar10_convergence.gin "${settings[@]}" --run_dir="$runs"

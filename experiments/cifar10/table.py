@@ -36,7 +36,7 @@ def mmac_per_step(folder: Path) -> float:
 def curves(run_dir: Path) -> dict[str, list[tuple[Path, Curve]]]:
     """Return {method: [(folder, curve) of each seed]} of the runs with at least two measurements."""
     runs: dict[str, list[tuple[Path, Curve]]] = {}
-    for folder in sorted((run_dir / "models").iterdir()):
+    for folder in sorted(log.parent for log in (run_dir / "models").glob("*/log.jsonl")):
         metrics = [key for line in open(folder / "log.jsonl") for key in json.loads(line) if "distance" in key]
         if len(metrics) > 1:
             runs.setdefault(folder.name.split(",seed=")[0], []).append((folder, read_curve(folder, metrics[0])))
