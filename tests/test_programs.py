@@ -151,8 +151,8 @@ def test_an_unknown_binding_leaves_no_folder(module, refused, tmp_path):
 def test_a_fusion_where_a_reducer_belongs_is_named(refused):
     assert refused("Representation.reducer = @Merged").startswith(
         "Representation.reducer must be one of reducers (ConvBottleneck, ConvCompressor, GaussianRandomProjection, "
-        "Identity, PCA, SemVAE, SparseRandomProjection), got Merged, which is of kind fusion. For example: "
-        "Representation.reducer = reducers."
+        "Identity, LearnedProjection, PCA, SemVAE, SparseRandomProjection), got Merged, which is of kind fusion. "
+        "For example: Representation.reducer = reducers."
     )
 
 

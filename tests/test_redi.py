@@ -76,8 +76,8 @@ POSITIONAL = {
     "processes": {"DDPM": "num_timesteps", "Shifted": "process"},
     "reducers": dict.fromkeys(
         (
-            "ConvBottleneck", "ConvCompressor", "GaussianRandomProjection", "Identity", "PCA", "SemVAE",
-            "SparseRandomProjection",
+            "ConvBottleneck", "ConvCompressor", "GaussianRandomProjection", "Identity", "LearnedProjection", "PCA",
+            "SemVAE", "SparseRandomProjection",
         ),
         "rank",
     ),

@@ -44,9 +44,6 @@ class NetworkNeeds:
         if dims := {name: encoder.dim for name, encoder in codec.alignments.items()}:
             arguments["alignment_dim"] = dims.get("alignment", dims)
             self.alignment.check_widths(dims.values())
-        if not isinstance(self.predicted_features, PredictedFeatures | None):
-            what = f"JointObjective.predicted_features = {self.predicted_features!r}"
-            raise ValueError(f"{what}: must be @PredictedFeatures(), or None for features that are not predicted")
         if self.predicted_features is not None:
             self.predicted_features.check(self.channels, self.alignment, dims)
             arguments["takes_features"] = True

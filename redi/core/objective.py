@@ -117,6 +117,9 @@ class JointObjective(NetworkNeeds, WithParts):
         settings = alignment_end_step, alignment_normalisation, alignment_loss
         self.alignment = Alignment(alignment_weight, *settings, channels.vectors if alignment_vectors else None)
         self.variance_weight, self.inner_layer, self.inner_weight = variance_weight, inner_layer, inner_weight
+        if not isinstance(predicted_features, PredictedFeatures | None):
+            what = f"JointObjective.predicted_features = {predicted_features!r}"
+            raise ValueError(f"{what}: must be @PredictedFeatures(), or None for features that are not predicted")
         self.predicted_features = predicted_features
         self.cosine_weight, self.cosine_over, self.time_weight = cosine_weight, cosine_over, time_weight
         self.process, self.channels, self.null_label = process.for_channels(channels), channels, num_classes
