@@ -95,7 +95,7 @@ class OwnTimes:
 
 
 def kinetic_energies(process: Process, channels: Channels, x: Tensor) -> dict[str, Tensor]:
-    """Return {group: (N,)}, the integral over s of t_k'(s)^2 |v_k|^2, a mean over the values of the group.
+    """Return {group: (N,)}, the integral over s of `t_k'(s)^2 |v_k|^2`, a mean over the values of the group.
 
     Its gradient pulls every curve towards constant speed. LWD does not define its energy. Here v_k is the velocity
     dx_t/dt of the path from noise to the data x (N, C, H, W), averaged over the noise. With the network's prediction

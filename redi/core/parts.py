@@ -1,7 +1,7 @@
 """The parts of an objective: modules that train together with the network."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -9,7 +9,6 @@ from redi.core.clocks import Clock
 
 PREFIX = "objective_parts."  # of their tensors in the state dict of a network
 PROJECTION = "projection/"  # of the values that a learned projection logs
-Network = TypeVar("Network", bound=nn.Module)
 
 
 class WithParts:
@@ -33,7 +32,7 @@ class WithParts:
         self.parts = nn.ModuleDict()
         self._trained: list[nn.Parameter] = []
 
-    def attach(self, net: Network) -> Network:
+    def attach(self, net: nn.Module) -> nn.Module:
         """Register the parts, if there are any, as `net.objective_parts`, and return the network."""
         if self.parts:
             net.objective_parts = self.parts

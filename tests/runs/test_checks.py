@@ -166,7 +166,7 @@ CLOCKS = {
     ),
     "a process as the clock": (
         ["JointObjective.clock = @processes.GVP()"],
-        "JointObjective.clock must be one of clocks (Independent, Lead, Learned, Shared, Shift), got GVP, which is of kind",
+        "JointObjective.clock must be one of clocks (Independent, Lead, Learned, Shared, Shift), got GVP, which is of",
     ),
     "a clock as the distribution": (
         ["JointObjective.time_distribution = @clocks.Shared()"],
