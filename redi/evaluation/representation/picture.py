@@ -55,10 +55,12 @@ def components_picture(codec, dataset: Dataset, *, columns: int = 10) -> Image.I
     A channel is grey, from black at -2.5 to white at 2.5 standard deviations. Vectors are left out. None: no projection
     was learned.
     """
+    reducers = {name: codec.representations[name].reducer for name in codec.channels.maps[1:]}
+    if not any(reducer.trained_buffers for reducer in reducers.values()):
+        return None  # before any image is encoded
     batch = next(codec.sample_batches(dataset, columns))
-    stored, layers = codec.precompute(batch["images"]), [batch["images"].cpu()]
-    for name in codec.channels.maps[1:]:
-        reducer = codec.representations[name].reducer
+    stored, layers = codec.precompute(batch["images"], alignment=False), [batch["images"].cpu()]
+    for name, reducer in reducers.items():
         if (before := reducer.untrained(stored[name])) is None:
             continue
         pairs = zip(before.unbind(1), reducer.finish(stored[name]).unbind(1), strict=True)  # each (N, h, w)
